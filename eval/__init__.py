@@ -1,0 +1,1 @@
+"""Measurement: engine, repetition, benchmarks, statistics, report. Imports sft, never dpo."""
