@@ -1,0 +1,177 @@
+"""Log-probabilities of the scored tokens of packed rows, and nothing else.
+
+The vocabulary projection and the softmax run on scored tokens only, in chunks, with the log-sum-exp
+in float32. `enable_scoring` teaches a causal LM a second forward that does this inside the model's
+own call, so that DDP, FSDP and PEFT wrappers keep working (the way of trl's `add_fused_lm_head`,
+which off Triton projects every position).
+"""
+
+import functools
+import types
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from sft.config import UserError
+from sft.packing import Batch, Document, Segment, attention_mask, pack
+
+# Logits alive at once: 2^26 float32 values, a quarter of a GiB, whatever the vocabulary.
+LOGITS_BUDGET = 2**26
+
+# Families that scale their logits after the projection; silently ignoring it would be wrong.
+_SCALED = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
+_enabled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model gives the scored tokens of a batch, in the batch's order."""
+
+    log_probs: torch.Tensor  # [N] float32, log p(target | its trunk and branch)
+    is_argmax: torch.Tensor  # [N] bool, whether greedy decoding would have chosen it
+
+
+def enable_scoring(model: Any) -> Any:
+    """Let `model(..., scored=(source, target))` return `Scores`; other calls are untouched.
+
+    Call it on the bare causal LM, before PEFT or a distributed wrapper. Repeating is harmless.
+
+    Raises:
+        UserError: the model scales its logits in a way that is not implemented here.
+    """
+    if model in _enabled:
+        return model
+    config = model.config.get_text_config()
+    for name in _SCALED:
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise UserError(
+                f"model type {config.model_type!r} scales its logits ({name}="
+                f"{getattr(config, name)}), which is not supported; choose another base model"
+            )
+    softcap = getattr(config, "final_logit_softcapping", None)
+    original = model.forward
+
+    @functools.wraps(type(model).forward)  # generate() checks its arguments against the signature
+    def forward(self: Any, *args: Any, scored: Any = None, **kwargs: Any) -> Any:
+        if scored is None:
+            return original(*args, **kwargs)
+        source, target = scored
+        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
+        return _score(hidden.flatten(0, 1)[source], self.get_output_embeddings(), target, softcap)
+
+    model.forward = types.MethodType(forward, model)
+    _enabled.add(model)
+    return model
+
+
+def score(model: Any, batch: Batch) -> Scores:
+    """Score a batch with a model that `enable_scoring` has seen, wrapped or not.
+
+    Gradients flow through `log_probs`. Works on sdpa (bool mask) and eager (additive mask).
+    """
+    mask = attention_mask(batch)
+    if _attention_of(model) == "eager":
+        zero = torch.zeros((), dtype=torch.float32, device=mask.device)
+        mask = torch.where(mask, zero, torch.finfo(torch.float32).min)
+    return model(
+        input_ids=batch.input_ids,
+        attention_mask=mask,
+        position_ids=batch.position_ids,
+        scored=(batch.source, batch.target),
+    )
+
+
+def log_probs(model: Any, batch: Batch) -> torch.Tensor:
+    """`score(model, batch).log_probs`: [N] float32."""
+    return score(model, batch).log_probs
+
+
+def sequence_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Sum per-token `values` [N] over the scored sequences of `batch`: [S]."""
+    sums = values.new_zeros(batch.num_sequences)
+    return sums.index_add(0, batch.sequence, values)
+
+
+def check_layout(model: Any, *, tolerance: float) -> None:
+    """Prove on the live backend that packed rows score as single sequences do.
+
+    A trunk with two branches and a neighbour share one row; each sequence's log-probs must equal
+    those of the model's own forward on that sequence alone. Takes milliseconds on small models.
+
+    Raises:
+        UserError: they differ by more than `tolerance` nats: the attention backend or the
+            architecture (convolution, state space, sliding window) lets tokens see across.
+    """
+    generator = torch.Generator().manual_seed(0)
+    vocab = min(model.config.get_text_config().vocab_size, 1000)
+
+    def ids(n: int) -> list[int]:
+        return torch.randint(vocab, (n,), generator=generator).tolist()
+
+    def segment(n: int, scored: bool) -> Segment:
+        return Segment(ids(n), [scored] * n)
+
+    pair = Document(segment(7, False), (segment(5, True), segment(3, True)))
+    neighbour = segment(6, True)
+    lone = Document(Segment(neighbour.ids, [False] + [True] * 5))
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        batch = pack([pair, lone], row_length=64).to(device)
+        packed = sequence_sums(log_probs(model, batch), batch)
+        plain = torch.stack(
+            [
+                *(_plain(model, pair.trunk.ids, branch.ids, device) for branch in pair.branches),
+                _plain(model, lone.trunk.ids[:1], lone.trunk.ids[1:], device),
+            ]
+        )
+    model.train(was_training)
+    worst = (packed - plain).abs().max().item()
+    if not worst <= tolerance:
+        raise UserError(
+            f"packed rows do not score as single sequences do on {model.config.model_type!r} with "
+            f"{_attention_of(model)} attention (log-probs differ by {worst:.3g} nats, at most "
+            f"{tolerance:g} allowed); set model.attn_implementation=sdpa or choose a model whose "
+            "layers are all full attention"
+        )
+
+
+def _plain(model: Any, prompt: Any, completion: Any, device: torch.device) -> torch.Tensor:
+    tokens = torch.tensor([[*prompt, *completion]], device=device)
+    logits = model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float()
+    picked = logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])
+    return picked.sum()
+
+
+def _attention_of(model: Any) -> str:
+    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    return inner.config._attn_implementation
+
+
+def _score(hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None) -> Scores:
+    """Chunks of scored tokens through the head; a chunk's logits are recomputed in backward."""
+    step = max(1, LOGITS_BUDGET // head.weight.shape[0])
+    chunks = list(zip(hidden.split(step), target.split(step), strict=True))
+    recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    parts = [
+        checkpoint(_score_chunk, h, head, t, softcap, use_reentrant=False)
+        if recompute
+        else _score_chunk(h, head, t, softcap)
+        for h, t in chunks
+    ]
+    return Scores(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def _score_chunk(
+    hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = head(hidden).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    picked = logits.gather(1, target[:, None]).squeeze(1)
+    return picked - logits.logsumexp(1), logits.detach().argmax(1) == target

@@ -1,0 +1,166 @@
+"""The layout is right when nothing outside a token's trunk and branch can move its score."""
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sft.packing import Document, Segment, attention_mask, best_fit, pack
+from sft.scoring import check_layout, enable_scoring, log_probs, score, sequence_sums
+
+
+def scored(ids):
+    return Segment(list(ids), [True] * len(ids))
+
+
+def silent(ids):
+    return Segment(list(ids), [False] * len(ids))
+
+
+def chat(ids):
+    return Document(Segment(list(ids), [False] + [True] * (len(ids) - 1)))
+
+
+def test_the_docstring_example():
+    a, b, c, d, e, f, g = 11, 12, 13, 14, 15, 16, 17
+    batch = pack(
+        [Document(silent([a, b]), (scored([c]), scored([d, e]))), chat([f, g])],
+        row_length=8,
+        bucket=8,
+    )
+    assert batch.input_ids.tolist() == [[a, b, c, d, e, f, g, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 0]]
+    assert batch.document.tolist() == [[0, 0, 0, 0, 0, 1, 1, -1]]
+    assert batch.branch.tolist() == [[0, 0, 1, 2, 2, 0, 0, 0]]
+    assert batch.source.tolist() == [1, 1, 3, 5]
+    assert batch.target.tolist() == [c, d, e, g]
+    assert batch.sequence.tolist() == [0, 1, 1, 2]
+    assert batch.num_sequences == 3
+    assert batch.num_tokens == 7
+
+
+def test_the_mask_shows_own_trunk_and_own_branch_only():
+    batch = pack(
+        [Document(silent([1, 2]), (scored([3]), scored([4]))), chat([5, 6])],
+        row_length=7,
+        bucket=7,
+    )
+    seen = [
+        [column for column in range(7) if row[column]]
+        for row in attention_mask(batch)[0, 0].tolist()
+    ]
+    assert seen == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [4], [4, 5], [6]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 64))
+def test_best_fit_places_every_document_once_and_overfills_no_row(lengths, row_length):
+    bins = best_fit(lengths, row_length=row_length)
+    assert sorted(i for row in bins for i in row) == list(range(len(lengths)))
+    for row in bins:
+        assert len(row) == 1 or sum(lengths[i] for i in row) <= row_length
+    # Never two rows that would have fitted in one.
+    sums = sorted(sum(lengths[i] for i in row) for row in bins)
+    assert len(sums) < 2 or sums[0] + sums[1] > row_length
+
+
+DOCUMENTS = [
+    chat(range(10, 22)),
+    Document(silent(range(30, 37)), (scored(range(40, 45)), scored(range(50, 52)))),
+    chat(range(60, 70)),
+]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("row_length", [0, 16, 64])
+def test_packed_log_probs_equal_the_models_own_on_each_sequence(attention, row_length):
+    model = enable_scoring(make_tiny_model(attn_implementation=attention))
+    batch = pack(DOCUMENTS, row_length=row_length)
+    packed = sequence_sums(log_probs(model, batch), batch)
+    plain = []
+    for prompt, completion in [
+        ([10], range(11, 22)),
+        (range(30, 37), range(40, 45)),
+        (range(30, 37), range(50, 52)),
+        ([60], range(61, 70)),
+    ]:
+        tokens = torch.tensor([[*prompt, *completion]])
+        logits = model(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
+        picked = logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])
+        plain.append(picked.sum())
+    torch.testing.assert_close(packed, torch.stack(plain), rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_are_those_of_unpacked_rows(tiny_model):
+    model = enable_scoring(tiny_model)
+    gradients = []
+    for row_length in (0, 64):
+        model.zero_grad()
+        batch = pack(DOCUMENTS, row_length=row_length)
+        (-log_probs(model, batch).mean()).backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for alone, packed in zip(*gradients, strict=True):
+        torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_changing_one_branch_moves_no_other_sequence(tiny_model):
+    model = enable_scoring(tiny_model)
+    changed = list(DOCUMENTS)
+    changed[1] = Document(DOCUMENTS[1].trunk, (scored(range(90, 95)), DOCUMENTS[1].branches[1]))
+    with torch.no_grad():
+        before, after = (
+            sequence_sums(log_probs(model, b), b)
+            for b in (pack(DOCUMENTS, row_length=64), pack(changed, row_length=64))
+        )
+    assert before[1] != after[1]
+    assert torch.equal(before[[0, 2, 3]], after[[0, 2, 3]])
+
+
+def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypatch):
+    model = enable_scoring(tiny_model)
+    batch = pack(DOCUMENTS, row_length=64)
+    results = []
+    for budget in (2**26, 260 * 4):
+        monkeypatch.setattr("sft.scoring.LOGITS_BUDGET", budget)
+        model.zero_grad()
+        scores = score(model, batch)
+        scores.log_probs.sum().backward()
+        results.append((scores, model.model.embed_tokens.weight.grad.clone()))
+    (whole, whole_grad), (chunked, chunked_grad) = results
+    torch.testing.assert_close(chunked.log_probs, whole.log_probs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(chunked_grad, whole_grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(chunked.is_argmax, whole.is_argmax)
+
+
+def test_the_run_start_proof_passes_on_full_attention_and_catches_a_sliding_window():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    check_layout(enable_scoring(make_tiny_model()), tolerance=1e-4)
+    sliding = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=260,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=3,
+            initializer_range=0.2,
+        )
+    ).eval()
+    with pytest.raises(ValueError, match="packed rows do not score as single sequences"):
+        check_layout(enable_scoring(sliding), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (Document(silent([])), "empty trunk"),
+        (Document(scored([1, 2])), "first token"),
+        (Document(silent([1]), (scored([]),)), "empty branch"),
+    ],
+)
+def test_what_nothing_could_predict_is_refused(document, words):
+    with pytest.raises(ValueError, match=words):
+        pack([document], row_length=8)
