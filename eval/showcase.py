@@ -1,0 +1,234 @@
+"""Which answers and questions the report shows, chosen by rule, and where an answer loops.
+
+For display only: every verdict and number comes from the stored samples and results.json.
+Sample files are read twice, line by line (to choose, then to fetch), so memory stays bounded by
+what is shown plus one small record a row.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from eval.wording import visible
+from sft.config import UserError
+
+PROMPTS = 12
+# Of the prompts shown: ones where a loop was cured, and ones where the last model still loops.
+CURED, STILL = 6, 2
+QUESTIONS_PER_TASK = 3
+TASKS = 12
+# Characters shown before the rest folds away; a fold hides at least FOLD_MIN.
+FOLD_AT, FOLD_MIN = 700, 200
+# A loop shorter than this many characters is shown several copies at a time.
+COPY_MIN = 12
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt with the answer rows of the models that have one (model -> row)."""
+
+    id: str
+    messages: list[dict[str, str]]
+    category: str
+    language: str
+    answers: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One benchmark question with every model's sample row (model -> row)."""
+
+    task: str
+    prompt: str
+    target: str
+    answers: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An answer cut for display: plain text, two copies of the loop, and what is folded away."""
+
+    lead: str
+    copies: tuple[str, ...]
+    folded: str
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file, hidden characters made visible.
+
+    Raises:
+        UserError: a line is not a JSON object.
+    """
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error.msg}); measure again") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: not a JSON object; measure again")
+            yield cleaned(row)
+
+
+def cleaned(value: Any) -> Any:
+    """JSON data with every string, keys included, passed through `visible`."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        # Token ids are the bulk of a row and hold no strings.
+        return value if value and isinstance(value[0], int) else [cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {visible(key): cleaned(item) for key, item in value.items()}
+    return value
+
+
+def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
+    """About a dozen prompts, from model -> generations.jsonl, in model order.
+
+    Up to 6 where an earlier model repeats and the last does not, up to 2 where the last one
+    repeats, the rest where none does; within each, languages and categories take turns.
+    """
+    repeats: dict[str, dict[str, bool]] = defaultdict(dict)
+    group: dict[str, tuple[str, str]] = {}
+    for model, path in files.items():
+        for row in read_lines(path):
+            repeats[row["id"]][model] = bool(row.get("repeats"))
+            group[row["id"]] = (row.get("language", ""), row.get("category", ""))
+    last = list(files)[-1] if files else ""
+    still = [i for i, seen in repeats.items() if seen.get(last)]
+    cured = [i for i, seen in repeats.items() if not seen.get(last) and any(seen.values())]
+    calm = [i for i, seen in repeats.items() if not any(seen.values())]
+    chosen = _turns(cured, group)[:CURED] + _turns(still, group)[:STILL]
+    # With few loops the room goes to ordinary prompts, with few of those back to loops.
+    rest = _turns(calm, group) + _turns(cured, group)[CURED:] + _turns(still, group)[STILL:]
+    chosen += rest[: PROMPTS - len(chosen)]
+    return _fetch_prompts(files, chosen)
+
+
+def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
+    """Up to 3 questions a task, from task -> model -> samples file, verdicts that differ first.
+
+    One question that the last model gained on the first, one that it lost, one where all agree.
+    Questions are joined on document id and hash.
+    """
+    questions: list[Question] = []
+    for task, paths in list(files.items())[:TASKS]:
+        scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+        for model, path in paths.items():
+            for row in read_lines(path):
+                scores[_document(row)][model] = row["score"]
+        shared = {key: list(s.values()) for key, s in scores.items() if len(s) == len(paths)}
+        gained = [key for key, s in shared.items() if s[-1] > s[0]]
+        lost = [key for key, s in shared.items() if s[-1] < s[0]]
+        same = [key for key, s in shared.items() if s[-1] == s[0]]
+        chosen = (gained[:1] + lost[:1] + same[:1] + gained[1:] + lost[1:])[:QUESTIONS_PER_TASK]
+        questions += _fetch_questions(task, paths, chosen)
+    return questions
+
+
+def shown(row: dict[str, Any]) -> Shown:
+    """Cut one answer for display; a loop is shown twice and its further copies are folded."""
+    text: str = row["text"]
+    loop = row.get("loop")
+    found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None
+    if found is not None:
+        start, period = found
+        first, second = text[start : start + period], text[start + period : start + 2 * period]
+        return Shown(text[:start], (first, second), text[start + 2 * period :])
+    return folded(text)
+
+
+def folded(text: str) -> Shown:
+    """Cut `text` at a word or line near FOLD_AT characters."""
+    if len(text) < FOLD_AT + FOLD_MIN:
+        return Shown(text, (), "")
+    cut = max(text.rfind(" ", 0, FOLD_AT), text.rfind("\n", 0, FOLD_AT), FOLD_AT - FOLD_MIN)
+    return Shown(text[:cut], (), text[cut:])
+
+
+def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[int, int] | None:
+    """Character start and period of the loop, from its place in tokens; None if not visible.
+
+    The loop is known in tokens and the tokenizer is not at hand, so the shortest character period
+    is taken whose run at the end of the text covers at least half of where the loop should be.
+    """
+    # A cut in the middle of a character leaves replacement characters that repeat nothing.
+    body = text.rstrip("\ufffd")
+    expected = len(body) * (num_tokens - loop["start"]) / max(num_tokens, 1)
+    reverse = body[::-1]
+    match = _prefix_matches(reverse)
+    for period in range(1, len(reverse) // 2 + 1):
+        run = period + match[period]
+        if run >= 2 * period and run >= expected / 2:
+            period *= max(1, min(COPY_MIN // period, run // (2 * period)))
+            return len(body) - run, period
+    return None
+
+
+def _prefix_matches(text: str) -> list[int]:
+    """Z-function: for each i, how many characters from i on equal the text's beginning."""
+    length = len(text)
+    match = [0] * length
+    left = right = 0
+    for i in range(1, length):
+        k = min(right - i, match[i - left]) if i < right else 0
+        while i + k < length and text[k] == text[i + k]:
+            k += 1
+        match[i] = k
+        if i + k > right:
+            left, right = i, i + k
+    return match
+
+
+def _turns(ids: Sequence[str], group: dict[str, tuple[str, str]]) -> list[str]:
+    """`ids` reordered so that languages, and within them categories, take turns."""
+    by_language: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for i in ids:
+        language, category = group[i]
+        by_language[language][category].append(i)
+    languages = [_interleave(list(kinds.values())) for _, kinds in sorted(by_language.items())]
+    return _interleave(languages)
+
+
+def _interleave(lists: Sequence[Sequence[str]]) -> list[str]:
+    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
+
+
+def _fetch_prompts(files: dict[str, Path], chosen: Sequence[str]) -> list[Prompt]:
+    found: dict[str, dict[str, dict[str, Any]]] = {i: {} for i in chosen}
+    for model, path in files.items():
+        for row in read_lines(path):
+            if row["id"] in found:
+                found[row["id"]][model] = row
+    prompts = []
+    for i, answers in found.items():
+        row = next(iter(answers.values()))
+        category, language = row.get("category", ""), row.get("language", "")
+        prompts.append(Prompt(i, row["messages"], category, language, answers))
+    return prompts
+
+
+def _fetch_questions(
+    task: str, paths: dict[str, Path], chosen: Sequence[tuple[str, str]]
+) -> list[Question]:
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {key: {} for key in chosen}
+    for model, path in paths.items():
+        for row in read_lines(path):
+            if _document(row) in found:
+                found[_document(row)][model] = row
+    questions = []
+    for answers in found.values():
+        # The shortest prompt is the question alone, without few-shot examples before it.
+        row = min(answers.values(), key=lambda row: len(row["prompt"]))
+        questions.append(Question(task, row["prompt"], str(row["target"]), answers))
+    return questions
+
+
+def _document(row: dict[str, Any]) -> tuple[str, str]:
+    return str(row["doc_id"]), str(row.get("doc_hash", ""))

@@ -1,0 +1,232 @@
+"""Numbers and verdicts in words: how results.json reads as text, with nothing recomputed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+ALPHA = 0.05
+REPETITION = "repetition"
+MINUS, DASH = "\u2212", "\u2013"
+# At most this many benchmarks are named with their numbers in one sentence.
+NAMED = 3
+
+# What a model (or a data row) may hold that would change how the page around it reads: control
+# characters, direction marks and overrides, line separators, lone surrogates.
+_HIDDEN = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
+_VISIBLE: dict[int, str] = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"},
+    0x7F: "\u2421",
+    **{code: "\ufffd" for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))},
+    **{code: f"\u2039U+{code:04X}\u203a" for code in _HIDDEN},
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The report's first words: a title, the answer with its numbers, one sentence a stage."""
+
+    title: str
+    answer: str
+    steps: tuple[str, ...]
+
+
+def visible(text: str) -> str:
+    """`text` with control and direction characters replaced by visible symbols."""
+    return text.translate(_VISIBLE)
+
+
+def percent(fraction: float | None) -> str:
+    """0.123 -> '12.3%'; an en dash for None and non-finite numbers."""
+    return f"{100 * fraction:.1f}%" if _finite(fraction) else DASH
+
+
+def percent_range(ci: Sequence[float | None] | None) -> str:
+    """(0.098, 0.152) -> '9.8\u201315.2%'."""
+    if ci is None or not all(_finite(end) for end in ci):
+        return DASH
+    return f"{DASH.join(f'{100 * end:.1f}' for end in ci if end is not None)}%"
+
+
+def points(delta: float | None) -> str:
+    """Percentage points, always signed: -0.18 -> '\u221218.0'."""
+    if not _finite(delta):
+        return DASH
+    text = f"{100 * delta:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
+
+
+def points_range(ci: Sequence[float | None] | None) -> str:
+    """(-0.22, -0.14) -> '\u221222.0 to \u221214.0'."""
+    return DASH if ci is None else f"{points(ci[0])} to {points(ci[1])}"
+
+
+def p_value(p: float | None) -> str:
+    """'p = 0.034', 'p < 0.001'; 'not tested' for None."""
+    if not _finite(p):
+        return "not tested"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def significant(row: dict[str, Any]) -> bool:
+    """Whether a row of `deltas` stands after Holm."""
+    return _finite(row.get("p_holm")) and row["p_holm"] < ALPHA
+
+
+def transitions(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """The compared pairs (from, to), in the order of `deltas`, each once."""
+    return list(dict.fromkeys((row["from"], row["to"]) for row in results.get("deltas", [])))
+
+
+def overall(results: dict[str, Any]) -> tuple[str, str] | None:
+    """The pair the headline is about: first to last model where compared, else the last pair.
+
+    A fixed rule, so that the headline cannot pick the prettiest comparison.
+    """
+    pairs = transitions(results)
+    models = results.get("models", [])
+    if models and (models[0], models[-1]) in pairs:
+        return models[0], models[-1]
+    return pairs[-1] if pairs else None
+
+
+def headline(results: dict[str, Any]) -> Headline:
+    """Title, answer and one sentence a stage, from the contract's results.json."""
+    pair = overall(results)
+    if pair is None:
+        return Headline("No two models were compared.", _rates_only(results), ())
+    title = f"{_repetition_title(results, pair)}; {_benchmarks_title(results, pair)}."
+    steps = tuple(
+        f"{a} \u2192 {b}: {_repetition(results, (a, b))}; {_benchmarks(results, (a, b))}."
+        for a, b in transitions(results)
+        if (a, b) != pair
+    )
+    subject = f"From {pair[0]} to {pair[1]}"
+    answer = f"{subject}, {_repetition(results, pair)}. {_capital(_benchmarks(results, pair))}."
+    return Headline(title, answer, steps)
+
+
+def _rates_only(results: dict[str, Any]) -> str:
+    rates = results.get("repetition", {})
+    if not rates:
+        return "Nothing has been measured in this run yet."
+    parts = [f"{m} {percent(r['rate'])} ({percent_range(r.get('ci'))})" for m, r in rates.items()]
+    return f"Repetition: {', '.join(parts)}."
+
+
+def _rows(results: dict[str, Any], pair: tuple[str, str]) -> list[dict[str, Any]]:
+    return [row for row in results.get("deltas", []) if (row["from"], row["to"]) == pair]
+
+
+def _repetition_row(results: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any] | None:
+    return next((row for row in _rows(results, pair) if row["task"] == REPETITION), None)
+
+
+def _benchmark_rows(results: dict[str, Any], pair: tuple[str, str]) -> list[dict[str, Any]]:
+    return [row for row in _rows(results, pair) if row["task"] != REPETITION]
+
+
+def _never_repeats(results: dict[str, Any], models: Sequence[str]) -> bool:
+    rates = results.get("repetition", {})
+    return all(model in rates and rates[model]["rate"] == 0 for model in models)
+
+
+def _repetition_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
+    row = _repetition_row(results, pair)
+    if row is None:
+        return "Repetition was not compared"
+    if _never_repeats(results, results["models"]):
+        return "No model repeated itself"
+    if not significant(row):
+        return "Repetition did not change significantly"
+    return "Repetition fell" if row["delta"] < 0 else "Repetition rose"
+
+
+def _repetition(results: dict[str, Any], pair: tuple[str, str]) -> str:
+    row = _repetition_row(results, pair)
+    if row is None:
+        return "repetition was not compared"
+    if _never_repeats(results, pair):
+        bound = (results["repetition"][pair[1]].get("ci") or (None, None))[1]
+        n = results["repetition"][pair[1]].get("n", row["n"])
+        return f"neither model repeated itself on any of {n:,} prompts (at most {percent(bound)})"
+    rates = results.get("repetition", {})
+    known = all(model in rates for model in pair)
+    span = f" from {percent(rates[pair[0]]['rate'])} to {percent(rates[pair[1]]['rate'])}"
+    if significant(row):
+        verb = "repetition fell" if row["delta"] < 0 else "repetition rose"
+        return f"{verb}{span if known else ''} ({_evidence(row)})"
+    moved = f"{span[1:]}: " if known else ""
+    return f"repetition did not change significantly ({moved}{_evidence(row)})"
+
+
+def _benchmarks_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
+    rows = _benchmark_rows(results, pair)
+    rose, fell = _split(rows)
+    if not rows:
+        return "no benchmark was compared"
+    if not rose and not fell:
+        return "no benchmark changed significantly"
+    if not fell:
+        return f"{len(rose)} of {len(rows)} benchmarks rose, none fell"
+    also = f", {len(rose)} rose" if rose else ""
+    return f"{len(fell)} of {len(rows)} benchmarks fell{also}"
+
+
+def _benchmarks(results: dict[str, Any], pair: tuple[str, str]) -> str:
+    rows = _benchmark_rows(results, pair)
+    if not rows:
+        return "no benchmark was compared"
+    rose, fell = _split(rows)
+    flat = [row for row in rows if row not in rose and row not in fell]
+    if not rose and not fell:
+        count = "the one benchmark did not change" if len(rows) == 1 else "no benchmark changed"
+        return f"{count} significantly{_still_possible(flat)}"
+    clauses = [
+        f"{len(group)} {verb} ({_named(group)})"
+        for group, verb in ((rose, "rose"), (fell, "fell"))
+        if group
+    ]
+    if flat:
+        clauses.append(f"{len(flat)} did not change significantly{_still_possible(flat)}")
+    elif not fell:
+        clauses.append("none fell")
+    return f"of {len(rows)} benchmark{'s' * (len(rows) > 1)}, {', '.join(clauses)}"
+
+
+def _still_possible(flat: list[dict[str, Any]]) -> str:
+    """A change that is not significant is not a change of zero: the worst loss still possible."""
+    bounded = [row for row in flat if row.get("ci") and _finite(row["ci"][0])]
+    if not bounded:
+        return ""
+    worst = min(bounded, key=lambda row: row["ci"][0])
+    if worst["ci"][0] >= 0:
+        return ""
+    loss = f"{-100 * worst['ci'][0]:.1f}"
+    return f" (their intervals still allow a loss of up to {loss} points, on {worst['task']})"
+
+
+def _split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    clear = sorted((row for row in rows if significant(row)), key=lambda row: -abs(row["delta"]))
+    return [r for r in clear if r["delta"] > 0], [r for r in clear if r["delta"] < 0]
+
+
+def _named(rows: list[dict[str, Any]]) -> str:
+    named = [f"{row['task']} {_evidence(row)}" for row in rows[:NAMED]]
+    more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return "; ".join(named) + more
+
+
+def _evidence(row: dict[str, Any]) -> str:
+    change = f"{points(row['delta'])} points"
+    return f"{change}, 95% interval {points_range(row.get('ci'))}, {p_value(row.get('p_holm'))}"
+
+
+def _finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
