@@ -1,0 +1,305 @@
+"""Chats to token ids: the template, what is trained, and what generation starts and stops on.
+
+`python -m sft.chat PRESET` shows example rows with the trained tokens in colour.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from sft.config import UserError, find_path
+from sft.mask import Chat, Message, find_ending, find_turns, refuse_control_tokens, render
+
+# Special tokens that end a text in public vocabularies, for tokenizers that do not name theirs.
+KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
+
+_TOOLS = """\
+{%- macro calls(message) -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set call = call.function if call.function is defined else call -%}
+{{- '\\n<tool_call>\\n' + ({'name': call.name, 'arguments': call.arguments} | tojson) \
++ '\\n</tool_call>' -}}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+_LISTED_TOOLS = (
+    '\'Call functions as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. '
+    "Functions:\\n' + (tools | tojson)"
+)
+CHATML = (
+    _TOOLS
+    + "{{- BOS -}}\n"
+    + "{%- if tools -%}{{- '<|im_start|>system\\n' + "
+    + _LISTED_TOOLS
+    + " + '<|im_end|>\\n' -}}{%- endif -%}\n"
+    + """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{{- message.content -}}{{- calls(message) -}}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+)
+PLAIN = (
+    _TOOLS
+    + "{{- BOS -}}\n"
+    + "{%- if tools -%}{{- "
+    + _LISTED_TOOLS
+    + " + '\\n\\n' -}}{%- endif -%}\n"
+    + """\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{- 'Assistant: ' -}}{{- message.content -}}{{- calls(message) -}}{{- eos_token -}}
+{%- elif message.role == 'system' -%}
+{{- message.content -}}{{- '\\n\\n' -}}
+{%- else -%}
+{{- message.role | capitalize + ': ' -}}{{- message.content -}}{{- '\\n\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
+"""
+)
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A chat as tokens; `trained[i]` says whether token i is a target of the loss.
+
+    With ChatML, for user "hi" and assistant "yo":
+
+        input_ids  <|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n yo <|im_end|> \\n
+        trained    0            0    0  0  0          0  0            0         0  1  1          0
+    """
+
+    input_ids: list[int]
+    trained: list[bool]
+    untrained_turns: int = 0  # assistant turns kept as context, see sft.mask
+
+
+def ensure_template(tokenizer, *, template: str | None = None) -> str:
+    """Give the tokenizer a template where it has none, and check that it ends its turns.
+
+    Args:
+        tokenizer: changed in place (chat_template; eos_token where the vocabulary has one that the
+            configuration does not name). No token is added.
+        template: path of a .jinja file or template text, put in the place of the tokenizer's own.
+
+    Returns:
+        One line for the log: which template is used and what ends a turn.
+
+    Raises:
+        UserError: no such file; a template that does not end its turn; no end-of-sequence token.
+    """
+    notes = []
+    if tokenizer.eos_token is None:
+        notes.append(_adopt_eos(tokenizer))
+    if template is not None:
+        tokenizer.chat_template = _read_template(template)
+        notes.insert(0, "given by model.chat_template")
+    elif tokenizer.chat_template is not None:
+        notes.insert(0, "the tokenizer's own")
+    else:
+        bos = tokenizer.bos_token
+        chatml = all(_is_single(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>"))
+        writes_bos = bos is not None and bos not in (tokenizer.eos_token, "<|im_start|>")
+        ours = CHATML if chatml else PLAIN
+        tokenizer.chat_template = ours.replace("BOS", "bos_token" if writes_bos else "''")
+        name = "ChatML" if chatml else "User/Assistant"
+        notes.insert(0, f"ours ({name}), the tokenizer has none")
+    ending = find_ending(tokenizer)
+    return f"chat template: {'; '.join(notes)}; a turn ends with {ending.texts[0]}"
+
+
+def _adopt_eos(tokenizer) -> str:
+    known = [token for token in KNOWN_EOS if _is_single(tokenizer, token)]
+    if not known:
+        raise UserError(
+            "the tokenizer names no eos_token and its vocabulary has none of "
+            f"{', '.join(KNOWN_EOS)}; set eos_token in its tokenizer_config.json"
+        )
+    tokenizer.eos_token = known[0]
+    return f"eos_token is {known[0]}, from the vocabulary"
+
+
+def _is_single(tokenizer, token: str) -> bool:
+    return token in tokenizer.get_vocab() and len(_encode(tokenizer, [token])[0]) == 1
+
+
+def _read_template(template: str) -> str:
+    if "{%" in template or "{{" in template:
+        return template
+    path = find_path(template)
+    if path is None or not path.is_file():
+        raise UserError(
+            f"model.chat_template={template!r} is neither a file nor template text; give the path "
+            "of a .jinja file"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def stop_ids(tokenizer) -> list[int]:
+    """Ids that end an assistant turn: the template's end-of-turn first, then eos.
+
+    Raises:
+        UserError: the template does not end its turns.
+    """
+    return list(find_ending(tokenizer).ids)
+
+
+def encode_chat(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None, turns: str = "all"
+) -> EncodedChat:
+    """Tokenise a whole conversation and mark what the assistant says, end-of-turn included.
+
+    Args:
+        messages: roles and contents, the last one the assistant's.
+        tools: function descriptions for templates that list them.
+        turns: "all" or "last", the assistant turns that are trained.
+
+    Raises:
+        UserError: the row breaks a rule (see `sft.mask.find_turns`), begins with two BOS, or
+            tokenises so that no generation prompt could lead to it.
+    """
+    (result,) = encode_chats(tokenizer, [{"messages": messages, "tools": tools}], turns=turns)
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def encode_chats(
+    tokenizer, rows: Iterable[dict], *, turns: str = "all", chunk: int = 512
+) -> Iterator[EncodedChat | UserError]:
+    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenised in batches.
+
+    A row that breaks a rule comes back as the UserError that encode_chat would raise, so that the
+    caller can stop with the row's place or count it.
+    """
+    assert turns in ("all", "last"), turns
+    rows = iter(rows)
+    while batch := list(islice(rows, chunk)):
+        chats = [_find(tokenizer, row, turns=turns) for row in batch]
+        # The chat and each turn's prompt: equal prefixes of ids, not of characters, are the rule.
+        texts = [
+            text
+            for chat in chats
+            if isinstance(chat, Chat)
+            for text in (chat.text, *(chat.text[: turn.start] for turn in chat.turns))
+        ]
+        ids = iter(_encode(tokenizer, texts))
+        for chat in chats:
+            if isinstance(chat, UserError):
+                yield chat
+                continue
+            whole = next(ids)
+            yield _mark(tokenizer, chat, whole, [next(ids) for _ in chat.turns])
+
+
+def _find(tokenizer, row: dict, *, turns: str) -> Chat | UserError:
+    try:
+        return find_turns(
+            tokenizer, row["messages"], tools=row.get("tools"), last_only=turns == "last"
+        )
+    except UserError as error:
+        return error
+
+
+def _mark(
+    tokenizer, chat: Chat, ids: list[int], prompts: list[list[int]]
+) -> EncodedChat | UserError:
+    stops = stop_ids(tokenizer)
+    prompt = prompts[-1]
+    if ids[: len(prompt)] != prompt:
+        # A merge across the seam (an answer that begins with a line break): the prompt wins.
+        ids = prompt + _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
+    trained = [False] * len(ids)
+    untrained = chat.untrained
+    for prompt in prompts:
+        if ids[: len(prompt)] != prompt:
+            untrained += 1
+            continue
+        start = len(prompt)
+        end = next((i for i in range(start, len(ids)) if ids[i] in stops), None)
+        if end is None:
+            return UserError("an assistant turn loses its end-of-turn token in tokenisation")
+        trained[start : end + 1] = [True] * (end + 1 - start)
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        return UserError(
+            f"the chat begins with two BOS tokens ({tokenizer.bos_token}); remove one from the chat "
+            "template or from the text"
+        )
+    return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
+
+
+def encode_prompt(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None
+) -> list[int]:
+    """The ids that an answer to `messages` is generated from; training rows begin with the same.
+
+    Raises:
+        UserError: the conversation ends with an assistant turn, holds a control token, or the
+            template refuses it.
+    """
+    if not messages or messages[-1].get("role") == "assistant":
+        raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
+    refuse_control_tokens(tokenizer, messages)
+    return _encode(tokenizer, [render(tokenizer, messages, tools=tools, prompt=True)])[0]
+
+
+def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of texts that already hold their special tokens."""
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _encode_after(tokenizer, text: str) -> list[int]:
+    """Ids of text in the middle of a chat: behind an anchor, where no prefix space is added."""
+    for anchor in ("\n", "a", ":"):
+        before, both = _encode(tokenizer, [anchor, anchor + text])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return _encode(tokenizer, [text])[0]
+
+
+def preview(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> str:
+    """The chat as text for a terminal: trained tokens green, context dim."""
+    chat = encode_chat(tokenizer, messages, tools=tools)
+    pieces, start = [], 0
+    for i in range(1, len(chat.input_ids) + 1):
+        if i == len(chat.input_ids) or chat.trained[i] != chat.trained[start]:
+            text = tokenizer.decode(chat.input_ids[start:i], skip_special_tokens=False)
+            pieces.append(f"\x1b[{'32' if chat.trained[start] else '2'}m{text}\x1b[0m")
+            start = i
+    return "".join(pieces)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the first rows of a preset's chats as the model will see them."""
+    from transformers import AutoTokenizer
+
+    from sft.config import load_preset
+    from sft.data import read_sft
+
+    if not argv:
+        print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
+        return 2
+    try:
+        preset = load_preset(argv[0], overrides=argv[1:])
+        name = preset.model.name_or_path
+        tokenizer = AutoTokenizer.from_pretrained(find_path(name) or name)
+        print(ensure_template(tokenizer, template=preset.model.chat_template))
+        rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
+        for row in rows[:3]:
+            print(f"\n{row['origin']} ({row['kind']})")
+            print(preview(tokenizer, row["messages"], tools=row.get("tools")))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,259 @@
+"""Where the assistant speaks: turns found from the chat template itself, never from its family.
+
+A turn is trained from the end of its generation prompt to the token that ends it, so that the model
+learns exactly what it has to produce at generation and where to stop. A turn that the template
+writes differently once it is history (thinking removed, another end token) would teach what never
+has to be produced; it stays context.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+
+from sft.config import UserError
+
+Message = dict[str, Any]
+
+# Private-use characters: no template looks for them and no tokenizer's special token holds them.
+SENTINEL = "\ue000turn{}\ue001"
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# What a template's own code can raise on a conversation that its author did not foresee.
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the template ends an assistant turn.
+
+    `closing` is what it writes to end a turn only when asked for a generation prompt behind it
+    (Qwen1.5 does), empty for templates that end every turn themselves.
+    """
+
+    texts: tuple[str, ...]
+    ids: tuple[int, ...]
+    closing: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An assistant turn: `text[start:end]` of the chat, where `text[:start]` is its prompt."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A rendered conversation, the turns to train and the number of turns left as context."""
+
+    text: str
+    turns: tuple[Turn, ...]
+    untrained: int
+
+
+def render(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None, prompt: bool
+) -> str:
+    """The conversation as the tokenizer's template writes it; `prompt` asks for the next answer.
+
+    Raises:
+        UserError: there is no template, or it refuses the conversation.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError(
+            "the tokenizer has no chat template; set model.chat_template to a .jinja file or call "
+            "ensure_template first"
+        )
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
+        )
+    except TEMPLATE_ERRORS as error:
+        roles = ", ".join(str(message.get("role")) for message in messages) or "none"
+        raise UserError(
+            f"the chat template refuses a conversation of roles {roles}: "
+            f"{' '.join(str(error).split())}; change the row or the template"
+        ) from None
+
+
+def find_turns(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None, last_only: bool = False
+) -> Chat:
+    """Render a conversation and find what is trained in it.
+
+    Raises:
+        UserError: no assistant turn at the end; a message holds a control token; the template
+            refuses the conversation, drops or rewrites the last answer, begins it otherwise than
+            its own generation prompt, or does not end it.
+    """
+    if not messages or messages[-1].get("role") != "assistant":
+        raise UserError("the conversation does not end with an assistant turn; cut or drop the row")
+    ending = find_ending(tokenizer)
+    refuse_control_tokens(tokenizer, messages)
+    text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
+    skeleton = _skeleton(tokenizer, messages, tools=tools)
+    places = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    turns, untrained = [], 0
+    for place in places:
+        last = place == places[-1]
+        found = None
+        if last or not last_only:
+            found = _find_turn(tokenizer, messages, place, text=text, tools=tools, ending=ending)
+        if isinstance(found, Turn) and skeleton.count(SENTINEL.format(place)) != 1:
+            found = "the template does not write its content"
+        if isinstance(found, Turn):
+            turns.append(found)
+        elif last:
+            raise UserError(
+                f"the last assistant turn cannot be trained: {found}; change the row or the "
+                "template (model.chat_template)"
+            )
+        else:
+            untrained += 1
+    return Chat(text=text, turns=tuple(turns), untrained=untrained)
+
+
+def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str:
+    """The turn at `messages[place]`, or why it cannot be trained."""
+    message = messages[place]
+    try:
+        prompt = render(tokenizer, messages[:place], tools=tools, prompt=True)
+    except UserError as error:
+        return str(error)
+    if not text.startswith(prompt):
+        at = next((i for i, (a, b) in enumerate(zip(text, prompt)) if a != b), len(text))
+        return (
+            f"the template's generation prompt goes on with {prompt[at : at + 30]!r} where the "
+            f"turn has {text[at : at + 30]!r}"
+        )
+    start = len(prompt)
+    stops = [(text.find(stop, start), stop) for stop in ending.texts]
+    begin, stop = min(((at, stop) for at, stop in stops if at >= 0), default=(-1, ""))
+    if begin < 0:
+        return f"the template does not end it with {' or '.join(map(repr, ending.texts))}"
+    end = begin + len(stop)
+    body = _squeeze(text[start:begin])
+    lost = [piece for piece in _pieces(message) if _squeeze(piece) not in body]
+    if lost:
+        return f"the template leaves out or rewrites {lost[0][:40]!r}"
+    if place + 1 < len(messages):
+        # As history the turn must read as it does when it has just been produced.
+        fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False) + ending.closing
+        if not fresh.startswith(text[:end]):
+            return "the template writes it differently once it is history"
+    return Turn(start=start, end=end)
+
+
+def _skeleton(tokenizer, messages, *, tools) -> str:
+    """The conversation with every assistant content replaced by its sentinel.
+
+    A turn of tool calls alone keeps its empty content: its sentinel stands in the calls' place.
+    """
+    replaced = []
+    for place, message in enumerate(messages):
+        sentinel = SENTINEL.format(place)
+        if message.get("role") == "assistant" and message.get("content"):
+            message = {**message, "content": sentinel}
+        elif message.get("role") == "assistant":
+            call = {"type": "function", "function": {"name": sentinel, "arguments": {}}}
+            first = (message.get("tool_calls") or [{}])[0]
+            message = {**message, "tool_calls": [{**first, **call}]}
+        replaced.append(message)
+    return render(tokenizer, replaced, tools=tools, prompt=False)
+
+
+def _pieces(message: Message) -> list[str]:
+    """What the assistant says in this message: content, reasoning, names of the calls."""
+    said = [message.get("content")] + [message.get(key) for key in REASONING]
+    said += [call.get("function", call).get("name") for call in message.get("tool_calls") or []]
+    return [piece for piece in said if piece]
+
+
+def _squeeze(text: str) -> str:
+    """Without white space, which templates trim and add around content."""
+    return "".join(text.split())
+
+
+@lru_cache(maxsize=16)
+def _ending(tokenizer, template: str) -> Ending:
+    user, answer = {"role": "user", "content": "\ue002"}, {"role": "assistant"}
+    first, second = SENTINEL.format(1), SENTINEL.format(2)
+    single = render(tokenizer, [user, {**answer, "content": first}], prompt=False)
+    last = single.partition(first)[2]
+    try:
+        double = render(
+            tokenizer,
+            [user, {**answer, "content": first}, user, {**answer, "content": second}],
+            prompt=False,
+        )
+        middle = double.partition(first)[2].partition("\ue002")[0]
+    except UserError:
+        middle = last
+    controls = control_tokens(tokenizer)
+    eos = tokenizer.eos_token
+    # What is written whether or not the conversation goes on; else what ends the conversation.
+    for tail in (_common_prefix(last, middle), last):
+        found = [(tail.find(token), token) for token in controls if token in tail]
+        if found:
+            token = eos if eos and eos in tail else min(found)[1]
+            return _make_ending(tokenizer, token, closing="")
+    prompted = render(tokenizer, [user, {**answer, "content": first}], prompt=True)
+    closing = prompted[len(single) :]
+    found = [(closing.find(token), token) for token in controls if token in closing]
+    if prompted.startswith(single) and middle.startswith(closing) and found:
+        return _make_ending(tokenizer, min(found)[1], closing=closing)
+    raise UserError(
+        f"the chat template does not end an assistant turn with a token of its own (behind the "
+        f"answer it writes {last[:40]!r}); add eos_token there, or set model.chat_template"
+    )
+
+
+def find_ending(tokenizer) -> Ending:
+    """How this tokenizer's template ends a turn, found with sentinels and kept.
+
+    Raises:
+        UserError: no template, or one that writes no control token behind the answer.
+    """
+    return _ending(tokenizer, json.dumps(tokenizer.chat_template))
+
+
+def _make_ending(tokenizer, token: str, *, closing: str) -> Ending:
+    texts = [token]
+    if tokenizer.eos_token and tokenizer.eos_token != token:
+        texts.append(tokenizer.eos_token)
+    ids = [tokenizer.convert_tokens_to_ids(text) for text in texts]
+    return Ending(texts=tuple(texts), ids=tuple(ids), closing=closing)
+
+
+def _common_prefix(a: str, b: str) -> str:
+    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return a[:same]
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """Texts that the tokenizer reads as one special token, in any order."""
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    special |= set(tokenizer.all_special_tokens)
+    return sorted(special - {str(tokenizer.unk_token)})
+
+
+def refuse_control_tokens(tokenizer, messages: Sequence[Message]) -> None:
+    """BOS or an end-of-turn inside a message would begin or end a turn that nobody wrote.
+
+    Raises:
+        UserError: naming the turn and the token.
+    """
+    forbidden = set(find_ending(tokenizer).texts) | {tokenizer.bos_token}
+    forbidden.discard(None)
+    for number, message in enumerate(messages, start=1):
+        for piece in _pieces(message):
+            for token in forbidden:
+                if token in piece:
+                    raise UserError(
+                        f"message {number} ({message.get('role')}) contains {token!r}, which this "
+                        "tokenizer reads as a control token; remove it from the text"
+                    )
