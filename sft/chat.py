@@ -69,8 +69,8 @@ class EncodedChat:
 
     With ChatML, for user "hi" and assistant "yo":
 
-        input_ids  <|im_start|> user \\n hi <|im_end|> \\n <|im_start|> assistant \\n yo <|im_end|> \\n
-        trained    0            0    0  0  0          0  0            0         0  1  1          0
+        input_ids  ... hi <|im_end|> \\n <|im_start|> assistant \\n yo <|im_end|> \\n
+        trained        0  0          0  0            0         0  1  1          0
     """
 
     input_ids: list[int]
@@ -227,8 +227,8 @@ def _mark(
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         return UserError(
-            f"the chat begins with two BOS tokens ({tokenizer.bos_token}); remove one from the chat "
-            "template or from the text"
+            f"the chat begins with two BOS tokens ({tokenizer.bos_token}); remove one from the "
+            "chat template or from the text"
         )
     return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
 

@@ -125,7 +125,7 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str
     except UserError as error:
         return str(error)
     if not text.startswith(prompt):
-        at = next((i for i, (a, b) in enumerate(zip(text, prompt)) if a != b), len(text))
+        at = len(_common_prefix(text, prompt))
         return (
             f"the template's generation prompt goes on with {prompt[at : at + 30]!r} where the "
             f"turn has {text[at : at + 30]!r}"
@@ -230,8 +230,10 @@ def _make_ending(tokenizer, token: str, *, closing: str) -> Ending:
 
 
 def _common_prefix(a: str, b: str) -> str:
-    same = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    return a[:same]
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return a[:length]
 
 
 def control_tokens(tokenizer) -> list[str]:

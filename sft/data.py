@@ -1,0 +1,182 @@
+"""Sources to chats, {"messages", "kind", "origin", ...}, and counts of what is left out and why."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sft.config import Source, UserError
+from sft.files import Record, RowError, read_records
+from sft.formats import META, Chat, apply_columns, read_chats
+
+DUPLICATE = "exact duplicate"  # the same record, field by field
+SAME_TEXT = "same text"  # another record that comes to the same chat
+OTHER_KIND = "other"
+EXAMPLES = 20  # problems of a source that are kept word for word
+
+
+@dataclass(frozen=True)
+class SourceCount:
+    """What became of a source's rows: rows_in = kept + the sum of dropped."""
+
+    source: str
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]  # by rule
+    mended: dict[str, int]  # rows kept with something cut, by rule
+    problems: list[str]  # the first sentences, with file and line
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of {"messages", "kind", "origin"} and, where the file has them, "tools", "language",
+    "reference" and "id"; and a count for each source."""
+
+    rows: list[dict[str, Any]]
+    counts: list[SourceCount]
+
+
+def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
+    """Read chats from files or hub datasets of any known format.
+
+    Exact duplicates within a source are dropped and counted in either mode.
+
+    Args:
+        sources: their `weight` is not applied here.
+        on_error: "stop" raises on the first bad row; "drop" counts and lists it.
+
+    Raises:
+        UserError: one sentence with file and line, the rule and the remedy; always for a missing
+            file, a file of another kind (preferences) and a source without a usable row.
+    """
+    rows: list[dict[str, Any]] = []
+    counts = []
+    for source in sources:
+        kept, count = collect(_chats(source), source=source.path, on_error=on_error)
+        rows += kept
+        counts.append(count)
+    return Rows(rows=rows, counts=counts)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A usable row, the fields that it was read from, and what was mended in it, by name."""
+
+    row: dict[str, Any]
+    raw: Any
+    mended: tuple[str, ...] = ()
+
+
+def collect(
+    found: Iterable[Found | RowError], *, source: str, on_error: str
+) -> tuple[list[dict[str, Any]], SourceCount]:
+    """Keep, count or stop: the one policy for chats and preferences.
+
+    Args:
+        found: usable rows in order, and in the place of the others why they are not.
+
+    Raises:
+        UserError: the first problem under "stop"; no row left under either.
+    """
+    assert on_error in ("stop", "drop"), on_error
+    rows: list[dict[str, Any]] = []
+    seen: set[bytes] = set()
+    rows_in = 0
+    dropped: Counter[str] = Counter()
+    mended: Counter[str] = Counter()
+    problems: list[str] = []
+    for item in found:
+        rows_in += 1
+        if isinstance(item, RowError):
+            if on_error == "stop" and not item.counted:
+                raise item
+            dropped[item.rule] += 1
+            problems.append(str(item))
+            continue
+        digests = {DUPLICATE: _digest(item.raw), SAME_TEXT: _digest(_said(item.row))}
+        repeats = [rule for rule, digest in digests.items() if digest in seen]
+        if repeats:
+            dropped[repeats[0]] += 1
+            continue
+        seen.update(digests.values())
+        mended.update(item.mended)
+        rows.append(item.row)
+    if not rows:
+        why = ", ".join(f"{n} {rule}" for rule, n in dropped.most_common()) or "it has none"
+        first = f"; first: {problems[0]}" if problems else ""
+        raise UserError(f"{source}: no usable row ({why}); a source holds at least one{first}")
+    return rows, SourceCount(
+        source=source,
+        rows_in=rows_in,
+        kept=len(rows),
+        dropped=dict(dropped.most_common()),
+        mended=dict(mended.most_common()),
+        problems=problems[:EXAMPLES],
+    )
+
+
+def _digest(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    """What makes two rows the same: their text, not where they stand or how they are labelled."""
+    return {k: row[k] for k in ("messages", "prompt", "chosen", "rejected", "tools") if k in row}
+
+
+def _chats(source: Source) -> Iterator[Found | RowError]:
+    for record in read_records(source):
+        if isinstance(record, RowError):
+            yield record
+            continue
+        try:
+            renamed = apply_columns(record, source.columns)
+            chats = read_chats(renamed)
+            rows = [
+                Found(
+                    _row(chat, renamed, source.kind), raw=(part, record.fields), mended=chat.mended
+                )
+                for part, chat in enumerate(chats)
+            ]
+        except RowError as error:
+            yield error
+            continue
+        yield from rows
+
+
+def _row(chat: Chat, record: Record, kind: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "messages": chat.messages,
+        "kind": kind or read_kind(record),
+        "origin": record.origin,
+    }
+    if chat.tools:
+        row["tools"] = chat.tools
+    return row | metadata(record)
+
+
+def read_kind(record: Record) -> str:
+    """The row's own `kind`, or "other".
+
+    Raises:
+        RowError: it is no text.
+    """
+    kind = record.fields.get("kind")
+    if kind is None or kind == "":
+        return OTHER_KIND
+    if not isinstance(kind, str):
+        raise RowError(
+            record.origin,
+            rule="wrong type",
+            detail=f"kind is {kind!r}",
+            remedy="it must be text such as math or dialogue",
+        )
+    return kind
+
+
+def metadata(record: Record) -> dict[str, Any]:
+    """Fields that pass through unchanged where the record has them."""
+    return {key: record.fields[key] for key in META if record.fields.get(key) is not None}
