@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from eval.wording import visible
 from sft.config import UserError
@@ -21,8 +21,8 @@ PROMPTS = 12
 CURED, STILL = 6, 2
 QUESTIONS_PER_TASK = 3
 TASKS = 12
-# Characters shown before the rest folds away; a fold hides at least FOLD_MIN.
-FOLD_AT, FOLD_MIN = 700, 200
+# Characters shown before the rest folds away, and again before a loop; a fold hides FOLD_MIN.
+FOLD_AT, FOLD_MIN, FOLD_TAIL = 600, 200, 120
 # A loop shorter than this many characters is shown several copies at a time.
 COPY_MIN = 12
 
@@ -49,12 +49,18 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An answer cut for display: plain text, two copies of the loop, and what is folded away."""
+class Part:
+    """A piece of an answer as it is displayed: text, folded, or a copy of its loop."""
 
-    lead: str
-    copies: tuple[str, ...]
-    folded: str
+    kind: Literal["text", "fold", "copy", "copies"]  # copies: the further ones, folded
+    text: str
+
+
+def sample_file(run_dir: Path, *, model: str, name: str) -> Path | None:
+    """eval/<model>/<name> if it is there and the names do not lead out of eval/."""
+    path = run_dir / "eval" / model / name
+    inside = path.is_relative_to(run_dir / "eval") and ".." not in Path(model, name).parts
+    return path if inside and path.is_file() else None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -132,24 +138,26 @@ def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
     return questions
 
 
-def shown(row: dict[str, Any]) -> Shown:
-    """Cut one answer for display; a loop is shown twice and its further copies are folded."""
+def shown(row: dict[str, Any]) -> list[Part]:
+    """An answer in parts that join to its text; a loop shows twice and folds its further copies."""
     text: str = row["text"]
     loop = row.get("loop")
     found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None
-    if found is not None:
-        start, period = found
-        first, second = text[start : start + period], text[start + period : start + 2 * period]
-        return Shown(text[:start], (first, second), text[start + 2 * period :])
-    return folded(text)
+    if found is None:
+        return folded(text)
+    start, period = found
+    second, rest = start + period, start + 2 * period
+    copies = [Part("copy", text[start:second]), Part("copy", text[second:rest])]
+    return folded(text[:start], tail=FOLD_TAIL) + copies + [Part("copies", text[rest:])]
 
 
-def folded(text: str) -> Shown:
-    """Cut `text` at a word or line near FOLD_AT characters."""
-    if len(text) < FOLD_AT + FOLD_MIN:
-        return Shown(text, (), "")
+def folded(text: str, *, tail: int = 0) -> list[Part]:
+    """`text` with what lies beyond about FOLD_AT characters folded, but for its last `tail`."""
+    if len(text) < FOLD_AT + tail + FOLD_MIN:
+        return [Part("text", text)]
     cut = max(text.rfind(" ", 0, FOLD_AT), text.rfind("\n", 0, FOLD_AT), FOLD_AT - FOLD_MIN)
-    return Shown(text[:cut], (), text[cut:])
+    end = len(text) - tail
+    return [Part("text", text[:cut]), Part("fold", text[cut:end]), Part("text", text[end:])]
 
 
 def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[int, int] | None:

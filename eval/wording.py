@@ -23,12 +23,20 @@ _VISIBLE: dict[int, str] = {
 
 
 @dataclass(frozen=True)
+class Step:
+    """What one step between two models changed."""
+
+    label: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Headline:
-    """The report's first words: a title, the answer with its numbers, one sentence a stage."""
+    """The report's first words: a title, the answer with its numbers, the steps in between."""
 
     title: str
     answer: str
-    steps: tuple[str, ...]
+    steps: tuple[Step, ...]
 
 
 def visible(text: str) -> str:
@@ -70,6 +78,15 @@ def p_value(p: float | None) -> str:
     return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
+def duration(seconds: float) -> str:
+    """134.2 -> '2 min 14 s'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def significant(row: dict[str, Any]) -> bool:
     """Whether a row of `deltas` stands after Holm."""
     return _finite(row.get("p_holm")) and row["p_holm"] < ALPHA
@@ -99,7 +116,10 @@ def headline(results: dict[str, Any]) -> Headline:
         return Headline("No two models were compared.", _rates_only(results), ())
     title = f"{_repetition_title(results, pair)}; {_benchmarks_title(results, pair)}."
     steps = tuple(
-        f"{a} \u2192 {b}: {_repetition(results, (a, b))}; {_benchmarks(results, (a, b))}."
+        Step(
+            f"{a} \u2192 {b}",
+            f"{_capital(_repetition(results, (a, b)))}; {_benchmarks(results, (a, b))}.",
+        )
         for a, b in transitions(results)
         if (a, b) != pair
     )
@@ -170,9 +190,8 @@ def _benchmarks_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
     if not rose and not fell:
         return "no benchmark changed significantly"
     if not fell:
-        return f"{len(rose)} of {len(rows)} benchmarks rose, none fell"
-    also = f", {len(rose)} rose" if rose else ""
-    return f"{len(fell)} of {len(rows)} benchmarks fell{also}"
+        return f"{_count(rose, rows)} rose" + (", none fell" if len(rose) < len(rows) else "")
+    return f"{_count(fell, rows)} fell" + (f", {len(rose)} rose" if rose else "")
 
 
 def _benchmarks(results: dict[str, Any], pair: tuple[str, str]) -> str:
@@ -185,15 +204,23 @@ def _benchmarks(results: dict[str, Any], pair: tuple[str, str]) -> str:
         count = "the one benchmark did not change" if len(rows) == 1 else "no benchmark changed"
         return f"{count} significantly{_still_possible(flat)}"
     clauses = [
-        f"{len(group)} {verb} ({_named(group)})"
+        f"{_count(group, rows)} {verb}: {_named(group)}"
         for group, verb in ((rose, "rose"), (fell, "fell"))
         if group
     ]
     if flat:
         clauses.append(f"{len(flat)} did not change significantly{_still_possible(flat)}")
-    elif not fell:
-        clauses.append("none fell")
-    return f"of {len(rows)} benchmark{'s' * (len(rows) > 1)}, {', '.join(clauses)}"
+    return "; ".join(clauses)
+
+
+def _count(group: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    if len(rows) == 1:
+        return "the one benchmark"
+    return (
+        f"all {len(rows)} benchmarks"
+        if len(group) == len(rows)
+        else f"{len(group)} of {len(rows)} benchmarks"
+    )
 
 
 def _still_possible(flat: list[dict[str, Any]]) -> str:
@@ -214,14 +241,20 @@ def _split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[
 
 
 def _named(rows: list[dict[str, Any]]) -> str:
-    named = [f"{row['task']} {_evidence(row)}" for row in rows[:NAMED]]
-    more = f"; and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return "; ".join(named) + more
+    parts = [
+        f"{row['task']} {points(row['delta'])} ({points_range(row.get('ci'))})"
+        for row in rows[:NAMED]
+    ]
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    p = p_value(max(row["p_holm"] for row in rows))
+    if len(rows) > 1:
+        p = "each " + p.replace("p =", "p at most")
+    return f"{', '.join(parts)}{more}, {p}"
 
 
 def _evidence(row: dict[str, Any]) -> str:
     change = f"{points(row['delta'])} points"
-    return f"{change}, 95% interval {points_range(row.get('ci'))}, {p_value(row.get('p_holm'))}"
+    return f"{change}, {points_range(row.get('ci'))}, {p_value(row.get('p_holm'))}"
 
 
 def _finite(value: Any) -> TypeGuard[float]:

@@ -1,0 +1,252 @@
+"""results.json and stored samples -> report.html and report.md.
+
+Every number comes from results.json; samples are for display only. `python -m eval.report RUN`
+writes the report of a finished run again.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+
+from eval import plots, showcase, wording
+from eval.tables import console_table, markdown, measures
+from eval.wording import REPETITION
+from sft.config import UserError
+from sft.run import write_text
+
+__all__ = ["console_table", "read_curves", "write_report"]
+
+TEMPLATE = "report_template.html.j2"
+# Rows shown of data.json and run.json; the files themselves are linked.
+FACTS = 200
+Results = dict[str, Any]
+
+
+def write_report(run_dir: Path) -> None:
+    """Write report.html and report.md of a run directory, from whatever of it exists.
+
+    Raises:
+        UserError: results.json is missing, or a file of the run cannot be read as what it is.
+    """
+    view = _view(run_dir, _read_results(run_dir))
+    write_text(run_dir / "report.html", _environment().get_template(TEMPLATE).render(view))
+    text = markdown(view["results"], trained=view["trained"], headline=view["headline"])
+    write_text(run_dir / "report.md", text)
+
+
+def read_curves(run_dir: Path) -> list[plots.Curve]:
+    """The log of each stage that has one, in the order of their numbers."""
+    curves = []
+    for path in sorted(run_dir.glob("*/log.jsonl"), key=lambda path: _order(path.parent.name)):
+        rows = [row for row in showcase.read_lines(path) if row.get("loss") is not None]
+        loss = tuple((float(row["step"]), float(row["loss"])) for row in rows)
+        rates = ((row["step"], row.get("learning_rate")) for row in rows)
+        known = tuple((float(step), float(rate)) for step, rate in rates if rate is not None)
+        if loss:
+            curves.append(plots.Curve(path.parent.name, loss, known))
+    return curves
+
+
+def status(row: dict[str, Any]) -> tuple[str, str]:
+    """How an answer ended: (css class, words)."""
+    count = len(row.get("token_ids", ()))
+    if row.get("repeats"):
+        loop = row.get("loop")
+        return "bad", f"loops: {loop['period']} tokens \u00d7 {loop['copies']}" if loop else "loops"
+    if row["finish_reason"] in ("stop_id", "stop_string"):
+        return "good", f"stops after {count} token{'s' * (count != 1)}"
+    return "cut", f"cut at {count} tokens"
+
+
+def verdict(row: dict[str, Any]) -> tuple[str, str]:
+    """What an answer scored: (css class, words)."""
+    if row["score"] in (0, 1):
+        return ("good", "right") if row["score"] else ("bad", "wrong")
+    return "cut", f"{row['score']:.2f}"
+
+
+def _view(run_dir: Path, results: Results) -> dict[str, Any]:
+    """Everything that the template shows."""
+    models, tasks = results["models"], list(results.get("benchmarks", {}))
+    rates = results.get("repetition", {})
+    preset_file = run_dir / "preset.yaml"
+    preset = wording.visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
+    generations = _sample_files(run_dir, models, "generations.jsonl")
+    samples = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in tasks}
+    return {
+        "run_name": wording.visible(run_dir.resolve().name),
+        "trained": _trained(preset, results),
+        "headline": wording.headline(results),
+        "results": results,
+        "models": models,
+        "measures": measures(results, run_dir=run_dir),
+        "mixed_formats": _mixed_formats(results),
+        "pairs": wording.transitions(results),
+        "delta_groups": _delta_groups(results),
+        "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
+        "curves": [_curve_view(curve) for curve in read_curves(run_dir)],
+        "prompts": showcase.choose_prompts(generations),
+        "questions": showcase.choose_questions({t: files for t, files in samples.items() if files}),
+        "tests": list(dict.fromkeys(row["test"] for row in results.get("deltas", []))),
+        "facts": {
+            name: _facts(_read_json(run_dir / file))[:FACTS]
+            for name, file in (("Data", "data/data.json"), ("Run", "run.json"))
+            if (run_dir / file).is_file()
+        },
+        "preset": preset,
+        "links": _links(run_dir, {"generations": generations} | samples),
+        "plots": plots,
+        "accent": lambda name: plots.accent(name, models),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: tuple[Callable[..., Any], ...] = (
+        *(wording.percent, wording.percent_range, wording.points, wording.points_range),
+        *(wording.p_value, wording.significant, showcase.shown, showcase.folded),
+        *(status, verdict, wording.duration, csp_hash),
+    )
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment
+
+
+def csp_hash(script: str) -> str:
+    """The Content-Security-Policy source that allows this very script and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _mixed_formats(results: Results) -> bool:
+    """Whether the headline's two models were asked in different formats."""
+    pair = wording.overall(results) or ()
+    return any(
+        len({(s[m]["shots"], s[m]["chat_template"]) for m in pair if m in s}) > 1
+        for s in results.get("benchmarks", {}).values()
+    )
+
+
+def _delta_groups(results: Results) -> list[dict[str, Any]]:
+    """Repetition, then benchmarks: each with its own axis and its rows by task."""
+    groups = []
+    deltas = results.get("deltas", [])
+    for title, rows in (
+        ("Repetition", [row for row in deltas if row["task"] == REPETITION]),
+        ("Benchmarks", [row for row in deltas if row["task"] != REPETITION]),
+    ):
+        ends = [end for row in rows for end in (*(row.get("ci") or ()), row["delta"])]
+        tasks: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            tasks.setdefault(row["task"], []).append(row)
+        if rows:
+            groups.append({"title": title, "axis": plots.scale(ends, zero=True), "tasks": tasks})
+    return groups
+
+
+def _curve_view(curve: plots.Curve) -> dict[str, Any]:
+    rates = [rate for _, rate in curve.learning_rate]
+    return {
+        "stage": curve.stage,
+        "loss": curve.loss,
+        "learning_rate": curve.learning_rate,
+        "x": plots.scale([step for step, _ in curve.loss], zero=True, num_ticks=4),
+        "y": plots.scale([loss for _, loss in plots.thinned(curve.loss)], zero=False),
+        "rate_axis": plots.scale(rates, zero=True),
+        "peak": max(rates, default=None),
+    }
+
+
+def _trained(preset: str, results: Results) -> str:
+    """What was trained, from the preset; for a plain comparison, the models' names."""
+    stages = " \u2192 ".join(results.get("stages", {}))
+    section = yaml.safe_load(preset) if preset else None
+    if not isinstance(section, dict) or not stages:
+        return f"Comparison of {', '.join(results['models'])}"
+    model = (section.get("model") or {}).get("name_or_path", "a model")
+    rank = (section.get("lora") or {}).get("r", 0)
+    return f"{model}, {f'LoRA of rank {rank}' if rank else 'full fine-tuning'}: {stages}"
+
+
+def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested JSON as flat (dotted name, value) rows."""
+    if isinstance(data, dict) and data:
+        nested = [_facts(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in data.items()]
+        return [row for rows in nested for row in rows]
+    if isinstance(data, list) and any(isinstance(item, dict) for item in data):
+        nested = [_facts(item, f"{prefix}[{i}]") for i, item in enumerate(data)]
+        return [row for rows in nested for row in rows]
+    if isinstance(data, list):
+        return [(prefix, ", ".join(map(str, data)))]
+    if isinstance(data, int) and abs(data) >= 10_000:
+        return [(prefix, f"{data:,}")]
+    return [(prefix, wording.DASH if data in (None, "", {}) else str(data))]
+
+
+def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str, str]]:
+    """(label, relative address) of every file that stands behind a number."""
+    logs = sorted(run_dir.glob("*/log.jsonl"), key=lambda path: _order(path.parent.name))
+    files = [run_dir / name for name in ("results.json", "run.json", "preset.yaml")]
+    files += [run_dir / "data" / "data.json", *logs]
+    found = [(path.relative_to(run_dir).as_posix(), path) for path in files if path.is_file()]
+    found += [(f"{m}: {name}", p) for name, paths in samples.items() for m, p in paths.items()]
+    return [(label, quote(path.relative_to(run_dir).as_posix())) for label, path in found]
+
+
+def _sample_files(run_dir: Path, models: list[str], name: str) -> dict[str, Path]:
+    paths = {model: showcase.sample_file(run_dir, model=model, name=name) for model in models}
+    return {model: path for model, path in paths.items() if path is not None}
+
+
+def _order(folder: str) -> tuple[int, str]:
+    number = re.match(r"\d+", folder)
+    return (int(number[0]) if number else sys.maxsize, folder)
+
+
+def _read_results(run_dir: Path) -> Results:
+    path = run_dir / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path}: there are no results yet; measure the run's models first")
+    results = _read_json(path)
+    if not isinstance(results, dict) or not isinstance(results.get("models"), list):
+        raise UserError(f"{path}: results must hold the list `models`; measure the run again")
+    return results
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return showcase.cleaned(json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); measure the run again") from None
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print("usage: python -m eval.report RUN_DIR", file=sys.stderr)
+        return 2
+    run_dir = Path(sys.argv[1])
+    try:
+        write_report(run_dir)
+        Console().print(console_table(_read_results(run_dir)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
