@@ -156,22 +156,34 @@ def _system(fields: dict[str, Any], origin: str) -> list[Message]:
     return [{"role": "system", "content": text_field(system, origin, where="system")}]
 
 
+def read_question(fields: dict[str, Any], origin: str) -> list[Message]:
+    """The turns before an answer that stands in another field; empty where there are none."""
+    lead = _system(fields, origin)
+    for name in ("prompt", "conversations", "conversation", "instruction", "question", "query"):
+        if name in fields:
+            return lead + _asked(fields, name, origin)
+    if "input" in fields:
+        return lead + as_turns(fields["input"], "user", origin, where="input")
+    return []
+
+
 def _read_pair(fields: dict[str, Any], asked: str, answered: str, origin: str) -> list[Message]:
-    question, answer = fields[asked], fields[answered]
-    if isinstance(question, list) or isinstance(answer, list):
-        return as_turns(question, "user", origin, where=asked) + as_turns(
-            answer, "assistant", origin, where=answered
-        )
+    answer = as_turns(fields[answered], "assistant", origin, where=answered)
+    return _asked(fields, asked, origin) + answer
+
+
+def _asked(fields: dict[str, Any], asked: str, origin: str) -> list[Message]:
+    """History, then the question in field `asked`; an instruction takes its input along."""
     messages: list[Message] = []
     for i, past in enumerate(fields.get("history") or []):
         if not isinstance(past, list | tuple) or len(past) != 2:
             raise wrong_type(origin, f"history[{i}]", past, "a pair of texts")
         messages += _exchange(past[0], past[1], origin, where=f"history[{i}]")
-    prompt = text_field(question, origin, where=asked)
+    turns = as_turns(fields[asked], "user", origin, where=asked)
     if asked == "instruction" and fields.get("input"):
         extra = text_field(fields["input"], origin, where="input")
-        prompt = "\n".join(part for part in (prompt, extra) if part.strip())
-    return messages + _exchange(prompt, answer, origin, where=answered)
+        turns[-1]["content"] = "\n".join(t for t in (turns[-1]["content"], extra) if t.strip())
+    return messages + turns
 
 
 def _exchange(question: Any, answer: Any, origin: str, *, where: str) -> list[Message]:
@@ -230,13 +242,24 @@ def _rank(rank: Any) -> float:
 
 
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
-    """A text (one turn of `role`), a message, or a list of messages."""
-    value = decoded(value)
-    if isinstance(value, dict):
-        return read_messages([value], origin, where=where)
-    if isinstance(value, list):
-        return read_messages(value, origin, where=where)
-    return [{"role": role, "content": text_field(value, origin, where=where)}]
+    """A text (one turn of `role`), a message, or a list of messages (or its JSON text)."""
+    structure = decoded(value)
+    if isinstance(value, str) and not _is_messages(structure):
+        structure = value  # an answer such as "[1, 2]" is text, whatever it parses to
+    if isinstance(structure, dict):
+        return read_messages([structure], origin, where=where)
+    if isinstance(structure, list):
+        return read_messages(structure, origin, where=where)
+    return [{"role": role, "content": text_field(structure, origin, where=where)}]
+
+
+def _is_messages(value: Any) -> bool:
+    turns = value if isinstance(value, list) else []
+    return bool(turns) and all(
+        isinstance(turn, dict)
+        and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+        for turn in turns
+    )
 
 
 def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
@@ -372,22 +395,28 @@ def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tup
             remedy="add the answer or remove the row",
         )
     mended = []
-    if messages[0]["role"] == "system" and not messages[0]["content"].strip():
-        messages = messages[1:]
-        mended.append("empty system turn cut")
     end = max(i for i, message in enumerate(messages) if message["role"] == "assistant") + 1
     if end < len(messages):
         messages = messages[:end]
         mended.append("turns after the last answer cut")
-    lead = messages[:1] if messages[0]["role"] == "system" else []
+    messages, cut = cut_lead(messages)
+    check_turns(messages, origin)
+    return messages, (*mended, *cut)
+
+
+def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """Without an empty system turn and what the assistant says before the first question."""
+    mended = []
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        messages = messages[1:]
+        mended.append("empty system turn cut")
+    lead = messages[:1] if messages and messages[0]["role"] == "system" else []
     body = messages[len(lead) :]
     begin = next((i for i, m in enumerate(body) if m["role"] != "assistant"), 0)
     if begin:
         body = body[begin:]
         mended.append("assistant turn before the first question cut")
-    messages = lead + body
-    check_turns(messages, origin)
-    return messages, tuple(mended)
+    return lead + body, tuple(mended)
 
 
 EMPTY: dict[str, tuple[str, Callable[[Message], bool]]] = {

@@ -1,0 +1,288 @@
+"""Preference sources to rows of {"prompt", "chosen", "rejected"}, each a list of messages."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sft.config import Source, UserError
+from sft.data import Found, Rows, collect, metadata, read_kind
+from sft.files import Record, RowError, read_records
+from sft.formats import (
+    OUTPUT_PAIRS,
+    PAIRS,
+    Message,
+    apply_columns,
+    as_turns,
+    check_turns,
+    cut_lead,
+    decoded,
+    read_question,
+    read_tools,
+    text_field,
+    wrong_type,
+)
+
+HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+TIE, FIRST, SECOND = 0, 1, 2
+
+Pair = tuple[list[Message], list[Message], list[Message]]
+
+
+def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
+    """Read preference pairs from files or hub datasets of any known format.
+
+    Known: TRL's prompt/chosen/rejected (texts or messages) and its implicit prompt (whole
+    conversations), UltraFeedback binarized and with scores, LLaMA-Factory's and MedicalGPT's
+    conversations with chosen and rejected, raw HH transcripts, two outputs with a label, a
+    preference between 1 and 2 or annotators' votes (0 is a tie).
+
+    Returns:
+        Rows of {"prompt", "chosen", "rejected", "kind", "origin"}; prompt ends with a user or tool
+        turn, chosen and rejected are one assistant message each and differ. Ties and exact
+        duplicates are dropped and counted in either mode.
+
+    Raises:
+        UserError: one sentence with file and line, the rule and the remedy: on the first bad row
+            under "stop"; always for a missing file, a file of chats or of KTO labels, and a source
+            without a usable pair.
+    """
+    rows: list[dict[str, Any]] = []
+    counts = []
+    for source in sources:
+        kept, count = collect(_pairs(source), source=source.path, on_error=on_error)
+        rows += kept
+        counts.append(count)
+    return Rows(rows=rows, counts=counts)
+
+
+def _pairs(source: Source) -> Iterator[Found | RowError]:
+    for record in read_records(source):
+        if isinstance(record, RowError):
+            yield record
+            continue
+        try:
+            renamed = apply_columns(record, source.columns)
+            row, mended = _row(renamed, source.kind)
+        except RowError as error:
+            yield error
+            continue
+        yield Found(row, raw=record.fields, mended=mended)
+
+
+def _row(record: Record, kind: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    origin = record.origin
+    fields = {k: v for k, v in record.fields.items() if v is not None}
+    prompt, chosen, rejected = _read_pair(fields, origin)
+    prompt, mended = cut_lead(prompt)
+    _check(prompt, chosen, rejected, origin)
+    row: dict[str, Any] = {
+        "prompt": prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+        "kind": kind or read_kind(record),
+        "origin": origin,
+    }
+    if tools := read_tools(fields.get("tools"), origin):
+        row["tools"] = tools
+    return row | metadata(record), mended
+
+
+def _read_pair(fields: dict[str, Any], origin: str) -> Pair:
+    if "chosen" in fields and "rejected" in fields:
+        return _read_chosen(fields, origin)
+    for first, second in OUTPUT_PAIRS:
+        if first in fields and second in fields:
+            verdict = _verdict(fields, origin)
+            answers = [
+                as_turns(fields[name], "assistant", origin, where=name) for name in (first, second)
+            ]
+            return _judged(read_question(fields, origin), answers, verdict, origin)
+    if "completions" in fields and read_question(fields, origin):
+        return _read_scored(fields, origin)
+    _refuse_others(fields, origin)
+    raise RowError(
+        origin,
+        rule="unknown format",
+        detail=f"the fields {', '.join(map(str, fields)) or '(none)'} are no known preference",
+        remedy="name them, for example columns={prompt: FIELD, chosen: FIELD, rejected: FIELD}",
+    )
+
+
+def _refuse_others(fields: dict[str, Any], origin: str) -> None:
+    chat = {"messages", "conversations", "conversation"} & fields.keys()
+    if isinstance(fields.get("label"), bool):
+        raise UserError(
+            f"{origin}: the row is a KTO label (one answer marked good or bad), not a pair; DPO "
+            "needs chosen and rejected answers to the same prompt"
+        )
+    if chat or any(a in fields and b in fields for a, b in PAIRS):
+        raise UserError(
+            f"{origin}: the row is a chat without a rejected answer, not a preference; list the "
+            "file under data.sft"
+        )
+
+
+def _read_chosen(fields: dict[str, Any], origin: str) -> Pair:
+    chosen, rejected = (_answer(fields[side], origin, side) for side in ("chosen", "rejected"))
+    whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
+    if whole[0] != whole[1]:
+        raise RowError(
+            origin,
+            rule="uneven sides",
+            detail="one of chosen and rejected is a whole conversation, the other an answer alone",
+            remedy="write both as answers, or both as conversations",
+        )
+    prompt = read_question(fields, origin)
+    if not whole[0]:
+        return prompt, chosen, rejected
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    implied = chosen[:shared]
+    if prompt and [m for m in implied if m["role"] != "system"] != [
+        m for m in prompt if m["role"] != "system"
+    ]:
+        raise RowError(
+            origin,
+            rule="prompt differs",
+            detail="chosen and rejected do not both begin with the prompt",
+            remedy="leave the prompt out, or write the answers alone",
+        )
+    return implied, chosen[shared:], rejected[shared:]
+
+
+def _answer(value: Any, origin: str, side: str) -> list[Message]:
+    """One side: an answer, or a conversation (a list of messages or a raw HH transcript)."""
+    if isinstance(value, str) and HH_TURN.match(value):
+        return read_transcript(value, origin)
+    return as_turns(value, "assistant", origin, where=side)
+
+
+def read_transcript(text: str, origin: str) -> list[Message]:
+    """Messages of a raw HH transcript, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+    _, *parts = HH_TURN.split(text)
+    return [
+        {"role": HH_ROLES[role], "content": text_field(said.strip(), origin, where=role)}
+        for role, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _verdict(fields: dict[str, Any], origin: str) -> int:
+    """FIRST, SECOND or TIE from a label, a preference in [1, 2] or the majority of votes."""
+    votes = [v for k, v in fields.items() if k.startswith("annotator") and _number(v) is not None]
+    if "label" in fields:
+        return _choice(fields["label"], origin, where="label")
+    if "preference" in fields:
+        value = _number(fields["preference"])
+        if value is None or not 1 <= value <= 2:
+            raise wrong_type(origin, "preference", fields["preference"], "a number from 1 to 2")
+        return TIE if value == 1.5 else FIRST if value < 1.5 else SECOND
+    if votes:
+        counted = Counter(_choice(vote, origin, where="an annotator's vote") for vote in votes)
+        choice, most = counted.most_common(1)[0]
+        return choice if 2 * most > len(votes) else TIE
+    raise RowError(
+        origin,
+        rule="no verdict",
+        detail="two outputs without a label, a preference or annotators' votes",
+        remedy="add a label of 1, 2 or 0 (tie)",
+    )
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _choice(value: Any, origin: str, *, where: str) -> int:
+    number = _number(value)
+    if number not in (TIE, FIRST, SECOND):
+        raise RowError(
+            origin,
+            rule="wrong type",
+            detail=f"{where} is {str(value)[:40]!r}",
+            remedy="it must be 1 (first is better), 2 (second) or 0 (tie)",
+        )
+    return int(number)
+
+
+def _judged(prompt: list[Message], answers: list[list[Message]], verdict: int, origin: str) -> Pair:
+    if verdict == TIE:
+        raise RowError(
+            origin,
+            rule="tie",
+            detail="neither answer is better",
+            remedy="a tie makes no pair",
+            counted=True,
+        )
+    better, worse = answers if verdict == FIRST else reversed(answers)
+    return prompt, better, worse
+
+
+def _read_scored(fields: dict[str, Any], origin: str) -> Pair:
+    """UltraFeedback: completions with scores; the best against the worst."""
+    completions = decoded(fields["completions"])
+    scored = []
+    for i, one in enumerate(completions if isinstance(completions, list) else []):
+        keys = ("overall_score", "score", "fine-grained_score")
+        score = (
+            next((_number(one[k]) for k in keys if k in one), None)
+            if isinstance(one, dict)
+            else None
+        )
+        if score is None or "response" not in one:
+            raise wrong_type(origin, f"completions[{i}]", one, "an object of response and score")
+        scored.append((score, as_turns(one["response"], "assistant", origin, where="response")))
+    if len(scored) < 2:
+        raise wrong_type(origin, "completions", completions, "a list of two or more answers")
+    best, worst = max(scored, key=lambda s: s[0]), min(scored, key=lambda s: s[0])
+    verdict = TIE if best[0] == worst[0] else FIRST
+    return _judged(read_question(fields, origin), [best[1], worst[1]], verdict, origin)
+
+
+def _check(
+    prompt: list[Message], chosen: list[Message], rejected: list[Message], origin: str
+) -> None:
+    if not any(message["role"] == "user" for message in prompt):
+        raise RowError(
+            origin,
+            rule="no prompt",
+            detail="the pair has no prompt",
+            remedy="add a prompt, or the turns before the answers to chosen and rejected",
+        )
+    if prompt[-1]["role"] not in ("user", "tool"):
+        raise RowError(
+            origin,
+            rule="prompt ends on an answer",
+            detail=f"the prompt ends with a {prompt[-1]['role']} turn",
+            remedy="it must end with what chosen and rejected answer",
+        )
+    check_turns(prompt, origin)
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        if len(answer) != 1 or answer[0]["role"] != "assistant":
+            raise RowError(
+                origin,
+                rule="answer of several turns",
+                detail=f"{side} has {len(answer)} messages behind the shared prompt",
+                remedy="it must be one assistant message",
+            )
+        if not answer[0]["content"].strip() and not answer[0].get("tool_calls"):
+            raise RowError(
+                origin,
+                rule=f"empty {side}",
+                detail=f"{side} is empty",
+                remedy="fill it or remove the row, or set data.on_error=drop",
+            )
+    if chosen == rejected:
+        raise RowError(
+            origin,
+            rule="chosen equals rejected",
+            detail="chosen and rejected are the same",
+            remedy="remove the row or set data.on_error=drop",
+        )
