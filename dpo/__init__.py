@@ -1,1 +1,4 @@
-"""Preferences: rows, pairs from own samples, the loss, reference log-probs, the DPO trainer. Imports sft."""
+"""Preferences: rows, pairs from own samples, the loss, its reference, the DPO trainer.
+
+Imports sft.
+"""

@@ -68,6 +68,26 @@ class DataSection:
     on_error: str = "stop"  # stop, drop
 
 
+def _sft_defaults() -> dict[str, Any]:
+    return {
+        "learning_rate": 1e-5,  # the paper's, for 7B
+        "num_train_epochs": 2.0,
+        "per_device_train_batch_size": 8,
+        "lr_scheduler_type": "cosine",
+        "max_length": 1024,
+        "activation_checkpointing": False,
+        "save_steps": 0.25,  # a share of all steps
+        "save_total_limit": 2,
+        "logging_steps": 1.0,
+    }
+
+
+def _dpo_defaults() -> dict[str, Any]:
+    # The paper's: one epoch at 5e-6, warm-up and cosine. Its beta is not stated; 0.1 is trl's.
+    ours = {"learning_rate": 5e-6, "num_train_epochs": 1.0, "warmup_steps": 0.1, "beta": 0.1}
+    return _sft_defaults() | ours | {"loss_type": ["sigmoid"]}
+
+
 @dataclass
 class SftStage:
     """A stage of supervised fine-tuning. `kinds` empty means every row."""
@@ -76,7 +96,7 @@ class SftStage:
     kinds: list[str] = field(default_factory=list)
     train_batch_size: int = 0  # chats per optimiser step over all devices; 0: upstream's product
     packing: bool = True  # several chats in a row; a matter of layout, not of what a step sees
-    trl: dict[str, Any] = field(default_factory=dict)  # SFTConfig, by its own names
+    trl: dict[str, Any] = field(default_factory=_sft_defaults)  # SFTConfig, by its own names
 
 
 @dataclass
@@ -96,7 +116,7 @@ class DpoStage:
     enabled: bool = True
     train_batch_size: int = 0
     packing: bool = True
-    trl: dict[str, Any] = field(default_factory=dict)
+    trl: dict[str, Any] = field(default_factory=_dpo_defaults)
 
 
 @dataclass
@@ -145,16 +165,54 @@ DECIDED = {
     "model_init_kwargs": "the model section",
     "trust_remote_code": "model.trust_remote_code",
     "chat_template_path": "model.chat_template",
-    "assistant_only_loss": "always on: only what the assistant says is trained",
-    "completion_only_loss": "always on: only what the assistant says is trained",
-    "dataset_kwargs": "the data section",
-    "padding_free": "packing",
-    "packing_strategy": "packing",
-    "precompute_ref_log_probs": "always on: reference log-probs are computed once",
-    "save_strategy": "save_steps",
+    "eos_token": "the tokenizer and its chat template",
+    "pad_token": "the tokenizer",
+    "disable_tqdm": "the recipe",
+    "logging_first_step": "the report, which needs the first loss",
     "remove_unused_columns": "the data section",
+    "dataloader_pin_memory": "the device",
+    "include_num_input_tokens_seen": "the report, which counts tokens",
     "resume_from_checkpoint": "starting the same command again",
+    "save_strategy": "save_steps",
+    **dict.fromkeys(
+        ("assistant_only_loss", "completion_only_loss"), "the chain: only answers are trained"
+    ),
+    **dict.fromkeys(
+        ("dataset_kwargs", "dataset_text_field", "dataset_num_proc"), "the data section"
+    ),
+    **dict.fromkeys(("padding_free", "packing_strategy", "pad_to_multiple_of"), "packing"),
+    **dict.fromkeys(
+        ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model"),
+        "the chain: the reference is the stage's own start, computed once",
+    ),
 }
+
+# Upstream keys that our loss and our rows would pass over in silence.
+WITHOUT_EFFECT = frozenset(
+    {
+        "truncation_mode",
+        "shuffle_dataset",
+        "eval_packing",
+        "label_smoothing_factor",
+        "router_aux_loss_coef",
+        "use_liger_kernel",
+        "liger_kernel_config",
+        "ld_alpha",
+        "f_divergence_type",
+        "f_alpha_divergence_coef",
+        "use_weighting",
+        "discopop_tau",
+        "ref_model_mixup_alpha",
+        "ref_model_sync_steps",
+        "disable_dropout",
+        "eval_strategy",
+        "eval_steps",
+        "do_eval",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "include_for_metrics",
+    }
+)
 
 
 def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
@@ -254,6 +312,8 @@ def _fill(section: Any, content: Any, *, where: str) -> list[str]:
                 setattr(section, key, value)
         elif key in DECIDED and key in upstream:
             problems.append(f"{at} is decided by {DECIDED[key]}; remove it")
+        elif key in WITHOUT_EFFECT and key in upstream:
+            problems.append(f"{at} has no effect in this chain; remove it")
         elif key in upstream:
             value, wrong = _coerce(value, upstream[key], where=at)
             problems += wrong
@@ -264,13 +324,12 @@ def _fill(section: Any, content: Any, *, where: str) -> list[str]:
 
 
 def _upstream_hints(section: Any) -> dict[str, Any]:
-    if isinstance(section, SftStage):
-        from trl import SFTConfig as Upstream
-    elif isinstance(section, DpoStage):
-        from trl import DPOConfig as Upstream
-    else:
-        return {}
-    return typing.get_type_hints(Upstream)
+    if isinstance(section, SftStage | DpoStage):
+        import trl  # seconds to import, and only a preset with stages needs it
+
+        upstream = trl.SFTConfig if isinstance(section, SftStage) else trl.DPOConfig
+        return typing.get_type_hints(upstream)
+    return {}
 
 
 def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
@@ -333,6 +392,9 @@ def _check(preset: Preset) -> list[str]:
         )
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
+    for stage in ("sft_all", "sft_dialogue"):
+        if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
+            problems.append(f"{stage}.loss_type is nll here; remove it")
     for stage in ("sft_all", "sft_dialogue", "dpo"):
         section = getattr(preset, stage)
         if section.train_batch_size and "gradient_accumulation_steps" in section.trl:

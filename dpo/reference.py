@@ -1,0 +1,64 @@
+"""Reference log-probs: computed once, in shards that survive a kill and serve later runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from sft.packing import Document, Segment, pack
+from sft.run import read_json, write_json
+from sft.scoring import log_probs, sequence_sums
+
+SHARD = 64  # pairs
+
+
+def pair_document(row: dict[str, Any]) -> Document:
+    """A pair as one document: the prompt is the trunk, chosen and rejected are its branches."""
+    prompt = row["prompt_ids"]
+    return Document(
+        Segment(prompt, [False] * len(prompt)),
+        (
+            Segment(row["chosen_ids"], row["chosen_scored"]),
+            Segment(row["rejected_ids"], row["rejected_scored"]),
+        ),
+    )
+
+
+def reference_log_probs(
+    model: Any,
+    rows: Sequence[dict[str, Any]],
+    *,
+    folder: Path,
+    row_length: int,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> list[tuple[float, float]]:
+    """Log-probs of chosen and rejected under `model` as it stands, one pair of sums a row.
+
+    Finished shards in `folder` are read, the rest are computed and written; processes share them.
+    The caller names `folder` after the hashes of weights and rows, so a shard can never be stale.
+    """
+    state = PartialState()
+    count = -(-len(rows) // SHARD)
+    paths = [folder / f"shard-{i:05d}.json" for i in range(count)]
+    mine = [i for i in range(state.process_index, count, state.num_processes)]
+    missing = [i for i in mine if not paths[i].is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    was_training = model.training
+    model.eval()
+    for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
+        shard = rows[i * SHARD : (i + 1) * SHARD]
+        batch = pack([pair_document(r) for r in shard], row_length=row_length).to(device)
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+        ):
+            sums = sequence_sums(log_probs(model, batch), batch)
+        write_json(paths[i], sums.view(-1, 2).tolist())
+    model.train(was_training)
+    state.wait_for_everyone()
+    shards = [read_json(path) for path in paths]
+    return [(chosen, rejected) for shard in shards for chosen, rejected in shard]

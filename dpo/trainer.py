@@ -1,0 +1,183 @@
+"""The DPO trainer on trl's: the prompt of a pair once, the reference from the cache.
+
+What it overrides or relies on upstream is held by tests/test_dpo_trainer.py.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+from trl import DPOConfig, DPOTrainer
+
+from dpo.loss import PairScores, preference_loss
+from dpo.reference import pair_document, reference_log_probs
+from sft.config import UserError
+from sft.model import Placement
+from sft.packing import pack
+from sft.scoring import log_probs, sequence_sums
+from sft.trainer import (
+    PackedTrainer,
+    StageFacts,
+    as_inputs,
+    fill_last_step,
+    run_training,
+    training_arguments,
+)
+
+# Mean log-prob difference per token that rounding explains between two passes of the same weights.
+SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+class DpoTrainer(PackedTrainer, DPOTrainer):
+    """trl's DPOTrainer on token rows with reference log-probs in them (see `collate_pairs`)."""
+
+    compute_dtype = torch.float32
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset  # token rows already
+
+    def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset  # dpo.reference has done it, and keeps it over a kill
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean preference loss over the pairs of the step."""
+        assert not return_outputs, "packed rows have no logits to return"
+        rows, weight = inputs["rows"], inputs["weight"]
+        per_token = log_probs(model, rows)
+        sums = sequence_sums(per_token, rows).view(-1, 2)
+        lengths = sequence_sums(torch.ones_like(per_token), rows).view(-1, 2)
+        scores = PairScores(
+            chosen=sums[:, 0],
+            rejected=sums[:, 1],
+            ref_chosen=inputs["reference"][:, 0],
+            ref_rejected=inputs["reference"][:, 1],
+            chosen_tokens=lengths[:, 0],
+            rejected_tokens=lengths[:, 1],
+        )
+        if self.state.global_step == 0:
+            self._check_same_weights(scores, weight)
+        losses = preference_loss(
+            scores,
+            beta=self.beta,
+            loss_type=self.loss_types,
+            loss_weights=self.loss_weights,
+            label_smoothing=self.label_smoothing,
+        )
+        self._record(scores, weight)
+        return self.step_share((losses * weight).sum(), inputs, num_items_in_batch)
+
+    def _check_same_weights(self, scores: PairScores, weight: torch.Tensor) -> None:
+        """Before the first update policy and reference are the same model, so the margin is 0."""
+        tolerance = SAME_WEIGHTS[self.compute_dtype]
+        drift = ((scores.chosen - scores.ref_chosen) / scores.chosen_tokens).abs() * weight
+        worst = drift.max().item()
+        if not worst <= tolerance:
+            raise UserError(
+                "the reference is not the model that DPO starts from: log-probs differ by "
+                f"{worst:.3g} nats per token before the first step (at most {tolerance:g} is "
+                "rounding); remove the folder reference/ of the DPO stage and start again"
+            )
+
+    def _record(self, scores: PairScores, weight: torch.Tensor) -> None:
+        """Sums over real pairs, averaged per log line by upstream's `log`."""
+        with torch.no_grad():
+            gathered = self.accelerator.gather(
+                torch.stack(
+                    [
+                        weight,
+                        weight * self.beta * scores.h,
+                        weight * (scores.h > 0),
+                        weight * scores.chosen / scores.chosen_tokens,
+                        weight * scores.rejected / scores.rejected_tokens,
+                    ]
+                ).sum(1)
+            ).view(-1, 5)
+        count, margin, wins, chosen, rejected = gathered.sum(0).tolist()
+        if count:
+            metrics = self._metrics["train"]
+            metrics["rewards/margins"].append(margin / count)
+            metrics["rewards/accuracies"].append(wins / count)
+            metrics["logps/chosen_per_token"].append(chosen / count)
+            metrics["logps/rejected_per_token"].append(rejected / count)
+
+
+def collate_pairs(examples: Sequence[dict[str, Any]], *, row_length: int) -> dict[str, Any]:
+    """Pairs of a micro-batch as trunk-and-branch rows; `num_items` counts pairs.
+
+    Adds `reference` [B, 2] and `weight` [B], 0 for the rows that fill up the last step.
+    """
+    batch = pack([pair_document(e) for e in examples], row_length=row_length)
+    weight = torch.tensor([e["weight"] for e in examples])
+    reference = torch.tensor([[e["ref_chosen"], e["ref_rejected"]] for e in examples])
+    return as_inputs(batch, num_items=int(weight.sum()), weight=weight, reference=reference)
+
+
+def train_dpo(
+    model: Any,
+    rows: Dataset,
+    *,
+    options: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    cache: Path,
+    placement: Placement,
+    seed: int,
+    train_batch_size: int = 0,
+    packing: bool = True,
+    num_processes: int = 1,
+    label: str = "dpo",
+) -> StageFacts:
+    """Train `model` in place on preferences, against itself as it is now.
+
+    Args:
+        rows: columns `prompt_ids`, `chosen_ids`, `rejected_ids` and `chosen_scored`,
+            `rejected_scored` (which tokens of each answer count).
+        options: DPOConfig's, by its own names.
+        cache: where the reference log-probs of these rows under these weights are kept.
+    """
+    args, schedule = training_arguments(
+        DPOConfig,
+        options,
+        folder=folder,
+        placement=placement,
+        seed=seed,
+        train_batch_size=train_batch_size,
+        num_processes=num_processes,
+        precompute_ref_log_probs=True,
+    )
+    row_length = 2 * args.max_length if packing else 0
+    reference = reference_log_probs(
+        model,
+        rows.to_list(),
+        folder=cache,
+        row_length=row_length,
+        device=placement.device,
+        autocast=placement.compute if placement.autocast else None,
+    )
+    rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])
+    rows = rows.add_column("ref_rejected", [rejected for _, rejected in reference])
+    rows = rows.add_column("weight", [1.0] * len(rows))
+    filler = rows[0] | {"weight": 0.0}
+    trainer = DpoTrainer(
+        model=model,
+        args=args,
+        train_dataset=fill_last_step(rows, filler, train_batch_size=train_batch_size),
+        processing_class=tokenizer,
+        data_collator=functools.partial(collate_pairs, row_length=row_length),
+    )
+    trainer.schedule = schedule
+    trainer.compute_dtype = placement.compute
+    if isinstance(model, PeftModel):
+        model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
+    return run_training(trainer, folder=folder, label=label)

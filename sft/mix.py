@@ -1,0 +1,19 @@
+"""How much of each source is trained: weights become row counts, by lot from a seed."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+Row = TypeVar("Row", bound=dict[str, Any])
+
+
+def take_share(rows: Sequence[Row], *, weight: float, seed: int) -> list[Row]:
+    """`weight` times the rows: whole copies, then a sample without replacement for the rest.
+
+    A weight of 1 keeps the rows and their order; 0.25 keeps a quarter; 2.5 repeats each row twice
+    and half of them a third time.
+    """
+    copies, rest = divmod(round(weight * len(rows)), len(rows)) if rows else (0, 0)
+    lot = random.Random(seed)
+    drawn = sorted(lot.sample(range(len(rows)), rest))
+    return list(rows) * copies + [rows[i] for i in drawn]

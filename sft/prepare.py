@@ -1,0 +1,147 @@
+"""Sources to token rows: read, mixed, tokenised, checked, and kept in the run's data folder."""
+
+import logging
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat import encode_chats, stop_ids
+from sft.config import DataSection, Source, UserError, find_path
+from sft.data import read_sft
+from sft.mix import take_share
+from sft.run import Stage, fingerprint, write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """The rows that a stage trains on, and what its limits left out."""
+
+    rows: Dataset
+    too_long: int
+    tokens: int
+    trained_tokens: int
+
+
+def data_stage(
+    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, folder: Path
+) -> Stage:
+    """The preparation as a stage: what it reads decides whether it is done again."""
+    return Stage(
+        folder / "data",
+        {
+            "sources": fingerprint([source_fingerprint(s) for s in section.sft]),
+            "options": fingerprint([[asdict(s) for s in section.sft], section.on_error, seed]),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+        },
+    )
+
+
+def source_fingerprint(source: Source) -> str:
+    """The hash of a local file, or the name of a hub data set."""
+    path = find_path(source.path)
+    return fingerprint(path) if path else f"hub:{source.path}:{source.split}"
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The hash of vocabulary, merges, special tokens and chat template."""
+    core = tokenizer.backend_tokenizer.to_str()
+    return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer)])
+
+
+def prepare_chats(
+    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, stage: Stage
+) -> Dataset:
+    """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`.
+
+    Written to data/sft.parquet with the counts in data/data.json; read back where the stage is
+    finished already.
+
+    Raises:
+        UserError: a row breaks a rule and `data.on_error` is stop; or nothing is left to train on.
+    """
+    if stage.finished() is None:
+        stage.begin()
+        rows, facts = _tokenise(section, tokenizer, seed=seed)
+        rows.to_parquet(stage.folder / "sft.parquet")
+        write_json(stage.folder / "data.json", facts)
+        stage.finish(outputs=["sft.parquet", "data.json"], facts={"rows": len(rows)})
+    return Dataset.from_parquet(
+        str(stage.folder / "sft.parquet"), cache_dir=str(stage.folder / ".cache")
+    )
+
+
+def _tokenise(
+    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> tuple[Dataset, dict[str, Any]]:
+    read = read_sft(section.sft, on_error=section.on_error)
+    chats: list[dict[str, Any]] = []
+    start = 0
+    for source, count in zip(section.sft, read.counts, strict=True):
+        kept = read.rows[start : start + count.kept]
+        chats += take_share(kept, weight=source.weight, seed=seed)
+        start += count.kept
+    rows, problems = [], []
+    for chat, encoded in zip(chats, encode_chats(tokenizer, chats), strict=True):
+        if isinstance(encoded, UserError):
+            problem = f"{chat['origin']}: {encoded}"
+            if section.on_error == "stop":
+                raise UserError(problem)
+            problems.append(problem)
+        else:
+            place = {"origin": chat["origin"], "kind": chat["kind"]}
+            rows.append(place | {"input_ids": encoded.input_ids, "trained": encoded.trained})
+    if not rows:
+        raise UserError(f"no row of data.sft could be tokenised; the first problem: {problems[0]}")
+    facts = {
+        "sources": [asdict(count) for count in read.counts],
+        "mixed": len(chats),
+        "not_tokenised": {"count": len(problems), "problems": problems[:20]},
+        "kinds": dict(Counter(row["kind"] for row in rows)),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "trained_tokens": sum(sum(row["trained"]) for row in rows),
+    }
+    return Dataset.from_list(rows), facts
+
+
+def rows_of_stage(
+    rows: Dataset, *, kinds: list[str], max_length: int | None, where: str
+) -> StageRows:
+    """The rows of the stage's kinds that fit into `max_length` tokens; longer ones are left out.
+
+    Raises:
+        UserError: none is left, or most are too long.
+    """
+    present = Counter(rows["kind"])
+    missing = [kind for kind in kinds if kind not in present]
+    if missing:
+        raise UserError(
+            f"{where}.kinds={kinds}: no row is of kind {', '.join(missing)}; the rows are "
+            f"{', '.join(f'{n} {kind}' for kind, n in present.items())}"
+        )
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    of_kind = [i for i, kind in enumerate(rows["kind"]) if not kinds or kind in kinds]
+    fitting = [i for i in of_kind if max_length is None or lengths[i] <= max_length]
+    too_long = len(of_kind) - len(fitting)
+    if too_long > len(of_kind) / 2:
+        raise UserError(
+            f"{where}.max_length={max_length}: {too_long} of {len(of_kind)} rows are longer; raise "
+            "it or shorten the rows"
+        )
+    if too_long:
+        log.warning(
+            "%s: %d of %d rows are longer than max_length=%s and left out",
+            where,
+            too_long,
+            len(of_kind),
+            max_length,
+        )
+    chosen = rows.select(fitting).select_columns(["input_ids", "trained"])
+    return StageRows(
+        chosen, too_long, sum(lengths[i] for i in fitting), sum(map(sum, chosen["trained"]))
+    )

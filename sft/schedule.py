@@ -1,0 +1,52 @@
+"""Learning-rate schedules as pure functions of the step: a factor of the peak in [0, 1]."""
+
+import math
+from collections.abc import Callable, Sequence
+
+# DeepSeek LLM (arXiv 2401.02954, section 2.3): 31.6 % of the peak after 80 % of the steps, 10 %
+# after 90 %.
+MILESTONES = (0.8, 0.9)
+FACTORS = (0.316, 0.1)
+
+
+def warmup(step: int, *, warmup_steps: int) -> float:
+    """Linear from 0 to 1 over `warmup_steps`, then 1."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
+def multi_step(
+    step: int,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    milestones: Sequence[float] = MILESTONES,
+    factors: Sequence[float] = FACTORS,
+) -> float:
+    """Warm-up, then steps down: `factors[i]` from the share `milestones[i]` of all steps on."""
+    passed = sum(step >= milestone * total_steps for milestone in milestones)
+    return warmup(step, warmup_steps=warmup_steps) * (factors[passed - 1] if passed else 1.0)
+
+
+def warmup_stable_decay(
+    step: int, *, total_steps: int, warmup_steps: int = 0, decay: float = 0.1, final: float = 0.0
+) -> float:
+    """Warm-up, a plateau, then linear to `final` over the last share `decay` of all steps."""
+    decay_steps = max(1, math.ceil(decay * total_steps))
+    left = min(1.0, max(0.0, (total_steps - step) / decay_steps))
+    return warmup(step, warmup_steps=warmup_steps) * (final + (1 - final) * left)
+
+
+def cosine(step: int, *, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> float:
+    """Warm-up, then half a cosine from 1 down to `final` at the last step."""
+    if step < warmup_steps:
+        return warmup(step, warmup_steps=warmup_steps)
+    share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+# Those that `lr_scheduler_type` names here instead of upstream, with the options of each.
+SCHEDULES: dict[str, Callable[..., float]] = {
+    "multi_step": multi_step,
+    "warmup_stable_decay": warmup_stable_decay,
+    "cosine": cosine,
+}

@@ -1,0 +1,117 @@
+"""A training stage from the model it starts with to the published one."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from sft.config import LoraSection, SftStage
+from sft.model import Placement, load_trainable, save_model
+from sft.prepare import tokenizer_fingerprint
+from sft.run import Stage, fingerprint, model_fingerprint
+from sft.scoring import check_layout
+from sft.trainer import StageFacts, train_sft
+
+log = logging.getLogger(__name__)
+
+# Rounding per token between packed and single rows, by the dtype of the weights.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all stages of a run share."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    placement: Placement
+    lora: LoraSection
+    seed: int
+    trust_remote_code: bool = False
+
+
+def run_stage(
+    setting: Setting,
+    name: str,
+    *,
+    start: str,
+    inputs: dict[str, Any],
+    train: Callable[[Any, Path], StageFacts],
+    keep: tuple[str, ...] = (),
+) -> str:
+    """Train a stage unless it is finished; returns the directory of its model.
+
+    Args:
+        start: the model (or adapter) that the stage begins with.
+        inputs: what else it reads, as plain data; a change makes the stage run again.
+        train: given the loaded model and the stage's folder, trains the model in place.
+    """
+    state = PartialState()
+    read = {
+        "weights": model_fingerprint(start),
+        "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+        "lora": fingerprint(asdict(setting.lora)),
+        "dtype": str(setting.placement.compute),
+        "seed": str(setting.seed),
+    }
+    stage = Stage(
+        setting.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
+    )
+    target = stage.folder / "model"
+    finished = stage.finished()
+    state.wait_for_everyone()
+    if finished is not None:
+        log.info("%s: finished already, skipped", name)
+        return str(target)
+    if state.is_main_process:
+        stage.begin()
+    state.wait_for_everyone()
+    model = load_trainable(
+        start,
+        setting.placement,
+        lora=setting.lora,
+        seed=setting.seed,
+        trust_remote_code=setting.trust_remote_code,
+    )
+    check_layout(model, tolerance=ROUNDING[next(model.parameters()).dtype])
+    facts = train(model, stage.folder)
+    if state.is_main_process:
+        temporary = stage.folder / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_model(model, setting.tokenizer, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        stage.finish(outputs=["model", "log.jsonl"], facts=asdict(facts))
+    state.wait_for_everyone()
+    return str(target)
+
+
+def run_sft_stage(
+    setting: Setting, name: str, *, start: str, section: SftStage, rows: Dataset, rows_key: str
+) -> str:
+    """A stage of supervised fine-tuning on `rows`; `rows_key` is their hash."""
+    options = {"section": asdict(section), "rows": rows_key}
+
+    def train(model: Any, folder: Path) -> StageFacts:
+        return train_sft(
+            model,
+            rows,
+            options=section.trl,
+            tokenizer=setting.tokenizer,
+            folder=folder,
+            placement=setting.placement,
+            seed=setting.seed,
+            train_batch_size=section.train_batch_size,
+            packing=section.packing,
+            num_processes=PartialState().num_processes,
+            label=name,
+        )
+
+    return run_stage(setting, name, start=start, inputs=options, train=train)

@@ -1,0 +1,314 @@
+"""The SFT trainer on trl's: packed rows in, a loss on answers only, sealed checkpoints.
+
+`PackedTrainer` holds what SFT and DPO share. Upstream methods that it overrides or relies on are
+held by tests/test_sft_trainer.py.
+"""
+
+import functools
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm import tqdm
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from sft.checkpoint import last_good, seal
+from sft.config import UserError
+from sft.model import Placement
+from sft.packing import Batch, Document, Segment, pack
+from sft.schedule import SCHEDULES
+from sft.scoring import log_probs
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a stage did; the `stages` entry of results.json."""
+
+    tokens: int
+    steps: int
+    seconds: float
+    loss_first: float
+    loss_last: float
+
+
+class PackedTrainer(Trainer):
+    """Goes before one of trl's trainers in a class's bases; batches are those of `as_inputs`.
+
+    The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
+    all micro-batches and processes, so how a step is split never changes it.
+    """
+
+    loss_is_scaled_for_ga: Any = True
+    schedule: functools.partial | None = None
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(count).sum()
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's."""
+        if self.schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        factor = functools.partial(
+            self.schedule,
+            total_steps=num_training_steps,
+            warmup_steps=self.args.get_warmup_steps(num_training_steps),
+        )
+        target: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def step_share(
+        self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """A micro-batch's sum over the items of the whole step, as DDP's averaging expects it."""
+        count = torch.as_tensor(inputs["num_items"] if items is None else items)
+        return total * self.accelerator.num_processes / count.clamp(min=1)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints carry no card; the run's report is the record."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            assert self.args.output_dir is not None
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+
+class SftTrainer(PackedTrainer, SFTTrainer):
+    """trl's SFTTrainer on rows that are tokens already: `{"input_ids", "trained"}`."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood of the trained tokens of the step."""
+        assert not return_outputs, "packed rows have no logits to return"
+        total = -log_probs(model, inputs["rows"]).sum()
+        return self.step_share(total, inputs, num_items_in_batch)
+
+
+def collate_chats(examples: Sequence[dict[str, Any]], *, row_length: int) -> dict[str, Any]:
+    """Chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
+    batch = pack([chat_document(e) for e in examples], row_length=row_length)
+    return as_inputs(batch, num_items=len(batch.target))
+
+
+def chat_document(row: dict[str, Any]) -> Document:
+    """A token row as a trunk without branches."""
+    return Document(Segment(row["input_ids"], row["trained"]))
+
+
+def as_inputs(batch: Batch, *, num_items: int, **more: torch.Tensor) -> dict[str, Any]:
+    """What the Trainer passes to `compute_loss`; upstream counts tokens by the two plain keys."""
+    return {
+        "rows": batch,
+        "num_items": torch.tensor(num_items),
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.document >= 0,
+        **more,
+    }
+
+
+def training_arguments(
+    config: type[TrainingArguments],
+    options: dict[str, Any],
+    *,
+    folder: Path,
+    placement: Placement,
+    seed: int,
+    train_batch_size: int,
+    num_processes: int,
+    **decided: Any,
+) -> tuple[Any, functools.partial | None]:
+    """Upstream's arguments for a stage, and our schedule where the stage names one.
+
+    Raises:
+        UserError: `train_batch_size` does not divide over devices and micro-batches, or upstream
+            refuses a value.
+    """
+    options = dict(options)
+    schedule = None
+    if "gradient_checkpointing" in options:  # trl's name for it, deprecated in transformers
+        options["activation_checkpointing"] = options.pop("gradient_checkpointing")
+    if options.get("lr_scheduler_type") in SCHEDULES:
+        chosen = SCHEDULES[options.pop("lr_scheduler_type")]
+        schedule = functools.partial(chosen, **(options.pop("lr_scheduler_kwargs", None) or {}))
+        options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
+    if train_batch_size:
+        micro = options["per_device_train_batch_size"] * num_processes
+        if train_batch_size % micro:
+            raise UserError(
+                f"train_batch_size={train_batch_size} is no multiple of {micro}, which is "
+                f"per_device_train_batch_size x processes ({num_processes}); change one of them"
+            )
+        options["gradient_accumulation_steps"] = train_batch_size // micro
+    try:
+        args = config(
+            **options,
+            **decided,
+            output_dir=str(folder),
+            seed=seed,
+            data_seed=seed,
+            bf16=placement.autocast and placement.compute == torch.bfloat16,
+            fp16=placement.autocast and placement.compute == torch.float16,
+            use_cpu=placement.device.type == "cpu",
+            dataloader_pin_memory=placement.device.type == "cuda",
+            remove_unused_columns=False,
+            include_num_input_tokens_seen="non_padding",
+            logging_first_step=True,
+            disable_tqdm=True,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
+    return args, schedule
+
+
+def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: int) -> Dataset:
+    """Append rows that train nothing until every step has `train_batch_size` rows.
+
+    Otherwise processes would round an epoch's last step up by repeating rows, each number of
+    processes differently.
+    """
+    missing = -len(rows) % train_batch_size if train_batch_size else 0
+    indices = [*range(len(rows)), *([0] * missing)]
+    if not missing:
+        return rows
+    padded = rows.select(indices).to_list()
+    return Dataset.from_list(padded[: len(rows)] + [filler] * missing, features=rows.features)
+
+
+def run_training(trainer: Any, *, folder: Path, label: str) -> StageFacts:
+    """Train to the end, from the last good checkpoint if there is one."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StageLog(folder / "log.jsonl", label=label))
+    checkpoint = last_good(folder) if trainer.args.should_save else None
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = checkpoint or last_good(folder)
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if not losses or not math.isfinite(losses[-1]):
+        raise UserError(
+            f"{label}: the loss ended at {losses[-1] if losses else None}; lower learning_rate"
+        )
+    return StageFacts(
+        tokens=int(trainer.state.num_input_tokens_seen),
+        steps=trainer.state.global_step,
+        seconds=round(time.monotonic() - started, 3),
+        loss_first=losses[0],
+        loss_last=losses[-1],
+    )
+
+
+class StageLog(TrainerCallback):
+    """One JSON line a log step in log.jsonl, and a progress bar with the time left."""
+
+    def __init__(self, path: Path, *, label: str) -> None:
+        self.path = path
+        self.label = label
+        self.bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            # After a kill the log may be ahead of the checkpoint: begin with what that one knew.
+            lines = [entry for entry in state.log_history if "loss" in entry]
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.label, unit="step"
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            entry = {"step": state.global_step, **logs}
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def train_sft(
+    model: Any,
+    rows: Dataset,
+    *,
+    options: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    placement: Placement,
+    seed: int,
+    train_batch_size: int = 0,
+    packing: bool = True,
+    num_processes: int = 1,
+    label: str = "sft",
+) -> StageFacts:
+    """Fine-tune `model` in place on token rows.
+
+    Args:
+        rows: columns `input_ids` (list of int) and `trained` (list of bool), none longer than
+            `options["max_length"]`.
+        options: SFTConfig's, by its own names.
+        train_batch_size: chats per optimiser step over all processes; 0 leaves upstream's product.
+        packing: several chats in a row; the same chats are trained at the same step either way.
+    """
+    args, schedule = training_arguments(
+        SFTConfig,
+        options,
+        folder=folder,
+        placement=placement,
+        seed=seed,
+        train_batch_size=train_batch_size,
+        num_processes=num_processes,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    filler = {"input_ids": [tokenizer.eos_token_id], "trained": [False]}
+    trainer = SftTrainer(
+        model=model,
+        args=args,
+        train_dataset=fill_last_step(rows, filler, train_batch_size=train_batch_size),
+        processing_class=tokenizer,
+        data_collator=functools.partial(
+            collate_chats, row_length=args.max_length if packing else 0
+        ),
+    )
+    trainer.schedule = schedule
+    return run_training(trainer, folder=folder, label=label)
