@@ -1,7 +1,7 @@
 """Log-probabilities of the scored tokens of packed rows, and nothing else.
 
 The vocabulary projection and the softmax run on scored tokens only, in chunks, with the log-sum-exp
-in float32. `enable_scoring` teaches a causal LM a second forward that does this inside the model's
+in float32 (float64 for a float64 model). `enable_scoring` teaches a causal LM a second forward that does this inside the model's
 own call, so that DDP, FSDP and PEFT wrappers keep working (the way of trl's `add_fused_lm_head`,
 which off Triton projects every position).
 """
@@ -181,7 +181,9 @@ def _score(hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float
 def _score_chunk(
     hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = head(hidden).float()
+    logits = head(hidden)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     picked = logits.gather(1, target[:, None]).squeeze(1)

@@ -1,0 +1,171 @@
+"""Equivalence classes: however a step is split, packed or resumed, the trajectory is the same."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from datasets import Dataset
+from transformers import LlamaForCausalLM
+
+from sft.checkpoint import flaw, last_good
+from sft.config import ModelSection, SftStage, UserError
+from sft.model import choose_placement
+from sft.scoring import enable_scoring
+from sft.trainer import train_sft
+
+PLACEMENT = choose_placement(ModelSection(dtype="float32"))
+
+
+@pytest.fixture
+def rows():
+    lot = random.Random(0)
+    lengths = [lot.randrange(5, 60) for _ in range(21)]
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": [lot.randrange(4, 260) for _ in range(n)],
+                "trained": [i > 2 and i % 7 != 3 for i in range(n)],
+            }
+            for n in lengths
+        ]
+    )
+
+
+def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, **options):
+    folder.mkdir(exist_ok=True)
+    model = enable_scoring(make_tiny_model())
+    given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 128}
+    facts = train_sft(
+        model,
+        rows,
+        options=SftStage().trl | given | options,
+        tokenizer=tokenizer,
+        folder=folder,
+        placement=PLACEMENT,
+        seed=0,
+        train_batch_size=batch,
+        packing=packing,
+    )
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return facts, [(entry["loss"], entry["grad_norm"]) for entry in log], model
+
+
+@pytest.mark.parametrize(("micro", "packing"), [(8, True), (2, True), (8, False)])
+def test_splitting_and_packing_leave_the_trajectory_alone(
+    rows, tiny_tokenizer, tmp_path, micro, packing
+):
+    facts, usual, _ = train(rows, tiny_tokenizer, tmp_path / "a")
+    others, varied, _ = train(rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing)
+    torch.testing.assert_close(torch.tensor(varied), torch.tensor(usual), rtol=1e-4, atol=1e-5)
+    assert (facts.steps, facts.tokens) == (others.steps, others.tokens)
+    # Two epochs of every row, and of the three rows that fill up the last step of each.
+    assert facts.tokens == 2 * (sum(len(ids) for ids in rows["input_ids"]) + 3)
+
+
+def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, tiny_tokenizer):
+    from sft.trainer import collate_chats, log_probs
+
+    model = enable_scoring(make_tiny_model())
+    examples = rows.to_list()[:6]
+    inputs = collate_chats(examples, row_length=128)
+    ours = -log_probs(model, inputs["rows"]).sum() / inputs["num_items"]
+    ours.backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+
+    model.zero_grad()
+    width = max(len(e["input_ids"]) for e in examples)
+    ids = torch.zeros(6, width, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for i, example in enumerate(examples):
+        n = len(example["input_ids"])
+        ids[i, :n] = torch.tensor(example["input_ids"])
+        mask[i, :n] = 1
+        trained = torch.tensor(example["trained"])
+        labels[i, :n][trained] = ids[i, :n][trained]
+    theirs = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    theirs.backward()
+
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    for got, parameter in zip(gradients, model.parameters(), strict=True):
+        torch.testing.assert_close(got, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_stops_midway_ends_with_the_weights_of_one_that_did_not(
+    rows, tiny_tokenizer, tmp_path
+):
+    _, whole_log, whole = train(rows, tiny_tokenizer, tmp_path / "whole", save_steps=2)
+    train(rows, tiny_tokenizer, tmp_path / "half", save_steps=2)
+    # As after a kill between steps 4 and 6: the log is ahead of the newest checkpoint.
+    shutil.rmtree(tmp_path / "half" / "checkpoint-6")
+    _, log, resumed = train(rows, tiny_tokenizer, tmp_path / "half", save_steps=2)
+    assert log == whole_log
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("harm", ["missing", "short", "flipped", "unsealed"])
+def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
+    rows, tiny_tokenizer, tmp_path, harm
+):
+    train(rows, tiny_tokenizer, tmp_path, save_steps=3)
+    newest = tmp_path / "checkpoint-6"
+    weights = newest / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if harm == "missing":
+        weights.unlink()
+    elif harm == "short":
+        weights.write_bytes(content[:-1])
+    elif harm == "flipped":
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
+    else:
+        (newest / "manifest.json").unlink()
+    assert flaw(newest) is not None
+    assert last_good(tmp_path) == tmp_path / "checkpoint-3"
+    assert not newest.exists()
+
+
+def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = enable_scoring(make_tiny_model())
+    frozen = {name: p.clone() for name, p in base.named_parameters()}
+    model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
+    train_sft(
+        model,
+        rows,
+        options=SftStage().trl
+        | {"learning_rate": 1e-2, "lr_scheduler_type": "multi_step", "max_length": 128},
+        tokenizer=tiny_tokenizer,
+        folder=tmp_path,
+        placement=PLACEMENT,
+        seed=0,
+        train_batch_size=8,
+    )
+    for name, parameter in make_tiny_model().named_parameters():
+        assert torch.equal(parameter, frozen[name])
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").open()]
+    assert rates[0] == 1e-2 and rates[-1] == pytest.approx(1e-2 * 0.316)
+
+
+def test_a_batch_that_does_not_divide_is_refused(rows, tiny_tokenizer, tmp_path):
+    with pytest.raises(UserError, match="train_batch_size=9 is no multiple of 4"):
+        train(rows, tiny_tokenizer, tmp_path, batch=9)
+
+
+def test_saved_models_load_and_stop_on_the_end_of_turn(tiny_tokenizer, tmp_path):
+    from sft.chat import ensure_template
+    from sft.model import save_model
+
+    ensure_template(tiny_tokenizer)
+    save_model(make_tiny_model(), tiny_tokenizer, tmp_path / "model")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in loaded.generation_config.eos_token_id
+    assert (tmp_path / "model" / "chat_template.jinja").is_file()
+    assert not list(Path(tmp_path).rglob("*.bin"))
