@@ -19,7 +19,12 @@ from sft.config import UserError
 Message = dict[str, Any]
 
 # Private-use characters: no template looks for them and no tokenizer's special token holds them.
-SENTINEL = "\ue000turn{}\ue001"
+ASKED, SAID = "\ue002", "\ue003"
+ANY_TOOL = {
+    "type": "function",
+    "function": {"name": "any", "description": "any", "parameters": {"type": "object"}},
+}
+SAID_CALL = {"name": SAID, "arguments": {}}
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # What a template's own code can raise on a conversation that its author did not foresee.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -29,12 +34,15 @@ TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, Att
 class Ending:
     """How the template ends an assistant turn.
 
-    `closing` is what it writes to end a turn only when asked for a generation prompt behind it
-    (Qwen1.5 does), empty for templates that end every turn themselves.
+    `before` and `after` surround the content of a fresh turn, from the end of the generation prompt
+    to the end of the stop token. `closing` is what the template writes to end a turn only when
+    asked for a generation prompt behind it (Qwen1.5), empty where it ends every turn by itself.
     """
 
     texts: tuple[str, ...]
     ids: tuple[int, ...]
+    before: str
+    after: str
     closing: str
 
 
@@ -95,7 +103,6 @@ def find_turns(
     ending = find_ending(tokenizer)
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
-    skeleton = _skeleton(tokenizer, messages, tools=tools)
     places = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns, untrained = [], 0
     for place in places:
@@ -103,8 +110,6 @@ def find_turns(
         found = None
         if last or not last_only:
             found = _find_turn(tokenizer, messages, place, text=text, tools=tools, ending=ending)
-        if isinstance(found, Turn) and skeleton.count(SENTINEL.format(place)) != 1:
-            found = "the template does not write its content"
         if isinstance(found, Turn):
             turns.append(found)
         elif last:
@@ -136,10 +141,17 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str
     if begin < 0:
         return f"the template does not end it with {' or '.join(map(repr, ending.texts))}"
     end = begin + len(stop)
+    content = message.get("content") or ""
+    if message.keys() <= {"role", "content"} and text[start:end] in (
+        ending.before + content + ending.after,
+        ending.before + content.strip() + ending.after,
+    ):
+        return Turn(start=start, end=end)
+    # Not what a plain fresh turn looks like: tool calls, reasoning, or a rewritten answer.
     body = _squeeze(text[start:begin])
     lost = [piece for piece in _pieces(message) if _squeeze(piece) not in body]
-    if lost:
-        return f"the template leaves out or rewrites {lost[0][:40]!r}"
+    if lost or not _writes(tokenizer, messages, place, tools=tools):
+        return f"the template leaves out or rewrites {(lost or _pieces(message))[0][:40]!r}"
     if place + 1 < len(messages):
         # As history the turn must read as it does when it has just been produced.
         fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False) + ending.closing
@@ -148,22 +160,19 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str
     return Turn(start=start, end=end)
 
 
-def _skeleton(tokenizer, messages, *, tools) -> str:
-    """The conversation with every assistant content replaced by its sentinel.
+def _writes(tokenizer, messages, place, *, tools) -> bool:
+    """Whether the template writes what the assistant says at `place`, whatever it says.
 
-    A turn of tool calls alone keeps its empty content: its sentinel stands in the calls' place.
+    A sentinel takes the place of the content, of a turn of tool calls alone that of a name: a short
+    answer could be found in the template's own text.
     """
-    replaced = []
-    for place, message in enumerate(messages):
-        sentinel = SENTINEL.format(place)
-        if message.get("role") == "assistant" and message.get("content"):
-            message = {**message, "content": sentinel}
-        elif message.get("role") == "assistant":
-            call = {"type": "function", "function": {"name": sentinel, "arguments": {}}}
-            first = (message.get("tool_calls") or [{}])[0]
-            message = {**message, "tool_calls": [{**first, **call}]}
-        replaced.append(message)
-    return render(tokenizer, replaced, tools=tools, prompt=False)
+    message = messages[place]
+    if message.get("content"):
+        message = {**message, "content": SAID}
+    else:
+        message = {**message, "tool_calls": [{"type": "function", "function": SAID_CALL}]}
+    changed = [*messages[:place], message, *messages[place + 1 :]]
+    return SAID in render(tokenizer, changed, tools=tools, prompt=False)
 
 
 def _pieces(message: Message) -> list[str]:
@@ -178,55 +187,67 @@ def _squeeze(text: str) -> str:
     return "".join(text.split())
 
 
-@lru_cache(maxsize=16)
-def _ending(tokenizer, template: str) -> Ending:
-    user, answer = {"role": "user", "content": "\ue002"}, {"role": "assistant"}
-    first, second = SENTINEL.format(1), SENTINEL.format(2)
-    single = render(tokenizer, [user, {**answer, "content": first}], prompt=False)
-    last = single.partition(first)[2]
-    try:
-        double = render(
-            tokenizer,
-            [user, {**answer, "content": first}, user, {**answer, "content": second}],
-            prompt=False,
-        )
-        middle = double.partition(first)[2].partition("\ue002")[0]
-    except UserError:
-        middle = last
-    controls = control_tokens(tokenizer)
-    eos = tokenizer.eos_token
-    # What is written whether or not the conversation goes on; else what ends the conversation.
-    for tail in (_common_prefix(last, middle), last):
-        found = [(tail.find(token), token) for token in controls if token in tail]
-        if found:
-            token = eos if eos and eos in tail else min(found)[1]
-            return _make_ending(tokenizer, token, closing="")
-    prompted = render(tokenizer, [user, {**answer, "content": first}], prompt=True)
-    closing = prompted[len(single) :]
-    found = [(closing.find(token), token) for token in controls if token in closing]
-    if prompted.startswith(single) and middle.startswith(closing) and found:
-        return _make_ending(tokenizer, min(found)[1], closing=closing)
-    raise UserError(
-        f"the chat template does not end an assistant turn with a token of its own (behind the "
-        f"answer it writes {last[:40]!r}); add eos_token there, or set model.chat_template"
-    )
-
-
 def find_ending(tokenizer) -> Ending:
     """How this tokenizer's template ends a turn, found with sentinels and kept.
 
     Raises:
         UserError: no template, or one that writes no control token behind the answer.
     """
-    return _ending(tokenizer, json.dumps(tokenizer.chat_template))
+    special = (tokenizer.bos_token, tokenizer.eos_token)
+    return _find_ending(tokenizer, json.dumps(tokenizer.chat_template), special)
 
 
-def _make_ending(tokenizer, token: str, *, closing: str) -> Ending:
-    texts = [token]
-    if tokenizer.eos_token and tokenizer.eos_token != token:
-        texts.append(tokenizer.eos_token)
-    ids = [tokenizer.convert_tokens_to_ids(text) for text in texts]
-    return Ending(texts=tuple(texts), ids=tuple(ids), closing=closing)
+@lru_cache(maxsize=16)
+def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
+    """The arguments beside the tokenizer are what the answer depends on, for the cache."""
+    user, answer = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+    try:
+        single, tools = render(tokenizer, [user, answer], prompt=False), None
+    except UserError:
+        tools = [ANY_TOOL]  # some templates are for tool use alone
+        single = render(tokenizer, [user, answer], tools=tools, prompt=False)
+    asked, _, last = single.partition(ASKED)[2].partition(SAID)
+    try:
+        double = render(tokenizer, [user, answer, user, answer], tools=tools, prompt=False)
+        middle = double.partition(SAID)[2].partition(ASKED)[0]
+    except UserError:
+        middle = last
+    closing = ""
+    # What is written whether or not the conversation goes on; else what ends the conversation.
+    token = _choose(tokenizer, _common_prefix(last, middle), asked) or _choose(
+        tokenizer, last, asked
+    )
+    if token is None:
+        prompted = render(tokenizer, [user, answer], tools=tools, prompt=True)
+        closing = prompted.removeprefix(single)
+        if prompted.startswith(single) and middle.startswith(closing):
+            token = _choose(tokenizer, closing, asked)
+    if token is None:
+        raise UserError(
+            "the chat template does not end an assistant turn with a token of its own (behind the "
+            f"answer it writes {last[:40]!r}); add eos_token there, or set model.chat_template"
+        )
+    texts = tuple(dict.fromkeys(text for text in (token, tokenizer.eos_token) if text))
+    prompt = render(tokenizer, [user], tools=tools, prompt=True)
+    return Ending(
+        texts=texts,
+        ids=tuple(tokenizer.convert_tokens_to_ids(text) for text in texts),
+        before=single.removeprefix(prompt).partition(SAID)[0],
+        after=(last + closing)[: (last + closing).index(token) + len(token)],
+        closing=closing,
+    )
+
+
+def _choose(tokenizer, tail: str, asked: str) -> str | None:
+    """The token in `tail` that ends a turn: eos, else one that ends the user's turns as well (text
+    `asked` follows them), else the first, since a mere marker may stand before it."""
+    found = sorted(
+        (tail.find(token), token) for token in control_tokens(tokenizer) if token in tail
+    )
+    tokens = [token for _, token in found]
+    if tokenizer.eos_token in tokens:
+        return tokenizer.eos_token
+    return next((t for t in tokens if asked.lstrip().startswith(t)), next(iter(tokens), None))
 
 
 def _common_prefix(a: str, b: str) -> str:
