@@ -77,8 +77,7 @@ def verdict(row: dict[str, Any]) -> tuple[str, str]:
 
 def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     """Everything that the template shows."""
-    models, tasks = results["models"], list(results.get("benchmarks", {}))
-    rates = results.get("repetition", {})
+    models, tasks, rates = results["models"], results["benchmarks"], results["repetition"]
     preset_file = run_dir / "preset.yaml"
     preset = wording.visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
     generations = _sample_files(run_dir, models, "generations.jsonl")
@@ -91,13 +90,14 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "models": models,
         "measures": measures(results, run_dir=run_dir),
         "mixed_formats": _mixed_formats(results),
+        "subject": wording.overall(results),
         "pairs": wording.transitions(results),
         "delta_groups": _delta_groups(results),
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
         "curves": [_curve_view(curve) for curve in read_curves(run_dir)],
         "prompts": showcase.choose_prompts(generations),
         "questions": showcase.choose_questions({t: files for t, files in samples.items() if files}),
-        "tests": list(dict.fromkeys(row["test"] for row in results.get("deltas", []))),
+        "tests": list(dict.fromkeys(row["test"] for row in results["deltas"])),
         "facts": {
             name: _facts(_read_json(run_dir / file))[:FACTS]
             for name, file in (("Data", "data/data.json"), ("Run", "run.json"))
@@ -137,14 +137,14 @@ def _mixed_formats(results: Results) -> bool:
     pair = wording.overall(results) or ()
     return any(
         len({(s[m]["shots"], s[m]["chat_template"]) for m in pair if m in s}) > 1
-        for s in results.get("benchmarks", {}).values()
+        for s in results["benchmarks"].values()
     )
 
 
 def _delta_groups(results: Results) -> list[dict[str, Any]]:
     """Repetition, then benchmarks: each with its own axis and its rows by task."""
     groups = []
-    deltas = results.get("deltas", [])
+    deltas = results["deltas"]
     for title, rows in (
         ("Repetition", [row for row in deltas if row["task"] == REPETITION]),
         ("Benchmarks", [row for row in deltas if row["task"] != REPETITION]),
@@ -173,7 +173,7 @@ def _curve_view(curve: plots.Curve) -> dict[str, Any]:
 
 def _trained(preset: str, results: Results) -> str:
     """What was trained, from the preset; for a plain comparison, the models' names."""
-    stages = " \u2192 ".join(results.get("stages", {}))
+    stages = " \u2192 ".join(results["stages"])
     section = yaml.safe_load(preset) if preset else None
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
@@ -224,7 +224,7 @@ def _read_results(run_dir: Path) -> Results:
     results = _read_json(path)
     if not isinstance(results, dict) or not isinstance(results.get("models"), list):
         raise UserError(f"{path}: results must hold the list `models`; measure the run again")
-    return results
+    return {"repetition": {}, "benchmarks": {}, "deltas": [], "stages": {}} | results
 
 
 def _read_json(path: Path) -> Any:

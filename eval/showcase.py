@@ -98,14 +98,16 @@ def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
     """About a dozen prompts, from model -> generations.jsonl, in model order.
 
     Up to 6 where an earlier model repeats and the last does not, up to 2 where the last one
-    repeats, the rest where none does; within each, languages and categories take turns.
+    repeats, the rest where none does; the last model to loop, languages and kinds take turns.
     """
     repeats: dict[str, dict[str, bool]] = defaultdict(dict)
-    group: dict[str, tuple[str, str]] = {}
+    group: dict[str, tuple[str, ...]] = {}
     for model, path in files.items():
         for row in read_lines(path):
             repeats[row["id"]][model] = bool(row.get("repeats"))
-            group[row["id"]] = (row.get("language", ""), row.get("category", ""))
+            # The last model to loop comes first: a loop cured late is rarer than one cured early.
+            looper = model if row.get("repeats") else group.get(row["id"], ("",))[0]
+            group[row["id"]] = (looper, row.get("language", ""), row.get("category", ""))
     last = list(files)[-1] if files else ""
     still = [i for i, seen in repeats.items() if seen.get(last)]
     cured = [i for i, seen in repeats.items() if not seen.get(last) and any(seen.values())]
@@ -157,6 +159,7 @@ def folded(text: str, *, tail: int = 0) -> list[Part]:
         return [Part("text", text)]
     cut = max(text.rfind(" ", 0, FOLD_AT), text.rfind("\n", 0, FOLD_AT), FOLD_AT - FOLD_MIN)
     end = len(text) - tail
+    end = max(end, text.find(" ", end, end + tail // 2) + 1)
     return [Part("text", text[:cut]), Part("fold", text[cut:end]), Part("text", text[end:])]
 
 
@@ -175,7 +178,11 @@ def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[i
         run = period + match[period]
         if run >= 2 * period and run >= expected / 2:
             period *= max(1, min(COPY_MIN // period, run // (2 * period)))
-            return len(body) - run, period
+            start = len(body) - run
+            # Any turn of the loop is as true; one that starts with a word reads best.
+            spare = min(period, run - 2 * period)
+            words = (i for i in range(start, start + spare) if body[i].isalnum())
+            return next(words, start), period
     return None
 
 
@@ -194,18 +201,15 @@ def _prefix_matches(text: str) -> list[int]:
     return match
 
 
-def _turns(ids: Sequence[str], group: dict[str, tuple[str, str]]) -> list[str]:
-    """`ids` reordered so that languages, and within them categories, take turns."""
-    by_language: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int = 0) -> list[str]:
+    """`ids` reordered so that the parts of their groups take turns, the first part fastest."""
+    if not ids or level == len(group[ids[0]]):
+        return list(ids)
+    parts: dict[str, list[str]] = defaultdict(list)
     for i in ids:
-        language, category = group[i]
-        by_language[language][category].append(i)
-    languages = [_interleave(list(kinds.values())) for _, kinds in sorted(by_language.items())]
-    return _interleave(languages)
-
-
-def _interleave(lists: Sequence[Sequence[str]]) -> list[str]:
-    return [item for turn in zip_longest(*lists) for item in turn if item is not None]
+        parts[group[i][level]].append(i)
+    turns = [_turns(members, group, level=level + 1) for members in parts.values()]
+    return [item for turn in zip_longest(*turns) for item in turn if item is not None]
 
 
 def _fetch_prompts(files: dict[str, Path], chosen: Sequence[str]) -> list[Prompt]:

@@ -173,13 +173,11 @@ def _repetition(results: dict[str, Any], pair: tuple[str, str]) -> str:
         n = results["repetition"][pair[1]].get("n", row["n"])
         return f"neither model repeated itself on any of {n:,} prompts (at most {percent(bound)})"
     rates = results.get("repetition", {})
-    known = all(model in rates for model in pair)
-    span = f" from {percent(rates[pair[0]]['rate'])} to {percent(rates[pair[1]]['rate'])}"
+    before, after = (percent(rates.get(model, {}).get("rate")) for model in pair)
     if significant(row):
         verb = "repetition fell" if row["delta"] < 0 else "repetition rose"
-        return f"{verb}{span if known else ''} ({_evidence(row)})"
-    moved = f"{span[1:]}: " if known else ""
-    return f"repetition did not change significantly ({moved}{_evidence(row)})"
+        return f"{verb} from {before} to {after} ({_evidence(row)})"
+    return f"repetition did not change significantly ({before} to {after}: {_evidence(row)})"
 
 
 def _benchmarks_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
@@ -231,8 +229,10 @@ def _still_possible(flat: list[dict[str, Any]]) -> str:
     worst = min(bounded, key=lambda row: row["ci"][0])
     if worst["ci"][0] >= 0:
         return ""
-    loss = f"{-100 * worst['ci'][0]:.1f}"
-    return f" (their intervals still allow a loss of up to {loss} points, on {worst['task']})"
+    loss = f"a loss of up to {-100 * worst['ci'][0]:.1f} points"
+    if len(flat) == 1:
+        return f" (its interval still allows {loss})"
+    return f" (their intervals still allow {loss}, on {worst['task']})"
 
 
 def _split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
