@@ -1,7 +1,7 @@
 """Presets: one YAML file plus dotted overrides becomes typed sections, or all its mistakes at once.
 
 Inside `sft_all`, `sft_dialogue` and `dpo` the keys are trl's own (`SFTConfig`, `DPOConfig`),
-unrenamed; beside them stand the few of ours that `SftStage` and `DpoStage` name.
+unrenamed; beside them stand the few of ours that `sft.sections` names.
 """
 
 import dataclasses
@@ -9,13 +9,48 @@ import difflib
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from sft.sections import (
+    CHOICES,
+    DECIDED,
+    WITHOUT_EFFECT,
+    DataSection,
+    DpoStage,
+    EvalSection,
+    LoraSection,
+    ModelSection,
+    PairsSection,
+    Preset,
+    RepetitionSection,
+    RunSection,
+    SftStage,
+    Source,
+)
+
+__all__ = [
+    "CHECKOUT",
+    "DataSection",
+    "DpoStage",
+    "EvalSection",
+    "LoraSection",
+    "ModelSection",
+    "PairsSection",
+    "Preset",
+    "RepetitionSection",
+    "RunSection",
+    "SftStage",
+    "Source",
+    "UserError",
+    "find_path",
+    "load_preset",
+    "resolved",
+]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -25,194 +60,6 @@ class UserError(ValueError):
 
     Commands print it without a traceback and exit with code 2.
     """
-
-
-@dataclass
-class RunSection:
-    dir: str = "runs/quickstart"
-    seed: int = 0
-
-
-@dataclass
-class ModelSection:
-    name_or_path: str = ""
-    dtype: str = "auto"  # auto, float32, bfloat16, float16
-    attn_implementation: str = "auto"  # auto, sdpa, eager
-    chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
-    trust_remote_code: bool = False
-
-
-@dataclass
-class LoraSection:
-    r: int = 0  # 0: full fine-tuning
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    target_modules: Any = "all-linear"
-
-
-@dataclass
-class Source:
-    """Where rows come from: a local file or a hub id, and how to read it."""
-
-    path: str = ""
-    kind: str | None = None  # math, code, dialogue, safety, ...; absent: the row's own `kind`
-    weight: float = 1.0  # share of the rows taken, or times that they are repeated
-    columns: dict[str, str] = field(default_factory=dict)
-    split: str = "train"
-
-
-@dataclass
-class DataSection:
-    sft: list[Source] = field(default_factory=list)
-    preference: list[Source] = field(default_factory=list)
-    on_error: str = "stop"  # stop, drop
-
-
-def _sft_defaults() -> dict[str, Any]:
-    return {
-        "learning_rate": 1e-5,  # the paper's, for 7B
-        "num_train_epochs": 2.0,
-        "per_device_train_batch_size": 8,
-        "lr_scheduler_type": "cosine",
-        "max_length": 1024,
-        "activation_checkpointing": False,
-        "save_steps": 0.25,  # a share of all steps
-        "save_total_limit": 2,
-        "logging_steps": 1.0,
-    }
-
-
-def _dpo_defaults() -> dict[str, Any]:
-    # The paper's: one epoch at 5e-6, warm-up and cosine. Its beta is not stated; 0.1 is trl's.
-    ours = {"learning_rate": 5e-6, "num_train_epochs": 1.0, "warmup_steps": 0.1, "beta": 0.1}
-    return _sft_defaults() | ours | {"loss_type": ["sigmoid"]}
-
-
-@dataclass
-class SftStage:
-    """A stage of supervised fine-tuning. `kinds` empty means every row."""
-
-    enabled: bool = True
-    kinds: list[str] = field(default_factory=list)
-    train_batch_size: int = 0  # chats per optimiser step over all devices; 0: upstream's product
-    packing: bool = True  # several chats in a row; a matter of layout, not of what a step sees
-    trl: dict[str, Any] = field(default_factory=_sft_defaults)  # SFTConfig, by its own names
-
-
-@dataclass
-class PairsSection:
-    prompts: list[Source] = field(default_factory=list)
-    samples_per_prompt: int = 4
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 400
-    min_score_gap: float = 0.5  # verdicts closer than this make no pair
-
-
-@dataclass
-class DpoStage:
-    """The preference stage; `beta`, `loss_type` and the rest are DPOConfig's."""
-
-    enabled: bool = True
-    train_batch_size: int = 0
-    packing: bool = True
-    trl: dict[str, Any] = field(default_factory=_dpo_defaults)
-
-
-@dataclass
-class RepetitionSection:
-    prompts: str | None = None  # rows of {"messages": [...]}; absent: no repetition measure
-    cap: int = 400  # tokens; a response that loops is followed to twice this
-
-
-@dataclass
-class EvalSection:
-    tasks: list[str] = field(default_factory=list)
-    task_dir: str | None = None
-    limit: int | None = None
-    base_shots: int = 5
-    chat_shots: int = 0
-    repetition: RepetitionSection = field(default_factory=RepetitionSection)
-
-
-@dataclass
-class Preset:
-    run: RunSection = field(default_factory=RunSection)
-    model: ModelSection = field(default_factory=ModelSection)
-    lora: LoraSection = field(default_factory=LoraSection)
-    data: DataSection = field(default_factory=DataSection)
-    sft_all: SftStage = field(default_factory=SftStage)
-    sft_dialogue: SftStage = field(default_factory=lambda: SftStage(kinds=["dialogue"]))
-    pairs: PairsSection = field(default_factory=PairsSection)
-    dpo: DpoStage = field(default_factory=DpoStage)
-    eval: EvalSection = field(default_factory=EvalSection)
-
-
-CHOICES = {
-    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.attn_implementation": ("auto", "sdpa", "eager"),
-    "data.on_error": ("stop", "drop"),
-}
-
-# Upstream keys that the chain decides itself, with the place where they are decided instead.
-DECIDED = {
-    "output_dir": "run.dir",
-    "bf16": "model.dtype",
-    "fp16": "model.dtype",
-    "seed": "run.seed",
-    "data_seed": "run.seed",
-    "use_cpu": "the launcher (accelerate launch --cpu)",
-    "model_init_kwargs": "the model section",
-    "trust_remote_code": "model.trust_remote_code",
-    "chat_template_path": "model.chat_template",
-    "eos_token": "the tokenizer and its chat template",
-    "pad_token": "the tokenizer",
-    "disable_tqdm": "the recipe",
-    "logging_first_step": "the report, which needs the first loss",
-    "remove_unused_columns": "the data section",
-    "dataloader_pin_memory": "the device",
-    "include_num_input_tokens_seen": "the report, which counts tokens",
-    "resume_from_checkpoint": "starting the same command again",
-    "save_strategy": "save_steps",
-    **dict.fromkeys(
-        ("assistant_only_loss", "completion_only_loss"), "the chain: only answers are trained"
-    ),
-    **dict.fromkeys(
-        ("dataset_kwargs", "dataset_text_field", "dataset_num_proc"), "the data section"
-    ),
-    **dict.fromkeys(("padding_free", "packing_strategy", "pad_to_multiple_of"), "packing"),
-    **dict.fromkeys(
-        ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model"),
-        "the chain: the reference is the stage's own start, computed once",
-    ),
-}
-
-# Upstream keys that our loss and our rows would pass over in silence.
-WITHOUT_EFFECT = frozenset(
-    {
-        "truncation_mode",
-        "shuffle_dataset",
-        "eval_packing",
-        "label_smoothing_factor",
-        "router_aux_loss_coef",
-        "use_liger_kernel",
-        "liger_kernel_config",
-        "ld_alpha",
-        "f_divergence_type",
-        "f_alpha_divergence_coef",
-        "use_weighting",
-        "discopop_tau",
-        "ref_model_mixup_alpha",
-        "ref_model_sync_steps",
-        "disable_dropout",
-        "eval_strategy",
-        "eval_steps",
-        "do_eval",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "include_for_metrics",
-    }
-)
 
 
 def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:

@@ -1,0 +1,171 @@
+"""Presets: types, overrides, and every mistake reported at once."""
+
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+
+from sft.config import CHECKOUT, Preset, SftStage, UserError, find_path, load_preset, resolved
+
+GOOD = """
+model: {name_or_path: somewhere}
+data:
+  sft: [{path: a.jsonl, kind: math}]
+sft_all: {learning_rate: 1e-5, num_train_epochs: 2}
+pairs: {prompts: [{path: p.jsonl}]}
+"""
+
+
+@pytest.fixture
+def preset_file(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_values_take_the_type_of_the_field_they_land_in(preset_file):
+    preset = load_preset(
+        preset_file,
+        overrides=[
+            "sft_all.learning_rate=3e-4",
+            "dpo.beta=1",
+            "lora.r=16",
+            "data.sft=[{path: b.jsonl, kind: code, weight: 2}]",
+            "eval.repetition.cap=99",
+            "dpo.loss_type=ipo",
+            "sft_dialogue.kinds=[dialogue, safety]",
+        ],
+    )
+    assert preset.sft_all.trl["learning_rate"] == 3e-4
+    assert preset.dpo.trl["beta"] == 1.0 and isinstance(preset.dpo.trl["beta"], float)
+    assert preset.lora.r == 16
+    assert [dataclasses.asdict(s) for s in preset.data.sft] == [
+        {"path": "b.jsonl", "kind": "code", "weight": 2.0, "columns": {}, "split": "train"}
+    ]
+    assert preset.eval.repetition.cap == 99
+    assert preset.dpo.trl["loss_type"] == ["ipo"]
+    assert preset.sft_dialogue.kinds == ["dialogue", "safety"]
+
+
+def test_every_mistake_is_named_at_once_with_the_nearest_valid_key(preset_file):
+    preset_file.write_text(GOOD + "evl: {}\nlora: {rank: 3}\n")
+    with pytest.raises(UserError) as caught:
+        load_preset(
+            preset_file,
+            overrides=["sft_all.learning_rat=1", "dpo.beta=high", "model.dtype=int8", "nonsense"],
+        )
+    message = str(caught.value)
+    for part in (
+        "unknown key evl (did you mean eval?)",
+        "unknown key lora.rank",
+        "unknown key sft_all.learning_rat (did you mean sft_all.learning_rate?)",
+        "dpo.beta='high' is not float",
+        "model.dtype='int8' is not one of auto, float32, bfloat16, float16",
+        "override 'nonsense' is not of the form section.key=value",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft_all.bf16=true", "decided by model.dtype"),
+        ("dpo.sync_ref_model=true", "decided by the chain"),
+        ("dpo.use_weighting=true", "has no effect in this chain"),
+        ("sft_all.loss_type=dft", "is nll here"),
+        ("data.sft=[]", "data.sft is empty"),
+        ("pairs.prompts=[]", "needs data.preference"),
+        ("lora.r=-1", "must be 0"),
+        ("sft_all.max_length=many", "is not int | None"),
+        ("data.sft=[{path: a, knd: b}]", r"unknown key data.sft\[0\].knd"),
+    ],
+)
+def test_settings_that_could_not_take_effect_are_refused(preset_file, override, words):
+    with pytest.raises(UserError, match=words):
+        load_preset(preset_file, overrides=[override])
+
+
+def test_a_batch_is_set_in_one_way_only(preset_file):
+    both = ["sft_all.train_batch_size=8", "sft_all.gradient_accumulation_steps=2"]
+    with pytest.raises(UserError, match="sets both"):
+        load_preset(preset_file, overrides=both)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1, 2]", "a mapping of sections"),
+        ("a: [b", "not a readable YAML"),
+        ("run: 3", "a section"),
+    ],
+)
+def test_files_that_are_no_preset(tmp_path, content, words):
+    path = tmp_path / "p.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        load_preset(path)
+
+
+def test_a_missing_preset_names_its_neighbour(preset_file):
+    with pytest.raises(UserError, match=r"did you mean .*p\.yaml"):
+        load_preset(preset_file.with_name("pp.yaml"))
+
+
+def test_the_resolved_preset_reads_back_to_itself(preset_file, tmp_path):
+    preset = load_preset(preset_file, overrides=["sft_all.learning_rate=2e-5"])
+    plain = resolved(preset)
+    again = tmp_path / "again.yaml"
+    again.write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
+    assert load_preset(again) == preset
+    # Every default of ours is written out.
+    assert plain["lora"]["r"] == 0 and plain["dpo"]["beta"] == 0.1
+    assert set(plain) == {f.name for f in dataclasses.fields(Preset)}
+
+
+def test_stages_do_not_share_their_options():
+    first, second = SftStage(), SftStage()
+    first.trl["learning_rate"] = 7.0
+    assert second.trl["learning_rate"] != 7.0
+
+
+def test_relative_paths_are_taken_from_here_and_then_from_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_path("pyproject.toml") == CHECKOUT / "pyproject.toml"
+    (tmp_path / "pyproject.toml").touch()
+    assert find_path("pyproject.toml").resolve() == tmp_path / "pyproject.toml"
+    assert find_path("no/such/file") is None
+
+
+def test_our_own_keys_are_these():
+    """Frozen: a new key is a promise. Upstream's pass through unrenamed and uncounted."""
+    plain = {
+        f.name: sorted(
+            g.name for g in dataclasses.fields(getattr(Preset(), f.name)) if g.name != "trl"
+        )
+        for f in dataclasses.fields(Preset)
+    }
+    assert plain == {
+        "run": ["dir", "seed"],
+        "model": [
+            "attn_implementation",
+            "chat_template",
+            "dtype",
+            "name_or_path",
+            "trust_remote_code",
+        ],
+        "lora": ["lora_alpha", "lora_dropout", "r", "target_modules"],
+        "data": ["on_error", "preference", "sft"],
+        "sft_all": ["enabled", "kinds", "packing", "train_batch_size"],
+        "sft_dialogue": ["enabled", "kinds", "packing", "train_batch_size"],
+        "pairs": [
+            "max_new_tokens",
+            "min_score_gap",
+            "prompts",
+            "samples_per_prompt",
+            "temperature",
+            "top_p",
+        ],
+        "dpo": ["enabled", "packing", "train_batch_size"],
+        "eval": ["base_shots", "chat_shots", "limit", "repetition", "task_dir", "tasks"],
+    }

@@ -1,0 +1,123 @@
+"""The run directory: one writer, one preset, and stages that know when they are done."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sft.config import ModelSection, Preset, RunSection, UserError
+from sft.run import Stage, fingerprint, open_run, read_json, write_json
+
+
+def preset(folder, seed=0):
+    return Preset(run=RunSection(str(folder), seed), model=ModelSection(name_or_path="m"))
+
+
+def work(stage, text):
+    stage.begin()
+    (stage.folder / "out.txt").write_text(text)
+    stage.finish(outputs=["out.txt"], facts={"text": text})
+
+
+def test_a_stage_is_finished_only_with_its_inputs_and_outputs(tmp_path):
+    stage = Stage(tmp_path / "1-a", {"rows": "x", "weights": "y"})
+    assert stage.finished() is None
+    stage.begin()
+    (stage.folder / "out.txt").write_text("hello")
+    assert stage.finished() is None
+    stage.finish(outputs=["out.txt"], facts={"steps": 3})
+    assert stage.finished() == {"steps": 3}
+    assert Stage(stage.folder, {"rows": "z", "weights": "y"}).finished() is None
+    (stage.folder / "out.txt").write_text("hell")
+    assert stage.finished() is None
+
+
+def test_a_changed_input_throws_away_the_work_but_not_what_has_a_key_of_its_own(tmp_path, caplog):
+    stage = Stage(tmp_path / "3-dpo", {"rows": "x"}, keep=("reference",))
+    work(stage, "old")
+    (stage.folder / "reference").mkdir()
+    changed = Stage(stage.folder, {"rows": "y"}, keep=("reference",))
+    changed.begin()
+    assert "rows changed" in caplog.text
+    assert sorted(p.name for p in stage.folder.iterdir()) == ["begun.json", "reference"]
+
+
+def test_begun_work_on_the_same_inputs_is_kept(tmp_path):
+    stage = Stage(tmp_path / "1-a", {"rows": "x"})
+    stage.begin()
+    (stage.folder / "checkpoint-3").mkdir()
+    stage.begin()
+    assert (stage.folder / "checkpoint-3").is_dir()
+
+
+def test_another_preset_is_refused_by_the_keys_that_differ(tmp_path):
+    with open_run(preset(tmp_path / "r")):
+        pass
+    with (
+        pytest.raises(UserError, match=r"another preset \(it differs in run.seed\)"),
+        open_run(preset(tmp_path / "r", seed=1)),
+    ):
+        pass
+    with open_run(preset(tmp_path / "r", seed=1), rerun=True) as folder:
+        (folder / "1-a").mkdir()
+    with open_run(preset(tmp_path / "r", seed=2), fresh=True) as folder:
+        assert not (folder / "1-a").exists()
+
+
+def test_a_run_may_be_moved(tmp_path):
+    with open_run(preset(tmp_path / "r")):
+        pass
+    (tmp_path / "r").rename(tmp_path / "s")
+    with open_run(preset(tmp_path / "s")) as folder:
+        assert folder == tmp_path / "s"
+
+
+def test_a_folder_of_something_else_is_not_taken(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="not from a run"), open_run(preset(tmp_path)):
+        pass
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+    script = (
+        "import sys\nfrom sft.config import *\nfrom sft.run import open_run\n"
+        "preset = Preset(run=RunSection(sys.argv[1], 0), model=ModelSection(name_or_path='m'))\n"
+        "try:\n  with open_run(preset): pass\nexcept UserError as e: print(e)"
+    )
+    with open_run(preset(tmp_path / "r")):
+        second = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "r")], capture_output=True, text=True
+        )
+    assert f"is in use by process {os.getpid()}" in second.stdout
+    third = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "r")], capture_output=True, text=True
+    )
+    assert third.stdout == ""
+
+
+def test_an_unwritable_path_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match="cannot be written .*; set run.dir="),
+        open_run(preset(tmp_path / "file" / "run")),
+    ):
+        pass
+
+
+def test_fingerprints_see_names_and_contents(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "x.json", [1])
+    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
+    (tmp_path / "b" / "x.json").rename(tmp_path / "b" / "y.json")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
+    assert fingerprint({"k": 1, "l": 2}) == fingerprint({"l": 2, "k": 1})
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"new": object()})
+    assert read_json(path) == {"old": 1}
