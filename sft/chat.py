@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from itertools import islice
 
 from sft.config import UserError, find_path
-from sft.mask import Chat, Message, find_ending, find_turns, refuse_control_tokens, render
+from sft.mask import (
+    Chat,
+    Message,
+    find_ending,
+    find_turns,
+    has_generation_tags,
+    refuse_control_tokens,
+    refuse_lost_context,
+    render,
+)
 
 # Special tokens that end a text in public vocabularies, for tokenizers that do not name theirs.
 KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
@@ -188,12 +197,14 @@ def encode_chats(
             for text in (chat.text, *(chat.text[: turn.start] for turn in chat.turns))
         ]
         ids = iter(_encode(tokenizer, texts))
-        for chat in chats:
+        for row, chat in zip(batch, chats, strict=True):
             if isinstance(chat, UserError):
                 yield chat
                 continue
-            whole = next(ids)
-            yield _mark(tokenizer, chat, whole, [next(ids) for _ in chat.turns])
+            encoded = _mark(tokenizer, chat, next(ids), [next(ids) for _ in chat.turns])
+            if isinstance(encoded, EncodedChat) and has_generation_tags(tokenizer):
+                encoded = _follow_tags(tokenizer, row, encoded, last_only=turns == "last")
+            yield encoded
 
 
 def _find(tokenizer, row: dict, *, turns: str) -> Chat | UserError:
@@ -233,6 +244,33 @@ def _mark(
     return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
 
 
+def _follow_tags(
+    tokenizer, row: dict, chat: EncodedChat, *, last_only: bool
+) -> EncodedChat | UserError:
+    """The mask that the template's own {% generation %} blocks give, where it has them."""
+    tagged = tokenizer.apply_chat_template(
+        list(row["messages"]),
+        tools=row.get("tools"),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    if tagged["input_ids"] != chat.input_ids:
+        return chat  # the answer merges with its prompt; only our own spans fit these ids
+    trained = [bool(flag) for flag in tagged["assistant_masks"]]
+    stops = set(stop_ids(tokenizer))
+    starts = [i for i, flag in enumerate(trained) if flag and not (i and trained[i - 1])]
+    for start in starts:
+        end = next((i for i in range(start, len(trained)) if not trained[i]), len(trained))
+        if not stops & set(chat.input_ids[start:end]):
+            return UserError(
+                "a {% generation %} block of the chat template leaves out the end-of-turn token; "
+                "move {% endgeneration %} behind it"
+            )
+    if last_only and starts:
+        trained = [flag and i >= starts[-1] for i, flag in enumerate(trained)]
+    return EncodedChat(chat.input_ids, trained, chat.untrained_turns)
+
+
 def encode_prompt(
     tokenizer, messages: Sequence[Message], *, tools: list | None = None
 ) -> list[int]:
@@ -245,7 +283,9 @@ def encode_prompt(
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
     refuse_control_tokens(tokenizer, messages)
-    return _encode(tokenizer, [render(tokenizer, messages, tools=tools, prompt=True)])[0]
+    text = render(tokenizer, messages, tools=tools, prompt=True)
+    refuse_lost_context(text, messages)
+    return _encode(tokenizer, [text])[0]
 
 
 def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
@@ -266,7 +306,11 @@ def _encode_after(tokenizer, text: str) -> list[int]:
 
 def preview(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> str:
     """The chat as text for a terminal: trained tokens green, context dim."""
-    chat = encode_chat(tokenizer, messages, tools=tools)
+    return coloured(tokenizer, encode_chat(tokenizer, messages, tools=tools))
+
+
+def coloured(tokenizer, chat: EncodedChat) -> str:
+    """An encoded chat as text for a terminal: trained tokens green, context dim."""
     pieces, start = [], 0
     for i in range(1, len(chat.input_ids) + 1):
         if i == len(chat.input_ids) or chat.trained[i] != chat.trained[start]:

@@ -7,6 +7,7 @@ has to be produced; it stays context.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ ANY_TOOL = {
     "function": {"name": "any", "description": "any", "parameters": {"type": "object"}},
 }
 SAID_CALL = {"name": SAID, "arguments": {}}
+GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # What a template's own code can raise on a conversation that its author did not foresee.
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
@@ -103,6 +105,7 @@ def find_turns(
     ending = find_ending(tokenizer)
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
+    refuse_lost_context(text, messages)
     places = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns, untrained = [], 0
     for place in places:
@@ -175,11 +178,39 @@ def _writes(tokenizer, messages, place, *, tools) -> bool:
     return SAID in render(tokenizer, changed, tools=tools, prompt=False)
 
 
+def refuse_lost_context(text: str, messages: Sequence[Message]) -> None:
+    """An answer is not trained or generated from a context that the template does not show.
+
+    Raises:
+        UserError: naming the message that is missing from the rendered text.
+    """
+    for number, message in enumerate(messages, start=1):
+        needed = [message.get("content") or ""]
+        if message.get("role") == "assistant":  # its thinking may be left out of the history
+            needed = _names(message)
+        for piece in needed:
+            if not _shows(text, piece):
+                what = "tool call" if message.get("role") == "assistant" else "message"
+                raise UserError(
+                    f"the chat template leaves out the {what} of turn {number} "
+                    f"({message.get('role')}: {piece[:30]!r}); change the row or the template"
+                )
+
+
+def _shows(text: str, piece: str) -> bool:
+    """Whether the text holds the piece: as it is, but for white space, or quoted as JSON."""
+    quoted = json.dumps(piece, ensure_ascii=False)[1:-1]
+    return piece.strip() in text or quoted in text or _squeeze(piece) in _squeeze(text)
+
+
 def _pieces(message: Message) -> list[str]:
     """What the assistant says in this message: content, reasoning, names of the calls."""
     said = [message.get("content")] + [message.get(key) for key in REASONING]
-    said += [call.get("function", call).get("name") for call in message.get("tool_calls") or []]
-    return [piece for piece in said if piece]
+    return [piece for piece in said if piece] + _names(message)
+
+
+def _names(message: Message) -> list[str]:
+    return [call.get("function", call)["name"] for call in message.get("tool_calls") or []]
 
 
 def _squeeze(text: str) -> str:
@@ -236,6 +267,11 @@ def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
         after=(last + closing)[: (last + closing).index(token) + len(token)],
         closing=closing,
     )
+
+
+def has_generation_tags(tokenizer) -> bool:
+    """Whether the template marks what the assistant says with {% generation %} itself."""
+    return GENERATION.search(json.dumps(tokenizer.chat_template)) is not None
 
 
 def _choose(tokenizer, tail: str, asked: str) -> str | None:
