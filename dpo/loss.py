@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sft.config import UserError
+from sft.config import DpoStage, UserError
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,16 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-def check_loss(
-    loss_type: Sequence[str], *, loss_weights: Sequence[float] | None, label_smoothing: float
-) -> None:
+def check_loss(section: DpoStage) -> None:
     """Refuse what the loss below cannot do, before anything is loaded.
 
     Raises:
         UserError: a loss that is not offered, weights of another number, or label noise that the
             robust loss is undefined for.
     """
+    loss_type = section.trl["loss_type"]
+    loss_weights = section.trl.get("loss_weights")
+    label_smoothing = section.trl.get("label_smoothing", 0.0)
     for name in loss_type:
         if name not in LOSSES:
             raise UserError(f"dpo.loss_type={name} is not offered; choose from {', '.join(LOSSES)}")

@@ -6,7 +6,7 @@ sample with its seed, its verdict and the verdict's reasons.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Message = dict[str, Any]
@@ -111,8 +111,3 @@ def _pair(
         "reference": row.get("reference"),
         "samples": samples,
     }
-
-
-def counts_as_data(counts: PairCounts) -> dict[str, int]:
-    """Plain data for the stage's record."""
-    return asdict(counts)

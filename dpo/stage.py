@@ -1,5 +1,6 @@
 """The preference stage: pairs given or built, then DPO against the stage's own start."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,97 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
+from dpo.data import read_preferences
+from dpo.encode import encode_pairs
+from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
-from sft.config import DpoStage
-from sft.run import fingerprint, model_fingerprint
-from sft.stage import Setting, run_stage
+from sft.config import DpoStage, Preset, UserError
+from sft.run import (
+    STAGE_FOLDERS,
+    Stage,
+    fingerprint,
+    model_fingerprint,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from sft.setting import Setting, tokenizer_fingerprint
+from sft.stage import run_stage
 from sft.trainer import StageFacts
 
 
-def run_dpo_stage(
-    setting: Setting, name: str, *, start: str, section: DpoStage, rows: Dataset
-) -> str:
+def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
+    """Token rows of the preferences that the preset names, or None where it names none.
+
+    Raises:
+        UserError: a row breaks a rule and `data.on_error` is stop; or no pair is left.
+    """
+    data = preset.data
+    if not (data.preference and preset.dpo.enabled):
+        return None
+    with PartialState().main_process_first():
+        read = read_preferences(data.preference, on_error=data.on_error)
+        rows, counts = encode_pairs(
+            read.rows, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
+        )
+        if PartialState().is_main_process:
+            facts = {"sources": [asdict(count) for count in read.counts], **counts}
+            write_json(setting.folder / "data" / "preference.json", facts)
+    return rows
+
+
+def sampled_pairs(
+    preset: Preset,
+    setting: Setting,
+    *,
+    start: str,
+    prompts: Sequence[dict[str, Any]],
+    sample: Sampler,
+    judge: Judge,
+) -> Dataset:
+    """Token rows of pairs built from the start model's own answers, kept in 3-dpo/pairs.jsonl.
+
+    One process samples; the others read what it wrote. `sample` is called only where the pairs of
+    these weights, prompts and options are not there yet.
+
+    Raises:
+        UserError: the judge saw no difference between the answers to any prompt.
+    """
+    section = preset.pairs
+    stage = Stage(
+        setting.folder / STAGE_FOLDERS["dpo"] / "pairs",
+        {
+            "weights": model_fingerprint(start),
+            "prompts": fingerprint(list(prompts)),
+            "options": fingerprint([asdict(section), setting.seed]),
+            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+        },
+    )
+    file = "../pairs.jsonl"
+    state = PartialState()
+    if state.is_main_process and stage.finished() is None:
+        stage.begin()
+        pairs, counts = build_pairs(
+            prompts,
+            sample=sample,
+            judge=judge,
+            samples_per_prompt=section.samples_per_prompt,
+            min_score_gap=section.min_score_gap,
+            seed=setting.seed,
+        )
+        write_jsonl(stage.folder / file, pairs)
+        stage.finish(outputs=[file], facts=asdict(counts))
+    state.wait_for_everyone()
+    pairs = read_jsonl(stage.folder / file)
+    if not pairs:
+        raise UserError(
+            f"no pair could be built from {len(prompts)} prompts: the judge saw no answer better "
+            "than another; raise pairs.samples_per_prompt or pairs.temperature"
+        )
+    return encode_pairs(pairs, setting.tokenizer, max_length=preset.dpo.trl["max_length"])[0]
+
+
+def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:
     """DPO on token rows of pairs (see `dpo.encode`); returns the directory of its model."""
     rows_key = fingerprint(rows.to_list())
     # Weights, rows and precision decide the reference; beta and the schedule do not.
@@ -35,12 +117,12 @@ def run_dpo_stage(
             train_batch_size=section.train_batch_size,
             packing=section.packing,
             num_processes=PartialState().num_processes,
-            label=name,
+            label="dpo",
         )
 
     return run_stage(
         setting,
-        name,
+        STAGE_FOLDERS["dpo"],
         start=start,
         inputs={"section": asdict(section), "rows": rows_key},
         train=train,

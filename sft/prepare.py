@@ -3,17 +3,18 @@
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from sft.chat import encode_chats, stop_ids
+from sft.chat import encode_chats
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
 from sft.mix import take_share
 from sft.run import Stage, fingerprint, write_json
+from sft.setting import Setting, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -28,52 +29,42 @@ class StageRows:
     trained_tokens: int
 
 
-def data_stage(
-    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, folder: Path
-) -> Stage:
-    """The preparation as a stage: what it reads decides whether it is done again."""
-    return Stage(
-        folder / "data",
+def prepare_chats(section: DataSection, setting: Setting) -> Dataset:
+    """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`.
+
+    Written to data/sft.parquet with the counts in data/data.json; read back where that is done
+    already and no source, option, tokenizer or template has changed. One process works, the others
+    read what it wrote.
+
+    Raises:
+        UserError: a row breaks a rule and `data.on_error` is stop; or nothing is left to train on.
+    """
+    stage = Stage(
+        setting.folder / "data",
         {
             "sources": fingerprint([source_fingerprint(s) for s in section.sft]),
-            "options": fingerprint([[asdict(s) for s in section.sft], section.on_error, seed]),
-            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "options": fingerprint(
+                [[asdict(s) for s in section.sft], section.on_error, setting.seed]
+            ),
+            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
         },
     )
+    with PartialState().main_process_first():
+        if stage.finished() is None:
+            stage.begin()
+            rows, facts = _tokenise(section, setting.tokenizer, seed=setting.seed)
+            rows.to_parquet(stage.folder / "sft.parquet")
+            write_json(stage.folder / "data.json", facts)
+            stage.finish(outputs=["sft.parquet", "data.json"], facts={"rows": len(rows)})
+        return Dataset.from_parquet(
+            str(stage.folder / "sft.parquet"), cache_dir=str(stage.folder / ".cache")
+        )
 
 
 def source_fingerprint(source: Source) -> str:
     """The hash of a local file, or the name of a hub data set."""
     path = find_path(source.path)
     return fingerprint(path) if path else f"hub:{source.path}:{source.split}"
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The hash of vocabulary, merges, special tokens and chat template."""
-    core = tokenizer.backend_tokenizer.to_str()
-    return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer)])
-
-
-def prepare_chats(
-    section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int, stage: Stage
-) -> Dataset:
-    """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`.
-
-    Written to data/sft.parquet with the counts in data/data.json; read back where the stage is
-    finished already.
-
-    Raises:
-        UserError: a row breaks a rule and `data.on_error` is stop; or nothing is left to train on.
-    """
-    if stage.finished() is None:
-        stage.begin()
-        rows, facts = _tokenise(section, tokenizer, seed=seed)
-        rows.to_parquet(stage.folder / "sft.parquet")
-        write_json(stage.folder / "data.json", facts)
-        stage.finish(outputs=["sft.parquet", "data.json"], facts={"rows": len(rows)})
-    return Dataset.from_parquet(
-        str(stage.folder / "sft.parquet"), cache_dir=str(stage.folder / ".cache")
-    )
 
 
 def _tokenise(

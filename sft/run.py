@@ -28,6 +28,9 @@ from sft.config import CHECKOUT, Preset, UserError, resolved
 
 log = logging.getLogger(__name__)
 
+# Where each stage of the chain works, by the name that its model goes by.
+STAGE_FOLDERS = {"sft-all": "1-sft-all", "sft-dialogue": "2-sft-dialogue", "dpo": "3-dpo"}
+
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm-eval")
 
 
@@ -167,9 +170,25 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream]
 
 
-def environment() -> dict[str, Any]:
-    """What a reader needs to repeat a run: versions, hardware, and the state of the checkout."""
+def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What each finished training stage of a run recorded: the `stages` of results.json."""
+    done = {name: read_json(folder / place / "done.json") for name, place in STAGE_FOLDERS.items()}
+    return {name: record["facts"] for name, record in done.items() if record is not None}
+
+
+def write_environment(folder: Path, preset: Preset) -> None:
+    """run.json: what a reader needs to repeat the run."""
     state = PartialState()
+    if not state.is_main_process:
+        return
+    facts = _environment(state) | {
+        "seed": preset.run.seed,
+        "preset_sha256": fingerprint(resolved(preset)),
+    }
+    write_json(folder / "run.json", facts)
+
+
+def _environment(state: PartialState) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,

@@ -1,9 +1,9 @@
 """Log-probabilities of the scored tokens of packed rows, and nothing else.
 
 The vocabulary projection and the softmax run on scored tokens only, in chunks, with the log-sum-exp
-in float32 (float64 for a float64 model). `enable_scoring` teaches a causal LM a second forward that does this inside the model's
-own call, so that DDP, FSDP and PEFT wrappers keep working (the way of trl's `add_fused_lm_head`,
-which off Triton projects every position).
+in float32 (float64 for a float64 model). `enable_scoring` teaches a causal LM a second forward that
+does this inside the model's own call, so that DDP, FSDP and PEFT wrappers keep working (the way of
+trl's `add_fused_lm_head`, which off Triton projects every position).
 """
 
 import functools

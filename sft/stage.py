@@ -3,38 +3,24 @@
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
-from sft.config import LoraSection, SftStage
-from sft.model import Placement, load_trainable, save_model
-from sft.prepare import tokenizer_fingerprint
-from sft.run import Stage, fingerprint, model_fingerprint
+from sft.model import load_trainable, save_model
+from sft.plan import PlannedStage
+from sft.run import STAGE_FOLDERS, Stage, fingerprint, model_fingerprint
 from sft.scoring import check_layout
+from sft.setting import Setting, tokenizer_fingerprint
 from sft.trainer import StageFacts, train_sft
 
 log = logging.getLogger(__name__)
 
 # Rounding per token between packed and single rows, by the dtype of the weights.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all stages of a run share."""
-
-    folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    placement: Placement
-    lora: LoraSection
-    seed: int
-    trust_remote_code: bool = False
 
 
 def run_stage(
@@ -93,16 +79,14 @@ def run_stage(
     return str(target)
 
 
-def run_sft_stage(
-    setting: Setting, name: str, *, start: str, section: SftStage, rows: Dataset, rows_key: str
-) -> str:
-    """A stage of supervised fine-tuning on `rows`; `rows_key` is their hash."""
-    options = {"section": asdict(section), "rows": rows_key}
+def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str:
+    """A stage of supervised fine-tuning on token rows; returns the directory of its model."""
+    section = planned.section
 
     def train(model: Any, folder: Path) -> StageFacts:
         return train_sft(
             model,
-            rows,
+            planned.rows,
             options=section.trl,
             tokenizer=setting.tokenizer,
             folder=folder,
@@ -111,7 +95,13 @@ def run_sft_stage(
             train_batch_size=section.train_batch_size,
             packing=section.packing,
             num_processes=PartialState().num_processes,
-            label=name,
+            label=planned.name,
         )
 
-    return run_stage(setting, name, start=start, inputs=options, train=train)
+    return run_stage(
+        setting,
+        STAGE_FOLDERS[planned.name],
+        start=start,
+        inputs={"section": asdict(section), "rows": planned.rows.to_list()},
+        train=train,
+    )

@@ -9,7 +9,7 @@ from trl.trainer.utils import selective_log_softmax
 
 from dpo.loss import LOSSES, PairScores, check_loss, preference_loss
 from dpo.reference import pair_document
-from sft.config import UserError
+from sft.config import DpoStage, UserError
 from sft.packing import pack
 from sft.scoring import enable_scoring, log_probs, sequence_sums
 
@@ -62,21 +62,15 @@ def test_a_policy_equal_to_its_reference_starts_at_log_two():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (
-            {"loss_type": ["kto"], "loss_weights": None, "label_smoothing": 0.0},
-            "kto is not offered",
-        ),
-        (
-            {"loss_type": ["sigmoid"], "loss_weights": [1, 2], "label_smoothing": 0.0},
-            "1 loss types",
-        ),
-        ({"loss_type": ["robust"], "loss_weights": None, "label_smoothing": 0.5}, "0, 0.5"),
-        ({"loss_type": ["ipo"], "loss_weights": None, "label_smoothing": 0.1}, "robust only"),
+        ({"loss_type": ["kto"]}, "kto is not offered"),
+        ({"loss_type": ["sigmoid"], "loss_weights": [1.0, 2.0]}, "1 loss types"),
+        ({"loss_type": ["robust"], "label_smoothing": 0.5}, "0, 0.5"),
+        ({"loss_type": ["ipo"], "label_smoothing": 0.1}, "robust only"),
     ],
 )
 def test_what_could_not_take_effect_is_refused_by_name(options, words):
     with pytest.raises(UserError, match=words):
-        check_loss(options.pop("loss_type"), **options)
+        check_loss(DpoStage(trl=options))
 
 
 PAIR = {

@@ -99,7 +99,7 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
 def test_an_unwritable_path_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match="cannot be written .*; set run.dir="),
+        pytest.raises(UserError, match=r"cannot be written .*; set run\.dir="),
         open_run(preset(tmp_path / "file" / "run")),
     ):
         pass

@@ -1,0 +1,40 @@
+"""Answers to conversations from a model on disk: what pairs are built from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.generate import Generation, generate
+from sft.chat import encode_prompt, stop_ids
+from sft.config import PairsSection
+from sft.model import load_model
+from sft.setting import Setting
+
+
+def sampler(
+    path: str, setting: Setting, *, section: PairsSection
+) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
+    """A function of conversations and seeds that samples one answer each.
+
+    The model is loaded when the function is called, so that nothing is where nothing is sampled.
+    """
+
+    def sample(
+        conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
+    ) -> list[Generation]:
+        model = load_model(path, setting.placement, trust_remote_code=setting.trust_remote_code)
+        with tqdm(total=len(conversations), desc="sampling answers", unit="answer") as bar:
+            return generate(
+                model,
+                setting.tokenizer,
+                [encode_prompt(setting.tokenizer, messages) for messages in conversations],
+                max_new_tokens=section.max_new_tokens,
+                stop_ids=stop_ids(setting.tokenizer),
+                temperature=section.temperature,
+                top_p=section.top_p,
+                seeds=seeds,
+                progress=bar.update,
+            )
+
+    return sample

@@ -1,0 +1,117 @@
+"""Base model -> SFT on all data -> SFT on dialogue -> DPO, and what each stage did.
+
+    accelerate launch recipes/sft_then_dpo.py                     # the quickstart
+    accelerate launch recipes/sft_then_dpo.py PRESET [section.key=value ...]
+    python recipes/sft_then_dpo.py PRESET --dry-run               # checks and counts, trains nothing
+
+Start the same command again after an interruption: finished stages are skipped, the others go on.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sft.config import Preset, UserError, load_preset
+
+QUICKSTART = Path(__file__).parent / "presets" / "quickstart.yaml"
+
+log = logging.getLogger("truing")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run the chain; 2 for a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", nargs="?", default=str(QUICKSTART), help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--dry-run", action="store_true", help="check and count, train nothing")
+    parser.add_argument("--fresh", action="store_true", help="empty run.dir first")
+    parser.add_argument("--rerun", action="store_true", help="redo what a changed preset touches")
+    given = parser.parse_intermixed_args(argv)
+    if "=" in given.preset:  # overrides alone: they apply to the quickstart
+        given.preset, given.overrides = str(QUICKSTART), [given.preset, *given.overrides]
+    try:
+        preset = load_preset(given.preset, overrides=given.overrides)
+        if given.dry_run:
+            with tempfile.TemporaryDirectory() as folder:
+                chain(replace(preset, run=replace(preset.run, dir=folder)), dry_run=True)
+        else:
+            chain(preset, fresh=given.fresh, rerun=given.rerun)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def chain(
+    preset: Preset, *, dry_run: bool = False, fresh: bool = False, rerun: bool = False
+) -> None:
+    """The whole road: check, prepare, train and measure stage by stage, report."""
+    # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
+    from dpo.loss import check_loss
+    from dpo.stage import given_pairs, run_dpo_stage, sampled_pairs
+    from eval.judge import rule_judge
+    from eval.measure import check_measures, measure, write_results
+    from eval.sampling import sampler
+    from eval.tables import console_table
+    from sft.console import farewell, start_logging
+    from sft.model import check_model, choose_placement, load_tokenizer
+    from sft.plan import plan_stages, show_examples
+    from sft.prepare import prepare_chats
+    from sft.prompts import read_prompts
+    from sft.run import open_run, write_environment
+    from sft.setting import Setting
+    from sft.stage import run_sft_stage
+
+    start_logging()
+
+    # 1. What can be wrong is found before anything is trained.
+    base = check_model(preset.model)
+    check_loss(preset.dpo)
+    check_measures(preset.eval)
+    tokenizer = load_tokenizer(base, preset.model)
+    placement = choose_placement(preset.model)
+
+    with open_run(preset, fresh=fresh, rerun=rerun) as folder:
+        setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+        write_environment(folder, preset)
+
+        # 2. Rows -> chats -> token rows.
+        chats = prepare_chats(preset.data, setting)
+        stages = plan_stages(chats, preset)
+        pairs = given_pairs(preset, setting)
+        prompts = read_prompts(preset.pairs.prompts)
+        if dry_run:
+            show_examples(chats, tokenizer)
+            return
+
+        # 3. Train and measure; each stage begins where the one before ended.
+        models = {"base": base}
+        start = base
+        measure("base", base, setting, preset.eval)
+        for stage in stages:
+            start = models[stage.name] = run_sft_stage(stage, setting, start=start)
+            measure(stage.name, start, setting, preset.eval)
+        if preset.dpo.enabled:
+            if pairs is None:
+                sample = sampler(start, setting, section=preset.pairs)
+                pairs = sampled_pairs(
+                    preset, setting, start=start, prompts=prompts, sample=sample, judge=rule_judge
+                )
+            start = models["dpo"] = run_dpo_stage(
+                setting, start=start, section=preset.dpo, rows=pairs
+            )
+            measure("dpo", start, setting, preset.eval)
+
+        # 4. The evidence.
+        results = write_results(folder, list(models))
+        farewell(console_table(results), folder=folder, model=start)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

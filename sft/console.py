@@ -1,0 +1,38 @@
+"""What a command says while it runs: one line a decision, on the first process only."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from accelerate import PartialState
+from rich.console import Console
+
+# Known, harmless, and not the user's to mend; each with the place it comes from.
+_QUIET = (
+    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 with transformers 5.23
+)
+
+
+def start_logging() -> None:
+    """Our own lines plain on stderr, upstream's from warnings on, one process speaking."""
+    first = PartialState().is_main_process
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+    for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    for words in _QUIET:
+        warnings.filterwarnings("ignore", message=words)
+
+
+def farewell(table: Any, *, folder: Path, model: str) -> None:
+    """The table, where the report is, and how to talk to the model."""
+    if PartialState().is_main_process:
+        console = Console()
+        console.print(table)
+        console.print(f"report  {folder / 'report.html'}")
+        console.print(f"model   {model}")
+        console.print(f"talk    transformers chat {model}")

@@ -1,0 +1,72 @@
+"""What each stage is about to do, counted from its real rows before anything is paid for."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat import EncodedChat, coloured
+from sft.config import Preset, SftStage
+from sft.prepare import StageRows, rows_of_stage
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """An SFT stage of the chain with the rows that it trains on."""
+
+    name: str  # of the model that it makes
+    section: SftStage
+    rows: Dataset  # columns `input_ids`, `trained`
+
+
+def plan_stages(chats: Dataset, preset: Preset) -> list[PlannedStage]:
+    """The enabled SFT stages in order, with a line in the log on what each will do.
+
+    Raises:
+        UserError: no row is of a stage's kinds, or most are longer than its `max_length`.
+    """
+    planned = []
+    for name, section in (("sft-all", preset.sft_all), ("sft-dialogue", preset.sft_dialogue)):
+        if not section.enabled:
+            continue
+        found = rows_of_stage(
+            chats,
+            kinds=section.kinds,
+            max_length=section.trl["max_length"],
+            where=name.replace("-", "_"),
+        )
+        log.info("%s: %s", name, _summary(found, section))
+        planned.append(PlannedStage(name, section, found.rows))
+    return planned
+
+
+def _summary(found: StageRows, section: SftStage) -> str:
+    micro = section.trl["per_device_train_batch_size"] * PartialState().num_processes
+    batch = section.train_batch_size or micro * section.trl.get("gradient_accumulation_steps", 1)
+    steps = count_steps(len(found.rows), batch=batch, options=section.trl)
+    return (
+        f"{len(found.rows):,} rows, {found.tokens:,} tokens an epoch "
+        f"({found.trained_tokens / found.tokens:.0%} trained), {steps:,} steps"
+    )
+
+
+def count_steps(num_rows: int, *, batch: int, options: dict) -> int:
+    """Optimiser steps as the Trainer counts them: a short last step counts, once an epoch."""
+    if options.get("max_steps", -1) > 0:
+        return options["max_steps"]
+    return math.ceil(max(1, math.ceil(num_rows / batch)) * options["num_train_epochs"])
+
+
+def show_examples(chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Print the first row of each kind as the model will see it, trained tokens in green."""
+    shown = set()
+    for row in chats:
+        if row["kind"] not in shown:
+            shown.add(row["kind"])
+            print(f"\n{row['kind']} ({row['origin']})")
+            print(coloured(tokenizer, EncodedChat(row["input_ids"], row["trained"])))

@@ -1,0 +1,48 @@
+"""What all stages of a run share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat import stop_ids
+from sft.config import LoraSection, Preset
+from sft.model import Placement
+from sft.run import fingerprint
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The run's folder, tokenizer, placement and seed, passed to every stage and measure."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    placement: Placement
+    lora: LoraSection
+    seed: int
+    trust_remote_code: bool
+
+    @classmethod
+    def of(
+        cls,
+        preset: Preset,
+        *,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        placement: Placement,
+    ) -> "Setting":
+        """The setting that a preset describes, on this machine."""
+        return cls(
+            folder,
+            tokenizer,
+            placement,
+            preset.lora,
+            preset.run.seed,
+            preset.model.trust_remote_code,
+        )
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The hash of vocabulary, merges, special tokens and chat template."""
+    core = tokenizer.backend_tokenizer.to_str()
+    return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer)])
