@@ -1,0 +1,279 @@
+"""The repetition rate: the share of greedy answers that never end and repeat for ever.
+
+DeepSeek LLM (arXiv 2401.02954, section 4) counts responses that "fail to terminate and instead
+endlessly repeat a sequence of text" at temperature 0; its detector is unpublished. Ours, on token
+ids: the answer reaches the cap with a loop at its tail, and is neither over nor out of the loop
+when the cap is doubled.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from eval.generate import FinishReason, generate
+from eval.stats import wilson
+from sft.chat import encode_prompt, stop_ids
+from sft.config import UserError
+from sft.packing import Document, Segment, pack
+from sft.scoring import score
+
+# Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
+# and a line of dashes are shorter. A period above 256 does not fit the usual caps four times.
+MAX_PERIOD = 256
+MIN_COPIES = 4
+MIN_TOKENS = 64
+# Tokens that one scoring forward may hold while drafted loops are checked.
+_CHECK_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A periodic tail: from `start` on, each token equals the one `period` before it."""
+
+    period: int
+    copies: int  # whole copies; a partial last one is allowed and not counted
+    start: int
+
+
+def find_loop(token_ids: Sequence[int]) -> Loop | None:
+    """The loop that the tokens end in, with the smallest period that qualifies; O(n).
+
+    The Z-function of the reversed tokens gives, for every period at once, how far back the tail
+    keeps it. A loop needs period <= MAX_PERIOD, MIN_COPIES whole copies and MIN_TOKENS tokens.
+    """
+    tail = list(token_ids)[::-1]
+    n = len(tail)
+    agree = [0] * min(MAX_PERIOD + 1, n)
+    left = right = 0
+    for period in range(1, len(agree)):
+        length = min(right - period, agree[period - left]) if period < right else 0
+        while period + length < n and tail[length] == tail[period + length]:
+            length += 1
+        agree[period] = length
+        if period + length > right:
+            left, right = period, period + length
+        covered = period + length
+        if covered >= max(MIN_COPIES * period, MIN_TOKENS):
+            return Loop(period, covered // period, n - covered)
+    return None
+
+
+def seq_rep_n(token_ids: Sequence[int], *, n: int = 4) -> float:
+    """1 - distinct n-grams / n-grams (Welleck et al. 2020, arXiv 1908.04319); 0 below n tokens."""
+    count = len(token_ids) - n + 1
+    if count <= 0:
+        return 0.0
+    return 1 - len({tuple(token_ids[i : i + n]) for i in range(count)}) / count
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    cap: int,
+    max_batch_tokens: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Answer every prompt greedily; returns the rows of generations.jsonl in the order given.
+
+    Args:
+        prompts: {"id", "messages", "category", "language"} each.
+        cap: new tokens of an answer; one that loops there is followed to 2 * cap.
+        progress: called with the number of prompts settled since the last call.
+
+    Raises:
+        UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
+    """
+    _check_prompts(prompts)
+    contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
+    _check_room(model, prompts, contexts, cap=cap)
+    decoder = _Decoder(model, tokenizer, stop_ids(tokenizer), max_batch_tokens)
+    rows = [_Row(context) for context in contexts]
+    # A loop need not be decoded token by token: it is drafted and checked in one forward pass.
+    decoder.extend(rows, to=cap, stop_at_loop=True, progress=progress)
+    decoder.follow([row for row in rows if row.reason == "loop"], to=2 * cap)
+    decoder.extend([row for row in rows if row.reason == "loop"], to=cap)
+    looping = [row for row in rows if _loops_on(row, end=2 * cap)]
+    decoder.follow(looping, to=2 * cap)
+    decoder.extend(looping, to=2 * cap)
+    return [
+        _stored(prompt, row, tokenizer, decoder.stops, cap=cap)
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+
+
+def repeats(row: Mapping[str, Any]) -> bool:
+    """Whether a stored row is endless: unterminated at the doubled cap, and looping there."""
+    tokens = row["token_ids"]
+    endless = row["finish_reason"] == "cap" and len(tokens) >= 2 * row["cap"]
+    return endless and find_loop(tokens) is not None
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The results.json entry of one model, from its stored rows alone.
+
+    `rate` counts rows that repeat, `truncated` the other rows that had not ended at the cap; both
+    are shares of n. `seq_rep_4` is the mean over answers cut at the cap, without their stop id.
+    """
+    n, cap = len(rows), rows[0]["cap"]
+    endless = sum(repeats(row) for row in rows)
+    unfinished = sum(_unfinished(row) for row in rows)
+    return {
+        "rate": endless / n,
+        "ci": list(wilson(endless, n)),
+        "n": n,
+        "truncated": (unfinished - endless) / n,
+        "cap": cap,
+        "seq_rep_4": sum(seq_rep_n(_answer(row)[:cap]) for row in rows) / n,
+    }
+
+
+def _unfinished(row: Mapping[str, Any]) -> bool:
+    return len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap"
+
+
+def _answer(row: Mapping[str, Any]) -> list[int]:
+    tokens = row["token_ids"]
+    return tokens[:-1] if row["finish_reason"] == "stop_id" else tokens
+
+
+@dataclass
+class _Row:
+    """One answer in progress; `reason` "loop" marks one that was left while it looped."""
+
+    context: list[int]
+    tokens: list[int] = field(default_factory=list)
+    reason: FinishReason = "loop"
+
+
+def _loops_on(row: _Row, *, end: int) -> bool:
+    """Whether the row is in a loop, and neither over nor followed to `end`."""
+    going = row.reason in ("cap", "loop") and len(row.tokens) < end
+    return going and find_loop(row.tokens) is not None
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    model: Any
+    tokenizer: Any
+    stops: list[int]
+    max_batch_tokens: int | None
+
+    def extend(
+        self,
+        rows: Sequence[_Row],
+        *,
+        to: int,
+        stop_at_loop: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Decode greedily until each row has `to` tokens, ends, or (if asked) loops."""
+        short = [row for row in rows if len(row.tokens) < to]
+        generations = generate(
+            self.model,
+            self.tokenizer,
+            [row.context + row.tokens for row in short],
+            max_new_tokens=[to - len(row.tokens) for row in short],
+            stop_ids=self.stops,
+            max_batch_tokens=self.max_batch_tokens,
+            stop_when=(lambda ids: find_loop(ids) is not None) if stop_at_loop else None,
+            progress=progress,
+        )
+        for row, generation in zip(short, generations, strict=True):
+            row.tokens += generation.token_ids
+            row.reason = generation.finish_reason
+
+    def follow(self, rows: Sequence[_Row], *, to: int) -> None:
+        """Extend looping rows by as much of their loop as greedy decoding would write.
+
+        The loop is written out to `to` tokens, and one forward pass tells how many of them are the
+        model's own choice. Rows that keep to it all the way have reached `to`.
+        """
+        drafts = [_continued(row.tokens, to) for row in rows]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i].context))
+        at_once = max(1, _CHECK_TOKENS // max((len(r.context) + to for r in rows), default=1))
+        for first in range(0, len(order), at_once):
+            chunk = order[first : first + at_once]
+            agreed = self._agreed([rows[i] for i in chunk], [drafts[i] for i in chunk])
+            for i, count in zip(chunk, agreed, strict=True):
+                rows[i].tokens += drafts[i][:count]
+                if len(rows[i].tokens) == to:
+                    rows[i].reason = "cap"
+
+    @torch.inference_mode()
+    def _agreed(self, rows: Sequence[_Row], drafts: Sequence[list[int]]) -> list[int]:
+        """How many first tokens of each draft greedy decoding would choose."""
+        documents = []
+        for row, draft in zip(rows, drafts, strict=True):
+            known = row.context + row.tokens
+            scored = [False] * len(known) + [True] * len(draft)
+            documents.append(Document(Segment(known + draft, scored)))
+        batch = pack(documents, row_length=0).to(next(self.model.parameters()).device)
+        was_training = self.model.training
+        self.model.eval()
+        verdicts = score(self.model, batch).is_argmax
+        self.model.train(was_training)
+        # Packing may reorder documents; `sequence` says whose each scored token is.
+        by_row = [verdicts[batch.sequence == i].tolist() for i in range(len(drafts))]
+        return [own.index(False) if False in own else len(own) for own in by_row]
+
+
+def _continued(tokens: Sequence[int], length: int) -> list[int]:
+    """The tokens that the loop at the tail would add up to `length` in all."""
+    loop = find_loop(tokens)
+    assert loop is not None, "only a looping row is continued"
+    unit = list(tokens[-loop.period :])
+    missing = max(0, length - len(tokens))
+    return (unit * (missing // loop.period + 1))[:missing]
+
+
+def _stored(
+    prompt: Mapping[str, Any], row: _Row, tokenizer: Any, stops: Sequence[int], *, cap: int
+) -> dict[str, Any]:
+    loop = find_loop(row.tokens)
+    ended = row.reason == "stop_id"
+    text = tokenizer.decode(row.tokens[:-1] if ended else row.tokens, skip_special_tokens=True)
+    stored = {
+        "id": prompt["id"],
+        "messages": list(prompt["messages"]),
+        "category": prompt["category"],
+        "language": prompt["language"],
+        "prompt_ids": row.context,
+        "token_ids": row.tokens,
+        "text": text,
+        "finish_reason": row.reason,
+        "loop": None if loop is None else asdict(loop),
+        "cap": cap,
+    }
+    return stored | {"repeats": repeats(stored)}
+
+
+def _check_prompts(prompts: Sequence[Mapping[str, Any]]) -> None:
+    if not prompts:
+        raise UserError("the repetition rate needs prompts; give eval.repetition.prompts a file")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt["id"] in seen:
+            raise UserError(
+                f"repetition prompt id {prompt['id']} occurs twice; ids pair models, so make each "
+                "one unique"
+            )
+        seen.add(prompt["id"])
+
+
+def _check_room(
+    model: Any, prompts: Sequence[Mapping[str, Any]], contexts: Sequence[list[int]], *, cap: int
+) -> None:
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
+    room = None if window is None else (window - len(contexts[longest])) // 2
+    if room is not None and room < cap:
+        remedy = f"lower the cap to {room}" if room > 0 else "shorten or drop the prompt"
+        raise UserError(
+            f"eval.repetition.cap={cap}: prompt {prompts[longest]['id']} has "
+            f"{len(contexts[longest])} tokens and the model's window is {window}, too small for "
+            f"the doubled cap; {remedy}"
+        )

@@ -1,0 +1,189 @@
+import gzip
+import json
+
+import pytest
+from conftest import make_tiny_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.generate import generate
+from eval.repetition import (
+    MAX_PERIOD,
+    MIN_COPIES,
+    MIN_TOKENS,
+    Loop,
+    find_loop,
+    measure,
+    repeats,
+    seq_rep_n,
+    summarise,
+)
+from eval.stats import wilson
+from sft.chat import encode_prompt, ensure_template, stop_ids
+from sft.config import UserError
+from sft.scoring import enable_scoring
+
+
+def brute_force(tokens):
+    """The definition, word for word."""
+    n = len(tokens)
+    for period in range(1, min(MAX_PERIOD, n - 1) + 1):
+        start = n - period
+        while start > 0 and tokens[start - 1] == tokens[start - 1 + period]:
+            start -= 1
+        covered = n - start
+        if covered // period >= MIN_COPIES and covered >= MIN_TOKENS:
+            return Loop(period, covered // period, start)
+    return None
+
+
+@settings(max_examples=300)
+@given(
+    head=st.lists(st.integers(0, 2), max_size=60),
+    unit=st.lists(st.integers(0, 2), min_size=1, max_size=30),
+    times=st.integers(0, 12),
+    partial=st.integers(0, 30),
+    tail=st.lists(st.integers(0, 2), max_size=3),
+)
+@example(head=[], unit=[1], times=64, partial=0, tail=[])
+@example(head=[], unit=[1], times=63, partial=0, tail=[])
+def test_find_loop_equals_the_definition(head, unit, times, partial, tail):
+    tokens = head + unit * times + unit[:partial] + tail
+    assert find_loop(tokens) == brute_force(tokens)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 1), max_size=200))
+def test_find_loop_equals_the_definition_on_noise(tokens):
+    assert find_loop(tokens) == brute_force(tokens)
+
+
+def test_find_loop_limits():
+    unit = list(range(1000, 1000 + MAX_PERIOD))
+    assert find_loop([7, 8, *unit * 4]) == Loop(MAX_PERIOD, 4, 2)
+    assert find_loop([*unit, 1] * 5) is None
+    assert find_loop(unit * 3 + unit[:-1]) is None
+    assert find_loop([1, 2, 3] * 21) is None, "63 tokens are too few"
+    assert find_loop([9, 1, 2, 3] + [1, 2, 3] * 21 + [1, 2]) == Loop(3, 22, 1)
+    assert find_loop([1, 2] * 40 + [0]) is None, "an ended loop is no loop"
+    assert find_loop([]) is None
+
+
+def test_seq_rep_by_hand():
+    assert seq_rep_n([1, 2, 3], n=4) == 0.0
+    assert seq_rep_n([1, 1, 1, 1, 1], n=4) == pytest.approx(0.5)
+    assert seq_rep_n([1, 2, 1, 2, 1, 2], n=2) == pytest.approx(1 - 2 / 5)
+
+
+PROMPTS = [
+    {
+        "id": f"p{i}",
+        "messages": [{"role": "user", "content": f"tell me about {word}"}],
+        "category": "writing",
+        "language": "en",
+    }
+    for i, word in enumerate(["rain", "a cat", "numbers", "tea", "the sea", "a road", "x", "snow"])
+]
+
+
+def looping_model(width, seed):
+    """A random one-layer model: greedy decoding of such a model runs into loops of its own."""
+    model = make_tiny_model(seed, initializer_range=width, hidden_size=16, num_hidden_layers=1)
+    return enable_scoring(model)
+
+
+def plain_rows(model, tokenizer, *, cap):
+    """What the measure must find, by decoding every prompt to the doubled cap."""
+    contexts = [encode_prompt(tokenizer, p["messages"]) for p in PROMPTS]
+    return generate(
+        model, tokenizer, contexts, max_new_tokens=2 * cap, stop_ids=stop_ids(tokenizer)
+    )
+
+
+# Of the eight answers: all loop for good; most loop and leave the loop; the same, other tokens.
+@pytest.mark.parametrize(("width", "seed", "endless"), [(0.08, 0, 8), (0.08, 2, 3), (0.1, 3, 2)])
+def test_measure_agrees_with_decoding_everything(tiny_tokenizer, width, seed, endless):
+    ensure_template(tiny_tokenizer)
+    model, cap = looping_model(width, seed), 90
+    rows = measure(model, tiny_tokenizer, PROMPTS, cap=cap)
+    assert sum(row["repeats"] for row in rows) == endless
+    for row, full in zip(rows, plain_rows(model, tiny_tokenizer, cap=cap), strict=True):
+        assert row["token_ids"] == full.token_ids[: len(row["token_ids"])]
+        loops = find_loop(full.token_ids[:cap]) and find_loop(full.token_ids)
+        assert row["repeats"] == (full.finish_reason == "cap" and loops is not None)
+        assert len(row["token_ids"]) in (cap, 2 * cap)
+
+
+def test_figures_come_from_the_stored_rows(tiny_tokenizer, tmp_path):
+    ensure_template(tiny_tokenizer)
+    counts = []
+    model = looping_model(0.08, 2)
+    rows = measure(model, tiny_tokenizer, PROMPTS, cap=70, progress=counts.append)
+    assert sum(counts) == len(PROMPTS)
+    stored = [json.loads(json.dumps(row)) for row in rows]
+    summary = summarise(stored)
+    assert summary == summarise(rows)
+    assert set(summary) == {"rate", "ci", "n", "truncated", "cap", "seq_rep_4"}
+    endless = sum(row["repeats"] for row in stored)
+    assert endless > 0
+    assert summary["rate"] == endless / 8 and summary["ci"] == list(wilson(endless, 8))
+    for row, prompt in zip(stored, PROMPTS, strict=True):
+        assert row["repeats"] == repeats(row)
+        assert row["messages"] == prompt["messages"]
+        assert row["text"] == tiny_tokenizer.decode(
+            row["token_ids"][:-1] if row["finish_reason"] == "stop_id" else row["token_ids"],
+            skip_special_tokens=True,
+        )
+        if row["loop"]:
+            part = row["token_ids"][row["loop"]["start"] :]
+            period = row["loop"]["period"]
+            assert part[period:] == part[:-period]
+
+
+def stored(tokens, reason, cap=100):
+    return {"token_ids": tokens, "finish_reason": reason, "cap": cap}
+
+
+def test_summary_counts_each_fate_once():
+    varied = list(range(1000, 1400))
+    rows = [
+        stored([*varied[:50], 0], "stop_id"),  # ended
+        stored(varied[:100], "cap"),  # truncated, no loop
+        stored([5] * 200, "cap"),  # endless
+        stored([5] * 150 + varied[:50], "cap"),  # looped at the cap, then left the loop
+        stored([5] * 150 + [0], "stop_id"),  # looped at the cap, then ended
+        stored([5] * 99 + [0], "stop_id"),  # looped, but ended before the cap
+    ]
+    summary = summarise(rows)
+    assert summary["rate"] == pytest.approx(1 / 6)
+    assert summary["truncated"] == pytest.approx(3 / 6)
+    one_gram, looping = 1 - 1 / 97, 1 - 1 / 96
+    assert summary["seq_rep_4"] == pytest.approx((3 * one_gram + looping) / 6)
+
+
+def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    model = enable_scoring(make_tiny_model(max_position_embeddings=128))
+    with pytest.raises(UserError, match=r"cap=60: prompt p2 has \d+ tokens .* lower the cap to \d"):
+        measure(model, tiny_tokenizer, PROMPTS, cap=60)
+    with pytest.raises(UserError, match="id p0 occurs twice"):
+        measure(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)
+    with pytest.raises(UserError, match="needs prompts"):
+        measure(model, tiny_tokenizer, [], cap=10)
+
+
+@pytest.mark.real
+def test_a_real_model_loops_and_human_poems_do_not(real_data):
+    """poem-zh-750k repeats a cycle of twelve tokens, greedy, where nothing ends its poem."""
+    folder = real_data / "models/poem-zh-750k"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    prompt = tokenizer("主题：明月 体裁：五绝\n")["input_ids"]
+    (answer,) = generate(model, tokenizer, [prompt], max_new_tokens=115, stop_ids=[])
+    loop = find_loop(answer.token_ids)
+    assert loop is not None and loop.period == 12
+    with gzip.open(folder / "poetry_corpus.jsonl.gz", "rt") as lines:
+        poems = [json.loads(line)["content"] for line in lines]
+    texts = [text if isinstance(text, str) else "\n".join(text) for text in poems]
+    assert not any(find_loop(ids) for ids in tokenizer(texts)["input_ids"])
