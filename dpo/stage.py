@@ -7,12 +7,15 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from trl import DPOConfig
 
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
+from dpo.loss import check_loss
 from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
 from sft.config import DpoStage, Preset, UserError
+from sft.model import Placement
 from sft.run import (
     STAGE_FOLDERS,
     Stage,
@@ -24,7 +27,18 @@ from sft.run import (
 )
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.stage import run_stage
-from sft.trainer import StageFacts
+from sft.trainer import StageFacts, check_stage
+
+
+def check_dpo(section: DpoStage, placement: Placement) -> None:
+    """Refuse settings that the stage could not follow, before anything is loaded.
+
+    Raises:
+        UserError: a loss that is not offered, or arguments that upstream refuses.
+    """
+    if section.enabled:
+        check_loss(section)
+        check_stage(DPOConfig, section, name="dpo", placement=placement)
 
 
 def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:

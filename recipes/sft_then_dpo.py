@@ -1,8 +1,8 @@
 """Base model -> SFT on all data -> SFT on dialogue -> DPO, and what each stage did.
 
-    accelerate launch recipes/sft_then_dpo.py                     # the quickstart
+    accelerate launch recipes/sft_then_dpo.py                  # the quickstart
     accelerate launch recipes/sft_then_dpo.py PRESET [section.key=value ...]
-    python recipes/sft_then_dpo.py PRESET --dry-run               # checks and counts, trains nothing
+    python recipes/sft_then_dpo.py PRESET --dry-run            # check and count, train nothing
 
 Start the same command again after an interruption: finished stages are skipped, the others go on.
 """
@@ -53,15 +53,14 @@ def chain(
 ) -> None:
     """The whole road: check, prepare, train and measure stage by stage, report."""
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
-    from dpo.loss import check_loss
-    from dpo.stage import given_pairs, run_dpo_stage, sampled_pairs
+    from dpo.stage import check_dpo, given_pairs, run_dpo_stage, sampled_pairs
     from eval.judge import rule_judge
     from eval.measure import check_measures, measure, write_results
     from eval.sampling import sampler
     from eval.tables import console_table
     from sft.console import farewell, start_logging
     from sft.model import check_model, choose_placement, load_tokenizer
-    from sft.plan import plan_stages, show_examples
+    from sft.plan import check_sft, plan_stages, show_examples
     from sft.prepare import prepare_chats
     from sft.prompts import read_prompts
     from sft.run import open_run, write_environment
@@ -72,10 +71,11 @@ def chain(
 
     # 1. What can be wrong is found before anything is trained.
     base = check_model(preset.model)
-    check_loss(preset.dpo)
+    placement = choose_placement(preset.model)
+    check_sft(preset, placement)
+    check_dpo(preset.dpo, placement)
     check_measures(preset.eval)
     tokenizer = load_tokenizer(base, preset.model)
-    placement = choose_placement(preset.model)
 
     with open_run(preset, fresh=fresh, rerun=rerun) as folder:
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)

@@ -71,6 +71,8 @@ def choose_placement(section: ModelSection) -> Placement:
         f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
         f"attention: {attention} ({why_attention})",
     )
+    for reason in reasons:
+        log.info("%s", reason)
     return Placement(device, torch.float32, compute, attention, reasons)
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
 
 from sft.chat import EncodedChat, coloured
 from sft.config import Preset, SftStage
+from sft.model import Placement
 from sft.prepare import StageRows, rows_of_stage
+from sft.trainer import check_stage
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,21 @@ class PlannedStage:
     rows: Dataset  # columns `input_ids`, `trained`
 
 
+def check_sft(preset: Preset, placement: Placement) -> None:
+    """Refuse settings that a stage could not follow, before anything is loaded.
+
+    Raises:
+        UserError: arguments that upstream refuses, or a batch that does not divide.
+    """
+    for name, section in _enabled(preset):
+        check_stage(SFTConfig, section, name=name, placement=placement)
+
+
+def _enabled(preset: Preset) -> list[tuple[str, SftStage]]:
+    stages = (("sft-all", preset.sft_all), ("sft-dialogue", preset.sft_dialogue))
+    return [(name, section) for name, section in stages if section.enabled]
+
+
 def plan_stages(chats: Dataset, preset: Preset) -> list[PlannedStage]:
     """The enabled SFT stages in order, with a line in the log on what each will do.
 
@@ -31,9 +49,7 @@ def plan_stages(chats: Dataset, preset: Preset) -> list[PlannedStage]:
         UserError: no row is of a stage's kinds, or most are longer than its `max_length`.
     """
     planned = []
-    for name, section in (("sft-all", preset.sft_all), ("sft-dialogue", preset.sft_dialogue)):
-        if not section.enabled:
-            continue
+    for name, section in _enabled(preset):
         found = rows_of_stage(
             chats,
             kinds=section.kinds,

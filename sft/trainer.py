@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import (
@@ -28,7 +29,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from sft.checkpoint import last_good, seal
-from sft.config import UserError
+from sft.config import DpoStage, SftStage, UserError
 from sft.model import Placement
 from sft.packing import Batch, Document, Segment, pack
 from sft.schedule import SCHEDULES
@@ -182,6 +183,29 @@ def training_arguments(
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
     return args, schedule
+
+
+def check_stage(
+    config: type[TrainingArguments],
+    section: SftStage | DpoStage,
+    *,
+    name: str,
+    placement: Placement,
+) -> None:
+    """Build a stage's arguments before anything is loaded, so that upstream's refusals come now.
+
+    Raises:
+        UserError: as `training_arguments`.
+    """
+    training_arguments(
+        config,
+        section.trl,
+        folder=Path(name),
+        placement=placement,
+        seed=0,
+        train_batch_size=section.train_batch_size,
+        num_processes=PartialState().num_processes,
+    )
 
 
 def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: int) -> Dataset:

@@ -1,6 +1,5 @@
 """Equivalence classes: however a step is split, packed or resumed, the trajectory is the same."""
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import LlamaForCausalLM
 from sft.checkpoint import flaw, last_good
 from sft.config import ModelSection, SftStage, UserError
 from sft.model import choose_placement
+from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 from sft.trainer import train_sft
 
@@ -50,7 +50,7 @@ def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, **options)
         train_batch_size=batch,
         packing=packing,
     )
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = read_jsonl(folder / "log.jsonl")
     return facts, [(entry["loss"], entry["grad_norm"]) for entry in log], model
 
 
@@ -149,7 +149,7 @@ def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_token
     )
     for name, parameter in make_tiny_model().named_parameters():
         assert torch.equal(parameter, frozen[name])
-    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").open()]
+    rates = [entry["learning_rate"] for entry in read_jsonl(tmp_path / "log.jsonl")]
     assert rates[0] == 1e-2 and rates[-1] == pytest.approx(1e-2 * 0.316)
 
 

@@ -1,0 +1,124 @@
+"""DPO on packed pairs: the reference is the stage's own start, and no split changes the result."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from trl import DPOTrainer, SFTTrainer
+
+from dpo.reference import SHARD, reference_log_probs
+from dpo.trainer import train_dpo
+from sft.config import DpoStage, ModelSection, UserError
+from sft.model import choose_placement
+from sft.run import read_jsonl
+from sft.scoring import enable_scoring
+
+PLACEMENT = choose_placement(ModelSection(dtype="float32"))
+
+
+def make_pairs(count=11, seed=0):
+    lot = random.Random(seed)
+
+    def ids(low, high):
+        return [lot.randrange(4, 260) for _ in range(lot.randrange(low, high))]
+
+    pairs = []
+    for _ in range(count):
+        prompt, chosen, rejected = ids(3, 30), ids(2, 20), ids(2, 20)
+        pairs.append(
+            {
+                "prompt_ids": prompt,
+                "chosen_ids": chosen,
+                "chosen_scored": [True] * len(chosen),
+                "rejected_ids": rejected,
+                "rejected_scored": [True] * len(rejected),
+            }
+        )
+    return Dataset.from_list(pairs)
+
+
+def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, **options):
+    folder.mkdir(exist_ok=True)
+    given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 64}
+    train_dpo(
+        model,
+        make_pairs() if rows is None else rows,
+        options=DpoStage().trl | given | options,
+        tokenizer=tokenizer,
+        folder=folder,
+        cache=folder / "reference",
+        placement=PLACEMENT,
+        seed=0,
+        train_batch_size=4,
+        packing=packing,
+    )
+    return read_jsonl(folder / "log.jsonl")
+
+
+def fresh():
+    return enable_scoring(make_tiny_model())
+
+
+def test_the_margin_is_zero_at_the_first_step_and_grows(tiny_tokenizer, tmp_path):
+    log = train(fresh(), tmp_path, tiny_tokenizer, num_train_epochs=4.0)
+    assert abs(log[0]["rewards/margins"]) < 1e-4
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert log[-1]["rewards/margins"] > 0.05 and log[-1]["rewards/accuracies"] > 0.9
+
+
+@pytest.mark.parametrize(("micro", "packing"), [(2, True), (4, False), (1, False)])
+def test_splitting_and_packing_leave_the_trajectory_alone(tiny_tokenizer, tmp_path, micro, packing):
+    usual = train(fresh(), tmp_path / "a", tiny_tokenizer)
+    varied = train(fresh(), tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
+    for a, b in zip(usual, varied, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+
+
+def test_with_lora_the_reference_is_the_adapter_and_not_the_bare_base(tiny_tokenizer, tmp_path):
+    model = get_peft_model(fresh(), LoraConfig(r=4, target_modules="all-linear"))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)  # an adapter that stage 2 has trained
+    log = train(model, tmp_path, tiny_tokenizer)
+    assert abs(log[0]["rewards/margins"]) < 1e-4
+    assert list(model.peft_config) == ["default"]
+
+
+def test_a_stale_reference_stops_the_run_before_the_first_update(tiny_tokenizer, tmp_path):
+    train(fresh(), tmp_path, tiny_tokenizer)
+    other = enable_scoring(make_tiny_model(seed=5))
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    with pytest.raises(UserError, match="the reference is not the model that DPO starts from"):
+        train(other, tmp_path, tiny_tokenizer)
+
+
+def test_reference_shards_are_continued_and_never_recomputed(tmp_path):
+    rows = make_pairs(2 * SHARD + 3).to_list()
+    arguments = {"folder": tmp_path, "row_length": 128, "device": torch.device("cpu")}
+    first = reference_log_probs(fresh(), rows, **arguments)
+    assert len(first) == len(rows)
+    (tmp_path / "shard-00001.json").unlink()
+    kept = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    # As after a kill: only the missing shard is computed, by whatever model is given now.
+    second = reference_log_probs(enable_scoring(make_tiny_model(seed=3)), rows, **arguments)
+    assert {n: t for n, t in kept.items() if (tmp_path / n).stat().st_mtime_ns != t} == {}
+    assert second[:SHARD] == first[:SHARD] and second[2 * SHARD :] == first[2 * SHARD :]
+    assert second[SHARD : 2 * SHARD] != first[SHARD : 2 * SHARD]
+
+
+def test_the_private_names_of_trl_that_we_override_are_still_there():
+    for owner, names in (
+        (DPOTrainer, ("_prepare_dataset", "_precompute_ref_logps", "compute_loss", "_metrics")),
+        (SFTTrainer, ("compute_loss", "_save_checkpoint", "_get_num_items_in_batch")),
+    ):
+        for name in names:
+            if name != "_metrics":
+                assert callable(getattr(owner, name)), name
+    assert DPOTrainer.loss_is_scaled_for_ga is not True  # ours says otherwise, and matters

@@ -1,0 +1,357 @@
+"""The chain from end to end on a model of two layers: what it writes, skips, redoes and refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, make_tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval import repetition
+from eval.delta import compare
+from recipes.sft_then_dpo import main
+from sft.run import read_json, read_jsonl, write_jsonl
+
+MODELS = ["base", "sft-all", "sft-dialogue", "dpo"]
+STAGES = ["1-sft-all", "2-sft-dialogue", "3-dpo"]
+
+
+def chat(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: sums.jsonl, train: sums.jsonl}}
+test_split: test
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: "{{gold}}"
+doc_to_choice: "{{choices}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture
+def world(tmp_path, tiny_tokenizer):
+    """A base model, rows of two kinds, prompts and a task, all tiny, and a preset over them."""
+    make_tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    rows = [{"messages": chat(f"{i}+{i}", str(2 * i)), "kind": "math"} for i in range(12)] + [
+        {"messages": chat(f"say {c}", c * 3), "kind": "dialogue"} for c in "abcdefghijkl"
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [{"id": str(i), "messages": chat(f"say {i}", "")[:1], "language": "en"} for i in range(6)],
+    )
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text(TASK)
+    write_jsonl(
+        tmp_path / "tasks" / "sums.jsonl",
+        [{"question": f"{i}+1", "choices": [str(i + 1), str(i + 2)], "gold": 0} for i in range(8)],
+    )
+    stage = {
+        "learning_rate": 1e-2,
+        "num_train_epochs": 1,
+        "train_batch_size": 8,
+        "per_device_train_batch_size": 4,
+        "max_length": 128,
+    }
+    preset = {
+        "run": {"dir": str(tmp_path / "run")},
+        "model": {"name_or_path": str(tmp_path / "base"), "dtype": "float32"},
+        "data": {"sft": [{"path": str(tmp_path / "rows.jsonl")}]},
+        "sft_all": stage,
+        "sft_dialogue": stage,
+        "pairs": {
+            "prompts": [{"path": str(tmp_path / "rows.jsonl")}],
+            "samples_per_prompt": 3,
+            "max_new_tokens": 12,
+        },
+        "dpo": stage,
+        "eval": {
+            "tasks": ["sums"],
+            "task_dir": str(tmp_path / "tasks"),
+            "base_shots": 2,
+            "repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": 80},
+        },
+    }
+    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))
+    return tmp_path
+
+
+def run(world, *arguments):
+    return main([str(world / "preset.yaml"), *arguments])
+
+
+def weights(world, stage):
+    return load_file(world / "run" / stage / "model" / "model.safetensors")
+
+
+def times(folder):
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(world):
+    assert run(world) == 0
+    folder = world / "run"
+    for name in ("preset.yaml", "run.json", "results.json", "report.html", "report.md"):
+        assert (folder / name).is_file(), name
+    assert (folder / "data" / "data.json").is_file()
+    for stage in STAGES:
+        assert (folder / stage / "done.json").is_file()
+        assert (folder / stage / "log.jsonl").is_file()
+        assert list((folder / stage).glob("checkpoint-*"))
+        model = AutoModelForCausalLM.from_pretrained(folder / stage / "model")
+        tokenizer = AutoTokenizer.from_pretrained(folder / stage / "model")
+        assert tokenizer.chat_template
+        end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        assert end in model.generation_config.eos_token_id
+    assert (folder / "3-dpo" / "pairs.jsonl").is_file()
+    assert list((folder / "3-dpo" / "reference").rglob("shard-*.json"))
+
+    results = read_json(folder / "results.json")
+    assert results["models"] == MODELS
+    assert set(results["repetition"]) == set(MODELS)
+    assert set(results["repetition"]["dpo"]) == {
+        "rate",
+        "ci",
+        "n",
+        "truncated",
+        "cap",
+        "seq_rep_4",
+    }
+    entry = results["benchmarks"]["sums"]["base"]
+    assert {"score", "ci", "n", "metric", "shots", "chat_template"} <= set(entry)
+    assert (entry["shots"], entry["chat_template"]) == (2, False)
+    assert results["benchmarks"]["sums"]["dpo"]["chat_template"] is True
+    assert set(results["stages"]) == {"sft-all", "sft-dialogue", "dpo"}
+    for facts in results["stages"].values():
+        assert set(facts) == {"tokens", "steps", "seconds", "loss_first", "loss_last"}
+    steps = [(d["task"], d["from"], d["to"]) for d in results["deltas"]]
+    assert ("repetition", "base", "dpo") in steps and ("sums", "sft-all", "sft-dialogue") in steps
+
+    before = times(folder)
+    assert run(world) == 0
+    changed = {name for name, time in times(folder).items() if before.get(name) != time}
+    assert not any(name.startswith(("1-", "2-", "3-", "eval", "data")) for name in changed)
+
+
+def test_every_number_can_be_computed_again_from_the_samples(world):
+    assert run(world) == 0
+    folder = world / "run"
+    results = read_json(folder / "results.json")
+    rows = {name: read_jsonl(folder / "eval" / name / "generations.jsonl") for name in MODELS}
+    scores = {
+        name: read_jsonl(folder / "eval" / name / "samples" / "sums.jsonl") for name in MODELS
+    }
+    for name in MODELS:
+        assert repetition.summarise(rows[name]) == results["repetition"][name]
+        mean = sum(s["score"] for s in scores[name]) / len(scores[name])
+        assert mean == pytest.approx(results["benchmarks"]["sums"][name]["score"])
+    for delta in results["deltas"]:
+        samples = rows if delta["task"] == "repetition" else scores
+        pair = (delta["from"], delta["to"])
+        again = compare(delta["task"], samples[pair[0]], samples[pair[1]], names=pair)
+        assert (again.delta, again.p, again.n) == (delta["delta"], delta["p"], delta["n"])
+    for pair in read_jsonl(folder / "3-dpo" / "pairs.jsonl"):
+        by_score = sorted(pair["samples"], key=lambda s: s["score"])
+        assert by_score[-1]["score"] > by_score[0]["score"]
+        texts = {s["text"] for s in pair["samples"]}
+        assert pair["chosen"][0]["content"] in texts
+
+
+def test_changing_one_input_redoes_exactly_what_depends_on_it(world, capsys):
+    assert run(world) == 0
+    folder = world / "run"
+    before = times(folder)
+    assert run(world, "dpo.beta=0.3") == 2
+    assert "dpo.beta" in capsys.readouterr().err
+    assert run(world, "dpo.beta=0.3", "--rerun") == 0
+    now = times(folder)
+    redone = {name.split("/")[0] for name in now if before.get(name) != now[name]}
+    assert {"3-dpo"} <= redone and not redone & {"1-sft-all", "2-sft-dialogue", "data"}
+    measured = {name.split("/")[1] for name in now if name.startswith("eval/")
+                and before.get(name) != now[name]}  # fmt: skip
+    assert measured == {"dpo"}
+    shards = [name for name in now if "/reference/" in name]
+    assert shards and all(before[name] == now[name] for name in shards)
+
+    rows = read_jsonl(world / "rows.jsonl")
+    write_jsonl(world / "rows.jsonl", rows[:-1])
+    assert run(world, "dpo.beta=0.3") == 0
+    later = times(folder)
+    for stage in STAGES:
+        assert later[f"{stage}/done.json"] != now[f"{stage}/done.json"]
+    assert later["eval/base/done.json"] == now["eval/base/done.json"]
+
+
+def test_a_run_cut_off_between_and_within_stages_ends_as_one_that_was_not(world):
+    assert run(world) == 0
+    whole = {stage: weights(world, stage) for stage in STAGES}
+    results = read_json(world / "run" / "results.json")
+    # As if killed in stage 2 after its first checkpoint: no marker, no model, nothing later.
+    for name in ("3-dpo", "eval/dpo", "eval/sft-dialogue", "2-sft-dialogue/model"):
+        shutil.rmtree(world / "run" / name)
+    for name in ("2-sft-dialogue/done.json", "results.json"):
+        (world / "run" / name).unlink()
+    newest = sorted((world / "run" / "2-sft-dialogue").glob("checkpoint-*"))[-1]
+    shutil.rmtree(newest)
+    assert run(world) == 0
+    for stage in STAGES:
+        for name, tensor in weights(world, stage).items():
+            assert torch.equal(tensor, whole[stage][name]), (stage, name)
+    again = read_json(world / "run" / "results.json")
+    for value in (results, again):
+        for facts in value["stages"].values():
+            facts.pop("seconds")
+    assert again == results
+
+
+def test_lora_goes_through_the_whole_chain(world):
+    assert run(world, "lora.r=16") == 0
+    base = load_file(world / "base" / "model.safetensors")
+    for stage in STAGES:
+        model = world / "run" / stage / "model"
+        assert (model / "adapter_model.safetensors").is_file()
+        config = read_json(model / "adapter_config.json")
+        assert config["base_model_name_or_path"] == str(world / "base")
+        loaded = AutoModelForCausalLM.from_pretrained(model)
+        assert end_of_turn(model) in loaded.generation_config.eos_token_id
+    assert base.keys() == load_file(world / "base" / "model.safetensors").keys()
+    # Each stage went on from the adapter of the one before.
+    first, second = (
+        load_file(world / "run" / s / "model" / "adapter_model.safetensors") for s in STAGES[:2]
+    )
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def end_of_turn(folder):
+    return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
+
+
+def test_given_preferences_take_the_place_of_sampled_ones(world):
+    write_jsonl(
+        world / "given.jsonl",
+        [{"prompt": f"say {c}", "chosen": c * 3, "rejected": "no" + c} for c in "abcdefgh"],
+    )
+    given = f"data.preference=[{{path: {world / 'given.jsonl'}}}]"
+    assert run(world, given, "pairs.prompts=[]", "sft_dialogue.enabled=false") == 0
+    assert not (world / "run" / "3-dpo" / "pairs.jsonl").exists()
+    assert read_json(world / "run" / "results.json")["models"] == ["base", "sft-all", "dpo"]
+
+
+def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys):
+    assert run(world, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "math" in shown and "dialogue" in shown and "\x1b[32m" in shown
+    assert not (world / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(world):
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(str(ROOT / "recipes" / "sft_then_dpo.py"), str(world / "preset.yaml")),
+    ]
+    assert run(world, f"run.dir={world / 'one'}") == 0
+    done = subprocess.run(
+        command,
+        env={**__import__("os").environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for stage in STAGES:
+        one = load_file(world / "one" / stage / "model" / "model.safetensors")
+        two = weights(world, stage)
+        for name, tensor in one.items():
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
+
+
+def spoil(path, line, text):
+    lines = Path(path).read_text().splitlines()
+    lines[line - 1] = text
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda w: (w / "rows.jsonl").unlink(), ["rows.jsonl"]),
+        (lambda w: spoil(w / "rows.jsonl", 3, '{"messages": ['), ["rows.jsonl:3"]),
+        (
+            lambda w: spoil(w / "rows.jsonl", 4, json.dumps({"messages": chat("a", "b")[:1]})),
+            ["rows.jsonl:4", "assistant"],
+        ),
+        (
+            lambda w: spoil(w / "rows.jsonl", 5, json.dumps({"messages": chat("a", " ")})),
+            ["rows.jsonl:5", "empty"],
+        ),
+        (
+            lambda w: spoil(
+                w / "rows.jsonl", 6, json.dumps({"messages": [{"role": "wizard", "content": "x"}]})
+            ),
+            ["rows.jsonl:6", "wizard"],
+        ),
+        (lambda w: (w / "base" / "config.json").unlink(), ["config.json"]),
+        (lambda w: (w / "base" / "model.safetensors").unlink(), ["safetensors"]),
+        (lambda w: shutil.rmtree(w / "base"), ["no such directory"]),
+        (lambda w: (w / "prompts.jsonl").unlink(), ["prompts.jsonl"]),
+    ],
+    ids=[
+        "missing file",
+        "malformed line",
+        "no assistant turn",
+        "empty answer",
+        "unknown role",
+        "no config",
+        "no weights",
+        "no model",
+        "no prompts",
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2_before_training(world, capsys, harm, words):
+    harm(world)
+    assert run(world) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    for word in words:
+        assert word in message
+    assert not (world / "run" / "1-sft-all").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft_all.learning_rat=1", "did you mean sft_all.learning_rate?"),
+        ("eval.tasks=[summs]", "sums"),
+        ("sft_dialogue.kinds=[dialog]", "no row is of kind dialog"),
+        ('model.chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"', "end"),
+        ("run.dir=/proc/nope", "cannot be written"),
+        ("sft_all.max_length=3", "raise it or shorten the rows"),
+        ("dpo.loss_type=kto", "kto is not offered"),
+        ("sft_all.train_batch_size=7", "no multiple of"),
+        ("sft_all.lr_scheduler_type=linearr", "linearr"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(world, capsys, override, words):
+    assert run(world, override) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and words in message
+    assert not (world / "run" / "1-sft-all" / "checkpoint-1").exists()
