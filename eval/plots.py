@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.wording import REPETITION, percent, percent_range, points, significant
+from eval.wording import MINUS, REPETITION, percent, percent_range, points, significant
 
 # One accent a model, by place in `models`: (on light, on dark). The first, usually the base, is
 # grey; the order after Okabe and Ito keeps neighbours apart for colour-blind readers.
@@ -96,7 +96,8 @@ def tick_labels(axis: Scale, *, signed: bool) -> Markup:
     """The labels under a column of rows, in percent or signed points."""
     texts = Markup("")
     for tick in axis.ticks:
-        text = points(tick).removesuffix(".0") if signed else f"{100 * tick:g}%"
+        number = f"{100 * tick:{'+' if signed and tick else ''}g}".replace("-", MINUS)
+        text = number if signed else f"{number}%"
         texts += Markup('<text x="{}%" y="14">{}</text>').format(axis.at(tick), text)
     return Markup('<svg class="ticks" aria-hidden="true">{}</svg>').format(texts)
 

@@ -18,7 +18,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from eval import plots, showcase, wording
+from eval import plots, repetition, showcase, wording
 from eval.tables import console_table, markdown, measures
 from eval.wording import REPETITION
 from sft.config import UserError
@@ -64,6 +64,8 @@ def status(row: dict[str, Any]) -> tuple[str, str]:
         loop = row.get("loop")
         return "bad", f"loops: {loop['period']} tokens \u00d7 {loop['copies']}" if loop else "loops"
     if row["finish_reason"] in ("stop_id", "stop_string"):
+        if count > row["cap"]:
+            return "cut", f"past the cap: stops after {count} tokens"
         return "good", f"stops after {count} token{'s' * (count != 1)}"
     return "cut", f"cut at {count} tokens"
 
@@ -106,6 +108,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "preset": preset,
         "links": _links(run_dir, {"generations": generations} | samples),
         "plots": plots,
+        "detector": repetition,
         "accent": lambda name: plots.accent(name, models),
     }
 

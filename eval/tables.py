@@ -59,8 +59,8 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
         cap = f"greedy, cap {' / '.join(f'{cap:,}' for cap in caps)} tokens; " if caps else ""
         beside = (
             ("rate", REPETITION, f"{cap}lower is better"),
-            ("truncated", "cut at the cap", "did not stop, looping or not"),
-            ("seq_rep_4", "seq-rep-4", "share of repeated 4-grams"),
+            ("truncated", "cut at the cap", "had not ended there, but not endless"),
+            ("seq_rep_4", "seq-rep-4", "4-grams that an answer repeats"),
         )
         hrefs = [_href(run_dir, model, "generations.jsonl") for model in models]
         for key, name, caption in beside:
