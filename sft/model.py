@@ -1,12 +1,14 @@
 """Models: device, dtype, attention and LoRA are chosen here, each with its reason."""
 
 import logging
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -50,6 +52,8 @@ def choose_placement(section: ModelSection) -> Placement:
         UserError: the preset asks for a dtype that this device does not compute natively.
     """
     device = PartialState().device
+    if device.type == "cpu":
+        _use_all_cores()
     native, why_native = _native_dtypes(device)
     if section.dtype == "auto":
         compute = torch.bfloat16 if torch.bfloat16 in native else torch.float32
@@ -74,6 +78,14 @@ def choose_placement(section: ModelSection) -> Placement:
     for reason in reasons:
         log.info("%s", reason)
     return Placement(device, torch.float32, compute, attention, reasons)
+
+
+def _use_all_cores() -> None:
+    """Undo the single thread that `accelerate launch` gives a process unless told `--cpu`."""
+    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
+        cores = psutil.cpu_count(logical=False) or 1
+        torch.set_num_threads(max(1, cores // PartialState().num_processes))
 
 
 def _native_dtypes(device: torch.device) -> tuple[set[torch.dtype], str]:
