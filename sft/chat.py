@@ -6,12 +6,15 @@
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from sft.config import UserError, find_path
 from sft.mask import (
     Chat,
     Message,
+    control_pattern,
+    control_tokens,
     find_ending,
     find_turns,
     has_generation_tags,
@@ -19,57 +22,7 @@ from sft.mask import (
     refuse_lost_context,
     render,
 )
-
-# Special tokens that end a text in public vocabularies, for tokenizers that do not name theirs.
-KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
-
-_TOOLS = """\
-{%- macro calls(message) -%}
-{%- for call in message.tool_calls or [] -%}
-{%- set call = call.function if call.function is defined else call -%}
-{{- '\\n<tool_call>\\n' + ({'name': call.name, 'arguments': call.arguments} | tojson) \
-+ '\\n</tool_call>' -}}
-{%- endfor -%}
-{%- endmacro -%}
-"""
-_LISTED_TOOLS = (
-    '\'Call functions as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. '
-    "Functions:\\n' + (tools | tojson)"
-)
-CHATML = (
-    _TOOLS
-    + "{{- BOS -}}\n"
-    + "{%- if tools -%}{{- '<|im_start|>system\\n' + "
-    + _LISTED_TOOLS
-    + " + '<|im_end|>\\n' -}}{%- endif -%}\n"
-    + """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{{- message.content -}}{{- calls(message) -}}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-)
-PLAIN = (
-    _TOOLS
-    + "{{- BOS -}}\n"
-    + "{%- if tools -%}{{- "
-    + _LISTED_TOOLS
-    + " + '\\n\\n' -}}{%- endif -%}\n"
-    + """\
-{%- for message in messages -%}
-{%- if message.role == 'assistant' -%}
-{{- 'Assistant: ' -}}{{- message.content -}}{{- calls(message) -}}{{- eos_token -}}
-{%- elif message.role == 'system' -%}
-{{- message.content -}}{{- '\\n\\n' -}}
-{%- else -%}
-{{- message.role | capitalize + ': ' -}}{{- message.content -}}{{- '\\n\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
-"""
-)
+from sft.template import ensure_template
 
 
 @dataclass(frozen=True)
@@ -85,67 +38,6 @@ class EncodedChat:
     input_ids: list[int]
     trained: list[bool]
     untrained_turns: int = 0  # assistant turns kept as context, see sft.mask
-
-
-def ensure_template(tokenizer, *, template: str | None = None) -> str:
-    """Give the tokenizer a template where it has none, and check that it ends its turns.
-
-    Args:
-        tokenizer: changed in place (chat_template; eos_token where the vocabulary has one that the
-            configuration does not name). No token is added.
-        template: path of a .jinja file or template text, put in the place of the tokenizer's own.
-
-    Returns:
-        One line for the log: which template is used and what ends a turn.
-
-    Raises:
-        UserError: no such file; a template that does not end its turn; no end-of-sequence token.
-    """
-    notes = []
-    if tokenizer.eos_token is None:
-        notes.append(_adopt_eos(tokenizer))
-    if template is not None:
-        tokenizer.chat_template = _read_template(template)
-        notes.insert(0, "given by model.chat_template")
-    elif tokenizer.chat_template is not None:
-        notes.insert(0, "the tokenizer's own")
-    else:
-        bos = tokenizer.bos_token
-        chatml = all(_is_single(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>"))
-        writes_bos = bos is not None and bos not in (tokenizer.eos_token, "<|im_start|>")
-        ours = CHATML if chatml else PLAIN
-        tokenizer.chat_template = ours.replace("BOS", "bos_token" if writes_bos else "''")
-        name = "ChatML" if chatml else "User/Assistant"
-        notes.insert(0, f"ours ({name}), the tokenizer has none")
-    ending = find_ending(tokenizer)
-    return f"chat template: {'; '.join(notes)}; a turn ends with {ending.texts[0]}"
-
-
-def _adopt_eos(tokenizer) -> str:
-    known = [token for token in KNOWN_EOS if _is_single(tokenizer, token)]
-    if not known:
-        raise UserError(
-            "the tokenizer names no eos_token and its vocabulary has none of "
-            f"{', '.join(KNOWN_EOS)}; set eos_token in its tokenizer_config.json"
-        )
-    tokenizer.eos_token = known[0]
-    return f"eos_token is {known[0]}, from the vocabulary"
-
-
-def _is_single(tokenizer, token: str) -> bool:
-    return token in tokenizer.get_vocab() and len(_encode(tokenizer, [token])[0]) == 1
-
-
-def _read_template(template: str) -> str:
-    if "{%" in template or "{{" in template:
-        return template
-    path = find_path(template)
-    if path is None or not path.is_file():
-        raise UserError(
-            f"model.chat_template={template!r} is neither a file nor template text; give the path "
-            "of a .jinja file"
-        )
-    return path.read_text(encoding="utf-8")
 
 
 def stop_ids(tokenizer) -> list[int]:
@@ -189,22 +81,44 @@ def encode_chats(
     rows = iter(rows)
     while batch := list(islice(rows, chunk)):
         chats = [_find(tokenizer, row, turns=turns) for row in batch]
-        # The chat and each turn's prompt: equal prefixes of ids, not of characters, are the rule.
-        texts = [
-            text
-            for chat in chats
-            if isinstance(chat, Chat)
-            for text in (chat.text, *(chat.text[: turn.start] for turn in chat.turns))
-        ]
-        ids = iter(_encode(tokenizer, texts))
+        found = [chat for chat in chats if isinstance(chat, Chat)]
+        ids = _encode(tokenizer, [chat.text for chat in found])
+        seams = [_seams(tokenizer, chat, whole) for chat, whole in zip(found, ids, strict=True)]
+        windows = list({seam.window for several in seams for seam in several})
+        prompts = dict(zip(windows, _encode(tokenizer, windows), strict=True))
+        encoded = map(partial(_mark, tokenizer, prompts), found, ids, seams)
         for row, chat in zip(batch, chats, strict=True):
-            if isinstance(chat, UserError):
-                yield chat
-                continue
-            encoded = _mark(tokenizer, chat, next(ids), [next(ids) for _ in chat.turns])
-            if isinstance(encoded, EncodedChat) and has_generation_tags(tokenizer):
-                encoded = _follow_tags(tokenizer, row, encoded, last_only=turns == "last")
-            yield encoded
+            result = next(encoded) if isinstance(chat, Chat) else chat
+            if isinstance(result, EncodedChat) and has_generation_tags(tokenizer):
+                result = _follow_tags(tokenizer, row, result, last_only=turns == "last")
+            yield result
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Where a turn follows its prompt: the prompt's text from its last control token on, which is
+    token `at` of the chat. What stands before is tokenised alike with and without the turn."""
+
+    window: str
+    at: int
+
+
+def _seams(tokenizer, chat: Chat, ids: list[int]) -> list[Seam]:
+    pattern, numbers = control_pattern(tokenizer)
+    matches = list(pattern.finditer(chat.text))
+    controls = set(numbers.values())
+    places = [i for i, token in enumerate(ids) if token in controls]
+    if [ids[i] for i in places] != [numbers[match.group()] for match in matches]:
+        return [Seam(chat.text[: turn.start], 0) for turn in chat.turns]
+    seams = []
+    for turn in chat.turns:
+        before = sum(match.end() <= turn.start for match in matches)
+        if before:
+            window = chat.text[matches[before - 1].start() : turn.start]
+            seams.append(Seam(window, places[before - 1]))
+        else:
+            seams.append(Seam(chat.text[: turn.start], 0))
+    return seams
 
 
 def _find(tokenizer, row: dict, *, turns: str) -> Chat | UserError:
@@ -217,20 +131,24 @@ def _find(tokenizer, row: dict, *, turns: str) -> Chat | UserError:
 
 
 def _mark(
-    tokenizer, chat: Chat, ids: list[int], prompts: list[list[int]]
+    tokenizer, prompts: dict[str, list[int]], chat: Chat, ids: list[int], seams: list[Seam]
 ) -> EncodedChat | UserError:
+    """Equal prefixes of ids, not of characters, are the rule: a turn counts where its prompt alone
+    tokenises to what stands before it."""
     stops = stop_ids(tokenizer)
-    prompt = prompts[-1]
-    if ids[: len(prompt)] != prompt:
+    prompt = prompts[seams[-1].window]
+    if not _begins(ids, seams[-1].at, prompt):
         # A merge across the seam (an answer that begins with a line break): the prompt wins.
-        ids = prompt + _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
+        rest = _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
+        ids = ids[: seams[-1].at] + prompt + rest
     trained = [False] * len(ids)
     untrained = chat.untrained
-    for prompt in prompts:
-        if ids[: len(prompt)] != prompt:
+    for seam in seams:
+        prompt = prompts[seam.window]
+        if not _begins(ids, seam.at, prompt):
             untrained += 1
             continue
-        start = len(prompt)
+        start = seam.at + len(prompt)
         end = next((i for i in range(start, len(ids)) if ids[i] in stops), None)
         if end is None:
             return UserError("an assistant turn loses its end-of-turn token in tokenisation")
@@ -242,6 +160,10 @@ def _mark(
             "chat template or from the text"
         )
     return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
+
+
+def _begins(ids: list[int], at: int, prompt: list[int]) -> bool:
+    return ids[at : at + len(prompt)] == prompt
 
 
 def _follow_tags(
@@ -258,10 +180,12 @@ def _follow_tags(
         return chat  # the answer merges with its prompt; only our own spans fit these ids
     trained = [bool(flag) for flag in tagged["assistant_masks"]]
     stops = set(stop_ids(tokenizer))
+    # A turn of the history may end with another token (gpt-oss), the last one never.
+    ends = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
     starts = [i for i, flag in enumerate(trained) if flag and not (i and trained[i - 1])]
     for start in starts:
         end = next((i for i in range(start, len(trained)) if not trained[i]), len(trained))
-        if not stops & set(chat.input_ids[start:end]):
+        if not (stops if start == starts[-1] else ends) & set(chat.input_ids[start:end]):
             return UserError(
                 "a {% generation %} block of the chat template leaves out the end-of-turn token; "
                 "move {% endgeneration %} behind it"

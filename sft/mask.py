@@ -102,6 +102,9 @@ def find_turns(
     """
     if not messages or messages[-1].get("role") != "assistant":
         raise UserError("the conversation does not end with an assistant turn; cut or drop the row")
+    for number, message in enumerate(messages, start=1):
+        if message.get("role") == "assistant" and not any(map(str.strip, _pieces(message))):
+            raise UserError(f"message {number} (assistant) is empty; fill it or drop the row")
     ending = find_ending(tokenizer)
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
@@ -298,6 +301,18 @@ def control_tokens(tokenizer) -> list[str]:
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= set(tokenizer.all_special_tokens)
     return sorted(special - {str(tokenizer.unk_token)})
+
+
+def control_pattern(tokenizer) -> tuple[re.Pattern, dict[str, int]]:
+    """A pattern that finds the control tokens in a text, longest first, and their ids."""
+    return _control_pattern(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _control_pattern(tokenizer, size: int) -> tuple[re.Pattern, dict[str, int]]:
+    tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+    return pattern, {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
 
 
 def refuse_control_tokens(tokenizer, messages: Sequence[Message]) -> None:

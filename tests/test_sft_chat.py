@@ -1,0 +1,578 @@
+"""Masks against hand-made ids, upstream's own generation masks, and templates that must refuse."""
+
+import gzip
+import json
+import re
+
+import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sft.chat import (
+    EncodedChat,
+    encode_chat,
+    encode_chats,
+    encode_prompt,
+    ensure_template,
+    preview,
+    stop_ids,
+)
+from sft.config import UserError
+
+ONE = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello you"}]
+TWO = [*ONE, {"role": "user", "content": "ok"}, {"role": "assistant", "content": "Bye now"}]
+SYSTEM = [{"role": "system", "content": "sys"}, *ONE]
+TOOL = {"type": "function", "function": {"name": "add", "description": "d", "parameters": {}}}
+CALLS = [
+    {"role": "user", "content": "1+1?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}],
+    },
+    {"role": "tool", "content": "2"},
+    {"role": "assistant", "content": "Two."},
+]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+SPECIAL = re.compile(
+    r"<\|[^|<>{}' ]{1,40}\|>|<｜[^｜{}' ]{1,40}｜>|\[/?[A-Z_]{3,20}\]|</?[a-z_]+_of_turn>|<s>|</s>"
+)
+
+
+def make_tokenizer(template, *, bos=None, eos="<|endoftext|>"):
+    """A token a byte, and one for each control token that the template writes."""
+    specials = list(dict.fromkeys([eos, *([bos] if bos else []), *SPECIAL.findall(template)]))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({t: i for i, t in enumerate(specials + alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos, bos_token=bos)
+    tokenizer.add_special_tokens({"additional_special_tokens": specials})
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def spans(tokenizer, chat: EncodedChat) -> list[str]:
+    """The text of each run of trained tokens."""
+    runs, previous = [], False
+    for token, trained in zip(chat.input_ids, chat.trained, strict=True):
+        if trained and not previous:
+            runs.append([])
+        if trained:
+            runs[-1].append(token)
+        previous = trained
+    return [tokenizer.decode(run) for run in runs]
+
+
+def check_invariants(tokenizer, messages, chat, *, tools=None):
+    prompt = encode_prompt(tokenizer, messages[:-1], tools=tools)
+    assert chat.input_ids[: len(prompt)] == prompt
+    assert not all(chat.trained)
+    stops = stop_ids(tokenizer)
+    for i, trained in enumerate(chat.trained):
+        if trained and (i + 1 == len(chat.trained) or not chat.trained[i + 1]):
+            assert chat.input_ids[i] in stops
+    last = len(chat.trained) - 1 - chat.trained[::-1].index(True)
+    assert all(chat.trained[len(prompt) : last + 1])
+
+
+# Real tokenizers: ids written down by hand from the vocabularies.
+
+SUM = [
+    {"role": "user", "content": "What is 6*7?"},
+    {"role": "assistant", "content": "It is 42."},
+]
+QWEN_SYSTEM = [151644, 8948, 198, 2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13]
+QWEN_SYSTEM += [1446, 525, 264, 10950, 17847, 13, 151645, 198]
+QWEN_QUESTION = [151644, 872, 198, 3838, 374, 220, 21, 9, 22, 30, 151645, 198]
+MINIMIND_THINK = [25, 234, 234, 26, 234, 234]
+EXPECTED = {
+    # <BOS> User : ĠWhat Ġis Ġ 6 * 7 ? Ċ Ċ Assistant : | ĠIt Ġis Ġ 4 2 . <EOS>
+    "deepseek-llm": (
+        [100000, 5726, 25, 2461, 317, 207, 21, 9, 22, 30, 185, 185, 77398, 25],
+        [809, 317, 207, 19, 17, 13, 100001],
+        [],
+        [100001],
+    ),
+    # its default system turn, <|im_start|> user Ċ ... <|im_start|> assistant Ċ | It Ġis Ġ 4 2 .
+    "qwen2.5": (
+        [*QWEN_SYSTEM, *QWEN_QUESTION, 151644, 77091, 198],
+        [2132, 374, 220, 19, 17, 13, 151645],
+        [198],
+        [151645],
+    ),
+    "gpt2": (
+        [12982, 25, 1867, 318, 718, 9, 22, 30, 198, 198, 48902, 25],
+        [632, 318, 5433, 13, 50256],
+        [],
+        [50256],
+    ),
+    # <s> User : ▁What ▁is ▁ 6 * 7 ? <0x0A> <0x0A> Ass istant : | ▁It ▁is ▁ 4 2 . </s>
+    "llama2-tinyllama": (
+        [1, 2659, 29901, 1724, 338, 29871, 29953, 29930, 29955, 29973, 13, 13, 7900, 22137, 29901],
+        [739, 338, 29871, 29946, 29906, 29889, 2],
+        [],
+        [2],
+    ),
+    # <|im_start|> us er Ċ ... <|im_start|> ass ist ant Ċ <think> Ċ Ċ </think> Ċ Ċ | It Ġis Ġ4 2 .
+    "minimind": (
+        [
+            1,
+            832,
+            311,
+            234,
+            1146,
+            395,
+            1322,
+            45,
+            58,
+            66,
+            2,
+            234,
+            1,
+            1388,
+            570,
+            811,
+            234,
+            *MINIMIND_THINK,
+        ],
+        [1931, 395, 932, 53, 49, 2],
+        [234],
+        [2],
+    ),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", EXPECTED)
+def test_real_tokenizers_train_the_expected_ids(name, real_data):
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
+    ensure_template(tokenizer)
+    prompt, answer, behind, stops = EXPECTED[name]
+    chat = encode_chat(tokenizer, SUM)
+    assert chat.input_ids == prompt + answer + behind
+    assert chat.trained == [False] * len(prompt) + [True] * len(answer) + [False] * len(behind)
+    assert stop_ids(tokenizer) == stops
+    assert encode_prompt(tokenizer, SUM[:1]) == prompt
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", EXPECTED)
+def test_real_tokenizers_hold_the_invariants_on_awkward_answers(name, real_data):
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
+    ensure_template(tokenizer)
+    for answer in (
+        "\nstarts with a break",
+        " space",
+        "42",
+        "ends \n\n",
+        "你好，世界",
+        "🙂",
+        "\t\n x",
+    ):
+        messages = [*TWO[:3], {"role": "assistant", "content": answer}]
+        chat = encode_chat(tokenizer, messages)
+        check_invariants(tokenizer, messages, chat)
+        first, last = spans(tokenizer, chat)
+        assert first.strip().startswith("Hello you")
+        assert answer.strip() in last
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["minimind", "llama2-tinyllama"])
+def test_trained_text_of_real_rows_is_the_answers(name, real_data):
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
+    ensure_template(tokenizer)
+    eos = tokenizer.decode(stop_ids(tokenizer)[:1])
+    with gzip.open(real_data / "sft/medicalgpt_sharegpt_zh_1k.jsonl.gz", "rt") as file:
+        rows = [json.loads(next(file))["conversations"] for _ in range(12)]
+    roles = {"human": "user", "gpt": "assistant"}
+    chats = [[{"role": roles[t["from"]], "content": t["value"]} for t in row] for row in rows]
+    chats = [chat for chat in chats if chat[-1]["role"] == "assistant"]
+    for messages, chat in zip(
+        chats, encode_chats(tokenizer, [{"messages": m} for m in chats]), strict=True
+    ):
+        check_invariants(tokenizer, messages, chat)
+        said = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+        assert [s.removesuffix(eos).strip() for s in spans(tokenizer, chat)] == said
+
+
+@pytest.mark.real
+def test_llama2_template_with_the_dummy_prefix(real_data):
+    """The answer's own prefix space is trained once, and each turn has the BOS of the template."""
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers/llama2-tinyllama")
+    templates = real_data / "tokenizers/chat_templates_with_expected.jsonl"
+    named = {row["name"]: row for row in map(json.loads, templates.read_text().splitlines())}
+    tokenizer.chat_template = named["llama"]["chat_template"]
+    chat = encode_chat(tokenizer, TWO)
+    pairs = zip(chat.input_ids, chat.trained, strict=True)
+    tokens = tokenizer.convert_ids_to_tokens([i for i, trained in pairs if trained])
+    assert tokens == ["▁Hello", "▁you", "▁", "</s>", "▁By", "e", "▁now", "▁", "</s>"]
+    assert chat.input_ids.count(1) == 2
+    check_invariants(tokenizer, TWO, chat)
+
+
+# Published templates: rendered as upstream expects, and trained exactly or refused.
+
+
+@pytest.mark.real
+def test_published_templates_render_byte_for_byte(real_data):
+    differing = []
+    for line in (
+        (real_data / "tokenizers/chat_templates_with_expected.jsonl").read_text().splitlines()
+    ):
+        row = json.loads(line)
+        data = dict(row["data"])
+        tokenizer = make_tokenizer(
+            row["chat_template"], bos=data.get("bos_token"), eos=data.get("eos_token") or "</s>"
+        )
+        try:
+            text = tokenizer.apply_chat_template(data.pop("messages"), tokenize=False, **data)
+        except Exception as error:  # the upstream call, whatever it raises, is what is recorded
+            text = repr(error)
+        if text != row["target"]:
+            differing.append(row["name"])
+    # Hammer2.1 prints its tool list with Python quoting where the expected text has JSON; in
+    # functionary-v2.2 a content of null is rendered, which transformers removes before rendering.
+    assert differing == ["meetkai/functionary-medium-v2.2", "MadeAgents/Hammer2.1"]
+
+
+REFUSED = {
+    "blenderbot": "generation prompt",
+    "blenderbot_small": "generation prompt",
+    "upstage/SOLAR-10.7B-Instruct-v1.0": "does not end an assistant turn",
+    "codellama/CodeLlama-70b-Instruct-hf": "does not end an assistant turn",
+    "Deci/DeciLM-7B-instruct": "does not end an assistant turn",
+    "maywell/PiVoT-MoE": "does not end an assistant turn",
+    "meta-llama/Llama-Guard-3-11B-Vision": "does not end an assistant turn",
+    "CohereForAI/c4ai-command-r-v01": "refuses a conversation",
+    "CohereForAI/c4ai-command-r-v01 (JSON Schema)": "refuses a conversation",
+    "CohereForAI-c4ai-command-r-plus-tool_use": "refuses a conversation",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "refuses a conversation",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "refuses a conversation",
+    "fireworks-ai-llama-3-firefunction-v2": "refuses a conversation",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "generation prompt",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "generation prompt",
+    "llama-cpp-deepseek-r1": "generation prompt",
+}
+# What a template writes around the answer that the model has to produce, where it writes anything.
+AROUND = {
+    "llama": " {} </s>",
+    "abacusai/Smaug-34B-v0.1": " {} </s>",
+    "mistralai/Mistral-7B-Instruct-v0.3 (JSON Schema)": " {} </s>",
+    "deepseek-ai/deepseek-llm-7b-chat": " {}<｜end▁of▁sentence｜>",
+    "TheBloke/deepseek-coder-33B-instruct-AWQ": "{}\n<|EOT|>",
+    "deepseek-ai/deepseek-coder-33b-instruct": "{}\n<|EOT|>",
+    "meetkai/functionary-medium-v2.2": "all\n<|content|>{}<|stop|>",
+    "meetkai-functionary-medium-v3.2": "all\n{}<|eot_id|>",
+    "LiquidAI/LFM2.5-VL-450M": "{}<|im_end|>\n",  # its own generation block holds the line break
+}
+COHERE = "<|START_RESPONSE|>{}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"
+
+
+def published(real_data):
+    for file in ("chat_templates_with_expected.jsonl", "llamacpp_chat_templates.jsonl"):
+        for line in (real_data / "tokenizers" / file).read_text().splitlines():
+            row = json.loads(line)
+            data = row.get("data", {})
+            bos, eos = data.get("bos_token"), data.get("eos_token")
+            if not data and row["name"].startswith("deepseek"):
+                eos = "<｜end▁of▁sentence｜>"
+            template = row.get("chat_template") or row["template"]
+            yield row["name"], make_tokenizer(template, bos=bos or "<s>", eos=eos or "</s>")
+
+
+@pytest.mark.real
+def test_published_templates_are_trained_exactly_or_refused(real_data):
+    exact = 0
+    for name, tokenizer in published(real_data):
+        if name in REFUSED:
+            with pytest.raises(UserError, match=REFUSED[name]):
+                encode_chat(tokenizer, TWO)
+            continue
+        chat = encode_chat(tokenizer, TWO)
+        first, second = spans(tokenizer, chat)
+        if name.startswith(("CohereLabs", "CohereForAI")):
+            around = COHERE
+        else:
+            around = AROUND.get(name) or "{}" + first.removeprefix("Hello you")
+            assert name in AROUND or re.fullmatch(r"<\W?\w+\W?>", around[2:]), (name, first)
+        assert (first, second) == (around.format("Hello you"), around.format("Bye now")), name
+        prompt = encode_prompt(tokenizer, TWO[:-1])
+        assert chat.input_ids[: len(prompt)] == prompt
+        assert chat.untrained_turns == 0
+        exact += 1
+    assert exact == 51 - len(REFUSED)
+
+
+@pytest.mark.real
+def test_templates_that_drop_the_system_prompt_are_refused(real_data):
+    dropping = []
+    for name, tokenizer in published(real_data):
+        if name in REFUSED:
+            continue
+        try:
+            text = spans(tokenizer, encode_chat(tokenizer, SYSTEM))
+            assert "Hello you" in text[0]
+        except UserError as error:
+            dropping.append((name.split("/")[-1], str(error).split(" (")[0][:40]))
+    assert {name for name, _ in dropping} == {
+        "Mistral-7B-Instruct-v0.1-GPTQ",
+        "Mistral-7B-Instruct-v0.3 (JSON Schema)",
+        "Mistral-7B-Instruct-v0.3-SOTA-GGUF",
+        "Mistral-Nemo-Instruct-2407",
+        "google-gemma-2-2b-it",
+        "mistralai-Mistral-Nemo-Instruct-2407",
+    }
+
+
+def test_generation_blocks_of_upstream_templates_are_followed():
+    """trl ships templates with {% generation %}; our mask is then transformers' own, and the mask
+    that we find in the plain sibling of a template lies inside it."""
+    import trl
+
+    folder = ROOT.__class__(trl.__file__).parent / "chat_templates"
+    compared = nested = 0
+    for path in sorted(folder.glob("*_training.jinja")):
+        tokenizer = make_tokenizer(path.read_text(), bos="<bos>", eos="<eos>")
+        try:
+            chat = encode_chat(tokenizer, TWO)
+        except UserError:
+            continue
+        upstream = tokenizer.apply_chat_template(
+            TWO, return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert chat.input_ids == upstream["input_ids"], path.name
+        assert chat.trained == [bool(m) for m in upstream["assistant_masks"]], path.name
+        compared += 1
+        plain = path.with_name(path.name.replace("_training", ""))
+        tokenizer = make_tokenizer(plain.read_text(), bos="<bos>", eos="<eos>")
+        try:
+            own = encode_chat(tokenizer, TWO)
+        except UserError:
+            continue
+        if tokenizer.decode(own.input_ids) == make_text(path, chat):
+            assert all(a or not b for a, b in zip(chat.trained, own.trained, strict=True))
+            nested += 1
+    assert compared >= 15
+    assert nested >= 8
+
+
+def make_text(path, chat):
+    return make_tokenizer(path.read_text(), bos="<bos>", eos="<eos>").decode(chat.input_ids)
+
+
+# Our own rules, on small templates.
+
+
+def test_docstring_example(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    chat = encode_chat(tiny_tokenizer, messages)
+    assert spans(tiny_tokenizer, chat) == ["yo<|im_end|>"]
+    assert chat.trained[-4:] == [True, True, True, False]
+    assert tiny_tokenizer.decode(chat.input_ids[-1:]) == "\n"
+
+
+def test_base_tokenizer_gets_chatml_where_its_tokens_exist(tiny_tokenizer):
+    note = ensure_template(tiny_tokenizer)
+    assert "ChatML" in note
+    assert stop_ids(tiny_tokenizer) == [
+        tiny_tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        tiny_tokenizer.eos_token_id,
+    ]
+    size = len(tiny_tokenizer)
+    chat = encode_chat(tiny_tokenizer, CALLS, tools=[TOOL])
+    assert len(tiny_tokenizer) == size
+    call = '\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>'
+    assert spans(tiny_tokenizer, chat) == [call, "Two.<|im_end|>"]
+    check_invariants(tiny_tokenizer, CALLS, chat, tools=[TOOL])
+
+
+def test_base_tokenizer_without_them_gets_plain_turns():
+    tokenizer = make_tokenizer("", bos="<s>", eos="</s>")
+    tokenizer.chat_template = None
+    assert "User/Assistant" in ensure_template(tokenizer)
+    chat = encode_chat(tokenizer, [{"role": "system", "content": "Sys."}, *TWO])
+    assert tokenizer.decode(chat.input_ids) == (
+        "<s>Sys.\n\nUser: hi\n\nAssistant: Hello you</s>User: ok\n\nAssistant: Bye now</s>"
+    )
+    assert spans(tokenizer, chat) == [" Hello you</s>", " Bye now</s>"]
+
+
+def test_tokenizer_without_any_end_token_is_refused():
+    tokenizer = make_tokenizer("", eos="<end>")
+    tokenizer.chat_template = None
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="names no eos_token"):
+        ensure_template(tokenizer)
+
+
+def test_template_from_a_file_or_text(tiny_tokenizer, tmp_path):
+    path = tmp_path / "mine.jinja"
+    path.write_text(CHATML)
+    ensure_template(tiny_tokenizer, template=str(path))
+    assert tiny_tokenizer.chat_template == CHATML
+    with pytest.raises(UserError, match="neither a file nor template text"):
+        ensure_template(tiny_tokenizer, template="missing.jinja")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        CHATML.replace("<|im_end|>", ""),
+        CHATML.replace("<|im_end|>", "<end>"),
+    ],
+)
+def test_template_that_does_not_end_its_turn_is_refused(template):
+    with pytest.raises(UserError, match="does not end an assistant turn with a token of its own"):
+        ensure_template(make_tokenizer("<|im_start|>"), template=template)
+
+
+def test_template_with_a_mistake_is_refused(tiny_tokenizer):
+    with pytest.raises(UserError, match="refuses"):
+        ensure_template(tiny_tokenizer, template="{% for m in messages %}{{ m.content }}")
+
+
+def test_two_bos_are_refused():
+    tokenizer = make_tokenizer("{{ bos_token }}<s>" + CHATML, bos="<s>")
+    with pytest.raises(UserError, match="two BOS"):
+        encode_chat(tokenizer, ONE)
+
+
+def test_bos_of_the_template_is_the_only_one():
+    tokenizer = make_tokenizer("{{ bos_token }}" + CHATML, bos="<s>")
+    chat = encode_chat(tokenizer, TWO)
+    assert chat.input_ids.count(tokenizer.bos_token_id) == 1
+    assert chat.input_ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("token", ["<|im_end|>", "<s>", "<|endoftext|>"])
+def test_control_tokens_in_messages_are_refused(place, token):
+    tokenizer = make_tokenizer("{{ bos_token }}" + CHATML, bos="<s>")
+    messages = [dict(m) for m in ONE]
+    messages[place]["content"] += token
+    with pytest.raises(UserError, match=f"message {place + 1} .* contains"):
+        encode_chat(tokenizer, messages)
+
+
+def test_empty_answer_and_missing_answer_are_refused(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML
+    for content in ("", " \n"):
+        with pytest.raises(UserError, match="is empty"):
+            encode_chat(tiny_tokenizer, [ONE[0], {"role": "assistant", "content": content}])
+    with pytest.raises(UserError, match="does not end with an assistant turn"):
+        encode_chat(tiny_tokenizer, TWO[:3])
+    with pytest.raises(UserError, match="ends with a user or tool turn"):
+        encode_prompt(tiny_tokenizer, TWO)
+
+
+# Qwen3's habits: an empty thinking block in the last turn alone, thinking removed from the history.
+THINKING = (
+    "{% for m in messages %}{% set c = m.content.split('</think>')[-1].lstrip('\\n') %}"
+    "{% if m.role == 'assistant' and loop.last %}"
+    "{% set t = m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content "
+    "else '\\n\\n' %}"
+    "{% set c = '<think>' + t + '</think>\\n\\n' + c %}{% endif %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + c + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_a_turn_that_changes_once_it_is_history_stays_context():
+    tokenizer = make_tokenizer(THINKING)
+    chat = encode_chat(tokenizer, TWO)
+    assert spans(tokenizer, chat) == ["<think>\n\n</think>\n\nBye now<|im_end|>"]
+    assert chat.untrained_turns == 1
+    thought = [TWO[0], {"role": "assistant", "content": "<think>hm</think>\n\nHello"}]
+    assert spans(tokenizer, encode_chat(tokenizer, thought)) == [
+        "<think>hm</think>\n\nHello<|im_end|>"
+    ]
+
+
+def test_an_answer_that_the_template_rewrites_is_refused():
+    for broken in ("'x' + m.content[1:]", "'always this'", "m.content.upper()"):
+        template = (
+            "{% for m in messages %}{% set c = "
+            + broken
+            + " if m.role == 'assistant' else m.content %}"
+            "{{ '<|im_start|>' + m.role + '\\n' + c + '<|im_end|>\\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+        )
+        with pytest.raises(UserError):
+            encode_chat(make_tokenizer(template), ONE)
+
+
+def test_a_short_answer_is_not_found_in_the_templates_own_text():
+    """The template drops content beside a tool call; "add" stands in the call's name."""
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}"
+        "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    messages = [CALLS[0], {**CALLS[1], "content": "add"}]
+    with pytest.raises(UserError, match="leaves out or rewrites 'add'"):
+        encode_chat(make_tokenizer(template), messages)
+
+
+def test_a_template_that_hides_tool_turns_is_refused(tiny_tokenizer):
+    template = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'tool' %}"
+    )
+    tiny_tokenizer.chat_template = template
+    plain = [CALLS[0], {"role": "assistant", "content": "wait"}, *CALLS[2:]]
+    with pytest.raises(UserError, match="leaves out the message of turn 3"):
+        encode_chat(tiny_tokenizer, plain)
+    tiny_tokenizer.chat_template = CHATML
+    with pytest.raises(UserError, match="leaves out the tool call of turn 2"):
+        encode_chat(tiny_tokenizer, CALLS)
+
+
+def test_last_turn_only(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML
+    assert spans(tiny_tokenizer, encode_chat(tiny_tokenizer, TWO, turns="last")) == [
+        "Bye now<|im_end|>"
+    ]
+
+
+def test_batches_equal_single_chats_and_keep_bad_rows_in_place(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML
+    rows = [{"messages": ONE}, {"messages": ONE[:1]}, {"messages": TWO}]
+    first, bad, third = encode_chats(tiny_tokenizer, rows, chunk=2)
+    assert first == encode_chat(tiny_tokenizer, ONE)
+    assert isinstance(bad, UserError)
+    assert third == encode_chat(tiny_tokenizer, TWO)
+
+
+def test_preview_colours_what_is_trained(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML
+    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in preview(tiny_tokenizer, ONE)
+
+
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(texts=st.lists(st.text(max_size=12), min_size=2, max_size=6))
+def test_any_text_is_trained_exactly_or_refused(texts, tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML
+    texts = texts[: len(texts) // 2 * 2]
+    messages = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
+    ]
+    try:
+        chat = encode_chat(tiny_tokenizer, messages)
+    except UserError:
+        assert any(not text.strip() for text in texts[1::2])
+        return
+    check_invariants(tiny_tokenizer, messages, chat)
+    assert spans(tiny_tokenizer, chat) == [text + "<|im_end|>" for text in texts[1::2]]
