@@ -13,7 +13,7 @@ from made_up_run import MODELS, RATES, SCORES, delta_row, make_results, make_run
 from rich.console import Console
 
 from eval.plots import write_picture
-from eval.report import console_table, csp_hash, write_report
+from eval.report import console_table, csp_hash, read_curves, write_report
 from eval.tables import measures
 from sft.config import UserError
 
