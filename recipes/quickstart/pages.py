@@ -1,0 +1,149 @@
+"""Pre-training pages: plain text in two languages, with no chat template anywhere.
+
+A page holds several pieces of one kind, as a book would: entries of a gazetteer, a collection of
+tales, an exercise sheet, a chapter of a handbook, a scene of a play. Exercise sheets give the base
+model its few-shot ability. Held-out problems, plots and questions never appear.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from recipes.quickstart import everyday, functions, stories, word_problems
+from recipes.quickstart import handbook_lines as handbook
+from recipes.quickstart import story_lines as lines
+from recipes.quickstart import talk_lines as talk
+from recipes.quickstart.gazetteer import Entity, ask, portrait, say, side
+from recipes.quickstart.splits import until_trainable
+
+CAST = lines.CAST + lines.NEW_CAST
+NAMES = tuple(name for name, _ in CAST)
+QUESTION = ("Question: {q}\nAnswer: {a}", "问题: {q}\n回答: {a}")
+
+
+def exercise(question: str, answer: str, language: str) -> str:
+    """The few-shot format, also that of the benchmarks."""
+    return side(QUESTION, language).format(q=question, a=answer)
+
+
+def exam_prompt(question: str, language: str) -> str:
+    """The same with the answer left open."""
+    return exercise(question, "", language).rstrip()
+
+
+def _places(entities: tuple[Entity, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(e.name for e in entities if e.kind == "place")
+
+
+def _gazetteer(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    chosen = rng.sample(entities, rng.randint(6, 10))
+    return "\n\n".join(portrait(rng, e, language=language) for e in chosen)
+
+
+def _facts(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    """Loose facts, one a line: who wrote what, which towns share an emblem."""
+    rows = []
+    for _ in range(rng.randint(8, 16)):
+        entity = rng.choice(entities)
+        key = rng.choice(list(entity.facts))
+        rows.append("- " + say(rng, entity, key, language=language))
+    return "\n".join(rows)
+
+
+def _quiz(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    known = [e for e in entities if not e.held_out]
+    rows = []
+    for _ in range(rng.randint(8, 14)):
+        entity = rng.choice(known)
+        key = rng.choice(list(entity.facts))
+        question = ask(rng, entity, key, language=language)
+        rows.append(exercise(question, side(entity.facts[key], language), language))
+    return "\n\n".join(rows)
+
+
+def _tales(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    tales = []
+    for _ in range(rng.randint(2, 4)):
+        plot = until_trainable(
+            lambda: stories.make_plot(rng, cast=CAST, places=_places(entities)), key=lambda p: p.key
+        )
+        title = stories.goal_thing(plot.goal, language)
+        text = stories.join(stories.tell(rng, plot, language=language), language)
+        tales.append(f"{title[0].upper() + title[1:]}\n{text}")
+    return "\n\n".join(tales)
+
+
+def _sums(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    sheet = []
+    for _ in range(rng.randint(8, 12)):
+        problem = until_trainable(
+            lambda: word_problems.make_problem(rng, NAMES, language=language), key=lambda p: p.key
+        )
+        sheet.append(exercise(problem.question, problem.answer, language))
+    return "\n\n".join(sheet)
+
+
+def _calls(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    sheet = []
+    make = functions.make_evaluation if rng.random() < 0.85 else functions.make_writing
+    for _ in range(rng.randint(7, 10)):
+        problem = until_trainable(lambda: make(rng, language=language), key=lambda p: p.key)
+        sheet.append(exercise(problem.question, problem.answer, language))
+    return "\n\n".join(sheet)
+
+
+def _handbook(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    chapters = []
+    for _ in range(rng.randint(4, 7)):
+        draw = rng.random()
+        if draw < 0.5:
+            piece = everyday.explain(rng, range(len(handbook.HOW_TO)), language=language)
+            task = side(handbook.HOW_TO[piece.topic][0], language)
+            title = side((f"How to {task}", f"怎样{task}"), language)
+        elif draw < 0.75:
+            piece = everyday.enumerate_items(rng, range(len(handbook.LISTS)), language=language)
+            theme = side(handbook.LISTS[piece.topic][0], language)
+            title = theme[0].upper() + theme[1:]
+        else:
+            piece = everyday.advise(rng, range(len(talk.WORRIES)), language=language)
+            title = piece.question
+        chapters.append(f"{title}\n{piece.answer}")
+    return "\n\n".join(chapters)
+
+
+def _play(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
+    scenes = []
+    for _ in range(rng.randint(4, 7)):
+        a, b = (side(n, language) for n in rng.sample(NAMES, 2))
+        said = everyday.small_talk(rng, language=language)
+        if rng.random() < 0.2:
+            request = everyday.refuse(rng, language=language)
+            said = [request.question, request.answer]
+        scenes.append("\n".join(f"{(a, b)[i % 2]}: {text}" for i, text in enumerate(said)))
+    return "\n\n".join(scenes)
+
+
+# kind of page -> (writer, its share of all pages)
+Writer = Callable[[random.Random, tuple[Entity, ...], str], str]
+KINDS: dict[str, tuple[Writer, float]] = {
+    "gazetteer": (_gazetteer, 0.24),
+    "facts": (_facts, 0.06),
+    "quiz": (_quiz, 0.12),
+    "tales": (_tales, 0.18),
+    "sums": (_sums, 0.18),
+    "calls": (_calls, 0.10),
+    "handbook": (_handbook, 0.08),
+    "play": (_play, 0.04),
+}
+
+
+def pages(seed: int, entities: tuple[Entity, ...]) -> Iterator[str]:
+    """An endless stream of pages, three English for two Chinese."""
+    rng = random.Random(f"{seed}/pages")
+    writers = [writer for writer, _ in KINDS.values()]
+    shares = [share for _, share in KINDS.values()]
+    while True:
+        language = "en" if rng.random() < 0.6 else "zh"
+        writer = rng.choices(writers, shares)[0]
+        yield writer(rng, entities, language)

@@ -1,0 +1,81 @@
+"""The quickstart's small world: everything that is trained on and measured, from one seed.
+
+    python recipes/quickstart/world.py            # writes data/*.jsonl, a few seconds
+
+Pre-training pages are made on the fly (`pages.py`); the rows below are written and committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from recipes.quickstart import benchmarks, chats
+from recipes.quickstart.gazetteer import make_gazetteer
+
+HERE = Path(__file__).parent
+Row = dict[str, Any]
+
+SFT_ROWS = 1500
+PREFERENCE_ROWS = 300
+BENCHMARK_DOCS = 200
+FEW_SHOT_DOCS = 10
+
+
+def user_texts(rows: list[Row]) -> set[str]:
+    """Every user message of the rows."""
+    return {m["content"] for row in rows for m in row["messages"] if m["role"] == "user"}
+
+
+def make_world(seed: int) -> dict[str, list[Row]]:
+    """File stem -> rows. No prompt of a measured file stands in a trained one: asserted."""
+    entities = make_gazetteer(seed)
+    sft = chats.sft_rows(seed, entities, total=SFT_ROWS)
+    trained = user_texts(sft)
+    preference = chats.preference_rows(seed, entities, total=PREFERENCE_ROWS, avoid=trained)
+    trained |= user_texts(preference)
+    measured = {
+        "facts": benchmarks.facts_docs(seed, entities, total=BENCHMARK_DOCS, held_out=True),
+        "math": benchmarks.math_docs(seed, total=BENCHMARK_DOCS, held_out=True),
+        "code": benchmarks.code_docs(seed, total=BENCHMARK_DOCS, held_out=True),
+        "completion": benchmarks.completion_docs(seed, entities, total=BENCHMARK_DOCS),
+    }
+    for docs in measured.values():
+        assert not trained & {doc["prompt"] for doc in docs}
+    repetition = chats.repetition_rows(seed, entities, avoid=trained)
+    assert not trained & user_texts(repetition)
+    return {
+        "sft": sft,
+        "preference": preference,
+        "repetition": repetition,
+        **measured,
+        "facts_fewshot": benchmarks.facts_docs(seed, entities, total=FEW_SHOT_DOCS, held_out=False),
+        "math_fewshot": benchmarks.math_docs(seed, total=FEW_SHOT_DOCS, held_out=False),
+        "code_fewshot": benchmarks.code_docs(seed, total=FEW_SHOT_DOCS, held_out=False),
+    }
+
+
+def to_jsonl(rows: list[Row]) -> str:
+    """Rows as JSON lines, UTF-8 text."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_world(seed: int, folder: Path) -> None:
+    """Writes one .jsonl a file stem."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, rows in make_world(seed).items():
+        (folder / f"{stem}.jsonl").write_text(to_jsonl(rows), encoding="utf-8", newline="\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=HERE / "data")
+    args = parser.parse_args()
+    write_world(args.seed, args.data)
+
+
+if __name__ == "__main__":
+    main()
