@@ -131,11 +131,12 @@ def thinned(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def moving_average(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Centred mean over about a twelfth of the points, narrower towards the ends."""
+    """Mean over about a twelfth of the points, centred; cut short where the series ends."""
     reach = max(1, len(series) // 24)
     averaged = []
     for i, (x, _) in enumerate(series):
-        width = min(reach, i, len(series) - 1 - i)
+        # The start is steep, so the window there narrows on both sides.
+        width = min(reach, i)
         near = series[i - width : i + width + 1]
         averaged.append((x, sum(y for _, y in near) / len(near)))
     return averaged
