@@ -1,0 +1,308 @@
+"""lm-eval's model interface on shared-prefix scoring and row-wise generation.
+
+Same answers as lm-eval's own Hugging Face backend in float32, with less work: a context that
+several choices share is computed once, log-probabilities are taken of scored tokens only and in
+float32, and a generated row stops at its own stop string.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from eval.generate import FinishReason, Generation, generate
+from sft.chat import stop_ids
+from sft.config import UserError
+from sft.packing import Document, Segment, pack
+from sft.scoring import score, sequence_sums
+
+log = logging.getLogger(__name__)
+
+# lm-eval's limits where task and model name none (huggingface.py, max_gen_toks and max_length).
+DEFAULT_NEW_TOKENS = 256
+DEFAULT_WINDOW = 2048
+# Prompts that are cut to fit the model's window change the question; more than this is refused.
+CUT_SHARE = 0.1
+# Tokens of one scoring forward, padding included.
+BATCH_TOKENS = 8192
+
+_SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A context and a continuation as token ids, and the place of the request they came from."""
+
+    place: int
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+class Engine(LM):
+    """An `lm_eval.api.model.LM` over a causal LM that `sft.scoring.enable_scoring` has seen.
+
+    Args:
+        chat: prompts come from the chat template, which writes its own special tokens, and answers
+            end with the template's end of turn; otherwise plain text, which gets a BOS where the
+            tokenizer adds one.
+        seed: decides the draws of tasks that sample.
+        label: names the progress bars; without one there are none.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, chat: bool, seed: int = 0, label: str | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.chat, self.seed, self.label = chat, seed, label
+        self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
+        self._device = next(model.parameters()).device
+        self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        bos = tokenizer.bos_token_id
+        probe = tokenizer("a")["input_ids"]
+        self.adds_bos = bos is not None and not chat and probe[0] == bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of lm-eval's cache key; nothing is cached here."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as text; without a generation prompt its last turn is left open."""
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding would write it) of each continuation."""
+        pairs = [request.args for request in requests]
+        return self._score(self._split(pairs), count=len(pairs), unit="choice")
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-probability of each text, given BOS (or eos), in windows of the model's length."""
+        questions = []
+        texts = [request.args[0] for request in requests]
+        for place, ids in enumerate(self.encode(texts)):
+            windows = get_rolling_token_windows(
+                token_list=ids,
+                prefix_token=self._prefix,
+                max_seq_len=self.window or DEFAULT_WINDOW,
+                context_len=1,
+            )
+            for window in windows:
+                context, continuation = make_disjoint_window(window)
+                questions.append(_Question(place, tuple(context), tuple(continuation)))
+        return [total for total, _ in self._score(questions, count=len(texts), unit="text")]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Each context continued to a stop string, a stop id or the task's limit of tokens.
+
+        Raises:
+            UserError: a task asks for a decoding method that is not offered here.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            key = json.dumps(request.args[1], sort_keys=True, default=str)
+            groups.setdefault(key, []).append(place)
+        answers = [""] * len(requests)
+        with self._bar(len(requests), unit="answer") as bar:
+            for places in groups.values():
+                own = [requests[place] for place in places]
+                generations = self._generate(own, places, progress=bar.update)
+                for place, generation in zip(places, generations, strict=True):
+                    answers[place] = generation.text
+                    where = (str(requests[place].task_name), int(requests[place].doc_id or 0))
+                    self.finish_reasons[where] = generation.finish_reason
+        return answers
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with exactly one BOS where one belongs, whether or not the text brings it."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        if not self.adds_bos:
+            return encoded
+        bos = self.tokenizer.bos_token_id
+        return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+
+    @property
+    def _prefix(self) -> int:
+        """What stands in for an empty context: BOS, or eos where there is none."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return bos if bos is not None else eos
+
+    def _split(self, pairs: Sequence[tuple[str, str]]) -> list[_Question]:
+        """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.
+
+        Spaces at a context's end belong to the continuation, and the continuation is what the
+        whole text has beyond as many tokens as the context alone.
+        """
+        moved = [(c.rstrip(), c[len(c.rstrip()) :] + more) for c, more in pairs]
+        contexts = list(dict.fromkeys(context for context, _ in moved))
+        known = dict(zip(contexts, self.encode(contexts), strict=True))
+        wholes = self.encode([context + more for context, more in moved])
+        questions = []
+        for place, ((context, _), whole) in enumerate(zip(moved, wholes, strict=True)):
+            if context:
+                head = known[context]
+                # A merge over the border can leave nothing behind it; score the last token then.
+                if len(whole) <= len(head):
+                    head = whole[:-1] or [self._prefix]
+                tail = whole[len(head) :] or whole[-1:]
+            else:
+                # lm-eval conditions on BOS or eos, once.
+                whole = whole if whole[:1] == [self._prefix] else [self._prefix, *whole]
+                head, tail = whole[:1], whole[1:]
+            questions.append(_Question(place, tuple(head), tuple(tail)))
+        return self._fit(questions)
+
+    def _fit(self, questions: list[_Question]) -> list[_Question]:
+        """Contexts cut from the left where the window is too small; counted, and said."""
+        fitted = []
+        for question in questions:
+            room = (self.window or DEFAULT_WINDOW) + 1 - len(question.continuation)
+            context = question.context[-room:] if room > 0 else ()
+            if not context:
+                raise UserError(
+                    f"a choice of {len(question.continuation)} tokens does not fit the model's "
+                    f"window of {self.window}; leave the task out"
+                )
+            fitted.append(_Question(question.place, context, question.continuation))
+        self._report_cuts(
+            sum(a.context != b.context for a, b in zip(fitted, questions, strict=True)),
+            len(questions),
+        )
+        return fitted
+
+    def _report_cuts(self, cut: int, total: int) -> None:
+        if cut > CUT_SHARE * total:
+            raise UserError(
+                f"{cut} of {total} prompts are longer than the model's window of {self.window} "
+                "tokens; lower the number of shots or leave the task out"
+            )
+        if cut:
+            log.warning(
+                "%d of %d prompts cut from the left to the window of %d tokens",
+                cut,
+                total,
+                self.window,
+            )
+
+    @torch.inference_mode()
+    def _score(
+        self, questions: Sequence[_Question], *, count: int, unit: str
+    ) -> list[tuple[float, bool]]:
+        """Sums over the questions of each place; questions of equal context share its pass."""
+        trunks: dict[tuple[int, ...], list[_Question]] = {}
+        for question in questions:
+            trunks.setdefault(question.context, []).append(question)
+        groups = sorted(trunks.values(), key=_size, reverse=True)
+        totals, greedy = [0.0] * count, [True] * count
+        was_training = self.model.training
+        self.model.eval()
+        with self._bar(len(questions), unit=unit) as bar:
+            for batch in _batches(groups):
+                asked = [question for group in batch for question in group]
+                for question, (total, hit) in zip(asked, self._forward(batch), strict=True):
+                    totals[question.place] += total
+                    greedy[question.place] &= hit
+                bar.update(len(asked))
+        self.model.train(was_training)
+        return list(zip(totals, greedy, strict=True))
+
+    def _forward(self, groups: Sequence[Sequence[_Question]]) -> Iterable[tuple[float, bool]]:
+        """One packed forward: a row each for the groups, in their order."""
+        documents = []
+        for group in groups:
+            context = group[0].context
+            branches = tuple(Segment(q.continuation, [True] * len(q.continuation)) for q in group)
+            documents.append(Document(Segment(context, [False] * len(context)), branches))
+        # Few shapes where kernels are compiled for each; little padding where they are not.
+        bucket = 8 if self._device.type == "cpu" else 64
+        batch = pack(documents, row_length=0, bucket=bucket).to(self._device)
+        if self.window is not None:
+            # A full window's last token is scored but predicts nothing: any position does for it.
+            batch.position_ids.clamp_(max=self.window - 1)
+        scores = score(self.model, batch)
+        totals = sequence_sums(scores.log_probs, batch)
+        misses = sequence_sums((~scores.is_argmax).float(), batch)
+        both = torch.stack([totals.float(), misses]).tolist()  # the batch's only sync
+        return ((total, miss == 0) for total, miss in zip(*both, strict=True))
+
+    def _generate(
+        self, requests: Sequence[Instance], places: Sequence[int], *, progress: Callable[[int], Any]
+    ) -> list[Generation]:
+        """Generations for requests that share their settings."""
+        task, settings = requests[0].task_name, requests[0].args[1]
+        given = normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)
+        options: dict[str, Any] = {**given}
+        until = [stop for stop in options.pop("until") if stop]
+        cap = options.pop("max_gen_toks")
+        sampled = options["do_sample"]
+        extra = [k for k in options if k not in _SAMPLING or (k == "top_k" and sampled)]
+        if extra:
+            raise UserError(
+                f"{task}: generation_kwargs.{extra[0]} is not offered; use greedy decoding or "
+                "temperature and top_p"
+            )
+        prompts = self.encode([request.args[0] for request in requests])
+        room = (self.window or DEFAULT_WINDOW) - cap
+        if room <= 0:
+            raise UserError(
+                f"{task}: {cap} new tokens do not fit the model's window of {self.window}; set "
+                "max_gen_toks lower in the task"
+            )
+        self._report_cuts(sum(len(prompt) > room for prompt in prompts), len(prompts))
+        return generate(
+            self.model,
+            self.tokenizer,
+            [prompt[-room:] for prompt in prompts],
+            max_new_tokens=cap,
+            stop_ids=self._stop_ids(),
+            stop_strings=until,
+            temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
+            top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
+            seeds=[self.seed * 1_000_003 + place for place in places],
+            progress=progress,
+        )
+
+    def _stop_ids(self) -> list[int]:
+        """What ends an answer: the template's end of turn in a chat, and what the model names."""
+        named = self.model.generation_config.eos_token_id
+        ids = [self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+        if self.chat:
+            ids += stop_ids(self.tokenizer)
+        return sorted({i for i in ids if i is not None})
+
+    def _bar(self, total: int, *, unit: str) -> Any:
+        silent = self.label is None
+        return tqdm(total=total, desc=f"{self.label}: benchmarks", unit=unit, disable=silent)
+
+
+def _size(group: Sequence[_Question]) -> int:
+    return len(group[0].context) + sum(len(q.continuation) for q in group)
+
+
+def _batches(groups: Sequence[Sequence[_Question]]) -> Iterable[list[Sequence[_Question]]]:
+    """Groups, longest first, so that rows times the longest stays within BATCH_TOKENS."""
+    batch: list[Sequence[_Question]] = []
+    for group in groups:
+        if batch and (len(batch) + 1) * _size(batch[0]) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(group)
+    if batch:
+        yield batch
