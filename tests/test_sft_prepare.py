@@ -1,0 +1,109 @@
+"""Sources become the rows that the preset describes: weights, kinds, lengths, and a cache."""
+
+import pytest
+import torch
+
+from sft.chat import ensure_template
+from sft.config import DataSection, LoraSection, Source, UserError
+from sft.mix import take_share
+from sft.model import Placement
+from sft.prepare import prepare_chats, rows_of_stage
+from sft.prompts import read_prompts
+from sft.run import read_json, write_jsonl
+from sft.setting import Setting
+
+
+def chat(question, answer, **more):
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": turns, **more}
+
+
+@pytest.fixture
+def setting(tmp_path, tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    placement = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
+    return Setting(tmp_path / "run", tiny_tokenizer, placement, LoraSection(), 0, False)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    write_jsonl(tmp_path / "m.jsonl", [chat("?" * 9 * (i + 1), str(i)) for i in range(8)])
+    write_jsonl(tmp_path / "d.jsonl", [chat(f"hi {i}", "yo", kind="dialogue") for i in range(4)])
+    return [
+        Source(str(tmp_path / "m.jsonl"), kind="math", weight=0.5),
+        Source(str(tmp_path / "d.jsonl"), weight=2.0),
+    ]
+
+
+def test_weights_kinds_and_counts(sources, setting):
+    rows = prepare_chats(DataSection(sources), setting)
+    assert rows["kind"].count("math") == 4 and rows["kind"].count("dialogue") == 8
+    facts = read_json(setting.folder / "data" / "data.json")
+    assert facts["kinds"] == {"math": 4, "dialogue": 8}
+    assert [s["kept"] for s in facts["sources"]] == [8, 4]
+    assert facts["tokens"] == sum(len(ids) for ids in rows["input_ids"])
+    end = setting.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for ids, trained in zip(rows["input_ids"], rows["trained"], strict=True):
+        assert [i for i, t in zip(ids, trained, strict=True) if t][-1] == end
+
+
+def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sources, setting):
+    section = DataSection(sources)
+    prepare_chats(section, setting)
+    marker = setting.folder / "data" / "done.json"
+    first = marker.stat().st_mtime_ns
+    prepare_chats(section, setting)
+    assert marker.stat().st_mtime_ns == first
+    setting.tokenizer.chat_template = setting.tokenizer.chat_template.replace("\n", "")
+    prepare_chats(section, setting)
+    assert marker.stat().st_mtime_ns != first
+
+
+def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
+    rows = prepare_chats(DataSection(sources), setting)
+    dialogue = rows_of_stage(rows, kinds=["dialogue"], max_length=None, where="s")
+    assert len(dialogue.rows) == 8 and dialogue.too_long == 0
+    lengths = sorted(len(ids) for ids in rows["input_ids"])
+    cut = rows_of_stage(rows, kinds=[], max_length=lengths[-1] - 1, where="s")
+    assert cut.too_long == lengths.count(lengths[-1]) == 1
+    with pytest.raises(UserError, match="no row is of kind safety; the rows are 4 math, 8 dialog"):
+        rows_of_stage(rows, kinds=["safety"], max_length=None, where="s")
+    with pytest.raises(UserError, match="12 of 12 rows are longer"):
+        rows_of_stage(rows, kinds=[], max_length=3, where="s")
+
+
+@pytest.mark.parametrize(("weight", "count"), [(0.25, 25), (1.0, 100), (2.5, 250), (0.0, 0)])
+def test_shares_are_exact_without_replacement_and_the_same_for_a_seed(weight, count):
+    rows = [{"n": i} for i in range(100)]
+    taken = take_share(rows, weight=weight, seed=3)
+    assert len(taken) == count
+    uses = [sum(r["n"] == i for r in taken) for i in range(100)]
+    assert max(uses, default=0) - min(uses, default=0) <= 1
+    assert taken == take_share(rows, weight=weight, seed=3)
+
+
+def test_prompts_wait_for_an_answer_whatever_the_row_was(tmp_path):
+    user = {"role": "user", "content": "b?"}
+    write_jsonl(
+        tmp_path / "p.jsonl",
+        [
+            {"prompt": "a?", "category": "small talk", "language": "en"},
+            {"id": "x", "messages": [user], "reference": {"final": "4"}},
+            chat("c?", "an answer", kind="math"),
+            {"instruction": "d?", "input": "", "output": "cut"},
+            {"prompt": "a?"},
+        ],
+    )
+    rows = read_prompts([Source(str(tmp_path / "p.jsonl"))])
+    assert [r["messages"][-1]["content"] for r in rows] == ["a?", "b?", "c?", "d?"]
+    assert all(r["messages"][-1]["role"] == "user" for r in rows)
+    assert [r["category"] for r in rows] == ["small talk", "all", "math", "all"]
+    assert rows[1]["id"] == "x" and rows[1]["reference"] == {"final": "4"}
+    assert len({r["id"] for r in rows}) == 4
+
+
+@pytest.mark.parametrize("line", ['{"messages": [', '{"messages": []}', '{"nothing": 1}'])
+def test_a_bad_prompt_names_its_line(tmp_path, line):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"p\.jsonl:2"):
+        read_prompts([Source(str(tmp_path / "p.jsonl"))])
