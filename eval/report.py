@@ -193,11 +193,11 @@ def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(data, list) and any(isinstance(item, dict) for item in data):
         nested = [_facts(item, f"{prefix}[{i}]") for i, item in enumerate(data)]
         return [row for rows in nested for row in rows]
-    if isinstance(data, list):
+    if isinstance(data, list) and data:
         return [(prefix, ", ".join(map(str, data)))]
     if isinstance(data, int) and abs(data) >= 10_000:
         return [(prefix, f"{data:,}")]
-    return [(prefix, wording.DASH if data in (None, "", {}) else str(data))]
+    return [(prefix, wording.DASH if data in (None, "", {}, []) else str(data))]
 
 
 def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str, str]]:

@@ -108,7 +108,7 @@ def console_table(results: dict[str, Any]) -> Table:
             p = p_value(change.get("p_holm")) + " "
             line.append(_two_lines(points(change["delta"]) + star, p))
         table.add_row(*line)
-    table.caption = CAPTION
+    table.caption, table.caption_justify = CAPTION, "left"
     return table
 
 
