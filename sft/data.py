@@ -82,7 +82,7 @@ def collect(
     """
     assert on_error in ("stop", "drop"), on_error
     rows: list[dict[str, Any]] = []
-    seen: set[bytes] = set()
+    seen: dict[str, set[bytes]] = {DUPLICATE: set(), SAME_TEXT: set()}
     rows_in = 0
     dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
@@ -96,11 +96,12 @@ def collect(
             problems.append(str(item))
             continue
         digests = {DUPLICATE: _digest(item.raw), SAME_TEXT: _digest(_said(item.row))}
-        repeats = [rule for rule, digest in digests.items() if digest in seen]
+        repeats = [rule for rule, digest in digests.items() if digest in seen[rule]]
         if repeats:
             dropped[repeats[0]] += 1
             continue
-        seen.update(digests.values())
+        for rule, digest in digests.items():
+            seen[rule].add(digest)
         mended.update(item.mended)
         rows.append(item.row)
     if not rows:

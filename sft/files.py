@@ -208,12 +208,14 @@ def _record(origin: str, text: str) -> Record | RowError:
 
 
 def _malformed(origin: str, error: ValueError) -> RowError:
-    what = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+    what = ""
+    if isinstance(error, json.JSONDecodeError):
+        what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return RowError(
         origin,
         rule="malformed JSON",
         detail=f"malformed JSON ({what or str(error)[:80]})",
-        remedy="each row is one JSON object; correct or remove it",
+        remedy="a file holds one JSON object a line, or (.json) one array of them; correct the row",
     )
 
 
@@ -242,13 +244,13 @@ def _read_array(path: Path) -> Iterator[Record | RowError]:
         return
     decoder = json.JSONDecoder()
     at, line, counted = text.index("[") + 1, 1, 0
-    comma = False  # whether the next thing is a separator
+    comma, rows = False, 0  # whether a separator comes next
     while True:
         while at < len(text) and text[at] in WHITE:
             at += 1
         line += text.count("\n", counted, at)
         counted, origin = at, f"{path}:{line}"
-        if text[at : at + 1] == "]" and (comma or text[counted - 1] != ","):
+        if text[at : at + 1] == "]" and (comma or not rows):
             rest = text[at + 1 :].strip(WHITE)
             if rest:
                 yield _malformed(origin, ValueError(f"{rest[:20]!r} behind the array"))
@@ -273,7 +275,7 @@ def _read_array(path: Path) -> Iterator[Record | RowError]:
             yield _malformed(origin, error)
             return
         yield _as_record(origin, value)
-        comma = True
+        comma, rows = True, rows + 1
 
 
 def _read_parquet(path: Path) -> Iterator[Record | RowError]:
@@ -344,15 +346,18 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    number = 0
     try:
-        rows = load_dataset(name, split=split, streaming=True)
+        for row in load_dataset(name, split=split, streaming=True):
+            number += 1
+            yield Record(f"{name}[{split}]:{number}", dict(row))
     except (DatasetsError, OSError, ValueError) as error:
+        what = f"breaks off behind row {number}" if number else "is not what the hub gives"
         raise UserError(
-            f"{name}: neither a local file nor a dataset that the hub gives "
+            f"{name}: there is no such local file, and the dataset of this name {what} "
             f"({' '.join(str(error).split())[:160]}); check the name, the split {split!r} and the "
             "network"
         ) from None
-    return (Record(f"{name}[{split}]:{i}", dict(row)) for i, row in enumerate(rows, start=1))
 
 
 def type_name(value: Any) -> str:

@@ -175,7 +175,10 @@ def _read_pair(fields: dict[str, Any], asked: str, answered: str, origin: str) -
 def _asked(fields: dict[str, Any], asked: str, origin: str) -> list[Message]:
     """History, then the question in field `asked`; an instruction takes its input along."""
     messages: list[Message] = []
-    for i, past in enumerate(fields.get("history") or []):
+    history = decoded(fields.get("history")) or []
+    if not isinstance(history, list):
+        raise wrong_type(origin, "history", history, "a list of pairs of texts")
+    for i, past in enumerate(history):
         if not isinstance(past, list | tuple) or len(past) != 2:
             raise wrong_type(origin, f"history[{i}]", past, "a pair of texts")
         messages += _exchange(past[0], past[1], origin, where=f"history[{i}]")

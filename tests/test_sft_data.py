@@ -1,0 +1,592 @@
+"""Formats, counts on real files, mistakes with file and line, and a fuzz of the parsers."""
+
+import csv
+import gzip
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sft import files
+from sft.config import Source, UserError
+from sft.data import read_sft
+
+GOOD = {"prompt": "a", "response": "b"}
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path, *, on_error="stop", **source):
+    return read_sft([Source(path=str(path), **source)], on_error=on_error)
+
+
+def messages_of(tmp_path, row, **source):
+    (one,) = read(write(tmp_path / "rows.jsonl", [row]), **source).rows
+    return one["messages"]
+
+
+# Every file of the real data, counted by hand.
+
+REAL = {
+    # file: (rows in, kept, dropped, mended)
+    "alpaca_5000_subset.jsonl.gz": (5000, 4998, {"empty answer": 2}, {}),
+    "alpaca_en_first10k.jsonl.gz": (10000, 9994, {"empty answer": 6}, {}),
+    "alpaca_seed_tasks.jsonl": (175, 175, {}, {}),
+    "alpaca_zh_carbonz0_part00.jsonl": (5000, 4996, {"empty answer": 4}, {}),
+    "alpaca_zh_translated_9k.jsonl.gz": (
+        9251,
+        9243,
+        {"empty answer": 6, "exact duplicate": 2},
+        {},
+    ),
+    "belle_zh_seed_tasks.jsonl": (175, 175, {}, {}),
+    "chatlm_zh_3k.jsonl": (3000, 3000, {}, {}),
+    "codealpaca_2k.jsonl": (2017, 2015, {"empty answer": 2}, {}),
+    "codealpaca_new.jsonl.gz": (4535, 4535, {}, {}),
+    "dolly_hhrlhf_small.jsonl": (1000, 1000, {}, {}),
+    "fastchat_dummy_conversation.jsonl": (500, 500, {}, {}),
+    "firefly_dummy.jsonl": (33, 33, {}, {}),
+    "gpteacher_roleplay.jsonl.gz": (3146, 3146, {}, {}),
+    "gsm8k_train.jsonl.gz": (7473, 7473, {}, {}),
+    "lf_alpaca_en_demo.jsonl": (999, 985, {"exact duplicate": 14}, {}),
+    "lf_alpaca_zh_demo.jsonl": (1000, 992, {"exact duplicate": 8}, {}),
+    "lf_glaive_toolcall_en_demo.jsonl": (300, 265, {"exact duplicate": 35}, {}),
+    "lf_glaive_toolcall_zh_demo.jsonl": (300, 257, {"exact duplicate": 43}, {}),
+    "lf_identity.jsonl": (91, 91, {}, {}),
+    "medicalgpt_medical_1k.jsonl": (1000, 1000, {}, {}),
+    # Row 59 holds all 17 empty human turns; 7 rows end on a human turn, one of them has no answer.
+    "medicalgpt_sharegpt_zh_1k.jsonl.gz": (
+        1000,
+        998,
+        {"empty question": 1, "no assistant turn": 1},
+        {"turns after the last answer cut": 6},
+    ),
+    # 100 trees, of which 39 best-ranked paths end with a prompter.
+    "oasst_en_100_trees.jsonl": (100, 100, {}, {"turns after the last answer cut": 39}),
+    "zh_extra_add_subtract.jsonl": (500, 499, {"exact duplicate": 1}, {}),
+    # 1,150 records repeat field by field; 4 more differ by an empty input and history alone.
+    "zh_extra_code_questions.jsonl": (
+        9057,
+        7903,
+        {"exact duplicate": 1150, "same text": 4},
+        {},
+    ),
+    "zh_extra_noun_explain.jsonl": (152, 151, {"empty question": 1}, {}),
+}
+
+
+@pytest.mark.real
+def test_every_real_file_matches_its_hand_count(real_data):
+    assert {p.name for p in (real_data / "sft").iterdir()} == REAL.keys()
+    for name, expected in REAL.items():
+        result = read(real_data / "sft" / name, on_error="drop")
+        (count,) = result.counts
+        assert (count.rows_in, count.kept, count.dropped, count.mended) == expected, name
+        assert len(result.rows) == count.kept
+        for row in result.rows:
+            check_row(row)
+
+
+@pytest.mark.real
+def test_real_blemish_stops_by_default_with_its_line(real_data):
+    path = real_data / "sft/alpaca_en_first10k.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    first = next(i for i, line in enumerate(lines, 1) if not json.loads(line)["output"].strip())
+    with pytest.raises(UserError, match=re.escape(f"{path}:{first}: message 2 (assistant) is")):
+        read(path)
+
+
+@pytest.mark.real
+def test_real_tool_calls_become_structure(real_data):
+    rows = read(real_data / "sft/lf_glaive_toolcall_en_demo.jsonl").rows
+    called = next(row for row in rows if any(m.get("tool_calls") for m in row["messages"]))
+    call = next(m["tool_calls"] for m in called["messages"] if m.get("tool_calls"))[0]
+    assert call == {
+        "type": "function",
+        "function": {
+            "name": "search_recipes",
+            "arguments": {"ingredients": ["chicken", "bell peppers", "rice"]},
+        },
+    }
+    assert called["tools"][0]["function"]["name"] == "search_recipes"
+    assert [m["role"] for m in called["messages"]][3:6] == ["assistant", "tool", "assistant"]
+
+
+def check_row(row):
+    """The promises of a row: any later part may rely on them."""
+    messages = row["messages"]
+    assert messages[-1]["role"] == "assistant"
+    assert row["kind"] and isinstance(row["kind"], str)
+    assert re.search(r":\d+$", row["origin"])
+    for i, message in enumerate(messages):
+        assert message["role"] in ("system", "user", "assistant", "tool")
+        assert isinstance(message["content"], str)
+        assert message["role"] != "system" or i == 0
+        if message["role"] in ("user", "assistant"):
+            assert message["content"].strip() or message.get("tool_calls")
+        message["content"].encode()
+
+
+# Formats, one hand-made row each.
+
+FORMATS = {
+    "openai": {"messages": CHAT},
+    "openai parts": {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, CHAT[1]]
+    },
+    "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    "sharegpt with roles": {"conversations": CHAT},
+    "sharegpt as text": {"conversations": json.dumps(CHAT)},
+    "alpaca": {"instruction": "a", "input": "", "output": "b"},
+    "alpaca without input": {"instruction": "a", "output": "b"},
+    "alpaca with a response": {"instruction": "a", "input": None, "response": "b"},
+    "prompt and response": GOOD,
+    "prompt and completion": {"prompt": "a", "completion": "b"},
+    "trl messages": {"prompt": CHAT[:1], "completion": CHAT[1:]},
+    "gsm8k": {"question": "a", "answer": "b"},
+    "metamath": {"query": "a", "response": "b"},
+    "firefly": {"conversation_id": 1, "conversation": [{"human": "a", "assistant": "b"}]},
+    "seed task": {"instruction": "a", "instances": [{"input": "", "output": "b"}]},
+    "open assistant": {
+        "message_tree_id": "x",
+        "prompt": {
+            "role": "prompter",
+            "text": "a",
+            "replies": [
+                {"role": "assistant", "text": "worse", "rank": 1, "replies": []},
+                {"role": "assistant", "text": "b", "rank": 0, "replies": []},
+                {"role": "assistant", "text": "unranked", "replies": []},
+            ],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_format_is_recognised(name, tmp_path):
+    assert messages_of(tmp_path, FORMATS[name]) == CHAT
+
+
+def test_longer_conversations(tmp_path):
+    system = {"role": "system", "content": "s"}
+    row = {
+        "system": "s",
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+            {"from": "observation", "value": "1"},
+            {"from": "gpt", "value": "b"},
+        ],
+    }
+    function = {"name": "f", "arguments": {"x": 1}}
+    assert messages_of(tmp_path, row) == [
+        system,
+        CHAT[0],
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "1"},
+        CHAT[1],
+    ]
+    openai = {"type": "function", "id": "1", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    calls = [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [openai]}]
+    (message,) = messages_of(tmp_path, {"messages": calls})[1:]
+    assert message["tool_calls"] == [{"type": "function", "function": function, "id": "1"}]
+    row = {"instruction": "c", "input": "d", "output": "e", "history": [["a", "b"]], "system": "s"}
+    assert messages_of(tmp_path, row) == [
+        system,
+        *CHAT,
+        {"role": "user", "content": "c\nd"},
+        {"role": "assistant", "content": "e"},
+    ]
+
+
+def test_answers_that_look_like_structure_stay_text(tmp_path):
+    for answer in ("[1, 2, 3]", '{"name": "x"}', '[{"a": 1}]', "[]"):
+        assert messages_of(tmp_path, {"instruction": "a", "output": answer})[1]["content"] == answer
+
+
+def test_several_instances_make_several_rows(tmp_path):
+    row = {"instruction": "i", "instances": [{"input": x, "output": x} for x in "pq"]}
+    result = read(write(tmp_path / "seeds.jsonl", [row]))
+    assert [r["messages"][0]["content"] for r in result.rows] == ["i\np", "i\nq"]
+    assert result.counts[0].rows_in == 2
+
+
+def test_kind_language_reference_and_id_pass_through(tmp_path):
+    row = {**GOOD, "kind": "math", "language": "zh", "reference": "4", "id": 7, "more": 1}
+    path = write(tmp_path / "rows.jsonl", [row])
+    (one,) = read(path).rows
+    assert one == {
+        "messages": CHAT,
+        "kind": "math",
+        "origin": f"{path}:1",
+        "language": "zh",
+        "reference": "4",
+        "id": 7,
+    }
+    assert read(path, kind="code").rows[0]["kind"] == "code"
+    assert read(write(tmp_path / "none.jsonl", [GOOD])).rows[0]["kind"] == "other"
+
+
+def test_columns_name_the_fields(tmp_path):
+    row = {"ask": "a", "say": "b", "messages": [], "topic": "math"}
+    columns = {"prompt": "ask", "response": "say", "kind": "topic"}
+    path = write(tmp_path / "rows.jsonl", [row])
+    (one,) = read(path, columns=columns).rows
+    assert one["messages"] == CHAT
+    assert one["kind"] == "math"
+    with pytest.raises(UserError, match=r"rows.jsonl:1: there is no field 'answer'"):
+        read(path, columns={"prompt": "ask", "response": "answer"})
+    with pytest.raises(UserError, match=r"'promt' is no field .* did you mean 'prompt'"):
+        read(path, columns={"promt": "ask"})
+
+
+# Files.
+
+
+def test_the_same_rows_from_every_kind_of_file(tmp_path):
+    rows = [GOOD, {"prompt": '好，\n"x"', "response": "c, d"}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
+    (tmp_path / "b.json").write_text(text)
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "response"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for path in sorted(tmp_path.iterdir()):
+        got = [row["messages"] for row in read(path).rows]
+        assert [[m["content"] for m in chat] for chat in got] == [
+            ["a", "b"],
+            list(rows[1].values()),
+        ]
+
+
+def test_origin_is_the_line_that_an_editor_shows(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text('[\n{"prompt": "a",\n "response": "b"},\n\n{"prompt": "c", "response": "d"}]')
+    assert [row["origin"] for row in read(path).rows] == [f"{path}:2", f"{path}:5"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\n{json.dumps(GOOD)}\n\n")
+    assert read(path).rows[0]["origin"] == f"{path}:2"
+
+
+def test_parquet_chats_with_nulls_and_nested_messages(tmp_path):
+    table = pyarrow.Table.from_pylist(
+        [{"messages": CHAT, "tools": None}, {"messages": [*CHAT, *CHAT], "tools": None}]
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert [len(row["messages"]) for row in read(tmp_path / "a.parquet").rows] == [2, 4]
+
+
+# Counting.
+
+
+def test_counts_add_up_and_problems_are_listed(tmp_path):
+    rows = [
+        GOOD,
+        GOOD,
+        {**GOOD, "input": ""},
+        {"prompt": "a", "response": ""},
+        {"messages": [*CHAT, {"role": "user", "content": "thanks"}], "n": 1},
+        {
+            "messages": [
+                {"role": "system", "content": ""},
+                {"role": "assistant", "content": "hi"},
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "w"},
+            ]
+        },
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    result = read(path, on_error="drop")
+    (count,) = result.counts
+    assert count.rows_in == 6 == count.kept + sum(count.dropped.values())
+    assert count.dropped == {"same text": 2, "exact duplicate": 1, "empty answer": 1}
+    assert count.mended == {
+        "empty system turn cut": 1,
+        "assistant turn before the first question cut": 1,
+    }
+    assert count.problems == [
+        f"{path}:4: message 2 (assistant) is empty; fill it or remove the row, or set "
+        "data.on_error=drop"
+    ]
+    assert result.rows[-1]["messages"][0]["content"] == "q"
+
+
+def test_duplicates_are_dropped_within_a_source_and_kept_across(tmp_path):
+    a, b = write(tmp_path / "a.jsonl", [GOOD, GOOD]), write(tmp_path / "b.jsonl", [GOOD])
+    result = read_sft([Source(path=a), Source(path=b)], on_error="stop")
+    assert [count.kept for count in result.counts] == [1, 1]
+    assert result.counts[0].dropped == {"exact duplicate": 1}
+
+
+# Mistakes: the file, the line, the rule, and drop goes on.
+
+DEEP = '{"prompt":' + "[" * 100_000 + "]" * 100_000 + "}"
+BAD_LINES = {
+    "malformed JSON": '{"prompt": "a", "respon',
+    "no assistant turn": json.dumps({"messages": CHAT[:1]}),
+    "empty answer": json.dumps({"prompt": "a", "response": " \n"}),
+    "empty question": json.dumps({"prompt": "", "response": "b"}),
+    "unknown role": json.dumps({"messages": [{"role": "robot", "content": "a"}, CHAT[1]]}),
+    "misplaced system turn": json.dumps(
+        {"messages": [{"role": "system", "content": "s"}] * 2 + CHAT}
+    ),
+    "not an object": "[1, 2]",
+    "unknown format": json.dumps({"foo": "a"}),
+    "nested too deeply": DEEP,
+    "invalid text": '{"prompt": "a\\u0000", "response": "b"}',
+    "invalid UTF-8": b'{"prompt": "\xff", "response": "b"}',
+    "wrong type": json.dumps({"prompt": "a", "response": 3}),
+}
+MORE_WRONG = [
+    ("wrong type", {"messages": "hello"}),
+    ("wrong type", {"messages": [*CHAT[:1], {"role": "assistant", "content": None}]}),
+    ("wrong type", {"messages": ["a", "b"]}),
+    ("wrong type", {"prompt": "a", "response": ["b", "c"]}),
+    ("wrong type", {**GOOD, "kind": 3}),
+    ("wrong type", {**GOOD, "tools": "none"}),
+    ("wrong type", {"conversation": [{"human": "a"}]}),
+    ("wrong type", {"conversations": [{"from": "function_call", "value": "f(x)"}]}),
+    ("wrong type", {"messages": [{"role": "user", "content": [{"type": "image"}]}, CHAT[1]]}),
+    ("unknown role", {"messages": [{"content": "a"}, CHAT[1]]}),
+    ("unknown role", {"messages": [{"role": None, "content": "a"}, CHAT[1]]}),
+    ("no assistant turn", {"messages": []}),
+    ("invalid text", {"prompt": "a\ud800", "response": "b"}),
+    ("unknown format", {"text": "plain"}),
+    ("unknown format", {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [*BAD_LINES.items(), *((rule, json.dumps(row)) for rule, row in MORE_WRONG)],
+)
+def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    line = line if isinstance(line, bytes) else line.encode()
+    good = json.dumps(GOOD).encode()
+    path.write_bytes(b"\n".join([good, line, good.replace(b'"a"', b'"z"')]))
+    with pytest.raises(UserError) as stopped:
+        read(path)
+    sentence = str(stopped.value)
+    assert sentence.startswith(f"{path}:2: ")
+    assert "\n" not in sentence and "; " in sentence
+    result = read(path, on_error="drop")
+    assert [row["messages"][0]["content"] for row in result.rows] == ["a", "z"]
+    assert result.counts[0].dropped == {rule: 1}
+    assert result.counts[0].problems == [sentence]
+
+
+BAD_FILES = {
+    "empty.jsonl": (b"", "is empty"),
+    "blank.jsonl": (b"\n\n", "no usable row"),
+    "rows.txt": (b"{}", "unknown format"),
+    "parquet.jsonl": (b"PAR1....PAR1", ":1: is a Parquet file"),
+    "gzip.jsonl": (gzip.compress(b"{}"), ":1: is a gzip file"),
+    "plain.jsonl.gz": (b"{}", ":1: is not a gzip file"),
+    "cut.jsonl.gz": (gzip.compress(json.dumps(GOOD).encode() * 99)[:-9], ":1: .*breaks off"),
+    "bad.parquet": (b"PAR1" + b"\0" * 30 + b"PAR1", ":1: unreadable Parquet"),
+    "open.json": (b'[{"prompt": "a", "response": "b"}', "':?,' or ']' expected"),
+    "comma.json": (b'[{"prompt": "a", "response": "b"},]', "malformed JSON"),
+    "tail.json": (b'[{"prompt": "a", "response": "b"}] x', "behind the array"),
+    "one.json": (b'{\n"data": []}', "one array of them"),
+    "quote.csv": (b'prompt,response\n"a,b\n', ":2: malformed CSV"),
+    "wide.csv": (b"prompt,response\na,b,c\n", ":2: 3 fields where the header names 2"),
+    "latin.csv": (b"prompt,response\na,\xe9\n", ":2: .* is not UTF-8"),
+    "latin.json": (b'[\n{"prompt": "\xe9", "response": "b"}]', ":2: .* is not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_one_sentence(name, tmp_path):
+    content, sentence = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    write(tmp_path / "alpaca_en.jsonl", [GOOD])
+    with pytest.raises(UserError, match=r"alpaca\.jsonl: no such file; nearest .*alpaca_en\.jsonl"):
+        read(tmp_path / "alpaca.jsonl")
+    with pytest.raises(UserError, match=r"the folder .* does not exist either"):
+        read(tmp_path / "nowhere/alpaca.jsonl")
+    with pytest.raises(UserError, match="is a folder"):
+        read(tmp_path)
+
+
+def test_a_line_beyond_the_limit_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_RECORD_BYTES", 1000)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "x" * 5000, "response": "b"}) + f"\n{json.dumps(GOOD)}\n")
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the row has"):
+        read(path)
+    assert read(path, on_error="drop").rows[0]["origin"] == f"{path}:2"
+
+
+@pytest.mark.parametrize("on_error", ["stop", "drop"])
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference .*under data.preference"),
+        ({"conversations": CHAT[:1], "chosen": CHAT[1], "rejected": CHAT[1]}, "data.preference"),
+        ({"messages": CHAT, "label": True}, "KTO label"),
+        ({"instruction": "a", "output_1": "b", "output_2": "c"}, "comparison"),
+        ({"input": "a", "response1": "b", "response2": "c"}, "comparison"),
+    ],
+)
+def test_data_of_another_kind_is_refused(row, sentence, on_error, tmp_path):
+    with pytest.raises(UserError, match=rf"rows.jsonl:1: .*{sentence}"):
+        read(write(tmp_path / "rows.jsonl", [row]), on_error=on_error)
+
+
+# Fuzz: a clear sentence or a right row.
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+ROLE = st.sampled_from(
+    ["user", "assistant", "system", "tool", "human", "gpt", "function_call", "x"]
+)
+TURN = st.dictionaries(
+    st.sampled_from(["role", "from", "content", "value", "tool_calls", "human", "assistant"]),
+    ROLE | st.text(max_size=3) | JSON,
+    max_size=4,
+)
+FIELD = st.sampled_from(
+    [
+        "messages",
+        "conversations",
+        "conversation",
+        "instruction",
+        "input",
+        "output",
+        "response",
+        "prompt",
+        "completion",
+        "question",
+        "answer",
+        "history",
+        "system",
+        "tools",
+        "kind",
+        "text",
+        "instances",
+        "message_tree_id",
+        "chosen",
+        "rejected",
+        "label",
+        "id",
+    ]
+)
+ROWS = st.lists(
+    st.dictionaries(FIELD, JSON | st.lists(TURN, max_size=4), max_size=4) | JSON, max_size=4
+)
+
+
+def outcome(path, *, on_error, **source):
+    try:
+        result = read(path, on_error=on_error, **source)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+        return
+    for row in result.rows:
+        check_row(row)
+    (count,) = result.counts
+    assert count.rows_in == count.kept + sum(count.dropped.values())
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
+@given(rows=ROWS, on_error=st.sampled_from(["stop", "drop"]), array=st.booleans())
+def test_fuzz_rows(rows, on_error, array, tmp_path):
+    path = tmp_path / ("rows.json" if array else "rows.jsonl")
+    path.write_text(json.dumps(rows) if array else "\n".join(map(json.dumps, rows)))
+    outcome(path, on_error=on_error)
+
+
+SNIPPETS = st.sampled_from(
+    [
+        b'{"prompt": "a", "response": "b"}',
+        b"[",
+        b"]",
+        b",",
+        b"\n",
+        b"\r\n",
+        b"\xef\xbb\xbf",
+        b'"',
+        b"{",
+        b"prompt,response\n",
+        b"\x00",
+        b"\xff",
+        b"\xe5\xa5",
+        b'{"messages": [',
+        b"null",
+        b"1e999",
+        b"PAR1",
+    ]
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
+@given(
+    parts=st.lists(SNIPPETS | st.binary(max_size=5), max_size=8),
+    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "z.jsonl.gz"]),
+    on_error=st.sampled_from(["stop", "drop"]),
+)
+def test_fuzz_bytes(parts, name, on_error, tmp_path):
+    data = b"".join(parts)
+    (tmp_path / name).write_bytes(
+        gzip.compress(data)[: -len(parts) or None] if name[0] == "z" else data
+    )
+    outcome(tmp_path / name, on_error=on_error)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
+@given(
+    texts=st.lists(
+        st.text(
+            st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
+        ).filter(str.strip),
+        min_size=2,
+        max_size=6,
+    ),
+    style=st.sampled_from(
+        [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")]
+    ),
+)
+def test_any_valid_chat_survives_as_it_is(texts, style, tmp_path):
+    role, content, *names = style
+    texts = texts[: len(texts) // 2 * 2]
+    turns = [{role: names[i % 2], content: text} for i, text in enumerate(texts)]
+    got = messages_of(tmp_path, {"messages" if role == "role" else "conversations": turns})
+    assert [m["content"] for m in got] == texts
+    assert [m["role"] for m in got] == ["user", "assistant"] * (len(texts) // 2)
