@@ -9,9 +9,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import repetition
-from eval.benchmarks import check_tasks, run_benchmarks, tasks_fingerprint
+from eval.benchmarks import run_benchmarks
 from eval.delta import REPETITION, delta_table
 from eval.report import write_report
+from eval.tasks import check_tasks, tasks_fingerprint
 from sft.config import EvalSection, Source, UserError
 from sft.model import load_model
 from sft.prompts import read_prompts
