@@ -8,16 +8,13 @@ from typing import Any
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind
 from sft.files import Record, RowError, read_records
-from sft.formats import (
-    OUTPUT_PAIRS,
-    PAIRS,
+from sft.formats import OUTPUT_PAIRS, PAIRS, apply_columns, read_question
+from sft.messages import (
     Message,
-    apply_columns,
     as_turns,
     check_turns,
     cut_lead,
     decoded,
-    read_question,
     read_tools,
     text_field,
     wrong_type,

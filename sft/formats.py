@@ -1,33 +1,24 @@
-"""Rows of any known format to chats: messages of role and content, checked."""
+"""Rows of any known format to chats, recognised by their fields."""
 
 import difflib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sft.config import UserError
-from sft.files import Record, RowError, type_name
+from sft.files import Record, RowError
+from sft.messages import (
+    Message,
+    as_turns,
+    check_chat,
+    decoded,
+    read_messages,
+    read_role,
+    read_tools,
+    text_field,
+    wrong_type,
+)
 
-Message = dict[str, Any]
-
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "developer": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-}
 # Pairs of fields that hold a question and its answer, in the order in which they are tried.
 PAIRS = (
     ("instruction", "output"),
@@ -48,7 +39,6 @@ OTHER_NAMES = frozenset({"system", "tools", "kind", *META})
 WHOLE = tuple(frozenset(pair) for pair in PAIRS) + tuple(
     frozenset({name}) for name in ("messages", "conversations", "conversation")
 )
-EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -242,211 +232,3 @@ def _read_tree(root: dict[str, Any], origin: str) -> list[Message]:
 
 def _rank(rank: Any) -> float:
     return rank if isinstance(rank, int) else float("inf")
-
-
-def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
-    """A text (one turn of `role`), a message, or a list of messages (or its JSON text)."""
-    structure = decoded(value)
-    if isinstance(value, str) and not _is_messages(structure):
-        structure = value  # an answer such as "[1, 2]" is text, whatever it parses to
-    if isinstance(structure, dict):
-        return read_messages([structure], origin, where=where)
-    if isinstance(structure, list):
-        return read_messages(structure, origin, where=where)
-    return [{"role": role, "content": text_field(structure, origin, where=where)}]
-
-
-def _is_messages(value: Any) -> bool:
-    turns = value if isinstance(value, list) else []
-    return bool(turns) and all(
-        isinstance(turn, dict)
-        and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
-        for turn in turns
-    )
-
-
-def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
-    """Messages of OpenAI's (role, content) or ShareGPT's (from, value) keys, mixed or not.
-
-    Raises:
-        RowError: a wrong type, an unknown role, a tool call that is no JSON.
-    """
-    value = decoded(value)
-    if not isinstance(value, list):
-        raise wrong_type(origin, where, value, "a list of messages")
-    return [_message(turn, origin, where=f"{where}[{i}]") for i, turn in enumerate(value)]
-
-
-def _message(turn: Any, origin: str, *, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise wrong_type(origin, where, turn, "an object with role and content")
-    raw_role = turn.get("role", turn.get("from"))
-    role = read_role(raw_role, origin, where=where)
-    content = turn.get("content", turn.get("value"))
-    message: Message = {"role": role}
-    if raw_role == "function_call":
-        message |= {"content": "", "tool_calls": _read_calls(content, origin, where=where)}
-        return message
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    if calls:
-        message["tool_calls"] = _read_calls(calls, origin, where=f"{where}.tool_calls")
-        content = "" if content is None else content
-    message["content"] = text_field(content, origin, where=f"{where} ({role})")
-    for key in EXTRA_KEYS:
-        if turn.get(key) is not None:
-            message[key] = text_field(turn[key], origin, where=f"{where}.{key}")
-    return message
-
-
-def read_role(role: Any, origin: str, *, where: str) -> str:
-    if isinstance(role, str) and role in ROLES:
-        return ROLES[role]
-    shown = f"unknown role {role!r}" if isinstance(role, str) else "no role"
-    raise RowError(
-        origin,
-        rule="unknown role",
-        detail=f"{where} has {shown}",
-        remedy="roles are system, user (human), assistant (gpt), function_call and tool "
-        "(observation)",
-    )
-
-
-def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
-    """Tool calls as {"type": "function", "function": {"name", "arguments": object}}."""
-    value = decoded(value)
-    calls = []
-    for call in value if isinstance(value, list) else [value]:
-        function = call.get("function", call) if isinstance(call, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise wrong_type(origin, where, call, "a call with a name and arguments")
-        arguments = decoded(function.get("arguments") or {})
-        if not isinstance(arguments, dict):
-            raise wrong_type(origin, f"{where} arguments", arguments, "an object")
-        made = {"type": "function", "function": {"name": name, "arguments": arguments}}
-        if isinstance(call.get("id"), str):
-            made["id"] = call["id"]
-        calls.append(made)
-    return calls
-
-
-def read_tools(value: Any, origin: str) -> list[dict] | None:
-    """Function descriptions (a list or its JSON text), each {"type": "function", ...}; or None."""
-    value = decoded(value)
-    if value in (None, "", []):
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise wrong_type(origin, "tools", value, "a list of function descriptions")
-    return [t if "function" in t else {"type": "function", "function": t} for t in value]
-
-
-def decoded(value: Any) -> Any:
-    """Structure that a CSV cell or a text field holds as JSON; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
-
-
-def text_field(value: Any, origin: str, *, where: str) -> str:
-    """Text, or the text parts of an OpenAI content list, joined.
-
-    Raises:
-        RowError: another type, a part that is no text, NUL or half a surrogate pair in it.
-    """
-    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        for part in value:
-            if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-                kind = part.get("type")
-                raise wrong_type(origin, f"{where} part", part, f"text (its type is {kind!r})")
-        value = "".join(part["text"] for part in value)
-    if not isinstance(value, str):
-        raise wrong_type(origin, where, value, "text")
-    if "\x00" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        what = "a NUL character" if "\x00" in value else "half a surrogate pair"
-        raise RowError(
-            origin, rule="invalid text", detail=f"{where} holds {what}", remedy="remove it"
-        )
-    return value
-
-
-def wrong_type(origin: str, where: str, value: Any, wanted: str) -> RowError:
-    return RowError(
-        origin,
-        rule="wrong type",
-        detail=f"{where} is {type_name(value)}",
-        remedy=f"it must be {wanted}",
-    )
-
-
-def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tuple[str, ...]]:
-    """The rules of a chat to imitate; returns it with what was mended.
-
-    Turns after the last answer teach nothing and are cut; so is what the assistant says before the
-    user has spoken, which no generation prompt leads to; so is an empty system turn.
-
-    Raises:
-        RowError: no assistant turn, an empty answer or question, a misplaced system turn.
-    """
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError(
-            origin,
-            rule="no assistant turn",
-            detail="the conversation has no assistant turn",
-            remedy="add the answer or remove the row",
-        )
-    mended = []
-    end = max(i for i, message in enumerate(messages) if message["role"] == "assistant") + 1
-    if end < len(messages):
-        messages = messages[:end]
-        mended.append("turns after the last answer cut")
-    messages, cut = cut_lead(messages)
-    check_turns(messages, origin)
-    return messages, (*mended, *cut)
-
-
-def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
-    """Without an empty system turn and what the assistant says before the first question."""
-    mended = []
-    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
-        messages = messages[1:]
-        mended.append("empty system turn cut")
-    lead = messages[:1] if messages and messages[0]["role"] == "system" else []
-    body = messages[len(lead) :]
-    begin = next((i for i, m in enumerate(body) if m["role"] != "assistant"), 0)
-    if begin:
-        body = body[begin:]
-        mended.append("assistant turn before the first question cut")
-    return lead + body, tuple(mended)
-
-
-EMPTY: dict[str, tuple[str, Callable[[Message], bool]]] = {
-    "assistant": ("empty answer", lambda m: not m.get("tool_calls")),
-    "user": ("empty question", lambda m: True),
-}
-
-
-def check_turns(messages: list[Message], origin: str) -> None:
-    """No turn of user or assistant is empty, and only the first may be a system turn.
-
-    Raises:
-        RowError: naming the turn.
-    """
-    for number, message in enumerate(messages, start=1):
-        role = message["role"]
-        if role == "system" and number > 1:
-            raise RowError(
-                origin,
-                rule="misplaced system turn",
-                detail=f"message {number} is a system turn",
-                remedy="only the first message may be one; merge them",
-            )
-        if role in EMPTY and not message["content"].strip() and EMPTY[role][1](message):
-            raise RowError(
-                origin,
-                rule=EMPTY[role][0],
-                detail=f"message {number} ({role}) is empty",
-                remedy="fill it or remove the row, or set data.on_error=drop",
-            )

@@ -5,7 +5,8 @@ from typing import Any
 
 from sft.config import Source, UserError
 from sft.files import Record, RowError, read_records
-from sft.formats import META, apply_columns, check_turns, read_chats, read_messages
+from sft.formats import META, apply_columns, read_chats
+from sft.messages import check_turns, read_messages
 
 LABELS = (*META, "category", "kind")
 

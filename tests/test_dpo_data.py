@@ -283,30 +283,10 @@ VALUE = st.one_of(
 )
 FIELD = st.sampled_from(
     [
-        "prompt",
-        "chosen",
-        "rejected",
-        "conversations",
-        "messages",
-        "instruction",
-        "input",
-        "history",
-        "system",
-        "question",
-        "output_1",
-        "output_2",
-        "response1",
-        "response2",
-        "label",
-        "preference",
-        "annotator1",
-        "annotator2",
-        "completions",
-        "kind",
-        "tools",
-        "id",
-        "answer",
-        "output",
+        *("prompt", "chosen", "rejected", "conversations", "messages", "instruction", "input"),
+        *("history", "system", "question", "output_1", "output_2", "response1", "response2"),
+        *("label", "preference", "annotator1", "annotator2", "completions", "kind", "tools"),
+        *("id", "answer", "output"),
     ]
 )
 
