@@ -87,7 +87,12 @@ def _measure(
     prompts: list[dict[str, Any]],
     stage: Stage,
 ) -> None:
-    model = load_model(path, setting.placement, trust_remote_code=setting.trust_remote_code)
+    model = load_model(
+        path,
+        setting.placement,
+        dtype=setting.placement.inference,
+        trust_remote_code=setting.trust_remote_code,
+    )
     scores: dict[str, Any] = {"benchmarks": {}}
     outputs = ["scores.json"]
     if prompts:

@@ -23,7 +23,12 @@ def sampler(
     def sample(
         conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
     ) -> list[Generation]:
-        model = load_model(path, setting.placement, trust_remote_code=setting.trust_remote_code)
+        model = load_model(
+            path,
+            setting.placement,
+            dtype=setting.placement.inference,
+            trust_remote_code=setting.trust_remote_code,
+        )
         with tqdm(total=len(conversations), desc="sampling answers", unit="answer") as bar:
             return generate(
                 model,

@@ -39,7 +39,13 @@ class Placement:
 
     @property
     def autocast(self) -> bool:
+        """Whether training casts for its matrix products."""
         return self.compute != self.weights
+
+    @property
+    def inference(self) -> torch.dtype:
+        """Dtype of the weights when a model only answers: as stored on CPU, native elsewhere."""
+        return self.weights if self.device.type == "cpu" else self.compute
 
 
 def choose_placement(section: ModelSection) -> Placement:
