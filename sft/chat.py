@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from sft.config import UserError, find_path
+from sft.config import UserError
 from sft.mask import (
     Chat,
     Message,
@@ -22,7 +22,7 @@ from sft.mask import (
     refuse_lost_context,
     render,
 )
-from sft.template import ensure_template
+from sft.template import ensure_template as ensure_template
 
 
 @dataclass(frozen=True)
@@ -245,22 +245,21 @@ def coloured(tokenizer, chat: EncodedChat) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the first rows of a preset's chats as the model will see them."""
-    from transformers import AutoTokenizer
-
+    """Print a row of each kind in a preset's chats as the model will see it."""
+    # Here, because the model layer stands above this one.
     from sft.config import load_preset
     from sft.data import read_sft
+    from sft.model import load_tokenizer, resolve_model_path
 
     if not argv:
         print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
         return 2
     try:
         preset = load_preset(argv[0], overrides=argv[1:])
-        name = preset.model.name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(find_path(name) or name)
-        print(ensure_template(tokenizer, template=preset.model.chat_template))
+        path = resolve_model_path(preset.model.name_or_path)
+        tokenizer = load_tokenizer(path, preset.model)
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
-        for row in rows[:3]:
+        for row in {row["kind"]: row for row in reversed(rows)}.values():
             print(f"\n{row['origin']} ({row['kind']})")
             print(preview(tokenizer, row["messages"], tools=row.get("tools")))
     except UserError as error:

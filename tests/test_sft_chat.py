@@ -17,6 +17,7 @@ from sft.chat import (
     encode_chats,
     encode_prompt,
     ensure_template,
+    main,
     preview,
     stop_ids,
 )
@@ -36,6 +37,7 @@ CALLS = [
     {"role": "tool", "content": "2"},
     {"role": "assistant", "content": "Two."},
 ]
+QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
     "+ '<|im_end|>\\n' }}{% endfor %}"
@@ -559,9 +561,28 @@ def test_preview_colours_what_is_trained(tiny_tokenizer):
     assert "\x1b[32mHello you<|im_end|>\x1b[0m" in preview(tiny_tokenizer, ONE)
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+def test_command_shows_a_row_of_each_kind(tiny_tokenizer, tiny_model, tmp_path, capsys):
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"messages": ONE, "kind": "talk"}, {"messages": TWO, "kind": "talk"}]
+    rows.append({"messages": TWO, "kind": "more"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(
+        f"model: {{name_or_path: {tmp_path}/model}}\n"
+        f"data: {{sft: [{{path: {tmp_path}/rows.jsonl}}]}}\n"
+        "dpo: {enabled: false}\n"
+    )
+    assert main([str(preset)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{tmp_path}/rows.jsonl:1 (talk)" in shown
+    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in shown
+    assert main([str(preset), "data.sft=[{path: none.jsonl}]"]) == 2
+    assert "none.jsonl: no such file" in capsys.readouterr().err
+    assert main([]) == 2
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
 @given(texts=st.lists(st.text(max_size=12), min_size=2, max_size=6))
 def test_any_text_is_trained_exactly_or_refused(texts, tiny_tokenizer):
     tiny_tokenizer.chat_template = CHATML
@@ -576,3 +597,35 @@ def test_any_text_is_trained_exactly_or_refused(texts, tiny_tokenizer):
         return
     check_invariants(tiny_tokenizer, messages, chat)
     assert spans(tiny_tokenizer, chat) == [text + "<|im_end|>" for text in texts[1::2]]
+
+
+PLAIN_TEXT = st.text("ab:#\n -", max_size=5)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=QUIET)
+@given(
+    header=PLAIN_TEXT,
+    before=PLAIN_TEXT,
+    after=PLAIN_TEXT,
+    behind=PLAIN_TEXT,
+    opens=st.booleans(),
+    trims=st.booleans(),
+    answers=st.lists(st.text("xyz \n", min_size=1, max_size=6).filter(str.strip), max_size=3),
+)
+def test_any_layout_of_a_turn(header, before, after, behind, opens, trims, answers, tiny_tokenizer):
+    """The prompt ends behind the header; all that follows up to the end token is trained."""
+    answers = ["Hello you", *answers]
+    header = ("<|im_start|>" if opens else "") + "A" + header
+    content = "m.content | trim" if trims else "m.content"
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        f"{{{{ {header!r} + {before!r} + ({content}) + {after!r} + '<|im_end|>' + {behind!r} }}}}"
+        "{% else %}{{ 'U' + m.content + '<|pad|>' }}{% endif %}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ {header!r} }}}}{{% endif %}}"
+    )
+    messages = [turn for a in answers for turn in (ONE[0], {"role": "assistant", "content": a})]
+    chat = encode_chat(tiny_tokenizer, messages)
+    said = [answer.strip() if trims else answer for answer in answers]
+    assert spans(tiny_tokenizer, chat) == [before + a + after + "<|im_end|>" for a in said]
+    assert chat.untrained_turns == 0
+    check_invariants(tiny_tokenizer, messages, chat)
