@@ -1,8 +1,9 @@
 """Batched generation with a KV cache, in which a finished row costs nothing.
 
 Prompts are left-padded and sorted by length into batches of a token budget. Every few steps the
-finished rows are taken out of the batch, so that one endless row does not hold up the others. A
-row's tokens depend on its prompt and its seed, never on its batch mates (up to float rounding).
+finished rows are taken out of the batch, so that one endless row does not hold up the others. What
+all prompts of a batch begin with (few-shot examples) is computed once. A row's tokens depend on its
+prompt and its seed, never on its batch mates (up to float rounding).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+
+from eval.cache import preallocated_cache, sees_everything
 
 # Steps between two looks at the rows: stop strings, loops, compaction, and on GPUs the only sync.
 CHECK_EVERY = 8
+# A common beginning shorter than this is not worth a forward pass of its own.
+MIN_SHARED = 32
 # Bytes of keys and values that a batch may hold when the caller gives no token budget.
 CACHE_BYTES = 2**30
 
@@ -167,22 +170,24 @@ class _Batch:
         device = next(model.parameters()).device
         self.width, self.room = max(len(p) for p in prompts), max(caps)
         self.slots = list(range(len(prompts)))
-        shape = (len(prompts), self.width + self.room)
+        length = self.width + self.room
+        self.cache = preallocated_cache(model.config, length=length)
+        # A gap behind the shared part would lie within a sliding window, so only without one.
+        self.shared = _shared_length(prompts) if sees_everything(self.cache) else 0
+        shape = (len(prompts), length)
         self.tokens = torch.zeros(shape, dtype=torch.int64)
         self.mask = torch.ones(shape, dtype=torch.int64)
         for row, prompt in enumerate(prompts):
-            self.tokens[row, self.width - len(prompt) : self.width] = torch.tensor(prompt)
-            self.mask[row, : self.width - len(prompt)] = 0
+            # shared part, gap, own part: positions skip the gap
+            start = self.width - len(prompt) + self.shared
+            self.tokens[row, : self.shared] = torch.tensor(prompt[: self.shared])
+            self.tokens[row, start : self.width] = torch.tensor(prompt[self.shared :])
+            self.mask[row, self.shared : start] = 0
         self.padded = bool((self.mask == 0).any())
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0).to(device)
         self.tokens, self.mask = self.tokens.to(device), self.mask.to(device)
         self.caps = torch.tensor(caps, device=device)
         self.uniform = None if seeds is None else _uniforms(seeds, self.room).to(device)
-        self.cache = DynamicCache(config=model.config)
-        self.cache.layers = [
-            _PreallocatedLayer(shape[1]) if type(layer) is DynamicLayer else layer
-            for layer in self.cache.layers
-        ]
 
     @torch.inference_mode()
     def run(self, rule: _StopRule, *, temperature: float, top_p: float) -> Iterator[list[_Ended]]:
@@ -191,7 +196,9 @@ class _Batch:
         stops = torch.tensor(sorted(rule.stop_ids), dtype=torch.int64, device=device)
         # The step after which a row ended by stop id or cap; 0 while it runs.
         ended = torch.zeros(len(self.slots), dtype=torch.int64, device=device)
-        logits = self._forward(0, self.width)
+        if self.shared:
+            self._read_shared()
+        logits = self._forward(self.shared, self.width)
         for step in range(1, self.room + 1):
             if self.uniform is None:
                 chosen = logits.argmax(-1)
@@ -210,6 +217,17 @@ class _Batch:
                 if len(keep) < len(self.slots):
                     ended = ended[self._compact(keep)]
             logits = self._forward(self.width + step - 1, self.width + step)
+
+    def _read_shared(self) -> None:
+        """Keys and values of what all rows begin with, from one pass over one row."""
+        self.model(
+            input_ids=self.tokens[:1, : self.shared],
+            position_ids=self.positions[:1, : self.shared],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache.batch_repeat_interleave(len(self.slots))
 
     def _forward(self, start: int, end: int) -> torch.Tensor:
         """Logits [B, V] after column end - 1; columns before `start` are in the cache."""
@@ -260,51 +278,21 @@ class _Batch:
         return picked
 
 
-class _PreallocatedLayer(DynamicLayer):
-    """A cache layer that writes in place; DynamicLayer copies all keys and values at each step."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length, self.used = length, 0
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        new = key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.key_room = self._room_for(key_states)
-            self.value_room = self._room_for(value_states)
-        self.key_room[:, :, self.used : self.used + new] = key_states
-        self.value_room[:, :, self.used : self.used + new] = value_states
-        self.used += new
-        return self._show()
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep rows `indices`: those below len(indices) in place, the others moved into gaps."""
-        here = torch.arange(len(indices), device=indices.device)
-        gaps = here[indices != here]
-        for room in (self.key_room, self.value_room):
-            room[gaps, :, : self.used] = room[indices[gaps], :, : self.used]
-        self.key_room = self.key_room[: len(indices)]
-        self.value_room = self.value_room[: len(indices)]
-        self._show()
-
-    def _room_for(self, states: torch.Tensor) -> torch.Tensor:
-        batch, heads, _, dim = states.shape
-        return states.new_empty(batch, heads, self.length, dim)
-
-    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self.key_room[:, :, : self.used], self.value_room[:, :, : self.used]
-        self.keys, self.values = keys, values
-        return keys, values
-
-
 def _uniforms(seeds: Sequence[int], count: int) -> torch.Tensor:
     """Uniform numbers [rows, count], each row from its own seed: batch mates cannot shift them."""
     return torch.stack(
         [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
+
+
+def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all prompts have in common, leaving each a token of its own."""
+    low, high = min(map(list, prompts)), max(map(list, prompts))
+    most = min(len(prompt) for prompt in prompts) - 1
+    length = 0
+    while length < most and low[length] == high[length]:
+        length += 1
+    return length if length >= MIN_SHARED and len(prompts) > 1 else 0
 
 
 def _batches(lengths: Sequence[int], caps: Sequence[int], *, budget: int) -> Iterator[list[int]]:

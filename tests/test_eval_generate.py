@@ -29,6 +29,24 @@ def ending_model(seed=0, **overrides):
     return model
 
 
+SIZE = {"vocab_size": 260, "bos_token_id": None, "eos_token_id": 0, "initializer_range": 0.3}
+
+
+def sliding_model():
+    torch.manual_seed(0)
+    return MistralForCausalLM(
+        MistralConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=8,
+            **SIZE,
+        )
+    )
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_greedy_equals_transformers_generate_row_by_row(tiny_tokenizer, attention):
     model = ending_model()
@@ -51,20 +69,9 @@ def test_greedy_equals_transformers_generate_row_by_row(tiny_tokenizer, attentio
 
 def test_learned_positions_and_sliding_windows_decode_like_transformers(tiny_tokenizer):
     torch.manual_seed(0)
-    size = {"vocab_size": 260, "bos_token_id": None, "eos_token_id": 0, "initializer_range": 0.3}
     models = [
-        GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **size)),
-        MistralForCausalLM(
-            MistralConfig(
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                sliding_window=8,
-                **size,
-            )
-        ),
+        GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **SIZE)),
+        sliding_model(),
     ]
     prompts = prompts_of(6)
     for model in models:
@@ -101,6 +108,16 @@ def test_rows_do_not_depend_on_their_batch_mates(tiny_tokenizer, temperature):
     assert together == split == list(reversed(turned))
     if temperature == 0:
         assert len({len(g.token_ids) for g in together}) > 3
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_prompts_that_begin_alike_are_answered_as_alone(tiny_tokenizer, kind):
+    model = ending_model() if kind == "full" else sliding_model()
+    examples = prompts_of(1, seed=5, longest=60)[0] * 10
+    prompts = [examples[:80] + own for own in prompts_of(8, seed=6)]
+    prompts.append(examples[:80])
+    together = greedy(model, tiny_tokenizer, prompts)
+    assert together == [greedy(model, tiny_tokenizer, [prompt])[0] for prompt in prompts]
 
 
 def test_seeds_decide_samples(tiny_tokenizer, tiny_model):
