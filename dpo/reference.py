@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from sft.packing import Document, Segment, pack
+from sft.packing import Document, Segment, longest, pack
 from sft.run import read_json, write_json
 from sft.scoring import log_probs, sequence_sums
 
@@ -32,7 +32,6 @@ def reference_log_probs(
     rows: Sequence[dict[str, Any]],
     *,
     folder: Path,
-    row_length: int,
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> list[tuple[float, float]]:
@@ -51,7 +50,8 @@ def reference_log_probs(
     model.eval()
     for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
         shard = rows[i * SHARD : (i + 1) * SHARD]
-        batch = pack([pair_document(r) for r in shard], row_length=row_length).to(device)
+        documents = [pair_document(row) for row in shard]
+        batch = pack(documents, row_length=longest(documents)).to(device)
         with (
             torch.no_grad(),
             torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),

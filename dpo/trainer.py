@@ -18,7 +18,7 @@ from dpo.loss import PairScores, preference_loss
 from dpo.reference import pair_document, reference_log_probs
 from sft.config import UserError
 from sft.model import Placement
-from sft.packing import pack
+from sft.packing import longest, pack
 from sft.scoring import log_probs, sequence_sums
 from sft.trainer import (
     PackedTrainer,
@@ -112,12 +112,13 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             metrics["logps/rejected_per_token"].append(rejected / count)
 
 
-def collate_pairs(examples: Sequence[dict[str, Any]], *, row_length: int) -> dict[str, Any]:
+def collate_pairs(examples: Sequence[dict[str, Any]], *, packing: bool) -> dict[str, Any]:
     """Pairs of a micro-batch as trunk-and-branch rows; `num_items` counts pairs.
 
     Adds `reference` [B, 2] and `weight` [B], 0 for the rows that fill up the last step.
     """
-    batch = pack([pair_document(e) for e in examples], row_length=row_length)
+    documents = [pair_document(e) for e in examples]
+    batch = pack(documents, row_length=longest(documents) if packing else 0)
     weight = torch.tensor([e["weight"] for e in examples])
     reference = torch.tensor([[e["ref_chosen"], e["ref_rejected"]] for e in examples])
     return as_inputs(batch, num_items=int(weight.sum()), weight=weight, reference=reference)
@@ -156,12 +157,10 @@ def train_dpo(
         num_processes=num_processes,
         precompute_ref_log_probs=True,
     )
-    row_length = 2 * args.max_length if packing else 0
     reference = reference_log_probs(
         model,
         rows.to_list(),
         folder=cache,
-        row_length=row_length,
         device=placement.device,
         autocast=placement.compute if placement.autocast else None,
     )
@@ -174,7 +173,7 @@ def train_dpo(
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=train_batch_size),
         processing_class=tokenizer,
-        data_collator=functools.partial(collate_pairs, row_length=row_length),
+        data_collator=functools.partial(collate_pairs, packing=packing),
     )
     trainer.schedule = schedule
     trainer.compute_dtype = placement.compute

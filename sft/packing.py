@@ -93,6 +93,11 @@ def best_fit(lengths: Sequence[int], *, row_length: int) -> list[list[int]]:
     return bins
 
 
+def longest(documents: Sequence[Document]) -> int:
+    """The row length that costs attention least: no row is longer than it must be."""
+    return max(map(len, documents))
+
+
 def pack(
     documents: Sequence[Document], *, row_length: int, bucket: int = 64, pad_id: int = 0
 ) -> Batch:

@@ -31,7 +31,7 @@ from trl import SFTConfig, SFTTrainer
 from sft.checkpoint import last_good, seal
 from sft.config import DpoStage, SftStage, UserError
 from sft.model import Placement
-from sft.packing import Batch, Document, Segment, pack
+from sft.packing import Batch, Document, Segment, longest, pack
 from sft.schedule import SCHEDULES
 from sft.scoring import log_probs
 
@@ -109,9 +109,10 @@ class SftTrainer(PackedTrainer, SFTTrainer):
         return self.step_share(total, inputs, num_items_in_batch)
 
 
-def collate_chats(examples: Sequence[dict[str, Any]], *, row_length: int) -> dict[str, Any]:
+def collate_chats(examples: Sequence[dict[str, Any]], *, packing: bool) -> dict[str, Any]:
     """Chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
-    batch = pack([chat_document(e) for e in examples], row_length=row_length)
+    documents = [chat_document(e) for e in examples]
+    batch = pack(documents, row_length=longest(documents) if packing else 0)
     return as_inputs(batch, num_items=len(batch.target))
 
 
@@ -330,9 +331,7 @@ def train_sft(
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=train_batch_size),
         processing_class=tokenizer,
-        data_collator=functools.partial(
-            collate_chats, row_length=args.max_length if packing else 0
-        ),
+        data_collator=functools.partial(collate_chats, packing=packing),
     )
     trainer.schedule = schedule
     return run_training(trainer, folder=folder, label=label)

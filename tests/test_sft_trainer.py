@@ -71,7 +71,7 @@ def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, tiny_
 
     model = enable_scoring(make_tiny_model())
     examples = rows.to_list()[:6]
-    inputs = collate_chats(examples, row_length=128)
+    inputs = collate_chats(examples, packing=True)
     ours = -log_probs(model, inputs["rows"]).sum() / inputs["num_items"]
     ours.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
