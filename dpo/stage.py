@@ -27,7 +27,7 @@ from sft.run import (
 )
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.stage import run_stage
-from sft.trainer import StageFacts, check_stage
+from sft.trainer import StageFacts, training_arguments
 
 
 def check_dpo(section: DpoStage, placement: Placement) -> None:
@@ -38,7 +38,7 @@ def check_dpo(section: DpoStage, placement: Placement) -> None:
     """
     if section.enabled:
         check_loss(section)
-        check_stage(DPOConfig, section, name="dpo", placement=placement)
+        training_arguments(DPOConfig, section, folder=Path("dpo"), placement=placement)
 
 
 def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
@@ -119,20 +119,8 @@ def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Data
     key = fingerprint([model_fingerprint(start), rows_key, str(setting.placement.compute)])
 
     def train(model: Any, folder: Path) -> StageFacts:
-        return train_dpo(
-            model,
-            rows,
-            options=section.trl,
-            tokenizer=setting.tokenizer,
-            folder=folder,
-            cache=folder / "reference" / key[:16],
-            placement=setting.placement,
-            seed=setting.seed,
-            train_batch_size=section.train_batch_size,
-            packing=section.packing,
-            num_processes=PartialState().num_processes,
-            label="dpo",
-        )
+        cache = folder / "reference" / key[:16]
+        return train_dpo(model, rows, section=section, setting=setting, folder=folder, cache=cache)
 
     return run_stage(
         setting,

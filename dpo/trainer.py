@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from dpo.loss import PairScores, preference_loss
 from dpo.reference import pair_document, reference_log_probs
-from sft.config import UserError
-from sft.model import Placement
+from sft.config import DpoStage, UserError
 from sft.packing import longest, pack
 from sft.scoring import log_probs, sequence_sums
+from sft.setting import Setting
 from sft.trainer import (
     PackedTrainer,
     StageFacts,
@@ -128,15 +127,10 @@ def train_dpo(
     model: Any,
     rows: Dataset,
     *,
-    options: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
+    section: DpoStage,
+    setting: Setting,
     folder: Path,
     cache: Path,
-    placement: Placement,
-    seed: int,
-    train_batch_size: int = 0,
-    packing: bool = True,
-    num_processes: int = 1,
     label: str = "dpo",
 ) -> StageFacts:
     """Train `model` in place on preferences, against itself as it is now.
@@ -144,17 +138,17 @@ def train_dpo(
     Args:
         rows: columns `prompt_ids`, `chosen_ids`, `rejected_ids` and `chosen_scored`,
             `rejected_scored` (which tokens of each answer count).
-        options: DPOConfig's, by its own names.
+        folder: where checkpoints and log.jsonl go.
         cache: where the reference log-probs of these rows under these weights are kept.
+        label: names the progress bar.
     """
+    placement = setting.placement
     args, schedule = training_arguments(
         DPOConfig,
-        options,
+        section,
         folder=folder,
         placement=placement,
-        seed=seed,
-        train_batch_size=train_batch_size,
-        num_processes=num_processes,
+        seed=setting.seed,
         precompute_ref_log_probs=True,
     )
     reference = reference_log_probs(
@@ -171,9 +165,9 @@ def train_dpo(
     trainer = DpoTrainer(
         model=model,
         args=args,
-        train_dataset=fill_last_step(rows, filler, train_batch_size=train_batch_size),
-        processing_class=tokenizer,
-        data_collator=functools.partial(collate_pairs, packing=packing),
+        train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
+        processing_class=setting.tokenizer,
+        data_collator=functools.partial(collate_pairs, packing=section.packing),
     )
     trainer.schedule = schedule
     trainer.compute_dtype = placement.compute

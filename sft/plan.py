@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -13,7 +14,7 @@ from sft.chat import EncodedChat, coloured
 from sft.config import Preset, SftStage
 from sft.model import Placement
 from sft.prepare import StageRows, rows_of_stage
-from sft.trainer import check_stage
+from sft.trainer import training_arguments
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def check_sft(preset: Preset, placement: Placement) -> None:
         UserError: arguments that upstream refuses, or a batch that does not divide.
     """
     for name, section in _enabled(preset):
-        check_stage(SFTConfig, section, name=name, placement=placement)
+        training_arguments(SFTConfig, section, folder=Path(name), placement=placement)
 
 
 def _enabled(preset: Preset) -> list[tuple[str, SftStage]]:

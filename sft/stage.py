@@ -81,20 +81,14 @@ def run_stage(
 
 def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str:
     """A stage of supervised fine-tuning on token rows; returns the directory of its model."""
-    section = planned.section
 
     def train(model: Any, folder: Path) -> StageFacts:
         return train_sft(
             model,
             planned.rows,
-            options=section.trl,
-            tokenizer=setting.tokenizer,
+            section=planned.section,
+            setting=setting,
             folder=folder,
-            placement=setting.placement,
-            seed=setting.seed,
-            train_batch_size=section.train_batch_size,
-            packing=section.packing,
-            num_processes=PartialState().num_processes,
             label=planned.name,
         )
 
@@ -102,6 +96,6 @@ def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str
         setting,
         STAGE_FOLDERS[planned.name],
         start=start,
-        inputs={"section": asdict(section), "rows": planned.rows.to_list()},
+        inputs={"section": asdict(planned.section), "rows": planned.rows.to_list()},
         train=train,
     )

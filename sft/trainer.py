@@ -18,7 +18,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import (
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -34,6 +33,7 @@ from sft.model import Placement
 from sft.packing import Batch, Document, Segment, longest, pack
 from sft.schedule import SCHEDULES
 from sft.scoring import log_probs
+from sft.setting import Setting
 
 
 @dataclass(frozen=True)
@@ -134,22 +134,22 @@ def as_inputs(batch: Batch, *, num_items: int, **more: torch.Tensor) -> dict[str
 
 def training_arguments(
     config: type[TrainingArguments],
-    options: dict[str, Any],
+    section: SftStage | DpoStage,
     *,
     folder: Path,
     placement: Placement,
-    seed: int,
-    train_batch_size: int,
-    num_processes: int,
+    seed: int = 0,
     **decided: Any,
 ) -> tuple[Any, functools.partial | None]:
     """Upstream's arguments for a stage, and our schedule where the stage names one.
+
+    Called once with any folder before models are loaded, so that refusals come early.
 
     Raises:
         UserError: `train_batch_size` does not divide over devices and micro-batches, or upstream
             refuses a value.
     """
-    options = dict(options)
+    options = dict(section.trl)
     schedule = None
     if "gradient_checkpointing" in options:  # trl's name for it, deprecated in transformers
         options["activation_checkpointing"] = options.pop("gradient_checkpointing")
@@ -157,14 +157,16 @@ def training_arguments(
         chosen = SCHEDULES[options.pop("lr_scheduler_type")]
         schedule = functools.partial(chosen, **(options.pop("lr_scheduler_kwargs", None) or {}))
         options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
-    if train_batch_size:
-        micro = options["per_device_train_batch_size"] * num_processes
-        if train_batch_size % micro:
+    if section.train_batch_size:
+        processes = PartialState().num_processes
+        micro = options["per_device_train_batch_size"] * processes
+        if section.train_batch_size % micro:
             raise UserError(
-                f"train_batch_size={train_batch_size} is no multiple of {micro}, which is "
-                f"per_device_train_batch_size x processes ({num_processes}); change one of them"
+                f"{folder.name}: train_batch_size={section.train_batch_size} is no multiple of "
+                f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
+                "one of them"
             )
-        options["gradient_accumulation_steps"] = train_batch_size // micro
+        options["gradient_accumulation_steps"] = section.train_batch_size // micro
     try:
         args = config(
             **options,
@@ -184,29 +186,6 @@ def training_arguments(
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
     return args, schedule
-
-
-def check_stage(
-    config: type[TrainingArguments],
-    section: SftStage | DpoStage,
-    *,
-    name: str,
-    placement: Placement,
-) -> None:
-    """Build a stage's arguments before anything is loaded, so that upstream's refusals come now.
-
-    Raises:
-        UserError: as `training_arguments`.
-    """
-    training_arguments(
-        config,
-        section.trl,
-        folder=Path(name),
-        placement=placement,
-        seed=0,
-        train_batch_size=section.train_batch_size,
-        num_processes=PartialState().num_processes,
-    )
 
 
 def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: int) -> Dataset:
@@ -293,45 +272,30 @@ class StageLog(TrainerCallback):
 
 
 def train_sft(
-    model: Any,
-    rows: Dataset,
-    *,
-    options: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    placement: Placement,
-    seed: int,
-    train_batch_size: int = 0,
-    packing: bool = True,
-    num_processes: int = 1,
-    label: str = "sft",
+    model: Any, rows: Dataset, *, section: SftStage, setting: Setting, folder: Path, label: str
 ) -> StageFacts:
     """Fine-tune `model` in place on token rows.
 
     Args:
-        rows: columns `input_ids` (list of int) and `trained` (list of bool), none longer than
-            `options["max_length"]`.
-        options: SFTConfig's, by its own names.
-        train_batch_size: chats per optimiser step over all processes; 0 leaves upstream's product.
-        packing: several chats in a row; the same chats are trained at the same step either way.
+        rows: columns `input_ids` (list of int) and `trained` (list of bool).
+        folder: where checkpoints and log.jsonl go.
+        label: names the progress bar.
     """
     args, schedule = training_arguments(
         SFTConfig,
-        options,
+        section,
         folder=folder,
-        placement=placement,
-        seed=seed,
-        train_batch_size=train_batch_size,
-        num_processes=num_processes,
+        placement=setting.placement,
+        seed=setting.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    filler = {"input_ids": [tokenizer.eos_token_id], "trained": [False]}
+    filler = {"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]}
     trainer = SftTrainer(
         model=model,
         args=args,
-        train_dataset=fill_last_step(rows, filler, train_batch_size=train_batch_size),
-        processing_class=tokenizer,
-        data_collator=functools.partial(collate_chats, packing=packing),
+        train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
+        processing_class=setting.tokenizer,
+        data_collator=functools.partial(collate_chats, packing=section.packing),
     )
     trainer.schedule = schedule
     return run_training(trainer, folder=folder, label=label)

@@ -12,10 +12,11 @@ from trl import DPOTrainer, SFTTrainer
 
 from dpo.reference import SHARD, reference_log_probs
 from dpo.trainer import train_dpo
-from sft.config import DpoStage, ModelSection, UserError
+from sft.config import DpoStage, LoraSection, ModelSection, UserError
 from sft.model import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
+from sft.setting import Setting
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
@@ -44,17 +45,14 @@ def make_pairs(count=11, seed=0):
 def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, **options):
     folder.mkdir(exist_ok=True)
     given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 64}
+    section = DpoStage(train_batch_size=4, packing=packing, trl=DpoStage().trl | given | options)
     train_dpo(
         model,
         make_pairs() if rows is None else rows,
-        options=DpoStage().trl | given | options,
-        tokenizer=tokenizer,
+        section=section,
+        setting=Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
         folder=folder,
         cache=folder / "reference",
-        placement=PLACEMENT,
-        seed=0,
-        train_batch_size=4,
-        packing=packing,
     )
     return read_jsonl(folder / "log.jsonl")
 

@@ -11,10 +11,11 @@ from datasets import Dataset
 from transformers import LlamaForCausalLM
 
 from sft.checkpoint import flaw, last_good
-from sft.config import ModelSection, SftStage, UserError
+from sft.config import LoraSection, ModelSection, SftStage, UserError
 from sft.model import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
+from sft.setting import Setting
 from sft.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -35,21 +36,19 @@ def rows():
     )
 
 
+def make_setting(tokenizer, folder):
+    return Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
+
+
 def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, **options):
     folder.mkdir(exist_ok=True)
     model = enable_scoring(make_tiny_model())
     given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 128}
-    facts = train_sft(
-        model,
-        rows,
-        options=SftStage().trl | given | options,
-        tokenizer=tokenizer,
-        folder=folder,
-        placement=PLACEMENT,
-        seed=0,
-        train_batch_size=batch,
-        packing=packing,
+    section = SftStage(
+        train_batch_size=batch, packing=packing, trl=SftStage().trl | given | options
     )
+    setting = make_setting(tokenizer, folder)
+    facts = train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
     log = read_jsonl(folder / "log.jsonl")
     return facts, [(entry["loss"], entry["grad_norm"]) for entry in log], model
 
@@ -136,17 +135,10 @@ def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_token
     base = enable_scoring(make_tiny_model())
     frozen = {name: p.clone() for name, p in base.named_parameters()}
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
-    train_sft(
-        model,
-        rows,
-        options=SftStage().trl
-        | {"learning_rate": 1e-2, "lr_scheduler_type": "multi_step", "max_length": 128},
-        tokenizer=tiny_tokenizer,
-        folder=tmp_path,
-        placement=PLACEMENT,
-        seed=0,
-        train_batch_size=8,
-    )
+    options = {"learning_rate": 1e-2, "lr_scheduler_type": "multi_step", "max_length": 128}
+    section = SftStage(train_batch_size=8, trl=SftStage().trl | options)
+    setting = make_setting(tiny_tokenizer, tmp_path)
+    train_sft(model, rows, section=section, setting=setting, folder=tmp_path, label="sft")
     for name, parameter in make_tiny_model().named_parameters():
         assert torch.equal(parameter, frozen[name])
     rates = [entry["learning_rate"] for entry in read_jsonl(tmp_path / "log.jsonl")]
