@@ -73,7 +73,7 @@ def run_benchmarks(
     folder.mkdir(parents=True, exist_ok=True)
     for name, samples in evaluated["samples"].items():
         task = loaded[name]
-        rows = [_row(task, sample, engine) for sample in _first_filter(samples)]
+        rows = [_row(name, task, sample, engine) for sample in _first_filter(samples)]
         write_jsonl(folder / f"{name}.jsonl", rows)
         used = int(task.get_config("num_fewshot") or 0)
         entries[name] = summarise(rows) | {"shots": used, "chat_template": chat_template}
@@ -120,10 +120,10 @@ def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
 
 
-def _row(task: Task, sample: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+def _row(name: str, task: Task, sample: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
     """A stored row: the contract's keys, and what the verdict rests on."""
     doc = sample["doc"]
-    metric, score = _score(task, sample)
+    metric, score = _score(name, task, sample)
     cluster = _cluster_key(task)
     row = {
         "doc_id": str(sample["doc_id"]),
@@ -138,12 +138,12 @@ def _row(task: Task, sample: Mapping[str, Any], engine: Engine) -> dict[str, Any
         return row | _choice(task, sample, metric)
     answer = sample["resps"][0][0]
     if task.OUTPUT_TYPE == "generate_until":
-        reason = engine.finish_reasons[(task.task_name, sample["doc_id"])]
+        reason = engine.finish_reasons[(name, sample["doc_id"])]
         row |= {"finish_reason": reason, "filtered": str(sample["filtered_resps"][0])}
     return row | {"answer": str(answer), "target": str(sample["target"])}
 
 
-def _score(task: Task, sample: Mapping[str, Any]) -> tuple[str, float]:
+def _score(name: str, task: Task, sample: Mapping[str, Any]) -> tuple[str, float]:
     """The task's first metric with one value in [0, 1] for each document."""
     listed = [entry["metric"] for entry in task.get_config("metric_list") or []]
     for metric in [*listed, *sample["metrics"]]:
@@ -151,7 +151,7 @@ def _score(task: Task, sample: Mapping[str, Any]) -> tuple[str, float]:
         if isinstance(value, int | float | np.number) and 0 <= value <= 1:
             return metric, float(value)
     raise UserError(
-        f"task {task.task_name} has no metric in [0, 1] for each document "
+        f"task {name} has no metric in [0, 1] for each document "
         f"({', '.join(sample['metrics'])}); leave it out"
     )
 

@@ -1,0 +1,285 @@
+import json
+import random
+
+import pytest
+import yaml
+from conftest import make_tiny_model
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.benchmarks import check_tasks, run_benchmarks, summarise, tasks_fingerprint
+from eval.delta import delta_table
+from eval.stats import wilson
+from eval.tasks import load_tasks
+from sft.chat import ensure_template
+from sft.config import UserError
+from sft.scoring import enable_scoring
+
+CHOICE = {
+    "task": "mine_choice",
+    "dataset_path": "json",
+    "dataset_kwargs": {
+        "data_files": {"test": "../data/choice.jsonl", "train": "../data/shots.jsonl"}
+    },
+    "test_split": "test",
+    "fewshot_split": "train",
+    "fewshot_config": {"sampler": "first_n"},
+    "output_type": "multiple_choice",
+    "doc_to_text": "Question: {{question}}\nAnswer:",
+    "doc_to_choice": "{{choices}}",
+    "doc_to_target": "{{gold}}",
+    "metric_list": [
+        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ],
+    "metadata": {"version": 1.0, "cluster": "passage"},
+}
+WRITTEN = CHOICE | {
+    "task": "mine_written",
+    "output_type": "generate_until",
+    "doc_to_choice": None,
+    "doc_to_target": "{{choices[gold]}}",
+    "generation_kwargs": {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 16},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0},
+}
+NAMES = ["mine_choice", "mine_written"]
+
+
+@pytest.fixture
+def task_dir(tmp_path):
+    """Two tasks of eight documents in four passages, their files relative to the task files."""
+    rng = random.Random(0)
+    words = ["sea", "road", "tea", "snow", "a long answer", "cat"]
+    rows = [
+        {
+            "question": f"what is number {i}?",
+            "choices": rng.sample(words, 3),
+            "gold": i % 3,
+            "passage": f"p{i // 2}",
+        }
+        for i in range(8)
+    ]
+    (tmp_path / "data").mkdir()
+    for name, part in (("choice", rows), ("shots", rows[::-1][:3])):
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / "data" / f"{name}.jsonl").write_text(lines)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    for config in (CHOICE, WRITTEN):
+        (folder / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def change(task_dir, **changes):
+    (task_dir / "mine_choice.yaml").write_text(yaml.safe_dump(CHOICE | changes))
+
+
+@pytest.fixture
+def model():
+    return enable_scoring(make_tiny_model())
+
+
+def run(model, tokenizer, task_dir, folder, **changes):
+    options = {"shots": 0, "chat_template": False, "limit": None, "seed": 0, "tasks": NAMES}
+    return run_benchmarks(
+        model, tokenizer, task_dir=str(task_dir), folder=folder, **(options | changes)
+    )
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp_path, capfd):
+    entries = run(model, tiny_tokenizer, task_dir, tmp_path / "samples", shots=2)
+    assert capfd.readouterr() == ("", ""), "lm-eval is to be silent"
+    assert list(entries) == NAMES
+    for name, entry in entries.items():
+        rows = read(tmp_path / "samples" / f"{name}.jsonl")
+        assert set(entry) == {"score", "ci", "n", "metric", "shots", "chat_template"}
+        assert entry == summarise(rows) | {"shots": 2, "chat_template": False}
+        right = sum(row["score"] for row in rows)
+        assert entry["n"] == 8 and entry["score"] == right / 8
+        assert entry["ci"] == list(wilson(int(right), 8))
+        for row in rows:
+            assert row["prompt"].startswith("Question: what is number 7?\nAnswer:")
+            assert row["score"] == float(row["answer"] == row["target"])
+    choice, written = (read(tmp_path / "samples" / f"{name}.jsonl") for name in NAMES)
+    assert entries["mine_choice"]["metric"] == "acc_norm"
+    assert [row["cluster"] for row in choice[:3]] == ["p0", "p0", "p1"]
+    assert {row["cluster"] for row in written} == {None}
+    for row in choice:
+        per_letter = [v / len(c) for v, c in zip(row["log_probs"], row["choices"], strict=True)]
+        assert row["answer"] == row["choices"][per_letter.index(max(per_letter))]
+    assert {row["finish_reason"] for row in written} <= {"stop_id", "stop_string", "cap"}
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_every_verdict_is_lm_evals_own(model, tiny_tokenizer, task_dir, tmp_path, chat):
+    ensure_template(tiny_tokenizer)
+    shots = 0 if chat else 2
+    run(model, tiny_tokenizer, task_dir, tmp_path, shots=shots, chat_template=chat)
+    loaded = load_tasks(NAMES, task_dir=str(task_dir), shots=shots, seed=0)
+    theirs = evaluate(
+        HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1, device="cpu"),
+        {"tasks": loaded},
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
+    for name in NAMES:
+        ours = read(tmp_path / f"{name}.jsonl")
+        for row, sample in zip(ours, theirs["samples"][name], strict=True):
+            assert row["doc_hash"] == sample["doc_hash"]
+            assert row["prompt"] == sample["arguments"][0][0]
+            assert row["score"] == sample[row["metric"]]
+            if name == "mine_choice":
+                expected = [log for log, _ in sample["filtered_resps"]]
+                assert row["log_probs"] == pytest.approx(expected, abs=1e-4)
+            else:
+                assert row["answer"] == sample["resps"][0][0]
+
+
+def test_base_and_chat_formats_pair_on_the_document(model, tiny_tokenizer, task_dir, tmp_path):
+    ensure_template(tiny_tokenizer)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "base", shots=3)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "dpo", chat_template=True)
+    samples = {
+        name: {m: read(tmp_path / m / f"{name}.jsonl") for m in ("base", "dpo")} for name in NAMES
+    }
+    assert samples["mine_choice"]["base"][0]["prompt"] != samples["mine_choice"]["dpo"][0]["prompt"]
+    table = delta_table(samples, models=["base", "dpo"])
+    assert [row["test"] for row in table] == ["paired t, clustered", "exact McNemar"]
+
+
+def test_limit_seed_and_pinned_shots(model, tiny_tokenizer, task_dir, tmp_path):
+    before = random.getstate()
+    change(task_dir, num_fewshot=0)
+    entries = run(model, tiny_tokenizer, task_dir, tmp_path, shots=1, limit=3)
+    assert [entry["n"] for entry in entries.values()] == [3, 3]
+    assert [entry["shots"] for entry in entries.values()] == [0, 1]
+    assert random.getstate() == before
+
+
+def test_names_are_checked_before_any_model_is_there(task_dir):
+    check_tasks(NAMES, task_dir=str(task_dir))
+    with pytest.raises(UserError, match=r"'mine_chioce' is no task .* nearest are mine_choice"):
+        check_tasks(["mine_choice", "mine_chioce"], task_dir=str(task_dir))
+    with pytest.raises(UserError, match=r"'hellaswagg' is no task of lm-eval; .* hellaswag"):
+        check_tasks(["hellaswagg"], task_dir=None)
+    check_tasks(["hellaswag", "mmlu", "mine_choice"], task_dir=str(task_dir))
+    with pytest.raises(UserError, match=r"eval.task_dir=nowhere is no folder"):
+        check_tasks(NAMES, task_dir="nowhere")
+
+
+def test_fingerprint_follows_definition_and_data(task_dir):
+    def now():
+        return tasks_fingerprint(["mine_choice"], task_dir=str(task_dir))
+
+    first = now()
+    (task_dir / "mine_written.yaml").unlink()
+    assert now() == first
+    data = task_dir.parent / "data/choice.jsonl"
+    data.write_text(data.read_text().replace("number 1", "number one"))
+    second = now()
+    change(task_dir, doc_to_text="Q: {{question}}")
+    assert len({first, second, now()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"dataset_kwargs": {"data_files": {"test": "../data/gone.jsonl"}}},
+            r"mine_choice.yaml: data file ../data/gone.jsonl is not there",
+        ),
+        ({"include": "gone.yaml"}, "include gone.yaml is not there"),
+        ({"task": "mine_written"}, "task 'mine_written' is defined twice"),
+    ],
+)
+def test_broken_task_files_are_refused_before_any_model(task_dir, changes, sentence):
+    change(task_dir, **changes)
+    with pytest.raises(UserError, match=sentence):
+        check_tasks(NAMES, task_dir=str(task_dir))
+
+
+def test_code_in_task_files_is_refused(task_dir):
+    with (task_dir / "mine_choice.yaml").open("a") as stream:
+        stream.write("process_docs: !function utils.process\n")
+    with pytest.raises(UserError, match=r"mine_choice.yaml:\d+: .*!function.* plain data"):
+        check_tasks(NAMES, task_dir=str(task_dir))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"doc_to_target": "{{answer}}"}, "task mine_choice cannot be loaded .*'answer'"),
+        ({"unsafe_code": True}, "mine_choice runs programs that the model writes"),
+        ({"metadata": {"cluster": "chapter"}}, "metadata.cluster names 'chapter'"),
+        ({"output_type": "loglikelihood_rolling", "metric_list": None}, "measures perplexity"),
+    ],
+)
+def test_tasks_that_cannot_be_scored_are_refused(
+    model, tiny_tokenizer, task_dir, tmp_path, changes, sentence
+):
+    change(task_dir, **changes)
+    with pytest.raises(UserError, match=sentence):
+        run(model, tiny_tokenizer, task_dir, tmp_path)
+
+
+def test_too_many_shots_and_empty_tasks_are_refused(model, tiny_tokenizer, task_dir, tmp_path):
+    with pytest.raises(UserError, match="mine_choice has 3 few-shot examples but 4 are asked for"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, shots=4)
+    (task_dir.parent / "data/choice.jsonl").write_text("")
+    with pytest.raises(UserError, match="task mine_choice cannot be loaded"):
+        run(model, tiny_tokenizer, task_dir, tmp_path)
+
+
+def test_a_file_can_build_on_another(model, tiny_tokenizer, task_dir, tmp_path):
+    derived = {"include": "mine_choice.yaml", "task": "mine_short", "doc_to_text": "{{question}}"}
+    (task_dir / "mine_short.yaml").write_text(yaml.safe_dump(derived))
+    run(model, tiny_tokenizer, task_dir, tmp_path, tasks=["mine_short"])
+    assert read(tmp_path / "mine_short.jsonl")[0]["prompt"] == "what is number 0?"
+
+
+@pytest.mark.real
+def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
+    """HellaSwag and ARC rows on a real pretrained model, against lm-eval's own backend."""
+    folder = real_data / "models/stories260K"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = enable_scoring(AutoModelForCausalLM.from_pretrained(folder).eval())
+    base = {k: CHOICE[k] for k in ("dataset_path", "test_split", "output_type", "metric_list")}
+    hellaswag = base | {
+        "task": "real_hellaswag",
+        "dataset_kwargs": {
+            "data_files": {"test": str(real_data / "eval/hellaswag_val_1000.jsonl")}
+        },
+        "doc_to_text": "{{activity_label}}: {{ctx}}",
+        "doc_to_choice": "{{endings}}",
+        "doc_to_target": "{{label}}",
+    }
+    arc = base | {
+        "task": "real_arc",
+        "dataset_kwargs": {"data_files": {"test": str(real_data / "eval/arc_easy.jsonl")}},
+        "doc_to_text": "{{query}}\nAnswer:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+    }
+    for config in (hellaswag, arc):
+        (tmp_path / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
+    names = ["real_hellaswag", "real_arc"]
+    run(model, tokenizer, tmp_path, tmp_path / "samples", tasks=names, limit=10)
+    theirs = evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu"),
+        {"tasks": load_tasks(names, task_dir=str(tmp_path), shots=0, seed=0)},
+        limit=10,
+        bootstrap_iters=0,
+    )
+    for name in names:
+        rows = read(tmp_path / "samples" / f"{name}.jsonl")
+        for row, sample in zip(rows, theirs["samples"][name], strict=True):
+            expected = [log for log, _ in sample["filtered_resps"]]
+            assert row["log_probs"] == pytest.approx(expected, abs=1e-4)
+            assert row["score"] == sample["acc_norm"]
