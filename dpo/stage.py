@@ -15,6 +15,7 @@ from dpo.loss import check_loss
 from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
 from sft.config import DpoStage, Preset, UserError
+from sft.mix import mix
 from sft.model import Placement
 from sft.run import (
     STAGE_FOLDERS,
@@ -52,8 +53,9 @@ def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
         return None
     with PartialState().main_process_first():
         read = read_preferences(data.preference, on_error=data.on_error)
+        mixed = mix(read, data.preference, seed=setting.seed)
         rows, counts = encode_pairs(
-            read.rows, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
+            mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
         )
         if PartialState().is_main_process:
             facts = {"sources": [asdict(count) for count in read.counts], **counts}

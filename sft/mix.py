@@ -4,7 +4,21 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+from sft.config import Source
+from sft.data import Rows
+
 Row = TypeVar("Row", bound=dict[str, Any])
+
+
+def mix(read: Rows, sources: Sequence[Source], *, seed: int) -> list[dict[str, Any]]:
+    """The rows of all sources in their order, each source's share taken by its weight."""
+    mixed: list[dict[str, Any]] = []
+    start = 0
+    for source, count in zip(sources, read.counts, strict=True):
+        kept = read.rows[start : start + count.kept]
+        mixed += take_share(kept, weight=source.weight, seed=seed)
+        start += count.kept
+    return mixed
 
 
 def take_share(rows: Sequence[Row], *, weight: float, seed: int) -> list[Row]:

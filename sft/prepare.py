@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from sft.chat import encode_chats
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
-from sft.mix import take_share
+from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
 
@@ -71,12 +71,7 @@ def _tokenise(
     section: DataSection, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> tuple[Dataset, dict[str, Any]]:
     read = read_sft(section.sft, on_error=section.on_error)
-    chats: list[dict[str, Any]] = []
-    start = 0
-    for source, count in zip(section.sft, read.counts, strict=True):
-        kept = read.rows[start : start + count.kept]
-        chats += take_share(kept, weight=source.weight, seed=seed)
-        start += count.kept
+    chats = mix(read, section.sft, seed=seed)
     rows, problems = [], []
     for chat, encoded in zip(chats, encode_chats(tokenizer, chats), strict=True):
         if isinstance(encoded, UserError):
