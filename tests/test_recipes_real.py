@@ -47,13 +47,14 @@ def write_tasks(folder, data):
 
 
 @pytest.mark.parametrize(
-    ("model", "alpaca", "preferences", "cap"),
+    ("model", "alpaca", "preferences", "cap", "tasks"),
     [
-        ("stories260K", "alpaca_en_first10k.jsonl.gz", "lf_dpo_en_demo.jsonl", 100),
-        ("poem-zh-750k", "alpaca_zh_translated_9k.jsonl.gz", "lf_dpo_zh_demo.jsonl", 30),
+        ("stories260K", "alpaca_en_first10k.jsonl.gz", "lf_dpo_en_demo.jsonl", 100, list(TASKS)),
+        # Its window of 128 tokens is shorter than the questions.
+        ("poem-zh-750k", "alpaca_zh_translated_9k.jsonl.gz", "lf_dpo_zh_demo.jsonl", 30, []),
     ],
 )
-def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences, cap):
+def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences, cap, tasks):
     write_tasks(tmp_path / "tasks", real_data)
     texts = ["Tell me a story.", "写一首诗。", "Hi", "明月"]
     prompts = [
@@ -87,7 +88,7 @@ def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences,
         "sft_dialogue": stage,
         "dpo": stage | {"max_length": 1024},
         "eval": {
-            "tasks": list(TASKS),
+            "tasks": tasks,
             "task_dir": str(tmp_path / "tasks"),
             "limit": 6,
             "base_shots": 0,

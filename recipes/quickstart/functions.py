@@ -40,7 +40,7 @@ Family = Callable[[random.Random, str, str], Draft]
 
 
 def _linear(r: random.Random, f: str, x: str) -> Draft:
-    a, b, v = r.randint(2, 9), r.randint(1, 20), r.randint(2, 12)
+    a, b, v = r.randint(2, 6), r.randint(1, 9), r.randint(2, 9)
     return Draft(
         f"linear:{a},{b},{v}",
         f"def {f}({x}):\n    y = {x} * {a}\n    return y + {b}",
@@ -57,7 +57,8 @@ def _linear(r: random.Random, f: str, x: str) -> Draft:
 
 
 def _minus(r: random.Random, f: str, x: str) -> Draft:
-    a, b, v = r.randint(2, 20), r.randint(2, 6), r.randint(21, 60)
+    a, b = r.randint(2, 9), r.randint(2, 6)
+    v = a + r.randint(2, 9)
     return Draft(
         f"minus:{a},{b},{v}",
         f"def {f}({x}):\n    y = {x} - {a}\n    return y * {b}",
@@ -74,7 +75,7 @@ def _minus(r: random.Random, f: str, x: str) -> Draft:
 
 
 def _branch(r: random.Random, f: str, x: str) -> Draft:
-    a, b, c, v = r.randint(5, 30), r.randint(2, 20), r.randint(1, 9), r.randint(10, 40)
+    a, b, c, v = r.randint(5, 20), r.randint(2, 9), r.randint(1, 9), r.randint(10, 30)
     big = v > a
     result = v + b if big else v - c
     word = ("is", "") if big else ("is not", "不")
@@ -98,7 +99,7 @@ def _branch(r: random.Random, f: str, x: str) -> Draft:
 
 
 def _loop(r: random.Random, f: str, x: str) -> Draft:
-    a, n, s = r.randint(2, 9), r.randint(2, 5), r.randint(0, 20)
+    a, n, s = r.randint(2, 6), r.randint(2, 4), r.randint(0, 9)
     values = [s + a * (i + 1) for i in range(n)]
     chain = ", ".join(str(v) for v in values)
     return Draft(
@@ -153,7 +154,7 @@ def _repeat(r: random.Random, f: str, x: str) -> Draft:
 
 
 def _evens(r: random.Random, f: str, x: str) -> Draft:
-    items = [r.randint(1, 20) for _ in range(r.randint(4, 5))]
+    items = [r.randint(1, 9) for _ in range(r.randint(3, 5))]
     odd = r.random() < 0.5
     kept = [v for v in items if v % 2 == odd]
     en, zh = ("odd", "奇数") if odd else ("even", "偶数")
@@ -170,8 +171,8 @@ def _evens(r: random.Random, f: str, x: str) -> Draft:
 
 
 def _extreme(r: random.Random, f: str, x: str) -> Draft:
-    items = r.sample(range(2, 60), r.randint(3, 5))
-    b, top = r.randint(1, 15), r.random() < 0.5
+    items = r.sample(range(2, 40), r.randint(3, 4))
+    b, top = r.randint(1, 9), r.random() < 0.5
     word, best = ("max", max(items)) if top else ("min", min(items))
     en, zh = ("largest", "最大") if top else ("smallest", "最小")
     return Draft(
@@ -187,10 +188,10 @@ def _extreme(r: random.Random, f: str, x: str) -> Draft:
 
 
 def _total(r: random.Random, f: str, x: str) -> Draft:
-    items = [r.randint(1, 20) for _ in range(3)]
+    items = [r.randint(1, 9) for _ in range(3)]
     first, total = items[0] + items[1], sum(items)
     added = f"{items[0]} + {items[1]} + {items[2]} = {first} + {items[2]} = {total}"
-    b = r.randint(2, 4)
+    b = r.randint(2, 3)
     return Draft(
         f"total:{items},{b}",
         f"def {f}({x}):\n    return sum({x}) * {b}",

@@ -270,7 +270,7 @@ PERSON_RELATIONS = (
 RELATIONS = {r.key: r for r in PLACE_RELATIONS + PERSON_RELATIONS}
 
 
-def make_gazetteer(seed: int, *, places: int = 54, people: int = 42) -> tuple[Entity, ...]:
+def make_gazetteer(seed: int, *, places: int = 42, people: int = 30) -> tuple[Entity, ...]:
     """Towns and people with their facts. Every third entity is held out from all questions."""
     rng = random.Random(f"{seed}/gazetteer")
     names = [((a[0] + b[0]), (a[1] + b[1])) for a in _FRONT for b in _BACK]
