@@ -24,7 +24,10 @@ from sft.run import fingerprint
 log = logging.getLogger(__name__)
 
 # What lm-eval raises for a task whose data, columns or templates are not as its file says.
-_BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError)
+_BROKEN = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError),
+    StopIteration,  # of datasets, for an empty file
+)
 
 
 def check_tasks(names: Sequence[str], *, task_dir: str | None) -> None:
