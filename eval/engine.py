@@ -115,7 +115,8 @@ class Engine(LM):
         """
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            key = json.dumps(request.args[1], sort_keys=True, default=str)
+            # Prompts of one task share their examples, which `generate` computes once a batch.
+            key = json.dumps([request.task_name, request.args[1]], sort_keys=True, default=str)
             groups.setdefault(key, []).append(place)
         answers = [""] * len(requests)
         with self._bar(len(requests), unit="answer") as bar:
