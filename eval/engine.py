@@ -31,8 +31,8 @@ DEFAULT_NEW_TOKENS = 256
 DEFAULT_WINDOW = 2048
 # Prompts that are cut to fit the model's window change the question; more than this is refused.
 CUT_SHARE = 0.1
-# Tokens of one scoring forward, padding included.
-BATCH_TOKENS = 8192
+# Tokens of one scoring forward, padding included: what caches hold, and what fills a device.
+CPU_BATCH_TOKENS, BATCH_TOKENS = 4096, 32_768
 
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
@@ -65,6 +65,7 @@ class Engine(LM):
         self.chat, self.seed, self.label = chat, seed, label
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
         self._device = next(model.parameters()).device
+        self._budget = CPU_BATCH_TOKENS if self._device.type == "cpu" else BATCH_TOKENS
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         bos = tokenizer.bos_token_id
         probe = tokenizer("a")["input_ids"]
@@ -215,7 +216,7 @@ class Engine(LM):
         was_training = self.model.training
         self.model.eval()
         with self._bar(len(questions), unit=unit) as bar:
-            for batch in _batches(groups):
+            for batch in _batches(groups, budget=self._budget):
                 asked = [question for group in batch for question in group]
                 for question, (total, hit) in zip(asked, self._forward(batch), strict=True):
                     totals[question.place] += total
@@ -297,11 +298,13 @@ def _size(group: Sequence[_Question]) -> int:
     return len(group[0].context) + sum(len(q.continuation) for q in group)
 
 
-def _batches(groups: Sequence[Sequence[_Question]]) -> Iterable[list[Sequence[_Question]]]:
-    """Groups, longest first, so that rows times the longest stays within BATCH_TOKENS."""
+def _batches(
+    groups: Sequence[Sequence[_Question]], *, budget: int
+) -> Iterable[list[Sequence[_Question]]]:
+    """Groups, longest first, so that rows times the longest stays within `budget` tokens."""
     batch: list[Sequence[_Question]] = []
     for group in groups:
-        if batch and (len(batch) + 1) * _size(batch[0]) > BATCH_TOKENS:
+        if batch and (len(batch) + 1) * _size(batch[0]) > budget:
             yield batch
             batch = []
         batch.append(group)
