@@ -31,7 +31,8 @@ class RowError(UserError):
     def __init__(
         self, origin: str, *, rule: str, detail: str, remedy: str, counted: bool = False
     ) -> None:
-        super().__init__(f"{origin}: {detail}; {remedy}")
+        # A field's name may hold line breaks; the message stays one line.
+        super().__init__(" ".join(f"{origin}: {detail}; {remedy}".splitlines()))
         self.origin = origin
         self.rule = rule
         self.counted = counted

@@ -372,6 +372,7 @@ MORE_WRONG = [
     ("invalid text", {"prompt": "a\ud800", "response": "b"}),
     ("unknown format", {"text": "plain"}),
     ("unknown format", {}),
+    ("unknown format", {"a\nb": "one line all the same"}),
 ]
 
 
