@@ -59,8 +59,8 @@ def chain(
     from eval.sampling import sampler
     from eval.tables import console_table
     from sft.console import farewell, start_logging
-    from sft.model import check_model, choose_placement, load_tokenizer
-    from sft.plan import check_sft, plan_stages, show_examples
+    from sft.model import check_model, choose_placement, context_window, load_tokenizer
+    from sft.plan import check_sft, fit_lengths, plan_stages, show_examples
     from sft.prepare import prepare_chats
     from sft.prompts import read_prompts
     from sft.run import open_run, write_environment
@@ -71,6 +71,7 @@ def chain(
 
     # 1. What can be wrong is found before anything is trained.
     base = check_model(preset.model)
+    preset = fit_lengths(preset, context_window(base, preset.model))
     placement = choose_placement(preset.model)
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)

@@ -184,6 +184,12 @@ def check_model(section: ModelSection) -> str:
     return path
 
 
+def context_window(path: str, section: ModelSection) -> int | None:
+    """How many positions the model was made for, where its configuration says."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
     """The tokenizer with a chat template and a pad token.
 

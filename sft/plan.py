@@ -2,8 +2,9 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -36,6 +37,24 @@ def check_sft(preset: Preset, placement: Placement) -> None:
     """
     for name, section in _enabled(preset):
         training_arguments(SFTConfig, section, folder=Path(name), placement=placement)
+
+
+def fit_lengths(preset: Preset, window: int | None) -> Preset:
+    """The preset with every stage's `max_length` within the model's context of `window` tokens.
+
+    Positions beyond it were never trained; upstream computes them all the same.
+    """
+
+    def fit(name: str, section: Any) -> Any:
+        asked = section.trl["max_length"]
+        if window is None or (asked is not None and asked <= window):
+            return section
+        if section.enabled:
+            log.info("%s.max_length: %d (the model's context; asked: %s)", name, window, asked)
+        return replace(section, trl=section.trl | {"max_length": window})
+
+    names = ("sft_all", "sft_dialogue", "dpo")
+    return replace(preset, **{name: fit(name, getattr(preset, name)) for name in names})
 
 
 def _enabled(preset: Preset) -> list[tuple[str, SftStage]]:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import transformers
 
 from sft.chat import ensure_template
-from sft.config import DataSection, LoraSection, Source, UserError
+from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
 from sft.mix import take_share
-from sft.model import Placement
+from sft.model import Placement, context_window
+from sft.plan import fit_lengths
 from sft.prepare import prepare_chats, rows_of_stage
 from sft.prompts import read_prompts
 from sft.run import read_json, write_jsonl
@@ -107,3 +109,22 @@ def test_a_bad_prompt_names_its_line(tmp_path, line):
     (tmp_path / "p.jsonl").write_text('{"prompt": "fine"}\n' + line + "\n")
     with pytest.raises(UserError, match=r"p\.jsonl:2"):
         read_prompts([Source(str(tmp_path / "p.jsonl"))])
+
+
+def test_no_stage_trains_past_the_models_context():
+    preset = Preset()
+    preset.sft_dialogue.trl["max_length"] = 100
+    preset.dpo.trl["max_length"] = None
+    fitted = fit_lengths(preset, 512)
+    lengths = [s.trl["max_length"] for s in (fitted.sft_all, fitted.sft_dialogue, fitted.dpo)]
+    assert lengths == [512, 100, 512]
+    assert preset.sft_all.trl["max_length"] == 1024, "the preset given is left as it was"
+    assert fit_lengths(preset, None) == preset
+
+
+@pytest.mark.parametrize("name", ["LlamaConfig", "GPT2Config", "MptConfig"])
+def test_the_context_is_read_from_the_configuration(name, tmp_path):
+    key = {"LlamaConfig": "max_position_embeddings", "GPT2Config": "n_positions"}.get(name)
+    getattr(transformers, name)(**({key: 77} if key else {})).save_pretrained(tmp_path)
+    found = context_window(str(tmp_path), ModelSection())
+    assert found == (77 if key else None)
