@@ -31,7 +31,7 @@ VOCABULARY = 2048
 # the learning rate falls, trains every position that the chat model will use.
 PHASES = ((0.8, 640, 2), (0.2, 1024, 1))
 CONTEXT = 1024
-MAX_LEARNING_RATE = 2e-3
+MAX_LEARNING_RATE = 1e-3
 WARM_UP_STEPS = 100
 
 
@@ -173,7 +173,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tokens", type=int, default=5_200_000)
+    parser.add_argument("--tokens", type=int, default=6_400_000)
     parser.add_argument("--out", type=Path, default=HERE, help="where base/ and data/ go")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
     args = parser.parse_args()
