@@ -33,12 +33,14 @@ def reference_log_probs(
     *,
     folder: Path,
     device: torch.device,
+    batch_size: int,
     autocast: torch.dtype | None = None,
 ) -> list[tuple[float, float]]:
     """Log-probs of chosen and rejected under `model` as it stands, one pair of sums a row.
 
     Finished shards in `folder` are read, the rest are computed and written; processes share them.
-    The caller names `folder` after the hashes of weights and rows, so a shard can never be stale.
+    `batch_size` pairs are in memory at once. The caller names `folder` after the hashes of weights
+    and rows, so a shard can never be stale.
     """
     state = PartialState()
     count = -(-len(rows) // SHARD)
@@ -49,15 +51,17 @@ def reference_log_probs(
     was_training = model.training
     model.eval()
     for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
-        shard = rows[i * SHARD : (i + 1) * SHARD]
-        documents = [pair_document(row) for row in shard]
-        batch = pack(documents, row_length=longest(documents)).to(device)
-        with (
-            torch.no_grad(),
-            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-        ):
-            sums = sequence_sums(log_probs(model, batch), batch)
-        write_json(paths[i], sums.view(-1, 2).tolist())
+        shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
+        sums = []
+        for first in range(0, len(shard), batch_size):
+            documents = shard[first : first + batch_size]
+            batch = pack(documents, row_length=longest(documents)).to(device)
+            with (
+                torch.no_grad(),
+                torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+            ):
+                sums += sequence_sums(log_probs(model, batch), batch).view(-1, 2).tolist()
+        write_json(paths[i], sums)
     model.train(was_training)
     state.wait_for_everyone()
     shards = [read_json(path) for path in paths]

@@ -156,6 +156,7 @@ def train_dpo(
         rows.to_list(),
         folder=cache,
         device=placement.device,
+        batch_size=args.per_device_train_batch_size,
         autocast=placement.compute if placement.autocast else None,
     )
     rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])

@@ -99,7 +99,7 @@ def test_a_stale_reference_stops_the_run_before_the_first_update(tiny_tokenizer,
 
 def test_reference_shards_are_continued_and_never_recomputed(tmp_path):
     rows = make_pairs(2 * SHARD + 3).to_list()
-    arguments = {"folder": tmp_path, "device": torch.device("cpu")}
+    arguments = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 5}
     first = reference_log_probs(fresh(), rows, **arguments)
     assert len(first) == len(rows)
     (tmp_path / "shard-00001.json").unlink()
