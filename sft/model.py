@@ -1,5 +1,7 @@
 """Models: device, dtype, attention and LoRA are chosen here, each with its reason."""
 
+import ctypes
+import gc
 import logging
 import os
 import platform
@@ -223,6 +225,7 @@ def load_model(
     Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent.
     """
+    _free_memory()
     adapter = is_adapter(path)
     base = PeftConfig.from_pretrained(path).base_model_name_or_path if adapter else path
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -236,6 +239,18 @@ def load_model(
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     return model.to(placement.device)
+
+
+def _free_memory() -> None:
+    """Hand back what the model before this one left behind, cycles of a trainer among it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    # glibc keeps freed activations for itself: gibibytes after a training stage on a CPU.
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_adapter(path: str) -> bool:
