@@ -74,6 +74,7 @@ def plan_stages(chats: Dataset, preset: Preset) -> list[PlannedStage]:
             chats,
             kinds=section.kinds,
             max_length=section.trl["max_length"],
+            on_error=preset.data.on_error,
             where=name.replace("-", "_"),
         )
         log.info("%s: %s", name, _summary(found, section))

@@ -96,12 +96,12 @@ def _tokenise(
 
 
 def rows_of_stage(
-    rows: Dataset, *, kinds: list[str], max_length: int | None, where: str
+    rows: Dataset, *, kinds: list[str], max_length: int | None, on_error: str, where: str
 ) -> StageRows:
     """The rows of the stage's kinds that fit into `max_length` tokens; longer ones are left out.
 
     Raises:
-        UserError: none is left, or most are too long.
+        UserError: none is left; or, where `on_error` is "stop", most are too long.
     """
     present = Counter(rows["kind"])
     missing = [kind for kind in kinds if kind not in present]
@@ -114,10 +114,10 @@ def rows_of_stage(
     of_kind = [i for i, kind in enumerate(rows["kind"]) if not kinds or kind in kinds]
     fitting = [i for i in of_kind if max_length is None or lengths[i] <= max_length]
     too_long = len(of_kind) - len(fitting)
-    if too_long > len(of_kind) / 2:
+    if not fitting or (on_error == "stop" and too_long > len(of_kind) / 2):
         raise UserError(
             f"{where}.max_length={max_length}: {too_long} of {len(of_kind)} rows are longer; raise "
-            "it or shorten the rows"
+            "it (the model's context is the limit), shorten the rows, or set data.on_error=drop"
         )
     if too_long:
         log.warning(

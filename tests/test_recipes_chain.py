@@ -344,7 +344,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2_before_training(world, capsys
         ("sft_dialogue.kinds=[dialog]", "no row is of kind dialog"),
         ('model.chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"', "end"),
         ("run.dir=/proc/nope", "cannot be written"),
-        ("sft_all.max_length=3", "raise it or shorten the rows"),
+        ("sft_all.max_length=3", "rows are longer; raise it"),
         ("dpo.loss_type=kto", "kto is not offered"),
         ("sft_all.train_batch_size=7", "no multiple of"),
         ("sft_all.lr_scheduler_type=linearr", "linearr"),
