@@ -94,9 +94,7 @@ def plot_key(plot: stories.Plot) -> str:
 
 def _story(rng: random.Random, entities: Entities, language: str) -> list[dict[str, str]]:
     plot = until_trainable(
-        lambda: stories.make_plot(
-            rng, cast=lines.CAST, places=known_places(entities), episodes=(1, 2)
-        ),
+        lambda: stories.make_plot(rng, cast=lines.CAST, places=known_places(entities)),
         key=plot_key,
     )
     told = stories.tell(rng, plot, language=language)
