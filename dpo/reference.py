@@ -8,9 +8,9 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from sft.packing import Document, Segment, longest, pack
+from sft.packing import Document, Segment, lay_out
 from sft.run import read_json, write_json
-from sft.scoring import log_probs, sequence_sums
+from sft.scoring import by_document, log_probs, sequence_sums
 
 SHARD = 64  # pairs
 
@@ -55,7 +55,7 @@ def reference_log_probs(
         sums = []
         for first in range(0, len(shard), batch_size):
             documents = shard[first : first + batch_size]
-            batch = pack(documents, row_length=longest(documents)).to(device)
+            batch = lay_out(documents, packing=True, flat=by_document(model)).to(device)
             with (
                 torch.no_grad(),
                 torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),

@@ -16,8 +16,8 @@ from trl import DPOConfig, DPOTrainer
 from dpo.loss import PairScores, preference_loss
 from dpo.reference import pair_document, reference_log_probs
 from sft.config import DpoStage, UserError
-from sft.packing import longest, pack
-from sft.scoring import log_probs, sequence_sums
+from sft.packing import lay_out
+from sft.scoring import by_document, log_probs, sequence_sums
 from sft.setting import Setting
 from sft.trainer import (
     PackedTrainer,
@@ -111,13 +111,14 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             metrics["logps/rejected_per_token"].append(rejected / count)
 
 
-def collate_pairs(examples: Sequence[dict[str, Any]], *, packing: bool) -> dict[str, Any]:
+def collate_pairs(
+    examples: Sequence[dict[str, Any]], *, packing: bool, flat: bool
+) -> dict[str, Any]:
     """Pairs of a micro-batch as trunk-and-branch rows; `num_items` counts pairs.
 
     Adds `reference` [B, 2] and `weight` [B], 0 for the rows that fill up the last step.
     """
-    documents = [pair_document(e) for e in examples]
-    batch = pack(documents, row_length=longest(documents) if packing else 0)
+    batch = lay_out([pair_document(e) for e in examples], packing=packing, flat=flat)
     weight = torch.tensor([e["weight"] for e in examples])
     reference = torch.tensor([[e["ref_chosen"], e["ref_rejected"]] for e in examples])
     return as_inputs(batch, num_items=int(weight.sum()), weight=weight, reference=reference)
@@ -168,7 +169,9 @@ def train_dpo(
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
-        data_collator=functools.partial(collate_pairs, packing=section.packing),
+        data_collator=functools.partial(
+            collate_pairs, packing=section.packing, flat=by_document(model)
+        ),
     )
     trainer.schedule = schedule
     trainer.compute_dtype = placement.compute

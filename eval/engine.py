@@ -21,8 +21,8 @@ from tqdm import tqdm
 from eval.generate import FinishReason, Generation, generate
 from sft.chat import stop_ids
 from sft.config import UserError
-from sft.packing import Document, Segment, pack
-from sft.scoring import score, sequence_sums
+from sft.packing import Document, Segment, lay_out
+from sft.scoring import batch_tokens, by_document, score, sequence_sums
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ DEFAULT_NEW_TOKENS = 256
 DEFAULT_WINDOW = 2048
 # Prompts that are cut to fit the model's window change the question; more than this is refused.
 CUT_SHARE = 0.1
-# Tokens of one scoring forward, padding included: what caches hold, and what fills a device.
-CPU_BATCH_TOKENS, BATCH_TOKENS = 4096, 32_768
 
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
@@ -65,7 +63,7 @@ class Engine(LM):
         self.chat, self.seed, self.label = chat, seed, label
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
         self._device = next(model.parameters()).device
-        self._budget = CPU_BATCH_TOKENS if self._device.type == "cpu" else BATCH_TOKENS
+        self._budget = batch_tokens(self._device)
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         bos = tokenizer.bos_token_id
         probe = tokenizer("a")["input_ids"]
@@ -232,9 +230,8 @@ class Engine(LM):
             context = group[0].context
             branches = tuple(Segment(q.continuation, [True] * len(q.continuation)) for q in group)
             documents.append(Document(Segment(context, [False] * len(context)), branches))
-        # Few shapes where kernels are compiled for each; little padding where they are not.
-        bucket = 8 if self._device.type == "cpu" else 64
-        batch = pack(documents, row_length=0, bucket=bucket).to(self._device)
+        flat = by_document(self.model)
+        batch = lay_out(documents, packing=flat, flat=flat).to(self._device)
         if self.window is not None:
             # A full window's last token is scored but predicts nothing: any position does for it.
             batch.position_ids.clamp_(max=self.window - 1)

@@ -20,7 +20,7 @@ CHECK_EVERY = 8
 MIN_SHARED = 32
 # Bytes of keys and values that a batch may hold when the caller gives no token budget: on a CPU
 # they share the machine's memory with everything else.
-CPU_CACHE_BYTES, CACHE_BYTES = 2**28, 2**30
+CPU_CACHE_BYTES, CACHE_BYTES = 2**29, 2**30
 
 FinishReason = Literal["stop_id", "stop_string", "cap", "loop"]
 
@@ -59,7 +59,7 @@ def generate(
         stop_strings: a row ends at the token that completes one of them; `text` ends before it.
         temperature: 0 is greedy, otherwise `seeds` (one a row) decide the draws.
         max_batch_tokens: rows times (longest prompt + cap) of a batch; by default as many as a
-            gibibyte of keys and values holds (a quarter of that on a CPU).
+            gibibyte of keys and values holds (half of that on a CPU).
         stop_when: called every few tokens with a running row's tokens; True ends it as "loop".
         progress: called with the number of rows that ended since the last call.
 

@@ -16,16 +16,14 @@ from eval.generate import FinishReason, generate
 from eval.stats import wilson
 from sft.chat import encode_prompt, stop_ids
 from sft.config import UserError
-from sft.packing import Document, Segment, pack
-from sft.scoring import score
+from sft.packing import Document, Segment, lay_out
+from sft.scoring import batch_tokens, by_document, score
 
 # Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
 # and a line of dashes are shorter. A period above 256 does not fit the usual caps four times.
 MAX_PERIOD = 256
 MIN_COPIES = 4
 MIN_TOKENS = 64
-# Tokens that one scoring forward may hold while drafted loops are checked.
-_CHECK_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,8 @@ class _Decoder:
         """
         drafts = [_continued(row.tokens, to) for row in rows]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].context))
-        at_once = max(1, _CHECK_TOKENS // max((len(r.context) + to for r in rows), default=1))
+        budget = batch_tokens(next(self.model.parameters()).device)
+        at_once = max(1, budget // max((len(r.context) + to for r in rows), default=1))
         for first in range(0, len(order), at_once):
             chunk = order[first : first + at_once]
             agreed = self._agreed([rows[i] for i in chunk], [drafts[i] for i in chunk])
@@ -211,7 +210,9 @@ class _Decoder:
             known = row.context + row.tokens
             scored = [False] * len(known) + [True] * len(draft)
             documents.append(Document(Segment(known + draft, scored)))
-        batch = pack(documents, row_length=0).to(next(self.model.parameters()).device)
+        flat = by_document(self.model)
+        device = next(self.model.parameters()).device
+        batch = lay_out(documents, packing=flat, flat=flat).to(device)
         was_training = self.model.training
         self.model.eval()
         verdicts = score(self.model, batch).is_argmax

@@ -22,9 +22,10 @@ from transformers import (
     set_seed,
 )
 
+from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
-from sft.scoring import enable_scoring
+from sft.scoring import enable_scoring, layout_flaw
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +73,11 @@ def choose_placement(section: ModelSection) -> Placement:
                 f"model.dtype={section.dtype} is not native on {device.type} ({why_native}); "
                 "set model.dtype=auto"
             )
-    attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
-    why_attention = (
-        "torch's own, takes the masks of packed rows on every device"
-        if section.attn_implementation == "auto"
-        else "set by the preset"
-    )
+    attention, why_attention = section.attn_implementation, "set by the preset"
+    if attention == "auto" and device.type == "cpu":
+        attention, why_attention = DOCUMENTS, "a call for each: no padding, no masks over rows"
+    elif attention == "auto":
+        attention, why_attention = "sdpa", "takes the masks of packed rows, in few shapes"
     reasons = (
         f"device: {device.type} ({_device_name(device)})",
         f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
@@ -235,7 +235,10 @@ def load_model(
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
     )
-    enable_scoring(model)
+    enable_scoring(model).to(placement.device)
+    if placement.attention == DOCUMENTS and (flaw := layout_flaw(model)):
+        log.info("attention: sdpa (document by document, %s: %s)", model.config.model_type, flaw)
+        model.set_attn_implementation("sdpa")
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     return model.to(placement.device)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 PADDING = -1
+FLAT_BUCKET = 8  # widths that matrix kernels like
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Where a document lies: `trunk` tokens of row `row` from `start` on, then its branches."""
+
+    row: int
+    start: int
+    trunk: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Batch:
     """Packed rows. R rows of L tokens, N scored tokens, S scored sequences.
 
@@ -47,6 +58,7 @@ class Batch:
         source        1  1  3  5          (b predicts c and d, d predicts e, f predicts g)
         target        c  d  e  g
         sequence      0  1  1  2
+        spans         (row 0, start 0, trunk 2, branches 1 2), (row 0, start 5, trunk 2)
     """
 
     input_ids: torch.Tensor  # [R, L] int64
@@ -57,6 +69,7 @@ class Batch:
     target: torch.Tensor  # [N] int64, the token it predicts
     sequence: torch.Tensor  # [N] int64, which scored sequence the token belongs to
     num_sequences: int  # S: a document counts once, or once for each of its branches
+    spans: tuple[Span, ...]  # of the documents, by row and place
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
@@ -93,11 +106,6 @@ def best_fit(lengths: Sequence[int], *, row_length: int) -> list[list[int]]:
     return bins
 
 
-def longest(documents: Sequence[Document]) -> int:
-    """The row length that costs attention least: no row is longer than it must be."""
-    return max(map(len, documents))
-
-
 def pack(
     documents: Sequence[Document], *, row_length: int, bucket: int = 64, pad_id: int = 0
 ) -> Batch:
@@ -122,10 +130,12 @@ def pack(
     source: list[int] = []
     target: list[int] = []
     sequence: list[int] = []
+    spans: list[Span] = []
     for r, row in enumerate(rows):
         at = 0
         for d, index in enumerate(row):
             doc = documents[index]
+            spans.append(Span(r, at, len(doc.trunk.ids), tuple(len(b.ids) for b in doc.branches)))
             trunk_end = at + len(doc.trunk.ids)
             for b, segment in enumerate((doc.trunk, *doc.branches)):
                 n = len(segment.ids)
@@ -151,7 +161,24 @@ def pack(
         torch.tensor(target, dtype=torch.int64),
         torch.tensor(sequence, dtype=torch.int64),
         num_sequences,
+        tuple(spans),
     )
+
+
+def lay_out(documents: Sequence[Document], *, packing: bool, flat: bool) -> Batch:
+    """The rows of a micro-batch for training or scoring.
+
+    Args:
+        packing: several documents in a row; otherwise each has a row of its own.
+        flat: attention goes document by document (`sft.attention`), so that one row without
+            padding costs least. Otherwise rows are no longer than the longest document, which is
+            what attention over whole rows costs least with.
+    """
+    if not packing:
+        return pack(documents, row_length=0)
+    if flat:
+        return pack(documents, row_length=sum(map(len, documents)), bucket=FLAT_BUCKET)
+    return pack(documents, row_length=max(map(len, documents)))
 
 
 def _number_sequences(documents: Sequence[Document]) -> tuple[list[int], int]:

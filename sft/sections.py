@@ -14,7 +14,7 @@ class RunSection:
 class ModelSection:
     name_or_path: str = ""
     dtype: str = "auto"  # auto, float32, bfloat16, float16
-    attn_implementation: str = "auto"  # auto, sdpa, eager
+    attn_implementation: str = "auto"  # auto, documents, sdpa, eager
     chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
     trust_remote_code: bool = False
 
@@ -127,7 +127,7 @@ class Preset:
 
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.attn_implementation": ("auto", "sdpa", "eager"),
+    "model.attn_implementation": ("auto", "documents", "sdpa", "eager"),
     "data.on_error": ("stop", "drop"),
 }
 

@@ -30,9 +30,9 @@ from trl import SFTConfig, SFTTrainer
 from sft.checkpoint import last_good, seal
 from sft.config import DpoStage, SftStage, UserError
 from sft.model import Placement
-from sft.packing import Batch, Document, Segment, longest, pack
+from sft.packing import Batch, Document, Segment, lay_out
 from sft.schedule import SCHEDULES
-from sft.scoring import log_probs
+from sft.scoring import by_document, log_probs
 from sft.setting import Setting
 
 
@@ -109,10 +109,11 @@ class SftTrainer(PackedTrainer, SFTTrainer):
         return self.step_share(total, inputs, num_items_in_batch)
 
 
-def collate_chats(examples: Sequence[dict[str, Any]], *, packing: bool) -> dict[str, Any]:
+def collate_chats(
+    examples: Sequence[dict[str, Any]], *, packing: bool, flat: bool
+) -> dict[str, Any]:
     """Chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
-    documents = [chat_document(e) for e in examples]
-    batch = pack(documents, row_length=longest(documents) if packing else 0)
+    batch = lay_out([chat_document(e) for e in examples], packing=packing, flat=flat)
     return as_inputs(batch, num_items=len(batch.target))
 
 
@@ -295,7 +296,9 @@ def train_sft(
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
-        data_collator=functools.partial(collate_chats, packing=section.packing),
+        data_collator=functools.partial(
+            collate_chats, packing=section.packing, flat=by_document(model)
+        ),
     )
     trainer.schedule = schedule
     return run_training(trainer, folder=folder, label=label)

@@ -57,8 +57,8 @@ def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, **optio
     return read_jsonl(folder / "log.jsonl")
 
 
-def fresh():
-    return enable_scoring(make_tiny_model())
+def fresh(**options):
+    return enable_scoring(make_tiny_model(**options))
 
 
 def test_the_margin_is_zero_at_the_first_step_and_grows(tiny_tokenizer, tmp_path):
@@ -68,10 +68,16 @@ def test_the_margin_is_zero_at_the_first_step_and_grows(tiny_tokenizer, tmp_path
     assert log[-1]["rewards/margins"] > 0.05 and log[-1]["rewards/accuracies"] > 0.9
 
 
-@pytest.mark.parametrize(("micro", "packing"), [(2, True), (4, False), (1, False)])
-def test_splitting_and_packing_leave_the_trajectory_alone(tiny_tokenizer, tmp_path, micro, packing):
+@pytest.mark.parametrize(
+    ("micro", "packing", "attention"),
+    [(2, True, "sdpa"), (4, False, "eager"), (1, False, "documents"), (4, True, "documents")],
+)
+def test_splitting_packing_and_attention_leave_the_trajectory_alone(
+    tiny_tokenizer, tmp_path, micro, packing, attention
+):
     usual = train(fresh(), tmp_path / "a", tiny_tokenizer)
-    varied = train(fresh(), tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
+    model = fresh(attn_implementation=attention)
+    varied = train(model, tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
     for a, b in zip(usual, varied, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)

@@ -6,6 +6,7 @@ from conftest import make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.attention import document_attention
 from sft.packing import Document, Segment, attention_mask, best_fit, pack
 from sft.scoring import check_layout, enable_scoring, log_probs, score, sequence_sums
 
@@ -72,7 +73,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
 @pytest.mark.parametrize("row_length", [0, 16, 64])
 def test_packed_log_probs_equal_the_models_own_on_each_sequence(attention, row_length):
     model = enable_scoring(make_tiny_model(attn_implementation=attention))
@@ -92,8 +93,9 @@ def test_packed_log_probs_equal_the_models_own_on_each_sequence(attention, row_l
     torch.testing.assert_close(packed, torch.stack(plain), rtol=1e-5, atol=1e-4)
 
 
-def test_gradients_are_those_of_unpacked_rows(tiny_model):
-    model = enable_scoring(tiny_model)
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
+def test_gradients_are_those_of_unpacked_rows(attention):
+    model = enable_scoring(make_tiny_model(attn_implementation=attention))
     gradients = []
     for row_length in (0, 64):
         model.zero_grad()
@@ -104,8 +106,9 @@ def test_gradients_are_those_of_unpacked_rows(tiny_model):
         torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-6)
 
 
-def test_changing_one_branch_moves_no_other_sequence(tiny_model):
-    model = enable_scoring(tiny_model)
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
+def test_changing_one_branch_moves_no_other_sequence(attention):
+    model = enable_scoring(make_tiny_model(attn_implementation=attention))
     changed = list(DOCUMENTS)
     changed[1] = Document(DOCUMENTS[1].trunk, (scored(range(90, 95)), DOCUMENTS[1].branches[1]))
     with torch.no_grad():
@@ -133,12 +136,13 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypa
     assert torch.equal(chunked.is_argmax, whole.is_argmax)
 
 
-def test_the_run_start_proof_passes_on_full_attention_and_catches_a_sliding_window():
+def sliding_model(attention):
     from transformers import MistralConfig, MistralForCausalLM
 
-    check_layout(enable_scoring(make_tiny_model()), tolerance=1e-4)
-    sliding = MistralForCausalLM(
+    torch.manual_seed(0)
+    return MistralForCausalLM(
         MistralConfig(
+            attn_implementation=attention,
             vocab_size=260,
             hidden_size=32,
             intermediate_size=64,
@@ -149,8 +153,23 @@ def test_the_run_start_proof_passes_on_full_attention_and_catches_a_sliding_wind
             initializer_range=0.2,
         )
     ).eval()
+
+
+def test_the_run_start_proof_passes_on_full_attention_and_catches_a_sliding_window():
+    check_layout(enable_scoring(make_tiny_model()))
     with pytest.raises(ValueError, match="packed rows do not score as single sequences"):
-        check_layout(enable_scoring(sliding), tolerance=1e-4)
+        check_layout(enable_scoring(sliding_model("sdpa")))
+
+
+def test_document_by_document_a_sliding_window_is_kept():
+    check_layout(enable_scoring(sliding_model("documents")))
+
+
+def test_attention_that_cannot_go_by_document_is_refused_by_name(tiny_model):
+    states = torch.zeros(1, 1, 4, 8)
+    spans = pack([chat(range(4))], row_length=0).spans
+    with pytest.raises(ValueError, match="attention with softcap is not computed"):
+        document_attention(tiny_model, states, states, states, None, documents=spans, softcap=5.0)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from sft.checkpoint import flaw, last_good
 from sft.config import LoraSection, ModelSection, SftStage, UserError
 from sft.model import choose_placement
 from sft.run import read_jsonl
-from sft.scoring import enable_scoring
+from sft.scoring import by_document, enable_scoring, log_probs
 from sft.setting import Setting
-from sft.trainer import train_sft
+from sft.trainer import collate_chats, train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
@@ -40,9 +40,9 @@ def make_setting(tokenizer, folder):
     return Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
 
 
-def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, **options):
+def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, attention="sdpa", **options):
     folder.mkdir(exist_ok=True)
-    model = enable_scoring(make_tiny_model())
+    model = enable_scoring(make_tiny_model(attn_implementation=attention))
     given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 128}
     section = SftStage(
         train_batch_size=batch, packing=packing, trl=SftStage().trl | given | options
@@ -53,24 +53,28 @@ def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, **options)
     return facts, [(entry["loss"], entry["grad_norm"]) for entry in log], model
 
 
-@pytest.mark.parametrize(("micro", "packing"), [(8, True), (2, True), (8, False)])
-def test_splitting_and_packing_leave_the_trajectory_alone(
-    rows, tiny_tokenizer, tmp_path, micro, packing
+@pytest.mark.parametrize(
+    ("micro", "packing", "attention"),
+    [(8, True, "sdpa"), (2, True, "documents"), (8, False, "eager"), (4, False, "documents")],
+)
+def test_splitting_packing_and_attention_leave_the_trajectory_alone(
+    rows, tiny_tokenizer, tmp_path, micro, packing, attention
 ):
     facts, usual, _ = train(rows, tiny_tokenizer, tmp_path / "a")
-    others, varied, _ = train(rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing)
+    others, varied, _ = train(
+        rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing, attention=attention
+    )
     torch.testing.assert_close(torch.tensor(varied), torch.tensor(usual), rtol=1e-4, atol=1e-5)
     assert (facts.steps, facts.tokens) == (others.steps, others.tokens)
     # Two epochs of every row, and of the three rows that fill up the last step of each.
     assert facts.tokens == 2 * (sum(len(ids) for ids in rows["input_ids"]) + 3)
 
 
-def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, tiny_tokenizer):
-    from sft.trainer import collate_chats, log_probs
-
-    model = enable_scoring(make_tiny_model())
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
+def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, attention):
+    model = enable_scoring(make_tiny_model(attn_implementation=attention))
     examples = rows.to_list()[:6]
-    inputs = collate_chats(examples, packing=True)
+    inputs = collate_chats(examples, packing=True, flat=by_document(model))
     ours = -log_probs(model, inputs["rows"]).sum() / inputs["num_items"]
     ours.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
