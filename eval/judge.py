@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
-from eval.repetition import Loop, find_loop
+from eval.repetition import Loop, find_loop, seq_rep_n
 
 # An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
 # quarter; one that loops or says nothing, nothing.
 WRONG, CUT_OFF = 0.5, 0.25
+# Of its 4-grams, above which an answer is held to repeat itself; people's prose stays below.
+REPEATS = 0.2
 
 KEYS = frozenset({"final", "any_of", "all_of", "none_of", "refuse"})
 
@@ -59,12 +61,12 @@ def rule_judge(
     *,
     loops: Callable[[Sequence[int]], Loop | None] = find_loop,
 ) -> Verdict:
-    """Judge one answer by its end, by loops and by what `reference` knows.
+    """Judge one answer by its end, by loops and repeats, and by what `reference` knows.
 
     Args:
         reference: any of {"final": "42"} (the final answer equals it), {"any_of": [...]},
             {"all_of": [...]}, {"none_of": [...]} (what the text says, as whole words),
-            {"refuse": true | false}; empty: the end alone counts.
+            {"refuse": true | false}; empty: end and repeats alone count.
         loops: finds a loop at the tail of token ids.
 
     Returns:
@@ -88,6 +90,9 @@ def rule_judge(
     if not ended:
         return Verdict(CUT_OFF, ("does not end",))
     checks = _checks(answer.text, reference)
+    repeated = seq_rep_n(said)
+    if repeated > REPEATS:
+        checks.append((1 - repeated, f"repeats {repeated:.0%} of its 4-grams"))
     share = sum(right for right, _ in checks) / len(checks) if checks else 1.0
     return Verdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
 

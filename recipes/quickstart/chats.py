@@ -277,12 +277,12 @@ def repetition_rows(seed: int, entities: Entities, *, avoid: set[str]) -> list[R
     rng = random.Random(f"{seed}/repetition")
     places = tuple(e.name for e in entities if e.kind == "place" and e.held_out)
     counts = {
-        "story": 110,
-        "explanation": 45,
-        "list": 40,
-        "advice": 25,
-        "small talk": 30,
-        "other": 50,
+        "story": 76,
+        "explanation": 30,
+        "list": 26,
+        "advice": 16,
+        "small talk": 20,
+        "other": 32,
     }
     rows: list[Row] = []
     seen = set(avoid)

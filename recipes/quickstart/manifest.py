@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 from recipes.quickstart.gazetteer import make_gazetteer
 from recipes.quickstart.pages import pages
@@ -36,3 +37,8 @@ def write_manifest(folder: Path, *, seed: int, tokens: int) -> None:
         "files": files,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest as it was last written."""
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """The quickstart's small world: everything that is trained on and measured, from one seed.
 
-    python recipes/quickstart/world.py            # writes data/*.jsonl, a few seconds
+    python recipes/quickstart/world.py            # data/*.jsonl and their hashes, a few seconds
 
 Pre-training pages are made on the fly (`pages.py`); the rows below are written and committed.
 """
@@ -14,12 +14,13 @@ from typing import Any
 
 from recipes.quickstart import benchmarks, chats
 from recipes.quickstart.gazetteer import make_gazetteer
+from recipes.quickstart.manifest import read_manifest, write_manifest
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
 
-SFT_ROWS = 1500
-PREFERENCE_ROWS = 300
+SFT_ROWS = 1400
+PREFERENCE_ROWS = 140
 BENCHMARK_DOCS = 200
 FEW_SHOT_DOCS = 10
 
@@ -75,6 +76,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE / "data")
     args = parser.parse_args()
     write_world(args.seed, args.data)
+    if args.data == HERE / "data":
+        made = read_manifest(HERE)
+        write_manifest(HERE, seed=args.seed, tokens=made["pretraining_tokens"])
 
 
 if __name__ == "__main__":
