@@ -29,6 +29,19 @@ def test_an_answer_must_end_and_must_not_loop():
     assert rule_judge(answer(" \n"), {}) == Verdict(0.0, ("says nothing",))
 
 
+def test_an_answer_that_repeats_itself_is_worth_less_than_one_that_does_not():
+    plain, refrain = list(range(5, 65)), [*range(5, 25), *range(5, 25), *range(5, 25)]
+    # 57 four-grams, of which the refrain has 20 different ones.
+    verdict = rule_judge(answer("A story.", tokens=refrain), {})
+    assert verdict.score == pytest.approx(0.5 + 0.5 * 20 / 57)
+    assert verdict.reasons == ("ends", "repeats 65% of its 4-grams")
+    assert score("A story.", {}, tokens=plain) == 1.0
+    # It weighs as much as any other check, and a little of it is free.
+    both = score("The answer is 42.", {"final": "42"}, tokens=refrain)
+    assert both == pytest.approx(0.5 + 0.5 * (1 + 20 / 57) / 2)
+    assert score("A story.", {}, tokens=[*plain, *plain[:10]]) == 1.0
+
+
 def test_a_right_unfinished_answer_is_worth_less_than_a_wrong_finished_one():
     assert score("The answer is 42.", {"final": "42"}, reason="cap") == 0.25
     assert score("The answer is 41.", {"final": "42"}) == 0.5
