@@ -29,6 +29,10 @@ NEW_HOW_TO = range(HOW_TO.stop, len(handbook.HOW_TO))
 NEW_LISTS = range(LISTS.stop, len(handbook.LISTS))
 NEW_WORRIES = range(WORRIES.stop, len(talk.WORRIES))
 
+# Three stories in five end after the episode that they are at: a model that cannot count them and
+# writes what is likeliest must see this share to end at all.
+EPISODES = (1, 1, 1, 2, 2, 3)
+
 # The paper's mixture: safety is a fifth of all rows, the helpful rows divide as below.
 SAFETY_SHARE = 0.2
 HELPFUL_SHARES = {"math": 0.466, "code": 0.222, "dialogue": 0.312}
@@ -94,10 +98,12 @@ def plot_key(plot: stories.Plot) -> str:
 
 def _story(rng: random.Random, entities: Entities, language: str) -> list[dict[str, str]]:
     plot = until_trainable(
-        lambda: stories.make_plot(rng, cast=lines.CAST, places=known_places(entities)),
+        lambda: stories.make_plot(
+            rng, cast=lines.CAST, places=known_places(entities), episodes=EPISODES
+        ),
         key=plot_key,
     )
-    told = stories.tell(rng, plot, language=language)
+    told = stories.tell(rng, plot, language=language, clock_share=0)
     draw = rng.random()
     if draw < 0.2:  # continue a story that the user begins
         start = rng.randint(2, 5)

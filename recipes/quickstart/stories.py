@@ -32,11 +32,11 @@ def make_plot(
     *,
     cast: tuple[Character, ...],
     places: tuple[Text, ...],
-    episodes: tuple[int, int] = (1, 3),
+    episodes: tuple[int, ...] = (1, 2, 3),
 ) -> Plot:
-    """A plot with two different characters of `cast`; `episodes` are the fewest and the most."""
+    """A plot with two different characters of `cast` and one of these numbers of episodes."""
     first, second = rng.sample(cast, 2)
-    chosen = rng.sample(plots.EPISODES, rng.randint(*episodes))
+    chosen = rng.sample(plots.EPISODES, rng.choice(episodes))
     return Plot(
         first,
         second,
@@ -54,12 +54,17 @@ def goal_thing(goal: str, language: str) -> str:
 Line = tuple[str, str]  # (slot in the plot, sentence)
 
 
-def tell(rng: random.Random, plot: Plot, *, language: str) -> list[str]:
-    """The sentences of a story."""
-    return [sentence for _, sentence in tell_lines(rng, plot, language=language)]
+def tell(
+    rng: random.Random, plot: Plot, *, language: str, clock_share: float = 0.6
+) -> list[str]:
+    """The sentences of a story; that share of stories tells the time of the day as it goes."""
+    lines = tell_lines(rng, plot, language=language, clock_share=clock_share)
+    return [sentence for _, sentence in lines]
 
 
-def tell_lines(rng: random.Random, plot: Plot, *, language: str) -> list[Line]:
+def tell_lines(
+    rng: random.Random, plot: Plot, *, language: str, clock_share: float = 0.6
+) -> list[Line]:
     """The sentences of a story, each with its slot: "reason", "speech", "reply", "solution"..."""
     english = language == "en"
     _, thing, event, reason, solved, endings = next(g for g in plots.GOALS if g[0] == plot.goal)
@@ -86,7 +91,7 @@ def tell_lines(rng: random.Random, plot: Plot, *, language: str) -> list[Line]:
     if rng.random() < 0.7:
         story.append(("trait", draw(lines.TRAITS)))
     story += [("event", fixed(event)), ("reason", fixed(reason)), ("plan", draw(lines.PLANS))]
-    clock = rng.random() < 0.6  # times of the day, or loose links
+    clock = rng.random() < clock_share  # times of the day, or loose links
     for number, key in enumerate(plot.episodes):
         _, obstacle, a_says, b_says, solution = next(e for e in plots.EPISODES if e[0] == key)
         link = side(lines.TIMES[number], language) if clock else draw(lines.LINKS)
