@@ -29,9 +29,9 @@ NEW_HOW_TO = range(HOW_TO.stop, len(handbook.HOW_TO))
 NEW_LISTS = range(LISTS.stop, len(handbook.LISTS))
 NEW_WORRIES = range(WORRIES.stop, len(talk.WORRIES))
 
-# Three stories in five end after the episode that they are at: a model that cannot count them and
-# writes what is likeliest must see this share to end at all.
-EPISODES = (1, 1, 1, 2, 2, 3)
+# Of the episodes told, 8 in 15 are a story's last: just enough that a model which cannot count them
+# and writes what is likeliest ends its story.
+EPISODES = (1, 1, 1, 2, 2, 2, 3, 3)
 
 # The paper's mixture: safety is a fifth of all rows, the helpful rows divide as below.
 SAFETY_SHARE = 0.2
