@@ -29,9 +29,9 @@ NEW_HOW_TO = range(HOW_TO.stop, len(handbook.HOW_TO))
 NEW_LISTS = range(LISTS.stop, len(handbook.LISTS))
 NEW_WORRIES = range(WORRIES.stop, len(talk.WORRIES))
 
-# Of the episodes told, 8 in 15 are a story's last: just enough that a model which cannot count them
-# and writes what is likeliest ends its story.
-EPISODES = (1, 1, 1, 2, 2, 2, 3, 3)
+# A long story has one to three episodes, a short one mostly one. A model that cannot count episodes
+# and writes what is likeliest ends a short story, and may never end a long one.
+LONG_EPISODES, SHORT_EPISODES = (1, 2, 3), (1, 1, 2)
 
 # The paper's mixture: safety is a fifth of all rows, the helpful rows divide as below.
 SAFETY_SHARE = 0.2
@@ -97,9 +97,11 @@ def plot_key(plot: stories.Plot) -> str:
 
 
 def _story(rng: random.Random, entities: Entities, language: str) -> list[dict[str, str]]:
+    long = rng.random() < 0.5
+    episodes = LONG_EPISODES if long else SHORT_EPISODES
     plot = until_trainable(
         lambda: stories.make_plot(
-            rng, cast=lines.CAST, places=known_places(entities), episodes=EPISODES
+            rng, cast=lines.CAST, places=known_places(entities), episodes=episodes
         ),
         key=plot_key,
     )
@@ -111,7 +113,8 @@ def _story(rng: random.Random, entities: Entities, language: str) -> list[dict[s
         asked = side(("Continue this story: {s}", "请把这个故事写完：{s}"), language)
         question = asked.format(s=begun) if rng.random() < 0.7 else begun
         return chat(question, stories.join(told[start:], language))
-    messages = chat(stories.ask_for(rng, plot, language=language), stories.join(told, language))
+    request = stories.ask_for(rng, plot, long=long, language=language)
+    messages = chat(request, stories.join(told, language))
     if draw < 0.3:  # a question about the story
         ways: tuple[Text, ...] = (
             ("Thank you! What was the story about?", "谢谢！这个故事讲的是什么？"),
@@ -222,7 +225,8 @@ def _preference(
             key=plot_key,
         )
         names = [side(plot.first[0], language), side(plot.second[0], language)]
-        return "dialogue", stories.ask_for(rng, plot, language=language), {"all_of": names}
+        request = stories.ask_for(rng, plot, long=rng.random() < 0.5, language=language)
+        return "dialogue", request, {"all_of": names}
     if draw < 0.55:
         make, topics = rng.choice(
             (
@@ -316,7 +320,7 @@ def _open_prompt(rng: random.Random, category: str, places: tuple[Text, ...], la
         plot = until_held_out(
             lambda: stories.make_plot(rng, cast=lines.NEW_CAST, places=places), key=plot_key
         )
-        return stories.ask_for(rng, plot, language=language)
+        return stories.ask_for(rng, plot, long=rng.random() < 0.5, language=language)
     if category == "small talk":
         return everyday.small_talk(rng, language=language)[0]
     if category == "other":

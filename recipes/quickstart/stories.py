@@ -54,9 +54,7 @@ def goal_thing(goal: str, language: str) -> str:
 Line = tuple[str, str]  # (slot in the plot, sentence)
 
 
-def tell(
-    rng: random.Random, plot: Plot, *, language: str, clock_share: float = 0.6
-) -> list[str]:
+def tell(rng: random.Random, plot: Plot, *, language: str, clock_share: float = 0.6) -> list[str]:
     """The sentences of a story; that share of stories tells the time of the day as it goes."""
     lines = tell_lines(rng, plot, language=language, clock_share=clock_share)
     return [sentence for _, sentence in lines]
@@ -124,30 +122,28 @@ def join(sentences: list[str], language: str) -> str:
     return (" " if language == "en" else "").join(sentences)
 
 
-def ask_for(rng: random.Random, plot: Plot, *, language: str) -> str:
+# Requests for a long story, and for a short one.
+LONG: tuple[Text, ...] = (
+    ("Please write a long story about {a} and {b}", "请写一个关于{a}和{b}的长故事"),
+    ("I would like to hear a long story with {a} and {b} in it", "我想听一个有{a}和{b}的长故事"),
+)
+SHORT: tuple[Text, ...] = (
+    ("Tell me a short story about {a} and {b}", "给我讲一个关于{a}和{b}的小故事"),
+    ("Can you make up a bedtime story about {a} and {b}", "能编一个{a}和{b}的睡前故事吗"),
+)
+
+
+def ask_for(rng: random.Random, plot: Plot, *, long: bool, language: str) -> str:
     """A request for a story with this plot's people, and perhaps its place and thing."""
-    a, b = side(plot.first[0], language), side(plot.second[0], language)
-    thing, place = goal_thing(plot.goal, language), side(plot.place, language)
-    if language == "en":
-        start = rng.choice(
-            (
-                "Tell me a story about {a} and {b}",
-                "Please write a long story about {a} and {b}",
-                "I would like to hear a story with {a} and {b} in it",
-                "Can you make up a bedtime story about {a} and {b}",
-            )
-        )
-        where = f", set in {place}" if rng.random() < 0.6 else ""
-        what = f". It should be about {thing}" if rng.random() < 0.6 else ""
-        return start.format(a=a, b=b) + where + what + "."
-    start = rng.choice(
-        (
-            "给我讲一个关于{a}和{b}的故事",
-            "请写一个关于{a}和{b}的长故事",
-            "我想听一个有{a}和{b}的故事",
-            "能编一个{a}和{b}的睡前故事吗",
-        )
+    english = language == "en"
+    start = side(rng.choice(LONG if long else SHORT), language)
+    where = (", set in {place}" if english else "，发生在{place}") if rng.random() < 0.6 else ""
+    what = ""
+    if rng.random() < 0.6:
+        what = ". It should be about {thing}" if english else "，讲的是{thing}"
+    return (start + where + what + ("." if english else "。")).format(
+        a=side(plot.first[0], language),
+        b=side(plot.second[0], language),
+        place=side(plot.place, language),
+        thing=goal_thing(plot.goal, language),
     )
-    where = f"，发生在{place}" if rng.random() < 0.6 else ""
-    what = f"，讲的是{thing}" if rng.random() < 0.6 else ""
-    return start.format(a=a, b=b) + where + what + "。"
