@@ -2,8 +2,8 @@
 
 DeepSeek LLM (arXiv 2401.02954, section 4) counts responses that "fail to terminate and instead
 endlessly repeat a sequence of text" at temperature 0; its detector is unpublished. Ours, on token
-ids: the answer reaches the cap with a loop at its tail, and is neither over nor out of the loop
-when the cap is doubled.
+ids: a loop that runs at the cap (two whole copies or more) still runs, unbroken, at twice the cap,
+which makes four copies at least.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,8 @@ from sft.scoring import batch_tokens, by_document, score
 MAX_PERIOD = 256
 MIN_COPIES = 4
 MIN_TOKENS = 64
+# Copies that a loop has made by the cap, if it is to count at twice the cap.
+BEGUN_COPIES = 2
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,15 @@ class Loop:
     start: int
 
 
-def find_loop(token_ids: Sequence[int]) -> Loop | None:
+def find_loop(token_ids: Sequence[int], *, cap: int | None = None) -> Loop | None:
     """The loop that the tokens end in, with the smallest period that qualifies; O(n).
 
     The Z-function of the reversed tokens gives, for every period at once, how far back the tail
     keeps it. A loop needs period <= MAX_PERIOD, MIN_COPIES whole copies and MIN_TOKENS tokens.
+
+    Args:
+        cap: look instead for a loop, however short so far, that had BEGUN_COPIES whole copies by
+            this many tokens and has not been left since.
     """
     tail = list(token_ids)[::-1]
     n = len(tail)
@@ -53,8 +59,13 @@ def find_loop(token_ids: Sequence[int]) -> Loop | None:
         if period + length > right:
             left, right = period, period + length
         covered = period + length
-        if covered >= max(MIN_COPIES * period, MIN_TOKENS):
-            return Loop(period, covered // period, n - covered)
+        start = n - covered
+        if cap is None:
+            enough = covered >= max(MIN_COPIES * period, MIN_TOKENS)
+        else:
+            enough = start + BEGUN_COPIES * period <= cap
+        if enough:
+            return Loop(period, covered // period, start)
     return None
 
 
@@ -79,7 +90,8 @@ def measure(
 
     Args:
         prompts: {"id", "messages", "category", "language"} each.
-        cap: new tokens of an answer; one that loops there is followed to 2 * cap.
+        cap: new tokens of an answer; one that loops there is followed as long as it does, to
+            2 * cap at most.
         progress: called with the number of prompts settled since the last call.
 
     Raises:
@@ -90,13 +102,19 @@ def measure(
     _check_room(model, prompts, contexts, cap=cap)
     decoder = _Decoder(model, tokenizer, stop_ids(tokenizer), max_batch_tokens)
     rows = [_Row(context) for context in contexts]
+    decoder.extend(rows, to=[cap] * len(rows), stop_at_loop=True, progress=progress)
     # A loop need not be decoded token by token: it is drafted and checked in one forward pass.
-    decoder.extend(rows, to=cap, stop_at_loop=True, progress=progress)
-    decoder.follow([row for row in rows if row.reason == "loop"], to=2 * cap)
-    decoder.extend([row for row in rows if row.reason == "loop"], to=cap)
-    looping = [row for row in rows if _loops_on(row, end=2 * cap)]
-    decoder.follow(looping, to=2 * cap)
-    decoder.extend(looping, to=2 * cap)
+    early = [row for row in rows if row.reason == "loop"]
+    decoder.follow(early, [find_loop(row.tokens) for row in early], to=2 * cap)
+    short = [row for row in early if len(row.tokens) < cap]
+    decoder.extend(short, to=[cap] * len(short))
+    running = [row for row in rows if _runs_on(row, cap=cap)]
+    while running:
+        decoder.follow(running, [find_loop(row.tokens, cap=cap) for row in running], to=2 * cap)
+        left = [row for row in running if len(row.tokens) < 2 * cap]
+        # The token at which a row left the loop; a longer loop may go on with it.
+        decoder.extend(left, to=[len(row.tokens) + 1 for row in left])
+        running = [row for row in left if _runs_on(row, cap=cap)]
     return [
         _stored(prompt, row, tokenizer, decoder.stops, cap=cap)
         for prompt, row in zip(prompts, rows, strict=True)
@@ -104,10 +122,12 @@ def measure(
 
 
 def repeats(row: Mapping[str, Any]) -> bool:
-    """Whether a stored row is endless: unterminated at the doubled cap, and looping there."""
-    tokens = row["token_ids"]
-    endless = row["finish_reason"] == "cap" and len(tokens) >= 2 * row["cap"]
-    return endless and find_loop(tokens) is not None
+    """Whether a stored row is endless: in one loop from before the cap to twice the cap."""
+    tokens, cap = row["token_ids"], row["cap"]
+    if row["finish_reason"] != "cap" or len(tokens) < 2 * cap:
+        return False
+    loop = find_loop(tokens[: 2 * cap], cap=cap)
+    return loop is not None and 2 * cap - loop.start >= MIN_TOKENS
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -147,10 +167,10 @@ class _Row:
     reason: FinishReason = "loop"
 
 
-def _loops_on(row: _Row, *, end: int) -> bool:
-    """Whether the row is in a loop, and neither over nor followed to `end`."""
-    going = row.reason in ("cap", "loop") and len(row.tokens) < end
-    return going and find_loop(row.tokens) is not None
+def _runs_on(row: _Row, *, cap: int) -> bool:
+    """Whether the row is neither over nor at twice the cap nor out of the loop it had at the cap."""
+    going = row.reason in ("cap", "loop") and cap <= len(row.tokens) < 2 * cap
+    return going and find_loop(row.tokens, cap=cap) is not None
 
 
 @dataclass(frozen=True)
@@ -164,33 +184,32 @@ class _Decoder:
         self,
         rows: Sequence[_Row],
         *,
-        to: int,
+        to: Sequence[int],
         stop_at_loop: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        """Decode greedily until each row has `to` tokens, ends, or (if asked) loops."""
-        short = [row for row in rows if len(row.tokens) < to]
+        """Decode greedily until each row has its `to` tokens, ends, or (if asked) loops."""
         generations = generate(
             self.model,
             self.tokenizer,
-            [row.context + row.tokens for row in short],
-            max_new_tokens=[to - len(row.tokens) for row in short],
+            [row.context + row.tokens for row in rows],
+            max_new_tokens=[end - len(row.tokens) for row, end in zip(rows, to, strict=True)],
             stop_ids=self.stops,
             max_batch_tokens=self.max_batch_tokens,
             stop_when=(lambda ids: find_loop(ids) is not None) if stop_at_loop else None,
             progress=progress,
         )
-        for row, generation in zip(short, generations, strict=True):
+        for row, generation in zip(rows, generations, strict=True):
             row.tokens += generation.token_ids
             row.reason = generation.finish_reason
 
-    def follow(self, rows: Sequence[_Row], *, to: int) -> None:
-        """Extend looping rows by as much of their loop as greedy decoding would write.
+    def follow(self, rows: Sequence[_Row], loops: Sequence[Loop | None], *, to: int) -> None:
+        """Extend rows by as much of their loops as greedy decoding would write.
 
-        The loop is written out to `to` tokens, and one forward pass tells how many of them are the
-        model's own choice. Rows that keep to it all the way have reached `to`.
+        A loop is written out to `to` tokens, and one forward pass tells how many of them are the
+        model's own choice: a row ends where it leaves its loop, or at `to`.
         """
-        drafts = [_continued(row.tokens, to) for row in rows]
+        drafts = [_continued(row.tokens, loop, to) for row, loop in zip(rows, loops, strict=True)]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].context))
         budget = batch_tokens(next(self.model.parameters()).device)
         at_once = max(1, budget // max((len(r.context) + to for r in rows), default=1))
@@ -199,8 +218,7 @@ class _Decoder:
             agreed = self._agreed([rows[i] for i in chunk], [drafts[i] for i in chunk])
             for i, count in zip(chunk, agreed, strict=True):
                 rows[i].tokens += drafts[i][:count]
-                if len(rows[i].tokens) == to:
-                    rows[i].reason = "cap"
+                rows[i].reason = "cap"
 
     @torch.inference_mode()
     def _agreed(self, rows: Sequence[_Row], drafts: Sequence[list[int]]) -> list[int]:
@@ -222,9 +240,8 @@ class _Decoder:
         return [own.index(False) if False in own else len(own) for own in by_row]
 
 
-def _continued(tokens: Sequence[int], length: int) -> list[int]:
-    """The tokens that the loop at the tail would add up to `length` in all."""
-    loop = find_loop(tokens)
+def _continued(tokens: Sequence[int], loop: Loop | None, length: int) -> list[int]:
+    """The tokens that a loop at the tail would add up to `length` in all."""
     assert loop is not None, "only a looping row is continued"
     unit = list(tokens[-loop.period :])
     missing = max(0, length - len(tokens))
@@ -234,7 +251,7 @@ def _continued(tokens: Sequence[int], length: int) -> list[int]:
 def _stored(
     prompt: Mapping[str, Any], row: _Row, tokenizer: Any, stops: Sequence[int], *, cap: int
 ) -> dict[str, Any]:
-    loop = find_loop(row.tokens)
+    loop = find_loop(row.tokens, cap=cap) or find_loop(row.tokens)
     ended = row.reason == "stop_id"
     text = tokenizer.decode(row.tokens[:-1] if ended else row.tokens, skip_special_tokens=True)
     stored = {
