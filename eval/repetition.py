@@ -168,7 +168,7 @@ class _Row:
 
 
 def _runs_on(row: _Row, *, cap: int) -> bool:
-    """Whether the row is neither over nor at twice the cap nor out of the loop it had at the cap."""
+    """Whether the row is neither over, nor at twice the cap, nor out of its loop at the cap."""
     going = row.reason in ("cap", "loop") and cap <= len(row.tokens) < 2 * cap
     return going and find_loop(row.tokens, cap=cap) is not None
 
