@@ -14,9 +14,13 @@ from dpo.encode import encode_pairs
 from dpo.loss import check_loss
 from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
+from sft.clean import find_contaminated, known_questions, without_contaminated
 from sft.config import DpoStage, Preset, UserError
+from sft.decontaminate import Benchmarks
 from sft.mix import mix
 from sft.model import Placement
+from sft.prepare import rows_fingerprint
+from sft.prompts import read_prompts
 from sft.run import (
     STAGE_FOLDERS,
     Stage,
@@ -42,17 +46,23 @@ def check_dpo(section: DpoStage, placement: Placement) -> None:
         training_arguments(DPOConfig, section, folder=Path("dpo"), placement=placement)
 
 
-def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
+def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> Dataset | None:
     """Token rows of the preferences that the preset names, or None where it names none.
 
     Raises:
-        UserError: a row breaks a rule and `data.on_error` is stop; or no pair is left.
+        UserError: a row breaks a rule or holds a question of a benchmark and `data.on_error` is
+            stop; or no pair is left.
     """
     data = preset.data
     if not (data.preference and preset.dpo.enabled):
         return None
     with PartialState().main_process_first():
-        read = read_preferences(data.preference, on_error=data.on_error)
+        read = without_contaminated(
+            read_preferences(data.preference, on_error=data.on_error),
+            known_questions(data, benchmarks),
+            on_error=data.on_error,
+            evidence=setting.folder / "data" / "preference-contamination.jsonl",
+        )
         mixed = mix(read, data.preference, seed=setting.seed)
         rows, counts = encode_pairs(
             mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
@@ -61,6 +71,30 @@ def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
             facts = {"sources": [asdict(count) for count in read.counts], **counts}
             write_json(setting.folder / "data" / "preference.json", facts)
     return rows
+
+
+def pair_prompts(
+    preset: Preset, setting: Setting, *, benchmarks: Benchmarks
+) -> list[dict[str, Any]]:
+    """The prompts that pairs are sampled from, or none where the preset gives pairs or no DPO.
+
+    Raises:
+        UserError: a row is no prompt; or it holds a question of a benchmark and `data.on_error` is
+            stop.
+    """
+    if preset.data.preference or not preset.dpo.enabled:
+        return []
+    prompts = read_prompts(preset.pairs.prompts)
+    with PartialState().main_process_first():
+        found = find_contaminated(
+            prompts,
+            known_questions(preset.data, benchmarks),
+            on_error=preset.data.on_error,
+            evidence=setting.folder / "data" / "prompts-contamination.jsonl",
+        )
+    if len(found) == len(prompts):
+        raise UserError("pairs.prompts: every prompt holds a benchmark's question; give others")
+    return [prompt for i, prompt in enumerate(prompts) if i not in found]
 
 
 def sampled_pairs(
@@ -116,7 +150,7 @@ def sampled_pairs(
 
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:
     """DPO on token rows of pairs (see `dpo.encode`); returns the directory of its model."""
-    rows_key = fingerprint(rows.to_list())
+    rows_key = rows_fingerprint(rows)
     # Weights, rows and precision decide the reference; beta and the schedule do not.
     key = fingerprint([model_fingerprint(start), rows_key, str(setting.placement.compute)])
 

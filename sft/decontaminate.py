@@ -18,7 +18,7 @@ SIZES, SIZES_CJK = (50, 42, 36, 30, 25), (18, 14, 12, 10)
 MIN_SHARE = 0.5
 # A window of more questions than this is the benchmark's own boilerplate and proves nothing.
 MOST_OWNERS = 5
-# Fields that hold a question in the files of known benchmarks, in the order in which they are tried.
+# Fields that hold a question in the files of known benchmarks, in the order of trial.
 FIELDS = (
     *("question", "query", "problem", "prompt", "instruction", "ctx", "input"),
     *("sentence", "premise", "goal", "turns", "messages", "text"),

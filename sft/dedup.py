@@ -78,14 +78,14 @@ def near_duplicates(
     """
     assert 0 < threshold <= 1, threshold
     removed: dict[int, Duplicate] = {}
-    for row, earlier in _candidates(_sketch(texts, band=_band_size(threshold)), least=threshold - DOUBT):
+    for row, earlier in _candidates(
+        _sketch(texts, band=_band_size(threshold)), least=threshold - DOUBT
+    ):
         if row in removed:
             continue
         kept = removed[earlier].of if earlier in removed else earlier
         overlap = _overlap(texts[row], texts[kept])
-        if overlap >= threshold and (
-            answers is None or _same_answer(answers[row], answers[kept])
-        ):
+        if overlap >= threshold and (answers is None or _same_answer(answers[row], answers[kept])):
             removed[row] = Duplicate(row, kept, overlap)
     return [removed[row] for row in sorted(removed)]
 

@@ -80,7 +80,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def window_hashes(normal: str, *, size: int) -> np.ndarray:
-    """Hashes [len - size + 1] uint64 of all windows of `size` characters; none of a shorter text."""
+    """Hashes [len - size + 1] uint64 of a text's windows; none of a text shorter than one."""
     return Joined([normal]).windows(size).hashes
 
 

@@ -6,6 +6,7 @@ import transformers
 
 from sft.chat import ensure_template
 from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
+from sft.decontaminate import Benchmarks
 from sft.mix import take_share
 from sft.model import Placement, context_window
 from sft.plan import fit_lengths
@@ -13,6 +14,8 @@ from sft.prepare import prepare_chats, rows_of_stage
 from sft.prompts import read_prompts
 from sft.run import read_json, write_jsonl
 from sft.setting import Setting
+
+NOTHING = Benchmarks(key="", load=dict)
 
 
 def chat(question, answer, **more):
@@ -38,7 +41,7 @@ def sources(tmp_path):
 
 
 def test_weights_kinds_and_counts(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
     assert rows["kind"].count("math") == 4 and rows["kind"].count("dialogue") == 8
     facts = read_json(setting.folder / "data" / "data.json")
     assert facts["kinds"] == {"math": 4, "dialogue": 8}
@@ -51,18 +54,18 @@ def test_weights_kinds_and_counts(sources, setting):
 
 def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sources, setting):
     section = DataSection(sources)
-    prepare_chats(section, setting)
+    prepare_chats(section, setting, benchmarks=NOTHING)
     marker = setting.folder / "data" / "done.json"
     first = marker.stat().st_mtime_ns
-    prepare_chats(section, setting)
+    prepare_chats(section, setting, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns == first
     setting.tokenizer.chat_template = setting.tokenizer.chat_template.replace("\n", "")
-    prepare_chats(section, setting)
+    prepare_chats(section, setting, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns != first
 
 
 def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
     dialogue = rows_of_stage(rows, kinds=["dialogue"], max_length=None, on_error="stop", where="s")
     assert len(dialogue.rows) == 8 and dialogue.too_long == 0
     lengths = sorted(len(ids) for ids in rows["input_ids"])
@@ -73,9 +76,9 @@ def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
 
 
 def test_when_most_rows_are_too_long_the_user_decides(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
-    lengths = sorted(len(ids) for ids in rows["input_ids"])
-    short = {"kinds": [], "max_length": lengths[0], "where": "s"}
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+    lengths = sorted(len(row["input_ids"]) for row in rows if row["kind"] == "math")
+    short = {"kinds": ["math"], "max_length": lengths[0], "where": "s"}
     with pytest.raises(UserError, match=r"rows are longer; raise it .* or set data.on_error=drop"):
         rows_of_stage(rows, on_error="stop", **short)
     left = rows_of_stage(rows, on_error="drop", **short)
