@@ -78,6 +78,8 @@ def near_duplicates(
     """
     assert 0 < threshold <= 1, threshold
     removed: dict[int, Duplicate] = {}
+    if not texts:
+        return []
     for row, earlier in _candidates(
         _sketch(texts, band=_band_size(threshold)), least=threshold - DOUBT
     ):
