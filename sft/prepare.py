@@ -92,9 +92,10 @@ def prepare_chats(section: DataSection, setting: Setting, *, benchmarks: Benchma
                 outputs=["sft.parquet", "data.json", "duplicates.jsonl", "contamination.jsonl"],
                 facts={"unchecked": facts["unchecked"]},
             )
-        return Dataset.from_parquet(
-            str(stage.folder / "sft.parquet"), cache_dir=str(stage.folder / ".cache")
-        )
+        path = stage.folder / "sft.parquet"
+        if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
+            return Dataset(pq.read_table(path))
+        return Dataset.from_parquet(str(path), cache_dir=str(stage.folder / ".cache"))
 
 
 def source_fingerprint(source: Source) -> str:

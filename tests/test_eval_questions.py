@@ -51,7 +51,7 @@ def test_every_document_is_a_question_whatever_the_limit(tmp_path):
         {"doc_to_text": "Consider this question with care: {{riddle}}\nYour answer, please:"},
         {
             "doc_to_text": "{{gold}}",
-            "doc_to_choice": ["{{riddle}} A", "{{riddle}} B"],
+            "doc_to_choice": "{{[riddle + ' A', riddle + ' B']}}",
             "doc_to_target": "it is",
         },
     ],
