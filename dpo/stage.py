@@ -14,7 +14,7 @@ from dpo.encode import encode_pairs
 from dpo.loss import check_loss
 from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
-from sft.clean import find_contaminated, known_questions, without_contaminated
+from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
 from sft.decontaminate import Benchmarks
 from sft.mix import mix
@@ -56,13 +56,12 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
     data = preset.data
     if not (data.preference and preset.dpo.enabled):
         return None
+    read = read_preferences(data.preference, on_error=data.on_error)
+    found = check_contamination(
+        read.rows, data, benchmarks=benchmarks, folder=setting.folder / "data" / "preference"
+    )
+    read = without(read, found, rule=CONTAMINATED)
     with PartialState().main_process_first():
-        read = without_contaminated(
-            read_preferences(data.preference, on_error=data.on_error),
-            known_questions(data, benchmarks),
-            on_error=data.on_error,
-            evidence=setting.folder / "data" / "preference-contamination.jsonl",
-        )
         mixed = mix(read, data.preference, seed=setting.seed)
         rows, counts = encode_pairs(
             mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
@@ -85,14 +84,10 @@ def pair_prompts(
     if preset.data.preference or not preset.dpo.enabled:
         return []
     prompts = read_prompts(preset.pairs.prompts)
-    with PartialState().main_process_first():
-        found = find_contaminated(
-            prompts,
-            known_questions(preset.data, benchmarks),
-            on_error=preset.data.on_error,
-            evidence=setting.folder / "data" / "prompts-contamination.jsonl",
-        )
-    if len(found) == len(prompts):
+    found = check_contamination(
+        prompts, preset.data, benchmarks=benchmarks, folder=setting.folder / "data" / "prompts"
+    )
+    if prompts and len(found) == len(prompts):
         raise UserError("pairs.prompts: every prompt holds a benchmark's question; give others")
     return [prompt for i, prompt in enumerate(prompts) if i not in found]
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import Rows
 from sft.decontaminate import Benchmarks, Question, QuestionIndex, read_questions
 from sft.dedup import answer_text, near_duplicates, row_text
 from sft.files import RowError, read_records
-from sft.run import fingerprint, read_jsonl, write_jsonl
+from sft.run import Stage, fingerprint, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def find_contaminated(
         }
         for f in found
     ]
-    write_evidence(evidence, lines)
+    write_jsonl(evidence, lines)
     if found and on_error == "stop":
         first = lines[0]
         raise UserError(
@@ -100,6 +102,39 @@ def without_contaminated(
     """The rows that `find_contaminated` does not find."""
     found = find_contaminated(read.rows, known, on_error=on_error, evidence=evidence)
     return without(read, found, rule=CONTAMINATED)
+
+
+def check_contamination(
+    rows: Sequence[dict[str, Any]], section: DataSection, *, benchmarks: Benchmarks, folder: Path
+) -> set[int]:
+    """`find_contaminated`, once for the same rows and questions: what it found is kept in `folder`,
+    with the evidence in contamination.jsonl. One process works, the others read."""
+    stage = Stage(
+        folder,
+        {
+            "rows": fingerprint([row_text(row) for row in rows]),
+            "questions": questions_fingerprint(section, benchmarks),
+            "on_error": section.on_error,
+        },
+    )
+    state = PartialState()
+    with state.main_process_first():
+        done = stage.finished()
+        if done is None or (done["unchecked"] and state.is_main_process):
+            stage.begin()
+            known = known_questions(section, benchmarks)
+            evidence = folder / "contamination.jsonl"
+            found = find_contaminated(rows, known, on_error=section.on_error, evidence=evidence)
+            done = stage.finish(
+                outputs=[evidence.name],
+                facts={"found": sorted(found), "unchecked": unchecked(known)},
+            )
+    return set(done["found"])
+
+
+def unchecked(known: Mapping[str, Sequence[Question]]) -> list[str]:
+    """The benchmarks whose questions could not be had."""
+    return [name for name, questions in known.items() if not questions]
 
 
 def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> Rows:
@@ -128,7 +163,7 @@ def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> 
         for d in found
     ]
     exact = [{"origin": r.origin, "of": r.of, "overlap": 1.0, "rule": r.rule} for r in read.repeats]
-    write_evidence(evidence, exact + near)
+    write_jsonl(evidence, exact + near)
     return without(read, {d.row for d in found}, rule=NEAR_DUPLICATE)
 
 
@@ -152,10 +187,3 @@ def without(read: Rows, removed: set[int], *, rule: str) -> Rows:
         )
     rows = [row for i, row in enumerate(read.rows) if i not in removed]
     return replace(read, rows=rows, counts=counts)
-
-
-def write_evidence(path: Path, lines: Evidence) -> None:
-    """One object a line; a file that says so already is left as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or read_jsonl(path) != lines:
-        write_jsonl(path, lines)

@@ -21,6 +21,7 @@ from sft.chat import encode_chats
 from sft.clean import (
     known_questions,
     questions_fingerprint,
+    unchecked,
     without_contaminated,
     without_near_duplicates,
 )
@@ -82,9 +83,11 @@ def prepare_chats(section: DataSection, setting: Setting, *, benchmarks: Benchma
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
         },
     )
-    with PartialState().main_process_first():
+    state = PartialState()
+    with state.main_process_first():
         done = stage.finished()
-        if done is None or done["unchecked"]:  # a benchmark could not be loaded then
+        # Again, too, where a benchmark could not be loaded the last time.
+        if done is None or (done["unchecked"] and state.is_main_process):
             stage.begin()
             facts = _prepare(section, setting, benchmarks=benchmarks, folder=stage.folder)
             write_json(stage.folder / "data.json", facts)
@@ -119,7 +122,7 @@ def _prepare(
     facts = {
         "sources": [asdict(count) for count in read.counts],
         "questions": {name: len(questions) for name, questions in known.items()},
-        "unchecked": [name for name, questions in known.items() if not questions],
+        "unchecked": unchecked(known),
     }
     chats = mix(read, section.sft, seed=setting.seed)
     written = _tokenise(

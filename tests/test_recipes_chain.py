@@ -269,7 +269,7 @@ def test_a_question_of_the_benchmark_is_not_trained_on(world, capsys):
     facts = read_json(world / "run" / "data" / "data.json")
     assert facts["sources"][0]["dropped"] == {"contaminated": 1} and facts["mixed"] == len(rows)
     evidence = world / "run" / "data"
-    origins = [read_jsonl(evidence / f"{p}contamination.jsonl") for p in ("", "prompts-")]
+    origins = [read_jsonl(evidence / p / "contamination.jsonl") for p in ("", "prompts")]
     assert origins[0][0]["origin"].endswith("rows.jsonl:25") and len(origins[1]) == 1
     prompts = [p["prompt"] for p in read_jsonl(world / "run" / "3-dpo" / "pairs.jsonl")]
     assert prompts and copy["messages"][:1] not in prompts

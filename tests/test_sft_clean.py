@@ -3,6 +3,7 @@
 import pytest
 
 from sft.clean import (
+    check_contamination,
     find_contaminated,
     known_questions,
     without_contaminated,
@@ -131,6 +132,25 @@ def test_prompts_and_pairs_are_looked_through_as_well(tmp_path):
     found = find_contaminated([other, prompt, pair], KNOWN, on_error="drop", evidence=evidence)
     assert found == {1, 2}
     assert [line["origin"] for line in read_jsonl(evidence)] == ["prompt x", "p.jsonl:1"]
+
+
+def test_rows_are_looked_through_once_and_again_when_a_row_or_question_changed(tmp_path):
+    rows = [{"id": "x", "messages": [{"role": "user", "content": QUESTION}]}]
+    section, loads = DataSection(on_error="drop"), []
+
+    def look(rows, key, questions):
+        benchmarks = Benchmarks(key=key, load=lambda: loads.append(key) or questions)
+        return check_contamination(
+            rows, section, benchmarks=benchmarks, folder=tmp_path / "prompts"
+        )
+
+    assert look(rows, "a", KNOWN) == look(rows, "a", KNOWN) == {0}
+    assert loads == ["a"]
+    other = {"pears": [Question("pears", "8", STORY)]}
+    assert look(rows, "b", other) == set() and loads == ["a", "b"]
+    assert look([*rows, rows[0]], "b", KNOWN) == {0, 1}
+    assert look(rows, "c", {"pears": []}) == set(), "the benchmark could not be loaded"
+    assert look(rows, "c", KNOWN) == {0}
 
 
 def test_questions_come_from_the_benchmarks_and_from_files_as_the_section_says(tmp_path):

@@ -26,18 +26,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chats.jsonl"
         write_chats(path, rows=given.rows)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         read = read_sft([Source(str(path))])
         middle = time.perf_counter()
         kept = without_near_duplicates(
             read, threshold=given.threshold, evidence=Path(folder) / "duplicates.jsonl"
         )
-        end = time.perf_counter()
+        end, cpu = time.perf_counter(), time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     lost = len(read.rows) - len(kept.rows)
     print(f"{given.rows:,} rows, {lost:,} near duplicates at {given.threshold}")
     print(f"read and exact duplicates {middle - start:.1f} s, near duplicates {end - middle:.1f} s")
-    print(f"peak memory {peak:.2f} GiB")
+    print(f"{cpu:.1f} s of processor time in all, peak memory {peak:.2f} GiB")
 
 
 if __name__ == "__main__":
