@@ -44,10 +44,11 @@ def main() -> None:
             stage = rows_of_stage(rows, kinds=[], max_length=1024, on_error="stop", where="stage")
             rows_fingerprint(stage.rows)
             end = time.perf_counter()
+            length = stage.tokens / len(stage.rows)
             print(
                 f"{run} run: {prepared - start:.1f} s ({given.rows / (prepared - start):,.0f} "
-                f"rows/s; {cpu:.1f} s of processor time), rows of a stage "
-                f"{end - prepared:.1f} s; {len(rows):,} rows, {stage.tokens / len(stage.rows):.0f} tokens each"
+                f"rows/s; {cpu:.1f} s of processor time), {len(rows):,} rows of {length:.0f} "
+                f"tokens; choosing a stage's rows {end - prepared:.1f} s"
             )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     print(f"peak memory {peak:.2f} GiB")
