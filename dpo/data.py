@@ -45,13 +45,7 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Ro
             under "stop"; always for a missing file, a file of chats or of KTO labels, and a source
             without a usable pair.
     """
-    rows: list[dict[str, Any]] = []
-    counts = []
-    for source in sources:
-        kept, count = collect(_pairs(source), source=source.path, on_error=on_error)
-        rows += kept
-        counts.append(count)
-    return Rows(rows=rows, counts=counts)
+    return collect([(source.path, _pairs(source)) for source in sources], on_error=on_error)
 
 
 def _pairs(source: Source) -> Iterator[Found | RowError]:

@@ -14,9 +14,13 @@ from dpo.encode import encode_pairs
 from dpo.loss import check_loss
 from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
+from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
+from sft.decontaminate import Benchmarks
 from sft.mix import mix
 from sft.model import Placement
+from sft.prepare import rows_fingerprint
+from sft.prompts import read_prompts
 from sft.run import (
     STAGE_FOLDERS,
     Stage,
@@ -42,17 +46,22 @@ def check_dpo(section: DpoStage, placement: Placement) -> None:
         training_arguments(DPOConfig, section, folder=Path("dpo"), placement=placement)
 
 
-def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
+def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> Dataset | None:
     """Token rows of the preferences that the preset names, or None where it names none.
 
     Raises:
-        UserError: a row breaks a rule and `data.on_error` is stop; or no pair is left.
+        UserError: a row breaks a rule or holds a question of a benchmark and `data.on_error` is
+            stop; or no pair is left.
     """
     data = preset.data
     if not (data.preference and preset.dpo.enabled):
         return None
+    read = read_preferences(data.preference, on_error=data.on_error)
+    found = check_contamination(
+        read.rows, data, benchmarks=benchmarks, folder=setting.folder / "data" / "preference"
+    )
+    read = without(read, found, rule=CONTAMINATED)
     with PartialState().main_process_first():
-        read = read_preferences(data.preference, on_error=data.on_error)
         mixed = mix(read, data.preference, seed=setting.seed)
         rows, counts = encode_pairs(
             mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
@@ -61,6 +70,26 @@ def given_pairs(preset: Preset, setting: Setting) -> Dataset | None:
             facts = {"sources": [asdict(count) for count in read.counts], **counts}
             write_json(setting.folder / "data" / "preference.json", facts)
     return rows
+
+
+def pair_prompts(
+    preset: Preset, setting: Setting, *, benchmarks: Benchmarks
+) -> list[dict[str, Any]]:
+    """The prompts that pairs are sampled from, or none where the preset gives pairs or no DPO.
+
+    Raises:
+        UserError: a row is no prompt; or it holds a question of a benchmark and `data.on_error` is
+            stop.
+    """
+    if preset.data.preference or not preset.dpo.enabled:
+        return []
+    prompts = read_prompts(preset.pairs.prompts)
+    found = check_contamination(
+        prompts, preset.data, benchmarks=benchmarks, folder=setting.folder / "data" / "prompts"
+    )
+    if prompts and len(found) == len(prompts):
+        raise UserError("pairs.prompts: every prompt holds a benchmark's question; give others")
+    return [prompt for i, prompt in enumerate(prompts) if i not in found]
 
 
 def sampled_pairs(
@@ -116,7 +145,7 @@ def sampled_pairs(
 
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:
     """DPO on token rows of pairs (see `dpo.encode`); returns the directory of its model."""
-    rows_key = fingerprint(rows.to_list())
+    rows_key = rows_fingerprint(rows)
     # Weights, rows and precision decide the reference; beta and the schedule do not.
     key = fingerprint([model_fingerprint(start), rows_key, str(setting.placement.compute)])
 

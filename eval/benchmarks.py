@@ -56,7 +56,7 @@ def run_benchmarks(
     Raises:
         UserError: a task cannot be loaded, has no documents, runs code, or has no score in [0, 1].
     """
-    with _quiet(), _seeded(seed):
+    with quiet(), _seeded(seed):
         loaded = load_tasks(tasks, task_dir=task_dir, shots=shots, seed=seed)
         _check_offered(loaded)
         engine = Engine(model, tokenizer, chat=chat_template, seed=seed, label=label)
@@ -176,7 +176,7 @@ def _choice(task: Task, sample: Mapping[str, Any], metric: str) -> dict[str, Any
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """lm-eval's and datasets' own logs and bars off; what matters is logged or raised here."""
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.is_progress_bar_enabled()

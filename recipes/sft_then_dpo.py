@@ -53,16 +53,16 @@ def chain(
 ) -> None:
     """The whole road: check, prepare, train and measure stage by stage, report."""
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
-    from dpo.stage import check_dpo, given_pairs, run_dpo_stage, sampled_pairs
+    from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.judge import rule_judge
     from eval.measure import check_measures, measure, write_results
+    from eval.questions import asked
     from eval.sampling import sampler
     from eval.tables import console_table
     from sft.console import farewell, start_logging
     from sft.model import check_model, choose_placement, context_window, load_tokenizer
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples
     from sft.prepare import prepare_chats
-    from sft.prompts import read_prompts
     from sft.run import open_run, write_environment
     from sft.setting import Setting
     from sft.stage import run_sft_stage
@@ -82,11 +82,12 @@ def chain(
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
         write_environment(folder, preset)
 
-        # 2. Rows -> chats -> token rows.
-        chats = prepare_chats(preset.data, setting)
+        # 2. Rows -> chats -> token rows, none of them with a question that is measured.
+        benchmarks = asked(preset.eval)
+        chats = prepare_chats(preset.data, setting, benchmarks=benchmarks)
         stages = plan_stages(chats, preset)
-        pairs = given_pairs(preset, setting)
-        prompts = read_prompts(preset.pairs.prompts)
+        pairs = given_pairs(preset, setting, benchmarks=benchmarks)
+        prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
         if dry_run:
             show_examples(chats, tokenizer)
             return

@@ -237,6 +237,11 @@ def _check(preset: Preset) -> list[str]:
         problems.append(
             "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
         )
+    if not 0 <= preset.data.near_duplicates <= 1:
+        problems.append(
+            f"data.near_duplicates={preset.data.near_duplicates} must be an overlap from 0 (exact "
+            "duplicates only) to 1"
+        )
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
     for stage in ("sft_all", "sft_dialogue"):

@@ -30,18 +30,29 @@ class SourceCount:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """The row at `origin` was left out, because it is that at `of` again."""
+
+    origin: str
+    of: str
+    rule: str  # DUPLICATE or SAME_TEXT
+
+
+@dataclass(frozen=True)
 class Rows:
     """Rows of {"messages", "kind", "origin"} and, where the file has them, "tools", "language",
-    "reference" and "id"; and a count for each source."""
+    "reference" and "id"; a count for each source; and what was left out as an exact repetition."""
 
     rows: list[dict[str, Any]]
     counts: list[SourceCount]
+    repeats: list[Repeat]
 
 
 def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
     """Read chats from files or hub datasets of any known format.
 
-    Exact duplicates within a source are dropped and counted in either mode.
+    Exact duplicates within and across sources are dropped and counted in either mode: of several
+    the first is kept.
 
     Args:
         sources: their `weight` is not applied here.
@@ -51,13 +62,7 @@ def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
         UserError: one sentence with file and line, the rule and the remedy; always for a missing
             file, a file of another kind (preferences) and a source without a usable row.
     """
-    rows: list[dict[str, Any]] = []
-    counts = []
-    for source in sources:
-        kept, count = collect(_chats(source), source=source.path, on_error=on_error)
-        rows += kept
-        counts.append(count)
-    return Rows(rows=rows, counts=counts)
+    return collect([(source.path, _chats(source)) for source in sources], on_error=on_error)
 
 
 @dataclass(frozen=True)
@@ -69,21 +74,34 @@ class Found:
     mended: tuple[str, ...] = ()
 
 
-def collect(
-    found: Iterable[Found | RowError], *, source: str, on_error: str
-) -> tuple[list[dict[str, Any]], SourceCount]:
+def collect(sources: Iterable[tuple[str, Iterable[Found | RowError]]], *, on_error: str) -> Rows:
     """Keep, count or stop: the one policy for chats and preferences.
 
     Args:
-        found: usable rows in order, and in the place of the others why they are not.
+        sources: name and contents: usable rows in order, and in the place of the others why they
+            are not.
 
     Raises:
-        UserError: the first problem under "stop"; no row left under either.
+        UserError: the first problem under "stop"; a source without a usable row under either.
     """
     assert on_error in ("stop", "drop"), on_error
-    rows: list[dict[str, Any]] = []
-    seen: dict[str, set[bytes]] = {DUPLICATE: set(), SAME_TEXT: set()}
-    rows_in = 0
+    read = Rows(rows=[], counts=[], repeats=[])
+    # Digests of the rows that are kept, with their origins.
+    seen: dict[str, dict[bytes, str]] = {DUPLICATE: {}, SAME_TEXT: {}}
+    for source, found in sources:
+        read.counts.append(_collect(found, source=source, on_error=on_error, seen=seen, into=read))
+    return read
+
+
+def _collect(
+    found: Iterable[Found | RowError],
+    *,
+    source: str,
+    on_error: str,
+    seen: dict[str, dict[bytes, str]],
+    into: Rows,
+) -> SourceCount:
+    rows_in, before = 0, len(into.rows)
     dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     problems: list[str] = []
@@ -95,23 +113,27 @@ def collect(
             dropped[item.rule] += 1
             problems.append(str(item))
             continue
+        origin = item.row["origin"]
         digests = {DUPLICATE: _digest(item.raw), SAME_TEXT: _digest(_said(item.row))}
-        repeats = [rule for rule, digest in digests.items() if digest in seen[rule]]
-        if repeats:
-            dropped[repeats[0]] += 1
+        rule = next((rule for rule, digest in digests.items() if digest in seen[rule]), None)
+        if rule is not None:
+            dropped[rule] += 1
+            into.repeats.append(Repeat(origin, of=seen[rule][digests[rule]], rule=rule))
             continue
         for rule, digest in digests.items():
-            seen[rule].add(digest)
+            seen[rule][digest] = origin
         mended.update(item.mended)
-        rows.append(item.row)
-    if not rows:
-        why = ", ".join(f"{n} {rule}" for rule, n in dropped.most_common()) or "it has none"
+        into.rows.append(item.row)
+    kept = len(into.rows) - before
+    # A source may repeat others altogether; its counts say so.
+    if not kept and not (dropped[DUPLICATE] or dropped[SAME_TEXT]):
+        why = ", ".join(f"{n} {rule}" for rule, n in dropped.most_common() if n) or "it has none"
         first = f"; first: {problems[0]}" if problems else ""
         raise UserError(f"{source}: no usable row ({why}); a source holds at least one{first}")
-    return rows, SourceCount(
+    return SourceCount(
         source=source,
         rows_in=rows_in,
-        kept=len(rows),
+        kept=kept,
         dropped=dict(dropped.most_common()),
         mended=dict(mended.most_common()),
         problems=problems[:EXAMPLES],

@@ -1,6 +1,7 @@
 """Messages of any known spelling to {"role", "content", "tool_calls"?}, and the rules of a chat."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ ROLES = {
     "function": "tool",
     "function_response": "tool",
 }
+NO_TEXT = re.compile("[\x00\ud800-\udfff]")  # NUL, half a surrogate pair
 EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 
 
@@ -148,7 +150,7 @@ def text_field(value: Any, origin: str, *, where: str) -> str:
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
         raise wrong_type(origin, where, value, "text")
-    if "\x00" in value or any("\ud800" <= c <= "\udfff" for c in value):
+    if NO_TEXT.search(value):
         what = "a NUL character" if "\x00" in value else "half a surrogate pair"
         raise RowError(
             origin, rule="invalid text", detail=f"{where} holds {what}", remedy="remove it"

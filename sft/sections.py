@@ -43,6 +43,9 @@ class DataSection:
     sft: list[Source] = field(default_factory=list)
     preference: list[Source] = field(default_factory=list)
     on_error: str = "stop"  # stop, drop
+    near_duplicates: float = 0.8  # overlap from which a chat is a duplicate; 0: exact ones only
+    decontaminate_tasks: bool = True  # no training on questions of eval.tasks
+    decontaminate: list[str] = field(default_factory=list)  # nor on those in these files
 
 
 def _sft_defaults() -> dict[str, Any]:

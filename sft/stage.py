@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from sft.model import load_trainable, save_model
 from sft.plan import PlannedStage
+from sft.prepare import rows_fingerprint
 from sft.run import STAGE_FOLDERS, Stage, fingerprint, model_fingerprint
 from sft.scoring import check_layout
 from sft.setting import Setting, tokenizer_fingerprint
@@ -92,6 +93,6 @@ def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str
         setting,
         STAGE_FOLDERS[planned.name],
         start=start,
-        inputs={"section": asdict(planned.section), "rows": planned.rows.to_list()},
+        inputs={"section": asdict(planned.section), "rows": rows_fingerprint(planned.rows)},
         train=train,
     )

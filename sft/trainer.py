@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 from transformers import (
     PrinterCallback,
@@ -196,11 +196,9 @@ def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: i
     processes differently.
     """
     missing = -len(rows) % train_batch_size if train_batch_size else 0
-    indices = [*range(len(rows)), *([0] * missing)]
     if not missing:
         return rows
-    padded = rows.select(indices).to_list()
-    return Dataset.from_list(padded[: len(rows)] + [filler] * missing, features=rows.features)
+    return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
 
 
 def run_training(trainer: Any, *, folder: Path, label: str) -> StageFacts:

@@ -6,6 +6,9 @@ are. Windows are of characters, so that languages written without spaces need no
 
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,35 +16,81 @@ _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
 _INVERSE = pow(_MULTIPLIER, -1, 2**64)
 _MIXER = np.uint64(0xBF58476D1CE4E5B9)
+# Characters looked at together: their arrays stay in the processor's cache.
+_CHUNK = 1 << 17
 
 
 def normal_form(text: str) -> str:
     """Unicode NFKC, case folded, letters and digits only."""
-    return _NO_LETTER_OR_DIGIT.sub("", unicodedata.normalize("NFKC", text).casefold())
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return _NO_LETTER_OR_DIGIT.sub("", text.casefold())
 
 
-def window_hashes(normal: str, *, size: int) -> np.ndarray:
-    """Hashes [len - size + 1] uint64 of all windows of `size` characters; none of a shorter text.
+@dataclass(frozen=True)
+class Windows:
+    """Windows of several texts, by text and place: their hashes, and the text of each."""
+
+    hashes: np.ndarray  # uint64
+    texts: np.ndarray  # int32
+
+
+class Joined:
+    """Texts end to end, so that the windows of all are hashed in a few passes.
 
     A polynomial hash modulo 2^64, from prefix sums; who acts on a match compares the characters.
     """
-    if len(normal) < size:
-        return np.empty(0, dtype=np.uint64)
-    codes = np.frombuffer(normal.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    # One-off mixing of each character, so that neighbours in the code table share no low bits.
-    values = codes.astype(np.uint64) * _MIXER
-    values ^= values >> np.uint64(31)
-    powers = _powers(_MULTIPLIER, len(values))
-    # prefix[i] = sum of values[j] * m^j for j < i; a window's sum is divided by its first power.
-    prefix = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * powers)])
-    sums = prefix[size:] - prefix[:-size]
-    hashes = sums * _powers(_INVERSE, len(sums))
-    hashes ^= hashes >> np.uint64(32)
-    return hashes * _MIXER
+
+    def __init__(self, normals: Sequence[str]) -> None:
+        lengths = np.array([len(normal) for normal in normals], dtype=np.int64)
+        self._texts = np.repeat(np.arange(len(normals), dtype=np.int32), lengths)
+        # Characters from each place to the end of its text.
+        self._room = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(self._texts))
+        joined = "".join(normals).encode("utf-32-le", "surrogatepass")
+        # One-off mixing of each character, so that neighbours in the code table share no low bits.
+        values = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64) * _MIXER
+        values ^= values >> np.uint64(31)
+        # prefix[i] = sum of values[j] * m^j for j < i; a window's sum is divided by its first power
+        self._prefix = np.zeros(len(values) + 1, dtype=np.uint64)
+        np.cumsum(values * _powers(_MULTIPLIER, len(values)), out=self._prefix[1:])
+
+    def windows(self, size: int) -> Windows:
+        """All windows of `size` characters that lie in one text; a shorter text has none."""
+        count = max(0, len(self._texts) - size + 1)
+        inside = self._room[:count] >= size
+        hashes = self._prefix[size : size + count] - self._prefix[:count]
+        hashes *= _powers(_INVERSE, count)
+        hashes = hashes[inside]
+        hashes ^= hashes >> np.uint64(32)
+        return Windows(hashes * _MIXER, self._texts[:count][inside])
+
+
+def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Normal forms of the texts in order, some at a time, for `Joined`."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        chunk.append(normal_form(text))
+        size += len(chunk[-1])
+        if size >= _CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def window_hashes(normal: str, *, size: int) -> np.ndarray:
+    """Hashes [len - size + 1] uint64 of a text's windows; none of a text shorter than one."""
+    return Joined([normal]).windows(size).hashes
 
 
 def _powers(base: int, count: int) -> np.ndarray:
     """base^0 .. base^(count-1) modulo 2^64."""
+    return _power_table(base, 1 << max(10, (count - 1).bit_length()))[:count]
+
+
+@lru_cache(maxsize=4)
+def _power_table(base: int, count: int) -> np.ndarray:
     powers = np.full(count, base, dtype=np.uint64)
     powers[:1] = 1
     return np.cumprod(powers)

@@ -253,6 +253,28 @@ def test_given_preferences_take_the_place_of_sampled_ones(world):
     assert read_json(world / "run" / "results.json")["models"] == ["base", "sft-all", "dpo"]
 
 
+def test_a_question_of_the_benchmark_is_not_trained_on(world, capsys):
+    question = "How many shells does a child find who finds seven and then three more of them?"
+    documents = read_jsonl(world / "tasks" / "sums.jsonl")
+    write_jsonl(world / "tasks" / "sums.jsonl", [*documents, documents[0] | {"question": question}])
+    rows = read_jsonl(world / "rows.jsonl")
+    copy = {"messages": chat(f"Tell me: {question.upper()}", "ten"), "kind": "math"}
+    write_jsonl(world / "rows.jsonl", [*rows, copy])
+    assert run(world) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "rows.jsonl:25: holds 100% of question 8 of sums" in message
+
+    short = ("sft_dialogue.enabled=false", "eval.repetition.prompts=null")
+    assert run(world, "data.on_error=drop", *short, "--rerun") == 0
+    facts = read_json(world / "run" / "data" / "data.json")
+    assert facts["sources"][0]["dropped"] == {"contaminated": 1} and facts["mixed"] == len(rows)
+    evidence = world / "run" / "data"
+    origins = [read_jsonl(evidence / p / "contamination.jsonl") for p in ("", "prompts")]
+    assert origins[0][0]["origin"].endswith("rows.jsonl:25") and len(origins[1]) == 1
+    prompts = [p["prompt"] for p in read_jsonl(world / "run" / "3-dpo" / "pairs.jsonl")]
+    assert prompts and copy["messages"][:1] not in prompts
+
+
 def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys):
     assert run(world, "--dry-run") == 0
     shown = capsys.readouterr().out

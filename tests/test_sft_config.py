@@ -155,7 +155,14 @@ def test_our_own_keys_are_these():
             "trust_remote_code",
         ],
         "lora": ["lora_alpha", "lora_dropout", "r", "target_modules"],
-        "data": ["on_error", "preference", "sft"],
+        "data": [
+            "decontaminate",
+            "decontaminate_tasks",
+            "near_duplicates",
+            "on_error",
+            "preference",
+            "sft",
+        ],
         "sft_all": ["enabled", "kinds", "packing", "train_batch_size"],
         "sft_dialogue": ["enabled", "kinds", "packing", "train_batch_size"],
         "pairs": [

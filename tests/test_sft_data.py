@@ -330,11 +330,22 @@ def test_counts_add_up_and_problems_are_listed(tmp_path):
     assert result.rows[-1]["messages"][0]["content"] == "q"
 
 
-def test_duplicates_are_dropped_within_a_source_and_kept_across(tmp_path):
-    a, b = write(tmp_path / "a.jsonl", [GOOD, GOOD]), write(tmp_path / "b.jsonl", [GOOD])
+def test_duplicates_are_dropped_within_and_across_sources(tmp_path):
+    a = write(tmp_path / "a.jsonl", [GOOD, GOOD])
+    b = write(tmp_path / "b.jsonl", [{"prompt": "c", "response": "b"}, GOOD])
     result = read_sft([Source(path=a), Source(path=b)], on_error="stop")
     assert [count.kept for count in result.counts] == [1, 1]
-    assert result.counts[0].dropped == {"exact duplicate": 1}
+    assert [count.dropped for count in result.counts] == [{"exact duplicate": 1}] * 2
+    assert [(r.origin, r.of) for r in result.repeats] == [
+        (f"{a}:2", f"{a}:1"),
+        (f"{b}:2", f"{a}:1"),
+    ]
+
+
+def test_a_source_that_only_repeats_another_is_counted_and_no_mistake(tmp_path):
+    a, b = write(tmp_path / "a.jsonl", [GOOD]), write(tmp_path / "b.jsonl", [GOOD])
+    result = read_sft([Source(path=a), Source(path=b, kind="math")], on_error="stop")
+    assert [count.kept for count in result.counts] == [1, 0] and len(result.rows) == 1
 
 
 # Mistakes: the file, the line, the rule, and drop goes on.

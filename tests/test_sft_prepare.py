@@ -3,16 +3,20 @@
 import pytest
 import torch
 import transformers
+from datasets import Dataset, concatenate_datasets
 
 from sft.chat import ensure_template
 from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
+from sft.decontaminate import Benchmarks, Question
 from sft.mix import take_share
 from sft.model import Placement, context_window
 from sft.plan import fit_lengths
-from sft.prepare import prepare_chats, rows_of_stage
+from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage
 from sft.prompts import read_prompts
-from sft.run import read_json, write_jsonl
+from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
+
+NOTHING = Benchmarks(key="", load=dict)
 
 
 def chat(question, answer, **more):
@@ -38,7 +42,7 @@ def sources(tmp_path):
 
 
 def test_weights_kinds_and_counts(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
     assert rows["kind"].count("math") == 4 and rows["kind"].count("dialogue") == 8
     facts = read_json(setting.folder / "data" / "data.json")
     assert facts["kinds"] == {"math": 4, "dialogue": 8}
@@ -51,18 +55,103 @@ def test_weights_kinds_and_counts(sources, setting):
 
 def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sources, setting):
     section = DataSection(sources)
-    prepare_chats(section, setting)
+    prepare_chats(section, setting, benchmarks=NOTHING)
     marker = setting.folder / "data" / "done.json"
     first = marker.stat().st_mtime_ns
-    prepare_chats(section, setting)
+    prepare_chats(section, setting, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns == first
     setting.tokenizer.chat_template = setting.tokenizer.chat_template.replace("\n", "")
-    prepare_chats(section, setting)
+    prepare_chats(section, setting, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns != first
 
 
+LONG = "Which bird follows the fishing boats of the northern islands out to sea every morning?"
+
+
+def known(text):
+    return Benchmarks(key=text, load=lambda: {"birds": [Question("birds", "1", text)]})
+
+
+CHANGES = {
+    "a row": lambda section, folder: write_jsonl(folder / "d.jsonl", [chat("hi", "y")]),
+    "near duplicates": lambda section, folder: setattr(section, "near_duplicates", 0.9),
+    "no decontamination": lambda section, folder: setattr(section, "decontaminate_tasks", False),
+    "a file of questions": lambda section, folder: section.decontaminate.append(
+        str(folder / "q.jsonl")
+    ),
+    "a weight": lambda section, folder: setattr(section.sft[0], "weight", 1.0),
+    "on_error": lambda section, folder: setattr(section, "on_error", "drop"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_changed_option_or_row_meets_a_stale_cache(sources, setting, tmp_path, change):
+    write_jsonl(tmp_path / "q.jsonl", [{"question": LONG}])
+    section = DataSection(sources)
+    prepare_chats(section, setting, benchmarks=known(LONG))
+    marker = setting.folder / "data" / "done.json"
+    first = marker.stat().st_mtime_ns
+    CHANGES[change](section, tmp_path)
+    prepare_chats(section, setting, benchmarks=known(LONG))
+    assert marker.stat().st_mtime_ns != first
+    second = marker.stat().st_mtime_ns
+    prepare_chats(section, setting, benchmarks=known(LONG))
+    assert marker.stat().st_mtime_ns == second
+
+
+def test_a_changed_question_takes_its_copies_out(sources, setting, tmp_path):
+    write_jsonl(tmp_path / "d.jsonl", [chat(LONG, "yo"), chat("hi", "yo")])
+    section = DataSection(sources, on_error="drop")
+    rows = prepare_chats(section, setting, benchmarks=NOTHING)
+    assert rows["kind"].count("other") == 4
+    rows = prepare_chats(section, setting, benchmarks=known(LONG.upper()))
+    assert rows["kind"].count("other") == 2
+    facts = read_json(setting.folder / "data" / "data.json")
+    assert facts["questions"] == {"birds": 1} and facts["unchecked"] == []
+    assert facts["sources"][1]["dropped"] == {"contaminated": 1}
+    (line,) = read_jsonl(setting.folder / "data" / "contamination.jsonl")
+    assert line["origin"] == f"{tmp_path / 'd.jsonl'}:1" and line["task"] == "birds"
+
+
+def test_a_benchmark_that_could_not_be_loaded_is_tried_again(sources, setting, tmp_path):
+    write_jsonl(tmp_path / "d.jsonl", [chat(LONG, "yo"), chat("hi", "yo")])
+    section = DataSection(sources, on_error="drop")
+    offline = Benchmarks(key="birds 1.0", load=lambda: {"birds": []})
+    rows = prepare_chats(section, setting, benchmarks=offline)
+    assert len(rows) == 8
+    assert read_json(setting.folder / "data" / "data.json")["unchecked"] == ["birds"]
+    online = Benchmarks(key="birds 1.0", load=known(LONG).load)
+    assert len(prepare_chats(section, setting, benchmarks=online)) == 6
+
+
+def test_a_run_without_chats_prepares_none(setting):
+    assert len(prepare_chats(DataSection(), setting, benchmarks=NOTHING)) == 0
+
+
+def test_rows_have_one_fingerprint_however_they_are_stored(sources, setting):
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+    rows = rows.select_columns(["input_ids", "trained"])
+    plain = rows.to_list()
+    first = rows_fingerprint(rows)
+    assert rows_fingerprint(Dataset.from_list(plain)) == first
+    pieces = [rows.select([0, 1, 2]), rows.select(range(3, 12))]
+    assert rows_fingerprint(concatenate_datasets(pieces)) == first
+    assert rows_fingerprint(rows.select([1, 0, *range(2, 12)])) != first
+    for column, value in (("input_ids", 7), ("trained", not plain[5]["trained"][3])):
+        changed = [{**row, column: list(row[column])} for row in plain]
+        changed[5][column][3] = value
+        assert rows_fingerprint(Dataset.from_list(changed)) != first
+    moved = [dict(row) for row in plain]
+    for column in ("input_ids", "trained"):  # one token from a row's end to the next one's start
+        moved[0][column], moved[1][column] = (
+            plain[0][column][:-1],
+            plain[0][column][-1:] + plain[1][column],
+        )
+    assert rows_fingerprint(Dataset.from_list(moved)) != first
+
+
 def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
     dialogue = rows_of_stage(rows, kinds=["dialogue"], max_length=None, on_error="stop", where="s")
     assert len(dialogue.rows) == 8 and dialogue.too_long == 0
     lengths = sorted(len(ids) for ids in rows["input_ids"])
@@ -73,9 +162,9 @@ def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
 
 
 def test_when_most_rows_are_too_long_the_user_decides(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
-    lengths = sorted(len(ids) for ids in rows["input_ids"])
-    short = {"kinds": [], "max_length": lengths[0], "where": "s"}
+    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+    lengths = sorted(len(row["input_ids"]) for row in rows if row["kind"] == "math")
+    short = {"kinds": ["math"], "max_length": lengths[0], "where": "s"}
     with pytest.raises(UserError, match=r"rows are longer; raise it .* or set data.on_error=drop"):
         rows_of_stage(rows, on_error="stop", **short)
     left = rows_of_stage(rows, on_error="drop", **short)

@@ -1,0 +1,189 @@
+"""Rows that should not be trained on, taken out of what was read: benchmark questions, repetitions.
+
+Every row taken out leaves its evidence, a line of the run's data folder.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from sft.config import DataSection, Source, UserError, find_path
+from sft.data import Rows
+from sft.decontaminate import Benchmarks, Question, QuestionIndex, read_questions
+from sft.dedup import answer_text, near_duplicates, row_text
+from sft.files import RowError, read_records
+from sft.run import Stage, fingerprint, write_jsonl
+
+log = logging.getLogger(__name__)
+
+CONTAMINATED = "contaminated"
+NEAR_DUPLICATE = "near duplicate"
+
+Evidence = list[dict[str, Any]]
+
+
+def known_questions(section: DataSection, benchmarks: Benchmarks) -> dict[str, Sequence[Question]]:
+    """The questions that training must not hold, by benchmark or file; none where its data cannot
+    be had now.
+
+    Raises:
+        UserError: a file of `data.decontaminate` is missing, broken or holds no question.
+    """
+    known = dict(benchmarks.load()) if section.decontaminate_tasks else {}
+    return known | {path: _read_file(path) for path in section.decontaminate}
+
+
+def questions_fingerprint(section: DataSection, benchmarks: Benchmarks) -> str:
+    """Another where a question, or which of them are looked for, changed."""
+    files = [fingerprint(find_path(path) or path) for path in section.decontaminate]
+    return fingerprint([benchmarks.key if section.decontaminate_tasks else "", files])
+
+
+def _read_file(path: str) -> list[Question]:
+    fields = []
+    for record in read_records(Source(path)):
+        if isinstance(record, RowError):
+            raise record
+        fields.append(record.fields)
+    questions = read_questions(fields, source=path)
+    if not questions:
+        raise UserError(
+            f"{path}: no row of this file of data.decontaminate has a question; it has the fields "
+            f"{', '.join(fields[0]) if fields else '(none)'}, rename one to question"
+        )
+    return questions
+
+
+def find_contaminated(
+    rows: Sequence[dict[str, Any]],
+    known: Mapping[str, Sequence[Question]],
+    *,
+    on_error: str,
+    evidence: Path,
+) -> set[int]:
+    """The places of rows (chats, pairs or prompts) that hold a known question; `evidence` gets a
+    line for each.
+
+    Raises:
+        UserError: there is such a row and `on_error` is stop.
+    """
+    index = QuestionIndex(question for questions in known.values() for question in questions)
+    found = index.find(row_text(row) for row in rows)
+    lines: Evidence = [
+        {
+            "origin": rows[f.row].get("origin") or f"prompt {rows[f.row]['id']}",
+            "task": f.source,
+            "question": f.id,
+            "share": round(f.share, 4),
+            "passage": f.evidence,
+        }
+        for f in found
+    ]
+    write_jsonl(evidence, lines)
+    if found and on_error == "stop":
+        first = lines[0]
+        raise UserError(
+            f"{first['origin']}: holds {first['share']:.0%} of question {first['question']} of "
+            f"{first['task']} ({first['passage'][:60]!r}); {len(found)} of {len(rows)} rows hold "
+            "such questions, and training on them spoils the benchmark: remove them, set "
+            "data.on_error=drop to leave them out, or data.decontaminate_tasks=false to keep them"
+        )
+    return {f.row for f in found}
+
+
+def without_contaminated(
+    read: Rows, known: Mapping[str, Sequence[Question]], *, on_error: str, evidence: Path
+) -> Rows:
+    """The rows that `find_contaminated` does not find."""
+    found = find_contaminated(read.rows, known, on_error=on_error, evidence=evidence)
+    return without(read, found, rule=CONTAMINATED)
+
+
+def check_contamination(
+    rows: Sequence[dict[str, Any]], section: DataSection, *, benchmarks: Benchmarks, folder: Path
+) -> set[int]:
+    """`find_contaminated`, once for the same rows and questions: what it found is kept in `folder`,
+    with the evidence in contamination.jsonl. One process works, the others read."""
+    stage = Stage(
+        folder,
+        {
+            "rows": fingerprint([row_text(row) for row in rows]),
+            "questions": questions_fingerprint(section, benchmarks),
+            "on_error": section.on_error,
+        },
+    )
+    state = PartialState()
+    with state.main_process_first():
+        done = stage.finished()
+        if done is None or (done["unchecked"] and state.is_main_process):
+            stage.begin()
+            known = known_questions(section, benchmarks)
+            evidence = folder / "contamination.jsonl"
+            found = find_contaminated(rows, known, on_error=section.on_error, evidence=evidence)
+            done = stage.finish(
+                outputs=[evidence.name],
+                facts={"found": sorted(found), "unchecked": unchecked(known)},
+            )
+    return set(done["found"])
+
+
+def unchecked(known: Mapping[str, Sequence[Question]]) -> list[str]:
+    """The benchmarks whose questions could not be had."""
+    return [name for name, questions in known.items() if not questions]
+
+
+def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> Rows:
+    """The rows that no earlier row says already; of the others `evidence` gets a line each, behind
+    those of exact repetitions.
+
+    Args:
+        threshold: see `near_duplicates`; 0 looks for none.
+    """
+    found = (
+        near_duplicates(
+            [row_text(row) for row in read.rows],
+            threshold=threshold,
+            answers=[answer_text(row) for row in read.rows],
+        )
+        if threshold
+        else []
+    )
+    near = [
+        {
+            "origin": read.rows[d.row]["origin"],
+            "of": read.rows[d.of]["origin"],
+            "overlap": round(d.overlap, 4),
+            "rule": NEAR_DUPLICATE,
+        }
+        for d in found
+    ]
+    exact = [{"origin": r.origin, "of": r.of, "overlap": 1.0, "rule": r.rule} for r in read.repeats]
+    write_jsonl(evidence, exact + near)
+    return without(read, {d.row for d in found}, rule=NEAR_DUPLICATE)
+
+
+def without(read: Rows, removed: set[int], *, rule: str) -> Rows:
+    """The rows but for the `removed` ones, which their sources count under `rule`."""
+    if not removed:
+        return read
+    counts, start = [], 0
+    for count in read.counts:
+        lost = sum(start <= row < start + count.kept for row in removed)
+        start += count.kept
+        if lost:
+            dropped = Counter(count.dropped) + Counter({rule: lost})
+            count = replace(count, kept=count.kept - lost, dropped=dict(dropped.most_common()))
+            log.info("%s: %d rows left out (%s)", count.source, lost, rule)
+        counts.append(count)
+    if len(removed) == len(read.rows):
+        raise UserError(
+            f"{', '.join(c.source for c in counts)}: every row is left out ({rule}); name a source "
+            "with other rows"
+        )
+    rows = [row for i, row in enumerate(read.rows) if i not in removed]
+    return replace(read, rows=rows, counts=counts)
