@@ -60,7 +60,7 @@ def chain(
     from eval.tables import console_table
     from sft.console import farewell, start_logging
     from sft.model import check_model, choose_placement, context_window, load_tokenizer
-    from sft.plan import check_sft, fit_lengths, plan_stages, show_examples
+    from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.prompts import read_prompts
     from sft.run import open_run, write_environment
@@ -83,8 +83,8 @@ def chain(
         write_environment(folder, preset)
 
         # 2. Rows -> chats -> token rows.
-        chats = prepare_chats(preset.data, setting)
-        stages = plan_stages(chats, preset)
+        chats = prepare_chats(preset.data, setting, split_at=split_length(preset))
+        stages = plan_stages(chats, preset, setting)
         pairs = given_pairs(preset, setting)
         prompts = read_prompts(preset.pairs.prompts)
         if dry_run:

@@ -1,10 +1,13 @@
 """Sources become the rows that the preset describes: weights, kinds, lengths, and a cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
 from sft.chat import ensure_template
+from sft.checks import Rules
 from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
 from sft.mix import take_share
 from sft.model import Placement, context_window
@@ -13,6 +16,10 @@ from sft.prepare import prepare_chats, rows_of_stage
 from sft.prompts import read_prompts
 from sft.run import read_json, write_jsonl
 from sft.setting import Setting
+
+STOP = DataSection(on_error="stop")
+# The ends of a turn of the tiny tokenizer, which has no BOS.
+RULES = Rules(stops=frozenset({0, 3}), bos=None, leading_bos=0)
 
 
 def chat(question, answer, **more):
@@ -63,25 +70,37 @@ def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sour
 
 def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
     rows = prepare_chats(DataSection(sources), setting)
-    dialogue = rows_of_stage(rows, kinds=["dialogue"], max_length=None, on_error="stop", where="s")
+    dialogue = rows_of_stage(
+        rows, kinds=["dialogue"], max_length=None, rules=RULES, section=STOP, where="s"
+    )
     assert len(dialogue.rows) == 8 and dialogue.too_long == 0
     lengths = sorted(len(ids) for ids in rows["input_ids"])
-    cut = rows_of_stage(rows, kinds=[], max_length=lengths[-1] - 1, on_error="stop", where="s")
+    cut = rows_of_stage(
+        rows, kinds=[], max_length=lengths[-1] - 1, rules=RULES, section=STOP, where="s"
+    )
     assert cut.too_long == lengths.count(lengths[-1]) == 1
     with pytest.raises(UserError, match="no row is of kind safety; the rows are 4 math, 8 dialog"):
-        rows_of_stage(rows, kinds=["safety"], max_length=None, on_error="stop", where="s")
+        rows_of_stage(rows, kinds=["safety"], max_length=None, rules=RULES, section=STOP, where="s")
 
 
 def test_when_most_rows_are_too_long_the_user_decides(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting)
+    plain = [replace(source, weight=1.0) for source in sources]  # 8 long rows, 4 short ones
+    rows = prepare_chats(DataSection(plain), setting)
     lengths = sorted(len(ids) for ids in rows["input_ids"])
-    short = {"kinds": [], "max_length": lengths[0], "where": "s"}
-    with pytest.raises(UserError, match=r"rows are longer; raise it .* or set data.on_error=drop"):
-        rows_of_stage(rows, on_error="stop", **short)
-    left = rows_of_stage(rows, on_error="drop", **short)
+    short = {"kinds": [], "max_length": lengths[0], "rules": RULES, "where": "s"}
+    with pytest.raises(UserError, match=r"rows are longer; raise it .* or data.on_error=drop"):
+        rows_of_stage(rows, section=STOP, **short)
+    left = rows_of_stage(rows, section=DataSection(on_error="drop"), **short)
     assert len(left.rows) == lengths.count(lengths[0]) < len(lengths) / 2
     with pytest.raises(UserError, match="12 of 12 rows are longer"):
-        rows_of_stage(rows, kinds=[], max_length=3, on_error="drop", where="s")
+        rows_of_stage(
+            rows,
+            kinds=[],
+            max_length=3,
+            section=DataSection(on_error="drop"),
+            rules=RULES,
+            where="s",
+        )
 
 
 @pytest.mark.parametrize(("weight", "count"), [(0.25, 25), (1.0, 100), (2.5, 250), (0.0, 0)])
