@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -155,8 +156,10 @@ def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     table.add_column("kind")
     for heading in ("rows", "tokens", "trained", "turns", "cut", "left out"):
         table.add_column(heading, justify="right")
+    sources = dict.fromkeys(source for source, _ in checked.tallies)
+    unique = len({PurePath(source).name for source in sources}) == len(sources)
     for (source, kind), tally in checked.tallies.items():
-        table.add_row(source, kind, *_cells(tally))
+        table.add_row(PurePath(source).name if unique else source, kind, *_cells(tally))
     over_all = total(checked)
     if len(checked.tallies) > 1:
         table.add_row("all", "", *_cells(over_all), style="bold")

@@ -18,7 +18,7 @@ from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import Preset, SftStage
 from sft.model import Placement
 from sft.prepare import StageRows, rows_of_stage
-from sft.run import write_json
+from sft.run import read_json, write_json
 from sft.setting import Setting
 from sft.trainer import training_arguments
 
@@ -106,8 +106,9 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
         log.info("%s: %s", name, _summary(found, section))
         planned.append(PlannedStage(name, section, found.rows))
         facts[name] = as_facts(found.checked)
-    if first:
-        write_json(setting.folder / "data" / "checks.json", facts)
+    file = setting.folder / "data" / "checks.json"
+    if first and read_json(file) != facts:
+        write_json(file, facts)
     return planned
 
 
