@@ -141,7 +141,7 @@ def check_row(row):
 FORMATS = {
     "openai": {"messages": CHAT},
     "openai parts": {
-        "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, CHAT[1]]
+        "messages": [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in CHAT]
     },
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     "sharegpt with roles": {"conversations": CHAT},
@@ -171,9 +171,163 @@ FORMATS = {
 }
 
 
+KINDS_OF_FILE = ["a.json", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv"]
+
+
+def write_as(path, row):
+    """One row in any kind of file; in CSV structure stands as JSON text, as exporters write it."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    elif path.suffix == ".csv":
+        cells = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow({k: "" if row[k] is None else cell for k, cell in cells.items()})
+    else:
+        text = json.dumps([row] if path.suffix == ".json" else row)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_is_recognised(name, tmp_path):
-    assert messages_of(tmp_path, FORMATS[name]) == CHAT
+def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
+    write_as(tmp_path / file, FORMATS[name])
+    (row,) = read(tmp_path / file).rows
+    assert row["messages"] == CHAT
+
+
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
+def test_tools_and_calls_are_recognised_in_every_kind_of_file(file, tmp_path):
+    function = {"name": "f", "arguments": {"x": 1}}
+    turns = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "a"},
+        {"from": "function_call", "value": json.dumps(function)},
+        {"from": "observation", "value": "1"},
+        {"from": "gpt", "value": "b"},
+    ]
+    tool = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    write_as(tmp_path / file, {"conversations": turns, "tools": json.dumps([tool])})
+    (row,) = read(tmp_path / file).rows
+    assert row["tools"] == [{"type": "function", "function": tool}]
+    assert [m["role"] for m in row["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    assert row["messages"][2]["tool_calls"] == [{"type": "function", "function": function}]
+
+
+# Plain text, trees, and the options of a source.
+
+
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
+def test_plain_text_is_a_row_of_its_own_shape(file, tmp_path):
+    write_as(tmp_path / file, {"text": "Once upon a time", "id": "7"})
+    (row,) = read(tmp_path / file).rows
+    origin = row.pop("origin")
+    assert row == {"text": "Once upon a time", "kind": "text", "id": "7"}
+    assert origin.startswith(str(tmp_path / file))
+    assert read(tmp_path / file, kind="story").rows[0]["kind"] == "story"
+
+
+def test_text_beside_other_content_is_no_plain_text(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"text": "a", "input": "b"}])
+    with pytest.raises(UserError, match="are no known format"):
+        read(path)
+    assert read(path, columns={"text": "text"}).rows[0]["text"] == "a"
+    (chat,) = read(write(tmp_path / "chat.jsonl", [{**GOOD, "text": "a b"}])).rows
+    assert chat["messages"] == CHAT
+    path = write(tmp_path / "twice.jsonl", [{"text": "a"}, {"text": "a", "id": 1}, {"text": "b"}])
+    assert read(path).counts[0].dropped == {"same text": 1}
+
+
+def node(role, text, *replies, rank=None):
+    return {"role": role, "text": text, "rank": rank, "replies": list(replies)}
+
+
+def test_every_path_of_a_tree_ends_with_an_answer(tmp_path):
+    asked, said = "prompter", "assistant"
+    tree = node(
+        asked,
+        "q",
+        node(said, "a", node(asked, "more", node(said, "b"), node(said, "c", node(asked, "?")))),
+        node(said, "d", node(asked, "nobody answers")),
+        rank=0,
+    )
+    path = write(tmp_path / "trees.jsonl", [{"message_tree_id": "t", "prompt": tree}])
+    rows = read(path, tree_paths="all").rows
+    assert [[m["content"] for m in row["messages"]] for row in rows] == [
+        ["q", "a", "more", "b"],
+        ["q", "a", "more", "c"],
+        ["q", "d"],
+    ]
+    unanswered = {"message_tree_id": "t", "prompt": node(asked, "q", node(asked, "r"))}
+    path = write(tmp_path / "none.jsonl", [unanswered])
+    with pytest.raises(UserError, match=r"none.jsonl:1: the tree has no assistant turn"):
+        read(path, tree_paths="all")
+
+
+def leaves(tree):
+    """Oracle: paths to answers that no answer follows, by plain recursion."""
+
+    def walk(message, path):
+        path = [*path, message["text"]]
+        below = [p for reply in message["replies"] for p in walk(reply, path)]
+        return below or ([path] if message["role"] == "assistant" else [])
+
+    return walk(tree, [])
+
+
+@pytest.mark.real
+def test_all_paths_of_the_real_trees(real_data):
+    path = real_data / "sft/oasst_en_100_trees.jsonl"
+    trees = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    expected = [path for tree in trees for path in leaves(tree)]
+    result = read(path, tree_paths="all")
+    (count,) = result.counts
+    assert count.rows_in == len(expected) > 400
+    assert count.mended == {}
+    texts = [[m["content"] for m in row["messages"]] for row in result.rows]
+    assert [t for t in expected if t not in texts] == []
+    best = read(path).rows
+    assert all([m["content"] for m in row["messages"]] in texts for row in best[:5])
+
+
+@pytest.mark.real
+def test_calculator_annotations_go_and_the_answers_line_stays(real_data):
+    path = real_data / "sft/gsm8k_train.jsonl.gz"
+    plain, stripped = read(path).rows, read(path, strip_calculator=True)
+    assert sum("<<" in row["messages"][1]["content"] for row in plain) > 7000
+    assert stripped.counts[0].mended["calculator annotations removed"] > 7000
+    for before, after in zip(plain, stripped.rows, strict=True):
+        said, kept = before["messages"][1]["content"], after["messages"][1]["content"]
+        assert "<<" not in kept and ">>" not in kept
+        assert kept.splitlines()[-1] == said.splitlines()[-1]
+        assert kept.splitlines()[-1].startswith("#### ")
+        assert before["messages"][0] == after["messages"][0]
+    first = stripped.rows[0]["messages"][1]["content"]
+    assert first == (
+        "Natalia sold 48/2 = 24 clips in May.\n"
+        "Natalia sold 48+24 = 72 clips altogether in April and May.\n#### 72"
+    )
+
+
+def test_a_rule_gives_the_kind_before_the_source_and_the_row_do(tmp_path):
+    rows = [
+        {"prompt": "What is 3+4?", "response": "7", "kind": "own"},
+        {"prompt": "Write a function", "response": "What is 3+4?"},
+        {"prompt": "Hello", "response": "Hi", "kind": "own"},
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    rule = {"code": r"(?i)\bfunction\b", "math": r"\d ?\+ ?\d", "late": "What"}
+    kinds = [row["kind"] for row in read(path, kind_rule=rule).rows]
+    assert kinds == ["math", "code", "own"]
+    kinds = [row["kind"] for row in read(path, kind_rule=rule, kind="dialogue").rows]
+    assert kinds == ["math", "code", "dialogue"]
 
 
 def test_longer_conversations(tmp_path):
@@ -370,7 +524,8 @@ MORE_WRONG = [
     ("unknown role", {"messages": [{"role": None, "content": "a"}, CHAT[1]]}),
     ("no assistant turn", {"messages": []}),
     ("invalid text", {"prompt": "a\ud800", "response": "b"}),
-    ("unknown format", {"text": "plain"}),
+    ("empty text", {"text": " "}),
+    ("wrong type", {"text": 3}),
     ("unknown format", {}),
     ("unknown format", {"a\nb": "one line all the same"}),
 ]

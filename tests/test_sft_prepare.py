@@ -7,9 +7,9 @@ import torch
 import transformers
 
 from sft.chat import ensure_template
-from sft.checks import Rules
+from sft.checks import Rules, total
 from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
-from sft.mix import take_share
+from sft.mix import take_count, take_share
 from sft.model import Placement, context_window
 from sft.plan import fit_lengths
 from sft.prepare import prepare_chats, rows_of_stage
@@ -111,6 +111,63 @@ def test_shares_are_exact_without_replacement_and_the_same_for_a_seed(weight, co
     uses = [sum(r["n"] == i for r in taken) for i in range(100)]
     assert max(uses, default=0) - min(uses, default=0) <= 1
     assert taken == take_share(rows, weight=weight, seed=3)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 101, 250])
+def test_a_count_is_exact_and_no_row_comes_a_second_time_before_all_have_come(count):
+    rows = [{"n": i} for i in range(100)]
+    taken = take_count(rows, count=count, seed=3)
+    uses = [sum(r["n"] == i for r in taken) for i in range(100)]
+    assert len(taken) == count and max(uses) - min(uses) <= 1
+    assert taken == take_count(rows, count=count, seed=3)
+    assert count % 100 == 0 or taken != take_count(rows, count=count, seed=5)
+
+
+def test_counts_turns_and_texts_reach_the_token_rows(sources, setting, tmp_path):
+    counted = [replace(source, weight=1.0, count=11) for source in sources]
+    write_jsonl(tmp_path / "t.jsonl", [{"text": "abc"}])
+    rows = prepare_chats(DataSection([*counted, Source(str(tmp_path / "t.jsonl"))]), setting)
+    assert rows["kind"].count("math") == rows["kind"].count("dialogue") == 11
+    (text,) = [row for row in rows if row["kind"] == "text"]
+    assert setting.tokenizer.decode(text["input_ids"]) == "abc<|endoftext|>"
+    assert text["trained"] == [False, True, True, True]
+
+
+def test_the_last_turn_alone_is_trained_where_the_preset_says_so(setting, tmp_path):
+    two = chat("a", "b")["messages"] + chat("c", "d")["messages"]
+    write_jsonl(tmp_path / "two.jsonl", [{"messages": two}])
+    source = [Source(str(tmp_path / "two.jsonl"))]
+    assert sum(prepare_chats(DataSection(source), setting)[0]["trained"]) == 4
+    assert sum(prepare_chats(DataSection(source, turns="last"), setting)[0]["trained"]) == 2
+    assert sum(prepare_chats(DataSection(source), setting)[0]["trained"]) == 4
+
+
+def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
+    turns = [m for i in range(4) for m in chat(f"q{i}", str(i) * 20)["messages"]]
+    write_jsonl(
+        tmp_path / "long.jsonl", [{"messages": turns}, chat("x", "y" * 200), chat("s", "t")]
+    )
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "z" * 150}])
+    sources = [Source(str(tmp_path / name)) for name in ("long.jsonl", "text.jsonl")]
+
+    def made(policy, length=100):
+        section = DataSection(sources, too_long=policy, on_error="drop")
+        rows = prepare_chats(section, setting, split_at=length)
+        return rows_of_stage(
+            rows, kinds=[], max_length=length, rules=RULES, section=section, where="s"
+        )
+
+    dropped = made("drop")
+    assert (len(dropped.rows), dropped.too_long) == (1, 3)
+    cut = made("truncate")
+    assert (len(cut.rows), cut.too_long, total(cut.checked).cut) == (4, 0, 2)  # one in a prompt
+    split = made("split")
+    # The chat of four rounds comes in two pieces or more, the text in two; one answer is too long.
+    assert split.too_long == 1 and total(split.checked).cut == 1
+    assert sum(sum(row["trained"]) for row in split.rows) == 4 * 21 + 2 + 150
+    for result in (dropped, cut, split):
+        assert all(len(row["input_ids"]) <= 100 for row in result.rows)
+        assert total(result.checked).left_out == result.too_long
 
 
 def test_prompts_wait_for_an_answer_whatever_the_row_was(tmp_path):
