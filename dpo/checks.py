@@ -62,7 +62,9 @@ def broken_rules(row: Mapping[str, Any], *, rules: Rules, sampled: bool) -> list
 
 def pairs_table(facts: PairFacts) -> Table:
     """The counts, one a line."""
-    table = Table(title="dpo: preference pairs", box=box.SIMPLE, title_justify="left")
+    table = Table(
+        title="dpo: preference pairs", box=box.SIMPLE, title_justify="left", show_header=False
+    )
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in (

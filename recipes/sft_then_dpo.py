@@ -66,6 +66,7 @@ def chain(
     from sft.run import open_run, write_environment
     from sft.setting import Setting
     from sft.stage import run_sft_stage
+    from sft.vocabulary import base_with_tokens
 
     start_logging()
 
@@ -92,6 +93,7 @@ def chain(
             return
 
         # 3. Train and measure; each stage begins where the one before ended.
+        base = base_with_tokens(base, preset.model, tokenizer, run=folder)
         models = {"base": base}
         start = base
         measure("base", base, setting, preset.eval)

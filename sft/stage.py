@@ -47,6 +47,8 @@ def run_stage(
         "dtype": str(setting.placement.compute),
         "seed": str(setting.seed),
     }
+    if setting.tokens:
+        read["tokens"] = fingerprint(list(setting.tokens))
     stage = Stage(
         setting.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
     )
@@ -65,6 +67,7 @@ def run_stage(
         lora=setting.lora,
         seed=setting.seed,
         trust_remote_code=setting.trust_remote_code,
+        tokens=setting.tokens,
     )
     check_layout(model, tolerance=ROUNDING[next(model.parameters()).dtype])
     facts = train(model, stage.folder)
