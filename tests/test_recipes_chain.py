@@ -254,7 +254,7 @@ def test_tokens_that_the_base_lacks_go_through_the_whole_chain_under_lora(world)
         "sft_dialogue.enabled=false",
         f"data.preference=[{{path: {world / 'given.jsonl'}}}]",
         "data.too_long=split",
-        "dpo.train_batch_size=2",
+        "dpo.num_train_epochs=3",
     )
     assert run(world, *options) == 2, "the end of a turn is no token yet"
     assert run(world, *options, "model.add_tokens=['<|user|>', '<|assistant|>', '<|done|>']") == 0
