@@ -70,8 +70,9 @@ def encode_within(
 ) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
     """Each chat with its tokens; one longer than `split_at` comes as several, in order.
 
-    A piece holds the system turn and as many rounds as fit. A round that is too long alone stays
-    so and is left to `fit_row`. Where only the last answer is trained, only the last piece counts.
+    A piece, marked by the key "piece", holds the system turn and as many rounds as fit. A round
+    that is too long alone stays so and is left to `fit_row`. Where only the last answer is trained,
+    only the last piece counts.
     """
     chats, again = tee(chats)
     for chat, encoded in zip(chats, encode_chats(tokenizer, again, turns=turns), strict=True):
@@ -80,6 +81,7 @@ def encode_within(
             or isinstance(encoded, UserError)
             or len(encoded.input_ids) <= split_at
             or "text" in chat
+            or len(split_rounds(chat["messages"])[1]) == 1
         ):
             yield chat, encoded
             continue
@@ -97,7 +99,8 @@ def _split(
     while end:
         best = None
         for start in reversed(range(end)):
-            piece = chat | {"messages": lead + [m for r in rounds[start:end] for m in r]}
+            messages = lead + [m for r in rounds[start:end] for m in r]
+            piece = chat | {"messages": messages, "piece": True}
             (encoded,) = encode_chats(tokenizer, [piece], turns=turns)
             too_long = isinstance(encoded, EncodedChat) and len(encoded.input_ids) > size
             if best is None or not too_long:

@@ -45,6 +45,7 @@ def prepare_chats(
     Raises:
         UserError: a row breaks a rule and `data.on_error` is stop; or nothing is left to train on.
     """
+    split_at = split_at if section.too_long == "split" else None
     stage = Stage(
         setting.folder / "data",
         {
@@ -54,7 +55,7 @@ def prepare_chats(
                     [asdict(s) for s in section.sft],
                     section.on_error,
                     section.turns,
-                    split_at if section.too_long == "split" else None,
+                    split_at,
                     setting.seed,
                 ]
             ),
@@ -64,7 +65,6 @@ def prepare_chats(
     with PartialState().main_process_first():
         if stage.finished() is None:
             stage.begin()
-            split_at = split_at if section.too_long == "split" else None
             rows, facts = _tokenise(
                 section, setting.tokenizer, seed=setting.seed, split_at=split_at
             )
@@ -89,7 +89,7 @@ def _tokenise(
     chats = mix(read, section.sft, seed=seed)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
-    context_turns = 0
+    context_turns = pieces = 0
     found = encode_within(tokenizer, chats, turns=section.turns, split_at=split_at)
     while batch := list(islice(found, 512)):
         whole = []
@@ -104,12 +104,14 @@ def _tokenise(
         refuse_broken(check_prompts(tokenizer, whole), where="data.sft")
         rows += [_token_row(chat, encoded) for chat, encoded in whole]
         context_turns += sum(encoded.untrained_turns for _, encoded in whole)
+        pieces += sum("piece" in chat for chat, _ in whole)
     if not rows:
         raise UserError(f"no row of data.sft could be tokenised; the first problem: {problems[0]}")
     facts = {
         "sources": [asdict(count) for count in read.counts],
         "mixed": len(chats),
         "untrained_turns": context_turns,
+        "pieces": pieces,
         "not_tokenised": {"count": len(problems), "problems": problems[:20]},
         "kinds": dict(Counter(row["kind"] for row in rows)),
         "tokens": sum(len(row["input_ids"]) for row in rows),

@@ -4,10 +4,12 @@ import csv
 import gzip
 import json
 import re
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import KINDS_OF_FILE, write_as
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -169,24 +171,6 @@ FORMATS = {
         },
     },
 }
-
-
-KINDS_OF_FILE = ["a.json", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv"]
-
-
-def write_as(path, row):
-    """One row in any kind of file; in CSV structure stands as JSON text, as exporters write it."""
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
-    elif path.suffix == ".csv":
-        cells = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            writer.writeheader()
-            writer.writerow({k: "" if row[k] is None else cell for k, cell in cells.items()})
-    else:
-        text = json.dumps([row] if path.suffix == ".json" else row)
-        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
 
 
 @pytest.mark.parametrize("file", KINDS_OF_FILE)
@@ -510,6 +494,18 @@ BAD_LINES = {
     "invalid UTF-8": b'{"prompt": "\xff", "response": "b"}',
     "wrong type": json.dumps({"prompt": "a", "response": 3}),
 }
+BAD_BYTES = [
+    ("malformed JSON", b'{"prompt": "a\0", "response": "b"}'),
+    ("malformed JSON", b"\0" * 64),
+    ("malformed JSON", b'{"prompt": ' + b"9" * 5000 + b', "response": "b"}'),
+    ("invalid UTF-8", json.dumps(GOOD).encode("utf-16")),
+    ("invalid UTF-8", '{"prompt": "é", "response": "b"}'.encode("latin-1")),
+    ("invalid UTF-8", "{'prompt': '你好'}".encode("gbk")),
+    ("nested too deeply", b'{"a":' * 100_000),
+    ("wrong type", json.dumps({"prompt": "a", "response": None, "completion": 3}).encode()),
+    ("wrong type", json.dumps({"messages": [{**CHAT[0], "content": None}, CHAT[1]]}).encode()),
+    ("wrong type", json.dumps({"messages": "[" * 100_000}).encode()),
+]
 MORE_WRONG = [
     ("wrong type", {"messages": "hello"}),
     ("wrong type", {"messages": [*CHAT[:1], {"role": "assistant", "content": None}]}),
@@ -533,7 +529,7 @@ MORE_WRONG = [
 
 @pytest.mark.parametrize(
     ("rule", "line"),
-    [*BAD_LINES.items(), *((rule, json.dumps(row)) for rule, row in MORE_WRONG)],
+    [*BAD_LINES.items(), *BAD_BYTES, *((rule, json.dumps(row)) for rule, row in MORE_WRONG)],
 )
 def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -551,6 +547,13 @@ def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_pa
     assert result.counts[0].problems == [sentence]
 
 
+def parquet_bytes(rows):
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+PARQUET = parquet_bytes([GOOD])
 BAD_FILES = {
     "empty.jsonl": (b"", "is empty"),
     "blank.jsonl": (b"\n\n", "no usable row"),
@@ -567,6 +570,13 @@ BAD_FILES = {
     "quote.csv": (b'prompt,response\n"a,b\n', ":2: malformed CSV"),
     "wide.csv": (b"prompt,response\na,b,c\n", ":2: 3 fields where the header names 2"),
     "latin.csv": (b"prompt,response\na,\xe9\n", ":2: .* is not UTF-8"),
+    "nul.csv": (b"prompt,response\na,b\n\0,c\n", ":3: .*NUL"),
+    "nul.json": (b'[{"prompt": "a\0", "response": "b"}]', ":1: malformed JSON"),
+    "deep.json": (b"[" * 100_000, ":1: JSON nested too deeply"),
+    "half.parquet": (PARQUET[: len(PARQUET) // 2], ":1: unreadable Parquet"),
+    "real.jsonl": (PARQUET, ":1: is a Parquet file"),
+    "real.csv": (PARQUET, ":1: is a Parquet file"),
+    "utf16.csv": ("prompt,response\na,b\n".encode("utf-16"), ":1: .* is not UTF-8"),
     "latin.json": (b'[\n{"prompt": "\xe9", "response": "b"}]', ":2: .* is not UTF-8"),
 }
 
@@ -579,6 +589,50 @@ def test_bad_file_is_one_sentence(name, tmp_path):
         read(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_mixed_types_names_its_first_wrong_row(tmp_path):
+    answers = ["b", 3, None, ["x"], {"y": 1}, True]
+    rows = [{"prompt": f"{i}", "response": answer} for i, answer in enumerate(answers)]
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(
+            "[\n" + ",\n".join(map(json.dumps, rows)) + "]"
+            if name == "a.json"
+            else "\n".join(map(json.dumps, rows))
+        )
+        line = 3 if name == "a.json" else 2
+        with pytest.raises(UserError, match=rf"{name}:{line}: response is a number; it must be"):
+            read(tmp_path / name)
+        (count,) = read(tmp_path / name, on_error="drop").counts
+        assert count.dropped == {"wrong type": 3, "unknown role": 1, "unknown format": 1}
+    table = pyarrow.table({"prompt": ["a", "b"], "response": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "n.parquet")
+    with pytest.raises(UserError, match=r"n.parquet:1: response is a number"):
+        read(tmp_path / "n.parquet")
+
+
+def test_crlf_and_a_bom_change_neither_rows_nor_lines(tmp_path):
+    lines = [json.dumps(GOOD), "", json.dumps({**GOOD, "prompt": "z"}), "{"]
+    plain, windows = tmp_path / "plain.jsonl", tmp_path / "windows.jsonl"
+    plain.write_bytes("\n".join(lines).encode())
+    windows.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    one, two = read(plain, on_error="drop"), read(windows, on_error="drop")
+    assert [r["messages"] for r in one.rows] == [r["messages"] for r in two.rows]
+    assert [r["origin"].rpartition(":")[2] for r in two.rows] == ["1", "3"]
+    assert two.counts[0].problems[0].startswith(f"{windows}:4: malformed JSON")
+
+
+def test_fifty_megabytes_in_a_line_are_one_sentence(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        file.write(json.dumps(GOOD) + '\n{"prompt": "')
+        file.write("x" * 50 * 2**20 + '", "response": "b"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:2: the row has 50.0 MB, more than 16 MB"):
+        read(path)
+    tracemalloc.start()
+    assert len(read(path, on_error="drop").rows) == 1
+    assert tracemalloc.get_traced_memory()[1] < 60 * 2**20  # the text twice would be 100
+    tracemalloc.stop()
 
 
 def test_missing_file_names_the_nearest(tmp_path):

@@ -45,6 +45,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(turns=ROWS, length=st.integers(1, 20))
 def test_truncation_keeps_a_prefix_and_invents_no_ending(turns, length):
     ids, trained = [], []
@@ -66,6 +67,7 @@ def test_truncation_keeps_a_prefix_and_invents_no_ending(turns, length):
 
 
 @pytest.mark.parametrize("bos", [None, 7])
+@settings(deadline=None)
 @given(size=st.integers(2, 9), length=st.integers(1, 30))
 def test_windows_of_a_text_train_every_token_once(bos, size, length):
     ids = ([bos] if bos else []) + [100 + i for i in range(length)] + [END]

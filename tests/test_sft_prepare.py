@@ -164,6 +164,7 @@ def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
     split = made("split")
     # The chat of four rounds comes in two pieces or more, the text in two; one answer is too long.
     assert split.too_long == 1 and total(split.checked).cut == 1
+    assert read_json(setting.folder / "data" / "data.json")["pieces"] == 2
     assert sum(sum(row["trained"]) for row in split.rows) == 4 * 21 + 2 + 150
     for result in (dropped, cut, split):
         assert all(len(row["input_ids"]) <= 100 for row in result.rows)
