@@ -125,8 +125,10 @@ def test_real_tool_calls_become_structure(real_data):
 
 def check_row(row):
     """The promises of a row: any later part may rely on them."""
-    messages = row["messages"]
-    assert messages[-1]["role"] == "assistant"
+    if "text" in row:
+        assert row["text"].strip() and "messages" not in row
+    messages = row.get("messages", [])
+    assert "text" in row or messages[-1]["role"] == "assistant"
     assert row["kind"] and isinstance(row["kind"], str)
     assert re.search(r":\d+$", row["origin"])
     for i, message in enumerate(messages):
@@ -735,14 +737,6 @@ def outcome(path, *, on_error, **source):
     assert count.rows_in == count.kept + sum(count.dropped.values())
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
-@given(rows=ROWS, on_error=st.sampled_from(["stop", "drop"]), array=st.booleans())
-def test_fuzz_rows(rows, on_error, array, tmp_path):
-    path = tmp_path / ("rows.json" if array else "rows.jsonl")
-    path.write_text(json.dumps(rows) if array else "\n".join(map(json.dumps, rows)))
-    outcome(path, on_error=on_error)
-
-
 SNIPPETS = st.sampled_from(
     [
         b'{"prompt": "a", "response": "b"}',
@@ -766,18 +760,80 @@ SNIPPETS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
-@given(
-    parts=st.lists(SNIPPETS | st.binary(max_size=5), max_size=8),
-    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "z.jsonl.gz"]),
-    on_error=st.sampled_from(["stop", "drop"]),
-)
-def test_fuzz_bytes(parts, name, on_error, tmp_path):
+def write_bytes(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def fuzz_rows(folder, *, rows, array, on_error):
+    text = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
+    path = write_bytes(folder / ("rows.json" if array else "rows.jsonl"), text.encode())
+    outcome(path, on_error=on_error)
+
+
+def fuzz_bytes(folder, *, parts, name, on_error):
     data = b"".join(parts)
-    (tmp_path / name).write_bytes(
-        gzip.compress(data)[: -len(parts) or None] if name[0] == "z" else data
-    )
-    outcome(tmp_path / name, on_error=on_error)
+    if name.startswith("z"):
+        data = gzip.compress(data)[: -len(parts) or None]
+    outcome(write_bytes(folder / name, data), on_error=on_error)
+
+
+def fuzz_mutants(folder, *, name, file, cuts, on_error):
+    """A valid file with bytes replaced, inserted or taken out at a few places."""
+    path = folder / file
+    write_as(path, FORMATS[name])
+    data = bytearray(path.read_bytes())
+    for place, width, put in cuts:
+        at = place % (len(data) + 1)
+        data[at : at + width] = put
+    outcome(write_bytes(path, bytes(data)), on_error=on_error)
+
+
+STOP_OR_DROP = st.sampled_from(["stop", "drop"])
+FUZZ = {
+    fuzz_rows: {"rows": ROWS, "array": st.booleans()},
+    fuzz_bytes: {
+        "parts": st.lists(SNIPPETS | st.binary(max_size=5), max_size=8),
+        "name": st.sampled_from(
+            ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "z.jsonl.gz"]
+        ),
+    },
+    fuzz_mutants: {
+        "name": st.sampled_from(sorted(FORMATS)),
+        "file": st.sampled_from(KINDS_OF_FILE),
+        "cuts": st.lists(
+            st.tuples(st.integers(0, 5000), st.integers(0, 4), SNIPPETS | st.binary(max_size=3)),
+            min_size=1,
+            max_size=4,
+        ),
+    },
+}
+
+
+def fuzz(body, folder, *, examples):
+    """Run `body` on that many generated files."""
+    count = 0
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=QUIET, database=None)
+    @given(**FUZZ[body], on_error=STOP_OR_DROP)
+    def each(**drawn):
+        nonlocal count
+        count += 1
+        body(folder, **drawn)
+
+    each()
+    print(f"{body.__name__}: {count} files")
+
+
+@pytest.mark.parametrize("body", FUZZ, ids=lambda body: body.__name__)
+def test_fuzz(body, tmp_path):
+    fuzz(body, tmp_path, examples=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", FUZZ, ids=lambda body: body.__name__)
+def test_fuzz_of_ten_thousand_files_and_more(body, tmp_path):
+    fuzz(body, tmp_path, examples=4000)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=QUIET)
