@@ -247,11 +247,6 @@ def _encode_after(tokenizer, text: str) -> list[int]:
     return _encode(tokenizer, [text])[0]
 
 
-def preview(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> str:
-    """The chat as text for a terminal: trained tokens green, context dim."""
-    return coloured(tokenizer, encode_chat(tokenizer, messages, tools=tools))
-
-
 def coloured(tokenizer, chat: EncodedChat) -> str:
     """An encoded chat as text for a terminal: trained tokens green, context dim."""
     pieces, start = [], 0

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sft.chat import EncodedChat, encode_prompts, stop_ids
 from sft.config import UserError
-from sft.mask import find_ending
+from sft.mask import control_tokens, find_ending, has_generation_tags
 from sft.mix import PAPER_SHARES, share_of_kind
 
 EXAMPLES = 3  # places that a violation names
@@ -22,14 +22,18 @@ EXAMPLES = 3  # places that a violation names
 class Rules:
     """What a tokenizer and its template ask of a row."""
 
-    stops: frozenset[int]  # ids that end a trained turn
+    stops: frozenset[int]  # ids of which every trained turn holds one
     bos: int | None
     leading_bos: int  # how many a generation prompt begins with: 0 or 1
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Rules":
+        stops = set(stop_ids(tokenizer))
+        if has_generation_tags(tokenizer):
+            # Its history may end a turn with a token of its own; sft.chat holds the last to stops.
+            stops |= set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
         begins = int(find_ending(tokenizer).bos)
-        return cls(frozenset(stop_ids(tokenizer)), tokenizer.bos_token_id, begins)
+        return cls(frozenset(stops), tokenizer.bos_token_id, begins)
 
 
 @dataclass
@@ -75,14 +79,14 @@ def check_row(
     # Where eos serves as BOS too, a template that writes neither begins with text.
     if begins != rules.leading_bos:
         broken.append(f"it does not begin with {rules.leading_bos} BOS token as a prompt does")
+    starts = np.flatnonzero(flags & ~np.append(False, flags[:-1]))
     ends = np.flatnonzero(flags & ~np.append(flags[1:], False))
-    stopped = np.isin(tokens[ends], list(rules.stops))
+    stops = np.append(0, np.cumsum(np.isin(tokens, list(rules.stops))))
+    stopped = stops[ends + 1] > stops[starts]
     if cut and ends[-1] == len(flags) - 1:
-        if stopped[-1]:
-            broken.append("an answer that was cut ends like a whole one")
         stopped[-1] = True
     if not stopped.all():
-        broken.append("a trained turn does not end with a trained end-of-turn")
+        broken.append("a trained turn has no trained end-of-turn")
     return len(ends), broken
 
 

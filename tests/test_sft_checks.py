@@ -35,16 +35,32 @@ def test_docstring_example():
         ([BOS, *GOOD], [0, *MASK], False, "does not begin with 1 BOS"),
         (GOOD, [0] * 7, False, "nothing in it is trained"),
         ([], [], False, "nothing in it is trained"),
-        (GOOD, [0, 0, 1, 0, 0, 1, 1], False, "does not end with a trained end-of-turn"),
-        (GOOD, [0, 0, 1, 0, 0, 1, 1], True, "does not end with a trained end-of-turn"),
-        (GOOD, [0, 0, 1, 1, 0, 1, 0], False, "does not end with a trained end-of-turn"),
-        (GOOD, MASK, True, "an answer that was cut ends like a whole one"),
-        ([BOS, 1, 2], [0, 0, 1], False, "does not end with a trained end-of-turn"),
+        (GOOD, [0, 0, 1, 0, 0, 1, 1], False, "no trained end-of-turn"),
+        (GOOD, [0, 0, 1, 0, 0, 1, 1], True, "no trained end-of-turn"),
+        (GOOD, [0, 0, 1, 1, 0, 1, 0], False, "no trained end-of-turn"),
+        (GOOD[:5] + GOOD[4:], [0, 0, 1, 1, 0, 1, 0, 1], True, "no trained end-of-turn"),
+        ([BOS, 1, 2], [0, 0, 1], False, "no trained end-of-turn"),
     ],
 )
 def test_each_rule_can_be_broken(ids, trained, cut, rule):
     _, broken = check_row(ids, trained, rules=RULES, cut=cut)
     assert [r for r in broken if rule in r]
+
+
+def test_what_follows_the_end_of_turn_may_be_trained_too(tiny_tokenizer):
+    """As a template's own generation block may have it."""
+    ids, trained = [*GOOD[:4], 2, *GOOD[4:]], [*MASK[:4], 1, *MASK[4:]]
+    assert check_row(ids, trained, rules=RULES) == (2, [])
+    block = "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}U{{ m.content }}{% else %}"
+        f"<|im_start|>{block}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (chat,) = encode_chats(tiny_tokenizer, [{"messages": turns * 2}])
+    assert tiny_tokenizer.decode(chat.input_ids[-1:]) == "\n" and chat.trained[-1]
+    assert check_row(chat.input_ids, chat.trained, rules=Rules.of(tiny_tokenizer)) == (2, [])
 
 
 def test_no_bos_is_asked_where_the_template_writes_none():
