@@ -8,7 +8,7 @@ from typing import Any
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind
 from sft.files import Record, RowError, read_records
-from sft.formats import OUTPUT_PAIRS, PAIRS, apply_columns, read_question
+from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, apply_columns, read_question
 from sft.messages import (
     Message,
     as_turns,
@@ -55,14 +55,14 @@ def _pairs(source: Source) -> Iterator[Found | RowError]:
             continue
         try:
             renamed = apply_columns(record, source.columns)
-            row, mended = _row(renamed, source.kind)
+            row, mended = _row(renamed, source)
         except RowError as error:
             yield error
             continue
         yield Found(row, raw=record.fields, mended=mended)
 
 
-def _row(record: Record, kind: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _row(record: Record, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     origin = record.origin
     fields = {k: v for k, v in record.fields.items() if v is not None}
     prompt, chosen, rejected = _read_pair(fields, origin)
@@ -72,7 +72,7 @@ def _row(record: Record, kind: str | None) -> tuple[dict[str, Any], tuple[str, .
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "kind": kind or read_kind(record),
+        "kind": read_kind(record, source, said=prompt),
         "origin": origin,
     }
     if tools := read_tools(fields.get("tools"), origin):
@@ -112,6 +112,10 @@ def _refuse_others(fields: dict[str, Any], origin: str) -> None:
         raise UserError(
             f"{origin}: the row is a chat without a rejected answer, not a preference; list the "
             "file under data.sft"
+        )
+    if fields.keys() & CONTENT == {"text"}:
+        raise UserError(
+            f"{origin}: the row is plain text, not a preference; list the file under data.sft"
         )
 
 

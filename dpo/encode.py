@@ -6,7 +6,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from dpo.checks import PairFacts, broken_rules, pair_facts
 from sft.chat import EncodedChat, encode_chats, encode_prompt
+from sft.checks import Rules, refuse_broken
 from sft.config import UserError
 
 COLUMNS = ("prompt_ids", "chosen_ids", "chosen_scored", "rejected_ids", "rejected_scored")
@@ -14,34 +16,44 @@ COLUMNS = ("prompt_ids", "chosen_ids", "chosen_scored", "rejected_ids", "rejecte
 
 def encode_pairs(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
-) -> tuple[Dataset, dict[str, int]]:
-    """Token rows of preferences, and how many were left out by reason.
+) -> tuple[Dataset, PairFacts]:
+    """Token rows of preferences, what was left out of them by reason, and their lengths.
 
     Rows built from samples bring their own token ids, which are used as they are; given rows are
     rendered with the template. A pair with either side longer than `max_length` (prompt included)
     is left out whole: cutting one answer would teach its length.
 
     Raises:
-        UserError: a row cannot be rendered, or no pair is left.
+        UserError: a row cannot be rendered or breaks a rule (see `sft.checks`), or no pair is left.
     """
+    rules = Rules.of(tokenizer)
     sampled = [row for row in rows if "prompt_ids" in row]
     given = [row for row in rows if "prompt_ids" not in row]
+    ordered = [*sampled, *given]
     encoded = [_from_samples(row) for row in sampled] + _from_messages(given, tokenizer)
-    kept, too_long, same = [], 0, 0
-    for row in encoded:
-        longest = len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        if max_length is not None and longest > max_length:
+    kept: list[dict[str, Any]] = []
+    too_long = uneven = same = 0
+    broken: dict[str, list[str]] = {}
+    for place, row in enumerate(encoded):
+        sides = [len(row["prompt_ids"]) + len(row[f"{s}_ids"]) for s in ("chosen", "rejected")]
+        if max_length is not None and max(sides) > max_length:
             too_long += 1
+            uneven += min(sides) <= max_length
         elif row["chosen_ids"] == row["rejected_ids"]:
             same += 1
         else:
             kept.append(row)
+            origin = ordered[place].get("origin", f"pair {place + 1}")
+            for rule in broken_rules(row, rules=rules, sampled=place < len(sampled)):
+                broken.setdefault(rule, []).append(origin)
+    refuse_broken(broken, where="preference pairs")
     if not kept:
         raise UserError(
             f"no preference pair is left of {len(rows)} ({too_long} longer than dpo.max_length="
             f"{max_length}, {same} with equal answers); raise dpo.max_length or give other pairs"
         )
-    return Dataset.from_list(kept), {"pairs": len(kept), "too_long": too_long, "equal": same}
+    facts = pair_facts(kept, too_long=too_long, uneven=uneven, equal=same, rules=rules)
+    return Dataset.from_list(kept), facts
 
 
 def _from_samples(row: dict[str, Any]) -> dict[str, Any]:

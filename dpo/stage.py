@@ -7,8 +7,10 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from rich.console import Console
 from trl import DPOConfig
 
+from dpo.checks import PairFacts, pairs_table
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from dpo.loss import check_loss
@@ -63,11 +65,12 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
     read = without(read, found, rule=CONTAMINATED)
     with PartialState().main_process_first():
         mixed = mix(read, data.preference, seed=setting.seed)
-        rows, counts = encode_pairs(
+        rows, counted = encode_pairs(
             mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
         )
+        _show(counted)
         if PartialState().is_main_process:
-            facts = {"sources": [asdict(count) for count in read.counts], **counts}
+            facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
             write_json(setting.folder / "data" / "preference.json", facts)
     return rows
 
@@ -140,7 +143,13 @@ def sampled_pairs(
             f"no pair could be built from {len(prompts)} prompts: the judge saw no answer better "
             "than another; raise pairs.samples_per_prompt or pairs.temperature"
         )
-    return encode_pairs(pairs, setting.tokenizer, max_length=preset.dpo.trl["max_length"])[0]
+    rows, counted = encode_pairs(pairs, setting.tokenizer, max_length=preset.dpo.trl["max_length"])
+    _show(counted)
+    return rows
+
+
+def _show(facts: PairFacts) -> None:
+    Console(stderr=True, quiet=not PartialState().is_main_process).print(pairs_table(facts))
 
 
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:

@@ -61,11 +61,12 @@ def chain(
     from eval.tables import console_table
     from sft.console import farewell, start_logging
     from sft.model import check_model, choose_placement, context_window, load_tokenizer
-    from sft.plan import check_sft, fit_lengths, plan_stages, show_examples
+    from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.run import open_run, write_environment
     from sft.setting import Setting
     from sft.stage import run_sft_stage
+    from sft.vocabulary import base_with_tokens
 
     start_logging()
 
@@ -84,8 +85,9 @@ def chain(
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.
         benchmarks = asked(preset.eval)
-        chats = prepare_chats(preset.data, setting, benchmarks=benchmarks)
-        stages = plan_stages(chats, preset)
+        split_at = split_length(preset)
+        chats = prepare_chats(preset.data, setting, benchmarks=benchmarks, split_at=split_at)
+        stages = plan_stages(chats, preset, setting)
         pairs = given_pairs(preset, setting, benchmarks=benchmarks)
         prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
         if dry_run:
@@ -93,6 +95,7 @@ def chain(
             return
 
         # 3. Train and measure; each stage begins where the one before ended.
+        base = base_with_tokens(base, preset.model, tokenizer, run=folder)
         models = {"base": base}
         start = base
         measure("base", base, setting, preset.eval)

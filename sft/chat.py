@@ -72,7 +72,8 @@ def encode_chat(
 def encode_chats(
     tokenizer, rows: Iterable[dict], *, turns: str = "all", chunk: int = 512
 ) -> Iterator[EncodedChat | UserError]:
-    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenised in batches.
+    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenised in batches; a row of
+    {"text"} is trained whole, from BOS (where chats have it) to eos.
 
     A row that breaks a rule comes back as the UserError that encode_chat would raise, so that the
     caller can stop with the row's place or count it.
@@ -89,7 +90,8 @@ def encode_chats(
         encoded = map(partial(_mark, tokenizer, prompts), found, ids, seams)
         for row, chat in zip(batch, chats, strict=True):
             result = next(encoded) if isinstance(chat, Chat) else chat
-            if isinstance(result, EncodedChat) and has_generation_tags(tokenizer):
+            tagged = "text" not in row and has_generation_tags(tokenizer)
+            if isinstance(result, EncodedChat) and tagged:
                 result = _follow_tags(tokenizer, row, result, last_only=turns == "last")
             yield result
 
@@ -121,13 +123,23 @@ def _seams(tokenizer, chat: Chat, ids: list[int]) -> list[Seam]:
     return seams
 
 
-def _find(tokenizer, row: dict, *, turns: str) -> Chat | UserError:
+def _find(tokenizer, row: dict, *, turns: str) -> Chat | EncodedChat | UserError:
     try:
+        if "text" in row:
+            return _encode_text(tokenizer, row["text"])
         return find_turns(
             tokenizer, row["messages"], tools=row.get("tools"), last_only=turns == "last"
         )
     except UserError as error:
         return error
+
+
+def _encode_text(tokenizer, text: str) -> EncodedChat:
+    """A plain text: all of it is trained but its first token, which nothing predicts."""
+    refuse_control_tokens(tokenizer, [{"role": "text", "content": text}])
+    bos = [tokenizer.bos_token_id] if find_ending(tokenizer).bos else []
+    ids = bos + _encode(tokenizer, [text])[0] + [tokenizer.eos_token_id]
+    return EncodedChat(ids, [False] + [True] * (len(ids) - 1))
 
 
 def _mark(
@@ -207,9 +219,16 @@ def encode_prompt(
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
     refuse_control_tokens(tokenizer, messages)
-    text = render(tokenizer, messages, tools=tools, prompt=True)
-    refuse_lost_context(text, messages)
-    return _encode(tokenizer, [text])[0]
+    refuse_lost_context(render(tokenizer, messages, tools=tools, prompt=True), messages)
+    return encode_prompts(tokenizer, [{"messages": messages, "tools": tools}])[0]
+
+
+def encode_prompts(tokenizer, rows: Iterable[dict]) -> list[list[int]]:
+    """`encode_prompt` over rows of {"messages", "tools"?} without its rules, tokenised together."""
+    return _encode(
+        tokenizer,
+        [render(tokenizer, r["messages"], tools=r.get("tools"), prompt=True) for r in rows],
+    )
 
 
 def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
@@ -226,11 +245,6 @@ def _encode_after(tokenizer, text: str) -> list[int]:
         if both[: len(before)] == before:
             return both[len(before) :]
     return _encode(tokenizer, [text])[0]
-
-
-def preview(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> str:
-    """The chat as text for a terminal: trained tokens green, context dim."""
-    return coloured(tokenizer, encode_chat(tokenizer, messages, tools=tools))
 
 
 def coloured(tokenizer, chat: EncodedChat) -> str:
@@ -261,7 +275,10 @@ def main(argv: Sequence[str]) -> int:
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
         for row in {row["kind"]: row for row in reversed(rows)}.values():
             print(f"\n{row['origin']} ({row['kind']})")
-            print(preview(tokenizer, row["messages"], tools=row.get("tools")))
+            (encoded,) = encode_chats(tokenizer, [row], turns=preset.data.turns)
+            if isinstance(encoded, UserError):
+                raise UserError(f"{row['origin']}: {encoded}")
+            print(coloured(tokenizer, encoded))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ unrenamed; beside them stand the few of ours that `sft.sections` names.
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sft.sections import (
     CHOICES,
     DECIDED,
+    SOURCE_OPTIONS,
     WITHOUT_EFFECT,
     DataSection,
     DpoStage,
@@ -242,6 +244,10 @@ def _check(preset: Preset) -> list[str]:
             f"data.near_duplicates={preset.data.near_duplicates} must be an overlap from 0 (exact "
             "duplicates only) to 1"
         )
+    for where in SOURCE_OPTIONS:
+        section, key = where.split(".")
+        for i, source in enumerate(getattr(getattr(preset, section), key)):
+            problems += _check_source(source, where=where, at=f"{where}[{i}]")
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
     for stage in ("sft_all", "sft_dialogue"):
@@ -254,4 +260,24 @@ def _check(preset: Preset) -> list[str]:
                 f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
                 "decides the second, remove one"
             )
+    return problems
+
+
+def _check_source(source: Source, *, where: str, at: str) -> list[str]:
+    """Rules of one source; `where` is the list that it stands in."""
+    problems = []
+    for name in sorted(set.union(*SOURCE_OPTIONS.values()) - SOURCE_OPTIONS[where]):
+        if getattr(source, name) != getattr(Source(), name):
+            problems.append(f"{at}.{name} has no effect on {where}; remove it")
+    if source.weight < 0:
+        problems.append(f"{at}.weight={source.weight} must not be negative")
+    if source.count is not None and (source.count < 1 or source.weight != 1.0):
+        problems.append(f"{at}.count={source.count} must be positive and stand without weight")
+    if source.tree_paths not in ("best", "all"):
+        problems.append(f"{at}.tree_paths={source.tree_paths!r} is not one of best, all")
+    for kind, pattern in source.kind_rule.items():
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            problems.append(f"{at}.kind_rule.{kind}={pattern!r} is no regular expression ({error})")
     return problems

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from typing import Any
 
 from sft.config import Source, UserError
 from sft.files import Record, RowError, read_records
-from sft.formats import META, Chat, apply_columns, read_chats
+from sft.formats import META, apply_columns, read_chats, read_text
+from sft.messages import Message
 
 DUPLICATE = "exact duplicate"  # the same record, field by field
 SAME_TEXT = "same text"  # another record that comes to the same chat
-OTHER_KIND = "other"
+OTHER_KIND, TEXT_KIND = "other", "text"
+CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 EXAMPLES = 20  # problems of a source that are kept word for word
 
 
@@ -40,8 +43,9 @@ class Repeat:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of {"messages", "kind", "origin"} and, where the file has them, "tools", "language",
-    "reference" and "id"; a count for each source; and what was left out as an exact repetition."""
+    """Rows of {"messages", "kind", "origin"} (plain text: "text" in the place of "messages") and,
+    where the file has them, "tools", "language", "reference" and "id"; a count for each source; and
+    what was left out as an exact repetition."""
 
     rows: list[dict[str, Any]]
     counts: list[SourceCount]
@@ -147,7 +151,8 @@ def _digest(value: Any) -> bytes:
 
 def _said(row: dict[str, Any]) -> dict[str, Any]:
     """What makes two rows the same: their text, not where they stand or how they are labelled."""
-    return {k: row[k] for k in ("messages", "prompt", "chosen", "rejected", "tools") if k in row}
+    keys = ("messages", "prompt", "chosen", "rejected", "tools", "text")
+    return {k: row[k] for k in keys if k in row}
 
 
 def _chats(source: Source) -> Iterator[Found | RowError]:
@@ -156,40 +161,57 @@ def _chats(source: Source) -> Iterator[Found | RowError]:
             yield record
             continue
         try:
-            renamed = apply_columns(record, source.columns)
-            chats = read_chats(renamed)
-            rows = [
-                Found(
-                    _row(chat, renamed, source.kind), raw=(part, record.fields), mended=chat.mended
-                )
-                for part, chat in enumerate(chats)
-            ]
+            found = list(_read(apply_columns(record, source.columns), source))
         except RowError as error:
             yield error
             continue
-        yield from rows
+        for part, (row, mended) in enumerate(found):
+            yield Found(row, raw=(part, record.fields), mended=mended)
 
 
-def _row(chat: Chat, record: Record, kind: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "messages": chat.messages,
-        "kind": kind or read_kind(record),
-        "origin": record.origin,
-    }
-    if chat.tools:
-        row["tools"] = chat.tools
-    return row | metadata(record)
+def _read(record: Record, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """The rows of a record, each with what was mended in it."""
+    if (text := read_text(record)) is not None:
+        said = [{"role": "user", "content": text}]
+        kind = read_kind(record, source, said=said, default=TEXT_KIND)
+        yield {"text": text, "kind": kind, "origin": record.origin} | metadata(record), ()
+        return
+    for chat in read_chats(record, tree_paths=source.tree_paths):
+        messages, mended = chat.messages, chat.mended
+        if source.strip_calculator:
+            messages = [_without_annotations(message) for message in messages]
+            if messages != chat.messages:
+                mended = (*mended, "calculator annotations removed")
+        kind = read_kind(record, source, said=messages)
+        row: dict[str, Any] = {"messages": messages, "kind": kind, "origin": record.origin}
+        if chat.tools:
+            row["tools"] = chat.tools
+        yield row | metadata(record), mended
 
 
-def read_kind(record: Record) -> str:
-    """The row's own `kind`, or "other".
+def _without_annotations(message: Message) -> Message:
+    """GSM8K: "6*7=<<6*7=42>>42" becomes "6*7=42"; the "#### 42" at the end is no annotation."""
+    if message["role"] != "assistant":
+        return message
+    return message | {"content": CALCULATOR.sub("", message["content"])}
+
+
+def read_kind(
+    record: Record, source: Source, *, said: Sequence[Message], default: str = OTHER_KIND
+) -> str:
+    """The first kind whose rule finds its pattern in what the user says, else the source's kind,
+    else the row's own, else `default`.
 
     Raises:
-        RowError: it is no text.
+        RowError: the row's own is no text.
     """
-    kind = record.fields.get("kind")
+    asked = "\n".join(message["content"] for message in said if message["role"] == "user")
+    for ruled, pattern in source.kind_rule.items():
+        if re.search(pattern, asked):
+            return ruled
+    kind = source.kind or record.fields.get("kind")
     if kind is None or kind == "":
-        return OTHER_KIND
+        return default
     if not isinstance(kind, str):
         raise RowError(
             record.origin,

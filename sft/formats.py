@@ -37,7 +37,7 @@ CONTENT = frozenset(
 META = ("language", "reference", "id")
 OTHER_NAMES = frozenset({"system", "tools", "kind", *META})
 WHOLE = tuple(frozenset(pair) for pair in PAIRS) + tuple(
-    frozenset({name}) for name in ("messages", "conversations", "conversation")
+    frozenset({name}) for name in ("messages", "conversations", "conversation", "text")
 )
 
 
@@ -81,8 +81,26 @@ def apply_columns(record: Record, columns: Mapping[str, str]) -> Record:
     return Record(record.origin, rest | {o: record.fields[t] for o, t in columns.items()})
 
 
-def read_chats(record: Record) -> list[Chat]:
-    """The conversations of one record: one, or one an instance of a self-instruct seed.
+def read_text(record: Record) -> str | None:
+    """The plain text of a record whose only content is its field `text`; None for other records.
+
+    Raises:
+        RowError: it is no text, or empty.
+    """
+    fields = {k for k, v in record.fields.items() if v is not None}
+    if fields & CONTENT != {"text"}:
+        return None
+    text = text_field(record.fields["text"], record.origin, where="text")
+    if not text.strip():
+        raise RowError(
+            record.origin, rule="empty text", detail="text is empty", remedy="remove the row"
+        )
+    return text
+
+
+def read_chats(record: Record, *, tree_paths: str = "best") -> list[Chat]:
+    """The conversations of one record: one; or one an instance of a self-instruct seed; or, where
+    `tree_paths` is "all", one a path of an Open-Assistant tree.
 
     Raises:
         RowError: no known format, a wrong type, or a broken rule (see `check_chat`).
@@ -92,11 +110,12 @@ def read_chats(record: Record) -> list[Chat]:
     origin = record.origin
     _refuse_preferences(fields, origin)
     tools = read_tools(fields.get("tools"), origin)
-    chats = [check_chat(messages, origin) for messages in _conversations(fields, origin)]
+    found = _conversations(fields, origin, tree_paths=tree_paths)
+    chats = [check_chat(messages, origin) for messages in found]
     return [Chat(messages=messages, tools=tools, mended=mended) for messages, mended in chats]
 
 
-def _conversations(fields: dict[str, Any], origin: str) -> list[list[Message]]:
+def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> list[list[Message]]:
     lead = _system(fields, origin)
     for name in ("messages", "conversations"):
         if name in fields:
@@ -105,8 +124,9 @@ def _conversations(fields: dict[str, Any], origin: str) -> list[list[Message]]:
         return [lead + _read_rounds(fields["conversation"], origin)]
     if "instances" in fields and "instruction" in fields:
         return [lead + pair for pair in _read_instances(fields, origin)]
-    if "message_tree_id" in fields and isinstance(fields.get("prompt"), dict):
-        return [lead + _read_tree(fields["prompt"], origin)]
+    if "message_tree_id" in fields and isinstance(root := decoded(fields.get("prompt")), dict):
+        paths = _all_paths(root, origin) if tree_paths == "all" else [_best_path(root, origin)]
+        return [lead + path for path in paths]
     for asked, answered in PAIRS:
         if asked in fields and answered in fields:
             return [lead + _read_pair(fields, asked, answered, origin)]
@@ -214,20 +234,60 @@ def _read_instances(fields: dict[str, Any], origin: str) -> list[list[Message]]:
     return chats
 
 
-def _read_tree(root: dict[str, Any], origin: str) -> list[Message]:
+def _best_path(root: dict[str, Any], origin: str) -> list[Message]:
     """Open-Assistant: the best-ranked reply at every step, from the root down."""
     messages, node = [], root
     while node:
-        messages.append(
-            {
-                "role": read_role(node.get("role"), origin, where="a message of the tree"),
-                "content": text_field(node.get("text"), origin, where="text"),
-            }
-        )
-        replies = [r for r in node.get("replies") or [] if isinstance(r, dict)]
+        messages.append(_said(node, origin))
         # Unranked replies (a single one, or too few votes) come after ranked ones, in file order.
-        node = min(replies, key=lambda r: _rank(r.get("rank")), default={})
+        node = min(_replies(node, origin), key=lambda r: _rank(r.get("rank")), default={})
     return messages
+
+
+def _all_paths(root: dict[str, Any], origin: str) -> list[list[Message]]:
+    """Every path from the root to a last answer, in file order; a question that nobody answered
+    ends none."""
+    paths: list[list[Message]] = []
+    waiting = [(root, [_said(root, origin)])]
+    while waiting:
+        node, path = waiting.pop()
+        replies = [reply for reply in _replies(node, origin) if _answers(reply)]
+        if not replies and path[-1]["role"] == "assistant":
+            paths.append(path)
+        waiting += [(reply, [*path, _said(reply, origin)]) for reply in reversed(replies)]
+    if not paths:
+        raise RowError(
+            origin,
+            rule="no assistant turn",
+            detail="the tree has no assistant turn",
+            remedy="add the answer or remove the row",
+        )
+    return paths
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether the node or one below it is an answer."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node.get("role") == "assistant":
+            return True
+        waiting += [r for r in node.get("replies") or [] if isinstance(r, dict)]
+    return False
+
+
+def _said(node: dict[str, Any], origin: str) -> Message:
+    return {
+        "role": read_role(node.get("role"), origin, where="a message of the tree"),
+        "content": text_field(node.get("text"), origin, where="text"),
+    }
+
+
+def _replies(node: dict[str, Any], origin: str) -> list[dict[str, Any]]:
+    replies = node.get("replies") or []
+    if not isinstance(replies, list):
+        raise wrong_type(origin, "replies", replies, "a list of messages")
+    return [reply for reply in replies if isinstance(reply, dict)]
 
 
 def _rank(rank: Any) -> float:

@@ -39,6 +39,7 @@ class Ending:
     `before` and `after` surround the content of a fresh turn, from the end of the generation prompt
     to the end of the stop token. `closing` is what the template writes to end a turn only when
     asked for a generation prompt behind it (Qwen1.5), empty where it ends every turn by itself.
+    `bos` says whether the conversation begins with the tokenizer's BOS.
     """
 
     texts: tuple[str, ...]
@@ -46,6 +47,7 @@ class Ending:
     before: str
     after: str
     closing: str
+    bos: bool
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
     if token is None:
         raise UserError(
             "the chat template does not end an assistant turn with a token of its own (behind the "
-            f"answer it writes {last[:40]!r}); add eos_token there, or set model.chat_template"
+            f"answer it writes {last[:40]!r}); add eos_token there, name its end-of-turn in "
+            "model.add_tokens, or set model.chat_template"
         )
     texts = tuple(dict.fromkeys(text for text in (token, tokenizer.eos_token) if text))
     prompt = render(tokenizer, [user], tools=tools, prompt=True)
@@ -269,6 +272,7 @@ def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
         before=single.removeprefix(prompt).partition(SAID)[0],
         after=(last + closing)[: (last + closing).index(token) + len(token)],
         closing=closing,
+        bos=bool(tokenizer.bos_token) and single.startswith(tokenizer.bos_token),
     )
 
 

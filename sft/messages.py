@@ -43,7 +43,7 @@ def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]
 
 
 def _is_messages(value: Any) -> bool:
-    turns = value if isinstance(value, list) else []
+    turns = value if isinstance(value, list) else [value]
     return bool(turns) and all(
         isinstance(turn, dict)
         and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())

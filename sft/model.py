@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.scoring import enable_scoring, layout_flaw
+from sft.vocabulary import add_tokens, token_rows
 
 log = logging.getLogger(__name__)
 
@@ -206,6 +208,7 @@ def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
             f"model.name_or_path={path}: no tokenizer could be read there ({reason}); save one "
             "beside the model with save_pretrained"
         ) from None
+    add_tokens(tokenizer, section.add_tokens)
     log.info("%s", ensure_template(tokenizer, template=section.chat_template))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -262,13 +265,19 @@ def is_adapter(path: str) -> bool:
 
 
 def load_trainable(
-    path: str, placement: Placement, *, lora: LoraSection, seed: int, trust_remote_code: bool
+    path: str,
+    placement: Placement,
+    *,
+    lora: LoraSection,
+    seed: int,
+    trust_remote_code: bool,
+    tokens: Sequence[int] = (),
 ) -> Any:
     """The model a stage starts from, with what it trains set to require gradients.
 
     Under LoRA the frozen weights take the compute dtype and the adapter float32; an adapter from
-    the stage before is trained on, a whole model gets a new one. Otherwise everything trains, in
-    float32.
+    the stage before is trained on, a whole model gets a new one, beside which the embeddings of
+    `tokens` are trained. Otherwise everything trains, in float32.
     """
     dtype = placement.compute if lora.r else placement.weights
     model = load_model(
@@ -281,6 +290,7 @@ def load_trainable(
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
+        trainable_token_indices=token_rows(model, tokens) if tokens else None,
         task_type="CAUSAL_LM",
     )
     set_seed(seed)  # the adapter's first weights are random

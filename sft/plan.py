@@ -2,19 +2,24 @@
 
 import logging
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from sft.chat import EncodedChat, coloured
+from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import Preset, SftStage
 from sft.model import Placement
 from sft.prepare import StageRows, rows_of_stage
+from sft.run import read_json, write_json
+from sft.setting import Setting
 from sft.trainer import training_arguments
 
 log = logging.getLogger(__name__)
@@ -62,23 +67,48 @@ def _enabled(preset: Preset) -> list[tuple[str, SftStage]]:
     return [(name, section) for name, section in stages if section.enabled]
 
 
-def plan_stages(chats: Dataset, preset: Preset) -> list[PlannedStage]:
-    """The enabled SFT stages in order, with a line in the log on what each will do.
+def split_length(preset: Preset) -> int | None:
+    """The tokens that every enabled SFT stage has room for."""
+    lengths = [section.trl["max_length"] for _, section in _enabled(preset)]
+    return min((n for n in lengths if n is not None), default=None)
+
+
+def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[PlannedStage]:
+    """The enabled SFT stages in order, with a table of what each trains on, checked row by row.
+
+    The tables' counts are kept in data/checks.json.
 
     Raises:
-        UserError: no row is of a stage's kinds, or most are longer than its `max_length`.
+        UserError: no row is of a stage's kinds, most are longer than its `max_length`, or a row
+            breaks a rule.
     """
-    planned = []
+    planned, facts = [], {}
+    first = PartialState().is_main_process
+    console = Console(stderr=True, quiet=not first, markup=False)
+    rules = Rules.of(setting.tokenizer)
+    tokens: Counter[str] = Counter()
+    for batch in chats.select_columns(["kind", "input_ids"]).iter(1000):
+        for kind, ids in zip(batch["kind"], batch["input_ids"], strict=True):
+            tokens[kind] += len(ids)
+    console.print(mix_table(Counter(chats["kind"]), tokens))
     for name, section in _enabled(preset):
+        max_length = section.trl["max_length"]
         found = rows_of_stage(
             chats,
             kinds=section.kinds,
-            max_length=section.trl["max_length"],
-            on_error=preset.data.on_error,
+            max_length=max_length,
+            rules=rules,
+            section=preset.data,
             where=name.replace("-", "_"),
         )
+        title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
+        console.print(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
         planned.append(PlannedStage(name, section, found.rows))
+        facts[name] = as_facts(found.checked)
+    file = setting.folder / "data" / "checks.json"
+    if first and read_json(file) != facts:
+        write_json(file, facts)
     return planned
 
 
@@ -86,9 +116,10 @@ def _summary(found: StageRows, section: SftStage) -> str:
     micro = section.trl["per_device_train_batch_size"] * PartialState().num_processes
     batch = section.train_batch_size or micro * section.trl.get("gradient_accumulation_steps", 1)
     steps = count_steps(len(found.rows), batch=batch, options=section.trl)
+    counted = total(found.checked)
     return (
-        f"{len(found.rows):,} rows, {found.tokens:,} tokens an epoch "
-        f"({found.trained_tokens / found.tokens:.0%} trained), {steps:,} steps"
+        f"{counted.rows:,} rows, {counted.tokens:,} tokens an epoch "
+        f"({counted.trained_tokens / counted.tokens:.0%} trained), {steps:,} steps"
     )
 
 

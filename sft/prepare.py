@@ -3,9 +3,8 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from sft.chat import encode_chats
+from sft.chat import EncodedChat
+from sft.checks import Checked, Rules, check_prompts, check_rows, refuse_broken
 from sft.clean import (
     known_questions,
     questions_fingerprint,
@@ -28,6 +28,7 @@ from sft.clean import (
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
 from sft.decontaminate import Benchmarks
+from sft.lengths import encode_within, fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
@@ -47,16 +48,19 @@ ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
 
 @dataclass(frozen=True)
 class StageRows:
-    """The rows that a stage trains on, and what its limits left out."""
+    """The rows that a stage trains on, and what its limits left out or cut."""
 
     rows: Dataset
     too_long: int
-    tokens: int
-    trained_tokens: int
+    checked: Checked
 
 
-def prepare_chats(section: DataSection, setting: Setting, *, benchmarks: Benchmarks) -> Dataset:
+def prepare_chats(
+    section: DataSection, setting: Setting, *, benchmarks: Benchmarks, split_at: int | None = None
+) -> Dataset:
     """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`.
+
+    With `data.too_long: split`, chats of more than `split_at` tokens come in pieces.
 
     Written to data/sft.parquet with the counts in data/data.json, and what was left out with its
     evidence in data/duplicates.jsonl and data/contamination.jsonl; read back where that is done
@@ -67,6 +71,7 @@ def prepare_chats(section: DataSection, setting: Setting, *, benchmarks: Benchma
         UserError: a row breaks a rule or holds a question of a benchmark and `data.on_error` is
             stop; or nothing is left to train on.
     """
+    split_at = split_at if section.too_long == "split" else None
     stage = Stage(
         setting.folder / "data",
         {
@@ -76,6 +81,8 @@ def prepare_chats(section: DataSection, setting: Setting, *, benchmarks: Benchma
                     [asdict(s) for s in section.sft],
                     section.on_error,
                     section.near_duplicates,
+                    section.turns,
+                    split_at,
                     setting.seed,
                 ]
             ),
@@ -89,7 +96,9 @@ def prepare_chats(section: DataSection, setting: Setting, *, benchmarks: Benchma
         # Again, too, where a benchmark could not be loaded the last time.
         if done is None or (done["unchecked"] and state.is_main_process):
             stage.begin()
-            facts = _prepare(section, setting, benchmarks=benchmarks, folder=stage.folder)
+            facts = _prepare(
+                section, setting, benchmarks=benchmarks, split_at=split_at, folder=stage.folder
+            )
             write_json(stage.folder / "data.json", facts)
             stage.finish(
                 outputs=["sft.parquet", "data.json", "duplicates.jsonl", "contamination.jsonl"],
@@ -108,7 +117,12 @@ def source_fingerprint(source: Source) -> str:
 
 
 def _prepare(
-    section: DataSection, setting: Setting, *, benchmarks: Benchmarks, folder: Path
+    section: DataSection,
+    setting: Setting,
+    *,
+    benchmarks: Benchmarks,
+    split_at: int | None,
+    folder: Path,
 ) -> dict[str, Any]:
     """Write the token rows and the evidence; returns the facts of data.json."""
     read = read_sft(section.sft, on_error=section.on_error)
@@ -126,44 +140,51 @@ def _prepare(
     }
     chats = mix(read, section.sft, seed=setting.seed)
     written = _tokenise(
-        chats, setting.tokenizer, on_error=section.on_error, path=folder / "sft.parquet"
+        chats, setting.tokenizer, section, split_at=split_at, path=folder / "sft.parquet"
     )
     return facts | {"mixed": len(chats)} | written
 
 
 def _tokenise(
-    chats: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, on_error: str, path: Path
+    chats: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    section: DataSection,
+    *,
+    split_at: int | None,
+    path: Path,
 ) -> dict[str, Any]:
     """Token rows straight to the file, some at a time; returns what they come to."""
     problems: list[str] = []
+    counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    tokens = trained_tokens = 0
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for chat, encoded in zip(chats, encode_chats(tokenizer, chats), strict=True):
-            if not isinstance(encoded, UserError):
-                place = {"origin": chat["origin"], "kind": chat["kind"]}
-                yield place | {"input_ids": encoded.input_ids, "trained": encoded.trained}
-                continue
-            problem = f"{chat['origin']}: {encoded}"
-            if on_error == "stop":
-                raise UserError(problem)
-            problems.append(problem)
-
-    encoded_rows = rows()
+    found = encode_within(tokenizer, chats, turns=section.turns, split_at=split_at)
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        while some := list(islice(encoded_rows, ROWS_AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist(some, SCHEMA))
-            kinds.update(row["kind"] for row in some)
-            tokens += sum(len(row["input_ids"]) for row in some)
-            trained_tokens += sum(sum(row["trained"]) for row in some)
+        while batch := list(islice(found, ROWS_AT_ONCE)):
+            whole = []
+            for chat, encoded in batch:
+                if isinstance(encoded, UserError):
+                    problem = f"{chat['origin']}: {encoded}"
+                    if section.on_error == "stop":
+                        raise UserError(problem)
+                    problems.append(problem)
+                else:
+                    whole.append((chat, encoded))
+            refuse_broken(check_prompts(tokenizer, whole), where="data.sft")
+            rows = [_token_row(chat, encoded) for chat, encoded in whole]
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+            kinds.update(row["kind"] for row in rows)
+            counts["tokens"] += sum(len(row["input_ids"]) for row in rows)
+            counts["trained_tokens"] += sum(sum(row["trained"]) for row in rows)
+            counts["untrained_turns"] += sum(encoded.untrained_turns for _, encoded in whole)
+            counts["pieces"] += sum("piece" in chat for chat, _ in whole)
     if problems and not kinds:
         raise UserError(f"no row of data.sft could be tokenised; the first problem: {problems[0]}")
     return {
         "not_tokenised": {"count": len(problems), "problems": problems[:20]},
         "kinds": dict(kinds),
-        "tokens": tokens,
-        "trained_tokens": trained_tokens,
+        **{
+            name: counts[name] for name in ("tokens", "trained_tokens", "untrained_turns", "pieces")
+        },
     }
 
 
@@ -178,13 +199,29 @@ def rows_fingerprint(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
+def _token_row(chat: dict[str, Any], encoded: EncodedChat) -> dict[str, Any]:
+    return {
+        "origin": chat["origin"],
+        "kind": chat["kind"],
+        "input_ids": encoded.input_ids,
+        "trained": encoded.trained,
+    }
+
+
 def rows_of_stage(
-    rows: Dataset, *, kinds: list[str], max_length: int | None, on_error: str, where: str
+    rows: Dataset,
+    *,
+    kinds: list[str],
+    max_length: int | None,
+    rules: Rules,
+    section: DataSection,
+    where: str,
 ) -> StageRows:
-    """The rows of the stage's kinds that fit into `max_length` tokens; longer ones are left out.
+    """The rows of the stage's kinds in at most `max_length` tokens, each checked.
 
     Raises:
-        UserError: none is left; or, where `on_error` is "stop", most are too long.
+        UserError: no row is left, or a row breaks a rule; or, where `on_error` is "stop", most are
+            too long.
     """
     present = Counter(rows["kind"])
     missing = [kind for kind in kinds if kind not in present]
@@ -193,26 +230,40 @@ def rows_of_stage(
             f"{where}.kinds={kinds}: no row is of kind {', '.join(missing)}; the rows are "
             f"{', '.join(f'{n} {kind}' for kind, n in present.items())}"
         )
-    lengths = pc.list_value_length(rows.data["input_ids"]).to_pylist()
-    of_kind = [i for i, kind in enumerate(rows["kind"]) if not kinds or kind in kinds]
-    fitting = [i for i in of_kind if max_length is None or lengths[i] <= max_length]
-    too_long = len(of_kind) - len(fitting)
-    if not fitting or (on_error == "stop" and too_long > len(of_kind) / 2):
+    of_kind = rows.select([i for i, k in enumerate(rows["kind"]) if not kinds or k in kinds])
+    lengths = pc.list_value_length(of_kind.with_format("arrow")["input_ids"][:]).to_pylist()
+    fitting = [i for i, n in enumerate(lengths) if max_length is None or n <= max_length]
+    longer = [i for i, n in enumerate(lengths) if max_length is not None and n > max_length]
+    pieces: list[dict[str, Any]] = []
+    left_out = []
+    for row in of_kind.select(longer):
+        chat = EncodedChat(row["input_ids"], row["trained"])
+        fitted = fit_row(chat, max_length=max_length, too_long=section.too_long, bos=rules.bos)
+        pieces += [row | vars(piece) for piece in fitted]
+        left_out += [] if fitted else [row]
+    chosen = of_kind.select(fitting)
+    checked = check_rows(chain(chosen, pieces), rules=rules)
+    for row in left_out:
+        checked.tally(row["origin"], row["kind"]).left_out += 1
+    too_long = len(left_out)
+    if too_long == len(lengths) or (section.on_error == "stop" and too_long > len(lengths) / 2):
         raise UserError(
-            f"{where}.max_length={max_length}: {too_long} of {len(of_kind)} rows are longer; raise "
-            "it (the model's context is the limit), shorten the rows, or set data.on_error=drop"
+            f"{where}.max_length={max_length}: {too_long} of {len(lengths)} rows are longer; raise "
+            "it (the model's context is the limit), shorten the rows, or set data.too_long=split "
+            "or truncate, or data.on_error=drop"
         )
     if too_long:
         log.warning(
             "%s: %d of %d rows are longer than max_length=%s and left out",
             where,
             too_long,
-            len(of_kind),
+            len(lengths),
             max_length,
         )
-    chosen = rows.select(fitting).select_columns(["input_ids", "trained"])
-    trained = sum(
-        pc.sum(pc.list_flatten(table["trained"])).as_py()
-        for table in chosen.with_format("arrow").iter(batch_size=ROWS_AT_ONCE)
-    )
-    return StageRows(chosen, too_long, sum(lengths[i] for i in fitting), trained)
+    refuse_broken(checked.broken, where=where)
+    columns = ["input_ids", "trained"]
+    chosen = chosen.select_columns(columns)
+    if pieces:
+        cut = [{column: piece[column] for column in columns} for piece in pieces]
+        chosen = concatenate_datasets([chosen, Dataset.from_list(cut, features=chosen.features)])
+    return StageRows(chosen, too_long, checked)

@@ -16,6 +16,7 @@ class ModelSection:
     dtype: str = "auto"  # auto, float32, bfloat16, float16
     attn_implementation: str = "auto"  # auto, documents, sdpa, eager
     chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
+    add_tokens: list[str] = field(default_factory=list)  # trained too under LoRA; added if missing
     trust_remote_code: bool = False
 
 
@@ -33,9 +34,13 @@ class Source:
 
     path: str = ""
     kind: str | None = None  # math, code, dialogue, safety, ...; absent: the row's own `kind`
+    kind_rule: dict[str, str] = field(default_factory=dict)  # kind: regex searched in user turns
     weight: float = 1.0  # share of the rows taken, or times that they are repeated
+    count: int | None = None  # instead of weight: how many rows, exactly
     columns: dict[str, str] = field(default_factory=dict)
     split: str = "train"
+    strip_calculator: bool = False  # remove GSM8K's <<6*7=42>>; the line "#### 42" stays
+    tree_paths: str = "best"  # of an Open-Assistant tree: best (the top-ranked), all
 
 
 @dataclass
@@ -46,6 +51,8 @@ class DataSection:
     near_duplicates: float = 0.8  # overlap from which a chat is a duplicate; 0: exact ones only
     decontaminate_tasks: bool = True  # no training on questions of eval.tasks
     decontaminate: list[str] = field(default_factory=list)  # nor on those in these files
+    turns: str = "all"  # assistant turns that are trained: all, last
+    too_long: str = "drop"  # rows beyond max_length: drop, truncate, split
 
 
 def _sft_defaults() -> dict[str, Any]:
@@ -132,6 +139,15 @@ CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "documents", "sdpa", "eager"),
     "data.on_error": ("stop", "drop"),
+    "data.turns": ("all", "last"),
+    "data.too_long": ("drop", "truncate", "split"),
+}
+
+# Options of a source by the list that it stands in: what nothing there would read is refused.
+SOURCE_OPTIONS = {
+    "data.sft": {"weight", "count", "kind_rule", "strip_calculator", "tree_paths"},
+    "data.preference": {"weight", "count", "kind_rule"},
+    "pairs.prompts": {"weight"},
 }
 
 # Upstream keys that the chain decides itself, with the place where they are decided instead.

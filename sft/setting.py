@@ -13,7 +13,10 @@ from sft.run import fingerprint
 
 @dataclass(frozen=True)
 class Setting:
-    """The run's folder, tokenizer, placement and seed, passed to every stage and measure."""
+    """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
+
+    `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
+    """
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
@@ -21,6 +24,7 @@ class Setting:
     lora: LoraSection
     seed: int
     trust_remote_code: bool
+    tokens: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -39,6 +43,7 @@ class Setting:
             preset.lora,
             preset.run.seed,
             preset.model.trust_remote_code,
+            tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
         )
 
 

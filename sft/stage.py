@@ -44,6 +44,8 @@ def run_stage(
         "dtype": str(setting.placement.compute),
         "seed": str(setting.seed),
     }
+    if setting.tokens:
+        read["tokens"] = fingerprint(list(setting.tokens))
     stage = Stage(
         setting.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
     )
@@ -62,6 +64,7 @@ def run_stage(
         lora=setting.lora,
         seed=setting.seed,
         trust_remote_code=setting.trust_remote_code,
+        tokens=setting.tokens,
     )
     check_layout(model)
     facts = train(model, stage.folder)

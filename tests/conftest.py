@@ -1,5 +1,8 @@
 """Fixtures built in-process, offline: a byte-level tokenizer and a two-layer random Llama."""
 
+import csv
+import gzip
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -68,3 +73,21 @@ def make_tiny_model(seed: int = 0, **overrides) -> LlamaForCausalLM:
 @pytest.fixture
 def tiny_model() -> LlamaForCausalLM:
     return make_tiny_model()
+
+
+KINDS_OF_FILE = ["a.json", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv"]
+
+
+def write_as(path, row):
+    """One row in any kind of file; in CSV structure stands as JSON text, as exporters write it."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    elif path.suffix == ".csv":
+        cells = {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow({k: "" if row[k] is None else cell for k, cell in cells.items()})
+    else:
+        text = json.dumps([row] if path.suffix == ".json" else row)
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())

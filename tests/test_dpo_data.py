@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import pytest
+from conftest import KINDS_OF_FILE, write_as
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -169,9 +170,18 @@ FORMATS = {
 }
 
 
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_is_recognised(name, tmp_path):
-    assert pair_of(tmp_path, FORMATS[name]) == PAIR
+def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
+    write_as(tmp_path / file, FORMATS[name])
+    (row,) = read(tmp_path / file).rows
+    assert (row["prompt"], row["chosen"], row["rejected"]) == PAIR
+
+
+def test_a_rule_gives_the_kind_by_what_is_asked(tmp_path):
+    rows = [FORMATS["trl texts"], {"prompt": "Hi", "chosen": "q", "rejected": "x", "kind": "own"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert [row["kind"] for row in read(path, kind_rule={"math": "^q$"}).rows] == ["math", "own"]
 
 
 def test_longer_prompts(tmp_path):
@@ -261,6 +271,7 @@ def test_bad_pair_stops_with_its_line_or_is_dropped_and_listed(rule, row, tmp_pa
         ({"messages": [ASK, GOOD]}, "list the file under data.sft"),
         ({"instruction": "q", "output": "good"}, "list the file under data.sft"),
         ({"question": "q", "answer": "good"}, "list the file under data.sft"),
+        ({"text": "once upon a time"}, "plain text, .*list the file under data.sft"),
         ({"prompt": "q", "completion": "good", "label": False}, "KTO label"),
     ],
 )

@@ -3,9 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+from rich.console import Console
+
+from dpo.checks import PairFacts, pairs_table
 from dpo.encode import encode_pairs
 from dpo.pairs import build_pairs
 from sft.chat import encode_prompt, ensure_template
+from sft.config import UserError
 
 
 @dataclass
@@ -99,19 +104,45 @@ def test_given_and_sampled_pairs_become_the_same_token_rows(tiny_tokenizer):
     rows, counts = encode_pairs([sampled, given], tiny_tokenizer, max_length=100)
     assert rows[0] == rows[1]
     assert rows[0]["chosen_scored"] == [True] * 4
-    assert counts == {"pairs": 2, "too_long": 0, "equal": 0}
+    assert counts == PairFacts(2, 0, 0, 0, 4.0, 3.0, 1.0, 0)
 
 
-def test_a_pair_with_one_long_side_is_left_out_whole(tiny_tokenizer):
+def answers(chosen, rejected):
+    sides = {"chosen": chosen, "rejected": rejected}
+    said = {side: [{"role": "assistant", "content": text}] for side, text in sides.items()}
+    return {"prompt": PROMPTS[0]["messages"], "origin": "f.jsonl:1", **said}
+
+
+def test_a_pair_with_one_long_side_is_left_out_whole_and_counted(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
-    row = {"prompt": PROMPTS[0]["messages"]}
-    pair = [
-        row
-        | {
-            "chosen": [{"role": "assistant", "content": "a" * n}],
-            "rejected": [{"role": "assistant", "content": "b"}],
-        }
-        for n in (5, 200)
-    ]
-    rows, counts = encode_pairs(pair, tiny_tokenizer, max_length=80)
-    assert len(rows) == 1 and counts["too_long"] == 1
+    given = [answers("a" * 5, "b"), answers("a" * 200, "b"), answers("a" * 200, "b" * 300)]
+    rows, facts = encode_pairs(given, tiny_tokenizer, max_length=80)
+    assert len(rows) == 1
+    assert (facts.pairs, facts.too_long, facts.uneven, facts.equal) == (1, 2, 1, 0)
+
+
+def test_the_lengths_of_both_sides_are_told(tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    given = [answers("aaa", "b"), answers("aaa", "b" * 9), answers("aa", "bb"), answers("aaa", "b")]
+    _, facts = encode_pairs(given, tiny_tokenizer, max_length=None)
+    assert (facts.chosen_tokens, facts.rejected_tokens) == (3.75, 4.25)  # with the end-of-turn
+    assert facts.chosen_longer == 2.5 / 4
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(pairs_table(facts))
+    assert "62.5%" in capture.get()
+
+
+def test_a_sampled_answer_may_lack_its_ending_and_a_wrong_beginning_stops(tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    end = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    sampled = {
+        "prompt_ids": encode_prompt(tiny_tokenizer, PROMPTS[0]["messages"]),
+        "chosen_ids": [70, 71, end],
+        "rejected_ids": [70, 71, 72],
+    }
+    assert encode_pairs([sampled], tiny_tokenizer, max_length=None)[1].unfinished == 1
+    tiny_tokenizer.bos_token = "<|pad|>"
+    sampled["prompt_ids"] = [tiny_tokenizer.bos_token_id, *sampled["prompt_ids"]]
+    with pytest.raises(UserError, match=r"2 where it does not begin with 0 BOS .*pair 1"):
+        encode_pairs([sampled], tiny_tokenizer, max_length=None)

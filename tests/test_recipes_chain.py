@@ -238,6 +238,48 @@ def test_lora_goes_through_the_whole_chain(world):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+def test_tokens_that_the_base_lacks_go_through_the_whole_chain_under_lora(world):
+    template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|done|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    (world / "own.jinja").write_text(template)
+    write_jsonl(
+        world / "given.jsonl",
+        [{"prompt": f"say {c}", "chosen": c * 3, "rejected": "no" + c} for c in "abcdefgh"],
+    )
+    options = (
+        "lora.r=4",
+        f"model.chat_template={world / 'own.jinja'}",
+        "sft_dialogue.enabled=false",
+        f"data.preference=[{{path: {world / 'given.jsonl'}}}]",
+        "data.too_long=split",
+        "dpo.num_train_epochs=3",
+    )
+    assert run(world, *options) == 2, "the end of a turn is no token yet"
+    assert run(world, *options, "model.add_tokens=['<|user|>', '<|assistant|>', '<|done|>']") == 0
+    base = AutoModelForCausalLM.from_pretrained(world / "run" / "base" / "model")
+    start = base.get_input_embeddings().weight
+    rows = []
+    for stage in ("1-sft-all", "3-dpo"):
+        folder = world / "run" / stage / "model"
+        ids = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["<|user|>", "<|done|>"])
+        config = read_json(folder / "adapter_config.json")
+        assert config["base_model_name_or_path"] == str(world / "run" / "base" / "model")
+        assert ids[1] in GenerationConfig.from_pretrained(folder).eos_token_id
+        (name,) = (
+            n for n in load_file(folder / "adapter_model.safetensors") if "trainable_tokens" in n
+        )
+        rows.append(load_file(folder / "adapter_model.safetensors")[name])
+    assert rows[0].shape == (3, start.shape[1])
+    assert not torch.equal(rows[0], start[-3:]) and not torch.equal(rows[0], rows[1])
+    facts = read_json(world / "run" / "data" / "preference.json")
+    assert (facts["pairs"], facts["uneven"], facts["chosen_longer"]) == (8, 0, 0.5)
+    assert (facts["chosen_tokens"], facts["rejected_tokens"]) == (4.0, 4.0)
+    checks = read_json(world / "run" / "data" / "checks.json")["sft-all"]
+    assert sum(tally["rows"] for tally in checks) == 24
+
+
 def end_of_turn(folder):
     return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
 
@@ -277,8 +319,11 @@ def test_a_question_of_the_benchmark_is_not_trained_on(world, capsys):
 
 def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys):
     assert run(world, "--dry-run") == 0
-    shown = capsys.readouterr().out
+    said = capsys.readouterr()
+    shown, told = said.out, " ".join(said.err.split())
     assert "math" in shown and "dialogue" in shown and "\x1b[32m" in shown
+    assert "46.6%" in told, "the paper's mix stands beside ours"
+    assert "24 of 24 trained turns end with a trained end-of-turn, 0 are cut" in told
     assert not (world / "run").exists()
 
 

@@ -13,12 +13,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft.chat import (
     EncodedChat,
+    coloured,
     encode_chat,
     encode_chats,
     encode_prompt,
     ensure_template,
     main,
-    preview,
     stop_ids,
 )
 from sft.config import UserError
@@ -558,7 +558,9 @@ def test_batches_equal_single_chats_and_keep_bad_rows_in_place(tiny_tokenizer):
 
 def test_preview_colours_what_is_trained(tiny_tokenizer):
     tiny_tokenizer.chat_template = CHATML
-    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in preview(tiny_tokenizer, ONE)
+    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in coloured(
+        tiny_tokenizer, encode_chat(tiny_tokenizer, ONE)
+    )
 
 
 def test_command_shows_a_row_of_each_kind(tiny_tokenizer, tiny_model, tmp_path, capsys):

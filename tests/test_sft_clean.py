@@ -60,6 +60,15 @@ def test_near_duplicates_go_inside_and_across_sources_and_leave_their_evidence(t
     assert lines[0]["overlap"] == lines[2]["overlap"] == 1 > lines[1]["overlap"] >= 0.8
 
 
+def test_plain_texts_are_compared_and_looked_through_as_chats_are(tmp_path):
+    texts = [{"text": STORY * 4}, {"text": STORY * 4 + "Again!"}, {"text": f"Exam. {QUESTION}"}]
+    rows = read(tmp_path, texts)
+    near = without_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
+    assert [row["text"] for row in near.rows] == [texts[0]["text"], texts[2]["text"]]
+    clean = without_contaminated(near, KNOWN, on_error="drop", evidence=tmp_path / "c.jsonl")
+    assert [row["text"] for row in clean.rows] == [texts[0]["text"]]
+
+
 def test_without_a_threshold_only_exact_copies_go(tmp_path):
     rows = read(tmp_path, [chat("Hi", STORY), chat("Hi!", STORY), chat("Hi", STORY)])
     kept = without_near_duplicates(rows, threshold=0.0, evidence=tmp_path / "d.jsonl")

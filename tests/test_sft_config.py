@@ -5,7 +5,16 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
-from sft.config import CHECKOUT, Preset, SftStage, UserError, find_path, load_preset, resolved
+from sft.config import (
+    CHECKOUT,
+    Preset,
+    SftStage,
+    Source,
+    UserError,
+    find_path,
+    load_preset,
+    resolved,
+)
 
 GOOD = """
 model: {name_or_path: somewhere}
@@ -39,9 +48,7 @@ def test_values_take_the_type_of_the_field_they_land_in(preset_file):
     assert preset.sft_all.trl["learning_rate"] == 3e-4
     assert preset.dpo.trl["beta"] == 1.0 and isinstance(preset.dpo.trl["beta"], float)
     assert preset.lora.r == 16
-    assert [dataclasses.asdict(s) for s in preset.data.sft] == [
-        {"path": "b.jsonl", "kind": "code", "weight": 2.0, "columns": {}, "split": "train"}
-    ]
+    assert preset.data.sft == [Source("b.jsonl", kind="code", weight=2.0)]
     assert preset.eval.repetition.cap == 99
     assert preset.dpo.trl["loss_type"] == ["ipo"]
     assert preset.sft_dialogue.kinds == ["dialogue", "safety"]
@@ -79,6 +86,16 @@ def test_every_mistake_is_named_at_once_with_the_nearest_valid_key(preset_file):
         ("lora.r=-1", "must be 0"),
         ("sft_all.max_length=many", "is not int | None"),
         ("data.sft=[{path: a, knd: b}]", r"unknown key data.sft\[0\].knd"),
+        ("data.turns=first", "is not one of all, last"),
+        ("data.too_long=cut", "is not one of drop, truncate, split"),
+        ("data.sft=[{path: a, count: 0}]", r"data.sft\[0\].count=0 must be positive"),
+        ("data.sft=[{path: a, count: 5, weight: 2}]", "stand without weight"),
+        ("data.sft=[{path: a, weight: -1}]", "must not be negative"),
+        ("data.sft=[{path: a, tree_paths: some}]", "is not one of best, all"),
+        ("data.sft=[{path: a, kind_rule: {math: '['}}]", "kind_rule.math='.' is no regular"),
+        ("data.sft=[{path: a, kind_rule: {math: 3}}]", "kind_rule.math=3 is no regular"),
+        ("data.preference=[{path: a, tree_paths: all}]", "has no effect on data.preference"),
+        ("pairs.prompts=[{path: a, count: 5}]", "has no effect on pairs.prompts"),
     ],
 )
 def test_settings_that_could_not_take_effect_are_refused(preset_file, override, words):
@@ -148,6 +165,7 @@ def test_our_own_keys_are_these():
     assert plain == {
         "run": ["dir", "seed"],
         "model": [
+            "add_tokens",
             "attn_implementation",
             "chat_template",
             "dtype",
@@ -162,6 +180,8 @@ def test_our_own_keys_are_these():
             "on_error",
             "preference",
             "sft",
+            "too_long",
+            "turns",
         ],
         "sft_all": ["enabled", "kinds", "packing", "train_batch_size"],
         "sft_dialogue": ["enabled", "kinds", "packing", "train_batch_size"],

@@ -4,10 +4,12 @@ import csv
 import gzip
 import json
 import re
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import KINDS_OF_FILE, write_as
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -123,8 +125,10 @@ def test_real_tool_calls_become_structure(real_data):
 
 def check_row(row):
     """The promises of a row: any later part may rely on them."""
-    messages = row["messages"]
-    assert messages[-1]["role"] == "assistant"
+    if "text" in row:
+        assert row["text"].strip() and "messages" not in row
+    messages = row.get("messages", [])
+    assert "text" in row or messages[-1]["role"] == "assistant"
     assert row["kind"] and isinstance(row["kind"], str)
     assert re.search(r":\d+$", row["origin"])
     for i, message in enumerate(messages):
@@ -141,7 +145,7 @@ def check_row(row):
 FORMATS = {
     "openai": {"messages": CHAT},
     "openai parts": {
-        "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, CHAT[1]]
+        "messages": [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in CHAT]
     },
     "sharegpt": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
     "sharegpt with roles": {"conversations": CHAT},
@@ -171,9 +175,145 @@ FORMATS = {
 }
 
 
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_is_recognised(name, tmp_path):
-    assert messages_of(tmp_path, FORMATS[name]) == CHAT
+def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
+    write_as(tmp_path / file, FORMATS[name])
+    (row,) = read(tmp_path / file).rows
+    assert row["messages"] == CHAT
+
+
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
+def test_tools_and_calls_are_recognised_in_every_kind_of_file(file, tmp_path):
+    function = {"name": "f", "arguments": {"x": 1}}
+    turns = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "a"},
+        {"from": "function_call", "value": json.dumps(function)},
+        {"from": "observation", "value": "1"},
+        {"from": "gpt", "value": "b"},
+    ]
+    tool = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    write_as(tmp_path / file, {"conversations": turns, "tools": json.dumps([tool])})
+    (row,) = read(tmp_path / file).rows
+    assert row["tools"] == [{"type": "function", "function": tool}]
+    assert [m["role"] for m in row["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    assert row["messages"][2]["tool_calls"] == [{"type": "function", "function": function}]
+
+
+# Plain text, trees, and the options of a source.
+
+
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
+def test_plain_text_is_a_row_of_its_own_shape(file, tmp_path):
+    write_as(tmp_path / file, {"text": "Once upon a time", "id": "7"})
+    (row,) = read(tmp_path / file).rows
+    origin = row.pop("origin")
+    assert row == {"text": "Once upon a time", "kind": "text", "id": "7"}
+    assert origin.startswith(str(tmp_path / file))
+    assert read(tmp_path / file, kind="story").rows[0]["kind"] == "story"
+
+
+def test_text_beside_other_content_is_no_plain_text(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"text": "a", "input": "b"}])
+    with pytest.raises(UserError, match="are no known format"):
+        read(path)
+    assert read(path, columns={"text": "text"}).rows[0]["text"] == "a"
+    (chat,) = read(write(tmp_path / "chat.jsonl", [{**GOOD, "text": "a b"}])).rows
+    assert chat["messages"] == CHAT
+    path = write(tmp_path / "twice.jsonl", [{"text": "a"}, {"text": "a", "id": 1}, {"text": "b"}])
+    assert read(path).counts[0].dropped == {"same text": 1}
+
+
+def node(role, text, *replies, rank=None):
+    return {"role": role, "text": text, "rank": rank, "replies": list(replies)}
+
+
+def test_every_path_of_a_tree_ends_with_an_answer(tmp_path):
+    asked, said = "prompter", "assistant"
+    tree = node(
+        asked,
+        "q",
+        node(said, "a", node(asked, "more", node(said, "b"), node(said, "c", node(asked, "?")))),
+        node(said, "d", node(asked, "nobody answers")),
+        rank=0,
+    )
+    path = write(tmp_path / "trees.jsonl", [{"message_tree_id": "t", "prompt": tree}])
+    rows = read(path, tree_paths="all").rows
+    assert [[m["content"] for m in row["messages"]] for row in rows] == [
+        ["q", "a", "more", "b"],
+        ["q", "a", "more", "c"],
+        ["q", "d"],
+    ]
+    unanswered = {"message_tree_id": "t", "prompt": node(asked, "q", node(asked, "r"))}
+    path = write(tmp_path / "none.jsonl", [unanswered])
+    with pytest.raises(UserError, match=r"none.jsonl:1: the tree has no assistant turn"):
+        read(path, tree_paths="all")
+
+
+def leaves(tree):
+    """Oracle: paths to answers that no answer follows, by plain recursion."""
+
+    def walk(message, path):
+        path = [*path, message["text"]]
+        below = [p for reply in message["replies"] for p in walk(reply, path)]
+        return below or ([path] if message["role"] == "assistant" else [])
+
+    return walk(tree, [])
+
+
+@pytest.mark.real
+def test_all_paths_of_the_real_trees(real_data):
+    path = real_data / "sft/oasst_en_100_trees.jsonl"
+    trees = [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+    expected = [path for tree in trees for path in leaves(tree)]
+    result = read(path, tree_paths="all")
+    (count,) = result.counts
+    assert count.rows_in == len(expected) > 400
+    assert count.mended == {}
+    texts = [[m["content"] for m in row["messages"]] for row in result.rows]
+    assert [t for t in expected if t not in texts] == []
+    best = read(path).rows
+    assert all([m["content"] for m in row["messages"]] in texts for row in best[:5])
+
+
+@pytest.mark.real
+def test_calculator_annotations_go_and_the_answers_line_stays(real_data):
+    path = real_data / "sft/gsm8k_train.jsonl.gz"
+    plain, stripped = read(path).rows, read(path, strip_calculator=True)
+    assert sum("<<" in row["messages"][1]["content"] for row in plain) > 7000
+    assert stripped.counts[0].mended["calculator annotations removed"] > 7000
+    for before, after in zip(plain, stripped.rows, strict=True):
+        said, kept = before["messages"][1]["content"], after["messages"][1]["content"]
+        assert "<<" not in kept and ">>" not in kept
+        assert kept.splitlines()[-1] == said.splitlines()[-1]
+        assert kept.splitlines()[-1].startswith("#### ")
+        assert before["messages"][0] == after["messages"][0]
+    first = stripped.rows[0]["messages"][1]["content"]
+    assert first == (
+        "Natalia sold 48/2 = 24 clips in May.\n"
+        "Natalia sold 48+24 = 72 clips altogether in April and May.\n#### 72"
+    )
+
+
+def test_a_rule_gives_the_kind_before_the_source_and_the_row_do(tmp_path):
+    rows = [
+        {"prompt": "What is 3+4?", "response": "7", "kind": "own"},
+        {"prompt": "Write a function", "response": "What is 3+4?"},
+        {"prompt": "Hello", "response": "Hi", "kind": "own"},
+    ]
+    path = write(tmp_path / "rows.jsonl", rows)
+    rule = {"code": r"(?i)\bfunction\b", "math": r"\d ?\+ ?\d", "late": "What"}
+    kinds = [row["kind"] for row in read(path, kind_rule=rule).rows]
+    assert kinds == ["math", "code", "own"]
+    kinds = [row["kind"] for row in read(path, kind_rule=rule, kind="dialogue").rows]
+    assert kinds == ["math", "code", "dialogue"]
 
 
 def test_longer_conversations(tmp_path):
@@ -367,6 +507,18 @@ BAD_LINES = {
     "invalid UTF-8": b'{"prompt": "\xff", "response": "b"}',
     "wrong type": json.dumps({"prompt": "a", "response": 3}),
 }
+BAD_BYTES = [
+    ("malformed JSON", b'{"prompt": "a\0", "response": "b"}'),
+    ("malformed JSON", b"\0" * 64),
+    ("malformed JSON", b'{"prompt": ' + b"9" * 5000 + b', "response": "b"}'),
+    ("invalid UTF-8", json.dumps(GOOD).encode("utf-16")),
+    ("invalid UTF-8", '{"prompt": "é", "response": "b"}'.encode("latin-1")),
+    ("invalid UTF-8", "{'prompt': '你好'}".encode("gbk")),
+    ("nested too deeply", b'{"a":' * 100_000),
+    ("wrong type", json.dumps({"prompt": "a", "response": None, "completion": 3}).encode()),
+    ("wrong type", json.dumps({"messages": [{**CHAT[0], "content": None}, CHAT[1]]}).encode()),
+    ("wrong type", json.dumps({"messages": "[" * 100_000}).encode()),
+]
 MORE_WRONG = [
     ("wrong type", {"messages": "hello"}),
     ("wrong type", {"messages": [*CHAT[:1], {"role": "assistant", "content": None}]}),
@@ -381,7 +533,8 @@ MORE_WRONG = [
     ("unknown role", {"messages": [{"role": None, "content": "a"}, CHAT[1]]}),
     ("no assistant turn", {"messages": []}),
     ("invalid text", {"prompt": "a\ud800", "response": "b"}),
-    ("unknown format", {"text": "plain"}),
+    ("empty text", {"text": " "}),
+    ("wrong type", {"text": 3}),
     ("unknown format", {}),
     ("unknown format", {"a\nb": "one line all the same"}),
 ]
@@ -389,7 +542,7 @@ MORE_WRONG = [
 
 @pytest.mark.parametrize(
     ("rule", "line"),
-    [*BAD_LINES.items(), *((rule, json.dumps(row)) for rule, row in MORE_WRONG)],
+    [*BAD_LINES.items(), *BAD_BYTES, *((rule, json.dumps(row)) for rule, row in MORE_WRONG)],
 )
 def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_path):
     path = tmp_path / "rows.jsonl"
@@ -407,6 +560,13 @@ def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_pa
     assert result.counts[0].problems == [sentence]
 
 
+def parquet_bytes(rows):
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+PARQUET = parquet_bytes([GOOD])
 BAD_FILES = {
     "empty.jsonl": (b"", "is empty"),
     "blank.jsonl": (b"\n\n", "no usable row"),
@@ -423,6 +583,13 @@ BAD_FILES = {
     "quote.csv": (b'prompt,response\n"a,b\n', ":2: malformed CSV"),
     "wide.csv": (b"prompt,response\na,b,c\n", ":2: 3 fields where the header names 2"),
     "latin.csv": (b"prompt,response\na,\xe9\n", ":2: .* is not UTF-8"),
+    "nul.csv": (b"prompt,response\na,b\n\0,c\n", ":3: .*NUL"),
+    "nul.json": (b'[{"prompt": "a\0", "response": "b"}]', ":1: malformed JSON"),
+    "deep.json": (b"[" * 100_000, ":1: JSON nested too deeply"),
+    "half.parquet": (PARQUET[: len(PARQUET) // 2], ":1: unreadable Parquet"),
+    "real.jsonl": (PARQUET, ":1: is a Parquet file"),
+    "real.csv": (PARQUET, ":1: is a Parquet file"),
+    "utf16.csv": ("prompt,response\na,b\n".encode("utf-16"), ":1: .* is not UTF-8"),
     "latin.json": (b'[\n{"prompt": "\xe9", "response": "b"}]', ":2: .* is not UTF-8"),
 }
 
@@ -435,6 +602,50 @@ def test_bad_file_is_one_sentence(name, tmp_path):
         read(tmp_path / name)
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_mixed_types_names_its_first_wrong_row(tmp_path):
+    answers = ["b", 3, None, ["x"], {"y": 1}, True]
+    rows = [{"prompt": f"{i}", "response": answer} for i, answer in enumerate(answers)]
+    for name in ("a.jsonl", "a.json"):
+        (tmp_path / name).write_text(
+            "[\n" + ",\n".join(map(json.dumps, rows)) + "]"
+            if name == "a.json"
+            else "\n".join(map(json.dumps, rows))
+        )
+        line = 3 if name == "a.json" else 2
+        with pytest.raises(UserError, match=rf"{name}:{line}: response is a number; it must be"):
+            read(tmp_path / name)
+        (count,) = read(tmp_path / name, on_error="drop").counts
+        assert count.dropped == {"wrong type": 3, "unknown role": 1, "unknown format": 1}
+    table = pyarrow.table({"prompt": ["a", "b"], "response": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "n.parquet")
+    with pytest.raises(UserError, match=r"n.parquet:1: response is a number"):
+        read(tmp_path / "n.parquet")
+
+
+def test_crlf_and_a_bom_change_neither_rows_nor_lines(tmp_path):
+    lines = [json.dumps(GOOD), "", json.dumps({**GOOD, "prompt": "z"}), "{"]
+    plain, windows = tmp_path / "plain.jsonl", tmp_path / "windows.jsonl"
+    plain.write_bytes("\n".join(lines).encode())
+    windows.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    one, two = read(plain, on_error="drop"), read(windows, on_error="drop")
+    assert [r["messages"] for r in one.rows] == [r["messages"] for r in two.rows]
+    assert [r["origin"].rpartition(":")[2] for r in two.rows] == ["1", "3"]
+    assert two.counts[0].problems[0].startswith(f"{windows}:4: malformed JSON")
+
+
+def test_fifty_megabytes_in_a_line_are_one_sentence(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        file.write(json.dumps(GOOD) + '\n{"prompt": "')
+        file.write("x" * 50 * 2**20 + '", "response": "b"}\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:2: the row has 50.0 MB, more than 16 MB"):
+        read(path)
+    tracemalloc.start()
+    assert len(read(path, on_error="drop").rows) == 1
+    assert tracemalloc.get_traced_memory()[1] < 60 * 2**20  # the text twice would be 100
+    tracemalloc.stop()
 
 
 def test_missing_file_names_the_nearest(tmp_path):
@@ -537,14 +748,6 @@ def outcome(path, *, on_error, **source):
     assert count.rows_in == count.kept + sum(count.dropped.values())
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
-@given(rows=ROWS, on_error=st.sampled_from(["stop", "drop"]), array=st.booleans())
-def test_fuzz_rows(rows, on_error, array, tmp_path):
-    path = tmp_path / ("rows.json" if array else "rows.jsonl")
-    path.write_text(json.dumps(rows) if array else "\n".join(map(json.dumps, rows)))
-    outcome(path, on_error=on_error)
-
-
 SNIPPETS = st.sampled_from(
     [
         b'{"prompt": "a", "response": "b"}',
@@ -568,18 +771,80 @@ SNIPPETS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=QUIET)
-@given(
-    parts=st.lists(SNIPPETS | st.binary(max_size=5), max_size=8),
-    name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "z.jsonl.gz"]),
-    on_error=st.sampled_from(["stop", "drop"]),
-)
-def test_fuzz_bytes(parts, name, on_error, tmp_path):
+def write_bytes(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def fuzz_rows(folder, *, rows, array, on_error):
+    text = json.dumps(rows) if array else "\n".join(map(json.dumps, rows))
+    path = write_bytes(folder / ("rows.json" if array else "rows.jsonl"), text.encode())
+    outcome(path, on_error=on_error)
+
+
+def fuzz_bytes(folder, *, parts, name, on_error):
     data = b"".join(parts)
-    (tmp_path / name).write_bytes(
-        gzip.compress(data)[: -len(parts) or None] if name[0] == "z" else data
-    )
-    outcome(tmp_path / name, on_error=on_error)
+    if name.startswith("z"):
+        data = gzip.compress(data)[: -len(parts) or None]
+    outcome(write_bytes(folder / name, data), on_error=on_error)
+
+
+def fuzz_mutants(folder, *, name, file, cuts, on_error):
+    """A valid file with bytes replaced, inserted or taken out at a few places."""
+    path = folder / file
+    write_as(path, FORMATS[name])
+    data = bytearray(path.read_bytes())
+    for place, width, put in cuts:
+        at = place % (len(data) + 1)
+        data[at : at + width] = put
+    outcome(write_bytes(path, bytes(data)), on_error=on_error)
+
+
+STOP_OR_DROP = st.sampled_from(["stop", "drop"])
+FUZZ = {
+    fuzz_rows: {"rows": ROWS, "array": st.booleans()},
+    fuzz_bytes: {
+        "parts": st.lists(SNIPPETS | st.binary(max_size=5), max_size=8),
+        "name": st.sampled_from(
+            ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "z.jsonl.gz"]
+        ),
+    },
+    fuzz_mutants: {
+        "name": st.sampled_from(sorted(FORMATS)),
+        "file": st.sampled_from(KINDS_OF_FILE),
+        "cuts": st.lists(
+            st.tuples(st.integers(0, 5000), st.integers(0, 4), SNIPPETS | st.binary(max_size=3)),
+            min_size=1,
+            max_size=4,
+        ),
+    },
+}
+
+
+def fuzz(body, folder, *, examples):
+    """Run `body` on that many generated files."""
+    count = 0
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=QUIET, database=None)
+    @given(**FUZZ[body], on_error=STOP_OR_DROP)
+    def each(**drawn):
+        nonlocal count
+        count += 1
+        body(folder, **drawn)
+
+    each()
+    print(f"{body.__name__}: {count} files")
+
+
+@pytest.mark.parametrize("body", FUZZ, ids=lambda body: body.__name__)
+def test_fuzz(body, tmp_path):
+    fuzz(body, tmp_path, examples=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", FUZZ, ids=lambda body: body.__name__)
+def test_fuzz_of_ten_thousand_files_and_more(body, tmp_path):
+    fuzz(body, tmp_path, examples=4000)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=QUIET)

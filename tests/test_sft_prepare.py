@@ -1,14 +1,17 @@
 """Sources become the rows that the preset describes: weights, kinds, lengths, and a cache."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 from datasets import Dataset, concatenate_datasets
 
 from sft.chat import ensure_template
+from sft.checks import Rules, total
 from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
 from sft.decontaminate import Benchmarks, Question
-from sft.mix import take_share
+from sft.mix import take_count, take_share
 from sft.model import Placement, context_window
 from sft.plan import fit_lengths
 from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage
@@ -17,6 +20,9 @@ from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
 
 NOTHING = Benchmarks(key="", load=dict)
+STOP = DataSection(on_error="stop")
+# The ends of a turn of the tiny tokenizer, which has no BOS.
+RULES = Rules(stops=frozenset({0, 3}), bos=None, leading_bos=0)
 
 
 def chat(question, answer, **more):
@@ -152,25 +158,36 @@ def test_rows_have_one_fingerprint_however_they_are_stored(sources, setting):
 
 def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
     rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
-    dialogue = rows_of_stage(rows, kinds=["dialogue"], max_length=None, on_error="stop", where="s")
+    dialogue = rows_of_stage(
+        rows, kinds=["dialogue"], max_length=None, rules=RULES, section=STOP, where="s"
+    )
     assert len(dialogue.rows) == 8 and dialogue.too_long == 0
     lengths = sorted(len(ids) for ids in rows["input_ids"])
-    cut = rows_of_stage(rows, kinds=[], max_length=lengths[-1] - 1, on_error="stop", where="s")
+    cut = rows_of_stage(
+        rows, kinds=[], max_length=lengths[-1] - 1, rules=RULES, section=STOP, where="s"
+    )
     assert cut.too_long == lengths.count(lengths[-1]) == 1
     with pytest.raises(UserError, match="no row is of kind safety; the rows are 4 math, 8 dialog"):
-        rows_of_stage(rows, kinds=["safety"], max_length=None, on_error="stop", where="s")
+        rows_of_stage(rows, kinds=["safety"], max_length=None, rules=RULES, section=STOP, where="s")
 
 
 def test_when_most_rows_are_too_long_the_user_decides(sources, setting):
     rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
     lengths = sorted(len(row["input_ids"]) for row in rows if row["kind"] == "math")
-    short = {"kinds": ["math"], "max_length": lengths[0], "where": "s"}
-    with pytest.raises(UserError, match=r"rows are longer; raise it .* or set data.on_error=drop"):
-        rows_of_stage(rows, on_error="stop", **short)
-    left = rows_of_stage(rows, on_error="drop", **short)
+    short = {"kinds": ["math"], "max_length": lengths[0], "rules": RULES, "where": "s"}
+    with pytest.raises(UserError, match=r"rows are longer; raise it .* or data.on_error=drop"):
+        rows_of_stage(rows, section=STOP, **short)
+    left = rows_of_stage(rows, section=DataSection(on_error="drop"), **short)
     assert len(left.rows) == lengths.count(lengths[0]) < len(lengths) / 2
     with pytest.raises(UserError, match="12 of 12 rows are longer"):
-        rows_of_stage(rows, kinds=[], max_length=3, on_error="drop", where="s")
+        rows_of_stage(
+            rows,
+            kinds=[],
+            max_length=3,
+            section=DataSection(on_error="drop"),
+            rules=RULES,
+            where="s",
+        )
 
 
 @pytest.mark.parametrize(("weight", "count"), [(0.25, 25), (1.0, 100), (2.5, 250), (0.0, 0)])
@@ -181,6 +198,67 @@ def test_shares_are_exact_without_replacement_and_the_same_for_a_seed(weight, co
     uses = [sum(r["n"] == i for r in taken) for i in range(100)]
     assert max(uses, default=0) - min(uses, default=0) <= 1
     assert taken == take_share(rows, weight=weight, seed=3)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 101, 250])
+def test_a_count_is_exact_and_no_row_comes_a_second_time_before_all_have_come(count):
+    rows = [{"n": i} for i in range(100)]
+    taken = take_count(rows, count=count, seed=3)
+    uses = [sum(r["n"] == i for r in taken) for i in range(100)]
+    assert len(taken) == count and max(uses) - min(uses) <= 1
+    assert taken == take_count(rows, count=count, seed=3)
+    assert count % 100 == 0 or taken != take_count(rows, count=count, seed=5)
+
+
+def test_counts_turns_and_texts_reach_the_token_rows(sources, setting, tmp_path):
+    counted = [replace(source, weight=1.0, count=11) for source in sources]
+    write_jsonl(tmp_path / "t.jsonl", [{"text": "abc"}])
+    rows = prepare_chats(
+        DataSection([*counted, Source(str(tmp_path / "t.jsonl"))]), setting, benchmarks=NOTHING
+    )
+    assert rows["kind"].count("math") == rows["kind"].count("dialogue") == 11
+    (text,) = [row for row in rows if row["kind"] == "text"]
+    assert setting.tokenizer.decode(text["input_ids"]) == "abc<|endoftext|>"
+    assert text["trained"] == [False, True, True, True]
+
+
+def test_the_last_turn_alone_is_trained_where_the_preset_says_so(setting, tmp_path):
+    two = chat("a", "b")["messages"] + chat("c", "d")["messages"]
+    write_jsonl(tmp_path / "two.jsonl", [{"messages": two}])
+    source = [Source(str(tmp_path / "two.jsonl"))]
+    for turns, trained in (("all", 4), ("last", 2), ("all", 4)):
+        section = DataSection(source, turns=turns)
+        rows = prepare_chats(section, setting, benchmarks=NOTHING)
+        assert sum(rows[0]["trained"]) == trained
+
+
+def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
+    turns = [m for i in range(4) for m in chat(f"q{i}", str(i) * 20)["messages"]]
+    write_jsonl(
+        tmp_path / "long.jsonl", [{"messages": turns}, chat("x", "y" * 200), chat("s", "t")]
+    )
+    write_jsonl(tmp_path / "text.jsonl", [{"text": "z" * 150}])
+    sources = [Source(str(tmp_path / name)) for name in ("long.jsonl", "text.jsonl")]
+
+    def made(policy, length=100):
+        section = DataSection(sources, too_long=policy, on_error="drop")
+        rows = prepare_chats(section, setting, benchmarks=NOTHING, split_at=length)
+        return rows_of_stage(
+            rows, kinds=[], max_length=length, rules=RULES, section=section, where="s"
+        )
+
+    dropped = made("drop")
+    assert (len(dropped.rows), dropped.too_long) == (1, 3)
+    cut = made("truncate")
+    assert (len(cut.rows), cut.too_long, total(cut.checked).cut) == (4, 0, 2)  # one in a prompt
+    split = made("split")
+    # The chat of four rounds comes in two pieces or more, the text in two; one answer is too long.
+    assert split.too_long == 1 and total(split.checked).cut == 1
+    assert read_json(setting.folder / "data" / "data.json")["pieces"] == 2
+    assert sum(sum(row["trained"]) for row in split.rows) == 4 * 21 + 2 + 150
+    for result in (dropped, cut, split):
+        assert all(len(row["input_ids"]) <= 100 for row in result.rows)
+        assert total(result.checked).left_out == result.too_long
 
 
 def test_prompts_wait_for_an_answer_whatever_the_row_was(tmp_path):

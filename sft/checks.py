@@ -1,0 +1,196 @@
+"""Hard rules on token rows: checked on every one before a model loads, and shown as a table."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from sft.chat import EncodedChat, encode_prompts, stop_ids
+from sft.config import UserError
+from sft.mask import control_tokens, find_ending, has_generation_tags
+from sft.mix import PAPER_SHARES, share_of_kind
+
+EXAMPLES = 3  # places that a violation names
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a tokenizer and its template ask of a row."""
+
+    stops: frozenset[int]  # ids of which every trained turn holds one
+    bos: int | None
+    leading_bos: int  # how many a generation prompt begins with: 0 or 1
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "Rules":
+        stops = set(stop_ids(tokenizer))
+        if has_generation_tags(tokenizer):
+            # Its history may end a turn with a token of its own; sft.chat holds the last to stops.
+            stops |= set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
+        begins = int(find_ending(tokenizer).bos)
+        return cls(frozenset(stops), tokenizer.bos_token_id, begins)
+
+
+@dataclass
+class Tally:
+    """Counts over the rows of one source and kind."""
+
+    rows: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    turns: int = 0  # trained
+    cut: int = 0  # rows whose last answer breaks off at the length
+    left_out: int = 0  # rows that are longer than the length
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Tallies by (source, kind), and for each broken rule the places of the rows that break it."""
+
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    broken: dict[str, list[str]] = field(default_factory=dict)
+
+    def tally(self, origin: str, kind: str) -> Tally:
+        """The tally that a row of this origin (path:line) and kind belongs to."""
+        return self.tallies.setdefault((origin.rpartition(":")[0], kind), Tally())
+
+
+def check_row(
+    ids: Sequence[int], trained: Sequence[bool], *, rules: Rules, cut: bool = False
+) -> tuple[int, list[str]]:
+    """The number of trained turns in a row, and the rules that it breaks.
+
+    Of `<s> q ? a <end> q ? b <end>` with both answers trained these are 2 and none; without the
+    last token, none only where the row is known to be `cut`.
+    """
+    flags = np.asarray(trained, dtype=bool)
+    tokens = np.asarray(ids, dtype=np.int64)
+    if not flags.any():
+        return 0, ["nothing in it is trained"]
+    broken = []
+    begins = 0
+    while begins < len(ids) and ids[begins] == rules.bos:
+        begins += 1
+    # Where eos serves as BOS too, a template that writes neither begins with text.
+    if begins != rules.leading_bos:
+        broken.append(f"it does not begin with {rules.leading_bos} BOS token as a prompt does")
+    starts = np.flatnonzero(flags & ~np.append(False, flags[:-1]))
+    ends = np.flatnonzero(flags & ~np.append(flags[1:], False))
+    stops = np.append(0, np.cumsum(np.isin(tokens, list(rules.stops))))
+    stopped = stops[ends + 1] > stops[starts]
+    if cut and ends[-1] == len(flags) - 1:
+        stopped[-1] = True
+    if not stopped.all():
+        broken.append("a trained turn has no trained end-of-turn")
+    return len(ends), broken
+
+
+def check_rows(rows: Iterable[Mapping[str, Any]], *, rules: Rules) -> Checked:
+    """Tally and check rows of {"origin", "kind", "input_ids", "trained", "cut"?}."""
+    checked = Checked()
+    for row in rows:
+        cut = bool(row.get("cut"))
+        turns, broken = check_row(row["input_ids"], row["trained"], rules=rules, cut=cut)
+        tally = checked.tally(row["origin"], row["kind"])
+        tally.rows += 1
+        tally.tokens += len(row["input_ids"])
+        tally.trained_tokens += int(np.sum(row["trained"]))
+        tally.turns += turns
+        tally.cut += cut
+        for rule in broken:
+            checked.broken.setdefault(rule, []).append(row["origin"])
+    return checked
+
+
+def check_prompts(
+    tokenizer: Any, chats: Sequence[tuple[Mapping[str, Any], EncodedChat]]
+) -> dict[str, list[str]]:
+    """Origins of chats whose ids do not begin with the prompt that generation would start from."""
+    asked = [(chat, row) for chat, row in chats if "text" not in chat]
+    prompts = encode_prompts(tokenizer, [{**c, "messages": c["messages"][:-1]} for c, _ in asked])
+    wrong = [
+        str(chat["origin"])
+        for (chat, row), prompt in zip(asked, prompts, strict=True)
+        if row.input_ids[: len(prompt)] != prompt
+    ]
+    return {"it does not begin with the tokens of its generation prompt": wrong}
+
+
+def refuse_broken(broken: Mapping[str, Sequence[str]], *, where: str) -> None:
+    """Stop where a rule is broken.
+
+    Raises:
+        UserError: every broken rule with its count and the first places.
+    """
+    told = [
+        f"{len(places)} where {rule} (first: {', '.join(places[:EXAMPLES])})"
+        for rule, places in broken.items()
+        if places
+    ]
+    if told:
+        raise UserError(
+            f"{where}: rows break a rule that holds for every row: {'; '.join(told)}; correct the "
+            "rows or the chat template (model.chat_template)"
+        )
+
+
+def as_facts(checked: Checked) -> list[dict[str, Any]]:
+    """The tallies as plain data, one entry a source and kind."""
+    return [
+        {"source": source, "kind": kind, **vars(tally)}
+        for (source, kind), tally in checked.tallies.items()
+    ]
+
+
+def total(checked: Checked) -> Tally:
+    """All tallies in one."""
+    columns = zip(*(vars(tally).values() for tally in checked.tallies.values()), strict=True)
+    return Tally(*map(sum, columns))
+
+
+def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
+    """What a stage trains on by source and kind, and what was checked on every row of it."""
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("source", overflow="fold")
+    table.add_column("kind")
+    for heading in ("rows", "tokens", "trained", "turns", "cut", "left out"):
+        table.add_column(heading, justify="right")
+    sources = dict.fromkeys(source for source, _ in checked.tallies)
+    unique = len({PurePath(source).name for source in sources}) == len(sources)
+    for (source, kind), tally in checked.tallies.items():
+        table.add_row(PurePath(source).name if unique else source, kind, *_cells(tally))
+    over_all = total(checked)
+    if len(checked.tallies) > 1:
+        table.add_row("all", "", *_cells(over_all), style="bold")
+    ended = over_all.turns - over_all.cut
+    return Group(
+        table,
+        f"checked on every row: {rules.leading_bos} BOS at its start; {ended:,} of "
+        f"{over_all.turns:,} trained turns end with a trained end-of-turn, {over_all.cut:,} are "
+        "cut; none is empty; it begins with its generation prompt, token for token\n",
+    )
+
+
+def _cells(tally: Tally) -> list[str]:
+    share = f"{tally.trained_tokens / tally.tokens:.1%}" if tally.tokens else "-"
+    counts = [tally.rows, tally.tokens, share, tally.turns, tally.cut, tally.left_out]
+    return [f"{count:,}" if isinstance(count, int) else str(count) for count in counts]
+
+
+def mix_table(rows: Mapping[str, int], tokens: Mapping[str, int]) -> Table:
+    """Rows and tokens by kind with the share of each beside the paper's."""
+    title = "mix by kind (safety as a share of all rows, the others of the helpful ones)"
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("kind")
+    for heading in ("rows", "tokens", "share", "paper"):
+        table.add_column(heading, justify="right")
+    for kind in sorted(rows, key=lambda k: -rows[k]):
+        paper = f"{PAPER_SHARES[kind]:.1%}" if kind in PAPER_SHARES else "-"
+        share = f"{share_of_kind(kind, rows):.1%}"
+        table.add_row(kind, f"{rows[kind]:,}", f"{tokens[kind]:,}", share, paper)
+    return table

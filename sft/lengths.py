@@ -1,0 +1,125 @@
+"""Rows beyond a length: left out, cut without a false ending, or split where a turn begins.
+
+Conversations are split as messages, before they are tokenised, so that every piece is rendered as
+a chat of its own; cutting and the windows of a plain text are a matter of tokens.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import tee
+from typing import Any
+
+from sft.chat import EncodedChat, encode_chats
+from sft.config import UserError
+from sft.mask import Message
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is left of a token row; `cut` says that its last trained turn breaks off."""
+
+    input_ids: list[int]
+    trained: list[bool]
+    cut: bool = False
+
+
+def fit_row(
+    row: EncodedChat, *, max_length: int | None, too_long: str, bos: int | None
+) -> list[Piece]:
+    """The row in at most `max_length` tokens: as it is, cut or in windows, or not at all.
+
+    For "q ? a b <end>" of which "a b <end>" is trained, and 4 tokens: "drop" and "split" leave
+    nothing (`encode_within` splits chats), "truncate" leaves "q ? a b", cut.
+
+    Args:
+        too_long: drop, truncate or split.
+        bos: the id that repeats at the start of each window of a text, where the text has it.
+    """
+    ids, trained = row.input_ids, row.trained
+    if max_length is None or len(ids) <= max_length:
+        return [Piece(ids, trained)]
+    if too_long == "truncate":
+        if not any(trained[:max_length]):
+            return []
+        end = max(i for i in range(max_length) if trained[i]) + 1
+        return [Piece(ids[:end], trained[:end], cut=end == max_length and trained[end])]
+    if too_long == "split" and is_text(trained):
+        return _windows(ids, size=max_length, bos=bos)
+    return []
+
+
+def is_text(trained: Sequence[bool]) -> bool:
+    """Whether a token row is a plain text: trained but for its first token, which no chat is."""
+    return len(trained) > 1 and not trained[0] and all(trained[1:])
+
+
+def _windows(ids: list[int], *, size: int, bos: int | None) -> list[Piece]:
+    """Windows of which each token but the first is trained, once over all of them."""
+    pieces, start = [], 1
+    while start < len(ids):
+        # Without BOS the token before the window is the context of its first prediction.
+        context = ids[:1] if ids[0] == bos else ids[start - 1 : start]
+        window = context + ids[start : start + size - 1]
+        start += size - 1
+        pieces.append(Piece(window, [False] + [True] * (len(window) - 1), cut=start < len(ids)))
+    return pieces
+
+
+def encode_within(
+    tokenizer: Any, chats: Iterable[dict[str, Any]], *, turns: str, split_at: int | None
+) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
+    """Each chat with its tokens; one longer than `split_at` comes as several, in order.
+
+    A piece, marked by the key "piece", holds the system turn and as many rounds as fit. A round
+    that is too long alone stays so and is left to `fit_row`. Where only the last answer is trained,
+    only the last piece counts.
+    """
+    chats, again = tee(chats)
+    for chat, encoded in zip(chats, encode_chats(tokenizer, again, turns=turns), strict=True):
+        if (
+            split_at is None
+            or isinstance(encoded, UserError)
+            or len(encoded.input_ids) <= split_at
+            or "text" in chat
+            or len(split_rounds(chat["messages"])[1]) == 1
+        ):
+            yield chat, encoded
+            continue
+        pieces = _split(tokenizer, chat, turns=turns, size=split_at)
+        yield from pieces[-1:] if turns == "last" else pieces
+
+
+def _split(
+    tokenizer: Any, chat: dict[str, Any], *, turns: str, size: int
+) -> list[tuple[dict[str, Any], EncodedChat | UserError]]:
+    """Pieces of whole rounds from the end on, each as long as fits."""
+    lead, rounds = split_rounds(chat["messages"])
+    pieces: list[tuple[dict[str, Any], EncodedChat | UserError]] = []
+    end = len(rounds)
+    while end:
+        best = None
+        for start in reversed(range(end)):
+            messages = lead + [m for r in rounds[start:end] for m in r]
+            piece = chat | {"messages": messages, "piece": True}
+            (encoded,) = encode_chats(tokenizer, [piece], turns=turns)
+            too_long = isinstance(encoded, EncodedChat) and len(encoded.input_ids) > size
+            if best is None or not too_long:
+                best = (start, piece, encoded)
+            if too_long:
+                break
+        assert best is not None
+        end, piece, encoded = best
+        pieces.insert(0, (piece, encoded))
+    return pieces
+
+
+def split_rounds(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """The system turn, and the rounds behind it: from a user turn to the answer before the next."""
+    lead = [m for m in messages[:1] if m["role"] == "system"]
+    rounds: list[list[Message]] = []
+    for message in messages[len(lead) :]:
+        answered = bool(rounds) and rounds[-1][-1]["role"] == "assistant"
+        if not rounds or (answered and message["role"] == "user"):
+            rounds.append([])
+        rounds[-1].append(message)
+    return lead, rounds

@@ -1,0 +1,103 @@
+"""Tokens that a chat template needs and the base lacks: added, and trained under LoRA too."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from sft.config import ModelSection, UserError
+from sft.run import Stage, fingerprint, model_fingerprint
+
+log = logging.getLogger(__name__)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Let the tokenizer read each of `tokens` as one special token; new ones go to the end."""
+    special = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    added = tokenizer.add_tokens(special, special_tokens=True)
+    if tokens:
+        log.info("tokens: %s (%d new); their embeddings are trained", " ".join(tokens), added)
+
+
+def base_with_tokens(
+    base: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, run: Path
+) -> str:
+    """The base model with a row for each token of `model.add_tokens` that it lacks.
+
+    A copy under run/base, which is then the base of every stage and adapter, so that nothing that
+    loads them need know of it; the base itself where it lacks none. The new rows, of the embedding
+    and of an untied head, are the mean of the others.
+
+    Args:
+        tokenizer: with the tokens added already.
+
+    Raises:
+        UserError: the base is an adapter.
+    """
+    trust = section.trust_remote_code
+    known = AutoTokenizer.from_pretrained(base, trust_remote_code=trust).get_vocab()
+    new = [token for token in section.add_tokens if token not in known]
+    if not new:
+        return base
+    if (Path(base) / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.add_tokens={section.add_tokens}: {base} is an adapter, which has no embeddings "
+            "to add to; merge it into its base first"
+        )
+    stage = Stage(
+        run / "base",
+        {"weights": model_fingerprint(base), "tokens": fingerprint(section.add_tokens)},
+    )
+    target = stage.folder / "model"
+    with PartialState().main_process_first():
+        if stage.finished() is None:
+            stage.begin()
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                base, dtype="auto", trust_remote_code=trust, use_safetensors=True
+            )
+            _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+            stage.finish(outputs=["model"], facts={"tokens": len(new)})
+    return str(target.resolve())
+
+
+def _add_rows(model: Any, ids: list[int]) -> None:
+    needed = max(ids) + 1
+    if needed > model.get_input_embeddings().weight.shape[0]:  # some vocabularies are padded
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    with torch.no_grad():
+        for matrix in {id(m.weight): m.weight for m in _matrices(model).values()}.values():
+            # New tokens stand behind all others, so these are the rows of the known ones.
+            matrix[ids] = matrix[: min(ids)].mean(0, dtype=torch.float32).to(matrix.dtype)
+
+
+def token_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]]:
+    """The rows that PEFT is to train beside an adapter, by the name of their matrix: those of
+    the embedding and, where it is not the same matrix, of the head.
+
+    Raises:
+        UserError: the head has a bias, which PEFT's wrapper would drop.
+    """
+    matrices = _matrices(model)
+    if any(getattr(m, "bias", None) is not None for m in matrices.values()):
+        raise UserError(
+            "model.add_tokens with LoRA: this model's head has a bias, which peft leaves out; set "
+            "lora.r=0 or a chat template of tokens that the model has"
+        )
+    first = next(iter(matrices.values()))
+    names = [n for n, m in matrices.items() if m is first or m.weight is not first.weight]
+    return {name: list(ids) for name in names}
+
+
+def _matrices(model: Any) -> dict[str, Any]:
+    """The embedding and the head by their full names."""
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    named = {
+        name: module for name, module in model.named_modules() if any(module is m for m in both)
+    }
+    return dict(sorted(named.items(), key=lambda item: item[1] is not both[0]))

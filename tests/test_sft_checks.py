@@ -1,0 +1,141 @@
+"""The hard rules: rows made to break each of them are named with their places."""
+
+import pytest
+from rich.console import Console
+
+from sft.chat import encode_chats, ensure_template
+from sft.checks import (
+    Rules,
+    check_prompts,
+    check_row,
+    check_rows,
+    mix_table,
+    refuse_broken,
+    stage_table,
+    total,
+)
+from sft.config import UserError
+
+BOS, END = 7, 9
+RULES = Rules(stops=frozenset({END}), bos=BOS, leading_bos=1)
+GOOD = [BOS, 1, 2, END, 1, 3, END]
+MASK = [0, 0, 1, 1, 0, 1, 1]
+
+
+def test_docstring_example():
+    assert check_row(GOOD, MASK, rules=RULES) == (2, [])
+    assert check_row(GOOD[:-1], MASK[:-1], rules=RULES)[1]
+    assert check_row(GOOD[:-1], MASK[:-1], rules=RULES, cut=True) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("ids", "trained", "cut", "rule"),
+    [
+        (GOOD[1:], MASK[1:], False, "does not begin with 1 BOS"),
+        ([BOS, *GOOD], [0, *MASK], False, "does not begin with 1 BOS"),
+        (GOOD, [0] * 7, False, "nothing in it is trained"),
+        ([], [], False, "nothing in it is trained"),
+        (GOOD, [0, 0, 1, 0, 0, 1, 1], False, "no trained end-of-turn"),
+        (GOOD, [0, 0, 1, 0, 0, 1, 1], True, "no trained end-of-turn"),
+        (GOOD, [0, 0, 1, 1, 0, 1, 0], False, "no trained end-of-turn"),
+        (GOOD[:5] + GOOD[4:], [0, 0, 1, 1, 0, 1, 0, 1], True, "no trained end-of-turn"),
+        ([BOS, 1, 2], [0, 0, 1], False, "no trained end-of-turn"),
+    ],
+)
+def test_each_rule_can_be_broken(ids, trained, cut, rule):
+    _, broken = check_row(ids, trained, rules=RULES, cut=cut)
+    assert [r for r in broken if rule in r]
+
+
+def test_what_follows_the_end_of_turn_may_be_trained_too(tiny_tokenizer):
+    """As a template's own generation block may have it."""
+    ids, trained = [*GOOD[:4], 2, *GOOD[4:]], [*MASK[:4], 1, *MASK[4:]]
+    assert check_row(ids, trained, rules=RULES) == (2, [])
+    block = "{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}U{{ m.content }}{% else %}"
+        f"<|im_start|>{block}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (chat,) = encode_chats(tiny_tokenizer, [{"messages": turns * 2}])
+    assert tiny_tokenizer.decode(chat.input_ids[-1:]) == "\n" and chat.trained[-1]
+    assert check_row(chat.input_ids, chat.trained, rules=Rules.of(tiny_tokenizer)) == (2, [])
+
+
+def test_no_bos_is_asked_where_the_template_writes_none():
+    rules = Rules(frozenset({END}), BOS, leading_bos=0)
+    assert check_row(GOOD[1:], MASK[1:], rules=rules)[1] == []
+    assert check_row(GOOD, MASK, rules=rules)[1] != []
+
+
+def row(place, ids=GOOD, trained=MASK, **more):
+    return {"origin": place, "kind": "k", "input_ids": ids, "trained": trained, **more}
+
+
+def test_broken_rows_stop_with_counts_and_first_places():
+    bad = [row(f"data/f.jsonl:{i}", trained=[0] * 7) for i in range(2, 7)]
+    checked = check_rows([row("data/f.jsonl:1"), *bad, row("g:1", GOOD[1:], MASK[1:])], rules=RULES)
+    with pytest.raises(UserError) as stopped:
+        refuse_broken(checked.broken, where="sft_all")
+    sentence = str(stopped.value)
+    assert "5 where nothing in it is trained" in sentence
+    assert "(first: data/f.jsonl:2, data/f.jsonl:3, data/f.jsonl:4)" in sentence
+    assert "1 where it does not begin with 1 BOS" in sentence and "g:1" in sentence
+    assert "\n" not in sentence
+    refuse_broken({}, where="sft_all")
+    refuse_broken({"a rule": []}, where="sft_all")
+
+
+def shown(renderable):
+    console = Console(width=120, markup=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_the_table_counts_every_row_by_source_and_kind():
+    rows = [row("a.jsonl:1"), row("a.jsonl:2", GOOD[:-1], MASK[:-1], cut=True), row("hub[x]:9")]
+    checked = check_rows(rows, rules=RULES)
+    checked.tally("a.jsonl:4", "k").left_out += 1
+    whole = total(checked)
+    assert (whole.rows, whole.tokens, whole.trained_tokens) == (3, 20, 11)
+    assert (whole.turns, whole.cut, whole.left_out) == (6, 1, 1)
+    text = shown(stage_table(checked, title="sft-all", rules=RULES))
+    (a,) = [line.split() for line in text.splitlines() if "a.jsonl" in line]
+    assert a == ["a.jsonl", "k", "2", "13", "53.8%", "4", "1", "1"]
+    assert "hub[x]" in text, "brackets of a split are no markup"
+    assert "5 of 6 trained turns end with a trained end-of-turn, 1 are cut" in " ".join(
+        text.split()
+    )
+
+
+def test_the_mix_stands_beside_the_papers():
+    rows = {"math": 466, "code": 222, "dialogue": 312, "safety": 250, "poems": 0}
+    text = shown(mix_table(rows, dict.fromkeys(rows, 1000)))
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] in ("math", "code", "dialogue", "safety"):
+            assert words[-2] == words[-1], line
+    assert next(line for line in text.splitlines() if "poems" in line).split()[-1] == "-"
+
+
+def test_prompts_are_those_of_generation(tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chats = [{"messages": turns, "origin": "f:1"}, {"text": "abc", "origin": "f:2"}]
+    encoded = list(encode_chats(tiny_tokenizer, chats))
+    assert check_prompts(tiny_tokenizer, list(zip(chats, encoded, strict=True))) == {
+        "it does not begin with the tokens of its generation prompt": []
+    }
+    other = [{"role": "user", "content": "z"}, turns[1]]
+    wrong = [({"messages": other, "origin": "f:3"}, encoded[0])]
+    assert list(check_prompts(tiny_tokenizer, wrong).values()) == [["f:3"]]
+
+
+def test_rules_come_from_the_template(tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    assert Rules.of(tiny_tokenizer) == Rules(frozenset({0, 3}), None, 0)
+    tiny_tokenizer.bos_token = "<|pad|>"
+    tiny_tokenizer.chat_template = "{{ bos_token }}" + tiny_tokenizer.chat_template
+    assert Rules.of(tiny_tokenizer) == Rules(frozenset({0, 3}), 1, 1)
