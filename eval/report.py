@@ -1,7 +1,7 @@
 """results.json and stored samples -> report.html and report.md.
 
 Every number comes from results.json; samples are for display only. `python -m eval.report RUN`
-writes the report of a finished run again.
+writes the report of a finished run again, and with a second path the main picture as a PNG.
 """
 
 import base64
@@ -238,13 +238,16 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> int:
-    if len(sys.argv) != 2:
-        print("usage: python -m eval.report RUN_DIR", file=sys.stderr)
+    if len(sys.argv) not in (2, 3):
+        print("usage: python -m eval.report RUN_DIR [PICTURE.png]", file=sys.stderr)
         return 2
-    run_dir = Path(sys.argv[1])
+    run_dir, *picture = map(Path, sys.argv[1:])
     try:
         write_report(run_dir)
-        Console().print(console_table(_read_results(run_dir)))
+        results = _read_results(run_dir)
+        for path in picture:
+            plots.write_picture(results, logs=read_curves(run_dir), path=path)
+        Console().print(console_table(results))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
