@@ -137,7 +137,7 @@ def test_every_verdict_is_lm_evals_own(model, tiny_tokenizer, task_dir, tmp_path
             assert row["score"] == sample[row["metric"]]
             if name == "mine_choice":
                 expected = [log for log, _ in sample["filtered_resps"]]
-                assert row["log_probs"] == pytest.approx(expected, abs=1e-4)
+                assert row["log_probs"] == pytest.approx(expected, abs=1e-4, rel=1e-6)
             else:
                 assert row["answer"] == sample["resps"][0][0]
 
@@ -281,5 +281,5 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
         rows = read(tmp_path / "samples" / f"{name}.jsonl")
         for row, sample in zip(rows, theirs["samples"][name], strict=True):
             expected = [log for log, _ in sample["filtered_resps"]]
-            assert row["log_probs"] == pytest.approx(expected, abs=1e-4)
+            assert row["log_probs"] == pytest.approx(expected, abs=1e-4, rel=1e-6)
             assert row["score"] == sample["acc_norm"]

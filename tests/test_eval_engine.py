@@ -41,7 +41,7 @@ def reference(model, tokenizer, **changes):
 def assert_same_scores(ours, theirs):
     assert len(ours) == len(theirs)
     for (total, greedy), (their_total, their_greedy) in zip(ours, theirs, strict=True):
-        assert total == pytest.approx(their_total, abs=1e-4)
+        assert total == pytest.approx(their_total, abs=1e-4, rel=1e-6)
         assert greedy == their_greedy
 
 

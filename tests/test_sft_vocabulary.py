@@ -147,7 +147,7 @@ def test_under_bfloat16_the_rows_are_float32_and_packing_still_holds(grown):
     kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert next(model.parameters()).dtype == torch.bfloat16  # decides how exact packing must be
-    check_layout(model, tolerance=0.1)
+    check_layout(model)
 
 
 def test_no_copy_is_made_where_no_token_is_new(base, tmp_path):
