@@ -15,6 +15,7 @@ import torch
 from made_up_chats import write_chats
 
 from eval.questions import asked
+from sft.checks import Rules, total
 from sft.config import CHECKOUT, DataSection, EvalSection, LoraSection, ModelSection, Source
 from sft.model import Placement, load_tokenizer
 from sft.plan import rows_of_stage
@@ -39,12 +40,16 @@ def main() -> None:
         setting = Setting(Path(folder) / "run", tokenizer, placement, LoraSection(), 0, False)
         for run in ("first", "second"):
             start, cpu = time.perf_counter(), time.process_time()
-            rows = prepare_chats(DataSection([Source(str(path))]), setting, benchmarks=benchmarks)
+            section = DataSection([Source(str(path))])
+            rows = prepare_chats(section, setting, benchmarks=benchmarks)
             prepared, cpu = time.perf_counter(), time.process_time() - cpu
-            stage = rows_of_stage(rows, kinds=[], max_length=1024, on_error="stop", where="stage")
+            rules = Rules.of(tokenizer)
+            stage = rows_of_stage(
+                rows, kinds=[], max_length=1024, rules=rules, section=section, where="stage"
+            )
             rows_fingerprint(stage.rows)
             end = time.perf_counter()
-            length = stage.tokens / len(stage.rows)
+            length = total(stage.checked).tokens / len(stage.rows)
             print(
                 f"{run} run: {prepared - start:.1f} s ({given.rows / (prepared - start):,.0f} "
                 f"rows/s; {cpu:.1f} s of processor time), {len(rows):,} rows of {length:.0f} "
