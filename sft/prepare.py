@@ -223,14 +223,15 @@ def rows_of_stage(
         UserError: no row is left, or a row breaks a rule; or, where `on_error` is "stop", most are
             too long.
     """
-    present = Counter(rows["kind"])
+    of_rows = rows.with_format("arrow")["kind"][:].to_pylist()
+    present = Counter(of_rows)
     missing = [kind for kind in kinds if kind not in present]
     if missing:
         raise UserError(
             f"{where}.kinds={kinds}: no row is of kind {', '.join(missing)}; the rows are "
             f"{', '.join(f'{n} {kind}' for kind, n in present.items())}"
         )
-    of_kind = rows.select([i for i, k in enumerate(rows["kind"]) if not kinds or k in kinds])
+    of_kind = rows.select([i for i, k in enumerate(of_rows) if not kinds or k in kinds])
     lengths = pc.list_value_length(of_kind.with_format("arrow")["input_ids"][:]).to_pylist()
     fitting = [i for i, n in enumerate(lengths) if max_length is None or n <= max_length]
     longer = [i for i, n in enumerate(lengths) if max_length is not None and n > max_length]
