@@ -7,10 +7,9 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from rich.console import Console
 from trl import DPOConfig
 
-from dpo.checks import PairFacts, pairs_table
+from dpo.checks import pairs_table
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from dpo.loss import check_loss
@@ -18,6 +17,7 @@ from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
 from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
+from sft.console import show
 from sft.decontaminate import Benchmarks
 from sft.mix import mix
 from sft.model import Placement
@@ -68,7 +68,7 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
         rows, counted = encode_pairs(
             mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
         )
-        _show(counted)
+        show(pairs_table(counted))
         if PartialState().is_main_process:
             facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
             write_json(setting.folder / "data" / "preference.json", facts)
@@ -144,12 +144,8 @@ def sampled_pairs(
             "than another; raise pairs.samples_per_prompt or pairs.temperature"
         )
     rows, counted = encode_pairs(pairs, setting.tokenizer, max_length=preset.dpo.trl["max_length"])
-    _show(counted)
+    show(pairs_table(counted))
     return rows
-
-
-def _show(facts: PairFacts) -> None:
-    Console(stderr=True, quiet=not PartialState().is_main_process).print(pairs_table(facts))
 
 
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from eval.generate import FinishReason, Generation, generate
 from sft.chat import stop_ids
 from sft.config import UserError
-from sft.packing import Document, Segment, lay_out
-from sft.scoring import batch_tokens, by_document, score, sequence_sums
+from sft.packing import Document, Segment
+from sft.scoring import batch_tokens, score, scoring_batch, sequence_sums
 
 log = logging.getLogger(__name__)
 
@@ -230,8 +230,7 @@ class Engine(LM):
             context = group[0].context
             branches = tuple(Segment(q.continuation, [True] * len(q.continuation)) for q in group)
             documents.append(Document(Segment(context, [False] * len(context)), branches))
-        flat = by_document(self.model)
-        batch = lay_out(documents, packing=flat, flat=flat).to(self._device)
+        batch = scoring_batch(self.model, documents)
         if self.window is not None:
             # A full window's last token is scored but predicts nothing: any position does for it.
             batch.position_ids.clamp_(max=self.window - 1)

@@ -16,8 +16,8 @@ from eval.generate import FinishReason, generate
 from eval.stats import wilson
 from sft.chat import encode_prompt, stop_ids
 from sft.config import UserError
-from sft.packing import Document, Segment, lay_out
-from sft.scoring import batch_tokens, by_document, score
+from sft.packing import Document, Segment
+from sft.scoring import batch_tokens, score, scoring_batch
 
 # Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
 # and a line of dashes are shorter. A period above 256 does not fit the usual caps four times.
@@ -104,17 +104,17 @@ def measure(
     rows = [_Row(context) for context in contexts]
     decoder.extend(rows, to=[cap] * len(rows), stop_at_loop=True, progress=progress)
     # A loop need not be decoded token by token: it is drafted and checked in one forward pass.
-    early = [row for row in rows if row.reason == "loop"]
-    decoder.follow(early, [find_loop(row.tokens) for row in early], to=2 * cap)
-    short = [row for row in early if len(row.tokens) < cap]
+    early = [(row, find_loop(row.tokens)) for row in rows if row.reason == "loop"]
+    decoder.follow([(row, loop) for row, loop in early if loop], to=2 * cap)
+    short = [row for row, _ in early if len(row.tokens) < cap]
     decoder.extend(short, to=[cap] * len(short))
-    running = [row for row in rows if _runs_on(row, cap=cap)]
+    running = _running(rows, cap=cap)
     while running:
-        decoder.follow(running, [find_loop(row.tokens, cap=cap) for row in running], to=2 * cap)
-        left = [row for row in running if len(row.tokens) < 2 * cap]
+        decoder.follow(running, to=2 * cap)
+        left = [row for row, _ in running if len(row.tokens) < 2 * cap]
         # The token at which a row left the loop; a longer loop may go on with it.
         decoder.extend(left, to=[len(row.tokens) + 1 for row in left])
-        running = [row for row in left if _runs_on(row, cap=cap)]
+        running = _running(left, cap=cap)
     return [
         _stored(prompt, row, tokenizer, decoder.stops, cap=cap)
         for prompt, row in zip(prompts, rows, strict=True)
@@ -167,10 +167,11 @@ class _Row:
     reason: FinishReason = "loop"
 
 
-def _runs_on(row: _Row, *, cap: int) -> bool:
-    """Whether the row is neither over, nor at twice the cap, nor out of its loop at the cap."""
-    going = row.reason in ("cap", "loop") and cap <= len(row.tokens) < 2 * cap
-    return going and find_loop(row.tokens, cap=cap) is not None
+def _running(rows: Sequence[_Row], *, cap: int) -> list[tuple[_Row, Loop]]:
+    """The rows neither over, nor at twice the cap, nor out of the loop they had at the cap, each
+    with that loop."""
+    going = [row for row in rows if row.reason == "cap" and cap <= len(row.tokens) < 2 * cap]
+    return [(row, loop) for row in going if (loop := find_loop(row.tokens, cap=cap)) is not None]
 
 
 @dataclass(frozen=True)
@@ -203,13 +204,14 @@ class _Decoder:
             row.tokens += generation.token_ids
             row.reason = generation.finish_reason
 
-    def follow(self, rows: Sequence[_Row], loops: Sequence[Loop | None], *, to: int) -> None:
+    def follow(self, looping: Sequence[tuple[_Row, Loop]], *, to: int) -> None:
         """Extend rows by as much of their loops as greedy decoding would write.
 
         A loop is written out to `to` tokens, and one forward pass tells how many of them are the
         model's own choice: a row ends where it leaves its loop, or at `to`.
         """
-        drafts = [_continued(row.tokens, loop, to) for row, loop in zip(rows, loops, strict=True)]
+        rows = [row for row, _ in looping]
+        drafts = [_continued(row.tokens, loop, to) for row, loop in looping]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].context))
         budget = batch_tokens(next(self.model.parameters()).device)
         at_once = max(1, budget // max((len(r.context) + to for r in rows), default=1))
@@ -228,9 +230,7 @@ class _Decoder:
             known = row.context + row.tokens
             scored = [False] * len(known) + [True] * len(draft)
             documents.append(Document(Segment(known + draft, scored)))
-        flat = by_document(self.model)
-        device = next(self.model.parameters()).device
-        batch = lay_out(documents, packing=flat, flat=flat).to(device)
+        batch = scoring_batch(self.model, documents)
         was_training = self.model.training
         self.model.eval()
         verdicts = score(self.model, batch).is_argmax
@@ -240,9 +240,8 @@ class _Decoder:
         return [own.index(False) if False in own else len(own) for own in by_row]
 
 
-def _continued(tokens: Sequence[int], loop: Loop | None, length: int) -> list[int]:
+def _continued(tokens: Sequence[int], loop: Loop, length: int) -> list[int]:
     """The tokens that a loop at the tail would add up to `length` in all."""
-    assert loop is not None, "only a looping row is continued"
     unit = list(tokens[-loop.period :])
     missing = max(0, length - len(tokens))
     return (unit * (missing // loop.period + 1))[:missing]

@@ -219,8 +219,9 @@ def encode_prompt(
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
     refuse_control_tokens(tokenizer, messages)
-    refuse_lost_context(render(tokenizer, messages, tools=tools, prompt=True), messages)
-    return encode_prompts(tokenizer, [{"messages": messages, "tools": tools}])[0]
+    text = render(tokenizer, messages, tools=tools, prompt=True)
+    refuse_lost_context(text, messages)
+    return _encode(tokenizer, [text])[0]
 
 
 def encode_prompts(tokenizer, rows: Iterable[dict]) -> list[list[int]]:

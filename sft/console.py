@@ -28,6 +28,12 @@ def start_logging() -> None:
         warnings.filterwarnings("ignore", message=words)
 
 
+def show(table: Any) -> None:
+    """A table on stderr, beside the log, as the names of files and kinds stand in it."""
+    if PartialState().is_main_process:
+        Console(stderr=True, markup=False).print(table)
+
+
 def farewell(table: Any, *, folder: Path, model: str) -> None:
     """The table, where the report is, and how to talk to the model."""
     if PartialState().is_main_process:

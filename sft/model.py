@@ -26,6 +26,7 @@ from transformers import (
 from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
+from sft.run import is_adapter
 from sft.scoring import enable_scoring, layout_flaw
 from sft.vocabulary import add_tokens, token_rows
 
@@ -257,11 +258,6 @@ def _free_memory() -> None:
     # glibc keeps freed activations for itself: gibibytes after a training stage on a CPU.
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a directory holds a LoRA adapter rather than a whole model."""
-    return (Path(path) / "adapter_config.json").is_file()
 
 
 def load_trainable(

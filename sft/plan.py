@@ -9,15 +9,15 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from sft.chat import EncodedChat, coloured
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import Preset, SftStage
+from sft.console import show
 from sft.model import Placement
-from sft.prepare import StageRows, rows_of_stage
+from sft.prepare import StageRows, row_lengths, rows_of_stage
 from sft.run import read_json, write_json
 from sft.setting import Setting
 from sft.trainer import training_arguments
@@ -83,14 +83,12 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
             breaks a rule.
     """
     planned, facts = [], {}
-    first = PartialState().is_main_process
-    console = Console(stderr=True, quiet=not first, markup=False)
     rules = Rules.of(setting.tokenizer)
+    kinds = chats["kind"][:]
     tokens: Counter[str] = Counter()
-    for batch in chats.select_columns(["kind", "input_ids"]).iter(1000):
-        for kind, ids in zip(batch["kind"], batch["input_ids"], strict=True):
-            tokens[kind] += len(ids)
-    console.print(mix_table(Counter(chats["kind"]), tokens))
+    for kind, length in zip(kinds, row_lengths(chats), strict=True):
+        tokens[kind] += length
+    show(mix_table(Counter(kinds), tokens))
     for name, section in _enabled(preset):
         max_length = section.trl["max_length"]
         found = rows_of_stage(
@@ -102,12 +100,12 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
             where=name.replace("-", "_"),
         )
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
-        console.print(stage_table(found.checked, title=title, rules=rules))
+        show(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
         planned.append(PlannedStage(name, section, found.rows))
         facts[name] = as_facts(found.checked)
     file = setting.folder / "data" / "checks.json"
-    if first and read_json(file) != facts:
+    if PartialState().is_main_process and read_json(file) != facts:
         write_json(file, facts)
     return planned
 

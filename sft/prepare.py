@@ -17,7 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat import EncodedChat
-from sft.checks import Checked, Rules, check_prompts, check_rows, refuse_broken
+from sft.checks import Checked, Rules, check_prompts, check_rows, refuse_broken, total
 from sft.clean import (
     known_questions,
     questions_fingerprint,
@@ -51,8 +51,12 @@ class StageRows:
     """The rows that a stage trains on, and what its limits left out or cut."""
 
     rows: Dataset
-    too_long: int
     checked: Checked
+
+    @property
+    def too_long(self) -> int:
+        """How many rows were left out for their length."""
+        return total(self.checked).left_out
 
 
 def prepare_chats(
@@ -199,6 +203,11 @@ def rows_fingerprint(rows: Dataset) -> str:
     return digest.hexdigest()
 
 
+def row_lengths(rows: Dataset) -> list[int]:
+    """The number of tokens of each row."""
+    return pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
+
+
 def _token_row(chat: dict[str, Any], encoded: EncodedChat) -> dict[str, Any]:
     return {
         "origin": chat["origin"],
@@ -232,7 +241,7 @@ def rows_of_stage(
             f"{', '.join(f'{n} {kind}' for kind, n in present.items())}"
         )
     of_kind = rows.select([i for i, k in enumerate(of_rows) if not kinds or k in kinds])
-    lengths = pc.list_value_length(of_kind.with_format("arrow")["input_ids"][:]).to_pylist()
+    lengths = row_lengths(of_kind)
     fitting = [i for i, n in enumerate(lengths) if max_length is None or n <= max_length]
     longer = [i for i, n in enumerate(lengths) if max_length is not None and n > max_length]
     pieces: list[dict[str, Any]] = []
@@ -267,4 +276,4 @@ def rows_of_stage(
     if pieces:
         cut = [{column: piece[column] for column in columns} for piece in pieces]
         chosen = concatenate_datasets([chosen, Dataset.from_list(cut, features=chosen.features)])
-    return StageRows(chosen, too_long, checked)
+    return StageRows(chosen, checked)

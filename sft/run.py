@@ -139,6 +139,11 @@ def model_fingerprint(path: str) -> str:
     return fingerprint(parts)
 
 
+def is_adapter(path: str) -> bool:
+    """Whether a directory holds a LoRA adapter rather than a whole model."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is whole or not there: temporary name, fsync, rename."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

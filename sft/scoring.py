@@ -9,6 +9,7 @@ trl's `add_fused_lm_head`, which off Triton projects every position).
 import functools
 import types
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sft.attention import DOCUMENTS
 from sft.config import UserError
-from sft.packing import Batch, Document, Segment, attention_mask, pack
+from sft.packing import Batch, Document, Segment, attention_mask, lay_out, pack
 
 # Logits alive at once: 2^26 float32 values, a quarter of a GiB, whatever the vocabulary.
 LOGITS_BUDGET = 2**26
@@ -182,6 +183,17 @@ def layout_flaw(model: Any) -> str | None:
 def batch_tokens(device: torch.device) -> int:
     """How many tokens one scoring forward should hold on a device."""
     return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
+
+
+def scoring_batch(model: Any, documents: Sequence[Document]) -> Batch:
+    """Documents for one scoring forward, on the model's device: one row without padding where
+    attention goes document by document, else a row each."""
+    device = next(model.parameters()).device
+    if by_document(model):
+        return lay_out(documents, packing=True, flat=True).to(device)
+    # Few shapes where kernels are compiled for each; little padding where they are not.
+    bucket = 8 if device.type == "cpu" else 64
+    return pack(documents, row_length=0, bucket=bucket).to(device)
 
 
 def by_document(model: Any) -> bool:

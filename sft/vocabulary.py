@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sft.config import ModelSection, UserError
-from sft.run import Stage, fingerprint, model_fingerprint
+from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,14 @@ def base_with_tokens(
     Raises:
         UserError: the base is an adapter.
     """
+    if not section.add_tokens:
+        return base
     trust = section.trust_remote_code
     known = AutoTokenizer.from_pretrained(base, trust_remote_code=trust).get_vocab()
     new = [token for token in section.add_tokens if token not in known]
     if not new:
         return base
-    if (Path(base) / "adapter_config.json").is_file():
+    if is_adapter(base):
         raise UserError(
             f"model.add_tokens={section.add_tokens}: {base} is an adapter, which has no embeddings "
             "to add to; merge it into its base first"

@@ -18,6 +18,7 @@ from recipes.quickstart import talk_lines as talk
 from recipes.quickstart.gazetteer import Entity, Text, ask, options, say, side
 from recipes.quickstart.pages import exam_prompt
 from recipes.quickstart.splits import until_held_out, until_trainable
+from sft.mix import PAPER_SHARES
 
 Row = dict[str, Any]
 Entities = tuple[Entity, ...]
@@ -33,16 +34,12 @@ NEW_WORRIES = range(WORRIES.stop, len(talk.WORRIES))
 # and writes what is likeliest ends a short story, and may never end a long one.
 LONG_EPISODES, SHORT_EPISODES = (1, 2, 3), (1, 1, 2)
 
-# The paper's mixture: safety is a fifth of all rows, the helpful rows divide as below.
-SAFETY_SHARE = 0.2
-HELPFUL_SHARES = {"math": 0.466, "code": 0.222, "dialogue": 0.312}
-
 
 def row_counts(total: int) -> dict[str, int]:
-    """Rows of each kind; rounding goes to dialogue."""
-    safety = round(total * SAFETY_SHARE)
-    math = round((total - safety) * HELPFUL_SHARES["math"])
-    code = round((total - safety) * HELPFUL_SHARES["code"])
+    """Rows of each kind in the paper's mixture; rounding goes to dialogue."""
+    safety = round(total * PAPER_SHARES["safety"])
+    math = round((total - safety) * PAPER_SHARES["math"])
+    code = round((total - safety) * PAPER_SHARES["code"])
     return {"math": math, "code": code, "dialogue": total - safety - math - code, "safety": safety}
 
 

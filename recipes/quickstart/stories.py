@@ -54,14 +54,19 @@ def goal_thing(goal: str, language: str) -> str:
 Line = tuple[str, str]  # (slot in the plot, sentence)
 
 
-def tell(rng: random.Random, plot: Plot, *, language: str, clock_share: float = 0.6) -> list[str]:
+CLOCK_SHARE = 0.6  # of the stories, unless asked otherwise
+
+
+def tell(
+    rng: random.Random, plot: Plot, *, language: str, clock_share: float = CLOCK_SHARE
+) -> list[str]:
     """The sentences of a story; that share of stories tells the time of the day as it goes."""
     lines = tell_lines(rng, plot, language=language, clock_share=clock_share)
     return [sentence for _, sentence in lines]
 
 
 def tell_lines(
-    rng: random.Random, plot: Plot, *, language: str, clock_share: float = 0.6
+    rng: random.Random, plot: Plot, *, language: str, clock_share: float = CLOCK_SHARE
 ) -> list[Line]:
     """The sentences of a story, each with its slot: "reason", "speech", "reply", "solution"..."""
     english = language == "en"
