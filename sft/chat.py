@@ -80,6 +80,7 @@ def encode_chats(
     """
     assert turns in ("all", "last"), turns
     rows = iter(rows)
+    tags = has_generation_tags(tokenizer)
     while batch := list(islice(rows, chunk)):
         chats = [_find(tokenizer, row, turns=turns) for row in batch]
         found = [chat for chat in chats if isinstance(chat, Chat)]
@@ -90,16 +91,19 @@ def encode_chats(
         encoded = map(partial(_mark, tokenizer, prompts), found, ids, seams)
         for row, chat in zip(batch, chats, strict=True):
             result = next(encoded) if isinstance(chat, Chat) else chat
-            tagged = "text" not in row and has_generation_tags(tokenizer)
-            if isinstance(result, EncodedChat) and tagged:
+            if tags and isinstance(result, EncodedChat) and "text" not in row:
                 result = _follow_tags(tokenizer, row, result, last_only=turns == "last")
             yield result
 
 
 @dataclass(frozen=True)
 class Seam:
-    """Where a turn follows its prompt: the prompt's text from its last control token on, which is
-    token `at` of the chat. What stands before is tokenised alike with and without the turn."""
+    """Where a turn follows its prompt: the prompt's text from token `at` of the chat on.
+
+    Of the last turn that is the whole prompt: the row begins with what generation starts from, by
+    this comparison. Of the earlier ones it is what stands behind the last control token; before
+    it, text is tokenised alike with and without the turn.
+    """
 
     window: str
     at: int
@@ -115,7 +119,7 @@ def _seams(tokenizer, chat: Chat, ids: list[int]) -> list[Seam]:
     seams = []
     for turn in chat.turns:
         before = sum(match.end() <= turn.start for match in matches)
-        if before:
+        if before and turn is not chat.turns[-1]:
             window = chat.text[matches[before - 1].start() : turn.start]
             seams.append(Seam(window, places[before - 1]))
         else:
@@ -222,14 +226,6 @@ def encode_prompt(
     text = render(tokenizer, messages, tools=tools, prompt=True)
     refuse_lost_context(text, messages)
     return _encode(tokenizer, [text])[0]
-
-
-def encode_prompts(tokenizer, rows: Iterable[dict]) -> list[list[int]]:
-    """`encode_prompt` over rows of {"messages", "tools"?} without its rules, tokenised together."""
-    return _encode(
-        tokenizer,
-        [render(tokenizer, r["messages"], tools=r.get("tools"), prompt=True) for r in rows],
-    )
 
 
 def _encode(tokenizer, texts: list[str]) -> list[list[int]]:

@@ -6,11 +6,13 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from sft.chat import EncodedChat, encode_prompts, stop_ids
+from sft.chat import stop_ids
 from sft.config import UserError
 from sft.mask import control_tokens, find_ending, has_generation_tags
 from sft.mix import PAPER_SHARES, share_of_kind
@@ -47,6 +49,14 @@ class Tally:
     cut: int = 0  # rows whose last answer breaks off at the length
     left_out: int = 0  # rows that are longer than the length
 
+    def add(self, tokens: int, trained_tokens: int, turns: int, cut: bool) -> None:
+        """Count one more row."""
+        self.rows += 1
+        self.tokens += tokens
+        self.trained_tokens += trained_tokens
+        self.turns += turns
+        self.cut += cut
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -60,6 +70,10 @@ class Checked:
         return self.tallies.setdefault((origin.rpartition(":")[0], kind), Tally())
 
 
+NOTHING_TRAINED = "nothing in it is trained"
+NOT_ENDED = "a trained turn has no trained end-of-turn"
+
+
 def check_row(
     ids: Sequence[int], trained: Sequence[bool], *, rules: Rules, cut: bool = False
 ) -> tuple[int, list[str]]:
@@ -68,57 +82,76 @@ def check_row(
     Of `<s> q ? a <end> q ? b <end>` with both answers trained these are 2 and none; without the
     last token, none only where the row is known to be `cut`.
     """
-    flags = np.asarray(trained, dtype=bool)
-    tokens = np.asarray(ids, dtype=np.int64)
-    if not flags.any():
-        return 0, ["nothing in it is trained"]
-    broken = []
-    begins = 0
-    while begins < len(ids) and ids[begins] == rules.bos:
-        begins += 1
-    # Where eos serves as BOS too, a template that writes neither begins with text.
-    if begins != rules.leading_bos:
-        broken.append(f"it does not begin with {rules.leading_bos} BOS token as a prompt does")
-    starts = np.flatnonzero(flags & ~np.append(False, flags[:-1]))
-    ends = np.flatnonzero(flags & ~np.append(flags[1:], False))
-    stops = np.append(0, np.cumsum(np.isin(tokens, list(rules.stops))))
-    stopped = stops[ends + 1] > stops[starts]
-    if cut and ends[-1] == len(flags) - 1:
-        stopped[-1] = True
-    if not stopped.all():
-        broken.append("a trained turn has no trained end-of-turn")
-    return len(ends), broken
+    turns, broken = _check(
+        np.asarray(ids, dtype=np.int64),
+        np.asarray(trained, dtype=bool),
+        np.array([len(ids)]),
+        rules=rules,
+        cut=np.array([cut]),
+    )
+    return int(turns[0]), [rule for rule, rows in broken.items() if rows[0]]
 
 
-def check_rows(rows: Iterable[Mapping[str, Any]], *, rules: Rules) -> Checked:
-    """Tally and check rows of {"origin", "kind", "input_ids", "trained", "cut"?}."""
+def _check(
+    ids: np.ndarray, trained: np.ndarray, lengths: np.ndarray, *, rules: Rules, cut: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`check_row` over many rows at once.
+
+    Args:
+        ids, trained: int64 and bool [tokens], the rows one behind the other.
+        lengths, cut: int64 and bool [rows].
+
+    Returns:
+        Trained turns [rows] int64, and for each rule whether a row breaks it [rows] bool.
+    """
+    rows = len(lengths)
+    ends_at = np.cumsum(lengths)
+    starts_at = ends_at - lengths
+    row_of = np.repeat(np.arange(rows), lengths)
+    before, behind = np.append(False, trained)[:-1], np.append(trained, False)[1:]
+    before[starts_at[lengths > 0]] = behind[ends_at[lengths > 0] - 1] = False
+    starts, ends = np.flatnonzero(trained & ~before), np.flatnonzero(trained & ~behind)
+    stops = np.append(0, np.cumsum(np.isin(ids, list(rules.stops))))
+    owners = row_of[starts]
+    open_ended = (stops[ends + 1] == stops[starts]) & ~(cut[owners] & (ends == ends_at[owners] - 1))
+    turns = np.bincount(owners, minlength=rows)
+    # One more than asked at the least is all there is to know of those that lead.
+    leading = np.zeros(rows, dtype=np.int64)
+    for place in range(rules.leading_bos + 1):
+        led = (leading == place) & (lengths > place)
+        leading[led] += ids[starts_at[led] + place] == rules.bos
+    return turns, {
+        NOTHING_TRAINED: turns == 0,
+        # Where eos serves as BOS too, a template that writes neither begins with text.
+        f"it does not begin with {rules.leading_bos} BOS token as a prompt does": (turns > 0)
+        & (leading != rules.leading_bos),
+        NOT_ENDED: np.bincount(owners[open_ended], minlength=rows) > 0,
+    }
+
+
+def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
+    """Tally and check rows of the columns `origin`, `kind`, `input_ids`, `trained` and, where rows
+    were cut, `cut`."""
     checked = Checked()
-    for row in rows:
-        cut = bool(row.get("cut"))
-        turns, broken = check_row(row["input_ids"], row["trained"], rules=rules, cut=cut)
-        tally = checked.tally(row["origin"], row["kind"])
-        tally.rows += 1
-        tally.tokens += len(row["input_ids"])
-        tally.trained_tokens += int(np.sum(row["trained"]))
-        tally.turns += turns
-        tally.cut += cut
-        for rule in broken:
-            checked.broken.setdefault(rule, []).append(row["origin"])
+    for table in tables:
+        lengths = pc.list_value_length(table["input_ids"]).to_numpy()
+        trained = pc.list_flatten(table["trained"]).to_numpy()
+        cut = np.zeros(len(lengths), dtype=bool)
+        if "cut" in table.column_names:
+            cut = table["cut"].to_numpy()
+        ids = pc.list_flatten(table["input_ids"]).to_numpy()
+        turns, broken = _check(ids, trained, lengths, rules=rules, cut=cut)
+        # Trained tokens up to the end of each row, so that an empty one comes to none.
+        upto = np.append(0, np.cumsum(trained))[np.append(0, np.cumsum(lengths))]
+        origins, kinds = table["origin"].to_pylist(), table["kind"].to_pylist()
+        counted = zip(*(c.tolist() for c in (lengths, np.diff(upto), turns, cut)), strict=True)
+        for origin, kind, counts in zip(origins, kinds, counted, strict=True):
+            checked.tally(origin, kind).add(*counts)
+        for rule, rows in broken.items():
+            if rows.any():
+                places = [origins[row] for row in np.flatnonzero(rows)]
+                checked.broken.setdefault(rule, []).extend(places)
     return checked
-
-
-def check_prompts(
-    tokenizer: Any, chats: Sequence[tuple[Mapping[str, Any], EncodedChat]]
-) -> dict[str, list[str]]:
-    """Origins of chats whose ids do not begin with the prompt that generation would start from."""
-    asked = [(chat, row) for chat, row in chats if "text" not in chat]
-    prompts = encode_prompts(tokenizer, [{**c, "messages": c["messages"][:-1]} for c, _ in asked])
-    wrong = [
-        str(chat["origin"])
-        for (chat, row), prompt in zip(asked, prompts, strict=True)
-        if row.input_ids[: len(prompt)] != prompt
-    ]
-    return {"it does not begin with the tokens of its generation prompt": wrong}
 
 
 def refuse_broken(broken: Mapping[str, Sequence[str]], *, where: str) -> None:

@@ -9,7 +9,7 @@ import difflib
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -289,7 +289,7 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
         for batch in file.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
-                yield Record(f"{path}:{number}", fields)
+                yield Record(f"{path}:{number}", _without_nulls(fields))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield RowError(
             f"{path}:{number + 1}",
@@ -297,6 +297,18 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
             detail=f"unreadable Parquet ({' '.join(str(error).split())[:120]})",
             remedy="fetch the file again",
         )
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a typed table without the nulls inside its objects, which all have the keys of all:
+    the arguments of a tool call come with those of every other tool. Fields themselves stay."""
+    return {name: _present(value) for name, value in row.items()}
+
+
+def _present(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _present(inner) for key, inner in value.items() if inner is not None}
+    return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _read_csv(path: Path) -> Iterator[Record | RowError]:
@@ -351,7 +363,7 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
     try:
         for row in load_dataset(name, split=split, streaming=True):
             number += 1
-            yield Record(f"{name}[{split}]:{number}", dict(row))
+            yield Record(f"{name}[{split}]:{number}", _without_nulls(row))
     except (DatasetsError, OSError, ValueError) as error:
         what = f"breaks off behind row {number}" if number else "is not what the hub gives"
         raise UserError(

@@ -230,7 +230,13 @@ def find_ending(tokenizer) -> Ending:
         UserError: no template, or one that writes no control token behind the answer.
     """
     special = (tokenizer.bos_token, tokenizer.eos_token)
-    return _find_ending(tokenizer, json.dumps(tokenizer.chat_template), special)
+    return _find_ending(tokenizer, _template_text(tokenizer), special)
+
+
+def _template_text(tokenizer) -> str:
+    """The template, or, where a tokenizer has several by name, all of them as one text."""
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else json.dumps(template)
 
 
 @lru_cache(maxsize=16)
@@ -278,7 +284,7 @@ def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
 
 def has_generation_tags(tokenizer) -> bool:
     """Whether the template marks what the assistant says with {% generation %} itself."""
-    return GENERATION.search(json.dumps(tokenizer.chat_template)) is not None
+    return GENERATION.search(_template_text(tokenizer)) is not None
 
 
 def _choose(tokenizer, tail: str, asked: str) -> str | None:

@@ -17,7 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat import EncodedChat
-from sft.checks import Checked, Rules, check_prompts, check_rows, refuse_broken, total
+from sft.checks import Checked, Rules, check_rows, refuse_broken, total
 from sft.clean import (
     known_questions,
     questions_fingerprint,
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         "trained": pa.list_(pa.bool_()),
     }
 )
+CUT_SCHEMA = SCHEMA.append(pa.field("cut", pa.bool_()))
 ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
 
 
@@ -173,7 +174,6 @@ def _tokenise(
                     problems.append(problem)
                 else:
                     whole.append((chat, encoded))
-            refuse_broken(check_prompts(tokenizer, whole), where="data.sft")
             rows = [_token_row(chat, encoded) for chat, encoded in whole]
             writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
             kinds.update(row["kind"] for row in rows)
@@ -252,7 +252,11 @@ def rows_of_stage(
         pieces += [row | vars(piece) for piece in fitted]
         left_out += [] if fitted else [row]
     chosen = of_kind.select(fitting)
-    checked = check_rows(chain(chosen, pieces), rules=rules)
+    tables = chain(
+        chosen.with_format("arrow").iter(ROWS_AT_ONCE),
+        [pa.Table.from_pylist(pieces, CUT_SCHEMA)] if pieces else [],
+    )
+    checked = check_rows(tables, rules=rules)
     for row in left_out:
         checked.tally(row["origin"], row["kind"]).left_out += 1
     too_long = len(left_out)

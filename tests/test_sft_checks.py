@@ -1,12 +1,13 @@
 """The hard rules: rows made to break each of them are named with their places."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from sft.chat import encode_chats, ensure_template
 from sft.checks import (
     Rules,
-    check_prompts,
     check_row,
     check_rows,
     mix_table,
@@ -15,6 +16,7 @@ from sft.checks import (
     total,
 )
 from sft.config import UserError
+from sft.prepare import CUT_SCHEMA, SCHEMA
 
 BOS, END = 7, 9
 RULES = Rules(stops=frozenset({END}), bos=BOS, leading_bos=1)
@@ -70,12 +72,19 @@ def test_no_bos_is_asked_where_the_template_writes_none():
 
 
 def row(place, ids=GOOD, trained=MASK, **more):
-    return {"origin": place, "kind": "k", "input_ids": ids, "trained": trained, **more}
+    flags = [bool(flag) for flag in trained]
+    return {"origin": place, "kind": "k", "input_ids": ids, "trained": flags, **more}
+
+
+def table(*rows):
+    return pa.Table.from_pylist(list(rows), CUT_SCHEMA if "cut" in rows[0] else SCHEMA)
 
 
 def test_broken_rows_stop_with_counts_and_first_places():
     bad = [row(f"data/f.jsonl:{i}", trained=[0] * 7) for i in range(2, 7)]
-    checked = check_rows([row("data/f.jsonl:1"), *bad, row("g:1", GOOD[1:], MASK[1:])], rules=RULES)
+    checked = check_rows(
+        [table(row("data/f.jsonl:1"), *bad), table(row("g:1", GOOD[1:], MASK[1:]))], rules=RULES
+    )
     with pytest.raises(UserError) as stopped:
         refuse_broken(checked.broken, where="sft_all")
     sentence = str(stopped.value)
@@ -95,8 +104,8 @@ def shown(renderable):
 
 
 def test_the_table_counts_every_row_by_source_and_kind():
-    rows = [row("a.jsonl:1"), row("a.jsonl:2", GOOD[:-1], MASK[:-1], cut=True), row("hub[x]:9")]
-    checked = check_rows(rows, rules=RULES)
+    cut = table(row("a.jsonl:2", GOOD[:-1], MASK[:-1], cut=True))
+    checked = check_rows([table(row("a.jsonl:1"), row("hub[x]:9")), cut], rules=RULES)
     checked.tally("a.jsonl:4", "k").left_out += 1
     whole = total(checked)
     assert (whole.rows, whole.tokens, whole.trained_tokens) == (3, 20, 11)
@@ -120,22 +129,55 @@ def test_the_mix_stands_beside_the_papers():
     assert next(line for line in text.splitlines() if "poems" in line).split()[-1] == "-"
 
 
-def test_prompts_are_those_of_generation(tiny_tokenizer):
-    ensure_template(tiny_tokenizer)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    chats = [{"messages": turns, "origin": "f:1"}, {"text": "abc", "origin": "f:2"}]
-    encoded = list(encode_chats(tiny_tokenizer, chats))
-    assert check_prompts(tiny_tokenizer, list(zip(chats, encoded, strict=True))) == {
-        "it does not begin with the tokens of its generation prompt": []
-    }
-    other = [{"role": "user", "content": "z"}, turns[1]]
-    wrong = [({"messages": other, "origin": "f:3"}, encoded[0])]
-    assert list(check_prompts(tiny_tokenizer, wrong).values()) == [["f:3"]]
-
-
 def test_rules_come_from_the_template(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     assert Rules.of(tiny_tokenizer) == Rules(frozenset({0, 3}), None, 0)
     tiny_tokenizer.bos_token = "<|pad|>"
     tiny_tokenizer.chat_template = "{{ bos_token }}" + tiny_tokenizer.chat_template
     assert Rules.of(tiny_tokenizer) == Rules(frozenset({0, 3}), 1, 1)
+
+
+def alone(ids, trained, *, rules, cut):
+    """The rules again, one row and one token at a time."""
+    runs, i = [], 0
+    while i < len(ids):
+        end = i
+        while end < len(ids) and trained[end]:
+            end += 1
+        runs += [(i, end)] if end > i else []
+        i = end + 1
+    if not runs:
+        return 0, ["nothing in it is trained"]
+    ended = [any(t in rules.stops for t in ids[a:b]) for a, b in runs]
+    if cut and runs[-1][1] == len(ids):
+        ended[-1] = True
+    begins = next((i for i, t in enumerate(ids) if t != rules.bos), len(ids))
+    first = f"it does not begin with {rules.leading_bos} BOS token as a prompt does"
+    broken = [first] if begins != rules.leading_bos else []
+    return len(runs), broken + ([] if all(ended) else ["a trained turn has no trained end-of-turn"])
+
+
+@pytest.mark.parametrize(("bos", "leading"), [(BOS, 1), (BOS, 0), (None, 0)])
+def test_a_table_of_rows_is_checked_as_each_alone(bos, leading):
+    rules, lot = Rules(frozenset({END, 5}), bos, leading), np.random.default_rng(leading)
+    rows = []
+    for i in range(400):
+        length = int(lot.integers(0, 12))
+        ids = lot.choice([BOS, 1, 2, 5, END], length, p=[0.2, 0.3, 0.2, 0.1, 0.2]).tolist()
+        ids[: lot.integers(0, 2)] = [BOS] * min(length, 1)
+        trained = (lot.random(len(ids)) < 0.6).tolist()
+        rows.append(row(f"f:{i}", ids, trained, cut=bool(lot.random() < 0.3)))
+    checked = check_rows([table(*rows[:150]), table(*rows[150:])], rules=rules)
+    turns, places = 0, {}
+    for r in rows:
+        expected = alone(r["input_ids"], r["trained"], rules=rules, cut=r["cut"])
+        assert check_row(r["input_ids"], r["trained"], rules=rules, cut=r["cut"]) == expected
+        turns += expected[0]
+        for rule in expected[1]:
+            places.setdefault(rule, []).append(r["origin"])
+    assert checked.broken == places and len(places) == (3 if bos else 2)
+    whole = total(checked)
+    assert (whole.rows, whole.turns) == (400, turns)
+    assert whole.tokens == sum(len(r["input_ids"]) for r in rows)
+    assert whole.trained_tokens == sum(sum(r["trained"]) for r in rows)
+    assert whole.cut == sum(r["cut"] for r in rows)

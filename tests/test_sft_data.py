@@ -427,6 +427,39 @@ def test_origin_is_the_line_that_an_editor_shows(tmp_path):
     assert read(path).rows[0]["origin"] == f"{path}:2"
 
 
+def test_a_call_has_its_own_arguments_alone_in_a_typed_table(tmp_path):
+    """A column of objects gives each row the keys of all, as nulls; of JSON Lines none is seen."""
+
+    def chat(name, arguments):
+        call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+        return {
+            "messages": [
+                {"role": "user", "content": f"call {name}"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": name,
+                        "parameters": {
+                            "type": "object",
+                            "properties": {key: {"type": "string"} for key in arguments},
+                        },
+                    },
+                }
+            ],
+        }
+
+    rows = [chat("weather", {"city": "Oslo"}), chat("time", {"zone": "CET", "at": {"hour": "3"}})]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    typed, plain = read(tmp_path / "a.parquet").rows, read(tmp_path / "a.jsonl").rows
+    assert [(r["messages"], r["tools"]) for r in typed] == [
+        (r["messages"], r["tools"]) for r in plain
+    ]
+
+
 def test_parquet_chats_with_nulls_and_nested_messages(tmp_path):
     table = pyarrow.Table.from_pylist(
         [{"messages": CHAT, "tools": None}, {"messages": [*CHAT, *CHAT], "tools": None}]
