@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
 
 from sft.chat import EncodedChat
 from sft.checks import Checked, Rules, check_rows, refuse_broken, total
@@ -28,23 +27,15 @@ from sft.clean import (
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
 from sft.decontaminate import Benchmarks
-from sft.lengths import encode_within, fit_row
+from sft.lengths import fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
 log = logging.getLogger(__name__)
 
-SCHEMA = pa.schema(
-    {
-        "origin": pa.string(),
-        "kind": pa.string(),
-        "input_ids": pa.list_(pa.int32()),
-        "trained": pa.list_(pa.bool_()),
-    }
-)
 CUT_SCHEMA = SCHEMA.append(pa.field("cut", pa.bool_()))
-ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
 
 
 @dataclass(frozen=True)
@@ -144,52 +135,15 @@ def _prepare(
         "unchecked": unchecked(known),
     }
     chats = mix(read, section.sft, seed=setting.seed)
-    written = _tokenise(
-        chats, setting.tokenizer, section, split_at=split_at, path=folder / "sft.parquet"
+    written = write_token_rows(
+        chats,
+        setting.tokenizer,
+        folder / "sft.parquet",
+        turns=section.turns,
+        split_at=split_at,
+        on_error=section.on_error,
     )
     return facts | {"mixed": len(chats)} | written
-
-
-def _tokenise(
-    chats: list[dict[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    section: DataSection,
-    *,
-    split_at: int | None,
-    path: Path,
-) -> dict[str, Any]:
-    """Token rows straight to the file, some at a time; returns what they come to."""
-    problems: list[str] = []
-    counts: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    found = encode_within(tokenizer, chats, turns=section.turns, split_at=split_at)
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        while batch := list(islice(found, ROWS_AT_ONCE)):
-            whole = []
-            for chat, encoded in batch:
-                if isinstance(encoded, UserError):
-                    problem = f"{chat['origin']}: {encoded}"
-                    if section.on_error == "stop":
-                        raise UserError(problem)
-                    problems.append(problem)
-                else:
-                    whole.append((chat, encoded))
-            rows = [_token_row(chat, encoded) for chat, encoded in whole]
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-            kinds.update(row["kind"] for row in rows)
-            counts["tokens"] += sum(len(row["input_ids"]) for row in rows)
-            counts["trained_tokens"] += sum(sum(row["trained"]) for row in rows)
-            counts["untrained_turns"] += sum(encoded.untrained_turns for _, encoded in whole)
-            counts["pieces"] += sum("piece" in chat for chat, _ in whole)
-    if problems and not kinds:
-        raise UserError(f"no row of data.sft could be tokenised; the first problem: {problems[0]}")
-    return {
-        "not_tokenised": {"count": len(problems), "problems": problems[:20]},
-        "kinds": dict(kinds),
-        **{
-            name: counts[name] for name in ("tokens", "trained_tokens", "untrained_turns", "pieces")
-        },
-    }
 
 
 def rows_fingerprint(rows: Dataset) -> str:
@@ -206,15 +160,6 @@ def rows_fingerprint(rows: Dataset) -> str:
 def row_lengths(rows: Dataset) -> list[int]:
     """The number of tokens of each row."""
     return pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
-
-
-def _token_row(chat: dict[str, Any], encoded: EncodedChat) -> dict[str, Any]:
-    return {
-        "origin": chat["origin"],
-        "kind": chat["kind"],
-        "input_ids": encoded.input_ids,
-        "trained": encoded.trained,
-    }
 
 
 def rows_of_stage(

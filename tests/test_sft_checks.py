@@ -16,7 +16,8 @@ from sft.checks import (
     total,
 )
 from sft.config import UserError
-from sft.prepare import CUT_SCHEMA, SCHEMA
+from sft.prepare import CUT_SCHEMA
+from sft.tokenise import SCHEMA
 
 BOS, END = 7, 9
 RULES = Rules(stops=frozenset({END}), bos=BOS, leading_bos=1)

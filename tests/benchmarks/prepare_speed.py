@@ -39,10 +39,10 @@ def main() -> None:
         tokenizer = load_tokenizer(given.model, ModelSection())
         setting = Setting(Path(folder) / "run", tokenizer, placement, LoraSection(), 0, False)
         for run in ("first", "second"):
-            start, cpu = time.perf_counter(), time.process_time()
+            start, cpu = time.perf_counter(), processor_time()
             section = DataSection([Source(str(path))])
             rows = prepare_chats(section, setting, benchmarks=benchmarks)
-            prepared, cpu = time.perf_counter(), time.process_time() - cpu
+            prepared, cpu = time.perf_counter(), processor_time() - cpu
             rules = Rules.of(tokenizer)
             stage = rows_of_stage(
                 rows, kinds=[], max_length=1024, rules=rules, section=section, where="stage"
@@ -55,8 +55,17 @@ def main() -> None:
                 f"rows/s; {cpu:.1f} s of processor time), {len(rows):,} rows of {length:.0f} "
                 f"tokens; choosing a stage's rows {end - prepared:.1f} s"
             )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    print(f"peak memory {peak:.2f} GiB")
+    own, others = (usage.ru_maxrss / 2**20 for usage in usages())  # KiB on Linux
+    print(f"peak memory {own:.2f} GiB, of the largest helping process {others:.2f} GiB")
+
+
+def usages() -> tuple[resource.struct_rusage, resource.struct_rusage]:
+    """Of this process, and of the ended processes that it started."""
+    return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def processor_time() -> float:
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages())
 
 
 if __name__ == "__main__":
