@@ -8,7 +8,7 @@ from typing import Any
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind
 from sft.files import Record, RowError, read_records
-from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, apply_columns, read_question
+from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, apply_columns, read_question
 from sft.messages import (
     Message,
     as_turns,
@@ -23,6 +23,16 @@ from sft.messages import (
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 TIE, FIRST, SECOND = 0, 1, 2
+# Fields that tell the better of two answers in their own way.
+VERDICTS: dict[str, dict[Any, int]] = {
+    "winner": {  # LMSYS arena, MT-Bench
+        "model_a": FIRST,
+        "model_b": SECOND,
+        **dict.fromkeys(("tie", "tie (bothbad)"), TIE),
+    },
+    "better_response_id": {0: FIRST, 1: SECOND},  # PKU-SafeRLHF
+    "labels": {1: FIRST, 0: SECOND},  # SHP: whether the first is preferred
+}
 
 Pair = tuple[list[Message], list[Message], list[Message]]
 
@@ -32,8 +42,9 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Ro
 
     Known: TRL's prompt/chosen/rejected (texts or messages) and its implicit prompt (whole
     conversations), UltraFeedback binarized and with scores, LLaMA-Factory's and MedicalGPT's
-    conversations with chosen and rejected, raw HH transcripts, two outputs with a label, a
-    preference between 1 and 2 or annotators' votes (0 is a tie).
+    conversations with chosen and rejected, raw HH transcripts, StackExchange's response_j and
+    response_k, two outputs with a label, a preference between 1 and 2, a winner (arena), the
+    verdicts of SHP, PKU-SafeRLHF and HelpSteer, or annotators' votes (0 is a tie).
 
     Returns:
         Rows of {"prompt", "chosen", "rejected", "kind", "origin"}; prompt ends with a user or tool
@@ -81,15 +92,16 @@ def _row(record: Record, source: Source) -> tuple[dict[str, Any], tuple[str, ...
 
 
 def _read_pair(fields: dict[str, Any], origin: str) -> Pair:
-    if "chosen" in fields and "rejected" in fields:
-        return _read_chosen(fields, origin)
+    for sides in SIDES:
+        if fields.keys() >= set(sides):
+            return _read_sides(fields, *sides, origin)
     for first, second in OUTPUT_PAIRS:
         if first in fields and second in fields:
             verdict = _verdict(fields, origin)
-            answers = [
-                as_turns(fields[name], "assistant", origin, where=name) for name in (first, second)
-            ]
-            return _judged(read_question(fields, origin), answers, verdict, origin)
+            if verdict == TIE:
+                raise _tie(origin)
+            better, worse = (first, second) if verdict == FIRST else (second, first)
+            return _read_sides(fields, better, worse, origin)
     if "completions" in fields and read_question(fields, origin):
         return _read_scored(fields, origin)
     _refuse_others(fields, origin)
@@ -119,14 +131,14 @@ def _refuse_others(fields: dict[str, Any], origin: str) -> None:
         )
 
 
-def _read_chosen(fields: dict[str, Any], origin: str) -> Pair:
-    chosen, rejected = (_answer(fields[side], origin, side) for side in ("chosen", "rejected"))
+def _read_sides(fields: dict[str, Any], better: str, worse: str, origin: str) -> Pair:
+    chosen, rejected = (_answer(fields[side], origin, side) for side in (better, worse))
     whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
     if whole[0] != whole[1]:
         raise RowError(
             origin,
             rule="uneven sides",
-            detail="one of chosen and rejected is a whole conversation, the other an answer alone",
+            detail=f"of {better} and {worse} one is a whole conversation, the other an answer",
             remedy="write both as answers, or both as conversations",
         )
     prompt = read_question(fields, origin)
@@ -142,7 +154,7 @@ def _read_chosen(fields: dict[str, Any], origin: str) -> Pair:
         raise RowError(
             origin,
             rule="prompt differs",
-            detail="chosen and rejected do not both begin with the prompt",
+            detail=f"{better} and {worse} do not both begin with the prompt",
             remedy="leave the prompt out, or write the answers alone",
         )
     return implied, chosen[shared:], rejected[shared:]
@@ -165,7 +177,8 @@ def read_transcript(text: str, origin: str) -> list[Message]:
 
 
 def _verdict(fields: dict[str, Any], origin: str) -> int:
-    """FIRST, SECOND or TIE from a label, a preference in [1, 2] or the majority of votes."""
+    """FIRST, SECOND or TIE from a label, a preference in [1, 2], a field of VERDICTS, a signed
+    strength (HelpSteer: below 0 the first) or the majority of votes."""
     votes = [v for k, v in fields.items() if k.startswith("annotator") and _number(v) is not None]
     if "label" in fields:
         return _choice(fields["label"], origin, where="label")
@@ -174,6 +187,21 @@ def _verdict(fields: dict[str, Any], origin: str) -> int:
         if value is None or not 1 <= value <= 2:
             raise wrong_type(origin, "preference", fields["preference"], "a number from 1 to 2")
         return TIE if value == 1.5 else FIRST if value < 1.5 else SECOND
+    for name, choices in VERDICTS.items():
+        if name in fields:
+            value = fields[name]
+            key = value if isinstance(value, str) and value in choices else _number(value)
+            if key not in choices:
+                wanted = f"one of {', '.join(map(str, choices))}"
+                raise wrong_type(origin, f"{name} ({str(value)[:40]!r})", value, wanted)
+            return choices[key]
+    if "preference_strength" in fields:
+        strength = _number(fields["preference_strength"])
+        if strength is None:
+            given = fields["preference_strength"]
+            where = f"preference_strength ({str(given)[:40]!r})"
+            raise wrong_type(origin, where, given, "a number")
+        return TIE if strength == 0 else FIRST if strength < 0 else SECOND
     if votes:
         counted = Counter(_choice(vote, origin, where="an annotator's vote") for vote in votes)
         choice, most = counted.most_common(1)[0]
@@ -207,17 +235,14 @@ def _choice(value: Any, origin: str, *, where: str) -> int:
     return int(number)
 
 
-def _judged(prompt: list[Message], answers: list[list[Message]], verdict: int, origin: str) -> Pair:
-    if verdict == TIE:
-        raise RowError(
-            origin,
-            rule="tie",
-            detail="neither answer is better",
-            remedy="a tie makes no pair",
-            counted=True,
-        )
-    better, worse = answers if verdict == FIRST else reversed(answers)
-    return prompt, better, worse
+def _tie(origin: str) -> RowError:
+    return RowError(
+        origin,
+        rule="tie",
+        detail="neither answer is better",
+        remedy="a tie makes no pair",
+        counted=True,
+    )
 
 
 def _read_scored(fields: dict[str, Any], origin: str) -> Pair:
@@ -237,8 +262,9 @@ def _read_scored(fields: dict[str, Any], origin: str) -> Pair:
     if len(scored) < 2:
         raise wrong_type(origin, "completions", completions, "a list of two or more answers")
     best, worst = max(scored, key=lambda s: s[0]), min(scored, key=lambda s: s[0])
-    verdict = TIE if best[0] == worst[0] else FIRST
-    return _judged(read_question(fields, origin), [best[1], worst[1]], verdict, origin)
+    if best[0] == worst[0]:
+        raise _tie(origin)
+    return read_question(fields, origin), best[1], worst[1]
 
 
 def _check(

@@ -12,6 +12,7 @@ from sft.messages import (
     as_turns,
     check_chat,
     decoded,
+    is_messages,
     read_messages,
     read_role,
     read_tools,
@@ -26,16 +27,25 @@ PAIRS = (
     ("prompt", "response"),
     ("prompt", "completion"),
     ("question", "answer"),
+    ("question", "response"),
     ("query", "response"),
     ("problem", "solution"),
+    ("prompt", "answer"),
+    ("inputs", "targets"),
+    ("input", "target"),
+    ("input", "output"),
+    ("user", "assistant"),
+    ("human", "assistant"),
 )
 CONTENT = frozenset(
     {"messages", "conversations", "conversation", "instances", "input", "history", "text"}
     | {"chosen", "rejected"}
     | {name for pair in PAIRS for name in pair}
 )
+ROUNDS = (("human", "assistant"), ("input", "output"))
+TURNS = "data"  # UltraChat's name for texts in turn
 META = ("language", "reference", "id")
-OTHER_NAMES = frozenset({"system", "tools", "kind", *META})
+OTHER_NAMES = frozenset({"system", "system_prompt", "tools", "kind", *META})
 WHOLE = tuple(frozenset(pair) for pair in PAIRS) + tuple(
     frozenset({name}) for name in ("messages", "conversations", "conversation", "text")
 )
@@ -117,11 +127,9 @@ def read_chats(record: Record, *, tree_paths: str = "best") -> list[Chat]:
 
 def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> list[list[Message]]:
     lead = _system(fields, origin)
-    for name in ("messages", "conversations"):
+    for name in ("messages", "conversations", "conversation"):
         if name in fields:
-            return [lead + read_messages(fields[name], origin, where=name)]
-    if "conversation" in fields:
-        return [lead + _read_rounds(fields["conversation"], origin)]
+            return [_led(lead, _read_rounds(fields[name], origin, where=name))]
     if "instances" in fields and "instruction" in fields:
         return [lead + pair for pair in _read_instances(fields, origin)]
     if "message_tree_id" in fields and isinstance(root := decoded(fields.get("prompt")), dict):
@@ -130,6 +138,10 @@ def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> l
     for asked, answered in PAIRS:
         if asked in fields and answered in fields:
             return [lead + _read_pair(fields, asked, answered, origin)]
+    # Under a name of the file's own.
+    lists = [name for name, value in fields.items() if _is_conversation(name, value)]
+    if len(lists) == 1:
+        return [_led(lead, _read_rounds(fields[lists[0]], origin, where=lists[0]))]
     raise RowError(
         origin,
         rule="unknown format",
@@ -140,8 +152,9 @@ def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> l
 
 def _refuse_preferences(fields: dict[str, Any], origin: str) -> None:
     outputs = [pair for pair in OUTPUT_PAIRS if pair[0] in fields and pair[1] in fields]
-    if "chosen" in fields and "rejected" in fields:
-        what = "a preference (chosen and rejected)"
+    sides = [pair for pair in SIDES if pair[0] in fields and pair[1] in fields]
+    if sides:
+        what = f"a preference ({sides[0][0]} and {sides[0][1]})"
     elif outputs:
         what = f"a comparison ({outputs[0][0]} and {outputs[0][1]})"
     elif isinstance(fields.get("label"), bool) and {"messages", "completion"} & fields.keys():
@@ -156,14 +169,20 @@ def _refuse_preferences(fields: dict[str, Any], origin: str) -> None:
     raise UserError(f"{origin}: the row is {what}, not a chat to imitate; {remedy}")
 
 
-OUTPUT_PAIRS = (("output_1", "output_2"), ("response1", "response2"), ("response_a", "response_b"))
+# Fields of a better and a worse answer, and of two answers of which another field tells the better.
+SIDES = (("chosen", "rejected"), ("accepted", "rejected"), ("response_j", "response_k"))
+OUTPUT_PAIRS = (
+    *(("output_1", "output_2"), ("response1", "response2"), ("response_a", "response_b")),
+    *(("response_0", "response_1"), ("response_1", "response_2")),
+    *(("human_ref_A", "human_ref_B"), ("conversation_a", "conversation_b")),
+)
 
 
 def _system(fields: dict[str, Any], origin: str) -> list[Message]:
-    system = fields.get("system")
-    if system is None or system == "":
-        return []
-    return [{"role": "system", "content": text_field(system, origin, where="system")}]
+    for name in ("system", "system_prompt"):
+        if fields.get(name):
+            return [{"role": "system", "content": text_field(fields[name], origin, where=name)}]
+    return []
 
 
 def read_question(fields: dict[str, Any], origin: str) -> list[Message]:
@@ -172,8 +191,9 @@ def read_question(fields: dict[str, Any], origin: str) -> list[Message]:
     for name in ("prompt", "conversations", "conversation", "instruction", "question", "query"):
         if name in fields:
             return lead + _asked(fields, name, origin)
-    if "input" in fields:
-        return lead + as_turns(fields["input"], "user", origin, where="input")
+    for name in ("input", "history"):
+        if isinstance(fields.get(name), str):
+            return lead + as_turns(fields[name], "user", origin, where=name)
     return []
 
 
@@ -206,18 +226,41 @@ def _exchange(question: Any, answer: Any, origin: str, *, where: str) -> list[Me
     ]
 
 
-def _read_rounds(value: Any, origin: str) -> list[Message]:
-    """Firefly: a list of {"human": ..., "assistant": ...}; else messages under this name."""
+def _is_conversation(name: str, value: Any) -> bool:
+    """Whether an unknown field holds a conversation: messages; texts alone under UltraChat's name,
+    since a list of texts may be anything."""
     value = decoded(value)
-    if isinstance(value, list) and value and isinstance(value[0], dict) and "human" in value[0]:
-        messages = []
-        for i, turn in enumerate(value):
-            where = f"conversation[{i}]"
-            if not isinstance(turn, dict) or not {"human", "assistant"} <= turn.keys():
-                raise wrong_type(origin, where, turn, "an object with human and assistant")
-            messages += _exchange(turn["human"], turn["assistant"], origin, where=where)
-        return messages
-    return read_messages(value, origin, where="conversation")
+    if not isinstance(value, list) or not value:
+        return False
+    return is_messages(value) or (name == TURNS and all(isinstance(v, str) for v in value))
+
+
+def _led(lead: list[Message], messages: list[Message]) -> list[Message]:
+    """Behind the system turn of a field of its own, which the messages may begin with too."""
+    return messages if lead == messages[:1] else lead + messages
+
+
+def _read_rounds(value: Any, origin: str, *, where: str) -> list[Message]:
+    """Messages; or objects of a question and its answer (Firefly, Capybara); or texts in turn, the
+    user's first (UltraChat)."""
+    value = decoded(value)
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, str) and where == TURNS:
+        roles = ("user", "assistant")
+        return [
+            {"role": roles[i % 2], "content": text_field(text, origin, where=f"{where}[{i}]")}
+            for i, text in enumerate(value)
+        ]
+    keys = next((k for k in ROUNDS if isinstance(first, dict) and k[0] in first), None)
+    if keys is None:
+        return read_messages(value, origin, where=where)
+    messages = []
+    for i, turn in enumerate(value):
+        if not isinstance(turn, dict) or not set(keys) <= turn.keys():
+            wanted = f"an object with {keys[0]} and {keys[1]}"
+            raise wrong_type(origin, f"{where}[{i}]", turn, wanted)
+        messages += _exchange(turn[keys[0]], turn[keys[1]], origin, where=f"{where}[{i}]")
+    return messages
 
 
 def _read_instances(fields: dict[str, Any], origin: str) -> list[list[Message]]:

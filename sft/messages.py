@@ -33,7 +33,7 @@ EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasonin
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
     """A text (one turn of `role`), a message, or a list of messages (or its JSON text)."""
     structure = decoded(value)
-    if isinstance(value, str) and not _is_messages(structure):
+    if isinstance(value, str) and not is_messages(structure):
         structure = value  # an answer such as "[1, 2]" is text, whatever it parses to
     if isinstance(structure, dict):
         return read_messages([structure], origin, where=where)
@@ -42,7 +42,8 @@ def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]
     return [{"role": role, "content": text_field(structure, origin, where=where)}]
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
+    """Whether this is a message or a list of them, by their keys."""
     turns = value if isinstance(value, list) else [value]
     return bool(turns) and all(
         isinstance(turn, dict)

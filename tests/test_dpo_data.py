@@ -167,6 +167,30 @@ FORMATS = {
         "annotator2": 0,
         "annotator3": 1,
     },
+    "orca": {"system": "", "question": "q", "chosen": "good", "rejected": "poor"},
+    "accepted": {"prompt": "q", "accepted": "good", "rejected": "poor"},
+    "stack exchange": {"qid": 1, "question": "q", "response_j": "good", "response_k": "poor"},
+    "shp": {"history": "q", "human_ref_A": "poor", "human_ref_B": "good", "labels": 0},
+    "pku": {
+        "prompt": "q",
+        "response_0": "good",
+        "response_1": "poor",
+        "better_response_id": 0,
+        "safer_response_id": 1,
+    },
+    "helpsteer": {
+        "prompt": "q",
+        "response_1": "poor",
+        "response_2": "good",
+        "preference_strength": 2,
+    },
+    "arena": {
+        "model_a": "x",
+        "model_b": "y",
+        "winner": "model_b",
+        "conversation_a": [ASK, POOR],
+        "conversation_b": [ASK, GOOD],
+    },
 }
 
 
@@ -176,6 +200,24 @@ def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
     write_as(tmp_path / file, FORMATS[name])
     (row,) = read(tmp_path / file).rows
     assert (row["prompt"], row["chosen"], row["rejected"]) == PAIR
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "tie", "wrong"),
+    [
+        ("arena", "winner", "tie (bothbad)", "model_c"),
+        ("pku", "better_response_id", None, 2),
+        ("shp", "labels", None, -1),
+        ("helpsteer", "preference_strength", 0, "much"),
+    ],
+)
+def test_verdicts_of_all_spellings_may_be_ties_or_wrong(name, field, tie, wrong, tmp_path):
+    good, row = FORMATS["trl texts"], FORMATS[name]
+    if tie is not None:
+        path = write(tmp_path / "tie.jsonl", [good, row | {field: tie}])
+        assert read(path).counts[0].dropped == {"tie": 1}
+    with pytest.raises(UserError, match=rf"wrong.jsonl:2: {field} \('{wrong}'\) is"):
+        read(write(tmp_path / "wrong.jsonl", [good, row | {field: wrong}]))
 
 
 def test_a_rule_gives_the_kind_by_what_is_asked(tmp_path):

@@ -159,6 +159,13 @@ FORMATS = {
     "gsm8k": {"question": "a", "answer": "b"},
     "metamath": {"query": "a", "response": "b"},
     "firefly": {"conversation_id": 1, "conversation": [{"human": "a", "assistant": "b"}]},
+    "firefly pairs": {"kind": "k", "input": "a", "target": "b"},
+    "capybara": {"source": "x", "conversation": [{"input": "a", "output": "b"}]},
+    "ultrachat": {"id": "1", "data": ["a", "b"]},
+    "open orca": {"id": "1", "system_prompt": "", "question": "a", "response": "b"},
+    "aya": {"inputs": "a", "targets": "b", "language": "English"},
+    "question and text": {"user": "a", "assistant": "b"},
+    "messages under a name of its own": {"id": "1", "dialogue_turns": CHAT, "tags": "x"},
     "seed task": {"instruction": "a", "instances": [{"input": "", "output": "b"}]},
     "open assistant": {
         "message_tree_id": "x",
@@ -181,6 +188,22 @@ def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
     write_as(tmp_path / file, FORMATS[name])
     (row,) = read(tmp_path / file).rows
     assert row["messages"] == CHAT
+
+
+def test_a_system_turn_may_stand_in_a_field_of_its_own_or_in_both(tmp_path):
+    system = {"role": "system", "content": "s"}
+    rows = [
+        {"system_prompt": "s", "question": "a", "response": "b"},
+        {"system": "s", "messages": [CHAT[0], {"role": "assistant", "content": "c"}]},
+        {"system_prompt": "s", "conversations": [system, CHAT[0], {"from": "gpt", "value": "d"}]},
+    ]
+    for name, row in enumerate(rows):
+        write_as(tmp_path / f"{name}.jsonl", row)
+        (read_row,) = read(tmp_path / f"{name}.jsonl").rows
+        assert read_row["messages"][:2] == [system, CHAT[0]] and len(read_row["messages"]) == 3
+    write_as(tmp_path / "two.jsonl", {"system": "t", "messages": [system, *CHAT]})
+    with pytest.raises(UserError, match="message 2 is a system turn"):
+        read(tmp_path / "two.jsonl")
 
 
 @pytest.mark.parametrize("file", KINDS_OF_FILE)
