@@ -195,10 +195,13 @@ def _number_sequences(documents: Sequence[Document]) -> tuple[list[int], int]:
     return firsts, count
 
 
-def attention_mask(batch: Batch) -> torch.Tensor:
+def attention_mask(batch: Batch, *, window: int | None = None) -> torch.Tensor:
     """Who sees whom: bool [R, 1, L, L], true where query (row) may attend to key (column).
 
     Padding sees itself, so that no softmax row is empty.
+
+    Args:
+        window: positions that a token sees, its own among them; all where None.
     """
     length = batch.input_ids.shape[1]
     device = batch.input_ids.device
@@ -209,5 +212,8 @@ def attention_mask(batch: Batch) -> torch.Tensor:
     trunk_or_own = (batch.branch[:, None, :] == 0) | (
         batch.branch[:, :, None] == batch.branch[:, None, :]
     )
-    itself = torch.eye(length, dtype=torch.bool, device=device)
-    return ((causal & same & real & trunk_or_own) | itself)[:, None]
+    seen = causal & same & real & trunk_or_own
+    if window is not None:
+        place = batch.position_ids
+        seen = seen & (place[:, :, None] - place[:, None, :] < window)
+    return (seen | torch.eye(length, dtype=torch.bool, device=device))[:, None]

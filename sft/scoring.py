@@ -89,15 +89,13 @@ def score(model: Any, batch: Batch) -> Scores:
     """
     kind = attention_of(model)
     more: dict[str, Any] = {}
+    mask: torch.Tensor | dict[str, torch.Tensor]
     if kind == DOCUMENTS:
         # A mask of four dimensions is passed through by upstream; nothing reads this one.
         mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=batch.input_ids.device)
         more["documents"] = batch.spans
     else:
-        mask = attention_mask(batch)
-    if kind == "eager":
-        zero = torch.zeros((), dtype=torch.float32, device=mask.device)
-        mask = torch.where(mask, zero, torch.finfo(torch.float32).min)
+        mask = _masks(model, batch, additive=kind == "eager")
     return model(
         input_ids=batch.input_ids,
         attention_mask=mask,
@@ -105,6 +103,29 @@ def score(model: Any, batch: Batch) -> Scores:
         scored=(batch.source, batch.target),
         **more,
     )
+
+
+def _masks(model: Any, batch: Batch, *, additive: bool) -> torch.Tensor | dict[str, torch.Tensor]:
+    """The mask over rows; where layers differ in how far they see, one by type of layer, as
+    upstream takes them. Upstream narrows no mask that it is given to a layer's window itself."""
+
+    def mask(window: int | None) -> torch.Tensor:
+        seen = attention_mask(batch, window=window)
+        if not additive:
+            return seen
+        zero = torch.zeros((), dtype=torch.float32, device=seen.device)
+        return torch.where(seen, zero, torch.finfo(torch.float32).min)
+
+    config = _inner(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    types = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window is None or batch.input_ids.shape[1] <= window or types == {"full_attention"}:
+        return mask(None)
+    if types == {"sliding_attention"}:
+        return mask(window)
+    if types == {"full_attention", "sliding_attention"}:
+        return {"full_attention": mask(None), "sliding_attention": mask(window)}
+    return mask(None)  # layers of another kind: the proof at the start of a run decides
 
 
 def log_probs(model: Any, batch: Batch) -> torch.Tensor:
@@ -122,8 +143,8 @@ def check_layout(model: Any) -> None:
     """Refuse a model on whose live backend packed rows do not score as single sequences do.
 
     Raises:
-        UserError: the attention backend or the architecture (convolution, state space, sliding
-            window) lets tokens see across.
+        UserError: the attention backend or the architecture (convolution, state space) lets tokens
+            see across.
     """
     flaw = layout_flaw(model)
     if flaw is not None:
@@ -210,8 +231,11 @@ def _plain(model: Any, prompt: Any, completion: Any, device: torch.device) -> to
 
 def attention_of(model: Any) -> str:
     """The name of the attention that a model computes with, wrapped or not."""
-    inner = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-    return inner.config._attn_implementation
+    return _inner(model).config._attn_implementation
+
+
+def _inner(model: Any) -> Any:
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
 def _score(hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None) -> Scores:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from conftest import make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,33 +137,67 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypa
     assert torch.equal(chunked.is_argmax, whole.is_argmax)
 
 
-def sliding_model(attention):
-    from transformers import MistralConfig, MistralForCausalLM
+# Layers that see three tokens back alone (Mistral), and beside others that see everything, by the
+# ways in which upstream tells them apart.
+WINDOWED = {
+    "Mistral": {},
+    "Gemma3Text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "Qwen2": {"use_sliding_window": True, "max_window_layers": 1},
+    "Olmo3": {"layer_types": ["sliding_attention", "full_attention"]},
+}
 
+
+def windowed_model(name, attention):
     torch.manual_seed(0)
-    return MistralForCausalLM(
-        MistralConfig(
-            attn_implementation=attention,
-            vocab_size=260,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=3,
-            initializer_range=0.2,
-        )
-    ).eval()
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=3,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **WINDOWED[name],
+    )
+    kind = transformers.AutoModelForCausalLM
+    return enable_scoring(kind.from_config(config, attn_implementation=attention).eval())
 
 
-def test_the_run_start_proof_passes_on_full_attention_and_catches_a_sliding_window():
-    check_layout(enable_scoring(make_tiny_model()))
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "documents"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_a_layer_sees_no_further_in_packed_rows_than_alone(name, attention):
+    model = windowed_model(name, attention)
+    check_layout(model)
+    lot = torch.Generator().manual_seed(1)
+    texts = [torch.randint(3, 260, (n,), generator=lot) for n in (40, 9, 23)]
+    batch = pack([chat(text.tolist()) for text in texts], row_length=80)
+    with torch.no_grad():
+        sums = sequence_sums(log_probs(model, batch), batch)
+        for text, total in zip(texts, sums, strict=True):
+            logits = model(input_ids=text[None]).logits[0, :-1].float()
+            alone = logits.log_softmax(-1).gather(1, text[1:, None]).sum()
+            torch.testing.assert_close(total, alone, rtol=0, atol=1e-4 * len(text))
+        model.config.sliding_window = 1000
+        wide = model(input_ids=texts[0][None]).logits[0, :-1].float()
+        wide = wide.log_softmax(-1).gather(1, texts[0][1:, None]).sum()
+    assert abs(wide - sums[0]) > 0.1, "the window must matter for this test to say anything"
+
+
+def test_the_run_start_proof_catches_a_layer_that_mixes_a_row():
+    model = make_tiny_model()
+    check_layout(enable_scoring(model))
+
+    def mix(module, inputs, output):
+        return output + 0.1 * output.mean(1, keepdim=True)
+
+    model.model.layers[0].mlp.register_forward_hook(mix)
     with pytest.raises(ValueError, match="packed rows do not score as single sequences"):
-        check_layout(enable_scoring(sliding_model("sdpa")))
-
-
-def test_document_by_document_a_sliding_window_is_kept():
-    check_layout(enable_scoring(sliding_model("documents")))
+        check_layout(model)
 
 
 def test_attention_that_cannot_go_by_document_is_refused_by_name(tiny_model):
