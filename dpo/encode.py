@@ -11,8 +11,6 @@ from sft.chat import EncodedChat, encode_chats, encode_prompt
 from sft.checks import Rules, refuse_broken
 from sft.config import UserError
 
-COLUMNS = ("prompt_ids", "chosen_ids", "chosen_scored", "rejected_ids", "rejected_scored")
-
 
 def encode_pairs(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None

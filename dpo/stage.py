@@ -1,5 +1,6 @@
 """The preference stage: pairs given or built, then DPO against the stage's own start."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,8 @@ from sft.run import (
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.stage import run_stage
 from sft.trainer import StageFacts, training_arguments
+
+log = logging.getLogger(__name__)
 
 
 def check_dpo(section: DpoStage, placement: Placement) -> None:
@@ -92,7 +95,14 @@ def pair_prompts(
     )
     if prompts and len(found) == len(prompts):
         raise UserError("pairs.prompts: every prompt holds a benchmark's question; give others")
-    return [prompt for i, prompt in enumerate(prompts) if i not in found]
+    kept = [prompt for i, prompt in enumerate(prompts) if i not in found]
+    log.info(
+        "dpo: pairs are made from the model's own answers, %d to each of %d prompts of %s",
+        preset.pairs.samples_per_prompt,
+        len(kept),
+        ", ".join(source.path for source in preset.pairs.prompts),
+    )
+    return kept
 
 
 def sampled_pairs(

@@ -12,7 +12,7 @@ from eval import repetition
 from eval.benchmarks import run_benchmarks
 from eval.delta import REPETITION, delta_table
 from eval.report import write_report
-from eval.tasks import check_tasks, tasks_fingerprint
+from eval.tasks import check_tasks, load_tasks, tasks_fingerprint
 from sft.config import EvalSection, Source, UserError
 from sft.model import load_model
 from sft.prompts import read_prompts
@@ -87,6 +87,8 @@ def _measure(
     prompts: list[dict[str, Any]],
     stage: Stage,
 ) -> None:
+    if name == BASE:  # so that a task without data stops the run before an hour of other answers
+        load_tasks(section.tasks, task_dir=section.task_dir, shots=section.base_shots, seed=0)
     model = load_model(
         path,
         setting.placement,

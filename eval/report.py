@@ -238,7 +238,7 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> int:
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
         print("usage: python -m eval.report RUN_DIR [PICTURE.png]", file=sys.stderr)
         return 2
     run_dir, *picture = map(Path, sys.argv[1:])
@@ -249,8 +249,9 @@ def main() -> int:
             plots.write_picture(results, logs=read_curves(run_dir), path=path)
         Console().print(console_table(results))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
+    print(f"report  {run_dir / 'report.html'}", *(f"picture {path}" for path in picture), sep="\n")
     return 0
 
 

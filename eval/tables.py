@@ -24,7 +24,7 @@ from eval.wording import (
     significant,
 )
 
-CAPTION = "Rates and scores with 95% intervals; changes in points, * p < 0.05 after Holm."
+CAPTION = "Rates and scores with 95% intervals; changes in points, p after Holm, * p < 0.05."
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,11 @@ def _set_shots(task: Task, shots: int, *, seed: int) -> None:
 
 def _broken(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
+    # Of data that cannot be fetched, and of files that are not there.
+    first = "check the network" if isinstance(error, OSError) else "correct its file"
     return (
-        f"task {name} cannot be loaded ({type(error).__name__}: {reason}); correct its file, or "
-        "give its data as local files through eval.task_dir"
+        f"task {name} cannot be loaded ({type(error).__name__}: {reason}); {first}, or give its "
+        "data as local files through eval.task_dir"
     )
 
 

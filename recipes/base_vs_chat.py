@@ -3,7 +3,8 @@
     python recipes/base_vs_chat.py --base BASE --chat CHAT --tasks gsm8k,hellaswag
     python recipes/base_vs_chat.py --base B --chat C --task-dir DIR --tasks a,b --prompts FILE
 
-What is measured is kept: start the same command again and only what is missing is done.
+What is measured is kept: start the same command again and only what is missing is done. Other tasks
+or settings want a folder of their own (--to).
 """
 
 import argparse
@@ -78,7 +79,7 @@ def compare(preset: Preset, *, chat: str) -> None:
     check_measures(preset.eval)
     tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in sections}
     placement = choose_placement(preset.model)
-    with open_run(preset) as folder:
+    with open_run(preset, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
         for name, tokenizer in tokenizers.items():
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)

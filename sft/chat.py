@@ -262,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
     from sft.data import read_sft
     from sft.model import load_tokenizer, resolve_model_path
 
-    if not argv:
+    if not argv or argv[0].startswith("-"):
         print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
         return 2
     try:
@@ -277,7 +277,7 @@ def main(argv: Sequence[str]) -> int:
                 raise UserError(f"{row['origin']}: {encoded}")
             print(coloured(tokenizer, encoded))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -178,7 +178,7 @@ def without(read: Rows, removed: set[int], *, rule: str) -> Rows:
         if lost:
             dropped = Counter(count.dropped) + Counter({rule: lost})
             count = replace(count, kept=count.kept - lost, dropped=dict(dropped.most_common()))
-            log.info("%s: %d rows left out (%s)", count.source, lost, rule)
+            log.info("%s: %d left out (%s)", count.source, lost, rule)
         counts.append(count)
     if len(removed) == len(read.rows):
         raise UserError(

@@ -64,6 +64,9 @@ class UserError(ValueError):
     """
 
 
+NO_SOURCE = "data.sft is empty; list at least one source of chats"
+
+
 def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset file and apply `section.key=value` overrides (values are YAML).
 
@@ -82,7 +85,9 @@ def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
             problems.append(_unknown(name, sections))
         elif content is not None:
             problems += _fill(getattr(preset, name), content, where=name)
-    problems += _check(preset)
+    mistaken_source = any("data.sft" in problem for problem in problems)
+    # A source that was not taken leaves the list empty, which is no other mistake.
+    problems += [p for p in _check(preset) if not (mistaken_source and p == NO_SOURCE)]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
         raise UserError(f"{source}: " + "; ".join(problems))
@@ -234,7 +239,7 @@ def _check(preset: Preset) -> list[str]:
     if not preset.model.name_or_path:
         problems.append("model.name_or_path is missing; name a local directory or a hub id")
     if not preset.data.sft and (preset.sft_all.enabled or preset.sft_dialogue.enabled):
-        problems.append("data.sft is empty; list at least one source of chats")
+        problems.append(NO_SOURCE)
     if preset.dpo.enabled and not (preset.data.preference or preset.pairs.prompts):
         problems.append(
             "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
@@ -250,6 +255,10 @@ def _check(preset: Preset) -> list[str]:
             problems += _check_source(source, where=where, at=f"{where}[{i}]")
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
+    for stage in ("sft_all", "sft_dialogue", "dpo"):
+        length = getattr(preset, stage).trl.get("max_length")
+        if isinstance(length, int) and length < 2:
+            problems.append(f"{stage}.max_length={length} must be at least 2, or null for no limit")
     for stage in ("sft_all", "sft_dialogue"):
         if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
             problems.append(f"{stage}.loss_type is nll here; remove it")

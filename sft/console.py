@@ -41,4 +41,5 @@ def farewell(table: Any, *, folder: Path, model: str) -> None:
         console.print(table)
         console.print(f"report  {folder / 'report.html'}")
         console.print(f"model   {model}")
-        console.print(f"talk    transformers chat {model}")
+        console.print(f"talk    transformers serve, and beside it: transformers chat {model}")
+        console.print("        (pip install 'transformers[serving]')")

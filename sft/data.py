@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from sft.config import Source, UserError
 from sft.files import Record, RowError, read_records
 from sft.formats import META, apply_columns, read_chats, read_text
 from sft.messages import Message
+
+log = logging.getLogger(__name__)
 
 DUPLICATE = "exact duplicate"  # the same record, field by field
 SAME_TEXT = "same text"  # another record that comes to the same chat
@@ -93,7 +96,11 @@ def collect(sources: Iterable[tuple[str, Iterable[Found | RowError]]], *, on_err
     # Digests of the rows that are kept, with their origins.
     seen: dict[str, dict[bytes, str]] = {DUPLICATE: {}, SAME_TEXT: {}}
     for source, found in sources:
-        read.counts.append(_collect(found, source=source, on_error=on_error, seen=seen, into=read))
+        count = _collect(found, source=source, on_error=on_error, seen=seen, into=read)
+        read.counts.append(count)
+        if count.dropped:
+            left_out = ", ".join(f"{n} {rule}" for rule, n in count.dropped.items())
+            log.info("%s: %d of %d rows kept (%s)", source, count.kept, count.rows_in, left_out)
     return read
 
 

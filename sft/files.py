@@ -90,7 +90,7 @@ def _existing(given: str, path: Path | None) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name one of its files")
     if not _suffix(path):
-        raise UserError(f"{path}: unknown format; rename it to one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unknown format; save it as one of {', '.join(SUFFIXES)}")
     return path
 
 

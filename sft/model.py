@@ -168,7 +168,7 @@ def check_model(section: ModelSection) -> str:
     """
     path = resolve_model_path(section.name_or_path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+        config = _read_config(path, section)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -189,9 +189,16 @@ def check_model(section: ModelSection) -> str:
     return path
 
 
+def _read_config(path: str, section: ModelSection) -> Any:
+    """A model's configuration; of an adapter that of its base."""
+    if is_adapter(path):
+        path = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+    return AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+
+
 def context_window(path: str, section: ModelSection) -> int | None:
     """How many positions the model was made for, where its configuration says."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+    config = _read_config(path, section)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 

@@ -14,11 +14,11 @@ from trl import SFTConfig
 
 from sft.chat import EncodedChat, coloured
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
-from sft.config import Preset, SftStage
+from sft.config import Preset, SftStage, UserError, find_path
 from sft.console import show
 from sft.model import Placement
 from sft.prepare import StageRows, row_lengths, rows_of_stage
-from sft.run import read_json, write_json
+from sft.run import is_adapter, read_json, write_json
 from sft.setting import Setting
 from sft.trainer import training_arguments
 
@@ -38,8 +38,16 @@ def check_sft(preset: Preset, placement: Placement) -> None:
     """Refuse settings that a stage could not follow, before anything is loaded.
 
     Raises:
-        UserError: arguments that upstream refuses, or a batch that does not divide.
+        UserError: arguments that upstream refuses, a batch that does not divide, or an adapter as
+            the base of full fine-tuning.
     """
+    found = find_path(preset.model.name_or_path)
+    if found is not None and is_adapter(str(found)) and not preset.lora.r and _enabled(preset):
+        raise UserError(
+            f"model.name_or_path={preset.model.name_or_path} is a LoRA adapter, which lora.r=0 (all"
+            " weights) does not train; set lora.r, or give a whole model (peft's merge_and_unload "
+            "makes one)"
+        )
     for name, section in _enabled(preset):
         training_arguments(SFTConfig, section, folder=Path(name), placement=placement)
 

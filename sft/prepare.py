@@ -183,7 +183,8 @@ def rows_of_stage(
     if missing:
         raise UserError(
             f"{where}.kinds={kinds}: no row is of kind {', '.join(missing)}; the rows are "
-            f"{', '.join(f'{n} {kind}' for kind, n in present.items())}"
+            f"{', '.join(f'{n} {kind}' for kind, n in present.items())}; name one of these, "
+            "or give the sources a kind"
         )
     of_kind = rows.select([i for i, k in enumerate(of_rows) if not kinds or k in kinds])
     lengths = row_lengths(of_kind)

@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 # Where each stage of the chain works, by the name that its model goes by.
 STAGE_FOLDERS = {"sft-all": "1-sft-all", "sft-dialogue": "2-sft-dialogue", "dpo": "3-dpo"}
 
+WAYS_ON = (
+    "set run.dir= to a new folder, or pass --rerun to redo what these keys touch, or --fresh to "
+    "start from nothing"
+)
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm-eval")
 
 
@@ -90,11 +94,13 @@ class Stage:
 
 
 @contextmanager
-def open_run(preset: Preset, *, fresh: bool = False, rerun: bool = False) -> Iterator[Path]:
+def open_run(
+    preset: Preset, *, fresh: bool = False, rerun: bool = False, ways_on: str = WAYS_ON
+) -> Iterator[Path]:
     """Make or re-enter `run.dir`, held by this command alone; yields the folder.
 
     `fresh` empties the folder first; `rerun` lets a changed preset in, and then the stages that the
-    change touches are done again.
+    change touches are done again; `ways_on` tells the user of these, as the command spells them.
 
     Raises:
         UserError: the path cannot be written, another process holds the directory, or it belongs
@@ -104,7 +110,7 @@ def open_run(preset: Preset, *, fresh: bool = False, rerun: bool = False) -> Ite
     state = PartialState()
     with _one_writer(folder) if state.is_main_process else _nothing():
         if state.is_main_process:
-            _claim(folder, resolved(preset), fresh=fresh, rerun=rerun)
+            _claim(folder, resolved(preset), fresh=fresh, rerun=rerun, ways_on=ways_on)
         state.wait_for_everyone()
         yield folder
 
@@ -243,7 +249,7 @@ def _one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def _claim(folder: Path, preset: dict[str, Any], *, fresh: bool, rerun: bool) -> None:
+def _claim(folder: Path, preset: dict[str, Any], *, fresh: bool, rerun: bool, ways_on: str) -> None:
     recorded = folder / "preset.yaml"
     if fresh:
         for entry in folder.iterdir():
@@ -253,17 +259,21 @@ def _claim(folder: Path, preset: dict[str, Any], *, fresh: bool, rerun: bool) ->
         before: Any = OmegaConf.to_container(OmegaConf.load(recorded))
         before["run"]["dir"] = preset["run"]["dir"]  # a run may have been moved
         changed = sorted(_differences(before, preset))
-        if changed and not rerun:
+        if changed and not rerun and _anything_done(folder):
             raise UserError(
                 f"run.dir={folder} holds a run of another preset (it differs in "
-                f"{', '.join(changed)}); set run.dir= to a new folder, or pass --rerun to redo "
-                "what these keys touch, or --fresh to start from nothing"
+                f"{', '.join(changed)}); {ways_on}"
             )
     elif any(entry.name != ".lock" for entry in folder.iterdir()):
         raise UserError(
             f"run.dir={folder} holds files that are not from a run; set run.dir= to a new folder"
         )
     write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(preset)))
+
+
+def _anything_done(folder: Path) -> bool:
+    """Whether a run got further than a start that its own data or preset ended."""
+    return any(any(folder.rglob(name)) for name in ("done.json", "checkpoint-*"))
 
 
 def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:

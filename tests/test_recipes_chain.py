@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from eval import repetition
 from eval.delta import compare
+from recipes import base_vs_chat
 from recipes.sft_then_dpo import main
 from sft.run import read_json, read_jsonl, write_jsonl
 
@@ -236,6 +237,29 @@ def test_lora_goes_through_the_whole_chain(world):
     )
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_adapter_is_a_model_to_measure_and_to_go_on_from(world, capsys):
+    assert run(world, "lora.r=16", "sft_dialogue.enabled=false", "dpo.enabled=false") == 0
+    adapter = world / "run" / "1-sft-all" / "model"
+    tasks = ["--tasks", "sums", "--task-dir", str(world / "tasks"), "--to", str(world / "two")]
+    given = ["--base", str(world / "base"), "--chat", str(adapter), "--base-shots", "2"]
+    assert base_vs_chat.main([*given, *tasks]) == 0
+    measured = read_json(world / "two" / "results.json")["benchmarks"]["sums"]
+    own = read_json(world / "run" / "results.json")["benchmarks"]["sums"]
+    assert measured == {"base": own["base"], "chat": own["sft-all"]}
+    assert base_vs_chat.main([*given, *tasks, "--limit", "3"]) == 2
+    assert "give --to a new folder" in capsys.readouterr().err
+    on = [f"model.name_or_path={adapter}", f"run.dir={world / 'on'}"]
+    assert run(world, *on) == 2
+    assert "is a LoRA adapter, which lora.r=0" in capsys.readouterr().err
+    assert run(world, *on, "lora.r=16", "sft_dialogue.enabled=false", "dpo.enabled=false") == 0
+    before, after = (
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (adapter, world / "on" / "1-sft-all" / "model")
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_tokens_that_the_base_lacks_go_through_the_whole_chain_under_lora(world):

@@ -54,6 +54,15 @@ def test_values_take_the_type_of_the_field_they_land_in(preset_file):
     assert preset.sft_dialogue.kinds == ["dialogue", "safety"]
 
 
+def test_one_mistake_in_a_source_is_told_once(preset_file):
+    with pytest.raises(UserError) as caught:
+        load_preset(preset_file, overrides=["data.sft=[{path: a.jsonl, wieght: 2}]"])
+    assert "did you mean data.sft[0].weight?" in str(caught.value)
+    assert "empty" not in str(caught.value)
+    with pytest.raises(UserError, match=r"sft_all\.max_length=-5 must be at least 2"):
+        load_preset(preset_file, overrides=["sft_all.max_length=-5"])
+
+
 def test_every_mistake_is_named_at_once_with_the_nearest_valid_key(preset_file):
     preset_file.write_text(GOOD + "evl: {}\nlora: {rank: 3}\n")
     with pytest.raises(UserError) as caught:

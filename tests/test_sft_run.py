@@ -52,17 +52,36 @@ def test_begun_work_on_the_same_inputs_is_kept(tmp_path):
 
 
 def test_another_preset_is_refused_by_the_keys_that_differ(tmp_path):
-    with open_run(preset(tmp_path / "r")):
-        pass
+    with open_run(preset(tmp_path / "r")) as folder:
+        stage_in(folder)
     with (
         pytest.raises(UserError, match=r"another preset \(it differs in run.seed\)"),
         open_run(preset(tmp_path / "r", seed=1)),
     ):
         pass
     with open_run(preset(tmp_path / "r", seed=1), rerun=True) as folder:
-        (folder / "1-a").mkdir()
+        assert (folder / "1-a").is_dir()
     with open_run(preset(tmp_path / "r", seed=2), fresh=True) as folder:
         assert not (folder / "1-a").exists()
+
+
+def stage_in(folder):
+    stage = Stage(folder / "1-a", {})
+    stage.begin()
+    stage.finish(outputs=[], facts={})
+
+
+def test_a_start_that_its_own_preset_ended_does_not_hold_up_the_corrected_one(tmp_path):
+    with pytest.raises(UserError, match="no such file"), open_run(preset(tmp_path / "r")) as folder:
+        Stage(folder / "data", {"sources": "wrong"}).begin()
+        raise UserError("x: no such file")
+    with open_run(preset(tmp_path / "r", seed=1)) as folder:
+        (folder / "1-sft-all" / "checkpoint-2").mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match="another preset"),
+        open_run(preset(tmp_path / "r"), ways_on="x"),
+    ):
+        pass
 
 
 def test_a_run_may_be_moved(tmp_path):

@@ -1,0 +1,156 @@
+"""One way of training on one set of rows, in a process of its own; see train_speed.py.
+
+    python tests/benchmarks/train_cases.py CASE FOLDER
+
+prints {"seconds", "peak_gib"}; the time holds what the user waits for: preparation of the rows by
+the trainer, reference log-probs and training. It does not hold loading the model.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from dpo.trainer import train_dpo
+from sft.config import DpoStage, LoraSection, ModelSection, SftStage
+from sft.model import Placement, choose_placement, load_trainable
+from sft.setting import Setting
+from sft.trainer import train_sft
+
+VOCABULARY, EOS, PAD = 49152, 2, 0
+LORA = LoraSection(r=16)
+COMMON: dict[str, Any] = {"learning_rate": 1e-4, "num_train_epochs": 1, "max_length": 1024}
+Rows = list[dict[str, Any]]
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A word for each id, since trl's DPO takes text: "t5 t6" is [5, 6]."""
+    words = {f"t{i}": i for i in range(VOCABULARY)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="t0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token=f"t{EOS}", pad_token=f"t{PAD}", unk_token="t0"
+    )
+
+
+def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable[[], object]:
+    model = load_trainable(
+        str(folder / "model"), placement, lora=LORA, seed=0, trust_remote_code=False
+    )
+    run = Path(tempfile.mkdtemp(dir=folder))
+    setting = Setting(run, word_tokenizer(), placement, LORA, 0, False)
+    options = COMMON | {"save_strategy": "no"}
+    data = Dataset.from_list(rows)
+    if stage == "sft":
+        section = SftStage(trl=SftStage().trl | options)
+        return lambda: train_sft(
+            model, data, section=section, setting=setting, folder=run, label="sft"
+        )
+    preferences = DpoStage(trl=DpoStage().trl | options)
+    return lambda: train_dpo(
+        model, data, section=preferences, setting=setting, folder=run, cache=run / "reference"
+    )
+
+
+def theirs(stage: str, rows: Rows, folder: Path, placement: Placement, **options: Any) -> Any:
+    """trl on the same tokens. `tuned=True` gives it weights in the machine's fastest dtype."""
+    tuned = options.pop("tuned", False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=placement.compute if tuned else torch.float32
+    ).to(placement.device)
+    given: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(dir=folder),
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": placement.device.type == "cpu",
+        **COMMON,
+        **options,
+    }
+    more = {
+        "model": model,
+        "processing_class": word_tokenizer(),
+        "peft_config": LoraConfig(r=LORA.r, target_modules="all-linear", task_type="CAUSAL_LM"),
+    }
+    if stage == "sft":
+        data = Dataset.from_list(
+            [
+                {"input_ids": r["input_ids"], "completion_mask": [int(t) for t in r["trained"]]}
+                for r in rows
+            ]
+        )
+        given["completion_only_loss"] = True
+        return lambda: SFTTrainer(args=SFTConfig(**given), train_dataset=data, **more).train()
+    data = Dataset.from_list(
+        [
+            {
+                "prompt": _words(r["prompt_ids"]) + " ",
+                "chosen": _words(r["chosen_ids"]),
+                "rejected": _words(r["rejected_ids"]),
+            }
+            for r in rows
+        ]
+    )
+    return lambda: DPOTrainer(args=DPOConfig(**given), train_dataset=data, **more).train()
+
+
+def _words(ids: list[int]) -> str:
+    return " ".join(f"t{i}" for i in ids)
+
+
+TUNED = {"tuned": True, "gradient_checkpointing": False}
+CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "sft ours": ("sft", None),
+    "sft trl default": ("sft", {}),
+    "sft trl packed 1024": ("sft", TUNED | {"packing": True, "per_device_train_batch_size": 1}),
+    "sft trl packed 512": (
+        "sft",
+        TUNED | {"packing": True, "per_device_train_batch_size": 1, "max_length": 512},
+    ),
+    "sft trl batch 4": ("sft", TUNED | {"per_device_train_batch_size": 4}),
+    "dpo ours": ("dpo", None),
+    "dpo trl default": ("dpo", {}),
+    "dpo trl batch 1": ("dpo", TUNED | {"per_device_train_batch_size": 1}),
+    "dpo trl batch 4": ("dpo", TUNED | {"per_device_train_batch_size": 4}),
+    "dpo trl batch 4, reference first": (
+        "dpo",
+        TUNED | {"per_device_train_batch_size": 4, "precompute_ref_log_probs": True},
+    ),
+}
+
+
+def main() -> None:
+    case, folder = sys.argv[1], Path(sys.argv[2])
+    stage, options = CASES[case]
+    rows = json.loads((folder / f"{stage}.json").read_text())
+    placement = choose_placement(ModelSection())
+    train = (
+        ours(stage, rows, folder, placement)
+        if options is None
+        else theirs(stage, rows, folder, placement, **options)
+    )
+    start = time.perf_counter()
+    train()
+    if placement.device.type == "cuda":
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak_gib": peak}))
+
+
+if __name__ == "__main__":
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    main()
