@@ -79,6 +79,8 @@ def theirs(stage: str, rows: Rows, folder: Path, placement: Placement, **options
         **COMMON,
         **options,
     }
+    if tuned:  # trl asks for bf16 whether or not the processor has it
+        given["bf16"] = placement.compute is torch.bfloat16
     more = {
         "model": model,
         "processing_class": word_tokenizer(),
