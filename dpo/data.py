@@ -8,7 +8,7 @@ from typing import Any
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind
 from sft.files import Record, RowError, read_records
-from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, apply_columns, read_question
+from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, apply_columns, held, read_question
 from sft.messages import (
     Message,
     as_turns,
@@ -92,16 +92,14 @@ def _row(record: Record, source: Source) -> tuple[dict[str, Any], tuple[str, ...
 
 
 def _read_pair(fields: dict[str, Any], origin: str) -> Pair:
-    for sides in SIDES:
-        if fields.keys() >= set(sides):
-            return _read_sides(fields, *sides, origin)
-    for first, second in OUTPUT_PAIRS:
-        if first in fields and second in fields:
-            verdict = _verdict(fields, origin)
-            if verdict == TIE:
-                raise _tie(origin)
-            better, worse = (first, second) if verdict == FIRST else (second, first)
-            return _read_sides(fields, better, worse, origin)
+    for better, worse in held(SIDES, fields):
+        return _read_sides(fields, better, worse, origin)
+    for first, second in held(OUTPUT_PAIRS, fields):
+        verdict = _verdict(fields, origin)
+        if verdict == TIE:
+            raise _tie(origin)
+        better, worse = (first, second) if verdict == FIRST else (second, first)
+        return _read_sides(fields, better, worse, origin)
     if "completions" in fields and read_question(fields, origin):
         return _read_scored(fields, origin)
     _refuse_others(fields, origin)
@@ -120,7 +118,7 @@ def _refuse_others(fields: dict[str, Any], origin: str) -> None:
             f"{origin}: the row is a KTO label (one answer marked good or bad), not a pair; DPO "
             "needs chosen and rejected answers to the same prompt"
         )
-    if chat or any(a in fields and b in fields for a, b in PAIRS):
+    if chat or held(PAIRS, fields):
         raise UserError(
             f"{origin}: the row is a chat without a rejected answer, not a preference; list the "
             "file under data.sft"

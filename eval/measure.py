@@ -12,7 +12,7 @@ from eval import repetition
 from eval.benchmarks import run_benchmarks
 from eval.delta import REPETITION, delta_table
 from eval.report import write_report
-from eval.tasks import check_tasks, load_tasks, tasks_fingerprint
+from eval.tasks import check_tasks, tasks_fingerprint
 from sft.config import EvalSection, Source, UserError
 from sft.model import load_model
 from sft.prompts import read_prompts
@@ -87,8 +87,6 @@ def _measure(
     prompts: list[dict[str, Any]],
     stage: Stage,
 ) -> None:
-    if name == BASE:  # so that a task without data stops the run before an hour of other answers
-        load_tasks(section.tasks, task_dir=section.task_dir, shots=section.base_shots, seed=0)
     model = load_model(
         path,
         setting.placement,
@@ -97,19 +95,7 @@ def _measure(
     )
     scores: dict[str, Any] = {"benchmarks": {}}
     outputs = ["scores.json"]
-    if prompts:
-        with tqdm(total=len(prompts), desc=f"{name}: repetition", unit="answer") as bar:
-            rows = repetition.measure(
-                model,
-                setting.tokenizer,
-                prompts,
-                cap=section.repetition.cap,
-                progress=bar.update,
-            )
-        write_jsonl(stage.folder / "generations.jsonl", rows)
-        scores["repetition"] = repetition.summarise(rows)
-        outputs.append("generations.jsonl")
-    if section.tasks:
+    if section.tasks:  # first: a task without data stops the run before any answer is generated
         chat = name != BASE
         scores["benchmarks"] = run_benchmarks(
             model,
@@ -124,6 +110,18 @@ def _measure(
             label=name,
         )
         outputs.append("samples")
+    if prompts:
+        with tqdm(total=len(prompts), desc=f"{name}: repetition", unit="answer") as bar:
+            rows = repetition.measure(
+                model,
+                setting.tokenizer,
+                prompts,
+                cap=section.repetition.cap,
+                progress=bar.update,
+            )
+        write_jsonl(stage.folder / "generations.jsonl", rows)
+        scores["repetition"] = repetition.summarise(rows)
+        outputs.append("generations.jsonl")
     write_json(stage.folder / "scores.json", scores)
     stage.finish(outputs=outputs, facts={})
 

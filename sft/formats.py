@@ -1,7 +1,7 @@
 """Rows of any known format to chats, recognised by their fields."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,9 +135,8 @@ def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> l
     if "message_tree_id" in fields and isinstance(root := decoded(fields.get("prompt")), dict):
         paths = _all_paths(root, origin) if tree_paths == "all" else [_best_path(root, origin)]
         return [lead + path for path in paths]
-    for asked, answered in PAIRS:
-        if asked in fields and answered in fields:
-            return [lead + _read_pair(fields, asked, answered, origin)]
+    for asked, answered in held(PAIRS, fields):
+        return [lead + _read_pair(fields, asked, answered, origin)]
     # Under a name of the file's own.
     lists = [name for name, value in fields.items() if _is_conversation(name, value)]
     if len(lists) == 1:
@@ -151,8 +150,7 @@ def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> l
 
 
 def _refuse_preferences(fields: dict[str, Any], origin: str) -> None:
-    outputs = [pair for pair in OUTPUT_PAIRS if pair[0] in fields and pair[1] in fields]
-    sides = [pair for pair in SIDES if pair[0] in fields and pair[1] in fields]
+    outputs, sides = held(OUTPUT_PAIRS, fields), held(SIDES, fields)
     if sides:
         what = f"a preference ({sides[0][0]} and {sides[0][1]})"
     elif outputs:
@@ -176,6 +174,11 @@ OUTPUT_PAIRS = (
     *(("response_0", "response_1"), ("response_1", "response_2")),
     *(("human_ref_A", "human_ref_B"), ("conversation_a", "conversation_b")),
 )
+
+
+def held(pairs: Sequence[tuple[str, str]], fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The pairs of names of which a row has both, in their order."""
+    return [(a, b) for a, b in pairs if a in fields and b in fields]
 
 
 def _system(fields: dict[str, Any], origin: str) -> list[Message]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from sft.config import UserError
+from sft.data import EXAMPLES
 from sft.lengths import encode_within
 
 SCHEMA = pa.schema(
@@ -30,7 +31,6 @@ SCHEMA = pa.schema(
 ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
 # Fewer chats are done before another process would have helped.
 SHARED_FROM = 4 * ROWS_AT_ONCE
-EXAMPLES = 20  # problems that are kept word for word
 
 Encode = partial["Part"]
 
