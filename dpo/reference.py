@@ -8,9 +8,9 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from sft.packing import Document, Segment, lay_out
+from sft.packing import Document, Segment, best_fit, lay_out
 from sft.run import read_json, write_json
-from sft.scoring import by_document, log_probs, sequence_sums
+from sft.scoring import batch_tokens, by_document, log_probs, sequence_sums
 
 SHARD = 64  # pairs
 
@@ -33,13 +33,12 @@ def reference_log_probs(
     *,
     folder: Path,
     device: torch.device,
-    batch_size: int,
     autocast: torch.dtype | None = None,
 ) -> list[tuple[float, float]]:
     """Log-probs of chosen and rejected under `model` as it stands, one pair of sums a row.
 
     Finished shards in `folder` are read, the rest are computed and written; processes share them.
-    `batch_size` pairs are in memory at once. The caller names `folder` after the hashes of weights
+    The caller names `folder` after the hashes of weights
     and rows, so a shard can never be stale.
     """
     state = PartialState()
@@ -52,15 +51,17 @@ def reference_log_probs(
     model.eval()
     for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
         shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
-        sums = []
-        for first in range(0, len(shard), batch_size):
-            documents = shard[first : first + batch_size]
-            batch = lay_out(documents, packing=True, flat=by_document(model)).to(device)
+        sums: list[list[float]] = [[]] * len(shard)
+        for part in best_fit([len(d) for d in shard], row_length=batch_tokens(device)):
+            batch = lay_out([shard[j] for j in part], packing=True, flat=by_document(model))
+            batch = batch.to(device)
             with (
                 torch.no_grad(),
                 torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
             ):
-                sums += sequence_sums(log_probs(model, batch), batch).view(-1, 2).tolist()
+                pairs = sequence_sums(log_probs(model, batch), batch).view(-1, 2).tolist()
+            for j, pair in zip(part, pairs, strict=True):
+                sums[j] = pair
         write_json(paths[i], sums)
     model.train(was_training)
     state.wait_for_everyone()

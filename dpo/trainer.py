@@ -16,13 +16,13 @@ from trl import DPOConfig, DPOTrainer
 from dpo.loss import PairScores, preference_loss
 from dpo.reference import pair_document, reference_log_probs
 from sft.config import DpoStage, UserError
-from sft.packing import lay_out
-from sft.scoring import by_document, log_probs, sequence_sums
+from sft.packing import Batch
+from sft.passes import Layout, in_passes
+from sft.scoring import log_probs, sequence_sums
 from sft.setting import Setting
 from sft.trainer import (
     PackedTrainer,
     StageFacts,
-    as_inputs,
     fill_last_step,
     run_training,
     training_arguments,
@@ -31,11 +31,20 @@ from sft.trainer import (
 # Mean log-prob difference per token that rounding explains between two passes of the same weights.
 SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
+# What a log line holds beside the loss, under trl's names where it has them.
+MEANS = (
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen_per_token",
+    "logps/rejected_per_token",
+)
+
 
 class DpoTrainer(PackedTrainer, DPOTrainer):
     """trl's DPOTrainer on token rows with reference log-probs in them (see `collate_pairs`)."""
 
     compute_dtype = torch.float32
+    sums = torch.zeros(1 + len(MEANS))  # pairs, and of each of MEANS, since the last log line
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # token rows already
@@ -89,39 +98,43 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             )
 
     def _record(self, scores: PairScores, weight: torch.Tensor) -> None:
-        """Sums over real pairs, averaged per log line by upstream's `log`."""
+        """Sums over the real pairs since the last log line."""
         with torch.no_grad():
-            gathered = self.accelerator.gather(
-                torch.stack(
-                    [
-                        weight,
-                        weight * self.beta * scores.h,
-                        weight * (scores.h > 0),
-                        weight * scores.chosen / scores.chosen_tokens,
-                        weight * scores.rejected / scores.rejected_tokens,
-                    ]
-                ).sum(1)
-            ).view(-1, 5)
-        count, margin, wins, chosen, rejected = gathered.sum(0).tolist()
-        if count:
-            metrics = self._metrics["train"]
-            metrics["rewards/margins"].append(margin / count)
-            metrics["rewards/accuracies"].append(wins / count)
-            metrics["logps/chosen_per_token"].append(chosen / count)
-            metrics["logps/rejected_per_token"].append(rejected / count)
+            self.sums = self.sums.to(weight.device) + torch.stack(
+                [
+                    weight,
+                    weight * self.beta * scores.h,
+                    weight * (scores.h > 0),
+                    weight * scores.chosen / scores.chosen_tokens,
+                    weight * scores.rejected / scores.rejected_tokens,
+                ]
+            ).sum(1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means over the pairs of all processes since the last line."""
+        count, *sums = self.accelerator.reduce(self.sums).tolist()
+        if count and "loss" in logs:
+            logs |= {name: value / count for name, value in zip(MEANS, sums, strict=True)}
+            self.sums = torch.zeros_like(self.sums)
+        super().log(logs, start_time)
 
 
-def collate_pairs(
-    examples: Sequence[dict[str, Any]], *, packing: bool, flat: bool
-) -> dict[str, Any]:
+def collate_pairs(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:
     """Pairs of a micro-batch as trunk-and-branch rows; `num_items` counts pairs.
 
     Adds `reference` [B, 2] and `weight` [B], 0 for the rows that fill up the last step.
     """
-    batch = lay_out([pair_document(e) for e in examples], packing=packing, flat=flat)
-    weight = torch.tensor([e["weight"] for e in examples])
-    reference = torch.tensor([[e["ref_chosen"], e["ref_rejected"]] for e in examples])
-    return as_inputs(batch, num_items=int(weight.sum()), weight=weight, reference=reference)
+
+    def inputs(rows: Sequence[dict[str, Any]], batch: Batch) -> dict[str, Any]:
+        weight = torch.tensor([row["weight"] for row in rows])
+        return {
+            "rows": batch,
+            "num_items": weight.sum().long(),
+            "weight": weight,
+            "reference": torch.tensor([[row["ref_chosen"], row["ref_rejected"]] for row in rows]),
+        }
+
+    return in_passes(examples, pair_document, inputs, layout=layout)
 
 
 def train_dpo(
@@ -157,7 +170,6 @@ def train_dpo(
         rows.to_list(),
         folder=cache,
         device=placement.device,
-        batch_size=args.per_device_train_batch_size,
         autocast=placement.compute if placement.autocast else None,
     )
     rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])
@@ -170,7 +182,7 @@ def train_dpo(
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
         data_collator=functools.partial(
-            collate_pairs, packing=section.packing, flat=by_document(model)
+            collate_pairs, layout=Layout.of(model, packing=section.packing)
         ),
     )
     trainer.schedule = schedule

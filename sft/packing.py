@@ -83,7 +83,7 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
-        return int((self.document != PADDING).sum())
+        return sum(span.trunk + sum(span.branches) for span in self.spans)
 
 
 def best_fit(lengths: Sequence[int], *, row_length: int) -> list[list[int]]:

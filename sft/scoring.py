@@ -10,18 +10,14 @@ import functools
 import types
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from sft.attention import DOCUMENTS
 from sft.config import UserError
+from sft.head import Scores, score_states
 from sft.packing import Batch, Document, Segment, attention_mask, lay_out, pack
-
-# Logits alive at once: 2^26 float32 values, a quarter of a GiB, whatever the vocabulary.
-LOGITS_BUDGET = 2**26
 
 # Families that scale their logits after the projection; silently ignoring it would be wrong.
 _SCALED = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -38,14 +34,6 @@ ROUNDING = {
 }
 
 _enabled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the model gives the scored tokens of a batch, in the batch's order."""
-
-    log_probs: torch.Tensor  # [N] float32, log p(target | its trunk and branch)
-    is_argmax: torch.Tensor  # [N] bool, whether greedy decoding would have chosen it
 
 
 def enable_scoring(model: Any) -> Any:
@@ -74,7 +62,8 @@ def enable_scoring(model: Any) -> Any:
             return original(*args, **kwargs)
         source, target = scored
         hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
-        return _score(hidden.flatten(0, 1)[source], self.get_output_embeddings(), target, softcap)
+        states = hidden.flatten(0, 1)[source]
+        return score_states(states, self.get_output_embeddings(), target, softcap=softcap)
 
     model.forward = types.MethodType(forward, model)
     _enabled.add(model)
@@ -236,29 +225,3 @@ def attention_of(model: Any) -> str:
 
 def _inner(model: Any) -> Any:
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-
-
-def _score(hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None) -> Scores:
-    """Chunks of scored tokens through the head; a chunk's logits are recomputed in backward."""
-    step = max(1, LOGITS_BUDGET // head.weight.shape[0])
-    chunks = list(zip(hidden.split(step), target.split(step), strict=True))
-    recompute = len(chunks) > 1 and torch.is_grad_enabled()
-    parts = [
-        checkpoint(_score_chunk, h, head, t, softcap, use_reentrant=False)
-        if recompute
-        else _score_chunk(h, head, t, softcap)
-        for h, t in chunks
-    ]
-    return Scores(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
-
-
-def _score_chunk(
-    hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = head(hidden)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    picked = logits.gather(1, target[:, None]).squeeze(1)
-    return picked - logits.logsumexp(1), logits.detach().argmax(1) == target

@@ -5,10 +5,9 @@ held by tests/test_sft_trainer.py.
 """
 
 import functools
-import json
 import math
 import time
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,16 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from tqdm import tqdm
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from sft.checkpoint import last_good, seal
 from sft.config import DpoStage, SftStage, UserError
+from sft.log import StageLog
 from sft.model import Placement
-from sft.packing import Batch, Document, Segment, lay_out
+from sft.passes import Layout, collate_chats
 from sft.schedule import SCHEDULES
-from sft.scoring import by_document, log_probs
+from sft.scoring import log_probs
 from sft.setting import Setting
 
 
@@ -48,10 +40,10 @@ class StageFacts:
 
 
 class PackedTrainer(Trainer):
-    """Goes before one of trl's trainers in a class's bases; batches are those of `as_inputs`.
+    """Goes before one of trl's trainers in a class's bases; batches are those of `sft.passes`.
 
     The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
-    all micro-batches and processes, so how a step is split never changes it.
+    all passes, micro-batches and processes, so how a step is split never changes it.
     """
 
     loss_is_scaled_for_ga: Any = True
@@ -60,6 +52,21 @@ class PackedTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
         return self.accelerator.gather(count).sum()
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch, pass by pass; gradients are synced in the last."""
+        total = torch.zeros((), device=self.args.device)
+        passes = inputs["passes"]
+        for place, part in enumerate(passes):
+            last = place == len(passes) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total += super().training_step(model, part, num_items_in_batch)
+        return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's."""
@@ -107,30 +114,6 @@ class SftTrainer(PackedTrainer, SFTTrainer):
         assert not return_outputs, "packed rows have no logits to return"
         total = -log_probs(model, inputs["rows"]).sum()
         return self.step_share(total, inputs, num_items_in_batch)
-
-
-def collate_chats(
-    examples: Sequence[dict[str, Any]], *, packing: bool, flat: bool
-) -> dict[str, Any]:
-    """Chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
-    batch = lay_out([chat_document(e) for e in examples], packing=packing, flat=flat)
-    return as_inputs(batch, num_items=len(batch.target))
-
-
-def chat_document(row: dict[str, Any]) -> Document:
-    """A token row as a trunk without branches."""
-    return Document(Segment(row["input_ids"], row["trained"]))
-
-
-def as_inputs(batch: Batch, *, num_items: int, **more: torch.Tensor) -> dict[str, Any]:
-    """What the Trainer passes to `compute_loss`; upstream counts tokens by the two plain keys."""
-    return {
-        "rows": batch,
-        "num_items": torch.tensor(num_items),
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.document >= 0,
-        **more,
-    }
 
 
 def training_arguments(
@@ -224,52 +207,6 @@ def run_training(trainer: Any, *, folder: Path, label: str) -> StageFacts:
     )
 
 
-class StageLog(TrainerCallback):
-    """One JSON line a log step in log.jsonl, and a progress bar with the time left."""
-
-    def __init__(self, path: Path, *, label: str) -> None:
-        self.path = path
-        self.label = label
-        self.bar: tqdm | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            # After a kill the log may be ahead of the checkpoint: begin with what that one knew.
-            lines = [entry for entry in state.log_history if "loss" in entry]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-            self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.label, unit="step"
-            )
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if self.bar is not None and logs and "loss" in logs:
-            entry = {"step": state.global_step, **logs}
-            with self.path.open("a") as stream:
-                stream.write(json.dumps(entry) + "\n")
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
 def train_sft(
     model: Any, rows: Dataset, *, section: SftStage, setting: Setting, folder: Path, label: str
 ) -> StageFacts:
@@ -295,7 +232,7 @@ def train_sft(
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
         data_collator=functools.partial(
-            collate_chats, packing=section.packing, flat=by_document(model)
+            collate_chats, layout=Layout.of(model, packing=section.packing)
         ),
     )
     trainer.schedule = schedule

@@ -69,18 +69,26 @@ def test_the_margin_is_zero_at_the_first_step_and_grows(tiny_tokenizer, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("micro", "packing", "attention"),
-    [(2, True, "sdpa"), (4, False, "eager"), (1, False, "documents"), (4, True, "documents")],
+    ("micro", "packing", "attention", "pass_tokens"),
+    [
+        (2, True, "sdpa", 2048),
+        (4, False, "eager", 60),
+        (1, False, "documents", 2048),
+        (4, True, "documents", 2048),
+        (4, True, "documents", 60),
+    ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
-    tiny_tokenizer, tmp_path, micro, packing, attention
+    tiny_tokenizer, tmp_path, monkeypatch, micro, packing, attention, pass_tokens
 ):
     usual = train(fresh(), tmp_path / "a", tiny_tokenizer)
+    monkeypatch.setattr("sft.scoring.CPU_BATCH_TOKENS", 2 * pass_tokens)
     model = fresh(attn_implementation=attention)
     varied = train(model, tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
     for a, b in zip(usual, varied, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+        assert b["rewards/margins"] == pytest.approx(a["rewards/margins"], rel=1e-3, abs=1e-4)
 
 
 def test_with_lora_the_reference_is_the_adapter_and_not_the_bare_base(tiny_tokenizer, tmp_path):
@@ -105,7 +113,7 @@ def test_a_stale_reference_stops_the_run_before_the_first_update(tiny_tokenizer,
 
 def test_reference_shards_are_continued_and_never_recomputed(tmp_path):
     rows = make_pairs(2 * SHARD + 3).to_list()
-    arguments = {"folder": tmp_path, "device": torch.device("cpu"), "batch_size": 5}
+    arguments = {"folder": tmp_path, "device": torch.device("cpu")}
     first = reference_log_probs(fresh(), rows, **arguments)
     assert len(first) == len(rows)
     (tmp_path / "shard-00001.json").unlink()

@@ -126,7 +126,7 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypa
     batch = pack(DOCUMENTS, row_length=64)
     results = []
     for budget in (2**26, 260 * 4):
-        monkeypatch.setattr("sft.scoring.LOGITS_BUDGET", budget)
+        monkeypatch.setattr("sft.head.CPU_CHUNK", budget)
         model.zero_grad()
         scores = score(model, batch)
         scores.log_probs.sum().backward()

@@ -13,10 +13,11 @@ from transformers import LlamaForCausalLM
 from sft.checkpoint import flaw, last_good
 from sft.config import LoraSection, ModelSection, SftStage, UserError
 from sft.model import choose_placement
+from sft.passes import Layout, collate_chats
 from sft.run import read_jsonl
 from sft.scoring import by_document, enable_scoring, log_probs
 from sft.setting import Setting
-from sft.trainer import collate_chats, train_sft
+from sft.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
@@ -54,13 +55,20 @@ def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, attention=
 
 
 @pytest.mark.parametrize(
-    ("micro", "packing", "attention"),
-    [(8, True, "sdpa"), (2, True, "documents"), (8, False, "eager"), (4, False, "documents")],
+    ("micro", "packing", "attention", "pass_tokens"),
+    [
+        (8, True, "sdpa", 2048),
+        (2, True, "documents", 2048),
+        (8, False, "eager", 40),
+        (4, False, "documents", 2048),
+        (8, True, "documents", 40),
+    ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
-    rows, tiny_tokenizer, tmp_path, micro, packing, attention
+    rows, tiny_tokenizer, tmp_path, monkeypatch, micro, packing, attention, pass_tokens
 ):
     facts, usual, _ = train(rows, tiny_tokenizer, tmp_path / "a")
+    monkeypatch.setattr("sft.scoring.CPU_BATCH_TOKENS", 2 * pass_tokens)
     others, varied, _ = train(
         rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing, attention=attention
     )
@@ -74,7 +82,8 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
 def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, attention):
     model = enable_scoring(make_tiny_model(attn_implementation=attention))
     examples = rows.to_list()[:6]
-    inputs = collate_chats(examples, packing=True, flat=by_document(model))
+    layout = Layout(packing=True, flat=by_document(model), pass_tokens=1000)
+    (inputs,) = collate_chats(examples, layout=layout)["passes"]
     ours = -log_probs(model, inputs["rows"]).sum() / inputs["num_items"]
     ours.backward()
     gradients = [p.grad.clone() for p in model.parameters()]

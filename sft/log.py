@@ -1,0 +1,54 @@
+"""What training says while it runs: log.jsonl, the progress bar."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class StageLog(TrainerCallback):
+    """One JSON line a log step in log.jsonl, and a progress bar with the time left."""
+
+    def __init__(self, path: Path, *, label: str) -> None:
+        self.path = path
+        self.label = label
+        self.bar: tqdm | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            # After a kill the log may be ahead of the checkpoint: begin with what that one knew.
+            lines = [entry for entry in state.log_history if "loss" in entry]
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.label, unit="step"
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            entry = {"step": state.global_step, **logs}
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
