@@ -189,4 +189,4 @@ def train_dpo(
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
-    return run_training(trainer, folder=folder, label=label)
+    return run_training(trainer, model, folder=folder, label=label, placement=placement)

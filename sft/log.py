@@ -39,7 +39,7 @@ class StageLog(TrainerCallback):
             entry = {"step": state.global_step, **logs}
             with self.path.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+            self.bar.set_postfix(_short(logs), refresh=False)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -52,3 +52,15 @@ class StageLog(TrainerCallback):
     ) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _short(logs: dict[str, Any]) -> dict[str, str]:
+    """What the bar shows of a log line."""
+    shown = {"loss": f"{float(logs['loss']):.3f}"}
+    if "tokens_per_second" in logs:
+        shown["tok/s"] = f"{logs['tokens_per_second']:,.0f}"
+        shown["pad"] = f"{logs['padding']:.0%}"
+        shown["GiB"] = f"{logs['memory_gib']:.1f}"
+    if "peak_share" in logs:
+        shown["of peak"] = f"{logs['peak_share']:.0%}"
+    return shown

@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from sft.checkpoint import last_good, seal
 from sft.config import DpoStage, SftStage, UserError
 from sft.log import StageLog
+from sft.meter import Meter, matrix_peak
 from sft.model import Placement
 from sft.passes import Layout, collate_chats
 from sft.schedule import SCHEDULES
@@ -48,6 +49,7 @@ class PackedTrainer(Trainer):
 
     loss_is_scaled_for_ga: Any = True
     schedule: functools.partial | None = None
+    meter: Meter
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
@@ -63,6 +65,7 @@ class PackedTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         passes = inputs["passes"]
         for place, part in enumerate(passes):
+            self.meter.add(part["rows"])
             last = place == len(passes) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 total += super().training_step(model, part, num_items_in_batch)
@@ -88,6 +91,12 @@ class PackedTrainer(Trainer):
         """A micro-batch's sum over the items of the whole step, as DDP's averaging expects it."""
         count = torch.as_tensor(inputs["num_items"] if items is None else items)
         return total * self.accelerator.num_processes / count.clamp(min=1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a loss what `sft.meter` counted since the one before."""
+        if "loss" in logs:
+            logs |= self.meter.read(self.accelerator.reduce)
+        super().log(logs, start_time)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoints carry no card; the run's report is the record."""
@@ -184,10 +193,15 @@ def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: i
     return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
 
 
-def run_training(trainer: Any, *, folder: Path, label: str) -> StageFacts:
-    """Train to the end, from the last good checkpoint if there is one."""
+def run_training(
+    trainer: Any, model: Any, *, folder: Path, label: str, placement: Placement
+) -> StageFacts:
+    """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StageLog(folder / "log.jsonl", label=label))
+    device = trainer.args.device
+    peak = matrix_peak(device, placement.compute)
+    trainer.meter = Meter(model, device=device, peak=peak)
     checkpoint = last_good(folder) if trainer.args.should_save else None
     trainer.accelerator.wait_for_everyone()
     checkpoint = checkpoint or last_good(folder)
@@ -236,4 +250,4 @@ def train_sft(
         ),
     )
     trainer.schedule = schedule
-    return run_training(trainer, folder=folder, label=label)
+    return run_training(trainer, model, folder=folder, label=label, placement=setting.placement)

@@ -74,6 +74,9 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
     )
     torch.testing.assert_close(torch.tensor(varied), torch.tensor(usual), rtol=1e-4, atol=1e-5)
     assert (facts.steps, facts.tokens) == (others.steps, others.tokens)
+    log = read_jsonl(tmp_path / "b" / "log.jsonl")
+    assert all(line["trained_tokens_per_second"] < line["tokens_per_second"] for line in log)
+    assert all(0 < line["peak_share"] < 1 and 0 <= line["padding"] < 1 for line in log)
     # Two epochs of every row, and of the three rows that fill up the last step of each.
     assert facts.tokens == 2 * (sum(len(ids) for ids in rows["input_ids"]) + 3)
 
