@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sft.packing import Document, Segment, best_fit, lay_out
 from sft.run import read_json, write_json
-from sft.scoring import batch_tokens, by_document, log_probs, sequence_sums
+from sft.scoring import batch_tokens, log_probs, rows_of, sequence_sums
 
 SHARD = 64  # pairs
 
@@ -53,7 +53,7 @@ def reference_log_probs(
         shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
         sums: list[list[float]] = [[]] * len(shard)
         for part in best_fit([len(d) for d in shard], row_length=batch_tokens(device)):
-            batch = lay_out([shard[j] for j in part], packing=True, flat=by_document(model))
+            batch = lay_out([shard[j] for j in part], packing=True, rows=rows_of(model))
             batch = batch.to(device)
             with (
                 torch.no_grad(),

@@ -27,7 +27,7 @@ from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.run import is_adapter
-from sft.scoring import enable_scoring, layout_flaw
+from sft.scoring import enable_scoring, settle_layout
 from sft.vocabulary import add_tokens, token_rows
 
 log = logging.getLogger(__name__)
@@ -247,9 +247,7 @@ def load_model(
         use_safetensors=True,
     )
     enable_scoring(model).to(placement.device)
-    if placement.attention == DOCUMENTS and (flaw := layout_flaw(model)):
-        log.info("attention: sdpa (document by document, %s: %s)", model.config.model_type, flaw)
-        model.set_attn_implementation("sdpa")
+    settle_layout(model)
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     return model.to(placement.device)

@@ -8,11 +8,12 @@ batch, so attention costs the sum of L^2 over rows, never (B*L)^2.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 PADDING = -1
+RowKind = Literal["flat", "masked", "apart"]
 FLAT_BUCKET = 8  # widths that matrix kernels like
 
 
@@ -165,20 +166,38 @@ def pack(
     )
 
 
-def lay_out(documents: Sequence[Document], *, packing: bool, flat: bool) -> Batch:
-    """The rows of a micro-batch for training or scoring.
+def lay_out(documents: Sequence[Document], *, packing: bool, rows: RowKind) -> Batch:
+    """The rows of a micro-batch for training or scoring; sequences keep their numbers.
 
     Args:
         packing: several documents in a row; otherwise each has a row of its own.
-        flat: attention goes document by document (`sft.attention`), so that one row without
-            padding costs least. Otherwise rows are no longer than the longest document, which is
-            what attention over whole rows costs least with.
+        rows: what the model can read. "flat": attention goes document by document (see
+            `sft.attention`), so that one row without padding costs least. "masked": attention over
+            whole rows, which are therefore no longer than the longest document. "apart": layers
+            that would carry something over from one document to the next, or between branches;
+            a row for each branch with its trunk before it.
     """
+    if rows == "apart":
+        return pack([whole for d in documents for whole in unshared(d)], row_length=0)
     if not packing:
         return pack(documents, row_length=0)
-    if flat:
+    if rows == "flat":
         return pack(documents, row_length=sum(map(len, documents)), bucket=FLAT_BUCKET)
     return pack(documents, row_length=max(map(len, documents)))
+
+
+def unshared(document: Document) -> list[Document]:
+    """A document for each branch, its trunk repeated; scored tokens and sequences are the same."""
+    trunk = document.trunk
+    if not document.branches:
+        return [document]
+    silent = Segment(trunk.ids, [False] * len(trunk.ids))
+    return [
+        Document(Segment([*before.ids, *branch.ids], [*before.scored, *branch.scored]))
+        for before, branch in zip(
+            (trunk, *[silent] * (len(document.branches) - 1)), document.branches, strict=True
+        )
+    ]
 
 
 def _number_sequences(documents: Sequence[Document]) -> tuple[list[int], int]:

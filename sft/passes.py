@@ -13,8 +13,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from sft.packing import Batch, Document, Segment, best_fit, lay_out
-from sft.scoring import batch_tokens, by_document
+from sft.packing import Batch, Document, RowKind, Segment, best_fit, lay_out
+from sft.scoring import batch_tokens, rows_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Layout:
     """How a micro-batch is laid out in rows and passes."""
 
     packing: bool  # several documents in a row
-    flat: bool  # one row without padding, for attention that goes document by document
+    rows: RowKind  # what the model reads (see `sft.packing.lay_out`)
     pass_tokens: int  # of one forward and backward pass; a longer document has one of its own
 
     @classmethod
@@ -33,7 +33,7 @@ class Layout:
         state = PartialState()
         sharded = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         tokens = sys.maxsize if sharded else batch_tokens(state.device) // 2
-        return cls(packing, by_document(model), tokens)
+        return cls(packing, rows_of(model), tokens)
 
 
 def collate_chats(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def in_passes(
     documents = [document(example) for example in examples]
     for part in best_fit([len(d) for d in documents], row_length=layout.pass_tokens):
         parts = [documents[i] for i in part]
-        batch = lay_out(parts, packing=layout.packing, flat=layout.flat)
+        batch = lay_out(parts, packing=layout.packing, rows=layout.rows)
         passes.append(inputs([examples[i] for i in part], batch))
     rows: list[Batch] = [each["rows"] for each in passes]
     return {

@@ -7,17 +7,30 @@ trl's `add_fused_lm_head`, which off Triton projects every position).
 """
 
 import functools
+import logging
 import types
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from sft.attention import DOCUMENTS
 from sft.config import UserError
 from sft.head import Scores, score_states
-from sft.packing import Batch, Document, Segment, attention_mask, lay_out, pack
+from sft.packing import (
+    PADDING,
+    Batch,
+    Document,
+    RowKind,
+    Segment,
+    attention_mask,
+    lay_out,
+    pack,
+)
+
+log = logging.getLogger(__name__)
 
 # Families that scale their logits after the projection; silently ignoring it would be wrong.
 _SCALED = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -34,6 +47,7 @@ ROUNDING = {
 }
 
 _enabled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+_apart: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # models that read no packed rows
 
 
 def enable_scoring(model: Any) -> Any:
@@ -74,17 +88,20 @@ def score(model: Any, batch: Batch) -> Scores:
     """Score a batch with a model that `enable_scoring` has seen, wrapped or not.
 
     Gradients flow through `log_probs`. Attention goes document by document where the model was
-    loaded so, else over rows by mask: sdpa (bool) or eager (additive).
+    loaded so, else over rows by mask: sdpa (bool) or eager (additive). A model that reads no packed
+    rows gets upstream's own mask of padding.
     """
-    kind = attention_of(model)
     more: dict[str, Any] = {}
     mask: torch.Tensor | dict[str, torch.Tensor]
-    if kind == DOCUMENTS:
+    kind = rows_of(model)
+    if kind == "apart":
+        mask = (batch.document != PADDING).long()
+    elif kind == "flat":
         # A mask of four dimensions is passed through by upstream; nothing reads this one.
         mask = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=batch.input_ids.device)
         more["documents"] = batch.spans
     else:
-        mask = _masks(model, batch, additive=kind == "eager")
+        mask = _masks(model, batch, additive=attention_of(model) == "eager")
     return model(
         input_ids=batch.input_ids,
         attention_mask=mask,
@@ -105,7 +122,7 @@ def _masks(model: Any, batch: Batch, *, additive: bool) -> torch.Tensor | dict[s
         zero = torch.zeros((), dtype=torch.float32, device=seen.device)
         return torch.where(seen, zero, torch.finfo(torch.float32).min)
 
-    config = _inner(model).config.get_text_config()
+    config = _bare(model).config.get_text_config()
     window = getattr(config, "sliding_window", None)
     types = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     if window is None or batch.input_ids.shape[1] <= window or types == {"full_attention"}:
@@ -128,24 +145,32 @@ def sequence_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     return sums.index_add(0, batch.sequence, values)
 
 
-def check_layout(model: Any) -> None:
-    """Refuse a model on whose live backend packed rows do not score as single sequences do.
+def settle_layout(model: Any) -> None:
+    """Prove on the live backend that rows score as single sequences do, or find rows that do.
+
+    Document by document falls back to sdpa, and packed rows to a row for each sequence (layers with
+    convolutions or states carry over what stands before); each is logged.
 
     Raises:
-        UserError: the attention backend or the architecture (convolution, state space) lets tokens
-            see across.
+        UserError: not even single rows score as the model's own forward does.
     """
-    flaw = layout_flaw(model)
-    if flaw is not None:
-        raise UserError(
-            f"packed rows do not score as single sequences do on {model.config.model_type!r} with "
-            f"{attention_of(model)} attention ({flaw}); set model.attn_implementation=sdpa or "
-            "choose a model whose layers are all full attention"
-        )
+    name = model.config.model_type
+    if attention_of(model) == DOCUMENTS and (flaw := layout_flaw(model)):
+        log.info("attention: sdpa (document by document, %s: %s)", name, flaw)
+        model.set_attn_implementation("sdpa")
+    if flaw := layout_flaw(model):
+        log.info("packing: off, prompts are not shared (%s in packed rows: %s)", name, flaw)
+        _apart.add(_bare(model))
+        if flaw := layout_flaw(model):
+            raise UserError(
+                f"rows do not score as single sequences do on {name!r} with {attention_of(model)} "
+                f"attention ({flaw}); set model.attn_implementation=sdpa or eager, or choose "
+                "another model"
+            )
 
 
 def layout_flaw(model: Any) -> str | None:
-    """What is wrong with packed rows on the live backend, or None where they are as they must be.
+    """What is wrong with rows on the live backend, or None where they are as they must be.
 
     A trunk with two branches and a neighbour share one row. Each sequence's log-prob must equal
     that of the model's own forward on the sequence alone, within the rounding of its weights, and
@@ -166,7 +191,7 @@ def layout_flaw(model: Any) -> str | None:
             Segment(trunk, [False] * 7), (Segment(first, [True] * 5), Segment(second, [True] * 3))
         )
         neighbour = Document(Segment(lone, [False] + [True] * 5))
-        batch = pack([pair, neighbour], row_length=64).to(weight.device)
+        batch = lay_out([pair, neighbour], packing=True, rows=rows_of(model)).to(weight.device)
         return sequence_sums(log_probs(model, batch), batch)
 
     was_training = model.training
@@ -199,16 +224,20 @@ def scoring_batch(model: Any, documents: Sequence[Document]) -> Batch:
     """Documents for one scoring forward, on the model's device: one row without padding where
     attention goes document by document, else a row each."""
     device = next(model.parameters()).device
-    if by_document(model):
-        return lay_out(documents, packing=True, flat=True).to(device)
-    # Few shapes where kernels are compiled for each; little padding where they are not.
-    bucket = 8 if device.type == "cpu" else 64
-    return pack(documents, row_length=0, bucket=bucket).to(device)
+    kind = rows_of(model)
+    if kind == "masked":
+        # Few shapes where kernels are compiled for each; little padding where they are not.
+        bucket = 8 if device.type == "cpu" else 64
+        return pack(documents, row_length=0, bucket=bucket).to(device)
+    return lay_out(documents, packing=True, rows=kind).to(device)
 
 
-def by_document(model: Any) -> bool:
-    """Whether the model's attention goes document by document."""
-    return attention_of(model) == DOCUMENTS
+def rows_of(model: Any) -> RowKind:
+    """Which rows a model reads, wrapped or not (see `sft.packing.lay_out`)."""
+    bare = _bare(model)
+    if bare in _apart:
+        return "apart"
+    return "flat" if attention_of(bare) == DOCUMENTS else "masked"
 
 
 def _plain(model: Any, prompt: Any, completion: Any, device: torch.device) -> torch.Tensor:
@@ -220,8 +249,10 @@ def _plain(model: Any, prompt: Any, completion: Any, device: torch.device) -> to
 
 def attention_of(model: Any) -> str:
     """The name of the attention that a model computes with, wrapped or not."""
-    return _inner(model).config._attn_implementation
+    return _bare(model).config._attn_implementation
 
 
-def _inner(model: Any) -> Any:
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+def _bare(model: Any) -> Any:
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -13,7 +13,6 @@ from sft.model import load_trainable, save_model
 from sft.plan import PlannedStage
 from sft.prepare import rows_fingerprint
 from sft.run import STAGE_FOLDERS, Stage, fingerprint, model_fingerprint
-from sft.scoring import check_layout
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.trainer import StageFacts, train_sft
 
@@ -66,7 +65,6 @@ def run_stage(
         trust_remote_code=setting.trust_remote_code,
         tokens=setting.tokens,
     )
-    check_layout(model)
     facts = train(model, stage.folder)
     if state.is_main_process:
         temporary = stage.folder / "model.tmp"

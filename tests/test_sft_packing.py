@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.attention import document_attention
-from sft.packing import Document, Segment, attention_mask, best_fit, pack
-from sft.scoring import check_layout, enable_scoring, log_probs, score, sequence_sums
+from sft.packing import Document, Segment, attention_mask, best_fit, lay_out, pack, unshared
+from sft.scoring import (
+    enable_scoring,
+    layout_flaw,
+    log_probs,
+    rows_of,
+    score,
+    sequence_sums,
+    settle_layout,
+)
 
 
 def scored(ids):
@@ -172,7 +180,7 @@ def windowed_model(name, attention):
 @pytest.mark.parametrize("name", WINDOWED)
 def test_a_layer_sees_no_further_in_packed_rows_than_alone(name, attention):
     model = windowed_model(name, attention)
-    check_layout(model)
+    assert layout_flaw(model) is None
     lot = torch.Generator().manual_seed(1)
     texts = [torch.randint(3, 260, (n,), generator=lot) for n in (40, 9, 23)]
     batch = pack([chat(text.tolist()) for text in texts], row_length=80)
@@ -188,16 +196,75 @@ def test_a_layer_sees_no_further_in_packed_rows_than_alone(name, attention):
     assert abs(wide - sums[0]) > 0.1, "the window must matter for this test to say anything"
 
 
-def test_the_run_start_proof_catches_a_layer_that_mixes_a_row():
+# A convolution, a linear attention, a state space beside attention, and one alone.
+CARRYING = {
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "Qwen3Next": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "head_dim": 8,
+        "num_experts": 2,
+        "mlp_only_layers": [0, 1],
+    },
+    "Bamba": {"attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 16},
+    "Mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8},
+}
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, caplog):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        **{
+            "vocab_size": 260,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        | CARRYING[name]
+    )
+    model = enable_scoring(transformers.AutoModelForCausalLM.from_config(config).eval())
+    with caplog.at_level("INFO"):
+        settle_layout(model)
+    assert rows_of(model) == "apart" and "packing: off" in caplog.text
+    batch = lay_out(DOCUMENTS, packing=True, rows="apart")
+    sums = sequence_sums(log_probs(model, batch), batch)
+    sums[1].backward()
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    alone = [Document(chat(range(10, 22)).trunk), *unshared(DOCUMENTS[1]), DOCUMENTS[2]]
+    for i, document in enumerate(alone):
+        model.zero_grad(set_to_none=True)
+        segment = document.trunk
+        tokens = torch.tensor([segment.ids])
+        logits = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
+        own = logits.gather(1, tokens[0, 1:, None]).squeeze(1)[torch.tensor(segment.scored[1:])]
+        torch.testing.assert_close(sums[i], own.sum(), rtol=1e-5, atol=1e-4)
+        if i == 1:
+            own.sum().backward()
+            for got, parameter in zip(gradients, model.parameters(), strict=True):
+                if got is not None or parameter.grad is not None:
+                    torch.testing.assert_close(got, parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_the_proof_refuses_a_layer_that_sees_what_is_not_there():
     model = make_tiny_model()
-    check_layout(enable_scoring(model))
+    settle_layout(enable_scoring(model))
+    assert rows_of(model) == "masked"
 
     def mix(module, inputs, output):
         return output + 0.1 * output.mean(1, keepdim=True)
 
     model.model.layers[0].mlp.register_forward_hook(mix)
-    with pytest.raises(ValueError, match="packed rows do not score as single sequences"):
-        check_layout(model)
+    with pytest.raises(ValueError, match="rows do not score as single sequences"):
+        settle_layout(model)
 
 
 def test_attention_that_cannot_go_by_document_is_refused_by_name(tiny_model):

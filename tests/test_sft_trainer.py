@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,14 @@ from conftest import make_tiny_model
 from datasets import Dataset
 from transformers import LlamaForCausalLM
 
+from sft.chat import EncodedChat, encode_chats
 from sft.checkpoint import flaw, last_good
-from sft.config import LoraSection, ModelSection, SftStage, UserError
-from sft.model import choose_placement
+from sft.config import LoraSection, ModelSection, SftStage, Source, UserError
+from sft.data import read_sft
+from sft.model import choose_placement, load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
 from sft.run import read_jsonl
-from sft.scoring import by_document, enable_scoring, log_probs
+from sft.scoring import enable_scoring, log_probs, rows_of
 from sft.setting import Setting
 from sft.trainer import train_sft
 
@@ -85,7 +88,7 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
 def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, attention):
     model = enable_scoring(make_tiny_model(attn_implementation=attention))
     examples = rows.to_list()[:6]
-    layout = Layout(packing=True, flat=by_document(model), pass_tokens=1000)
+    layout = Layout(packing=True, rows=rows_of(model), pass_tokens=1000)
     (inputs,) = collate_chats(examples, layout=layout)["passes"]
     ours = -log_probs(model, inputs["rows"]).sum() / inputs["num_items"]
     ours.backward()
@@ -177,3 +180,38 @@ def test_saved_models_load_and_stop_on_the_end_of_turn(tiny_tokenizer, tmp_path)
     assert end in loaded.generation_config.eos_token_id
     assert (tmp_path / "model" / "chat_template.jinja").is_file()
     assert not list(Path(tmp_path).rglob("*.bin"))
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_frozen_weights_in_bfloat16_train_as_float32_ones_do(real_data, tmp_path):
+    """200 steps of LoRA on short Alpaca rows; the curves lie closer than two seeds do."""
+    folder = real_data / "models" / "stories260K"
+    tokenizer = load_tokenizer(str(folder), ModelSection(str(folder)))
+    path = str(real_data / "sft" / "alpaca_en_first10k.jsonl.gz")
+    chats = read_sft([Source(path)], on_error="drop").rows[:2000]
+    found = [e for e in encode_chats(tokenizer, chats) if isinstance(e, EncodedChat)]
+    short = sorted(found, key=lambda e: len(e.input_ids))[:200]  # bfloat16 may be emulated here
+    rows = Dataset.from_list([{"input_ids": e.input_ids, "trained": e.trained} for e in short])
+
+    def curve(name, compute, seed):
+        placement = replace(PLACEMENT, compute=compute, attention="sdpa")
+        lora = LoraSection(r=8)
+        model = load_trainable(
+            str(folder), placement, lora=lora, seed=seed, trust_remote_code=False
+        )
+        options = {"per_device_train_batch_size": 1, "learning_rate": 3e-3, "save_strategy": "no"}
+        section = SftStage(trl=SftStage().trl | options | {"num_train_epochs": 1.0})
+        setting = Setting(tmp_path, tokenizer, placement, lora, seed, False)
+        (tmp_path / name).mkdir()
+        train_sft(model, rows, section=section, setting=setting, folder=tmp_path / name, label=name)
+        losses = [line["loss"] for line in read_jsonl(tmp_path / name / "log.jsonl")]
+        assert len(losses) == 200
+        return torch.tensor(losses).view(10, 20).mean(1)
+
+    exact = curve("float32", torch.float32, 0)
+    low = curve("bfloat16", torch.bfloat16, 0)
+    other = curve("other", torch.float32, 1)
+    assert exact[-1] < exact[0] - 0.3, "it must learn for the comparison to say anything"
+    assert (low - exact).abs().max() < (other - exact).abs().max()
+    assert (low - exact).mean().abs() < 0.02

@@ -12,7 +12,7 @@ from sft.chat import encode_chat, stop_ids
 from sft.config import LoraSection, ModelSection, UserError
 from sft.model import Placement, load_model, load_tokenizer, load_trainable, save_model
 from sft.packing import Document, Segment, pack
-from sft.scoring import check_layout, log_probs
+from sft.scoring import layout_flaw, log_probs
 from sft.vocabulary import base_with_tokens, token_rows
 
 TOKENS = ["<|im_start|>", "<|im_end|>"]
@@ -147,7 +147,7 @@ def test_under_bfloat16_the_rows_are_float32_and_packing_still_holds(grown):
     kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert next(model.parameters()).dtype == torch.bfloat16  # decides how exact packing must be
-    check_layout(model)
+    assert layout_flaw(model) is None
 
 
 def test_no_copy_is_made_where_no_token_is_new(base, tmp_path):

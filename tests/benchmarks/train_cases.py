@@ -116,7 +116,6 @@ TUNED = {"tuned": True, "gradient_checkpointing": False}
 CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "sft ours": ("sft", None),
     "sft trl default": ("sft", {}),
-    "sft trl packed 1024": ("sft", TUNED | {"packing": True, "per_device_train_batch_size": 1}),
     "sft trl packed 512": (
         "sft",
         TUNED | {"packing": True, "per_device_train_batch_size": 1, "max_length": 512},
