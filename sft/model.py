@@ -85,6 +85,7 @@ def choose_placement(section: ModelSection) -> Placement:
         f"device: {device.type} ({_device_name(device)})",
         f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
         f"attention: {attention} ({why_attention})",
+        "compile: off (packed rows come in many shapes, and each would be compiled anew)",
     )
     for reason in reasons:
         log.info("%s", reason)
