@@ -42,10 +42,10 @@ def check_measures(section: EvalSection) -> None:
     """
     check_tasks(section.tasks, task_dir=section.task_dir)
     _prompts(section)
-    if not section.tasks and not section.repetition.prompts:
+    if not (section.tasks or section.repetition.prompts or section.safety.prompts):
         raise UserError(
-            "eval names neither tasks nor repetition.prompts; name at least one, or nothing shows "
-            "what training did"
+            "eval names neither tasks nor repetition.prompts nor safety.prompts; name at least "
+            "one, or nothing shows what training did"
         )
 
 

@@ -11,7 +11,9 @@ from eval.stats import wilson
 Row = Mapping[str, Any]
 
 # A number (with its points, commas and colons), a Chinese number, a word, or any other character.
-_UNIT = re.compile(r"\d[\d.,:]*|[零〇一二三四五六七八九十百千万两]+|[^\W\d_\u2e80-\uffff]+|\S")
+_UNIT = re.compile(
+    r"\d+(?:[.,:]\d+)*|[零〇一二三四五六七八九十百千万两]+|[^\W\d_\u2e80-\uffff]+|\S"
+)
 _NUMBER = re.compile(r"[\d零〇一二三四五六七八九十百千万两]")
 
 
