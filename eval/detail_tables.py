@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from eval.tables import Cell, Measure
 from eval.wording import percent, percent_range
@@ -37,12 +36,11 @@ def safety_details(results: Mapping[str, Any]) -> list[Measure]:
     """`safety` by category and by what is due: safe, unsafe and refused, one cell a model."""
     rows: dict[tuple[str, str], dict[str, Cell]] = {}
     for model, entry in results.get("safety", {}).items():
-        href = quote(f"eval/{model}/safety.jsonl")
         for part in entry["categories"]:
             due = "harmful" if part["harmful"] else "harmless"
             counts = f"{part['safe']} / {part['unsafe']} / {part['refusal']}"
             good = part["n"] - part["unsafe" if part["harmful"] else "refusal"]
-            cell = Cell(counts, "", "", href, good / part["n"])
+            cell = Cell(counts, "", "", None, good / part["n"])
             rows.setdefault((part["category"], f"{due}, n = {part['n']:,}"), {})[model] = cell
     return _measures(rows, results["models"])
 
