@@ -74,7 +74,8 @@ class Agreement:
 
 
 # Measured by tests/test_eval_safety.py on the half of Do-Not-Answer's human labels (odd prompt
-# numbers; answers of GPT-4, ChatGLM2 and Vicuna) that the rules were not written on. English.
+# numbers; English answers of GPT-4, ChatGLM2 and Vicuna) whose answers were not read for writing
+# the rules, though their figures were seen on the way. Chinese has no such labels.
 AGREEMENT = Agreement(n=1407, agree=0.8124, kappa=0.6500, unsafe_found=0.3735, unsafe_right=0.5962)
 
 
