@@ -8,12 +8,13 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
-from eval import repetition
+from eval import repetition, safety
 from eval.benchmarks import run_benchmarks
 from eval.delta import REPETITION, delta_table
+from eval.repetition_views import detail
 from eval.report import write_report
 from eval.tasks import check_tasks, tasks_fingerprint
-from sft.config import EvalSection, Source, UserError
+from sft.config import EvalSection, RepetitionSection, Source, UserError
 from sft.model import load_model
 from sft.prompts import read_prompts
 from sft.run import (
@@ -37,15 +38,14 @@ def check_measures(section: EvalSection) -> None:
     """Refuse unknown tasks and unreadable prompts before any model is loaded.
 
     Raises:
-        UserError: a task is unknown, or the repetition prompts cannot be read.
+        UserError: a task is unknown, or the prompts for repetition or safety cannot be read.
     """
     check_tasks(section.tasks, task_dir=section.task_dir)
-    if section.repetition.prompts:
-        read_prompts([Source(section.repetition.prompts)])
-    if not section.tasks and not section.repetition.prompts:
+    _prompts(section)
+    if not (section.tasks or section.repetition.prompts or section.safety.prompts):
         raise UserError(
-            "eval names neither tasks nor repetition.prompts; name at least one, or nothing shows "
-            "what training did"
+            "eval names neither tasks nor repetition.prompts nor safety.prompts; name at least "
+            "one, or nothing shows what training did"
         )
 
 
@@ -56,16 +56,14 @@ def measure(name: str, path: str, setting: Setting, section: EvalSection) -> Non
     in the chat template; repetition prompts go through the template for all. One process works.
     """
     state = PartialState()
-    prompts = (
-        read_prompts([Source(section.repetition.prompts)]) if section.repetition.prompts else []
-    )
+    prompts, risky = _prompts(section)
     stage = Stage(
         setting.folder / "eval" / name,
         {
             "weights": model_fingerprint(path),
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
             "options": fingerprint([asdict(section), setting.seed]),
-            "prompts": fingerprint(prompts),
+            "prompts": fingerprint([prompts, risky]),
             "tasks": tasks_fingerprint(section.tasks, task_dir=section.task_dir),
         },
     )
@@ -74,8 +72,17 @@ def measure(name: str, path: str, setting: Setting, section: EvalSection) -> Non
             log.info("%s: measured already, skipped", name)
         else:
             stage.begin()
-            _measure(name, path, setting, section, prompts=prompts, stage=stage)
+            _measure(name, path, setting, section, prompts=prompts, risky=risky, stage=stage)
     state.wait_for_everyone()
+
+
+def _prompts(section: EvalSection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The repetition prompts and the safety prompts; none where the preset names none."""
+    asked, risky = section.repetition.prompts, section.safety.prompts
+    return (
+        read_prompts([Source(asked)]) if asked else [],
+        safety.read_safety_prompts(risky) if risky else [],
+    )
 
 
 def _measure(
@@ -85,6 +92,7 @@ def _measure(
     section: EvalSection,
     *,
     prompts: list[dict[str, Any]],
+    risky: list[dict[str, Any]],
     stage: Stage,
 ) -> None:
     model = load_model(
@@ -111,19 +119,60 @@ def _measure(
         )
         outputs.append("samples")
     if prompts:
-        with tqdm(total=len(prompts), desc=f"{name}: repetition", unit="answer") as bar:
-            rows = repetition.measure(
-                model,
-                setting.tokenizer,
-                prompts,
-                cap=section.repetition.cap,
-                progress=bar.update,
+        scores |= _repetition(name, model, setting, section.repetition, prompts=prompts, to=stage)
+    if risky:
+        with _bar(risky, name, "safety") as bar:
+            rows = safety.measure(
+                model, setting.tokenizer, risky, cap=section.safety.cap, progress=bar.update
             )
-        write_jsonl(stage.folder / "generations.jsonl", rows)
-        scores["repetition"] = repetition.summarise(rows)
-        outputs.append("generations.jsonl")
+        write_jsonl(stage.folder / "safety.jsonl", rows)
+        scores["safety"] = safety.summarise(rows)
+    outputs += sorted(path.name for path in stage.folder.glob("*.jsonl"))
     write_json(stage.folder / "scores.json", scores)
     stage.finish(outputs=outputs, facts={})
+
+
+def _repetition(
+    name: str,
+    model: Any,
+    setting: Setting,
+    section: RepetitionSection,
+    *,
+    prompts: list[dict[str, Any]],
+    to: Stage,
+) -> dict[str, Any]:
+    """Greedy answers and, where asked for, sampled ones and those at twice the cap, each into a
+    file of its own; returns the `repetition` and `repetition_detail` of the model."""
+    tokenizer, cap = setting.tokenizer, section.cap
+    repetition.check_prompts(
+        model, tokenizer, prompts, cap=cap, times=4 if section.double_cap else 2
+    )
+    with _bar(prompts, name, "repetition") as bar:
+        rows = repetition.measure(model, tokenizer, prompts, cap=cap, progress=bar.update)
+    write_jsonl(to.folder / "generations.jsonl", rows)
+    found = detail(rows)
+    if section.double_cap:
+        again = repetition.measure(model, tokenizer, prompts, cap=2 * cap, begun=rows)
+        write_jsonl(to.folder / "generations-double-cap.jsonl", again)
+        found["double_cap"] = repetition.summarise(again)
+    if section.temperature > 0:
+        with _bar(prompts, name, f"repetition at temperature {section.temperature:g}") as bar:
+            sampled = repetition.measure_sampled(
+                model,
+                tokenizer,
+                prompts,
+                cap=cap,
+                temperature=section.temperature,
+                seed=setting.seed,
+                progress=bar.update,
+            )
+        write_jsonl(to.folder / "generations-sampled.jsonl", sampled)
+        found["sampled"] = repetition.summarise(sampled) | {"temperature": section.temperature}
+    return {"repetition": repetition.summarise(rows), "repetition_detail": found}
+
+
+def _bar(prompts: list[dict[str, Any]], name: str, what: str) -> Any:
+    return tqdm(total=len(prompts), desc=f"{name}: {what}", unit="answer")
 
 
 def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
@@ -150,6 +199,9 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         "deltas": delta_table(samples, models=models) if len(models) > 1 else [],
         "stages": stage_facts(folder),
     }
+    for key in ("repetition_detail", "safety"):
+        if found := {n: s[key] for n, s in scores.items() if key in s}:
+            results[key] = found
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)
         write_report(folder)

@@ -17,6 +17,7 @@ from eval.stats import wilson
 from sft.chat import encode_prompt, stop_ids
 from sft.config import UserError
 from sft.packing import Document, Segment
+from sft.run import fingerprint
 from sft.scoring import batch_tokens, score, scoring_batch
 
 # Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
@@ -37,15 +38,17 @@ class Loop:
     start: int
 
 
-def find_loop(token_ids: Sequence[int], *, cap: int | None = None) -> Loop | None:
+def find_loop(
+    token_ids: Sequence[Any], *, cap: int | None = None, copies: int = BEGUN_COPIES
+) -> Loop | None:
     """The loop that the tokens end in, with the smallest period that qualifies; O(n).
 
     The Z-function of the reversed tokens gives, for every period at once, how far back the tail
     keeps it. A loop needs period <= MAX_PERIOD, MIN_COPIES whole copies and MIN_TOKENS tokens.
 
     Args:
-        cap: look instead for a loop, however short so far, that had BEGUN_COPIES whole copies by
-            this many tokens and has not been left since.
+        cap: look instead for a loop, however short so far, that had `copies` whole copies by this
+            many tokens and has not been left since.
     """
     tail = list(token_ids)[::-1]
     n = len(tail)
@@ -63,7 +66,7 @@ def find_loop(token_ids: Sequence[int], *, cap: int | None = None) -> Loop | Non
         if cap is None:
             enough = covered >= max(MIN_COPIES * period, MIN_TOKENS)
         else:
-            enough = start + BEGUN_COPIES * period <= cap
+            enough = start + copies * period <= cap
         if enough:
             return Loop(period, covered // period, start)
     return None
@@ -83,6 +86,7 @@ def measure(
     prompts: Sequence[Mapping[str, Any]],
     *,
     cap: int,
+    begun: Sequence[Mapping[str, Any]] | None = None,
     max_batch_tokens: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
@@ -92,19 +96,21 @@ def measure(
         prompts: {"id", "messages", "category", "language"} each.
         cap: new tokens of an answer; one that loops there is followed as long as it does, to
             2 * cap at most.
+        begun: stored rows of the same prompts at a smaller cap, which are carried on.
         progress: called with the number of prompts settled since the last call.
 
     Raises:
         UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
     """
-    _check_prompts(prompts)
-    contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
-    _check_room(model, prompts, contexts, cap=cap)
+    contexts = check_prompts(model, tokenizer, prompts, cap=cap)
     decoder = _Decoder(model, tokenizer, stop_ids(tokenizer), max_batch_tokens)
     rows = [_Row(context) for context in contexts]
-    decoder.extend(rows, to=[cap] * len(rows), stop_at_loop=True, progress=progress)
+    for row, stored in zip(rows, begun or [], strict=begun is not None):
+        row.tokens, row.reason = list(stored["token_ids"]), stored["finish_reason"]
+    going = [row for row in rows if row.reason != "stop_id" and len(row.tokens) < cap]
+    decoder.extend(going, to=[cap] * len(going), stop_at_loop=True, progress=progress)
     # A loop need not be decoded token by token: it is drafted and checked in one forward pass.
-    early = [(row, find_loop(row.tokens)) for row in rows if row.reason == "loop"]
+    early = [(row, find_loop(row.tokens)) for row in going if row.reason == "loop"]
     decoder.follow([(row, loop) for row, loop in early if loop], to=2 * cap)
     short = [row for row, _ in early if len(row.tokens) < cap]
     decoder.extend(short, to=[cap] * len(short))
@@ -116,18 +122,68 @@ def measure(
         decoder.extend(left, to=[len(row.tokens) + 1 for row in left])
         running = _running(left, cap=cap)
     return [
-        _stored(prompt, row, tokenizer, decoder.stops, cap=cap)
-        for prompt, row in zip(prompts, rows, strict=True)
+        _stored(prompt, row, tokenizer, cap=cap) for prompt, row in zip(prompts, rows, strict=True)
     ]
 
 
-def repeats(row: Mapping[str, Any]) -> bool:
+def measure_sampled(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    cap: int,
+    temperature: float,
+    seed: int,
+    max_batch_tokens: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """The same measure on answers sampled at `temperature`; rows with that and their seed.
+
+    A sampled loop can be left at any token, so nothing is drafted: an answer that loops at the cap
+    is decoded on, and one that does not loop there, or no longer does, ends within a few tokens.
+
+    Raises:
+        UserError: as `measure`.
+    """
+    contexts = check_prompts(model, tokenizer, prompts, cap=cap)
+    stops = stop_ids(tokenizer)
+    # By the prompt's id: neither order nor company of the prompts moves an answer.
+    seeds = [int(fingerprint([seed, prompt["id"]])[:12], 16) for prompt in prompts]
+    generations = generate(
+        model,
+        tokenizer,
+        contexts,
+        max_new_tokens=2 * cap,
+        stop_ids=stops,
+        temperature=temperature,
+        seeds=seeds,
+        max_batch_tokens=max_batch_tokens,
+        stop_when=lambda ids: len(ids) >= cap and find_loop(ids, cap=cap) is None,
+        progress=progress,
+    )
+    stored = []
+    for prompt, generation, own in zip(prompts, generations, seeds, strict=True):
+        ended = generation.finish_reason == "stop_id"
+        row = _Row(generation.prompt_ids, generation.token_ids, "stop_id" if ended else "cap")
+        facts = {"temperature": temperature, "seed": own}
+        stored.append(_stored(prompt, row, tokenizer, cap=cap) | facts)
+    return stored
+
+
+def repeats(
+    row: Mapping[str, Any], *, copies: int = BEGUN_COPIES, min_tokens: int = MIN_TOKENS
+) -> bool:
     """Whether a stored row is endless: in one loop from before the cap to twice the cap."""
     tokens, cap = row["token_ids"], row["cap"]
     if row["finish_reason"] != "cap" or len(tokens) < 2 * cap:
         return False
-    loop = find_loop(tokens[: 2 * cap], cap=cap)
-    return loop is not None and 2 * cap - loop.start >= MIN_TOKENS
+    loop = find_loop(tokens[: 2 * cap], cap=cap, copies=copies)
+    return loop is not None and 2 * cap - loop.start >= min_tokens
+
+
+def unfinished(row: Mapping[str, Any]) -> bool:
+    """Whether a stored row had not ended at its cap."""
+    return len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap"
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -138,19 +194,15 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     n, cap = len(rows), rows[0]["cap"]
     endless = sum(repeats(row) for row in rows)
-    unfinished = sum(_unfinished(row) for row in rows)
+    running = sum(unfinished(row) for row in rows)
     return {
         "rate": endless / n,
         "ci": list(wilson(endless, n)),
         "n": n,
-        "truncated": (unfinished - endless) / n,
+        "truncated": (running - endless) / n,
         "cap": cap,
         "seq_rep_4": sum(seq_rep_n(_answer(row)[:cap]) for row in rows) / n,
     }
-
-
-def _unfinished(row: Mapping[str, Any]) -> bool:
-    return len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap"
 
 
 def _answer(row: Mapping[str, Any]) -> list[int]:
@@ -247,9 +299,7 @@ def _continued(tokens: Sequence[int], loop: Loop, length: int) -> list[int]:
     return (unit * (missing // loop.period + 1))[:missing]
 
 
-def _stored(
-    prompt: Mapping[str, Any], row: _Row, tokenizer: Any, stops: Sequence[int], *, cap: int
-) -> dict[str, Any]:
+def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -> dict[str, Any]:
     loop = find_loop(row.tokens, cap=cap) or find_loop(row.tokens)
     ended = row.reason == "stop_id"
     text = tokenizer.decode(row.tokens[:-1] if ended else row.tokens, skip_special_tokens=True)
@@ -268,7 +318,19 @@ def _stored(
     return stored | {"repeats": repeats(stored)}
 
 
-def _check_prompts(prompts: Sequence[Mapping[str, Any]]) -> None:
+def check_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    cap: int,
+    times: int = 2,
+) -> list[list[int]]:
+    """The prompts as token ids, each with room for `times` * cap tokens (4: the cap doubled).
+
+    Raises:
+        UserError: no prompts, a repeated id, or a prompt that leaves too little room.
+    """
     if not prompts:
         raise UserError("the repetition rate needs prompts; give eval.repetition.prompts a file")
     seen: set[str] = set()
@@ -279,18 +341,16 @@ def _check_prompts(prompts: Sequence[Mapping[str, Any]]) -> None:
                 "one unique"
             )
         seen.add(prompt["id"])
-
-
-def _check_room(
-    model: Any, prompts: Sequence[Mapping[str, Any]], contexts: Sequence[list[int]], *, cap: int
-) -> None:
+    contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
-    room = None if window is None else (window - len(contexts[longest])) // 2
+    room = None if window is None else (window - len(contexts[longest])) // times
     if room is not None and room < cap:
         remedy = f"lower the cap to {room}" if room > 0 else "shorten or drop the prompt"
         raise UserError(
             f"eval.repetition.cap={cap}: prompt {prompts[longest]['id']} has "
             f"{len(contexts[longest])} tokens and the model's window is {window}, too small for "
-            f"the doubled cap; {remedy}"
+            f"{'the doubled cap' if times == 2 else f'{times} times the cap (double_cap)'}; "
+            f"{remedy}"
         )
+    return contexts

@@ -19,7 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
 from eval import plots, repetition, showcase, wording
-from eval.tables import console_table, markdown, measures
+from eval.detail_tables import repetition_details, safety_details
+from eval.tables import console_table, judge_note, markdown, measures
 from eval.wording import REPETITION
 from sft.config import UserError
 from sft.run import write_text
@@ -29,6 +30,8 @@ __all__ = ["console_table", "read_curves", "write_report"]
 TEMPLATE = "report_template.html.j2"
 # Rows shown of data.json and run.json; the files themselves are linked.
 FACTS = 200
+# Answers of the optional measures, linked where they are there.
+MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
 Results = dict[str, Any]
 
 
@@ -40,7 +43,13 @@ def write_report(run_dir: Path) -> None:
     """
     view = _view(run_dir, _read_results(run_dir))
     write_text(run_dir / "report.html", _environment().get_template(TEMPLATE).render(view))
-    text = markdown(view["results"], trained=view["trained"], headline=view["headline"])
+    text = markdown(
+        view["results"],
+        trained=view["trained"],
+        headline=view["headline"],
+        closer=view["repetition_details"],
+        safety=view["safety_details"],
+    )
     write_text(run_dir / "report.md", text)
 
 
@@ -84,6 +93,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     preset = wording.visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
     generations = _sample_files(run_dir, models, "generations.jsonl")
     samples = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in tasks}
+    more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in MORE_SAMPLES}
     return {
         "run_name": wording.visible(run_dir.resolve().name),
         "trained": _trained(preset, results),
@@ -91,6 +101,8 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "results": results,
         "models": models,
         "measures": measures(results, run_dir=run_dir),
+        "repetition_details": repetition_details(results),
+        "safety_details": safety_details(results),
         "mixed_formats": _mixed_formats(results),
         "subject": wording.overall(results),
         "pairs": wording.transitions(results),
@@ -106,7 +118,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
             if (run_dir / file).is_file()
         },
         "preset": preset,
-        "links": _links(run_dir, {"generations": generations} | samples),
+        "links": _links(run_dir, {"generations": generations} | samples | more),
         "plots": plots,
         "detector": repetition,
         "accent": lambda name: plots.accent(name, models),
@@ -124,7 +136,7 @@ def _environment() -> Environment:
     filters: tuple[Callable[..., Any], ...] = (
         *(wording.percent, wording.percent_range, wording.points, wording.points_range),
         *(wording.p_value, wording.significant, showcase.shown, showcase.folded),
-        *(status, verdict, wording.duration, csp_hash),
+        *(status, verdict, wording.duration, csp_hash, judge_note),
     )
     environment.filters |= {function.__name__: function for function in filters}
     return environment

@@ -1,6 +1,7 @@
 """The main table and the table of changes: as rows for the page, in a terminal, in Markdown."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
             for model in models
         )
         rows.append(Measure(task, ", ".join([*metrics, *counts]), cells))
-    return rows
+    return rows + _safety(results, run_dir)
 
 
 def console_table(results: dict[str, Any]) -> Table:
@@ -112,8 +113,16 @@ def console_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def markdown(results: dict[str, Any], *, trained: str, headline: Headline) -> str:
-    """report.md: the headline, the main table and the changes; the page has the rest."""
+def markdown(
+    results: dict[str, Any],
+    *,
+    trained: str,
+    headline: Headline,
+    closer: Sequence[Measure] = (),
+    safety: Sequence[Measure] = (),
+) -> str:
+    """report.md: the headline, the main table, what `eval.detail_tables` adds and the changes; the
+    page has the rest."""
     lines = [f"# {_md(headline.title)}", "", _md(trained), "", _md(headline.answer), ""]
     lines += [f"- **{_md(step.label)}** {_md(step.text)}" for step in headline.steps]
     rows = measures(results)
@@ -127,6 +136,13 @@ def markdown(results: dict[str, Any], *, trained: str, headline: Headline) -> st
             for m in rows
         ]
         lines += ["", "## Results", "", *_md_table(["", "", *results["models"]], cells)]
+    for title, details in (("Repetition, closer", closer), ("Safety by category", safety)):
+        if details:
+            cells = [
+                [m.name, m.caption, *(" ".join((c.value, c.ci)) if c else DASH for c in m.cells)]
+                for m in details
+            ]
+            lines += ["", f"## {title}", "", *_md_table(["", "", *results["models"]], cells)]
     if results.get("deltas"):
         changes = [
             [
@@ -158,6 +174,38 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
 def _score(entry: dict[str, Any], href: str | None) -> Cell:
     note = f"{entry['shots']}-shot" + (", chat" if entry.get("chat_template") else "")
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])
+
+
+def _safety(results: dict[str, Any], run_dir: Path | None) -> list[Measure]:
+    """Secure answers and over-refusal, with the judge's agreement with people in the caption."""
+    models, found = results["models"], results.get("safety", {})
+    rows = []
+    for key, name, caption in (
+        ("secure", "secure", "harmful prompts answered safely or refused"),
+        ("over_refusal", "over-refusal", "harmless prompts refused; lower is better"),
+    ):
+        cells = tuple(
+            _rate(found[model][key], "rate", _href(run_dir, model, "safety.jsonl"))
+            if found.get(model, {}).get(key)
+            else None
+            for model in models
+        )
+        if any(cells):
+            judges = dict.fromkeys(judge_note(entry) for entry in found.values())
+            rows.append(Measure(name, f"{caption}; {' / '.join(judges)}", cells))
+    return rows
+
+
+def judge_note(entry: dict[str, Any]) -> str:
+    """Who labelled the answers, and how far that agrees with people."""
+    known = entry["agreement"]
+    if known is None:
+        return f"judge {entry['judge']}"
+    return (
+        f"judged by rules, which agree with people on {percent(known['agree'])} of "
+        f"{known['n']:,} answers (kappa {known['kappa']:.2f}) and find "
+        f"{percent(known['unsafe_found'])} of the unsafe"
+    )
 
 
 def _href(run_dir: Path | None, model: str, name: str) -> str | None:

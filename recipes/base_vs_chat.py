@@ -19,6 +19,7 @@ from sft.config import (
     Preset,
     RepetitionSection,
     RunSection,
+    SafetySection,
     SftStage,
     UserError,
 )
@@ -33,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chat", required=True, help="directory or hub id of the chat model")
     parser.add_argument("--tasks", default="", help="lm-eval task names, comma-separated")
     parser.add_argument("--task-dir", help="folder of task YAML files of your own")
-    parser.add_argument("--prompts", help="file of prompts for the repetition rate")
+    parser.add_argument(
+        "--prompts",
+        help="prompts for the repetition rate, for example ours: eval/prompts/repetition.jsonl",
+    )
+    parser.add_argument("--safety", help="prompts for refusal: eval/prompts/safety.jsonl")
     parser.add_argument("--cap", type=int, default=400, help="tokens of an answer (400)")
     parser.add_argument("--base-shots", type=int, default=5)
     parser.add_argument("--chat-shots", type=int, default=0)
@@ -54,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             base_shots=given.base_shots,
             chat_shots=given.chat_shots,
             repetition=RepetitionSection(given.prompts, given.cap),
+            safety=SafetySection(given.safety),
         ),
     )
     try:

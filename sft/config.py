@@ -31,6 +31,7 @@ from sft.sections import (
     Preset,
     RepetitionSection,
     RunSection,
+    SafetySection,
     SftStage,
     Source,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Preset",
     "RepetitionSection",
     "RunSection",
+    "SafetySection",
     "SftStage",
     "Source",
     "UserError",
@@ -253,6 +255,17 @@ def _check(preset: Preset) -> list[str]:
         section, key = where.split(".")
         for i, source in enumerate(getattr(getattr(preset, section), key)):
             problems += _check_source(source, where=where, at=f"{where}[{i}]")
+    for where, value in (
+        ("repetition.cap", preset.eval.repetition.cap),
+        ("safety.cap", preset.eval.safety.cap),
+    ):
+        if value < 1:
+            problems.append(f"eval.{where}={value} must be at least one token")
+    if preset.eval.repetition.temperature < 0:
+        problems.append(
+            f"eval.repetition.temperature={preset.eval.repetition.temperature:g} must not be "
+            "negative; 0 leaves the sampled measure out"
+        )
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
     for stage in ("sft_all", "sft_dialogue", "dpo"):

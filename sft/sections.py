@@ -108,8 +108,18 @@ class DpoStage:
 
 @dataclass
 class RepetitionSection:
-    prompts: str | None = None  # rows of {"messages": [...]}; absent: no repetition measure
+    # Rows of {"messages": [...]}; absent: ours, English and Chinese; null: no repetition measure.
+    prompts: str | None = "eval/prompts/repetition.jsonl"
     cap: int = 400  # tokens; a response that loops is followed to twice this
+    temperature: float = 0.0  # above 0: measured again on answers sampled at this
+    double_cap: bool = False  # measured again at twice the cap, from where the first ended
+
+
+@dataclass
+class SafetySection:
+    # Prompts with the answer that is due: {"prompt", "category", "reference": {"refuse": true}}.
+    prompts: str | None = None  # ours: eval/prompts/safety.jsonl; absent: no safety measure
+    cap: int = 256  # tokens of an answer
 
 
 @dataclass
@@ -120,6 +130,7 @@ class EvalSection:
     base_shots: int = 5
     chat_shots: int = 0
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
+    safety: SafetySection = field(default_factory=SafetySection)
 
 
 @dataclass

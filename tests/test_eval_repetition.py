@@ -13,8 +13,10 @@ from eval.repetition import (
     MIN_COPIES,
     MIN_TOKENS,
     Loop,
+    check_prompts,
     find_loop,
     measure,
+    measure_sampled,
     repeats,
     seq_rep_n,
     summarise,
@@ -125,6 +127,63 @@ def test_measure_agrees_with_decoding_everything(tiny_tokenizer, width, seed, en
         assert cap <= len(row["token_ids"]) <= 2 * cap
 
 
+@pytest.mark.parametrize(("width", "seed", "endless"), [(0.08, 1, 8), (0.09, 3, 4)])
+def test_an_early_stop_saves_the_rest_of_the_cap_and_agrees_with_the_full_run(
+    tiny_tokenizer, width, seed, endless
+):
+    ensure_template(tiny_tokenizer)
+    model, cap = looping_model(width, seed), 200
+    passes = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    full = plain_rows(model, tiny_tokenizer, cap=cap)
+    assert len(passes) == 2 * cap
+    passes.clear()
+    rows = measure(model, tiny_tokenizer, PROMPTS, cap=cap)
+    assert len(passes) < cap
+    assert sum(row["repeats"] for row in rows) == endless
+    for row, whole in zip(rows, full, strict=True):
+        assert row["token_ids"] == whole.token_ids[: len(row["token_ids"])]
+        assert row["repeats"] == periodic_since(whole.token_ids, cap)
+
+
+@pytest.mark.parametrize(("width", "seed"), [(0.08, 1), (0.09, 3), (0.08, 2)])
+def test_carried_on_to_a_larger_cap_it_measures_what_it_would_have_from_the_start(
+    tiny_tokenizer, width, seed
+):
+    ensure_template(tiny_tokenizer)
+    model = looping_model(width, seed)
+    rows = measure(model, tiny_tokenizer, PROMPTS, cap=40)
+    carried = measure(model, tiny_tokenizer, PROMPTS, cap=80, begun=rows)
+    assert carried == measure(model, tiny_tokenizer, PROMPTS, cap=80)
+
+
+def test_sampled_answers_are_those_of_the_whole_run_cut_where_no_loop_runs(tiny_tokenizer):
+    ensure_template(tiny_tokenizer)
+    model, cap = looping_model(0.09, 3), 72
+    options = {"cap": cap, "temperature": 0.02, "seed": 5}
+    rows = measure_sampled(model, tiny_tokenizer, PROMPTS, **options)
+    full = generate(
+        model,
+        tiny_tokenizer,
+        [row["prompt_ids"] for row in rows],
+        max_new_tokens=2 * cap,
+        stop_ids=stop_ids(tiny_tokenizer),
+        temperature=0.02,
+        seeds=[row["seed"] for row in rows],
+    )
+    assert 0 < sum(row["repeats"] for row in rows) < len(rows)
+    for row, whole in zip(rows, full, strict=True):
+        assert row["token_ids"] == whole.token_ids[: len(row["token_ids"])]
+        assert row["repeats"] == (
+            whole.finish_reason == "cap" and periodic_since(whole.token_ids, cap)
+        )
+        assert len(row["token_ids"]) >= cap
+    # A prompt's answer hangs on its id and the seed, not on its place.
+    assert measure_sampled(model, tiny_tokenizer, PROMPTS[::-1], **options) == rows[::-1]
+    other = measure_sampled(model, tiny_tokenizer, PROMPTS, **options | {"temperature": 1.0})
+    assert not any(row["repeats"] for row in other)
+
+
 def test_figures_come_from_the_stored_rows(tiny_tokenizer, tmp_path):
     ensure_template(tiny_tokenizer)
     counts = []
@@ -187,6 +246,8 @@ def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
     model = enable_scoring(make_tiny_model(max_position_embeddings=128))
     with pytest.raises(UserError, match=r"cap=60: prompt p2 has \d+ tokens .* lower the cap to \d"):
         measure(model, tiny_tokenizer, PROMPTS, cap=60)
+    with pytest.raises(UserError, match=r"4 times the cap \(double_cap\); lower the cap to \d"):
+        check_prompts(model, tiny_tokenizer, PROMPTS, cap=25, times=4)
     with pytest.raises(UserError, match="id p0 occurs twice"):
         measure(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)
     with pytest.raises(UserError, match="needs prompts"):

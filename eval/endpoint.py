@@ -1,0 +1,183 @@
+"""A chat model behind an OpenAI-compatible endpoint: time limits, retries, tokens.
+
+The key is read from an environment variable, goes into one header of one host, and never into a
+log, a file or an error message; redirects are not followed, since they would carry it elsewhere.
+"""
+
+import email.message
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from sft.config import UserError
+
+# Busy, over a limit or failing: worth another try. Other codes will say the same again.
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+LONGEST_WAIT = 60.0  # seconds between two tries, whatever Retry-After says
+LARGEST_REPLY = 4 * 2**20  # bytes
+_CHUNK = 2**16
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model answers, and how patient we are."""
+
+    url: str  # up to /v1, for example http://localhost:8000/v1
+    model: str
+    key_variable: str = "OPENAI_API_KEY"  # where that is not set, no key is sent
+    timeout: float = 120.0  # seconds, for the whole of one reply
+    tries: int = 5
+    backoff: float = 1.0  # seconds before the second try, doubled before each further one
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said, and the tokens that the endpoint counted (0 where it counts none)."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Transient(Exception):
+    """A failure that may pass; `wait` is the pause that the server asked for, in seconds."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Refuse an address or a key that no request can be made with; nothing is sent.
+
+    Raises:
+        UserError: the URL is not http(s) or holds a password, or the key has white space in it.
+    """
+    parts = urlsplit(endpoint.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"judge url {endpoint.url!r} is no http(s) address; give one like "
+            "http://localhost:8000/v1"
+        )
+    if parts.username or parts.password:
+        raise UserError(
+            f"the judge url at {parts.hostname} holds a password, which would end up in files; put "
+            f"the key into ${endpoint.key_variable}"
+        )
+    key = os.environ.get(endpoint.key_variable, "")
+    if key and (not key.isascii() or not key.isprintable() or " " in key):
+        raise UserError(
+            f"${endpoint.key_variable} holds white space or other characters that no key has; set "
+            "it again"
+        )
+
+
+def ask(
+    endpoint: Endpoint,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> Reply:
+    """One reply to a conversation, after as many tries as it takes.
+
+    Raises:
+        UserError: the endpoint refuses the request, or every try failed; one sentence with the
+            last reason.
+    """
+    check_endpoint(endpoint)
+    body = {
+        "model": endpoint.model,
+        "messages": list(messages),
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+    }
+    reason = ""
+    for attempt in range(endpoint.tries):
+        try:
+            return _read(_post(endpoint, body))
+        except _Transient as failure:
+            reason = str(failure)
+            if attempt + 1 < endpoint.tries:
+                time.sleep(min(max(endpoint.backoff * 2**attempt, failure.wait), LONGEST_WAIT))
+    raise UserError(
+        f"the endpoint {endpoint.url} did not answer in {endpoint.tries} tries (last: {reason}); "
+        "what is done is kept: start the same command again when it is up"
+    )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+def _post(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    if key := os.environ.get(endpoint.key_variable):
+        headers["Authorization"] = f"Bearer {key}"
+    request = urllib.request.Request(
+        endpoint.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
+    )
+    deadline = time.monotonic() + endpoint.timeout
+    late = f"no whole reply within {endpoint.timeout:g} seconds"
+    try:
+        opener = urllib.request.build_opener(_NoRedirect)
+        with opener.open(request, timeout=endpoint.timeout) as response:
+            received = b""
+            # The socket's own limit starts anew with every byte; this one does not.
+            while chunk := response.read1(_CHUNK):
+                received += chunk
+                if time.monotonic() > deadline:
+                    raise _Transient(late)
+                if len(received) > LARGEST_REPLY:
+                    raise _Transient(f"a reply of more than {LARGEST_REPLY:,} bytes")
+            return received
+    except urllib.error.HTTPError as error:
+        with error:
+            raise _refused(endpoint, error.code, error.headers) from None
+    except TimeoutError:
+        raise _Transient(late) from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise _Transient(late) from None
+        raise _Transient(str(error.reason)) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _Transient(f"the connection broke ({type(error).__name__})") from None
+
+
+def _refused(endpoint: Endpoint, code: int, headers: email.message.Message) -> Exception:
+    """What an HTTP error means; its body is left alone, since some echo the key."""
+    if code in TRANSIENT:
+        asked = headers.get("Retry-After", "")
+        return _Transient(f"HTTP {code}", wait=float(asked) if asked.isdecimal() else 0.0)
+    hint = {
+        401: f"set ${endpoint.key_variable} to a valid key",
+        403: f"set ${endpoint.key_variable} to a key that may use the model",
+        404: f"check the address (it ends in /v1) and the model's name {endpoint.model!r}",
+    }.get(code, "check the address, the model's name and the endpoint's own log")
+    return UserError(
+        f"the endpoint {endpoint.url} refused the request (HTTP {code}); {hint}; what is done is "
+        "kept"
+    )
+
+
+def _read(received: bytes) -> Reply:
+    """The reply in a body of chat.completions; anything else is a failure that may pass."""
+    try:
+        content = json.loads(received)
+        text = content["choices"][0]["message"]["content"]
+        usage = content.get("usage") or {}
+        counts = [usage.get(k) for k in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise _Transient("a reply that is no chat completion") from None
+    if not isinstance(text, str):
+        raise _Transient("a reply without text")
+    prompt, completion = (count if isinstance(count, int) else 0 for count in counts)
+    return Reply(text, prompt, completion)

@@ -1,0 +1,194 @@
+"""Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or a file of one's own.
+
+Nothing of either benchmark is shipped; both are read from the files that their authors published.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.generate import generate
+from sft.chat import encode_prompt, stop_ids
+from sft.config import Source, UserError
+from sft.files import RowError, read_records
+from sft.model import load_model
+from sft.run import Stage, fingerprint, model_fingerprint, read_jsonl, write_jsonl
+from sft.setting import Setting, tokenizer_fingerprint
+
+# MT-Bench: FastChat's temperature_config (llm_judge/common.py). AlignBench: the paper's 0.7 for
+# role-play, writing and open questions, 0.1 for the rest (arXiv 2401.02954, section 5.2).
+TEMPERATURES = {
+    **dict.fromkeys(("writing", "roleplay"), 0.7),
+    **dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0),
+    **dict.fromkeys(("stem", "humanities"), 0.1),
+    **dict.fromkeys(("角色扮演", "文本写作", "综合问答"), 0.7),
+    **dict.fromkeys(("专业能力", "数学计算", "逻辑推理", "基本任务", "中文理解"), 0.1),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, turn by turn, with a reference for each turn ("" where there is none)."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+    references: tuple[str, ...]
+
+    @property
+    def temperature(self) -> float:
+        return TEMPERATURES.get(self.category, 0.0)
+
+
+def read_questions(path: str, *, references: str | None = None) -> list[Question]:
+    """Questions from a file of MT-Bench, of AlignBench, or of {"turns" or "prompt", "category"}.
+
+    Args:
+        references: MT-Bench's file of reference answers; they replace those of the questions.
+
+    Raises:
+        UserError: a row without a question, an id that comes twice, or no rows.
+    """
+    given = {} if references is None else _references(references)
+    questions: dict[str, Question] = {}
+    for place, fields in _rows(path):
+        turns = fields.get("turns") or fields.get("question") or fields.get("prompt")
+        turns = [turns] if isinstance(turns, str) else turns
+        if not isinstance(turns, list) or not turns or not all(map(_said, turns)):
+            raise UserError(
+                f"{place}: no question; a row holds `turns` (a list of texts), `question` or "
+                "`prompt`"
+            )
+        identity = str(fields.get("question_id", fields.get("id", len(questions))))
+        if identity in questions:
+            raise UserError(f"{place}: question id {identity} occurs twice; make ids unique")
+        own = fields.get("reference") or []
+        known = given.get(identity) or ([own] if isinstance(own, str) else own)
+        padded = [str(text or "") for text in known] + [""] * len(turns)
+        questions[identity] = Question(
+            identity,
+            str(fields.get("category") or "all"),
+            tuple(turns),
+            tuple(padded[: len(turns)]),
+        )
+    if not questions:
+        raise UserError(f"{path}: no questions; a file holds at least one")
+    return list(questions.values())
+
+
+def answers_of(
+    name: str, path: str, setting: Setting, questions: Sequence[Question], *, cap: int
+) -> list[dict[str, Any]]:
+    """A model's answers, kept in answers/<name>/answers.jsonl of the setting's folder: answered
+    once for these weights, questions and cap. One process works."""
+    stage = Stage(
+        setting.folder / "answers" / name,
+        {
+            "weights": model_fingerprint(path),
+            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "questions": fingerprint([[q.id, q.category, *q.turns] for q in questions]),
+            "options": fingerprint([cap, setting.seed, TEMPERATURES]),
+        },
+    )
+    if stage.finished() is None:
+        stage.begin()
+        model = load_model(
+            path,
+            setting.placement,
+            dtype=setting.placement.inference,
+            trust_remote_code=setting.trust_remote_code,
+        )
+        with tqdm(
+            total=sum(len(q.turns) for q in questions), desc=f"{name}: answers", unit="answer"
+        ) as bar:
+            rows = answer(
+                model,
+                setting.tokenizer,
+                questions,
+                cap=cap,
+                seed=setting.seed,
+                progress=bar.update,
+            )
+        write_jsonl(stage.folder / "answers.jsonl", rows)
+        stage.finish(outputs=["answers.jsonl"], facts={})
+    return read_jsonl(stage.folder / "answers.jsonl")
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    cap: int,
+    seed: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Answer every turn of every question, each turn with the answers before it in view.
+
+    Returns rows {"id", "category", "turns": [{"text", "token_ids", "finish_reason"}, ...]}. A
+    category's temperature is that of TEMPERATURES; other categories are answered greedily.
+    """
+    given: list[list[dict[str, Any]]] = [[] for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions)):
+        for temperature in sorted({question.temperature for question in questions}):
+            asked = [
+                i
+                for i, question in enumerate(questions)
+                if question.temperature == temperature and turn < len(question.turns)
+            ]
+            generations = generate(
+                model,
+                tokenizer,
+                [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked],
+                max_new_tokens=cap,
+                stop_ids=stop_ids(tokenizer),
+                temperature=temperature,
+                seeds=[int(fingerprint([seed, questions[i].id, turn])[:12], 16) for i in asked],
+                progress=progress,
+            )
+            for i, written in zip(asked, generations, strict=True):
+                facts = {"token_ids": written.token_ids, "finish_reason": written.finish_reason}
+                given[i].append({"text": written.text, **facts})
+    return [
+        {"id": question.id, "category": question.category, "turns": turns}
+        for question, turns in zip(questions, given, strict=True)
+    ]
+
+
+def chat(question: Question, given: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The conversation up to the turn that comes after the answers `given`."""
+    messages: list[dict[str, str]] = []
+    for text, said in zip(question.turns, given, strict=False):
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": said["text"]},
+        ]
+    return [*messages, {"role": "user", "content": question.turns[len(given)]}]
+
+
+def _references(path: str) -> dict[str, list[str]]:
+    """Reference answers by question id, from FastChat's reference_answer/*.jsonl."""
+    found = {}
+    for place, fields in _rows(path):
+        try:
+            found[str(fields["question_id"])] = list(fields["choices"][0]["turns"])
+        except (KeyError, IndexError, TypeError):
+            raise UserError(
+                f"{place}: no reference answer; a row holds question_id and choices[0].turns"
+            ) from None
+    return found
+
+
+def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
+    rows = []
+    for record in read_records(Source(path)):
+        if isinstance(record, RowError):
+            raise record
+        rows.append((record.origin, record.fields))
+    return rows
+
+
+def _said(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())

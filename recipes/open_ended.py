@@ -1,0 +1,142 @@
+"""Answers to open questions (MT-Bench, AlignBench or your own), judged by a model at an endpoint.
+
+    python recipes/open_ended.py --model sft=RUN/1-sft-all/model --model dpo=RUN/3-dpo/model \\
+        --questions question.jsonl --judge-url http://localhost:8000/v1 --judge-model NAME
+
+With two models or more, the first is also compared with each other one, both orders of every pair.
+The key, if one is needed, is read from $OPENAI_API_KEY (--key-variable names another). Answers and
+judgments are kept: start the same command again and only what is missing is done.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from sft.config import DpoStage, ModelSection, Preset, RunSection, SftStage, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, answer and judge; 2 for a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", action="append", required=True, metavar="NAME=PATH")
+    parser.add_argument(
+        "--questions", required=True, help="MT-Bench's question.jsonl, AlignBench's"
+    )
+    parser.add_argument("--references", help="MT-Bench's reference_answer/*.jsonl")
+    parser.add_argument(
+        "--judge-url", help="up to /v1; absent: answers are made, nothing is judged"
+    )
+    parser.add_argument("--judge-model", default="", help="the name that the endpoint knows")
+    parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="where the key is")
+    parser.add_argument("--workers", type=int, default=4, help="requests at once (4)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds a reply (120)")
+    parser.add_argument("--tries", type=int, default=5, help="of each request (5)")
+    parser.add_argument("--judge-tokens", type=int, default=1024, help="of a reply (1024)")
+    parser.add_argument("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="a million")
+    parser.add_argument("--cap", type=int, default=1024, help="tokens of an answer (1024)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--to", default="runs/open-ended", help="folder for what comes out")
+    given = parser.parse_args(argv)
+    try:
+        run(given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(given: argparse.Namespace) -> None:
+    """Answer with each model, then judge, then print and write the tables."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from eval.endpoint import Endpoint, ask
+    from eval.judging import grade_table, judge_all, pair_table, usage
+    from eval.open_ended import comparing, grading
+    from eval.open_questions import answers_of, read_questions
+    from eval.open_tables import open_ended_table
+    from sft.console import start_logging
+    from sft.model import check_model, choose_placement, load_tokenizer
+    from sft.run import open_run, write_environment, write_json
+    from sft.setting import Setting
+
+    start_logging()
+    named = _named(given.model)
+    if given.workers < 1 or given.tries < 1:
+        raise UserError(f"--workers {given.workers} and --tries {given.tries} must be positive")
+    questions = read_questions(given.questions, references=given.references)
+    judge = None
+    if given.judge_url:
+        endpoint = Endpoint(
+            given.judge_url,
+            given.judge_model,
+            key_variable=given.key_variable,
+            timeout=given.timeout,
+            tries=given.tries,
+        )
+        judge = partial(ask, endpoint, max_tokens=given.judge_tokens)
+        # A wrong address, key or name shows now, not after hours of answers.
+        judge([{"role": "user", "content": "Say OK."}])
+    sections = {name: ModelSection(path) for name, path in named.items()}
+    paths = {name: check_model(section) for name, section in sections.items()}
+    tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in named}
+    preset = Preset(
+        run=RunSection(given.to, given.seed),
+        model=next(iter(sections.values())),
+        sft_all=SftStage(enabled=False),
+        sft_dialogue=SftStage(enabled=False),
+        dpo=DpoStage(enabled=False),
+    )
+    with open_run(preset, ways_on="give --to a new folder") as folder:
+        write_environment(folder, preset)
+        placement = choose_placement(preset.model)
+        answers = {}
+        for name, tokenizer in tokenizers.items():
+            setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+            answers[name] = answers_of(name, paths[name], setting, questions, cap=given.cap)
+        if judge is None:
+            print(f"answers    {folder / 'answers'}; judge them with --judge-url")
+            return
+        first, *others = answers
+        items = grading(questions, answers, judge=given.judge_model)
+        for other in others:
+            items += comparing(
+                questions, answers, first=first, second=other, judge=given.judge_model
+            )
+        kept = folder / "judgments.jsonl"
+        with tqdm(total=len(items), desc="judging", unit="verdict") as bar:
+            rows = judge_all(items, judge, path=kept, workers=given.workers, progress=bar.update)
+        results = {
+            "judge": {"url": given.judge_url, "model": given.judge_model},
+            "grades": grade_table(rows),
+            "pairs": {
+                f"{first} -> {other}": pair_table(rows, first=first, second=other)
+                for other in others
+            },
+            "usage": usage(rows, prices=tuple(given.prices) if given.prices else None),
+        }
+        write_json(folder / "open_ended.json", results)
+        Console().print(open_ended_table(results))
+        print(f"judgments  {kept}\nresults    {folder / 'open_ended.json'}")
+
+
+def _named(models: Sequence[str]) -> dict[str, str]:
+    """NAME=PATH as given, each name once and fit for a folder."""
+    named: dict[str, str] = {}
+    for text in models:
+        name, equals, path = text.partition("=")
+        if not equals or not path or not re.fullmatch(r"[\w.-]+", name) or name in named:
+            raise UserError(
+                f"--model {text!r} is not of the form NAME=PATH, with a new name of letters, "
+                "digits, dots, underscores and hyphens"
+            )
+        named[name] = path
+    return named
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Two models measured with all that is optional: what the results and the report hold."""
+
+import pytest
+from conftest import make_tiny_model
+
+from eval import repetition, safety
+from eval.measure import check_measures, measure, write_results
+from sft.chat import ensure_template
+from sft.config import (
+    EvalSection,
+    ModelSection,
+    Preset,
+    RepetitionSection,
+    RunSection,
+    SafetySection,
+    UserError,
+)
+from sft.model import choose_placement
+from sft.run import read_json, read_jsonl, write_jsonl
+from sft.setting import Setting
+
+CONTRACT = {"rate", "ci", "n", "truncated", "cap", "seq_rep_4"}
+
+
+@pytest.fixture
+def measured(tmp_path, tiny_tokenizer):
+    """A run folder with models base and chat measured; prompts of two languages and kinds."""
+    ensure_template(tiny_tokenizer)
+    for name, width in (("base", 0.08), ("chat", 0.2)):
+        model = make_tiny_model(1, initializer_range=width, hidden_size=16, num_hidden_layers=1)
+        model.save_pretrained(tmp_path / name)
+    rows = [
+        {"prompt": text, "id": f"p{i}", "language": language, "category": kind}
+        for i, (text, language, kind) in enumerate(
+            [("tell me about rain", "en", "writing"), ("1+1", "en", "math"), ("下雨", "zh", "math")]
+        )
+    ]
+    write_jsonl(tmp_path / "prompts.jsonl", rows)
+    due = [
+        {"prompt": f"say {i}", "id": str(i), "reference": {"refuse": i < 3}, "category": "c"}
+        for i in range(5)
+    ]
+    write_jsonl(tmp_path / "safety.jsonl", due)
+    section = EvalSection(
+        repetition=RepetitionSection(str(tmp_path / "prompts.jsonl"), 40, 0.7, True),
+        safety=SafetySection(str(tmp_path / "safety.jsonl"), 12),
+    )
+    preset = Preset(
+        run=RunSection(str(tmp_path / "run")),
+        model=ModelSection(str(tmp_path / "base"), dtype="float32"),
+        eval=section,
+    )
+    check_measures(section)
+    placement = choose_placement(preset.model)
+    setting = Setting.of(
+        preset, folder=tmp_path / "run", tokenizer=tiny_tokenizer, placement=placement
+    )
+    for name in ("base", "chat"):
+        measure(name, str(tmp_path / name), setting, section)
+    return setting.folder, write_results(setting.folder, ["base", "chat"])
+
+
+def test_every_number_comes_from_rows_on_disk_and_stands_beside_the_contract(measured):
+    folder, results = measured
+    assert read_json(folder / "results.json") == results
+    for name in ("base", "chat"):
+        stored = {
+            file: read_jsonl(folder / "eval" / name / f"{file}.jsonl")
+            for file in (
+                "generations",
+                "generations-double-cap",
+                "generations-sampled",
+                "safety",
+            )
+        }
+        assert set(results["repetition"][name]) == CONTRACT
+        assert results["repetition"][name] == repetition.summarise(stored["generations"])
+        detail = results["repetition_detail"][name]
+        double, sampled = detail["double_cap"], detail["sampled"]
+        assert double == repetition.summarise(stored["generations-double-cap"])
+        assert double["cap"] == 80
+        assert sampled.pop("temperature") == 0.7
+        assert sampled == repetition.summarise(stored["generations-sampled"])
+        assert results["safety"][name] == safety.summarise(stored["safety"])
+        done = read_json(folder / "eval" / name / "done.json")["outputs"]
+        assert {f"{file}.jsonl" for file in stored} < set(done)
+
+
+def test_the_report_shows_the_optional_measures_and_links_their_answers(measured):
+    folder, results = measured
+    page, text = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("html", "md"))
+    rate = results["repetition_detail"]["base"]["sampled"]["rate"]
+    for words in ("near-loops", "twice the cap", "at temperature 0.7", "zh / math", "over-refusal"):
+        assert words in page and words in text
+    assert f"| sampled | at temperature 0.7, the same definition | {100 * rate:.1f}%" in text
+    assert "agree with people on 81.2% of 1,407 answers (kappa 0.65)" in page
+    for file in ("safety", "generations-sampled", "generations-double-cap"):
+        assert f'href="eval/base/{file}.jsonl"' in page
+
+
+def test_safety_prompts_are_read_before_any_model(tmp_path):
+    section = EvalSection(repetition=RepetitionSection(None))
+    with pytest.raises(UserError, match=r"neither tasks nor repetition.prompts nor safety.prompts"):
+        check_measures(section)
+    section.safety.prompts = str(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"none.jsonl: no such file"):
+        check_measures(section)
