@@ -18,9 +18,9 @@ from eval.cache import preallocated_cache, sees_everything
 CHECK_EVERY = 8
 # A common beginning shorter than this is not worth a forward pass of its own.
 MIN_SHARED = 32
-# Bytes of keys and values that a batch may hold when the caller gives no token budget: on a CPU
-# they share the machine's memory with everything else.
-CPU_CACHE_BYTES, CACHE_BYTES = 2**29, 2**30
+# Bytes of keys and values that a batch may hold when the caller gives no token budget. Each batch
+# ends with a few long rows, which cost a step nearly as much as many do: few batches are faster.
+CACHE_BYTES = 2**30
 
 FinishReason = Literal["stop_id", "stop_string", "cap", "loop"]
 
@@ -59,7 +59,7 @@ def generate(
         stop_strings: a row ends at the token that completes one of them; `text` ends before it.
         temperature: 0 is greedy, otherwise `seeds` (one a row) decide the draws.
         max_batch_tokens: rows times (longest prompt + cap) of a batch; by default as many as a
-            gibibyte of keys and values holds (half of that on a CPU).
+            gibibyte of keys and values holds.
         stop_when: called every few tokens with a running row's tokens; True ends it as "loop".
         progress: called with the number of rows that ended since the last call.
 
@@ -315,5 +315,6 @@ def _token_budget(model: Any) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     weight = next(model.parameters())
-    held = CPU_CACHE_BYTES if weight.device.type == "cpu" else CACHE_BYTES
-    return max(1, held // (2 * config.num_hidden_layers * heads * size * weight.element_size()))
+    return max(
+        1, CACHE_BYTES // (2 * config.num_hidden_layers * heads * size * weight.element_size())
+    )
