@@ -53,6 +53,11 @@ class Engine(LM):
             tokenizer adds one.
         seed: decides the draws of tasks that sample.
         label: names the progress bars; without one there are none.
+
+    Attributes:
+        finish_reasons: by task and document, what ended a generated answer.
+        lengths: by task, document and place, tokens of a continuation that was scored.
+        bare: log-probabilities of continuations without a context, see `score_bare`.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class Engine(LM):
         self.model, self.tokenizer = model, tokenizer
         self.chat, self.seed, self.label = chat, seed, label
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
+        self.lengths: dict[tuple[str, int, int], int] = {}
+        self.bare: dict[str, float] = {}
         self._device = next(model.parameters()).device
         self._budget = batch_tokens(self._device)
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -87,8 +94,20 @@ class Engine(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding would write it) of each continuation."""
-        pairs = [request.args for request in requests]
-        return self._score(self._split(pairs), count=len(pairs), unit="choice")
+        questions = self._split([request.args for request in requests])
+        for request, question in zip(requests, questions, strict=True):
+            place = (str(request.task_name), int(request.doc_id or 0), request.idx)
+            self.lengths[place] = len(question.continuation)
+        return self._score(questions, count=len(requests), unit="choice")
+
+    def score_bare(self, continuations: Iterable[str]) -> None:
+        """Fill `bare` with what lm-eval's acc_mutual_info subtracts: given BOS (or eos) alone."""
+        texts = list(dict.fromkeys(continuations))
+        if not texts:
+            return
+        questions = self._split([("", text) for text in texts])
+        scored = self._score(questions, count=len(texts), unit="choice")
+        self.bare |= {text: total for text, (total, _) in zip(texts, scored, strict=True)}
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability of each text, given BOS (or eos), in windows of the model's length."""
@@ -287,7 +306,7 @@ class Engine(LM):
 
     def _bar(self, total: int, *, unit: str) -> Any:
         silent = self.label is None
-        return tqdm(total=total, desc=f"{self.label}: benchmarks", unit=unit, disable=silent)
+        return tqdm(total=total, desc=self.label, unit=unit, disable=silent)
 
 
 def _size(group: Sequence[_Question]) -> int:

@@ -1,7 +1,9 @@
 """A model measured, with its samples on disk; and the table of all models of a run."""
 
 import logging
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,14 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import repetition
-from eval.benchmarks import run_benchmarks
+from eval.benchmarks import Ask, run_benchmark
 from eval.delta import REPETITION, delta_table
+from eval.formats import same_format
+from eval.kept import Unit, not_written
 from eval.report import write_report
-from eval.tasks import check_tasks, tasks_fingerprint
-from sft.config import EvalSection, Source, UserError
+from eval.stats import BITS_PER_BYTE
+from eval.tasks import Tasks, check_tasks, tasks_fingerprint
+from sft.config import EvalSection, Source, TaskOptions, UserError
 from sft.model import load_model
 from sft.prompts import read_prompts
 from sft.run import (
@@ -39,7 +44,7 @@ def check_measures(section: EvalSection) -> None:
     Raises:
         UserError: a task is unknown, or the repetition prompts cannot be read.
     """
-    check_tasks(section.tasks, task_dir=section.task_dir)
+    check_tasks(section.tasks, source=Tasks.of(section), options=section.per_task)
     if section.repetition.prompts:
         read_prompts([Source(section.repetition.prompts)])
     if not section.tasks and not section.repetition.prompts:
@@ -50,80 +55,139 @@ def check_measures(section: EvalSection) -> None:
 
 
 def measure(name: str, path: str, setting: Setting, section: EvalSection) -> None:
-    """Measure one model into eval/<name>/, unless that is there for these weights and settings.
+    """Measure one model into eval/<name>/, except what is there for these weights and settings.
 
     The base model is asked with `base_shots` examples as plain text, the others with `chat_shots`
-    in the chat template; repetition prompts go through the template for all. One process works.
+    in the chat template, and all of them in each of `same_format` too; repetition prompts go
+    through the template for all. Each task is kept when it is done. One process works.
     """
     state = PartialState()
-    prompts = (
-        read_prompts([Source(section.repetition.prompts)]) if section.repetition.prompts else []
-    )
-    stage = Stage(
-        setting.folder / "eval" / name,
-        {
-            "weights": model_fingerprint(path),
-            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
-            "options": fingerprint([asdict(section), setting.seed]),
-            "prompts": fingerprint(prompts),
-            "tasks": tasks_fingerprint(section.tasks, task_dir=section.task_dir),
-        },
-    )
     if state.is_main_process:
-        if stage.finished() is not None:
-            log.info("%s: measured already, skipped", name)
-        else:
-            stage.begin()
-            _measure(name, path, setting, section, prompts=prompts, stage=stage)
+        measured = _Measured(name, path, setting, section)
+        try:
+            measured.all()
+        except OSError as error:
+            if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
+                raise
+            raise not_written(setting.folder, error) from None
     state.wait_for_everyone()
 
 
-def _measure(
-    name: str,
-    path: str,
-    setting: Setting,
-    section: EvalSection,
-    *,
-    prompts: list[dict[str, Any]],
-    stage: Stage,
-) -> None:
-    model = load_model(
-        path,
-        setting.placement,
-        dtype=setting.placement.inference,
-        trust_remote_code=setting.trust_remote_code,
-    )
-    scores: dict[str, Any] = {"benchmarks": {}}
-    outputs = ["scores.json"]
-    if section.tasks:  # first: a task without data stops the run before any answer is generated
-        chat = name != BASE
-        scores["benchmarks"] = run_benchmarks(
-            model,
-            setting.tokenizer,
-            tasks=section.tasks,
-            task_dir=section.task_dir,
-            shots=section.chat_shots if chat else section.base_shots,
-            chat_template=chat,
-            limit=section.limit,
-            seed=setting.seed,
-            folder=stage.folder / "samples",
-            label=name,
+@dataclass
+class _Measured:
+    """One model's measures in a run; the model is loaded when the first of them is missing."""
+
+    name: str
+    path: str
+    setting: Setting
+    section: EvalSection
+    scores: dict[str, Any] = field(default_factory=lambda: {"benchmarks": {}})
+    files: list[str] = field(default_factory=list)
+    missing: int = 0
+
+    def all(self) -> None:
+        """Every task in the protocol's format, then in the others, then repetition."""
+        folder = self.setting.folder / "eval" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        chat = self.name != BASE
+        for task in self.section.tasks:  # first: a task without data ends the run at once
+            entry = self._benchmark(task, "protocol", chat=chat)
+            place = "language" if BITS_PER_BYTE in entry else "benchmarks"
+            self.scores.setdefault(place, {})[task] = entry
+        for form in self.section.same_format:
+            asked = self.scores["benchmarks"] if (form == "chat") != chat else {}
+            others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}
+            self.scores.setdefault("same_format", {})[form] = others
+        if self.section.repetition.prompts:
+            self.scores["repetition"] = self._repetition(self.section.repetition.prompts)
+        stage = Stage(folder, self._common | {"scores": fingerprint(self.scores)})
+        if stage.finished() is not None and not self.missing:
+            log.info("%s: measured already, skipped", self.name)
+            return
+        write_json(folder / "scores.json", self.scores)
+        stage.finish(outputs=["scores.json", *self.files], facts={})
+
+    @cached_property
+    def _common(self) -> dict[str, str]:
+        return {
+            "weights": model_fingerprint(self.path),
+            "tokenizer": tokenizer_fingerprint(self.setting.tokenizer),
+        }
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_model(
+            self.path,
+            self.setting.placement,
+            dtype=self.setting.placement.inference,
+            trust_remote_code=self.setting.trust_remote_code,
         )
-        outputs.append("samples")
-    if prompts:
-        with tqdm(total=len(prompts), desc=f"{name}: repetition", unit="answer") as bar:
-            rows = repetition.measure(
-                model,
-                setting.tokenizer,
-                prompts,
-                cap=section.repetition.cap,
-                progress=bar.update,
-            )
-        write_jsonl(stage.folder / "generations.jsonl", rows)
-        scores["repetition"] = repetition.summarise(rows)
-        outputs.append("generations.jsonl")
-    write_json(stage.folder / "scores.json", scores)
-    stage.finish(outputs=outputs, facts={})
+
+    def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
+        ask = _ask(task, self.section, chat=chat)
+        source = Tasks.of(self.section)
+        samples = "samples" if form == "protocol" else f"samples-{form}"
+        unit = self._unit(
+            f"{form}/{task}",
+            f"{samples}/{task}.jsonl",
+            task=tasks_fingerprint([task], source=source),
+            asked=fingerprint([asdict(ask), self.section.limit, self.setting.seed]),
+        )
+        label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
+        return self._kept(
+            unit,
+            lambda: run_benchmark(
+                self._model,
+                self.setting.tokenizer,
+                task=task,
+                source=source,
+                ask=ask,
+                limit=self.section.limit,
+                seed=self.setting.seed,
+                file=unit.rows,
+                label=label,
+            ),
+        )
+
+    def _repetition(self, path: str) -> dict[str, Any]:
+        prompts, cap = read_prompts([Source(path)]), self.section.repetition.cap
+        unit = self._unit(REPETITION, "generations.jsonl", prompts=fingerprint([prompts, cap]))
+
+        def run() -> dict[str, Any]:
+            with tqdm(total=len(prompts), desc=f"{self.name}: repetition", unit="answer") as bar:
+                rows = repetition.measure(
+                    self._model, self.setting.tokenizer, prompts, cap=cap, progress=bar.update
+                )
+            write_jsonl(unit.rows, rows)
+            return repetition.summarise(rows)
+
+        return self._kept(unit, run)
+
+    def _unit(self, name: str, file: str, **inputs: str) -> Unit:
+        self.files.append(file)
+        folder = self.setting.folder / "eval" / self.name
+        return Unit(folder, name, file, self._common | inputs)
+
+    def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        entry = unit.kept()
+        if entry is None:
+            self.missing += 1
+            entry = unit.keep(run())
+        return entry
+
+
+def _ask(task: str, section: EvalSection, *, chat: bool) -> Ask:
+    """How a task is asked: its own shots, metric and filter where the preset names them."""
+    own = section.per_task.get(task, TaskOptions())
+    shots = own.chat_shots if chat else own.base_shots
+    common = section.chat_shots if chat else section.base_shots
+    return Ask(
+        chat=chat,
+        shots=common if shots is None else shots,
+        pinned=shots is None,
+        metric=own.metric,
+        filter=own.filter,
+    )
 
 
 def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
@@ -133,24 +197,52 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         models: names under eval/, in the order of the chain.
     """
     scores = {name: read_json(folder / "eval" / name / "scores.json") for name in models}
-    samples: dict[str, dict[str, Any]] = {}
-    benchmarks: dict[str, dict[str, Any]] = {}
-    for name in models:
-        if "repetition" in scores[name]:
-            rows = read_jsonl(folder / "eval" / name / "generations.jsonl")
-            samples.setdefault(REPETITION, {})[name] = rows
-        for task, entry in scores[name]["benchmarks"].items():
-            benchmarks.setdefault(task, {})[name] = entry
-            rows = read_jsonl(folder / "eval" / name / "samples" / f"{task}.jsonl")
-            samples.setdefault(task, {})[name] = rows
-    results = {
+    results: dict[str, Any] = {
         "models": models,
         "repetition": {n: s["repetition"] for n, s in scores.items() if "repetition" in s},
-        "benchmarks": benchmarks,
-        "deltas": delta_table(samples, models=models) if len(models) > 1 else [],
-        "stages": stage_facts(folder),
+        "benchmarks": _by_task(scores, "benchmarks"),
     }
+    samples: dict[str, dict[str, Any]] = {}
+    for name in results["repetition"]:
+        rows = read_jsonl(folder / "eval" / name / "generations.jsonl")
+        samples.setdefault(REPETITION, {})[name] = rows
+    samples |= _samples(folder, results["benchmarks"])
+    results["deltas"] = delta_table(samples, models=models)
+    language = _by_task(scores, "language")
+    if language:
+        texts = _samples(folder, language)
+        results["language"] = {
+            "benchmarks": language,
+            "deltas": delta_table(texts, models=models),
+        }
+    for form in scores[models[0]].get("same_format", {}):
+        others = {name: s["same_format"][form] for name, s in scores.items()}
+        section = same_format(
+            form, results["benchmarks"], others, samples, folder=folder, models=models
+        )
+        results.setdefault("same_format", {})[form] = section
+    results["stages"] = stage_facts(folder)
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)
         write_report(folder)
     return results
+
+
+def _by_task(scores: dict[str, Any], place: str) -> dict[str, dict[str, Any]]:
+    """Entries of one part of every model's scores.json: task, then model."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, own in scores.items():
+        for task, entry in own.get(place, {}).items():
+            table.setdefault(task, {})[name] = entry
+    return table
+
+
+def _samples(folder: Path, table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The stored rows behind a table: task, then model."""
+    return {
+        task: {
+            name: read_jsonl(folder / "eval" / name / "samples" / f"{task}.jsonl")
+            for name in entries
+        }
+        for task, entries in table.items()
+    }
