@@ -17,7 +17,7 @@ from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
 from eval.engine import Engine
-from eval.scores import MUTUAL, Judged, cluster_key, stored_row
+from eval.scores import Judged, cluster_key, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
 from eval.tasks import Tasks, load_tasks
@@ -84,7 +84,7 @@ def run_benchmark(
         )
         assert evaluated is not None, "one process evaluates"
         samples = {n: _filtered(s, judged[n]) for n, s in evaluated["samples"].items()}
-        bare = [n for n, j in judged.items() if j.metric == MUTUAL]
+        bare = [name for name, how in judged.items() if how.bare]
         engine.score_bare(a[1] for n in bare for s in samples[n] for a in s["arguments"])
     rows = []
     for name, own in samples.items():

@@ -54,16 +54,24 @@ def check_measures(section: EvalSection) -> None:
         )
 
 
-def measure(name: str, path: str, setting: Setting, section: EvalSection) -> None:
+def measure(
+    name: str, path: str, setting: Setting, section: EvalSection, *, replaces: bool = True
+) -> None:
     """Measure one model into eval/<name>/, except what is there for these weights and settings.
 
     The base model is asked with `base_shots` examples as plain text, the others with `chat_shots`
     in the chat template, and all of them in each of `same_format` too; repetition prompts go
     through the template for all. Each task is kept when it is done. One process works.
+
+    Raises:
+        UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
+            it holds measures of other weights.
     """
     state = PartialState()
     if state.is_main_process:
         measured = _Measured(name, path, setting, section)
+        if not replaces:
+            measured.refuse_other_weights()
         try:
             measured.all()
         except OSError as error:
@@ -85,9 +93,22 @@ class _Measured:
     files: list[str] = field(default_factory=list)
     missing: int = 0
 
+    @property
+    def folder(self) -> Path:
+        return self.setting.folder / "eval" / self.name
+
+    def refuse_other_weights(self) -> None:
+        """So that what was computed for another model is not written over."""
+        done = read_json(self.folder / "done.json")
+        if done is not None and done["inputs"]["weights"] != self._common["weights"]:
+            raise UserError(
+                f"{self.folder} holds measures of another model than {self.path}; give it another "
+                "name (NAME=PATH), or --to a new folder"
+            )
+
     def all(self) -> None:
         """Every task in the protocol's format, then in the others, then repetition."""
-        folder = self.setting.folder / "eval" / self.name
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         chat = self.name != BASE
         for task in self.section.tasks:  # first: a task without data ends the run at once
@@ -165,8 +186,7 @@ class _Measured:
 
     def _unit(self, name: str, file: str, **inputs: str) -> Unit:
         self.files.append(file)
-        folder = self.setting.folder / "eval" / self.name
-        return Unit(folder, name, file, self._common | inputs)
+        return Unit(self.folder, name, file, self._common | inputs)
 
     def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         entry = unit.kept()
@@ -203,19 +223,23 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         "benchmarks": _by_task(scores, "benchmarks"),
     }
     samples: dict[str, dict[str, Any]] = {}
-    for name in results["repetition"]:
-        rows = read_jsonl(folder / "eval" / name / "generations.jsonl")
-        samples.setdefault(REPETITION, {})[name] = rows
-    samples |= _samples(folder, results["benchmarks"])
+    if results["repetition"]:
+        files = {
+            name: folder / "eval" / name / "generations.jsonl" for name in results["repetition"]
+        }
+        samples[REPETITION] = {name: read_jsonl(file) for name, file in files.items()}
+    samples = _of_all(samples | _samples(folder, results["benchmarks"]), models)
     results["deltas"] = delta_table(samples, models=models)
     language = _by_task(scores, "language")
     if language:
-        texts = _samples(folder, language)
+        texts = _of_all(_samples(folder, language), models)
         results["language"] = {
             "benchmarks": language,
             "deltas": delta_table(texts, models=models),
         }
     for form in scores[models[0]].get("same_format", {}):
+        if any(form not in own.get("same_format", {}) for own in scores.values()):
+            continue  # measured before, elsewhere, and not in this format
         others = {name: s["same_format"][form] for name, s in scores.items()}
         section = same_format(
             form, results["benchmarks"], others, samples, folder=folder, models=models
@@ -235,6 +259,14 @@ def _by_task(scores: dict[str, Any], place: str) -> dict[str, dict[str, Any]]:
         for task, entry in own.get(place, {}).items():
             table.setdefault(task, {})[name] = entry
     return table
+
+
+def _of_all(samples: dict[str, dict[str, Any]], models: list[str]) -> dict[str, dict[str, Any]]:
+    """The tasks that every model was measured on; what is left out is said."""
+    for task, own in samples.items():
+        if len(own) < len(models):
+            log.warning("%s: measured for %s alone, so not compared", task, ", ".join(own))
+    return {task: own for task, own in samples.items() if len(own) == len(models)}
 
 
 def _samples(folder: Path, table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

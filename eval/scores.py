@@ -41,9 +41,13 @@ def _passed_through(items: Any) -> Any:
 
 @dataclass(frozen=True)
 class Judged:
-    """How one task's samples are judged: its metric, its filter, and the task's own identity."""
+    """How one task's samples are judged: its metric, its filter, and the task's own identity.
+
+    `bare` where the metric needs log-probabilities that lm-eval does not ask for this task.
+    """
 
     name: str
+    bare: bool
     metric: str | None
     filter: str | None
     version: str
@@ -71,7 +75,8 @@ class Judged:
         if metric is None and offered and offered[0] in CHOICE_METRICS:
             metric = offered[0] if task.OUTPUT_TYPE == "multiple_choice" else None
         config = {key: task.get_config(key) for key in _TEMPLATE}
-        return cls(name, metric, filter or filters[0], str(task.VERSION), template_id(config))
+        bare = metric == MUTUAL and MUTUAL not in listed
+        return cls(name, bare, metric, filter or filters[0], str(task.VERSION), template_id(config))
 
 
 def template_id(config: Mapping[str, Any]) -> str:
@@ -179,9 +184,9 @@ def choice_values(metric: str, row: Mapping[str, Any]) -> list[float]:
     logs: Sequence[float] = row["log_probs"]
     if metric == MUTUAL:
         return [log - bare for log, bare in zip(logs, row["bare_log_probs"], strict=True)]
-    sizes: Sequence[float] = {
-        "acc_norm": [len(choice) for choice in row["choices"]],
-        "acc_bytes": [len(choice.encode()) for choice in row["choices"]],
-        PER_TOKEN: row["tokens"],
-    }.get(metric, [1] * len(logs))
-    return [log / size for log, size in zip(logs, sizes, strict=True)]
+    if metric == PER_TOKEN:
+        return [log / size for log, size in zip(logs, row["tokens"], strict=True)]
+    measure = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}.get(metric)
+    if measure is None:
+        return list(logs)
+    return [log / measure(choice) for log, choice in zip(logs, row["choices"], strict=True)]
