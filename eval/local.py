@@ -2,7 +2,7 @@
 
 A task file's `dataset_kwargs` may hold, beside `data_files` (split: file):
     where: a Jinja expression; only rows for which it is true are asked
-    join: {field: {file: FILE, on: KEY}}; each row gets, as `field`, the row of FILE with equal KEY
+    join: {field: {file: FILE, key: KEY}}; a row gets, as `field`, the row of FILE with equal KEY
 and its `metadata`:
     shots_by: a field; examples are those with the question's own value (MMLU's subject)
     shots: how many examples the question's text itself holds, beside those that are drawn
@@ -77,18 +77,18 @@ class LocalTask(ConfigurableTask):
 
 @dataclass(frozen=True)
 class _Join:
-    """Rows of another file by the value of their field `on`, added to each row as `field`."""
+    """Rows of another file by the value of their field `key`, added to each row as `field`."""
 
     field: str
-    on: str
+    key: str
     rows: dict[Any, dict[str, Any]]
 
     @classmethod
-    def of(cls, field: str, *, file: str, on: str) -> "_Join":
-        return cls(field, on, {row[on]: row for row in _records(file)})
+    def of(cls, field: str, *, file: str, key: str) -> "_Join":
+        return cls(field, key, {row[key]: row for row in _records(file)})
 
     def added(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {self.field: self.rows[row[self.on]]}
+        return {self.field: self.rows[row[self.key]]}
 
 
 def _read_split(names: Any, *, where: str | None, joins: list[_Join]) -> Rows:

@@ -200,15 +200,17 @@ def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float
 
     Solves sqrt(n) d = z_level sqrt(discord) + z_power sqrt(discord - d²) for d (Connor 1987,
     Biometrics 43:207-211, equation 3), where `discord`, the share of pairs that disagree, is at
-    least d. None when n is too small for any.
+    least d. None when n is too small for any: if all n changed, the exact test would not see it.
     """
+    if 2 * 0.5**n >= 1 - level:
+        return None
     z, z_power = _z(level), float(distributions.norm.ppf(POWER))
 
     def short(d: float) -> float:
         share = max(discord, d)
         return math.sqrt(n) * d - z * math.sqrt(share) - z_power * math.sqrt(share - d * d)
 
-    return None if short(1.0) < 0 else float(optimize.brentq(short, 0.0, 1.0, xtol=1e-9))
+    return float(optimize.brentq(short, 0.0, 1.0, xtol=1e-9))
 
 
 def needed_pairs(delta: float, discord: float, *, level: float = LEVEL) -> int | None:
