@@ -185,7 +185,9 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
     if isinstance(pair, list) and metric in (None, BITS_PER_BYTE):
         log_prob, size = float(pair[0]), int(pair[1])
         return row | {"metric": BITS_PER_BYTE, "log_prob": log_prob, "bytes": size}
-    for name in [metric] if metric else line["metrics"]:
+    config = file.results.get("configs", {}).get(file.task, {})
+    listed = [entry["metric"] for entry in config.get("metric_list", [])]
+    for name in [metric] if metric else [*listed, *line["metrics"]]:
         value = line.get(name)
         if isinstance(value, int | float) and 0 <= value <= 1:
             answer = _answer(name, line, arguments)

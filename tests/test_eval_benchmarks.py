@@ -6,6 +6,7 @@ import yaml
 from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from made_up_tasks import CHOICE, NAMES, change
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import Ask, run_benchmark, summarise
@@ -15,65 +16,6 @@ from eval.tasks import Tasks, check_tasks, load_tasks, tasks_fingerprint
 from sft.chat import ensure_template
 from sft.config import UserError
 from sft.scoring import enable_scoring
-
-CHOICE = {
-    "task": "mine_choice",
-    "dataset_path": "json",
-    "dataset_kwargs": {
-        "data_files": {"test": "../data/choice.jsonl", "train": "../data/shots.jsonl"}
-    },
-    "test_split": "test",
-    "fewshot_split": "train",
-    "fewshot_config": {"sampler": "first_n"},
-    "output_type": "multiple_choice",
-    "doc_to_text": "Question: {{question}}\nAnswer:",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{gold}}",
-    "metric_list": [
-        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-    ],
-    "metadata": {"version": 1.0, "cluster": "passage"},
-}
-WRITTEN = CHOICE | {
-    "task": "mine_written",
-    "output_type": "generate_until",
-    "doc_to_choice": None,
-    "doc_to_target": "{{choices[gold]}}",
-    "generation_kwargs": {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 16},
-    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    "metadata": {"version": 1.0},
-}
-NAMES = ["mine_choice", "mine_written"]
-
-
-@pytest.fixture
-def task_dir(tmp_path):
-    """Two tasks of eight documents in four passages, their files relative to the task files."""
-    rng = random.Random(0)
-    words = ["sea", "road", "tea", "snow", "a long answer", "cat"]
-    rows = [
-        {
-            "question": f"what is number {i}?",
-            "choices": rng.sample(words, 3),
-            "gold": i % 3,
-            "passage": f"p{i // 2}",
-        }
-        for i in range(8)
-    ]
-    (tmp_path / "data").mkdir()
-    for name, part in (("choice", rows), ("shots", rows[::-1][:3])):
-        lines = "".join(json.dumps(row) + "\n" for row in part)
-        (tmp_path / "data" / f"{name}.jsonl").write_text(lines)
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    for config in (CHOICE, WRITTEN):
-        (folder / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def change(task_dir, **changes):
-    (task_dir / "mine_choice.yaml").write_text(yaml.safe_dump(CHOICE | changes))
 
 
 @pytest.fixture
@@ -291,3 +233,59 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
             expected = [log for log, _ in sample["filtered_resps"]]
             assert row["log_probs"] == pytest.approx(expected, abs=1e-4, rel=1e-6)
             assert row["score"] == sample["acc_norm"]
+
+
+def test_length_normalisation_by_tokens_and_unconditional(
+    model, tiny_tokenizer, task_dir, tmp_path
+):
+    """Tokens are bytes here, the space before a choice included, as the sums are."""
+    run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[:1], metric="acc_per_token")
+    for row in read(tmp_path / "mine_choice.jsonl"):
+        assert row["metric"] == "acc_per_token"
+        assert row["tokens"] == [len(f" {choice}") for choice in row["choices"]]
+        values = [log / size for log, size in zip(row["log_probs"], row["tokens"], strict=True)]
+        assert row["answer"] == row["choices"][values.index(max(values))]
+        assert row["score"] == float(row["answer"] == row["target"])
+    run(
+        model,
+        tiny_tokenizer,
+        task_dir,
+        tmp_path / "mutual",
+        metric="acc_mutual_info",
+        tasks=NAMES[:1],
+    )
+    ours = read(tmp_path / "mutual" / "mine_choice.jsonl")
+    metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
+    change(task_dir, metric_list=metrics)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "listed", tasks=NAMES[:1])
+    theirs = read(tmp_path / "listed" / "mine_choice.jsonl")
+    for row, listed in zip(ours, theirs, strict=True):
+        assert row["bare_log_probs"] == pytest.approx(listed["bare_log_probs"], abs=1e-4)
+        assert (row["answer"], row["score"]) == (listed["answer"], listed["score"])
+    # A file can list the paper's normalisation too.
+    metrics = [{"metric": "acc_per_token", "aggregation": "mean", "higher_is_better": True}]
+    change(task_dir, metric_list=metrics)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "file", tasks=NAMES[:1])
+    assert [r["answer"] for r in read(tmp_path / "file" / "mine_choice.jsonl")] == [
+        r["answer"] for r in read(tmp_path / "mine_choice.jsonl")
+    ]
+
+
+def test_a_metric_or_filter_that_a_task_lacks_is_refused(model, tiny_tokenizer, task_dir, tmp_path):
+    with pytest.raises(UserError, match=r"per_task.mine_choice.metric=f1 is not .* acc_norm, acc"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, metric="f1")
+    with pytest.raises(UserError, match=r"per_task.mine_choice.filter=strict is not .* has none"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, filter="strict")
+
+
+def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_dir, tmp_path):
+    """A prompt of k examples has about 35 k + 35 tokens; the answers up to 14, or 16 generated."""
+    small = enable_scoring(make_tiny_model(max_position_embeddings=110))
+    entries = run(small, tiny_tokenizer, task_dir, tmp_path, shots=3)
+    for name in NAMES:
+        assert entries[name]["shots"] == 3 and entries[name]["fewer_shots"] == 8
+        for row in read(tmp_path / f"{name}.jsonl"):
+            assert row["prompt"].count("Question:") == 2
+            assert "what is number 7?" in row["prompt"]
+    wide = run(enable_scoring(make_tiny_model()), tiny_tokenizer, task_dir, tmp_path, shots=3)
+    assert all("fewer_shots" not in entry for entry in wide.values())

@@ -139,8 +139,7 @@ def test_interval_covers_and_test_holds_its_level_in_simulation(gain, loss, n):
         assert np.mean([mcnemar(int(b), int(c)) < 0.05 for b, c, _ in draws]) < 0.05
 
 
-@pytest.mark.parametrize("discord", [0.05, 0.2, 0.5])
-@pytest.mark.parametrize("n", [200, 1319])
+@pytest.mark.parametrize(("discord", "n"), [(0.05, 200), (0.2, 200), (0.2, 1319)])
 def test_what_is_called_visible_is_found_four_times_of_five(discord, n):
     delta = visible_proportion(discord, n)
     share = max(discord, delta)
