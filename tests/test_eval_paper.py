@@ -206,6 +206,7 @@ def test_reading_numbers_agrees_with_the_graders_of_gsm8k(real_data, source):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_every_task_runs_in_both_formats_on_a_real_model(real_data, tmp_path, capsys):
     """stories260K with a longer window, each answer cut to a few tokens in copies of the files."""
     model = tmp_path / "model"
