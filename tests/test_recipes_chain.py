@@ -260,7 +260,7 @@ def test_an_adapter_is_a_model_to_measure_and_to_go_on_from(world, capsys):
     known = read_json(world / "known" / "results.json")
     assert known["benchmarks"]["sums"] == {"one": own["base"], "run": own["sft-all"]}
     steps = read_json(world / "run" / "results.json")["deltas"]
-    assert [d["p"] for d in known["deltas"]] == [d["p"] for d in reversed(steps)]
+    assert [d["p"] for d in known["deltas"]] == [d["p"] for d in steps]
     assert base_vs_chat.main([*given, *tasks, "--limit", "3"]) == 2
     assert "give --to a new folder" in capsys.readouterr().err
     on = [f"model.name_or_path={adapter}", f"run.dir={world / 'on'}"]
