@@ -1,9 +1,10 @@
-"""Benchmarks of one model through lm-eval: scores with intervals, and every sample on disk."""
+"""One benchmark of one model through lm-eval: a score with its interval, every sample on disk."""
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,93 +17,131 @@ from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
 from eval.engine import Engine
-from eval.stats import score_interval
-from eval.tasks import check_tasks, load_tasks, tasks_fingerprint
+from eval.scores import Judged, cluster_key, stored_row
+from eval.shots import FittedShots
+from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
+from eval.tasks import Tasks, load_tasks
 from sft.config import UserError
 from sft.run import write_jsonl
 
-__all__ = ["check_tasks", "run_benchmarks", "summarise", "tasks_fingerprint"]
-
-# How lm-eval's multiple-choice metrics turn log-probabilities into a choice (api/task.py).
-_LENGTHS: dict[str, Callable[[str], int]] = {
-    "acc_norm": len,
-    "acc_bytes": lambda c: len(c.encode()),
-}
+log = logging.getLogger(__name__)
 
 
-def run_benchmarks(
+@dataclass(frozen=True)
+class Ask:
+    """How a model is asked one benchmark.
+
+    Attributes:
+        chat: in the chat template, examples as turns; otherwise as plain text.
+        shots: few-shot examples, fewer for a question that would not fit the model's window.
+        pinned: a task file's own `num_fewshot: 0` stands.
+        metric: the task's first one when None; `eval.scores.CHOICE_METRICS` for multiple choice.
+        filter: the task's first one when None.
+    """
+
+    chat: bool
+    shots: int
+    pinned: bool = True
+    metric: str | None = None
+    filter: str | None = None
+
+
+def run_benchmark(
     model: Any,
     tokenizer: Any,
     *,
-    tasks: Sequence[str],
-    task_dir: str | None,
-    shots: int,
-    chat_template: bool,
+    task: str,
+    source: Tasks,
+    ask: Ask,
     limit: int | None,
     seed: int,
-    folder: Path,
+    file: Path,
     label: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Run the tasks and write folder/<task>.jsonl; returns the results.json entries by task.
+) -> dict[str, Any]:
+    """Run one task, or all tasks of a group as one, write its samples to `file`; returns its entry.
 
     Args:
         model: a causal LM that `sft.scoring.enable_scoring` has seen.
-        tasks: names of tasks under `task_dir` or of lm-eval; a group gives an entry for each task.
-        shots: few-shot examples, where the task does not pin 0.
-        chat_template: ask in the template, examples as turns; otherwise as plain text.
-        limit: the first so many documents of each task.
+        limit: the first so many documents (of each task of a group).
         label: names the progress bars.
 
     Raises:
         UserError: a task cannot be loaded, has no documents, runs code, or has no score in [0, 1].
     """
     with quiet(), _seeded(seed):
-        loaded = load_tasks(tasks, task_dir=task_dir, shots=shots, seed=seed)
+        loaded = load_tasks([task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned)
         _check_offered(loaded)
-        engine = Engine(model, tokenizer, chat=chat_template, seed=seed, label=label)
+        judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
+        engine = Engine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
+        fitted = {name: FittedShots(one, engine) for name, one in loaded.items()}
         evaluated = evaluate(
             lm=engine,
             task_dict={"tasks": loaded},
             limit=limit,
             bootstrap_iters=0,
-            apply_chat_template=chat_template,
-            fewshot_as_multiturn=chat_template,
+            apply_chat_template=ask.chat,
+            fewshot_as_multiturn=ask.chat,
         )
-    assert evaluated is not None, "one process evaluates"
-    entries = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, samples in evaluated["samples"].items():
-        task = loaded[name]
-        rows = [_row(name, task, sample, engine) for sample in _first_filter(samples)]
-        write_jsonl(folder / f"{name}.jsonl", rows)
-        used = int(task.get_config("num_fewshot") or 0)
-        entries[name] = summarise(rows) | {"shots": used, "chat_template": chat_template}
-    return entries
+        assert evaluated is not None, "one process evaluates"
+        samples = {n: _filtered(s, judged[n]) for n, s in evaluated["samples"].items()}
+        bare = [name for name, how in judged.items() if how.bare]
+        engine.score_bare(a[1] for n in bare for s in samples[n] for a in s["arguments"])
+    rows = []
+    for name, own in samples.items():
+        for sample in own:
+            row = stored_row(loaded[name], sample, engine, judged=judged[name])
+            if len(samples) > 1:
+                row["doc_id"] = f"{name}/{row['doc_id']}"
+            rows.append(row)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(file, rows)
+    return summarise(rows) | _format(task, loaded, fitted, ask=ask)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Score, interval, n and metric of one task, from its stored rows alone."""
+    """Score, interval, n and metric of one task, from its stored rows alone.
+
+    Texts that a language model reads have bits per byte in the place of a score.
+    """
+    metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
+    if metric == BITS_PER_BYTE:
+        ratio = bits_per_byte([r["log_prob"] for r in rows], [r["bytes"] for r in rows])
+        return {BITS_PER_BYTE: ratio.value, "ci": list(ratio.ci), "n": len(rows), "metric": metric}
     scores = [row["score"] for row in rows]
     return {
         "score": sum(scores) / len(scores),
         "ci": list(score_interval(scores)),
         "n": len(scores),
-        "metric": rows[0]["metric"],
+        "metric": metric,
     }
+
+
+def _format(
+    name: str, tasks: Mapping[str, Task], fitted: Mapping[str, FittedShots], *, ask: Ask
+) -> dict[str, Any]:
+    """How the entry's score was asked for; how many questions had fewer examples, if any."""
+    shots = max(
+        int(task.get_config("num_fewshot") or 0)
+        + int((task.get_config("metadata") or {}).get("shots", 0))
+        for task in tasks.values()
+    )
+    fewer = sum(len(one.fewer) for one in fitted.values())
+    if fewer:
+        log.warning("%s: %d questions with fewer than %d examples, to fit", name, fewer, shots)
+    rolling = all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in tasks.values())
+    return {"shots": shots, "chat_template": ask.chat and not rolling} | (
+        {"fewer_shots": fewer} if fewer else {}
+    )
 
 
 def _check_offered(tasks: Mapping[str, Task]) -> None:
     for name, task in tasks.items():
-        if task.OUTPUT_TYPE == "loglikelihood_rolling":
-            raise UserError(
-                f"task {name} measures perplexity, which is no score in [0, 1]; leave it out"
-            )
         if task.get_config("unsafe_code"):
             raise UserError(
                 f"task {name} runs programs that the model writes, which is not offered; leave it "
                 "out"
             )
-        cluster = _cluster_key(task)
+        cluster = cluster_key(task)
         if cluster is not None and cluster not in task.features:
             raise UserError(
                 f"task {name}: metadata.cluster names {cluster!r}, which its documents lack; "
@@ -110,69 +149,9 @@ def _check_offered(tasks: Mapping[str, Task]) -> None:
             )
 
 
-def _cluster_key(task: Task) -> str | None:
-    """The document field that questions of one passage share, where the task's file names it."""
-    return (task.get_config("metadata") or {}).get("cluster")
-
-
-def _first_filter(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """lm-eval has a sample for each document and filter; the task's first filter counts."""
-    return [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-
-
-def _row(name: str, task: Task, sample: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
-    """A stored row: the contract's keys, and what the verdict rests on."""
-    doc = sample["doc"]
-    metric, score = _score(name, task, sample)
-    cluster = _cluster_key(task)
-    row = {
-        "doc_id": str(sample["doc_id"]),
-        "doc_hash": sample["doc_hash"],
-        "score": score,
-        "metric": metric,
-        "prompt": sample["arguments"][0][0],
-        "cluster": None if cluster is None else str(doc[cluster]),
-        "filter": sample["filter"],
-    }
-    if task.OUTPUT_TYPE == "multiple_choice":
-        return row | _choice(task, sample, metric)
-    answer = sample["resps"][0][0]
-    if task.OUTPUT_TYPE == "generate_until":
-        reason = engine.finish_reasons[(name, sample["doc_id"])]
-        row |= {"finish_reason": reason, "filtered": str(sample["filtered_resps"][0])}
-    return row | {"answer": str(answer), "target": str(sample["target"])}
-
-
-def _score(name: str, task: Task, sample: Mapping[str, Any]) -> tuple[str, float]:
-    """The task's first metric with one value in [0, 1] for each document."""
-    listed = [entry["metric"] for entry in task.get_config("metric_list") or []]
-    for metric in [*listed, *sample["metrics"]]:
-        value = sample.get(metric) if isinstance(metric, str) else None
-        if isinstance(value, int | float | np.number) and 0 <= value <= 1:
-            return metric, float(value)
-    raise UserError(
-        f"task {name} has no metric in [0, 1] for each document "
-        f"({', '.join(sample['metrics'])}); leave it out"
-    )
-
-
-def _choice(task: Task, sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """The choice that the metric takes, the right one, and all log-probabilities."""
-    choices = [str(choice) for choice in task.doc_to_choice(sample["doc"])]
-    logs = [float(resp[0]) for resp in sample["filtered_resps"]]
-    values = logs[: len(choices)]
-    if metric == "acc_mutual_info":
-        values = [a - b for a, b in zip(values, logs[len(choices) :], strict=True)]
-    elif metric in _LENGTHS:
-        values = [v / _LENGTHS[metric](c) for v, c in zip(values, choices, strict=True)]
-    gold = task.doc_to_text(sample["doc"]) if task.multiple_input else sample["target"]
-    golds = gold if isinstance(gold, list) else [gold]
-    return {
-        "answer": choices[int(np.argmax(values))],
-        "target": " | ".join(choices[g] if isinstance(g, int) else str(g) for g in golds),
-        "choices": choices,
-        "log_probs": logs[: len(choices)],
-    }
+def _filtered(samples: Sequence[Mapping[str, Any]], judged: Judged) -> list[Mapping[str, Any]]:
+    """lm-eval has a sample for each document and filter; one filter counts."""
+    return [sample for sample in samples if sample["filter"] == judged.filter]
 
 
 @contextmanager

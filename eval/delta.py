@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from eval.stats import compare_paired, holm
+from eval.stats import BITS_PER_BYTE, Comparison, compare_bits, compare_paired, holm
 from sft.config import UserError
 
 REPETITION = "repetition"
@@ -17,7 +17,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Delta:
-    """One row of results.json `deltas`, but for the names of its two models."""
+    """One row of results.json `deltas`, but for the names of its two models.
+
+    Beside the contract's keys stand those of `eval.stats.Comparison`: what n questions can show,
+    how many would show this difference, and the pairs that changed either way.
+    """
 
     task: str
     delta: float
@@ -26,6 +30,10 @@ class Delta:
     p_holm: float
     n: int
     test: str
+    visible: float | None
+    needed: int | None
+    gained: int | None
+    lost: int | None
 
 
 def stage_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -54,31 +62,50 @@ def delta_table(
                     )
             delta = compare(task, by_model[first], by_model[second], names=(first, second))
             named.append((first, second, delta))
-    adjusted = holm([delta.p for _, _, delta in named])
-    table = []
-    for (first, second, delta), p_holm in zip(named, adjusted, strict=True):
-        entry = asdict(replace(delta, p_holm=p_holm)) | {"ci": list(delta.ci)}
-        table.append({"task": entry.pop("task"), "from": first, "to": second, **entry})
-    return table
+    adjusted = adjust([delta for _, _, delta in named])
+    return [
+        {"task": row.pop("task"), "from": first, "to": second, **row}
+        for (first, second, _), row in zip(named, adjusted, strict=True)
+    ]
+
+
+def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
+    """Rows of plain data, with Holm's p over all of them."""
+    adjusted = holm([delta.p for delta in deltas])
+    return [
+        asdict(replace(delta, p_holm=p_holm)) | {"ci": list(delta.ci)}
+        for delta, p_holm in zip(deltas, adjusted, strict=True)
+    ]
 
 
 def compare(task: str, first: Rows, second: Rows, *, names: tuple[str, str]) -> Delta:
     """Paired difference second - first of one task's stored rows; p_holm is p until adjusted.
 
-    Raises UserError when the two do not hold the same documents, metric or cap.
+    Raises UserError when the two do not hold the same documents, or were not asked and judged by
+    the same version of the task.
     """
     _same_measure(task, first, second, names=names)
     left, right = _by_document(task, first), _by_document(task, second)
     if left.keys() != right.keys():
         raise UserError(_unpaired(task, left, right, names=names))
-    keys = list(left)
-    clusters = [_cluster(left[key]) for key in keys]
-    result = compare_paired(
-        [_score(task, left[key]) for key in keys],
-        [_score(task, right[key]) for key in keys],
+    result = _compared(task, [left[key] for key in left], [right[key] for key in left])
+    return Delta(
+        *(task, result.delta, result.ci, result.p, result.p, result.n, result.test),
+        *(result.visible, result.needed, result.gained, result.lost),
+    )
+
+
+def _compared(task: str, first: Rows, second: Rows) -> Comparison:
+    """The test that fits the rows, which are in the same order of documents."""
+    if all(row.get("metric") == BITS_PER_BYTE for row in first):
+        logs = [[float(row["log_prob"]) for row in rows] for rows in (first, second)]
+        return compare_bits(*logs, sizes=[row["bytes"] for row in first])
+    clusters = [_cluster(row) for row in first]
+    return compare_paired(
+        [_score(task, row) for row in first],
+        [_score(task, row) for row in second],
         clusters=clusters if any(cluster[0] for cluster in clusters) else None,
     )
-    return Delta(task, result.delta, result.ci, result.p, result.p, result.n, result.test)
 
 
 def _by_document(task: str, rows: Rows) -> dict[tuple[str, int], Mapping[str, Any]]:
@@ -103,14 +130,18 @@ def _cluster(row: Mapping[str, Any]) -> tuple[bool, str]:
 
 
 def _same_measure(task: str, first: Rows, second: Rows, *, names: tuple[str, str]) -> None:
-    """Refuse to compare numbers that were not measured alike."""
-    key = "cap" if task == REPETITION else "metric"
-    left, right = ({str(row[key]) for row in rows} for rows in (first, second))
-    if left != right and left and right:
-        raise UserError(
-            f"{task}: {key} is {', '.join(sorted(left))} for {names[0]} but "
-            f"{', '.join(sorted(right))} for {names[1]}; measure both alike to compare them"
-        )
+    """Refuse to compare numbers that were not measured alike.
+
+    Rows without `version` or `template` (imported ones, and those of older runs) are not asked.
+    """
+    keys = ("cap",) if task == REPETITION else ("metric", "filter", "version", "template")
+    for key in keys:
+        left, right = ({str(row[key]) for row in rows if row.get(key)} for rows in (first, second))
+        if left != right and left and right:
+            raise UserError(
+                f"{task}: {key} is {', '.join(sorted(left))} for {names[0]} but "
+                f"{', '.join(sorted(right))} for {names[1]}; measure both alike to compare them"
+            )
 
 
 def _unpaired(

@@ -53,6 +53,11 @@ class Engine(LM):
             tokenizer adds one.
         seed: decides the draws of tasks that sample.
         label: names the progress bars; without one there are none.
+
+    Attributes:
+        finish_reasons: by task and document, what ended a generated answer.
+        lengths: by task, document and place, tokens of a continuation that was scored.
+        bare: log-probabilities of continuations without a context, see `score_bare`.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class Engine(LM):
         self.model, self.tokenizer = model, tokenizer
         self.chat, self.seed, self.label = chat, seed, label
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
+        self.lengths: dict[tuple[str, int, int], int] = {}
+        self.bare: dict[str, float] = {}
         self._device = next(model.parameters()).device
         self._budget = batch_tokens(self._device)
         self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -87,14 +94,32 @@ class Engine(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding would write it) of each continuation."""
-        pairs = [request.args for request in requests]
-        return self._score(self._split(pairs), count=len(pairs), unit="choice")
+        task = str(requests[0].task_name)
+        questions = self._split([request.args for request in requests], task=task)
+        for request, question in zip(requests, questions, strict=True):
+            place = (str(request.task_name), int(request.doc_id or 0), request.idx)
+            self.lengths[place] = len(question.continuation)
+        return self._score(questions, count=len(requests), unit="choice")
+
+    def score_bare(self, continuations: Iterable[str]) -> None:
+        """Fill `bare` with what lm-eval's acc_mutual_info subtracts: given BOS (or eos) alone."""
+        texts = list(dict.fromkeys(continuations))
+        if not texts:
+            return
+        questions = self._split([("", text) for text in texts], task="")
+        scored = self._score(questions, count=len(texts), unit="choice")
+        self.bare |= {text: total for text, (total, _) in zip(texts, scored, strict=True)}
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-probability of each text, given BOS (or eos), in windows of the model's length."""
+        """Log-probability of each text, given BOS (or eos), in windows of the model's length.
+
+        The text's own tokens alone: lm-eval scores the BOS too that a tokenizer adds, behind a
+        first one.
+        """
         questions = []
         texts = [request.args[0] for request in requests]
-        for place, ids in enumerate(self.encode(texts)):
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for place, ids in enumerate(encoded):
             windows = get_rolling_token_windows(
                 token_list=ids,
                 prefix_token=self._prefix,
@@ -144,7 +169,7 @@ class Engine(LM):
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return bos if bos is not None else eos
 
-    def _split(self, pairs: Sequence[tuple[str, str]]) -> list[_Question]:
+    def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[_Question]:
         """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.
 
         Spaces at a context's end belong to the continuation, and the continuation is what the
@@ -167,9 +192,9 @@ class Engine(LM):
                 whole = whole if whole[:1] == [self._prefix] else [self._prefix, *whole]
                 head, tail = whole[:1], whole[1:]
             questions.append(_Question(place, tuple(head), tuple(tail)))
-        return self._fit(questions)
+        return self._fit(questions, task=task)
 
-    def _fit(self, questions: list[_Question]) -> list[_Question]:
+    def _fit(self, questions: list[_Question], *, task: str) -> list[_Question]:
         """Contexts cut from the left where the window is too small; counted, and said."""
         fitted = []
         for question in questions:
@@ -177,25 +202,27 @@ class Engine(LM):
             context = question.context[-room:] if room > 0 else ()
             if not context:
                 raise UserError(
-                    f"a choice of {len(question.continuation)} tokens does not fit the model's "
-                    f"window of {self.window}; leave the task out"
+                    f"{task}: a choice of {len(question.continuation)} tokens does not fit the "
+                    f"model's window of {self.window}; leave the task out"
                 )
             fitted.append(_Question(question.place, context, question.continuation))
         self._report_cuts(
             sum(a.context != b.context for a, b in zip(fitted, questions, strict=True)),
             len(questions),
+            task=task,
         )
         return fitted
 
-    def _report_cuts(self, cut: int, total: int) -> None:
+    def _report_cuts(self, cut: int, total: int, *, task: str) -> None:
         if cut > CUT_SHARE * total:
             raise UserError(
-                f"{cut} of {total} prompts are longer than the model's window of {self.window} "
-                "tokens; lower the number of shots or leave the task out"
+                f"{task}: {cut} of {total} prompts are longer than the model's window of "
+                f"{self.window} tokens; lower the number of shots or leave the task out"
             )
         if cut:
             log.warning(
-                "%d of %d prompts cut from the left to the window of %d tokens",
+                "%s: %d of %d prompts cut from the left to the window of %d tokens",
+                task,
                 cut,
                 total,
                 self.window,
@@ -263,7 +290,9 @@ class Engine(LM):
                 f"{task}: {cap} new tokens do not fit the model's window of {self.window}; set "
                 "max_gen_toks lower in the task"
             )
-        self._report_cuts(sum(len(prompt) > room for prompt in prompts), len(prompts))
+        self._report_cuts(
+            sum(len(prompt) > room for prompt in prompts), len(prompts), task=str(task)
+        )
         return generate(
             self.model,
             self.tokenizer,
@@ -287,7 +316,7 @@ class Engine(LM):
 
     def _bar(self, total: int, *, unit: str) -> Any:
         silent = self.label is None
-        return tqdm(total=total, desc=f"{self.label}: benchmarks", unit=unit, disable=silent)
+        return tqdm(total=total, desc=self.label, unit=unit, disable=silent)
 
 
 def _size(group: Sequence[_Question]) -> int:

@@ -1,7 +1,9 @@
-"""A model measured, with its samples on disk; and the table of all models of a run."""
+"""A model measured, with its samples on disk, measure by measure."""
 
 import logging
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import repetition, safety
-from eval.benchmarks import run_benchmarks
-from eval.delta import REPETITION, delta_table
+from eval.benchmarks import Ask, run_benchmark
+from eval.delta import REPETITION
+from eval.kept import Unit, not_written
 from eval.repetition_views import detail
-from eval.report import write_report
-from eval.tasks import check_tasks, tasks_fingerprint
-from sft.config import EvalSection, RepetitionSection, Source, UserError
+from eval.stats import BITS_PER_BYTE
+from eval.tasks import Tasks, check_tasks, tasks_fingerprint
+from sft.config import EvalSection, Source, TaskOptions, UserError
 from sft.model import load_model
 from sft.prompts import read_prompts
 from sft.run import (
@@ -23,7 +26,6 @@ from sft.run import (
     model_fingerprint,
     read_json,
     read_jsonl,
-    stage_facts,
     write_json,
     write_jsonl,
 )
@@ -40,8 +42,11 @@ def check_measures(section: EvalSection) -> None:
     Raises:
         UserError: a task is unknown, or the prompts for repetition or safety cannot be read.
     """
-    check_tasks(section.tasks, task_dir=section.task_dir)
-    _prompts(section)
+    check_tasks(section.tasks, source=Tasks.of(section), options=section.per_task)
+    if section.repetition.prompts:
+        read_prompts([Source(section.repetition.prompts)])
+    if section.safety.prompts:
+        safety.read_safety_prompts(section.safety.prompts)
     if not (section.tasks or section.repetition.prompts or section.safety.prompts):
         raise UserError(
             "eval names neither tasks nor repetition.prompts nor safety.prompts; name at least "
@@ -49,160 +54,215 @@ def check_measures(section: EvalSection) -> None:
         )
 
 
-def measure(name: str, path: str, setting: Setting, section: EvalSection) -> None:
-    """Measure one model into eval/<name>/, unless that is there for these weights and settings.
+def measure(
+    name: str, path: str, setting: Setting, section: EvalSection, *, replaces: bool = True
+) -> None:
+    """Measure one model into eval/<name>/, except what is there for these weights and settings.
 
     The base model is asked with `base_shots` examples as plain text, the others with `chat_shots`
-    in the chat template; repetition prompts go through the template for all. One process works.
+    in the chat template, and all of them in each of `same_format` too; repetition prompts go
+    through the template for all. Each task is kept when it is done. One process works.
+
+    Raises:
+        UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
+            it holds measures of other weights.
     """
     state = PartialState()
-    prompts, risky = _prompts(section)
-    stage = Stage(
-        setting.folder / "eval" / name,
-        {
-            "weights": model_fingerprint(path),
-            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
-            "options": fingerprint([asdict(section), setting.seed]),
-            "prompts": fingerprint([prompts, risky]),
-            "tasks": tasks_fingerprint(section.tasks, task_dir=section.task_dir),
-        },
-    )
     if state.is_main_process:
-        if stage.finished() is not None:
-            log.info("%s: measured already, skipped", name)
-        else:
-            stage.begin()
-            _measure(name, path, setting, section, prompts=prompts, risky=risky, stage=stage)
+        measured = _Measured(name, path, setting, section)
+        if not replaces:
+            measured.refuse_other_weights()
+        try:
+            measured.all()
+        except OSError as error:
+            if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
+                raise
+            raise not_written(setting.folder, error) from None
     state.wait_for_everyone()
 
 
-def _prompts(section: EvalSection) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The repetition prompts and the safety prompts; none where the preset names none."""
-    asked, risky = section.repetition.prompts, section.safety.prompts
-    return (
-        read_prompts([Source(asked)]) if asked else [],
-        safety.read_safety_prompts(risky) if risky else [],
-    )
+@dataclass
+class _Measured:
+    """One model's measures in a run; the model is loaded when the first of them is missing."""
 
+    name: str
+    path: str
+    setting: Setting
+    section: EvalSection
+    scores: dict[str, Any] = field(default_factory=lambda: {"benchmarks": {}})
+    files: list[str] = field(default_factory=list)
+    missing: int = 0
 
-def _measure(
-    name: str,
-    path: str,
-    setting: Setting,
-    section: EvalSection,
-    *,
-    prompts: list[dict[str, Any]],
-    risky: list[dict[str, Any]],
-    stage: Stage,
-) -> None:
-    model = load_model(
-        path,
-        setting.placement,
-        dtype=setting.placement.inference,
-        trust_remote_code=setting.trust_remote_code,
-    )
-    scores: dict[str, Any] = {"benchmarks": {}}
-    outputs = ["scores.json"]
-    if section.tasks:  # first: a task without data stops the run before any answer is generated
-        chat = name != BASE
-        scores["benchmarks"] = run_benchmarks(
-            model,
-            setting.tokenizer,
-            tasks=section.tasks,
-            task_dir=section.task_dir,
-            shots=section.chat_shots if chat else section.base_shots,
-            chat_template=chat,
-            limit=section.limit,
-            seed=setting.seed,
-            folder=stage.folder / "samples",
-            label=name,
+    @property
+    def folder(self) -> Path:
+        return self.setting.folder / "eval" / self.name
+
+    def refuse_other_weights(self) -> None:
+        """So that what was computed for another model is not written over."""
+        done = read_json(self.folder / "done.json")
+        if done is not None and done["inputs"]["weights"] != self._common["weights"]:
+            raise UserError(
+                f"{self.folder} holds measures of another model than {self.path}; give it another "
+                "name (NAME=PATH), or --to a new folder"
+            )
+
+    def all(self) -> None:
+        """Every task in the protocol's format, then in the others, then repetition and safety."""
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        chat = self.name != BASE
+        for task in self.section.tasks:  # first: a task without data ends the run at once
+            entry = self._benchmark(task, "protocol", chat=chat)
+            place = "language" if BITS_PER_BYTE in entry else "benchmarks"
+            self.scores.setdefault(place, {})[task] = entry
+        for form in self.section.same_format:
+            asked = self.scores["benchmarks"] if (form == "chat") != chat else {}
+            others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}
+            self.scores.setdefault("same_format", {})[form] = others
+        if self.section.repetition.prompts:
+            self._repetition(self.section.repetition.prompts)
+        if self.section.safety.prompts:
+            self.scores["safety"] = self._safety(self.section.safety.prompts)
+        stage = Stage(folder, self._common | {"scores": fingerprint(self.scores)})
+        if stage.finished() is not None and not self.missing:
+            log.info("%s: measured already, skipped", self.name)
+            return
+        write_json(folder / "scores.json", self.scores)
+        stage.finish(outputs=["scores.json", *self.files], facts={})
+
+    @cached_property
+    def _common(self) -> dict[str, str]:
+        return {
+            "weights": model_fingerprint(self.path),
+            "tokenizer": tokenizer_fingerprint(self.setting.tokenizer),
+        }
+
+    @cached_property
+    def _model(self) -> Any:
+        return load_model(
+            self.path,
+            self.setting.placement,
+            dtype=self.setting.placement.inference,
+            trust_remote_code=self.setting.trust_remote_code,
         )
-        outputs.append("samples")
-    if prompts:
-        scores |= _repetition(name, model, setting, section.repetition, prompts=prompts, to=stage)
-    if risky:
-        with _bar(risky, name, "safety") as bar:
-            rows = safety.measure(
-                model, setting.tokenizer, risky, cap=section.safety.cap, progress=bar.update
+
+    def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
+        ask = _ask(task, self.section, chat=chat)
+        source = Tasks.of(self.section)
+        samples = "samples" if form == "protocol" else f"samples-{form}"
+        unit = self._unit(
+            f"{form}/{task}",
+            f"{samples}/{task}.jsonl",
+            task=tasks_fingerprint([task], source=source),
+            asked=fingerprint([asdict(ask), self.section.limit, self.setting.seed]),
+        )
+        label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
+        return self._kept(
+            unit,
+            lambda: run_benchmark(
+                self._model,
+                self.setting.tokenizer,
+                task=task,
+                source=source,
+                ask=ask,
+                limit=self.section.limit,
+                seed=self.setting.seed,
+                file=unit.rows,
+                label=label,
+            ),
+        )
+
+    def _repetition(self, path: str) -> None:
+        """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
+        each a unit of its own."""
+        section, tokenizer = self.section.repetition, self.setting.tokenizer
+        prompts, cap = read_prompts([Source(path)]), section.cap
+        asked = fingerprint([prompts, cap])
+        greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
+
+        def run() -> dict[str, Any]:
+            times = 4 if section.double_cap else 2
+            repetition.check_prompts(self._model, tokenizer, prompts, cap=cap, times=times)
+            with self._bar(prompts, "repetition") as bar:
+                rows = repetition.measure(
+                    self._model, tokenizer, prompts, cap=cap, progress=bar.update
+                )
+            write_jsonl(greedy.rows, rows)
+            return {"rate": repetition.summarise(rows), "detail": detail(rows)}
+
+        def run_on() -> dict[str, Any]:
+            begun = read_jsonl(greedy.rows)
+            rows = repetition.measure(self._model, tokenizer, prompts, cap=2 * cap, begun=begun)
+            write_jsonl(longer.rows, rows)
+            return repetition.summarise(rows)
+
+        def run_sampled() -> dict[str, Any]:
+            with self._bar(prompts, f"repetition at temperature {heat:g}") as bar:
+                rows = repetition.measure_sampled(
+                    self._model,
+                    tokenizer,
+                    prompts,
+                    cap=cap,
+                    temperature=heat,
+                    seed=self.setting.seed,
+                    progress=bar.update,
+                )
+            write_jsonl(sampled.rows, rows)
+            return repetition.summarise(rows) | {"temperature": heat}
+
+        found = self._kept(greedy, run)
+        self.scores["repetition"] = found["rate"]
+        self.scores["repetition_detail"] = more = found["detail"]
+        if section.double_cap:
+            longer = self._unit(
+                "repetition-double-cap", "generations-double-cap.jsonl", prompts=asked
             )
-        write_jsonl(stage.folder / "safety.jsonl", rows)
-        scores["safety"] = safety.summarise(rows)
-    outputs += sorted(path.name for path in stage.folder.glob("*.jsonl"))
-    write_json(stage.folder / "scores.json", scores)
-    stage.finish(outputs=outputs, facts={})
+            more["double_cap"] = self._kept(longer, run_on)
+        if (heat := section.temperature) > 0:
+            drawn = fingerprint([heat, self.setting.seed])
+            sampled = self._unit(
+                "repetition-sampled", "generations-sampled.jsonl", prompts=asked, drawn=drawn
+            )
+            more["sampled"] = self._kept(sampled, run_sampled)
+
+    def _safety(self, path: str) -> dict[str, Any]:
+        prompts, cap = safety.read_safety_prompts(path), self.section.safety.cap
+        unit = self._unit("safety", "safety.jsonl", prompts=fingerprint([prompts, cap]))
+
+        def run() -> dict[str, Any]:
+            with self._bar(prompts, "safety") as bar:
+                rows = safety.measure(
+                    self._model, self.setting.tokenizer, prompts, cap=cap, progress=bar.update
+                )
+            write_jsonl(unit.rows, rows)
+            return safety.summarise(rows)
+
+        return self._kept(unit, run)
+
+    def _bar(self, prompts: list[dict[str, Any]], what: str) -> Any:
+        return tqdm(total=len(prompts), desc=f"{self.name}: {what}", unit="answer")
+
+    def _unit(self, name: str, file: str, **inputs: str) -> Unit:
+        self.files.append(file)
+        return Unit(self.folder, name, file, self._common | inputs)
+
+    def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        entry = unit.kept()
+        if entry is None:
+            self.missing += 1
+            entry = unit.keep(run())
+        return entry
 
 
-def _repetition(
-    name: str,
-    model: Any,
-    setting: Setting,
-    section: RepetitionSection,
-    *,
-    prompts: list[dict[str, Any]],
-    to: Stage,
-) -> dict[str, Any]:
-    """Greedy answers and, where asked for, sampled ones and those at twice the cap, each into a
-    file of its own; returns the `repetition` and `repetition_detail` of the model."""
-    tokenizer, cap = setting.tokenizer, section.cap
-    repetition.check_prompts(
-        model, tokenizer, prompts, cap=cap, times=4 if section.double_cap else 2
+def _ask(task: str, section: EvalSection, *, chat: bool) -> Ask:
+    """How a task is asked: its own shots, metric and filter where the preset names them."""
+    own = section.per_task.get(task, TaskOptions())
+    shots = own.chat_shots if chat else own.base_shots
+    common = section.chat_shots if chat else section.base_shots
+    return Ask(
+        chat=chat,
+        shots=common if shots is None else shots,
+        pinned=shots is None,
+        metric=own.metric,
+        filter=own.filter,
     )
-    with _bar(prompts, name, "repetition") as bar:
-        rows = repetition.measure(model, tokenizer, prompts, cap=cap, progress=bar.update)
-    write_jsonl(to.folder / "generations.jsonl", rows)
-    found = detail(rows)
-    if section.double_cap:
-        again = repetition.measure(model, tokenizer, prompts, cap=2 * cap, begun=rows)
-        write_jsonl(to.folder / "generations-double-cap.jsonl", again)
-        found["double_cap"] = repetition.summarise(again)
-    if section.temperature > 0:
-        with _bar(prompts, name, f"repetition at temperature {section.temperature:g}") as bar:
-            sampled = repetition.measure_sampled(
-                model,
-                tokenizer,
-                prompts,
-                cap=cap,
-                temperature=section.temperature,
-                seed=setting.seed,
-                progress=bar.update,
-            )
-        write_jsonl(to.folder / "generations-sampled.jsonl", sampled)
-        found["sampled"] = repetition.summarise(sampled) | {"temperature": section.temperature}
-    return {"repetition": repetition.summarise(rows), "repetition_detail": found}
-
-
-def _bar(prompts: list[dict[str, Any]], name: str, what: str) -> Any:
-    return tqdm(total=len(prompts), desc=f"{name}: {what}", unit="answer")
-
-
-def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
-    """Join what was measured into results.json, report.html and report.md; returns the results.
-
-    Args:
-        models: names under eval/, in the order of the chain.
-    """
-    scores = {name: read_json(folder / "eval" / name / "scores.json") for name in models}
-    samples: dict[str, dict[str, Any]] = {}
-    benchmarks: dict[str, dict[str, Any]] = {}
-    for name in models:
-        if "repetition" in scores[name]:
-            rows = read_jsonl(folder / "eval" / name / "generations.jsonl")
-            samples.setdefault(REPETITION, {})[name] = rows
-        for task, entry in scores[name]["benchmarks"].items():
-            benchmarks.setdefault(task, {})[name] = entry
-            rows = read_jsonl(folder / "eval" / name / "samples" / f"{task}.jsonl")
-            samples.setdefault(task, {})[name] = rows
-    results = {
-        "models": models,
-        "repetition": {n: s["repetition"] for n, s in scores.items() if "repetition" in s},
-        "benchmarks": benchmarks,
-        "deltas": delta_table(samples, models=models) if len(models) > 1 else [],
-        "stages": stage_facts(folder),
-    }
-    for key in ("repetition_detail", "safety"):
-        if found := {n: s[key] for n, s in scores.items() if key in s}:
-            results[key] = found
-    if PartialState().is_main_process:
-        write_json(folder / "results.json", results)
-        write_report(folder)
-    return results

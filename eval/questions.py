@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.task import Task
 
 from eval.benchmarks import quiet
-from eval.tasks import load_tasks, tasks_fingerprint
+from eval.tasks import Tasks, load_tasks, tasks_fingerprint
 from sft.config import EvalSection, UserError
 from sft.decontaminate import Benchmarks, Question, read_questions
 from sft.windows import normal_form
@@ -18,20 +18,20 @@ log = logging.getLogger(__name__)
 
 def asked(section: EvalSection) -> Benchmarks:
     """The questions of every document that `eval.tasks` measures on, whatever `eval.limit` says."""
-    names, task_dir = list(section.tasks), section.task_dir
+    names, source = list(section.tasks), Tasks.of(section)
 
     @functools.cache
     def load() -> dict[str, list[Question]]:
-        return {name: _load(name, task_dir=task_dir) for name in names}
+        return {name: _load(name, source=source) for name in names}
 
-    return Benchmarks(key=tasks_fingerprint(names, task_dir=task_dir), load=load)
+    return Benchmarks(key=tasks_fingerprint(names, source=source), load=load)
 
 
-def _load(name: str, *, task_dir: str | None) -> list[Question]:
-    """None where the data cannot be had, which measuring refuses but a dry run need not."""
+def _load(name: str, *, source: Tasks) -> list[Question]:
+    """Nothing where the data cannot be had, which measuring refuses but a dry run need not."""
     try:
         with quiet():
-            tasks = load_tasks([name], task_dir=task_dir, shots=0, seed=0)
+            tasks = load_tasks([name], source=source, shots=0, seed=0)
     except UserError as error:
         log.warning("no check of the rows against the questions of %s: %s", name, error)
         return []

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from eval import plots, repetition, showcase, wording
 from eval.detail_tables import repetition_details, safety_details
-from eval.tables import console_table, judge_note, markdown, measures
+from eval.tables import console_table, judge_note, markdown, measures, one_format, still_needed
 from eval.wording import REPETITION
 from sft.config import UserError
 from sft.run import write_text
@@ -107,6 +107,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "subject": wording.overall(results),
         "pairs": wording.transitions(results),
         "delta_groups": _delta_groups(results),
+        "one_format": one_format(results),
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
         "curves": [_curve_view(curve) for curve in read_curves(run_dir)],
         "prompts": showcase.choose_prompts(generations),
@@ -136,7 +137,7 @@ def _environment() -> Environment:
     filters: tuple[Callable[..., Any], ...] = (
         *(wording.percent, wording.percent_range, wording.points, wording.points_range),
         *(wording.p_value, wording.significant, showcase.shown, showcase.folded),
-        *(status, verdict, wording.duration, csp_hash, judge_note),
+        *(status, verdict, wording.duration, csp_hash, judge_note, still_needed),
     )
     environment.filters |= {function.__name__: function for function in filters}
     return environment

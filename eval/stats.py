@@ -12,17 +12,40 @@ from scipy import optimize
 from scipy import stats as distributions
 
 LEVEL = 0.95
+BITS_PER_BYTE = "bits_per_byte"  # lm-eval's name of the metric
+POWER = 0.8  # chance of p < 1 - LEVEL that "visible" means
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired difference with its interval and two-sided p-value."""
+    """A paired difference with its interval and two-sided p-value.
+
+    Attributes:
+        visible: the smallest true difference that n questions like these would most likely show
+            (probability POWER, one comparison at 1 - LEVEL); None where it cannot be estimated.
+        needed: questions like these that would most likely show a difference as large as delta;
+            None where delta is 0 or it cannot be estimated.
+        gained: of right/wrong scores, pairs wrong -> right, McNemar's b; else None.
+        lost: pairs right -> wrong, McNemar's c.
+    """
 
     delta: float
     ci: tuple[float, float]
     p: float
     n: int
     test: str
+    visible: float | None
+    needed: int | None
+    gained: int | None = None
+    lost: int | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two sums with its interval."""
+
+    value: float
+    ci: tuple[float, float]
 
 
 def wilson(successes: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
@@ -144,11 +167,59 @@ def compare_paired(
     if clusters is None and is_binary(first) and is_binary(second):
         gained, lost = differences.count(1), differences.count(-1)
         interval = paired_proportion_interval(gained, lost, n, level=level)
-        return Comparison(delta, interval, mcnemar(gained, lost), n, "exact McNemar")
+        discord = (gained + lost) / n if n else 0.0
+        return Comparison(
+            *(delta, interval, mcnemar(gained, lost), n, "exact McNemar"),
+            visible=visible_proportion(discord, n),
+            needed=needed_pairs(delta, discord),
+            gained=gained,
+            lost=lost,
+        )
     interval = mean_interval(differences, clusters=clusters, level=level)
-    p = _t_test(differences, clusters)
+    clipped = max(interval[0], -1.0), min(interval[1], 1.0)
     test = "paired t" if clusters is None else "paired t, clustered"
-    return Comparison(delta, (max(interval[0], -1.0), min(interval[1], 1.0)), p, n, test)
+    return _compared(delta, clipped, differences, clusters, test=test)
+
+
+def compare_bits(
+    first: Sequence[float], second: Sequence[float], *, sizes: Sequence[int]
+) -> Comparison:
+    """Paired difference of bits per byte, second - first, of log-probabilities [n] in nats."""
+    values = _bits([b - a for a, b in zip(first, second, strict=True)], sizes)
+    return _compared(float(np.mean(values)), mean_interval(values), values, None, test="paired t")
+
+
+def bits_per_byte(log_probs: Sequence[float], sizes: Sequence[int]) -> Ratio:
+    """Bits per byte, sum(bits) / sum(bytes), of texts: log-probabilities [n] in nats, sizes [n]."""
+    values = _bits(log_probs, sizes)
+    return Ratio(float(np.mean(values)), mean_interval(values))
+
+
+def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float | None:
+    """The smallest paired difference of proportions that n pairs show with probability POWER.
+
+    Solves sqrt(n) d = z_level sqrt(discord) + z_power sqrt(discord - d²) for d (Connor 1987,
+    Biometrics 43:207-211, equation 3), where `discord`, the share of pairs that disagree, is at
+    least d. None when n is too small for any: if all n changed, the exact test would not see it.
+    """
+    if 2 * 0.5**n >= 1 - level:
+        return None
+    z, z_power = _z(level), float(distributions.norm.ppf(POWER))
+
+    def short(d: float) -> float:
+        share = max(discord, d)
+        return math.sqrt(n) * d - z * math.sqrt(share) - z_power * math.sqrt(share - d * d)
+
+    return float(optimize.brentq(short, 0.0, 1.0, xtol=1e-9))
+
+
+def needed_pairs(delta: float, discord: float, *, level: float = LEVEL) -> int | None:
+    """Pairs that show a difference of `delta` with probability POWER; Connor's formula for n."""
+    if delta == 0:
+        return None
+    z, z_power = _z(level), float(distributions.norm.ppf(POWER))
+    root = z * math.sqrt(discord) + z_power * math.sqrt(discord - delta * delta)
+    return math.ceil((root / delta) ** 2)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -199,3 +270,35 @@ def _t_test(values: Sequence[float], clusters: Sequence[Hashable] | None) -> flo
     if error <= 1e-12 * abs(mean):
         return floor
     return float(2 * distributions.t.sf(abs(mean) / error, freedom))
+
+
+def _compared(
+    delta: float,
+    interval: tuple[float, float],
+    differences: Sequence[float],
+    clusters: Sequence[Hashable] | None,
+    *,
+    test: str,
+) -> Comparison:
+    """A comparison of means by t, with what its standard error says about more questions."""
+    n = len(differences)
+    error, freedom = _standard_error(differences, clusters)
+    visible = needed = None
+    if freedom >= 1 and error > 1e-12:
+        quantiles = distributions.t.ppf([0.5 + LEVEL / 2, POWER], freedom)
+        visible = float(sum(quantiles)) * error
+        needed = math.ceil(n * (visible / delta) ** 2) if delta else None
+    p = _t_test(differences, clusters)
+    return Comparison(delta, interval, p, n, test, visible=visible, needed=needed)
+
+
+def _bits(log_probs: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """A value for each text, whose mean is the ratio sum(bits) / sum(bytes).
+
+    Their spread is that of bits - ratio * bytes, so that the t interval of their mean is the
+    ratio's by the delta method (Cochran 1977, section 6.3).
+    """
+    total = max(sum(sizes), 1)
+    bits = [-log_prob / math.log(2) for log_prob in log_probs]
+    ratio, scale = sum(bits) / total, len(sizes) / total
+    return [ratio + scale * (bit - ratio * size) for bit, size in zip(bits, sizes, strict=True)]

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.showcase import sample_file
+from eval.stats import BITS_PER_BYTE
 from eval.wording import (
     DASH,
+    MINUS,
     REPETITION,
     Headline,
     overall,
@@ -46,6 +48,18 @@ class Measure:
     name: str
     caption: str
     cells: tuple[Cell | None, ...]
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """A task's change in points from first to last model: in the protocol, in one format, and what
+    asking in the protocol's format instead of that one changes for a model."""
+
+    form: str
+    task: str
+    protocol: str
+    same: str
+    formats: str
 
 
 def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Measure]:
@@ -81,7 +95,45 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
             for model in models
         )
         rows.append(Measure(task, ", ".join([*metrics, *counts]), cells))
+    for task, entries in results.get("language", {}).get("benchmarks", {}).items():
+        cells = tuple(
+            _bits(entries[model], _href(run_dir, model, f"samples/{task}.jsonl"))
+            if model in entries
+            else None
+            for model in models
+        )
+        rows.append(Measure(task, "bits per byte, lower is better", cells))
     return rows + _safety(results, run_dir)
+
+
+def one_format(results: dict[str, Any]) -> list[FormatRow]:
+    """First to last model: a task's change in the protocol, and the part that is the format's."""
+    pair = overall(results)
+    protocol = {row["task"]: row for row in results.get("deltas", []) if _pair(row) == pair}
+    rows = []
+    for form, section in results.get("same_format", {}).items():
+        alone = {(row["task"], row["model"]): row for row in section["formats"]}
+        for row in section["deltas"]:
+            if pair is not None and _pair(row) == pair:
+                shares = [(model, alone.get((row["task"], model))) for model in pair]
+                formats = tuple(
+                    f"{model} {_change(share)}" for model, share in shares if share is not None
+                )
+                rows.append(
+                    FormatRow(
+                        *(form, row["task"], _change(protocol[row["task"]]), _change(row)),
+                        formats=", ".join(formats),
+                    )
+                )
+    return rows
+
+
+def still_needed(row: dict[str, Any]) -> str:
+    """What n questions would show, and how many would show this change; '' where it is shown."""
+    if significant(row) or row.get("visible") is None:
+        return ""
+    more = f", this change from {row['needed']:,} questions" if row.get("needed") else ""
+    return f"visible from {100 * row['visible']:.1f}{more}"
 
 
 def console_table(results: dict[str, Any]) -> Table:
@@ -96,9 +148,9 @@ def console_table(results: dict[str, Any]) -> Table:
         table.add_column(Text(model), justify="right", overflow="fold")
     if pair:
         table.add_column(Text(f"{pair[0]} \u2192 {pair[1]}"), justify="right", overflow="fold")
-    changes = {
-        row["task"]: row for row in results.get("deltas", []) if (row["from"], row["to"]) == pair
-    }
+    texts = results.get("language", {})
+    compared = [*results.get("deltas", []), *texts.get("deltas", [])]
+    changes = {row["task"]: row for row in compared if _pair(row) == pair}
     for measure in measures(results):
         line = [Text(measure.name, style="bold")]
         line += [_two_lines(c.value, c.ci) if c else Text(DASH, "dim") for c in measure.cells]
@@ -107,7 +159,9 @@ def console_table(results: dict[str, Any]) -> Table:
             # A star where the change stands after Holm, so that colour is not needed.
             star = "*" if significant(change) else " "
             p = p_value(change.get("p_holm")) + " "
-            line.append(_two_lines(points(change["delta"]) + star, p))
+            in_bits = measure.name in texts.get("benchmarks", {})
+            delta = bits_change(change["delta"]) if in_bits else points(change["delta"])
+            line.append(_two_lines(delta + star, p))
         table.add_row(*line)
     table.caption, table.caption_justify = CAPTION, "left"
     return table
@@ -153,11 +207,16 @@ def markdown(
                 p_value(row.get("p_holm")),
                 f"{row['n']:,}",
                 row["test"],
+                still_needed(row),
             ]
             for row in results["deltas"]
         ]
-        head = ["measure", "step", "change, points", "95% interval", "after Holm", "n", "test"]
+        head = ["measure", "step", "change, points", "95% interval", "after Holm", "n", "test", ""]
         lines += ["", "## Changes", "", *_md_table(head, changes)]
+    if one_format(results):
+        cells = [[r.task, r.protocol, r.form, r.same, r.formats] for r in one_format(results)]
+        head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
+        lines += ["", "## In one format", "", *_md_table(head, cells)]
     if rows:
         lines += ["", _md(CAPTION)]
     lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
@@ -172,7 +231,8 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
 
 
 def _score(entry: dict[str, Any], href: str | None) -> Cell:
-    note = f"{entry['shots']}-shot" + (", chat" if entry.get("chat_template") else "")
+    shots = "" if entry["shots"] is None else f"{entry['shots']}-shot"
+    note = ", ".join(filter(None, (shots, "chat" if entry.get("chat_template") else "")))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])
 
 
@@ -206,6 +266,25 @@ def judge_note(entry: dict[str, Any]) -> str:
         f"{known['n']:,} answers (kappa {known['kappa']:.2f}) and find "
         f"{percent(known['unsafe_found'])} of the unsafe"
     )
+
+
+def _bits(entry: dict[str, Any], href: str | None) -> Cell:
+    value, ends = entry[BITS_PER_BYTE], entry.get("ci") or ()
+    ci = DASH.join(f"{end:.3f}" for end in ends)
+    return Cell(f"{value:.4f}", ci, f"n = {entry['n']:,}", href, value)
+
+
+def bits_change(delta: float) -> str:
+    """Bits per byte, always signed."""
+    return f"{delta:+.4f}".replace("-", MINUS)
+
+
+def _pair(row: dict[str, Any]) -> tuple[str, str]:
+    return row["from"], row["to"]
+
+
+def _change(row: dict[str, Any]) -> str:
+    return points(row["delta"]) + "*" * significant(row)
 
 
 def _href(run_dir: Path | None, model: str, name: str) -> str | None:

@@ -1,14 +1,15 @@
 """Benchmark tasks by name: from YAML files of one's own, or lm-eval's.
 
 A file of one's own is plain data: `!function`, which would import code from beside it, is refused.
-Relative `dataset_kwargs.data_files` are looked up from the file's folder.
+Relative `dataset_kwargs.data_files` are looked up in a folder of data, or from the file's folder.
 """
 
 import copy
 import difflib
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from sft.config import UserError, find_path
+from eval.local import LocalTask
+from sft.config import EvalSection, TaskOptions, UserError, find_path
 from sft.run import fingerprint
 
 log = logging.getLogger(__name__)
@@ -30,66 +32,97 @@ _BROKEN = (
 )
 
 
-def check_tasks(names: Sequence[str], *, task_dir: str | None) -> None:
+@dataclass(frozen=True)
+class Tasks:
+    """Where tasks are: files of one's own under `folder`, their data in `data`; else lm-eval's.
+
+    `data` None stands for beside the task files.
+    """
+
+    folder: str | None = None
+    data: str | None = None
+
+    @classmethod
+    def of(cls, section: EvalSection) -> "Tasks":
+        return cls(section.task_dir, section.data_dir)
+
+    def configs(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
+        """Configs of tasks of one's own, data files absolute; None for those of lm-eval.
+
+        Raises:
+            UserError: a task file is not readable, or its data file is not there.
+        """
+        files = _task_files(self.folder)
+        return {
+            name: _with_absolute_data(files[name], self.data) if name in files else None
+            for name in names
+        }
+
+
+def check_tasks(
+    names: Sequence[str], *, source: Tasks, options: Mapping[str, TaskOptions] | None = None
+) -> None:
     """Refuse what cannot be run, before any model is loaded.
 
     Raises:
-        UserError: a name is unknown (its nearest names follow), or a task file or its data is not
-            there or not readable.
+        UserError: a name, or a name that has `options`, is unknown (its nearest names follow), or
+            a task file or its data is not there or not readable.
     """
-    local = _local_tasks(task_dir)
-    unknown = [name for name in names if name not in local]
-    if not unknown:
-        return
-    known = _lm_eval_tasks().all_tasks
-    missing = [name for name in unknown if name not in known]
-    if missing:
-        near = difflib.get_close_matches(missing[0], [*local, *known], n=3)
-        hint = f"; the nearest are {', '.join(near)}" if near else ""
-        where = f" nor in {task_dir}" if task_dir else ""
-        raise UserError(f"eval.tasks: {missing[0]!r} is no task of lm-eval{where}{hint}")
+    local = _task_files(source.folder)
+    for key, wanted in (("eval.tasks", names), ("eval.per_task", options or ())):
+        missing = [name for name in wanted if name not in local]
+        if missing:
+            missing = [name for name in missing if name not in _lm_eval_tasks().all_tasks]
+        if missing:
+            near = difflib.get_close_matches(missing[0], [*local, *_lm_eval_tasks().all_tasks], n=3)
+            hint = f"; the nearest are {', '.join(near)}" if near else ""
+            where = f" nor in {source.folder}" if source.folder else ""
+            raise UserError(f"{key}: {missing[0]!r} is no task of lm-eval{where}{hint}")
+    source.configs(names)
 
 
-def tasks_fingerprint(names: Sequence[str], *, task_dir: str | None) -> str:
+def tasks_fingerprint(names: Sequence[str], *, source: Tasks) -> str:
     """What the tasks ask: definitions and data of local ones, lm-eval's version for its own."""
-    local = _local_tasks(task_dir)
     parts: list[Any] = []
-    for name in names:
-        if name in local:
-            parts += [local[name], *(fingerprint(Path(f)) for f in _data_files(local[name]))]
-        else:
+    for name, config in source.configs(names).items():
+        if config is None:
             parts.append([name, version("lm_eval")])
+        else:
+            parts += [config, *(fingerprint(Path(f)) for f in _data_files(config))]
     return fingerprint(parts)
 
 
 def load_tasks(
-    names: Sequence[str], *, task_dir: str | None, shots: int, seed: int
+    names: Sequence[str], *, source: Tasks, shots: int, seed: int, pinned: bool = True
 ) -> dict[str, Task]:
     """lm-eval tasks by name, with their data; a group's name stands for its tasks.
 
-    A task whose file pins `num_fewshot: 0` keeps it, as in lm-eval's `simple_evaluate`; all others
-    get `shots` examples, drawn with `seed`.
+    A task whose file pins `num_fewshot: 0` keeps it while `pinned`, as in lm-eval's
+    `simple_evaluate`; all others get `shots` examples, drawn with `seed`.
 
     Raises:
         UserError: the data of a task cannot be loaded, is empty, or has too few examples.
     """
-    local = _local_tasks(task_dir)
-    manager = _no_tasks() if all(name in local for name in names) else _lm_eval_tasks()
     tasks: dict[str, Task] = {}
-    for name in names:
+    for name, config in source.configs(names).items():
         try:
-            # A copy: lm-eval changes the configs that it is given.
-            loaded = manager.load([copy.deepcopy(local.get(name, name))])["tasks"]
+            if config is None:
+                loaded = _lm_eval_tasks().load([name])["tasks"]
+            else:
+                # A copy: lm-eval changes the configs that it is given.
+                loaded = {name: LocalTask(config=copy.deepcopy(config))}
+        except UserError as error:
+            raise UserError(f"task {name}: {error}") from None
         except _BROKEN as error:
             raise UserError(_broken(name, error)) from error
         for task in loaded.values():
-            _set_shots(task, shots, seed=seed)
+            _set_shots(task, shots, seed=seed, pinned=pinned)
         tasks |= loaded
     return tasks
 
 
-def _set_shots(task: Task, shots: int, *, seed: int) -> None:
-    if task.get_config("num_fewshot") != 0:
+def _set_shots(task: Task, shots: int, *, seed: int, pinned: bool) -> None:
+    if not pinned or task.get_config("num_fewshot") != 0:
         task.set_config(key="num_fewshot", value=shots)
         examples = task.sampler.df if shots else []
         if shots > len(examples):
@@ -116,27 +149,28 @@ def _lm_eval_tasks() -> TaskManager:
     return TaskManager()
 
 
-@functools.cache
-def _no_tasks() -> TaskManager:
-    return TaskManager(include_defaults=False)
+@dataclass(frozen=True)
+class _TaskFile:
+    path: Path
+    config: dict[str, Any]
 
 
-def _local_tasks(task_dir: str | None) -> dict[str, dict[str, Any]]:
-    """Task configs by name from the YAML files under `task_dir`, with absolute data files."""
-    if task_dir is None:
+def _task_files(folder: str | None) -> dict[str, _TaskFile]:
+    """Task files by the task's name, from the YAML files under `folder`."""
+    if folder is None:
         return {}
-    folder = find_path(task_dir)
-    if folder is None or not folder.is_dir():
-        raise UserError(f"eval.task_dir={task_dir} is no folder; give one that holds task files")
-    tasks: dict[str, dict[str, Any]] = {}
-    for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
+    place = find_path(folder)
+    if place is None or not place.is_dir():
+        raise UserError(f"eval.task_dir={folder} is no folder; give one that holds task files")
+    tasks: dict[str, _TaskFile] = {}
+    for path in sorted([*place.rglob("*.yaml"), *place.rglob("*.yml")]):
         config = _read_task(path)
         name = config.get("task")
         if not isinstance(name, str):
             continue  # a base for `include`, or a group
         if name in tasks:
-            raise UserError(f"{path}: task {name!r} is defined twice under {task_dir}; rename one")
-        tasks[name] = _with_absolute_data(config, path)
+            raise UserError(f"{path}: task {name!r} is defined twice under {folder}; rename one")
+        tasks[name] = _TaskFile(path, config)
     return tasks
 
 
@@ -161,26 +195,39 @@ def _read_task(path: Path) -> dict[str, Any]:
     return config
 
 
-def _with_absolute_data(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    files = (config.get("dataset_kwargs") or {}).get("data_files")
-    if files is None:
-        return config
+def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:
+    """The file's config with absolute `data_files`, and files to `join` (eval.local)."""
+    kwargs = file.config.get("dataset_kwargs") or {}
+    if "data_files" not in kwargs:
+        return file.config
 
     def absolute(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: absolute(item) for key, item in value.items()}
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        if "://" in str(value):
-            return value
-        found = (path.parent / str(value)).resolve()
-        if not found.is_file():
-            raise UserError(
-                f"{path}: data file {value} is not there; data_files are relative to the task file"
-            )
-        return str(found)
+        return str(value) if "://" in str(value) else _find_data(str(value), file.path, data)
 
-    return config | {"dataset_kwargs": config["dataset_kwargs"] | {"data_files": absolute(files)}}
+    joins = {
+        field: how | {"file": absolute(how["file"])}
+        for field, how in (kwargs.get("join") or {}).items()
+    }
+    found = {"data_files": absolute(kwargs["data_files"])} | ({"join": joins} if joins else {})
+    return file.config | {"dataset_kwargs": kwargs | found}
+
+
+def _find_data(name: str, task_file: Path, data: str | None) -> str:
+    if data is None:
+        places = [task_file.parent / name]
+        rule = "data_files are relative to the task file, or in the folder eval.data_dir="
+    else:
+        folder = Path(data).expanduser()
+        places = [folder / name, *sorted(folder.glob(f"*/{name}"))]
+        rule = f"put it into eval.data_dir={data} or a folder in there, or leave the task out"
+    for place in places:
+        if place.is_file():
+            return str(place.resolve())
+    raise UserError(f"{task_file}: data file {name} is not there; {rule}")
 
 
 def _data_files(config: dict[str, Any]) -> Iterator[str]:
@@ -195,4 +242,6 @@ def _data_files(config: dict[str, Any]) -> Iterator[str]:
         elif value is not None and "://" not in str(value):
             yield str(value)
 
-    yield from walk((config.get("dataset_kwargs") or {}).get("data_files"))
+    kwargs = config.get("dataset_kwargs") or {}
+    yield from walk(kwargs.get("data_files"))
+    yield from (how["file"] for how in (kwargs.get("join") or {}).values())

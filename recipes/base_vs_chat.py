@@ -1,16 +1,22 @@
-"""Measure any two models, the base few-shot and the chat model in its template, and compare them.
+"""Compare models: the base few-shot as plain text, the chat models in their template.
 
     python recipes/base_vs_chat.py --base BASE --chat CHAT --tasks gsm8k,hellaswag
-    python recipes/base_vs_chat.py --base B --chat C --task-dir DIR --tasks a,b --prompts FILE
+    python recipes/base_vs_chat.py --base B --chat C --preset recipes/paper/protocol.yaml
+    python recipes/base_vs_chat.py --base B --chat sft=DIR --chat dpo=DIR --tasks mmlu
+    python recipes/base_vs_chat.py --samples A --samples B      # measured before: nothing runs
 
-What is measured is kept: start the same command again and only what is missing is done. Other tasks
-or settings want a folder of their own (--to).
+A model is a directory, a hub id, or a run of sft_then_dpo.py (its last model). What is measured is
+kept, each task when it is done: start the same command again and only what is missing is done, and
+so it is with more tasks in --tasks. Other settings or models want a folder of their own (--to).
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from sft.config import (
     DpoStage,
@@ -19,60 +25,42 @@ from sft.config import (
     Preset,
     RepetitionSection,
     RunSection,
-    SafetySection,
     SftStage,
     UserError,
+    load_preset,
 )
+
+log = logging.getLogger("truing")
+
+# A preset's other stages, which are not run.
+_MEASURE_ALONE = ("sft_all.enabled=false", "sft_dialogue.enabled=false", "dpo.enabled=false")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is compared, by name: models to measure, and measures that are there already."""
+
+    models: dict[str, str]
+    samples: dict[str, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and compare; 2 for a mistake that the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--base", required=True, help="directory or hub id of the base model")
-    parser.add_argument("--chat", required=True, help="directory or hub id of the chat model")
-    parser.add_argument("--tasks", default="", help="lm-eval task names, comma-separated")
-    parser.add_argument("--task-dir", help="folder of task YAML files of your own")
-    parser.add_argument(
-        "--prompts",
-        help="prompts for the repetition rate, for example ours: eval/prompts/repetition.jsonl",
-    )
-    parser.add_argument("--safety", help="prompts for refusal: eval/prompts/safety.jsonl")
-    parser.add_argument("--cap", type=int, default=400, help="tokens of an answer (400)")
-    parser.add_argument("--base-shots", type=int, default=5)
-    parser.add_argument("--chat-shots", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="documents of each task")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--to", default="runs/base-vs-chat", help="folder for what comes out")
-    given = parser.parse_args(argv)
-    preset = Preset(
-        run=RunSection(given.to, given.seed),
-        model=ModelSection(given.base),
-        sft_all=SftStage(enabled=False),
-        sft_dialogue=SftStage(enabled=False),
-        dpo=DpoStage(enabled=False),
-        eval=EvalSection(
-            tasks=[task for task in given.tasks.split(",") if task],
-            task_dir=given.task_dir,
-            limit=given.limit,
-            base_shots=given.base_shots,
-            chat_shots=given.chat_shots,
-            repetition=RepetitionSection(given.prompts, given.cap),
-            safety=SafetySection(given.safety),
-        ),
-    )
+    given = _parser().parse_intermixed_args(argv)
     try:
-        compare(preset, chat=given.chat)
+        compared = _compared(given)
+        compare(_preset(given, model=next(iter(compared.models.values()), "none")), compared)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def compare(preset: Preset, *, chat: str) -> None:
-    """Measure both models into the run folder and write the report."""
-    from eval.measure import check_measures, measure, write_results
+def compare(preset: Preset, compared: Compared) -> None:
+    """Measure the models into the run folder, add what was measured before, write the report."""
+    from eval.imported import import_measures
+    from eval.measure import check_measures, measure
+    from eval.results import write_results
     from eval.tables import console_table
     from sft.console import farewell, start_logging
     from sft.model import check_model, choose_placement, load_tokenizer
@@ -80,18 +68,159 @@ def compare(preset: Preset, *, chat: str) -> None:
     from sft.setting import Setting
 
     start_logging()
-    sections = {"base": preset.model, "chat": replace(preset.model, name_or_path=chat)}
+    sections = {name: replace(preset.model, name_or_path=p) for name, p in compared.models.items()}
     paths = {name: check_model(section) for name, section in sections.items()}
-    check_measures(preset.eval)
+    if sections:
+        check_measures(preset.eval)
     tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in sections}
-    placement = choose_placement(preset.model)
-    with open_run(preset, ways_on="give --to a new folder") as folder:
+    _say_differences(tokenizers)
+    placement = choose_placement(preset.model) if sections else None
+    growing = ("eval.tasks", "eval.same_format")
+    with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
+        for name, source in compared.samples.items():
+            import_measures(Path(source), folder / "eval" / name, section=preset.eval)
         for name, tokenizer in tokenizers.items():
+            assert placement is not None, "there are models"
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-            measure(name, paths[name], setting, preset.eval)
-        results = write_results(folder, list(sections))
-        farewell(console_table(results), folder=folder, model=paths["chat"])
+            measure(name, paths[name], setting, preset.eval, replaces=False)
+        results = write_results(folder, [*compared.models, *compared.samples])
+        farewell(console_table(results), folder=folder, model=next(reversed(paths.values()), None))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", help="the base model, asked with examples as plain text")
+    parser.add_argument(
+        "--chat",
+        action="append",
+        default=[],
+        metavar="[NAME=]MODEL",
+        help="a chat model, asked in its template; may come more than once",
+    )
+    parser.add_argument(
+        "--samples",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="a run, eval/<model> of a run, or lm-eval's folder of samples_*.jsonl",
+    )
+    parser.add_argument("--preset", help="a YAML file whose section `eval` says what is measured")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the preset")
+    parser.add_argument("--tasks", help="lm-eval task names, comma-separated")
+    parser.add_argument("--task-dir", help="folder of task YAML files of your own")
+    parser.add_argument("--data-dir", help="folder of their data files")
+    parser.add_argument("--same-format", help="plain, chat, or both: all models asked so too")
+    parser.add_argument(
+        "--prompts",
+        help="prompts for the repetition rate, for example ours: eval/prompts/repetition.jsonl",
+    )
+    parser.add_argument("--safety", help="prompts for refusal: eval/prompts/safety.jsonl")
+    parser.add_argument("--cap", type=int, help="tokens of an answer (400)")
+    parser.add_argument("--base-shots", type=int, help="examples for the base model (5)")
+    parser.add_argument("--chat-shots", type=int, help="examples for the chat models (0)")
+    parser.add_argument("--limit", type=int, help="documents of each task")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--to", default="runs/base-vs-chat", help="folder for what comes out")
+    return parser
+
+
+def _compared(given: argparse.Namespace) -> Compared:
+    """Models and samples by name.
+
+    Raises:
+        UserError: fewer than two of them, or two of one name.
+    """
+    named = [("base", _model_of(given.base))] if given.base else []
+    for text in given.chat:
+        name, path = _named(text, alone="chat" if len(given.chat) == 1 else None)
+        named.append((name, _model_of(path)))
+    samples = [_named(text, alone=None) for text in given.samples]
+    names = [name for name, _ in (*named, *samples)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"two of what is compared are called {twice!r}; give one as NAME=PATH")
+    if len(names) < 2:
+        raise UserError(
+            "name at least two models or measures to compare: --base and --chat, --chat twice, or "
+            "--samples twice"
+        )
+    return Compared(dict(named), dict(samples))
+
+
+def _named(text: str, *, alone: str | None) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not equals or Path(text).exists():
+        return alone or Path(text).resolve().name, text
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UserError(f"{text!r}: {name!r} is no name for a folder; use letters and digits")
+    return name, path
+
+
+def _model_of(path: str) -> str:
+    """The last model of a run of sft_then_dpo.py; any other path is itself."""
+    from sft.run import last_model
+
+    found = last_model(Path(path).expanduser())
+    return path if found is None else str(found)
+
+
+def _preset(given: argparse.Namespace, *, model: str) -> Preset:
+    """The section `eval` of the preset, or its defaults, with what the command line says."""
+    if given.preset:
+        overrides = [f"model.name_or_path={model}", *_MEASURE_ALONE, *given.overrides]
+        preset = load_preset(given.preset, overrides=overrides)
+        section, models = preset.eval, preset.model
+    elif given.overrides:
+        raise UserError(f"{given.overrides[0]!r} overrides a preset; name one with --preset")
+    else:
+        section = EvalSection(repetition=RepetitionSection(None))
+        models = ModelSection(model)
+    wanted: dict[str, Any] = {
+        "tasks": given.tasks and [task for task in given.tasks.split(",") if task],
+        "task_dir": given.task_dir,
+        "data_dir": given.data_dir,
+        "same_format": given.same_format
+        and (["plain", "chat"] if given.same_format == "both" else [given.same_format]),
+        "limit": given.limit,
+        "base_shots": given.base_shots,
+        "chat_shots": given.chat_shots,
+    }
+    repetition = {"prompts": given.prompts, "cap": given.cap}
+    return Preset(
+        run=RunSection(given.to, given.seed),
+        model=models,
+        sft_all=SftStage(enabled=False),
+        sft_dialogue=SftStage(enabled=False),
+        dpo=DpoStage(enabled=False),
+        eval=replace(
+            section,
+            repetition=replace(section.repetition, **_present(repetition)),
+            safety=replace(section.safety, **_present({"prompts": given.safety})),
+            **_present(wanted),
+        ),
+    )
+
+
+def _present(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _say_differences(tokenizers: dict[str, Any]) -> None:
+    """What cannot be compared between models of different tokenizers or templates."""
+    from sft.setting import tokenizer_fingerprint
+
+    names = ", ".join(tokenizers)
+    if len({tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers.values()}) > 1:
+        log.warning(
+            "%s: different tokenizers: scores compare, but acc_per_token and the cap of "
+            "repetition count other tokens in each",
+            names,
+        )
+    elif len({tokenizer_fingerprint(tokenizer) for tokenizer in tokenizers.values()}) > 1:
+        log.warning("%s: different chat templates: the chat format is not the same in each", names)
 
 
 if __name__ == "__main__":

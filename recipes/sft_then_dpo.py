@@ -55,8 +55,9 @@ def chain(
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.judge import rule_judge
-    from eval.measure import check_measures, measure, write_results
+    from eval.measure import check_measures, measure
     from eval.questions import asked
+    from eval.results import write_results
     from eval.sampling import sampler
     from eval.tables import console_table
     from sft.console import farewell, start_logging

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sft.sections import (
     CHOICES,
     DECIDED,
+    MEMBERS,
     SOURCE_OPTIONS,
     WITHOUT_EFFECT,
     DataSection,
@@ -34,6 +35,7 @@ from sft.sections import (
     SafetySection,
     SftStage,
     Source,
+    TaskOptions,
 )
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "SafetySection",
     "SftStage",
     "Source",
+    "TaskOptions",
     "UserError",
     "find_path",
     "load_preset",
@@ -207,7 +210,8 @@ def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
         if origin is list and list[str] == option and isinstance(value, str):
             return [value], []
         if origin is dict and isinstance(value, dict):
-            return value, []
+            hints = typing.get_args(option) or (Any, Any)
+            return _coerce_values(value, hints[1], where=where)
         if option is float and type(value) in (int, float):
             return float(value), []
         if option is Any or (isinstance(option, type) and type(value) is option):
@@ -215,6 +219,18 @@ def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
         if isinstance(option, type) and issubclass(option, str) and isinstance(value, str):
             return value, []  # upstream enums of strings check their own members
     return value, [f"{where}={value!r} is not {_name(hint)}"]
+
+
+def _coerce_values(
+    given: dict[Any, Any], hint: Any, *, where: str
+) -> tuple[dict[Any, Any], list[str]]:
+    """A mapping whose values are sections; other mappings are checked by those who read them."""
+    if not dataclasses.is_dataclass(hint):
+        return given, []
+    items = {key: _coerce(value, hint, where=f"{where}.{key}") for key, value in given.items()}
+    return {key: item for key, (item, _) in items.items()}, [
+        problem for _, wrong in items.values() for problem in wrong
+    ]
 
 
 def _is_union(hint: Any) -> bool:
@@ -238,6 +254,13 @@ def _check(preset: Preset) -> list[str]:
         value = getattr(getattr(preset, section), key)
         if value not in allowed:
             problems.append(f"{where}={value!r} is not one of {', '.join(allowed)}")
+    for where, allowed in MEMBERS.items():
+        section, key = where.split(".")
+        for value in getattr(getattr(preset, section), key):
+            if value not in allowed:
+                problems.append(
+                    f"{where} lists {value!r}, which is not one of {', '.join(allowed)}"
+                )
     if not preset.model.name_or_path:
         problems.append("model.name_or_path is missing; name a local directory or a hub id")
     if not preset.data.sft and (preset.sft_all.enabled or preset.sft_dialogue.enabled):

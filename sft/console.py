@@ -34,12 +34,14 @@ def show(table: Any) -> None:
         Console(stderr=True, markup=False).print(table)
 
 
-def farewell(table: Any, *, folder: Path, model: str) -> None:
-    """The table, where the report is, and how to talk to the model."""
+def farewell(table: Any, *, folder: Path, model: str | None) -> None:
+    """The table, where the report is, and how to talk to the model, if there is one."""
     if PartialState().is_main_process:
         console = Console()
         console.print(table)
         console.print(f"report  {folder / 'report.html'}")
+        if model is None:
+            return
         console.print(f"model   {model}")
         console.print(f"talk    transformers serve, and beside it: transformers chat {model}")
         console.print("        (pip install 'transformers[serving]')")

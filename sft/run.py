@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -95,12 +95,18 @@ class Stage:
 
 @contextmanager
 def open_run(
-    preset: Preset, *, fresh: bool = False, rerun: bool = False, ways_on: str = WAYS_ON
+    preset: Preset,
+    *,
+    fresh: bool = False,
+    rerun: bool = False,
+    growing: Sequence[str] = (),
+    ways_on: str = WAYS_ON,
 ) -> Iterator[Path]:
     """Make or re-enter `run.dir`, held by this command alone; yields the folder.
 
     `fresh` empties the folder first; `rerun` lets a changed preset in, and then the stages that the
-    change touches are done again; `ways_on` tells the user of these, as the command spells them.
+    change touches are done again; keys in `growing` may always change, which takes nothing away;
+    `ways_on` tells the user of these, as the command spells them.
 
     Raises:
         UserError: the path cannot be written, another process holds the directory, or it belongs
@@ -110,7 +116,13 @@ def open_run(
     state = PartialState()
     with _one_writer(folder) if state.is_main_process else _nothing():
         if state.is_main_process:
-            _claim(folder, resolved(preset), fresh=fresh, rerun=rerun, ways_on=ways_on)
+            _claim(
+                *(folder, resolved(preset)),
+                fresh=fresh,
+                rerun=rerun,
+                growing=growing,
+                ways_on=ways_on,
+            )
         state.wait_for_everyone()
         yield folder
 
@@ -187,6 +199,13 @@ def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: record["facts"] for name, record in done.items() if record is not None}
 
 
+def last_model(folder: Path) -> Path | None:
+    """The model that the last finished training stage of a run wrote; None where there is none."""
+    places = [folder / place for place in STAGE_FOLDERS.values()]
+    models = [place / "model" for place in places if (place / "done.json").is_file()]
+    return models[-1] if models else None
+
+
 def write_environment(folder: Path, preset: Preset) -> None:
     """run.json: what a reader needs to repeat the run."""
     state = PartialState()
@@ -249,7 +268,15 @@ def _one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def _claim(folder: Path, preset: dict[str, Any], *, fresh: bool, rerun: bool, ways_on: str) -> None:
+def _claim(
+    folder: Path,
+    preset: dict[str, Any],
+    *,
+    fresh: bool,
+    rerun: bool,
+    growing: Sequence[str],
+    ways_on: str,
+) -> None:
     recorded = folder / "preset.yaml"
     if fresh:
         for entry in folder.iterdir():
@@ -258,7 +285,7 @@ def _claim(folder: Path, preset: dict[str, Any], *, fresh: bool, rerun: bool, wa
     elif recorded.is_file():
         before: Any = OmegaConf.to_container(OmegaConf.load(recorded))
         before["run"]["dir"] = preset["run"]["dir"]  # a run may have been moved
-        changed = sorted(_differences(before, preset))
+        changed = sorted(set(_differences(before, preset)) - set(growing))
         if changed and not rerun and _anything_done(folder):
             raise UserError(
                 f"run.dir={folder} holds a run of another preset (it differs in "

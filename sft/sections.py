@@ -123,12 +123,25 @@ class SafetySection:
 
 
 @dataclass
+class TaskOptions:
+    """Where one benchmark departs from the rest; what is absent is as for all tasks."""
+
+    base_shots: int | None = None
+    chat_shots: int | None = None
+    metric: str | None = None  # the task's first metric otherwise; see eval.scores
+    filter: str | None = None  # the task's first filter otherwise
+
+
+@dataclass
 class EvalSection:
     tasks: list[str] = field(default_factory=list)
     task_dir: str | None = None
+    data_dir: str | None = None  # where data files of task_dir's tasks are; absent: beside them
     limit: int | None = None
     base_shots: int = 5
     chat_shots: int = 0
+    per_task: dict[str, TaskOptions] = field(default_factory=dict)
+    same_format: list[str] = field(default_factory=list)  # plain, chat: all models asked so too
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
     safety: SafetySection = field(default_factory=SafetySection)
 
@@ -153,6 +166,9 @@ CHOICES = {
     "data.turns": ("all", "last"),
     "data.too_long": ("drop", "truncate", "split"),
 }
+
+# Members that a list may have.
+MEMBERS = {"eval.same_format": ("plain", "chat")}
 
 # Options of a source by the list that it stands in: what nothing there would read is refused.
 SOURCE_OPTIONS = {

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from made_up_tasks import write_tasks
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -68,6 +69,12 @@ def make_tiny_model(seed: int = 0, **overrides) -> LlamaForCausalLM:
         }
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def task_dir(tmp_path) -> Path:
+    """Two tasks of eight documents in four passages, their files relative to the task files."""
+    return write_tasks(tmp_path)
 
 
 @pytest.fixture

@@ -6,74 +6,16 @@ import yaml
 from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
+from made_up_tasks import CHOICE, NAMES, change
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.benchmarks import check_tasks, run_benchmarks, summarise, tasks_fingerprint
+from eval.benchmarks import Ask, run_benchmark, summarise
 from eval.delta import delta_table
 from eval.stats import wilson
-from eval.tasks import load_tasks
+from eval.tasks import Tasks, check_tasks, load_tasks, tasks_fingerprint
 from sft.chat import ensure_template
 from sft.config import UserError
 from sft.scoring import enable_scoring
-
-CHOICE = {
-    "task": "mine_choice",
-    "dataset_path": "json",
-    "dataset_kwargs": {
-        "data_files": {"test": "../data/choice.jsonl", "train": "../data/shots.jsonl"}
-    },
-    "test_split": "test",
-    "fewshot_split": "train",
-    "fewshot_config": {"sampler": "first_n"},
-    "output_type": "multiple_choice",
-    "doc_to_text": "Question: {{question}}\nAnswer:",
-    "doc_to_choice": "{{choices}}",
-    "doc_to_target": "{{gold}}",
-    "metric_list": [
-        {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-    ],
-    "metadata": {"version": 1.0, "cluster": "passage"},
-}
-WRITTEN = CHOICE | {
-    "task": "mine_written",
-    "output_type": "generate_until",
-    "doc_to_choice": None,
-    "doc_to_target": "{{choices[gold]}}",
-    "generation_kwargs": {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 16},
-    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
-    "metadata": {"version": 1.0},
-}
-NAMES = ["mine_choice", "mine_written"]
-
-
-@pytest.fixture
-def task_dir(tmp_path):
-    """Two tasks of eight documents in four passages, their files relative to the task files."""
-    rng = random.Random(0)
-    words = ["sea", "road", "tea", "snow", "a long answer", "cat"]
-    rows = [
-        {
-            "question": f"what is number {i}?",
-            "choices": rng.sample(words, 3),
-            "gold": i % 3,
-            "passage": f"p{i // 2}",
-        }
-        for i in range(8)
-    ]
-    (tmp_path / "data").mkdir()
-    for name, part in (("choice", rows), ("shots", rows[::-1][:3])):
-        lines = "".join(json.dumps(row) + "\n" for row in part)
-        (tmp_path / "data" / f"{name}.jsonl").write_text(lines)
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    for config in (CHOICE, WRITTEN):
-        (folder / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def change(task_dir, **changes):
-    (task_dir / "mine_choice.yaml").write_text(yaml.safe_dump(CHOICE | changes))
 
 
 @pytest.fixture
@@ -81,11 +23,20 @@ def model():
     return enable_scoring(make_tiny_model())
 
 
-def run(model, tokenizer, task_dir, folder, **changes):
-    options = {"shots": 0, "chat_template": False, "limit": None, "seed": 0, "tasks": NAMES}
-    return run_benchmarks(
-        model, tokenizer, task_dir=str(task_dir), folder=folder, **(options | changes)
-    )
+def run(model, tokenizer, task_dir, folder, *, tasks=NAMES, limit=None, chat=False, **ask):
+    return {
+        task: run_benchmark(
+            model,
+            tokenizer,
+            task=task,
+            source=Tasks(str(task_dir)),
+            ask=Ask(**{"chat": chat, "shots": 0} | ask),
+            limit=limit,
+            seed=0,
+            file=folder / f"{task}.jsonl",
+        )
+        for task in tasks
+    }
 
 
 def read(path):
@@ -120,8 +71,8 @@ def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp
 def test_every_verdict_is_lm_evals_own(model, tiny_tokenizer, task_dir, tmp_path, chat):
     ensure_template(tiny_tokenizer)
     shots = 0 if chat else 2
-    run(model, tiny_tokenizer, task_dir, tmp_path, shots=shots, chat_template=chat)
-    loaded = load_tasks(NAMES, task_dir=str(task_dir), shots=shots, seed=0)
+    run(model, tiny_tokenizer, task_dir, tmp_path, shots=shots, chat=chat)
+    loaded = load_tasks(NAMES, source=Tasks(str(task_dir)), shots=shots, seed=0)
     theirs = evaluate(
         HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1, device="cpu"),
         {"tasks": loaded},
@@ -145,7 +96,7 @@ def test_every_verdict_is_lm_evals_own(model, tiny_tokenizer, task_dir, tmp_path
 def test_base_and_chat_formats_pair_on_the_document(model, tiny_tokenizer, task_dir, tmp_path):
     ensure_template(tiny_tokenizer)
     run(model, tiny_tokenizer, task_dir, tmp_path / "base", shots=3)
-    run(model, tiny_tokenizer, task_dir, tmp_path / "dpo", chat_template=True)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "dpo", chat=True)
     samples = {
         name: {m: read(tmp_path / m / f"{name}.jsonl") for m in ("base", "dpo")} for name in NAMES
     }
@@ -164,19 +115,19 @@ def test_limit_seed_and_pinned_shots(model, tiny_tokenizer, task_dir, tmp_path):
 
 
 def test_names_are_checked_before_any_model_is_there(task_dir):
-    check_tasks(NAMES, task_dir=str(task_dir))
+    check_tasks(NAMES, source=Tasks(str(task_dir)))
     with pytest.raises(UserError, match=r"'mine_chioce' is no task .* nearest are mine_choice"):
-        check_tasks(["mine_choice", "mine_chioce"], task_dir=str(task_dir))
+        check_tasks(["mine_choice", "mine_chioce"], source=Tasks(str(task_dir)))
     with pytest.raises(UserError, match=r"'hellaswagg' is no task of lm-eval; .* hellaswag"):
-        check_tasks(["hellaswagg"], task_dir=None)
-    check_tasks(["hellaswag", "mmlu", "mine_choice"], task_dir=str(task_dir))
+        check_tasks(["hellaswagg"], source=Tasks())
+    check_tasks(["hellaswag", "mmlu", "mine_choice"], source=Tasks(str(task_dir)))
     with pytest.raises(UserError, match=r"eval.task_dir=nowhere is no folder"):
-        check_tasks(NAMES, task_dir="nowhere")
+        check_tasks(NAMES, source=Tasks("nowhere"))
 
 
 def test_fingerprint_follows_definition_and_data(task_dir):
     def now():
-        return tasks_fingerprint(["mine_choice"], task_dir=str(task_dir))
+        return tasks_fingerprint(["mine_choice"], source=Tasks(str(task_dir)))
 
     first = now()
     (task_dir / "mine_written.yaml").unlink()
@@ -202,14 +153,14 @@ def test_fingerprint_follows_definition_and_data(task_dir):
 def test_broken_task_files_are_refused_before_any_model(task_dir, changes, sentence):
     change(task_dir, **changes)
     with pytest.raises(UserError, match=sentence):
-        check_tasks(NAMES, task_dir=str(task_dir))
+        check_tasks(NAMES, source=Tasks(str(task_dir)))
 
 
 def test_code_in_task_files_is_refused(task_dir):
     with (task_dir / "mine_choice.yaml").open("a") as stream:
         stream.write("process_docs: !function utils.process\n")
     with pytest.raises(UserError, match=r"mine_choice.yaml:\d+: .*!function.* plain data"):
-        check_tasks(NAMES, task_dir=str(task_dir))
+        check_tasks(NAMES, source=Tasks(str(task_dir)))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +169,6 @@ def test_code_in_task_files_is_refused(task_dir):
         ({"doc_to_target": "{{answer}}"}, "task mine_choice cannot be loaded .*'answer'"),
         ({"unsafe_code": True}, "mine_choice runs programs that the model writes"),
         ({"metadata": {"cluster": "chapter"}}, "metadata.cluster names 'chapter'"),
-        ({"output_type": "loglikelihood_rolling", "metric_list": None}, "measures perplexity"),
     ],
 )
 def test_tasks_that_cannot_be_scored_are_refused(
@@ -233,7 +183,7 @@ def test_too_many_shots_and_empty_tasks_are_refused(model, tiny_tokenizer, task_
     with pytest.raises(UserError, match="mine_choice has 3 few-shot examples but 4 are asked for"):
         run(model, tiny_tokenizer, task_dir, tmp_path, shots=4)
     (task_dir.parent / "data/choice.jsonl").write_text("")
-    with pytest.raises(UserError, match="task mine_choice cannot be loaded"):
+    with pytest.raises(UserError, match=r"task mine_choice: .*choice.jsonl: is empty"):
         run(model, tiny_tokenizer, task_dir, tmp_path)
 
 
@@ -273,7 +223,7 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
     run(model, tokenizer, tmp_path, tmp_path / "samples", tasks=names, limit=10)
     theirs = evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu"),
-        {"tasks": load_tasks(names, task_dir=str(tmp_path), shots=0, seed=0)},
+        {"tasks": load_tasks(names, source=Tasks(str(tmp_path)), shots=0, seed=0)},
         limit=10,
         bootstrap_iters=0,
     )
@@ -283,3 +233,59 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
             expected = [log for log, _ in sample["filtered_resps"]]
             assert row["log_probs"] == pytest.approx(expected, abs=1e-4, rel=1e-6)
             assert row["score"] == sample["acc_norm"]
+
+
+def test_length_normalisation_by_tokens_and_unconditional(
+    model, tiny_tokenizer, task_dir, tmp_path
+):
+    """Tokens are bytes here, the space before a choice included, as the sums are."""
+    run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[:1], metric="acc_per_token")
+    for row in read(tmp_path / "mine_choice.jsonl"):
+        assert row["metric"] == "acc_per_token"
+        assert row["tokens"] == [len(f" {choice}") for choice in row["choices"]]
+        values = [log / size for log, size in zip(row["log_probs"], row["tokens"], strict=True)]
+        assert row["answer"] == row["choices"][values.index(max(values))]
+        assert row["score"] == float(row["answer"] == row["target"])
+    run(
+        model,
+        tiny_tokenizer,
+        task_dir,
+        tmp_path / "mutual",
+        metric="acc_mutual_info",
+        tasks=NAMES[:1],
+    )
+    ours = read(tmp_path / "mutual" / "mine_choice.jsonl")
+    metrics = [{"metric": "acc_mutual_info", "aggregation": "mean", "higher_is_better": True}]
+    change(task_dir, metric_list=metrics)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "listed", tasks=NAMES[:1])
+    theirs = read(tmp_path / "listed" / "mine_choice.jsonl")
+    for row, listed in zip(ours, theirs, strict=True):
+        assert row["bare_log_probs"] == pytest.approx(listed["bare_log_probs"], abs=1e-4)
+        assert (row["answer"], row["score"]) == (listed["answer"], listed["score"])
+    # A file can list the paper's normalisation too.
+    metrics = [{"metric": "acc_per_token", "aggregation": "mean", "higher_is_better": True}]
+    change(task_dir, metric_list=metrics)
+    run(model, tiny_tokenizer, task_dir, tmp_path / "file", tasks=NAMES[:1])
+    assert [r["answer"] for r in read(tmp_path / "file" / "mine_choice.jsonl")] == [
+        r["answer"] for r in read(tmp_path / "mine_choice.jsonl")
+    ]
+
+
+def test_a_metric_or_filter_that_a_task_lacks_is_refused(model, tiny_tokenizer, task_dir, tmp_path):
+    with pytest.raises(UserError, match=r"per_task.mine_choice.metric=f1 is not .* acc_norm, acc"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, metric="f1")
+    with pytest.raises(UserError, match=r"per_task.mine_choice.filter=strict is not .* has none"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, filter="strict")
+
+
+def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_dir, tmp_path):
+    """A prompt of k examples has about 35 k + 35 tokens; the answers up to 14, or 16 generated."""
+    small = enable_scoring(make_tiny_model(max_position_embeddings=110))
+    entries = run(small, tiny_tokenizer, task_dir, tmp_path, shots=3)
+    for name in NAMES:
+        assert entries[name]["shots"] == 3 and entries[name]["fewer_shots"] == 8
+        for row in read(tmp_path / f"{name}.jsonl"):
+            assert row["prompt"].count("Question:") == 2
+            assert "what is number 7?" in row["prompt"]
+    wide = run(enable_scoring(make_tiny_model()), tiny_tokenizer, task_dir, tmp_path, shots=3)
+    assert all("fewer_shots" not in entry for entry in wide.values())

@@ -61,7 +61,10 @@ def test_contract_of_the_table_and_holm_over_all_of_it():
         ("repetition", "sft-all", "dpo"),
         ("repetition", "base", "dpo"),
     ]
-    assert set(table[0]) == {"task", "from", "to", "delta", "ci", "p", "p_holm", "n", "test"}
+    contract = {"task", "from", "to", "delta", "ci", "p", "p_holm", "n", "test"}
+    assert set(table[0]) == contract | {"visible", "needed", "gained", "lost"}
+    assert (table[0]["gained"], table[0]["lost"]) == (20, 0)
+    assert (table[3]["gained"], table[3]["lost"]) == (0, 1)
     assert table[0]["p_holm"] == pytest.approx(6 * table[0]["p"])
     assert table[5]["delta"] == -1.0 and table[3]["delta"] == pytest.approx(-0.1)
     assert isinstance(table[0]["ci"], list) and table[0]["n"] == 20

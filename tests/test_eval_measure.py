@@ -4,7 +4,8 @@ import pytest
 from conftest import make_tiny_model
 
 from eval import repetition, safety
-from eval.measure import check_measures, measure, write_results
+from eval.measure import check_measures, measure
+from eval.results import write_results
 from sft.chat import ensure_template
 from sft.config import (
     EvalSection,

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -8,12 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from eval.stats import (
+    bits_per_byte,
+    compare_bits,
     compare_paired,
     holm,
     mcnemar,
     mean_interval,
+    needed_pairs,
     paired_proportion_interval,
     score_interval,
+    visible_proportion,
     wilson,
 )
 
@@ -132,3 +137,105 @@ def test_interval_covers_and_test_holds_its_level_in_simulation(gain, loss, n):
     assert np.mean(covered) > 0.925
     if gain == loss:
         assert np.mean([mcnemar(int(b), int(c)) < 0.05 for b, c, _ in draws]) < 0.05
+
+
+@pytest.mark.parametrize(("discord", "n"), [(0.05, 200), (0.2, 200), (0.2, 1319)])
+def test_what_is_called_visible_is_found_four_times_of_five(discord, n):
+    delta = visible_proportion(discord, n)
+    share = max(discord, delta)
+    rng = np.random.default_rng(5)
+    parts = [(share + delta) / 2, (share - delta) / 2, 1 - share]
+    draws = rng.multinomial(n, parts, size=400)
+    found = np.mean([mcnemar(int(b), int(c)) < 0.05 for b, c, _ in draws])
+    # The exact test is careful, most of all where few pairs disagree; 400 draws: 2 points.
+    assert 0.66 < found < 0.87
+
+
+@given(discord=st.floats(0.01, 0.9), n=st.integers(30, 5000))
+def test_questions_needed_and_difference_visible_are_one_equation(discord, n):
+    delta = visible_proportion(discord, n)
+    assert 0 < delta <= 1
+    assert needed_pairs(delta, max(discord, delta)) == pytest.approx(n, abs=1)
+    assert visible_proportion(discord, 4 * n) < delta
+
+
+def test_too_few_questions_show_nothing():
+    assert visible_proportion(0.5, 5) is None
+    assert needed_pairs(0.0, 0.3) is None
+    few = compare_paired([1, 0], [1, 0])
+    assert (few.gained, few.lost, few.visible, few.needed) == (0, 0, None, None)
+
+
+def test_a_comparison_says_what_changed_and_how_many_questions_it_takes():
+    first = [1] * 50 + [0] * 50
+    second = [1] * 47 + [0] * 48 + [1] * 5
+    result = compare_paired(first, second)
+    assert (result.gained, result.lost) == (5, 3) and result.delta == pytest.approx(0.02)
+    assert result.visible == visible_proportion(0.08, 100)
+    assert result.needed == needed_pairs(0.02, 0.08) > 1000
+
+
+def test_what_a_t_test_calls_visible_is_found_four_times_of_five():
+    rng = np.random.default_rng(6)
+    spread, n = 0.2, 60
+    guess = compare_paired([0.0] * n, rng.normal(0, spread, n).tolist()).visible
+    true = guess * spread / np.std(rng.normal(0, spread, 100_000))
+    tests = [compare_paired([0.0] * n, rng.normal(true, spread, n).tolist()) for _ in range(600)]
+    assert 0.6 < np.mean([t.p < 0.05 for t in tests]) < 0.95
+    assert np.median([t.visible for t in tests]) == pytest.approx(
+        spread / math.sqrt(n) * (2.001 + 0.848), rel=0.05
+    )
+
+
+def test_bits_per_byte_by_hand_and_covered_in_simulation():
+    nats = [-math.log(2) * bits for bits in (8, 16)]
+    assert bits_per_byte(nats, [8, 8]).value == pytest.approx(1.5)
+    assert bits_per_byte(nats, [4, 20]).value == pytest.approx(1.0)
+    rng = np.random.default_rng(7)
+    covered = []
+    for _ in range(400):
+        sizes = rng.integers(20, 400, 80)
+        bits = sizes * rng.normal(0.9, 0.1, 80)
+        low, high = bits_per_byte((-bits * math.log(2)).tolist(), sizes.tolist()).ci
+        covered.append(low <= 0.9 <= high)
+    assert 0.92 < np.mean(covered) < 0.98  # 400 draws: standard error 1.1 points
+
+
+def test_bits_are_compared_in_pairs_and_hold_their_level():
+    rng = np.random.default_rng(8)
+    rejected, deltas = [], []
+    for _ in range(400):
+        sizes = rng.integers(20, 400, 50)
+        first = -sizes * rng.normal(0.9, 0.3, 50)
+        second = first + sizes * rng.normal(0, 0.02, 50)
+        result = compare_bits(first.tolist(), second.tolist(), sizes=sizes.tolist())
+        rejected.append(result.p < 0.05)
+        deltas.append(result.delta)
+    assert 0.02 < np.mean(rejected) < 0.09
+    # Unpaired, the spread of the texts alone would be ten times this.
+    assert np.std(deltas) < 0.01
+    assert compare_bits([-10.0, -20.0], [-9.0, -18.0], sizes=[10, 20]).delta < 0
+
+
+@pytest.mark.parametrize("questions", [1, 4])
+def test_clustered_intervals_cover_where_questions_share_a_passage(questions):
+    rng = np.random.default_rng(9)
+    covered, level = [], []
+    for _ in range(300):
+        passage = rng.normal(0, 0.2, 40).repeat(questions)
+        differences = passage + rng.normal(0, 0.2, 40 * questions)
+        clusters = np.arange(40).repeat(questions).tolist()
+        result = compare_paired([0.0] * len(differences), differences.tolist(), clusters=clusters)
+        covered.append(result.ci[0] <= 0 <= result.ci[1])
+        level.append(result.p < 0.05)
+    assert np.mean(covered) > 0.915 and np.mean(level) < 0.085  # 300 draws: 1.3 points
+
+
+def test_holm_seldom_finds_anything_where_there_is_nothing():
+    rng = np.random.default_rng(10)
+    families = []
+    known = functools.cache(mcnemar)
+    for _ in range(300):
+        pairs = rng.multinomial(100, [0.1, 0.1, 0.8], size=6)
+        families.append(min(holm([known(int(b), int(c)) for b, c, _ in pairs])) < 0.05)
+    assert np.mean(families) < 0.08  # at most 5 % of families; 300 draws: 1.3 points

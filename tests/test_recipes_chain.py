@@ -248,6 +248,19 @@ def test_an_adapter_is_a_model_to_measure_and_to_go_on_from(world, capsys):
     measured = read_json(world / "two" / "results.json")["benchmarks"]["sums"]
     own = read_json(world / "run" / "results.json")["benchmarks"]["sums"]
     assert measured == {"base": own["base"], "chat": own["sft-all"]}
+    # A run stands for its last model, and a run's measures need no model at all.
+    assert (
+        base_vs_chat.main(["--base", given[1], "--chat", str(world / "run"), *given[4:], *tasks])
+        == 0
+    )
+    before = times(world / "two" / "eval")
+    assert base_vs_chat.main([*given, *tasks]) == 0 and times(world / "two" / "eval") == before
+    known = ["--samples", f"one={world / 'run' / 'eval' / 'base'}", "--samples", str(world / "run")]
+    assert base_vs_chat.main([*known, "--to", str(world / "known")]) == 0
+    known = read_json(world / "known" / "results.json")
+    assert known["benchmarks"]["sums"] == {"one": own["base"], "run": own["sft-all"]}
+    steps = read_json(world / "run" / "results.json")["deltas"]
+    assert [d["p"] for d in known["deltas"]] == [d["p"] for d in steps]
     assert base_vs_chat.main([*given, *tasks, "--limit", "3"]) == 2
     assert "give --to a new folder" in capsys.readouterr().err
     on = [f"model.name_or_path={adapter}", f"run.dir={world / 'on'}"]
@@ -446,3 +459,79 @@ def test_bad_settings_are_refused_before_training(world, capsys, override, words
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and words in message
     assert not (world / "run" / "1-sft-all" / "checkpoint-1").exists()
+
+
+def test_tasks_are_kept_one_by_one_and_every_model_is_asked_in_one_format_too(world, capsys):
+    (world / "tasks" / "sums.yaml").write_text(TASK + "metadata: {version: 1.0}\n")
+    broken = TASK.replace("task: sums", "task: late").replace("{{gold}}", "{{answer}}")
+    (world / "tasks" / "late.yaml").write_text(broken)
+    make_tiny_model(seed=1).save_pretrained(world / "other")
+    AutoTokenizer.from_pretrained(world / "base").save_pretrained(world / "other")
+    given = ["--base", str(world / "base"), "--chat", str(world / "other"), "--base-shots", "2"]
+    given += ["--task-dir", str(world / "tasks"), "--to", str(world / "two")]
+    given += ["--same-format", "plain"]
+    # The second task ends the run; the first one's measure stays, with its samples.
+    assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 2
+    assert "task late cannot be loaded" in capsys.readouterr().err
+    before = times(world / "two" / "eval")
+    assert "base/samples/sums.jsonl" in before and "base/kept/protocol/sums.json" in before
+    (world / "tasks" / "late.yaml").write_text(TASK.replace("task: sums", "task: late"))
+    assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 0
+    now = times(world / "two" / "eval")
+    assert all(now[name] == time for name, time in before.items())
+    # Another definition of one task measures that task again, alone.
+    (world / "tasks" / "late.yaml").write_text(TASK.replace("task: sums", "task: late") + "\n")
+    assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 0
+    assert times(world / "two" / "eval") == now
+    changed = TASK.replace("task: sums", "task: late").replace("Question", "Q")
+    (world / "tasks" / "late.yaml").write_text(changed)
+    assert base_vs_chat.main([*given, "--tasks", "late,sums"]) == 0
+    later = times(world / "two" / "eval")
+    redone = {name for name in now if later[name] != now[name]}
+    assert {Path(name).stem for name in redone} == {"late", "scores", "done"}
+
+    results = read_json(world / "two" / "results.json")
+    plain = results["same_format"]["plain"]
+    one = plain["benchmarks"]["sums"]
+    assert one["base"] == results["benchmarks"]["sums"]["base"]
+    assert (one["chat"]["shots"], one["chat"]["chat_template"]) == (2, False)
+    # base -> chat of the protocol = base -> chat in one format + what the format does to chat.
+    row = next(d for d in results["deltas"] if d["task"] == "sums")
+    same = next(d for d in plain["deltas"] if d["task"] == "sums")
+    share = next(d for d in plain["formats"] if d["task"] == "sums")
+    assert share["model"] == "chat"
+    assert row["delta"] == pytest.approx(same["delta"] + share["delta"])
+    assert "all in it" in (world / "two" / "report.md").read_text()
+
+
+def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
+    def sentence(*given):
+        assert base_vs_chat.main([*given, "--to", str(world / "two")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        return line
+
+    base = str(world / "base")
+    assert "name at least two models" in sentence("--base", base)
+    assert "two of what is compared are called 'base'" in sentence(
+        "--base", base, "--samples", base
+    )
+    assert "overrides a preset; name one" in sentence(
+        "--base", base, "--chat", base, "eval.limit=1"
+    )
+    assert "holds nothing measured" in sentence(
+        "--samples", base, "--samples", str(world / "tasks")
+    )
+    assert "is no name for a folder" in sentence("--base", base, "--chat", f"../up={base}")
+    measured = ["--tasks", "sums", "--task-dir", str(world / "tasks"), "--base-shots", "2"]
+    assert (
+        base_vs_chat.main(["--base", base, "--chat", base, *measured, "--to", str(world / "two")])
+        == 0
+    )
+    make_tiny_model(seed=1).save_pretrained(world / "other")
+    AutoTokenizer.from_pretrained(base).save_pretrained(world / "other")
+    other = sentence("--base", base, "--chat", str(world / "other"), *measured)
+    assert "holds measures of another model" in other and "NAME=PATH" in other
+    # A file in the place of a folder: as with a full disk, what was measured before is kept.
+    shutil.rmtree(world / "two" / "eval" / "chat" / "samples")
+    (world / "two" / "eval" / "chat" / "samples").write_text("")
+    assert "cannot be written" in sentence("--base", base, "--chat", base, *measured)

@@ -203,5 +203,33 @@ def test_our_own_keys_are_these():
             "top_p",
         ],
         "dpo": ["enabled", "packing", "train_batch_size"],
-        "eval": ["base_shots", "chat_shots", "limit", "repetition", "safety", "task_dir", "tasks"],
+        "eval": [
+            "base_shots",
+            "chat_shots",
+            "data_dir",
+            "limit",
+            "per_task",
+            "repetition",
+            "safety",
+            "same_format",
+            "task_dir",
+            "tasks",
+        ],
     }
+
+
+def test_options_of_a_task_are_a_section_of_their_own(tmp_path):
+    path = tmp_path / "preset.yaml"
+    text = "model: {name_or_path: m}\ndata: {sft: [{path: a}]}\npairs: {prompts: [{path: a}]}\n"
+    path.write_text(text + "eval: {per_task: {mmlu: {chat_shots: 0, metric: acc}}}\n")
+    options = load_preset(path).eval.per_task["mmlu"]
+    assert (options.base_shots, options.chat_shots, options.metric) == (None, 0, "acc")
+    wrong = ["eval.per_task={mmlu: {shots: 5, chat_shots: five}}", "eval.same_format=[markdown]"]
+    with pytest.raises(UserError) as error:
+        load_preset(path, overrides=wrong)
+    for part in (
+        "unknown key eval.per_task.mmlu.shots (did you mean eval.per_task.mmlu.",
+        "eval.per_task.mmlu.chat_shots='five' is not",
+        "eval.same_format lists 'markdown', which is not one of plain, chat",
+    ):
+        assert part in str(error.value)

@@ -1,0 +1,215 @@
+"""What was measured before, here or by lm-eval itself, as a model to compare: no model is loaded.
+
+lm-eval writes samples_<task>_<date>.jsonl with `--log_samples`, one line a document and filter, and
+results_<date>.json beside them (lm_eval/loggers/evaluation_tracker.py); from the second come the
+task's version, its template, its examples and its groups.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks import summarise
+from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
+from eval.stats import BITS_PER_BYTE
+from sft.config import EvalSection, TaskOptions, UserError
+from sft.run import read_json, write_json, write_jsonl
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+_NEEDED = ("doc_id", "doc_hash", "filter", "metrics", "arguments", "filtered_resps")
+
+
+def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
+    """Write eval/<model>/ of another run, or of lm-eval's samples, into `folder`.
+
+    Args:
+        path: a run (its last model), eval/<model> of a run, a file samples_*.jsonl, or a folder
+            that holds such files; of a task that is there twice the newest.
+        section: `per_task` says which metric and filter count, else a task's first.
+
+    Raises:
+        UserError: nothing measured is there, or a line is not lm-eval's.
+    """
+    own = _own_folder(path)
+    samples = {} if own else _newest(path)
+    if not own and not samples:
+        raise UserError(
+            f"{path} holds nothing measured; give a run, eval/<model> of a run, or the folder "
+            "where lm-eval wrote samples_*.jsonl (it does so with --log_samples)"
+        )
+    if (folder / "done.json").is_file():
+        raise UserError(
+            f"{folder} holds a model measured here; give {path} another name, NAME=PATH"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    if own:
+        _copy(own, folder)
+        return
+    scores: dict[str, Any] = {}
+    for name, files in _grouped(samples).items():
+        rows = [row for file in files for row in _rows(file, section, pooled=len(files) > 1)]
+        entry = summarise(rows) | files[0].format
+        scores.setdefault("language" if BITS_PER_BYTE in entry else "benchmarks", {})[name] = entry
+        (folder / "samples").mkdir(exist_ok=True)
+        write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
+    write_json(folder / "scores.json", {"benchmarks": {}} | scores)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """One samples file of lm-eval, with what the results file of its run says of the task."""
+
+    path: Path
+    task: str
+    results: Mapping[str, Any]
+
+    @property
+    def format(self) -> dict[str, Any]:
+        return {
+            "shots": self.results.get("n-shot", {}).get(self.task),
+            "chat_template": bool(self.results.get("chat_template")),
+        }
+
+
+def _own_folder(path: Path) -> Path | None:
+    """eval/<model> of a run of ours: the one given, or that of a run's last model."""
+    results = read_json(path / "results.json")
+    if isinstance(results, dict) and isinstance(results.get("models"), list):
+        path = path / "eval" / str(results["models"][-1])
+    return path if (path / "scores.json").is_file() else None
+
+
+def _copy(source: Path, folder: Path) -> None:
+    scores = read_json(source / "scores.json")
+    files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
+    for name in files + ["generations.jsonl"] * ("repetition" in scores):
+        if not (source / name).is_file():
+            raise UserError(f"{source / name} is missing; measure that model again")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((source / name).read_bytes())
+    write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
+
+
+def _newest(path: Path) -> dict[str, _Samples]:
+    """lm-eval's samples by task, the newest of each."""
+    found: dict[str, tuple[str, Path]] = {}
+    for file in [path] if path.is_file() else path.rglob("samples_*.jsonl"):
+        match = _NAME.fullmatch(file.name)
+        if match is not None:
+            dated = (match["date"], file)
+            found[match["task"]] = max(found.get(match["task"], dated), dated)
+    samples = {}
+    for task, (date, file) in sorted(found.items()):
+        beside = sorted(file.parent.glob(f"*_{date}.json"))
+        if not beside:
+            log.warning("%s: no results_%s.json beside it, so its version is unknown", file, date)
+        samples[task] = _Samples(file, task, read_json(beside[0]) if beside else {})
+    return samples
+
+
+def _grouped(samples: Mapping[str, _Samples]) -> dict[str, list[_Samples]]:
+    """Files by the name of the outermost group that their task is in, else its own."""
+    table: dict[str, list[_Samples]] = {}
+    for task, file in samples.items():
+        name = task
+        groups = {
+            child: group
+            for group, children in file.results.get("group_subtasks", {}).items()
+            for child in children
+        }
+        while name in groups:
+            name = groups[name]
+        table.setdefault(name, []).append(file)
+    return table
+
+
+def _rows(file: _Samples, section: EvalSection, *, pooled: bool) -> list[dict[str, Any]]:
+    """Stored rows as `eval.scores` writes them, of the filter and metric that count."""
+    own = section.per_task.get(file.task, TaskOptions())
+    lines = _lines(file.path)
+    wanted = own.filter or lines[0]["filter"]
+    config = file.results.get("configs", {}).get(file.task)
+    version = file.results.get("versions", {}).get(file.task)
+    identity = {
+        "version": None if version is None else str(version),
+        "template": template_id(config) if config else None,
+    }
+    rows = []
+    for line in lines:
+        if line["filter"] == wanted:
+            row = _row(file, line, metric=own.metric) | identity
+            rows.append(row | ({"doc_id": f"{file.task}/{row['doc_id']}"} if pooled else {}))
+    if not rows:
+        filters = ", ".join(dict.fromkeys(line["filter"] for line in lines))
+        raise UserError(f"{file.path} has no filter {wanted!r}; it has {filters}")
+    return rows
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    with path.open(encoding="utf-8") as stream:
+        for number, text in enumerate(stream, start=1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
+            lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]
+            if lacking:
+                raise UserError(
+                    f"{path}:{number}: not a sample of lm-eval 0.4.3 or newer (it lacks "
+                    f"{', '.join(lacking)}); log the samples again"
+                )
+            lines.append(line)
+    if not lines:
+        raise UserError(f"{path}: is empty; log the samples again")
+    return lines
+
+
+def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict[str, Any]:
+    arguments = [list(given.values()) for given in line["arguments"].values()]
+    row = {
+        "doc_id": str(line["doc_id"]),
+        "doc_hash": line["doc_hash"],
+        "prompt": str(arguments[0][0]),
+        "cluster": None,
+        "filter": line["filter"],
+        "target": str(line.get("target")),
+    }
+    pair = line.get(BITS_PER_BYTE)
+    if isinstance(pair, list) and metric in (None, BITS_PER_BYTE):
+        log_prob, size = float(pair[0]), int(pair[1])
+        return row | {"metric": BITS_PER_BYTE, "log_prob": log_prob, "bytes": size}
+    config = file.results.get("configs", {}).get(file.task, {})
+    listed = [entry["metric"] for entry in config.get("metric_list", [])]
+    for name in [metric] if metric else [*listed, *line["metrics"]]:
+        value = line.get(name)
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            answer = _answer(name, line, arguments)
+            return row | {"metric": name, "score": float(value), "answer": answer}
+    raise UserError(
+        f"{file.path}: document {line['doc_id']} has no {metric or 'metric'} in [0, 1]; it has "
+        f"{', '.join(line['metrics'])}"
+    )
+
+
+def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:
+    """What the model chose or wrote, for display; lm-eval keeps log-probabilities as text."""
+    answers = line["filtered_resps"]
+    if metric not in CHOICE_METRICS or not isinstance(answers[0], list) or len(answers) < 2:
+        return str(answers[0])
+    # With acc_mutual_info as many log-probabilities without the context follow.
+    count = len(answers) // (2 if MUTUAL in line["metrics"] else 1)
+    logs = [float(answer[0]) for answer in answers]
+    row: dict[str, Any] = {
+        "choices": [str(given[1]).strip() for given in arguments[:count]],
+        "log_probs": logs[:count],
+        "bare_log_probs": logs[count:],
+    }
+    values = choice_values(metric, row)
+    return row["choices"][values.index(max(values))]

@@ -1,0 +1,87 @@
+"""The table of all models of a run: measures joined, compared in pairs, written and reported."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from eval.delta import REPETITION, delta_table
+from eval.formats import same_format
+from eval.report import write_report
+from sft.run import read_json, read_jsonl, stage_facts, write_json
+
+log = logging.getLogger(__name__)
+
+
+def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
+    """Join what was measured into results.json, report.html and report.md; returns the results.
+
+    Args:
+        models: names under eval/, in the order of the chain.
+    """
+    scores = {name: read_json(folder / "eval" / name / "scores.json") for name in models}
+    results: dict[str, Any] = {
+        "models": models,
+        "repetition": {n: s["repetition"] for n, s in scores.items() if "repetition" in s},
+        "benchmarks": _by_task(scores, "benchmarks"),
+    }
+    for key in ("repetition_detail", "safety"):
+        if found := {n: s[key] for n, s in scores.items() if key in s}:
+            results[key] = found
+    samples: dict[str, dict[str, Any]] = {}
+    if results["repetition"]:
+        files = {
+            name: folder / "eval" / name / "generations.jsonl" for name in results["repetition"]
+        }
+        samples[REPETITION] = {name: read_jsonl(file) for name, file in files.items()}
+    samples = _of_all(samples | _samples(folder, results["benchmarks"]), models)
+    results["deltas"] = delta_table(samples, models=models)
+    language = _by_task(scores, "language")
+    if language:
+        texts = _of_all(_samples(folder, language), models)
+        results["language"] = {
+            "benchmarks": language,
+            "deltas": delta_table(texts, models=models),
+        }
+    for form in scores[models[0]].get("same_format", {}):
+        if any(form not in own.get("same_format", {}) for own in scores.values()):
+            continue  # measured before, elsewhere, and not in this format
+        others = {name: s["same_format"][form] for name, s in scores.items()}
+        section = same_format(
+            form, results["benchmarks"], others, samples, folder=folder, models=models
+        )
+        results.setdefault("same_format", {})[form] = section
+    results["stages"] = stage_facts(folder)
+    if PartialState().is_main_process:
+        write_json(folder / "results.json", results)
+        write_report(folder)
+    return results
+
+
+def _by_task(scores: dict[str, Any], place: str) -> dict[str, dict[str, Any]]:
+    """Entries of one part of every model's scores.json: task, then model."""
+    table: dict[str, dict[str, Any]] = {}
+    for name, own in scores.items():
+        for task, entry in own.get(place, {}).items():
+            table.setdefault(task, {})[name] = entry
+    return table
+
+
+def _of_all(samples: dict[str, dict[str, Any]], models: list[str]) -> dict[str, dict[str, Any]]:
+    """The tasks that every model was measured on; what is left out is said."""
+    for task, own in samples.items():
+        if len(own) < len(models):
+            log.warning("%s: measured for %s alone, so not compared", task, ", ".join(own))
+    return {task: own for task, own in samples.items() if len(own) == len(models)}
+
+
+def _samples(folder: Path, table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The stored rows behind a table: task, then model."""
+    return {
+        task: {
+            name: read_jsonl(folder / "eval" / name / "samples" / f"{task}.jsonl")
+            for name in entries
+        }
+        for task, entries in table.items()
+    }

@@ -1,0 +1,53 @@
+"""Fewer few-shot examples where a question with all of them does not fit the model's window.
+
+The paper: "test-shots is the maximum, fewer might be applied because of limited context" (arXiv
+2401.02954, Table 5).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from eval.engine import DEFAULT_NEW_TOKENS, DEFAULT_WINDOW, Engine
+
+
+class FittedShots:
+    """Stands before a task's `fewshot_context` and asks it for as many examples as fit.
+
+    Attributes:
+        fewer: by prompt, the examples of a question that got fewer than the task names.
+    """
+
+    def __init__(self, task: Task, engine: Engine) -> None:
+        self.fewer: dict[str, int] = {}
+        self._task, self._engine = task, engine
+        self._prompt = task.fewshot_context
+        task.fewshot_context = self.prompt
+
+    def prompt(self, doc: Any, num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        """lm-eval's prompt of the question, with the most examples that leave room to answer."""
+        room = (self._engine.window or DEFAULT_WINDOW) - self._answer_length(doc)
+        for shots in range(num_fewshot, -1, -1):
+            prompt = self._prompt(doc, *args, num_fewshot=shots, **kwargs)
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            if shots == 0 or all(self._fits(text, room) for text in texts):
+                break
+        if shots < num_fewshot:
+            self.fewer[texts[0]] = shots
+        return prompt
+
+    def _fits(self, text: str, room: int) -> bool:
+        # A token is a byte at least, so that a short text need not be tokenised.
+        return len(text.encode()) < room or len(self._engine.encode([text])[0]) <= room
+
+    def _answer_length(self, doc: Any) -> int:
+        """Tokens of the longest answer, or more."""
+        if self._task.OUTPUT_TYPE == "generate_until":
+            settings = dict(self._task.get_config("generation_kwargs") or {})
+            return normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)["max_gen_toks"]
+        answers: Sequence[Any] = [self._task.doc_to_target(doc)]
+        if self._task.OUTPUT_TYPE == "multiple_choice":
+            answers = self._task.doc_to_choice(doc)
+        return max(len(f" {answer}".encode()) for answer in answers)

@@ -1,0 +1,135 @@
+"""lm-eval's own logs as a side of a comparison: written by lm-eval itself, here, and read back."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import make_tiny_model
+from lm_eval.evaluator import evaluate
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.huggingface import HFLM
+from made_up_tasks import CHOICE, NAMES, change
+from test_eval_benchmarks import run
+
+from eval.benchmarks import quiet
+from eval.delta import compare
+from eval.imported import import_measures
+from eval.tasks import Tasks, load_tasks
+from sft.config import EvalSection, TaskOptions, UserError
+from sft.run import read_json, read_jsonl
+from sft.scoring import enable_scoring
+
+TEXT = CHOICE | {
+    "task": "mine_text",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_choice": None,
+    "doc_to_target": "{{question}}",
+    "metric_list": [{"metric": "bits_per_byte", "aggregation": "bits_per_byte"}],
+    "metadata": {"version": 1.0},
+}
+
+
+def log_with_lm_eval(model, tokenizer, folder, out, *, names, shots=0, groups=None):
+    """What `lm_eval --log_samples --output_path OUT` writes (evaluator and tracker are its own)."""
+    loaded = load_tasks(names, source=Tasks(str(folder)), shots=shots, seed=0)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    with quiet():
+        results = evaluate(lm, {"tasks": loaded, "groups": groups or {}}, bootstrap_iters=0)
+    samples = results.pop("samples")
+    tracker = EvaluationTracker(output_path=str(out))
+    tracker.general_config_tracker.model_name_sanitized = "org__model"
+    tracker.save_results_aggregated(results=results | (groups or {}), samples=samples)
+    for name, rows in samples.items():
+        tracker.save_results_samples(task_name=name, samples=rows)
+    return next(out.rglob("samples_*.jsonl")).parent
+
+
+@pytest.fixture
+def logged(task_dir, tmp_path, tiny_tokenizer):
+    (task_dir / "mine_text.yaml").write_text(yaml.safe_dump(TEXT))
+    model = make_tiny_model(seed=1)
+    names = [*NAMES, "mine_text"]
+    return log_with_lm_eval(model, tiny_tokenizer, task_dir, tmp_path / "log", names=names)
+
+
+def test_a_log_pairs_with_what_is_measured_here(logged, task_dir, tmp_path, tiny_tokenizer):
+    import_measures(logged, tmp_path / "theirs", section=EvalSection())
+    model = enable_scoring(make_tiny_model(seed=1))
+    names = [*NAMES, "mine_text"]
+    entries = run(model, tiny_tokenizer, task_dir, tmp_path / "ours", tasks=names)
+    scores = read_json(tmp_path / "theirs" / "scores.json")
+    for name in NAMES:
+        assert scores["benchmarks"][name] == entries[name]
+    bits = scores["language"]["mine_text"]["bits_per_byte"]
+    assert bits == pytest.approx(entries["mine_text"]["bits_per_byte"], rel=1e-5)
+    for name in names:
+        ours = read_jsonl(tmp_path / "ours" / f"{name}.jsonl")
+        theirs = read_jsonl(tmp_path / "theirs" / "samples" / f"{name}.jsonl")
+        assert compare(name, ours, theirs, names=("a", "b")).delta == pytest.approx(0, abs=1e-4)
+        for mine, read in zip(ours, theirs, strict=True):
+            assert {
+                k: read[k] for k in ("doc_hash", "version", "template", "prompt", "metric")
+            } == {k: mine[k] for k in ("doc_hash", "version", "template", "prompt", "metric")}
+            assert mine.get("answer") == read.get("answer")
+
+
+def test_another_metric_counts_where_it_is_asked_for(logged, tmp_path):
+    options = {"mine_choice": TaskOptions(metric="acc")}
+    import_measures(logged, tmp_path / "a", section=EvalSection(per_task=options))
+    assert read_json(tmp_path / "a" / "scores.json")["benchmarks"]["mine_choice"]["metric"] == "acc"
+    options = {"mine_written": TaskOptions(filter="strict")}
+    with pytest.raises(UserError, match="has no filter 'strict'; it has none"):
+        import_measures(logged, tmp_path / "b", section=EvalSection(per_task=options))
+
+
+def test_another_template_or_version_of_a_task_is_not_paired(
+    logged,
+    task_dir,
+    tmp_path,
+    tiny_tokenizer,
+):
+    import_measures(logged, tmp_path / "one", section=EvalSection())
+    first = read_jsonl(tmp_path / "one" / "samples" / "mine_choice.jsonl")
+    for i, changes in enumerate(
+        ({"doc_to_text": "{{question}}"}, {"metadata": {"version": 2.0, "cluster": "passage"}})
+    ):
+        change(task_dir, **changes)
+        out = tmp_path / f"log{i}"
+        again = log_with_lm_eval(
+            make_tiny_model(seed=1), tiny_tokenizer, task_dir, out, names=["mine_choice"]
+        )
+        import_measures(again, tmp_path / f"two{i}", section=EvalSection())
+        second = read_jsonl(tmp_path / f"two{i}" / "samples" / "mine_choice.jsonl")
+        with pytest.raises(UserError, match=("template is", "version is 1.0 for a but 2.0")[i]):
+            compare("mine_choice", first, second, names=("a", "b"))
+
+
+def test_a_group_is_one_task_and_the_newest_log_counts(logged, tmp_path):
+    (results,) = logged.glob("results_*.json")
+    record = json.loads(results.read_text()) | {
+        "group_subtasks": {"mine": ["part"], "part": ["mine_choice"], "mine_written": []}
+    }
+    results.write_text(json.dumps(record))
+    older = next(logged.glob("samples_mine_written_*.jsonl"))
+    shutil.copy(older, logged / "samples_mine_written_2020-01-01T00-00-00.000000.jsonl")
+    import_measures(logged, tmp_path / "a", section=EvalSection())
+    scores = read_json(tmp_path / "a" / "scores.json")["benchmarks"]
+    assert set(scores) == {"mine", "mine_written"} and scores["mine"]["n"] == 8
+    assert {row["version"] for row in read_jsonl(tmp_path / "a/samples/mine_written.jsonl")} == {
+        "1.0"
+    }
+
+
+def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
+    with pytest.raises(UserError, match="holds nothing measured; give a run"):
+        import_measures(tmp_path / "ours", tmp_path / "a", section=EvalSection())
+    file = next(logged.glob("samples_mine_choice_*.jsonl"))
+    lines = file.read_text().splitlines()
+    for bad, sentence in (
+        (lines[0][:50], r"jsonl:2: not JSON"),
+        (json.dumps({"doc_id": 1}), r"jsonl:2: not a sample of lm-eval .* lacks doc_hash, filter"),
+    ):
+        file.write_text("\n".join([lines[0], bad]))
+        with pytest.raises(UserError, match=sentence):
+            import_measures(file, tmp_path / "b", section=EvalSection())
