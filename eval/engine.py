@@ -18,11 +18,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from eval.generate import FinishReason, Generation, generate
+from eval.generate import MIN_SHARED, FinishReason, Generation, generate, shared_length
 from sft.chat import stop_ids
 from sft.config import UserError
 from sft.packing import Document, Segment
-from sft.scoring import batch_tokens, score, scoring_batch, sequence_sums
+from sft.prefix import Prefix, read_prefix, takes_prefix
+from sft.scoring import batch_tokens, rows_of, score, scoring_batch, sequence_sums
 
 log = logging.getLogger(__name__)
 
@@ -232,36 +233,46 @@ class Engine(LM):
     def _score(
         self, questions: Sequence[_Question], *, count: int, unit: str
     ) -> list[tuple[float, bool]]:
-        """Sums over the questions of each place; questions of equal context share its pass."""
+        """Sums over the questions of each place; questions of equal context share its pass, and
+        contexts that begin alike (few-shot examples) share that of their beginning."""
         trunks: dict[tuple[int, ...], list[_Question]] = {}
         for question in questions:
             trunks.setdefault(question.context, []).append(question)
-        groups = sorted(trunks.values(), key=_size, reverse=True)
         totals, greedy = [0.0] * count, [True] * count
         was_training = self.model.training
         self.model.eval()
+        shares = rows_of(self.model) != "apart" and takes_prefix(self.model)
         with self._bar(len(questions), unit=unit) as bar:
-            for batch in _batches(groups, budget=self._budget):
-                asked = [question for group in batch for question in group]
-                for question, (total, hit) in zip(asked, self._forward(batch), strict=True):
-                    totals[question.place] += total
-                    greedy[question.place] &= hit
-                bar.update(len(asked))
+            for shared, groups in _families(list(trunks.values()), shares=shares):
+                prefix = None
+                if shared:
+                    prefix = read_prefix(self.model, groups[0][0].context[:shared])
+                groups.sort(key=_size, reverse=True)
+                for batch in _batches(groups, budget=self._budget, shared=shared):
+                    asked = [question for group in batch for question in group]
+                    found = self._forward(batch, prefix=prefix)
+                    for question, (total, hit) in zip(asked, found, strict=True):
+                        totals[question.place] += total
+                        greedy[question.place] &= hit
+                    bar.update(len(asked))
         self.model.train(was_training)
         return list(zip(totals, greedy, strict=True))
 
-    def _forward(self, groups: Sequence[Sequence[_Question]]) -> Iterable[tuple[float, bool]]:
+    def _forward(
+        self, groups: Sequence[Sequence[_Question]], *, prefix: Prefix | None
+    ) -> Iterable[tuple[float, bool]]:
         """One packed forward: a row each for the groups, in their order."""
         documents = []
+        before = prefix.length if prefix else 0
         for group in groups:
-            context = group[0].context
+            context = group[0].context[before:]
             branches = tuple(Segment(q.continuation, [True] * len(q.continuation)) for q in group)
             documents.append(Document(Segment(context, [False] * len(context)), branches))
         batch = scoring_batch(self.model, documents)
         if self.window is not None:
             # A full window's last token is scored but predicts nothing: any position does for it.
-            batch.position_ids.clamp_(max=self.window - 1)
-        scores = score(self.model, batch)
+            batch.position_ids.clamp_(max=self.window - 1 - before)
+        scores = score(self.model, batch, prefix=prefix)
         totals = sequence_sums(scores.log_probs, batch)
         misses = sequence_sums((~scores.is_argmax).float(), batch)
         both = torch.stack([totals.float(), misses]).tolist()  # the batch's only sync
@@ -323,13 +334,32 @@ def _size(group: Sequence[_Question]) -> int:
     return len(group[0].context) + sum(len(q.continuation) for q in group)
 
 
+def _families(
+    groups: Sequence[list[_Question]], *, shares: bool
+) -> Iterable[tuple[int, list[list[_Question]]]]:
+    """Groups whose contexts begin alike, with the number of tokens that they share; 0 for those
+    that stand alone, and for all where a model cannot share."""
+    starts: dict[tuple[int, ...], list[list[_Question]]] = {}
+    for group in groups:
+        starts.setdefault(group[0].context[:MIN_SHARED] if shares else (), []).append(group)
+    alone = []
+    for family in starts.values():
+        shared = shared_length([group[0].context for group in family]) if shares else 0
+        if shared:
+            yield shared, family
+        else:
+            alone += family
+    if alone:
+        yield 0, alone
+
+
 def _batches(
-    groups: Sequence[Sequence[_Question]], *, budget: int
+    groups: Sequence[Sequence[_Question]], *, budget: int, shared: int
 ) -> Iterable[list[Sequence[_Question]]]:
     """Groups, longest first, so that rows times the longest stays within `budget` tokens."""
     batch: list[Sequence[_Question]] = []
     for group in groups:
-        if batch and (len(batch) + 1) * _size(batch[0]) > budget:
+        if batch and (len(batch) + 1) * (_size(batch[0]) - shared) > budget:
             yield batch
             batch = []
         batch.append(group)

@@ -174,7 +174,7 @@ class _Batch:
         length = self.width + self.room
         self.cache = preallocated_cache(model.config, length=length)
         # A gap behind the shared part would lie within a sliding window, so only without one.
-        self.shared = _shared_length(prompts) if sees_everything(self.cache) else 0
+        self.shared = shared_length(prompts) if sees_everything(self.cache) else 0
         shape = (len(prompts), length)
         self.tokens = torch.zeros(shape, dtype=torch.int64)
         self.mask = torch.ones(shape, dtype=torch.int64)
@@ -286,7 +286,7 @@ def _uniforms(seeds: Sequence[int], count: int) -> torch.Tensor:
     )
 
 
-def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """How many first tokens all prompts have in common, leaving each a token of its own."""
     low, high = min(map(list, prompts)), max(map(list, prompts))
     most = min(len(prompt) for prompt in prompts) - 1

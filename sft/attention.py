@@ -72,20 +72,30 @@ def _row(
     window: int | None,
     options: dict[str, Any],
 ) -> torch.Tensor:
-    """The attention of one row [1, H, L, D]; `spans` lie in it in order, without gaps."""
+    """The attention of one row [1, H, L, D]; `spans` lie in it in order, without gaps.
+
+    Keys and values may be longer than queries, by what stands before the row.
+    """
     lengths = [n for span in spans for n in (span.trunk, *span.branches)]
-    padding = states[0].shape[2] - sum(lengths)
+    query, key, value = states
+    padding = query.shape[2] - sum(lengths)
+    # What stands before the row (see `sft.prefix`) is seen by every document.
+    before = key.shape[2] - query.shape[2]
+    shared = [key[:, :, :before], value[:, :, :before]]
+    rest = (query, key[:, :, before:], value[:, :, before:])
     # One split: slices would each fill a gradient of the whole row in the backward pass.
-    parts = [state.split([*lengths, padding], dim=2) for state in states]
+    parts = [state.split([*lengths, padding], dim=2) for state in rest]
     pieces = list(zip(*parts, strict=True))
     outputs = []
     at = 0
     for span in spans:
-        query, key, value = pieces[at]
-        outputs.append(_attend(query, key, value, window=window, options=options))
+        own, *trunk = pieces[at]
+        if before:
+            trunk = [torch.cat(both, 2) for both in zip(shared, trunk, strict=True)]
+        outputs.append(_attend(own, *trunk, window=window, options=options))
         for branch in pieces[at + 1 : at + 1 + len(span.branches)]:
-            keys, values = torch.cat([key, branch[1]], 2), torch.cat([value, branch[2]], 2)
-            outputs.append(_attend(branch[0], keys, values, window=window, options=options))
+            whole = [torch.cat(both, 2) for both in zip(trunk, branch[1:], strict=True)]
+            outputs.append(_attend(branch[0], *whole, window=window, options=options))
         at += 1 + len(span.branches)
     outputs.append(torch.zeros_like(pieces[-1][0]))
     return torch.cat(outputs, dim=2)

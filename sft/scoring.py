@@ -29,6 +29,7 @@ from sft.packing import (
     lay_out,
     pack,
 )
+from sft.prefix import Prefix
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +85,18 @@ def enable_scoring(model: Any) -> Any:
     return model
 
 
-def score(model: Any, batch: Batch) -> Scores:
+def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:
     """Score a batch with a model that `enable_scoring` has seen, wrapped or not.
 
     Gradients flow through `log_probs`. Attention goes document by document where the model was
     loaded so, else over rows by mask: sdpa (bool) or eager (additive). A model that reads no packed
     rows gets upstream's own mask of padding.
+
+    Args:
+        prefix: what every document is read behind; not for a model that reads rows "apart".
     """
     more: dict[str, Any] = {}
+    position_ids = batch.position_ids
     mask: torch.Tensor | dict[str, torch.Tensor]
     kind = rows_of(model)
     if kind == "apart":
@@ -102,10 +107,18 @@ def score(model: Any, batch: Batch) -> Scores:
         more["documents"] = batch.spans
     else:
         mask = _masks(model, batch, additive=attention_of(model) == "eager")
+    if prefix is not None:
+        assert kind != "apart", "see takes_prefix"
+        position_ids = position_ids + prefix.length
+        more["past_key_values"] = prefix.cache
+        if kind == "masked":
+            assert isinstance(mask, torch.Tensor), "windows take no prefix"
+            seen = mask.diagonal(dim1=2, dim2=3)[..., None]  # what a token sees itself with
+            mask = torch.cat([seen.expand(-1, -1, -1, prefix.length), mask], dim=-1)
     return model(
         input_ids=batch.input_ids,
         attention_mask=mask,
-        position_ids=batch.position_ids,
+        position_ids=position_ids,
         scored=(batch.source, batch.target),
         **more,
     )

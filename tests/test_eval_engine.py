@@ -6,7 +6,14 @@ import torch
 from conftest import make_tiny_model
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    MistralConfig,
+)
 
 from eval.engine import Engine
 from sft.chat import encode_prompt, ensure_template, stop_ids
@@ -72,6 +79,50 @@ def test_choices_with_a_bos_score_as_in_lm_eval(model, bos_tokenizer):
     questions = [*QUESTIONS, ("<|im_start|>BOS is there already:", [" yes", " no"])]
     ours = Engine(model, bos_tokenizer, chat=False).loglikelihood(choices(questions))
     assert_same_scores(ours, reference(model, bos_tokenizer).loglikelihood(choices(questions)))
+
+
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
+@pytest.mark.parametrize("window", [None, 40])
+def test_questions_behind_shared_examples_score_as_in_lm_eval(
+    attention, window, tiny_tokenizer, monkeypatch
+):
+    """Examples of two subjects, read once each; a window, as Mistral's, keeps them from it."""
+    kind = {"sliding_window": window} if window else {}
+    config = (MistralConfig if window else LlamaConfig)(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=1,
+        **kind,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    examples = [
+        f"{subject}: what is two and two? Four. And three and three? Six. " for subject in "AB"
+    ]
+    asked = [
+        (examples[place % 2] + f"And {word} twice?", [" Eight", " Ten", f" {word}"])
+        for place, word in enumerate(["four", "five", "one hundred", "a"])
+    ]
+    lengths = []
+    read = enable_scoring(model).forward
+
+    def counting(*args, **kwargs):
+        lengths.append(kwargs["input_ids"].numel())
+        return read(*args, **kwargs)
+
+    ours = Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    model.set_attn_implementation("sdpa")
+    assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices(asked)))
+    model.set_attn_implementation(attention)
+    monkeypatch.setattr(model, "forward", counting)
+    Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    whole = sum(len(context) + sum(map(len, options)) for context, options in asked)
+    assert (sum(lengths) < 0.8 * whole) == (window is None)
 
 
 def test_what_greedy_decoding_writes_is_marked_greedy(model, tiny_tokenizer):
