@@ -15,7 +15,9 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
+from eval import code_tasks
 from eval.engine import Engine
+from eval.programs import find_isolation
 from eval.stats import score_interval
 from eval.tasks import check_tasks, load_tasks, tasks_fingerprint
 from sft.config import UserError
@@ -41,6 +43,7 @@ def run_benchmarks(
     limit: int | None,
     seed: int,
     folder: Path,
+    allow_code_execution: bool = False,
     label: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run the tasks and write folder/<task>.jsonl; returns the results.json entries by task.
@@ -51,11 +54,14 @@ def run_benchmarks(
         shots: few-shot examples, where the task does not pin 0.
         chat_template: ask in the template, examples as turns; otherwise as plain text.
         limit: the first so many documents of each task.
+        allow_code_execution: run the programs that the model writes, apart (`eval.programs`).
         label: names the progress bars.
 
     Raises:
-        UserError: a task cannot be loaded, has no documents, runs code, or has no score in [0, 1].
+        UserError: a task cannot be loaded, has no documents, runs programs that are not allowed, or
+            has no score in [0, 1].
     """
+    check_tasks(tasks, task_dir=task_dir, allow_code_execution=allow_code_execution)
     with quiet(), _seeded(seed):
         loaded = load_tasks(tasks, task_dir=task_dir, shots=shots, seed=seed)
         _check_offered(loaded)
@@ -73,10 +79,15 @@ def run_benchmarks(
     folder.mkdir(parents=True, exist_ok=True)
     for name, samples in evaluated["samples"].items():
         task = loaded[name]
-        rows = [_row(name, task, sample, engine) for sample in _first_filter(samples)]
-        write_jsonl(folder / f"{name}.jsonl", rows)
+        samples = _first_filter(samples)
         used = int(task.get_config("num_fewshot") or 0)
-        entries[name] = summarise(rows) | {"shots": used, "chat_template": chat_template}
+        facts: dict[str, Any] = {"shots": used, "chat_template": chat_template}
+        if code_tasks.runs_programs(task):
+            samples = code_tasks.scored(task, samples, label=label)
+            facts["isolation"] = find_isolation().name
+        rows = [_row(name, task, sample, engine) for sample in samples]
+        write_jsonl(folder / f"{name}.jsonl", rows)
+        entries[name] = summarise(rows) | facts
     return entries
 
 
@@ -97,11 +108,7 @@ def _check_offered(tasks: Mapping[str, Task]) -> None:
             raise UserError(
                 f"task {name} measures perplexity, which is no score in [0, 1]; leave it out"
             )
-        if task.get_config("unsafe_code"):
-            raise UserError(
-                f"task {name} runs programs that the model writes, which is not offered; leave it "
-                "out"
-            )
+        code_tasks.needs_programs(task.config.to_dict())  # of a group's tasks, too
         cluster = _cluster_key(task)
         if cluster is not None and cluster not in task.features:
             raise UserError(
@@ -140,6 +147,8 @@ def _row(name: str, task: Task, sample: Mapping[str, Any], engine: Engine) -> di
     if task.OUTPUT_TYPE == "generate_until":
         reason = engine.finish_reasons[(name, sample["doc_id"])]
         row |= {"finish_reason": reason, "filtered": str(sample["filtered_resps"][0])}
+    if "outcome" in sample:
+        row["outcome"] = sample["outcome"]
     return row | {"answer": str(answer), "target": str(sample["target"])}
 
 

@@ -37,9 +37,14 @@ def check_measures(section: EvalSection) -> None:
     """Refuse unknown tasks and unreadable prompts before any model is loaded.
 
     Raises:
-        UserError: a task is unknown, or the repetition prompts cannot be read.
+        UserError: a task is unknown or runs programs that are not allowed, or the repetition
+            prompts cannot be read.
     """
-    check_tasks(section.tasks, task_dir=section.task_dir)
+    check_tasks(
+        section.tasks,
+        task_dir=section.task_dir,
+        allow_code_execution=section.allow_code_execution,
+    )
     if section.repetition.prompts:
         read_prompts([Source(section.repetition.prompts)])
     if not section.tasks and not section.repetition.prompts:
@@ -107,6 +112,7 @@ def _measure(
             limit=section.limit,
             seed=setting.seed,
             folder=stage.folder / "samples",
+            allow_code_execution=section.allow_code_execution,
             label=name,
         )
         outputs.append("samples")

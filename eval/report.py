@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
 from eval import plots, repetition, showcase, wording
-from eval.tables import console_table, markdown, measures
+from eval.tables import console_table, isolations, markdown, measures
 from eval.wording import REPETITION
 from sft.config import UserError
 from sft.run import write_text
@@ -93,6 +93,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "measures": measures(results, run_dir=run_dir),
         "mixed_formats": _mixed_formats(results),
         "subject": wording.overall(results),
+        "isolations": isolations(results),
         "pairs": wording.transitions(results),
         "delta_groups": _delta_groups(results),
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),

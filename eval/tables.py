@@ -83,6 +83,15 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
     return rows
 
 
+def isolations(results: dict[str, Any]) -> dict[str, list[str]]:
+    """How model-written programs were kept apart -> the tasks that ran them so."""
+    found: dict[str, list[str]] = {}
+    for task, scores in results.get("benchmarks", {}).items():
+        for name in dict.fromkeys(s["isolation"] for s in scores.values() if "isolation" in s):
+            found.setdefault(name, []).append(task)
+    return found
+
+
 def console_table(results: dict[str, Any]) -> Table:
     """The main table for a terminal; four models fit 80 columns.
 
@@ -144,6 +153,8 @@ def markdown(results: dict[str, Any], *, trained: str, headline: Headline) -> st
         lines += ["", "## Changes", "", *_md_table(head, changes)]
     if rows:
         lines += ["", _md(CAPTION)]
+    for name, tasks in isolations(results).items():
+        lines += ["", _md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
     lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
     return "\n".join(lines) + "\n"
 

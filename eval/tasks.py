@@ -18,6 +18,8 @@ import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from eval import code_tasks
+from eval.programs import find_isolation
 from sft.config import UserError, find_path
 from sft.run import fingerprint
 
@@ -30,24 +32,33 @@ _BROKEN = (
 )
 
 
-def check_tasks(names: Sequence[str], *, task_dir: str | None) -> None:
+def check_tasks(
+    names: Sequence[str], *, task_dir: str | None, allow_code_execution: bool = False
+) -> None:
     """Refuse what cannot be run, before any model is loaded.
 
     Raises:
-        UserError: a name is unknown (its nearest names follow), or a task file or its data is not
-            there or not readable.
+        UserError: a name is unknown (its nearest names follow), a task file or its data is not
+            there or not readable, or a task runs programs and that is not allowed or not possible.
     """
     local = _local_tasks(task_dir)
     unknown = [name for name in names if name not in local]
-    if not unknown:
-        return
-    known = _lm_eval_tasks().all_tasks
+    known = _lm_eval_tasks().task_index if unknown else {}
     missing = [name for name in unknown if name not in known]
     if missing:
         near = difflib.get_close_matches(missing[0], [*local, *known], n=3)
         hint = f"; the nearest are {', '.join(near)}" if near else ""
         where = f" nor in {task_dir}" if task_dir else ""
         raise UserError(f"eval.tasks: {missing[0]!r} is no task of lm-eval{where}{hint}")
+    configs = [local[name] if name in local else known[name].cfg or {} for name in names]
+    programs = [config["task"] for config in configs if code_tasks.needs_programs(config)]
+    if programs and not allow_code_execution:
+        raise UserError(
+            f"task {programs[0]} runs programs that the model writes; allow it with "
+            "--allow-code-execution (eval.allow_code_execution: true), or leave the task out"
+        )
+    if programs:
+        find_isolation()
 
 
 def tasks_fingerprint(names: Sequence[str], *, task_dir: str | None) -> str:
@@ -79,13 +90,20 @@ def load_tasks(
     for name in names:
         try:
             # A copy: lm-eval changes the configs that it is given.
-            loaded = manager.load([copy.deepcopy(local.get(name, name))])["tasks"]
+            loaded = manager.load([copy.deepcopy(_for_lm_eval(local, name))])["tasks"]
         except _BROKEN as error:
             raise UserError(_broken(name, error)) from error
         for task in loaded.values():
             _set_shots(task, shots, seed=seed)
         tasks |= loaded
     return tasks
+
+
+def _for_lm_eval(local: dict[str, dict[str, Any]], name: str) -> dict[str, Any] | str:
+    if name not in local:
+        return name
+    config = local[name]
+    return code_tasks.prepared(config) if code_tasks.needs_programs(config) else config
 
 
 def _set_shots(task: Task, shots: int, *, seed: int) -> None:

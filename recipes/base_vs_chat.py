@@ -38,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--base-shots", type=int, default=5)
     parser.add_argument("--chat-shots", type=int, default=0)
     parser.add_argument("--limit", type=int, help="documents of each task")
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="let code tasks run the programs that the models write, kept apart",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="runs/base-vs-chat", help="folder for what comes out")
     given = parser.parse_args(argv)
@@ -51,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tasks=[task for task in given.tasks.split(",") if task],
             task_dir=given.task_dir,
             limit=given.limit,
+            allow_code_execution=given.allow_code_execution,
             base_shots=given.base_shots,
             chat_shots=given.chat_shots,
             repetition=RepetitionSection(given.prompts, given.cap),

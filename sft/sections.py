@@ -117,6 +117,7 @@ class EvalSection:
     tasks: list[str] = field(default_factory=list)
     task_dir: str | None = None
     limit: int | None = None
+    allow_code_execution: bool = False  # tasks that run model-written programs, kept apart
     base_shots: int = 5
     chat_shots: int = 0
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
