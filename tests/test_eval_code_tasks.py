@@ -134,7 +134,7 @@ def test_lm_evals_own_code_tasks_are_never_run(name):
 def test_a_task_that_does_not_say_how_is_refused(tmp_path):
     broken = HUMANEVAL | {"metadata": {"program": {"start": "{{prompt}}"}}}
     name = write_task(tmp_path, broken, ROWS)
-    with pytest.raises(UserError, match="metadata.program: {start: ..., entry: ...}"):
+    with pytest.raises(UserError, match=r"metadata.program: \{start: ..., entry: ...}"):
         check_tasks([name], task_dir=str(tmp_path), allow_code_execution=True)
 
 
