@@ -15,7 +15,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
-from eval import code_tasks
+from eval import code_tasks, instructions
 from eval.engine import Engine
 from eval.programs import find_isolation
 from eval.stats import score_interval
@@ -85,6 +85,8 @@ def run_benchmarks(
         if code_tasks.runs_programs(task):
             samples = code_tasks.scored(task, samples, label=label)
             facts["isolation"] = find_isolation().name
+        if instructions.checks_instructions(task.config.to_dict()):
+            samples = instructions.scored(task, samples)
         rows = [_row(name, task, sample, engine) for sample in samples]
         write_jsonl(folder / f"{name}.jsonl", rows)
         entries[name] = summarise(rows) | facts
@@ -108,7 +110,10 @@ def _check_offered(tasks: Mapping[str, Task]) -> None:
             raise UserError(
                 f"task {name} measures perplexity, which is no score in [0, 1]; leave it out"
             )
-        code_tasks.needs_programs(task.config.to_dict())  # of a group's tasks, too
+        if code_tasks.needs_programs(task.config.to_dict()):  # of a group's tasks, too
+            code_tasks.check_documents(task)
+        if instructions.checks_instructions(task.config.to_dict()):
+            instructions.check_documents(task)
         cluster = _cluster_key(task)
         if cluster is not None and cluster not in task.features:
             raise UserError(

@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import UndefinedError
 from lm_eval.api.task import Task
 from lm_eval.utils import apply_template
 from tqdm import tqdm
@@ -46,12 +47,6 @@ def needs_programs(config: Mapping[str, Any]) -> bool:
     return True
 
 
-def prepared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config for lm-eval: answers are generated there and run here, after all of them."""
-    bypass = {"metric": "bypass", "aggregation": "bypass", "higher_is_better": True}
-    return {k: v for k, v in config.items() if k != "unsafe_code"} | {"metric_list": [bypass]}
-
-
 def program_of(answer: str, *, start: str, entry: str) -> str:
     """The program in an answer: `start` and what continues it, or `start` and a whole program.
 
@@ -70,8 +65,28 @@ def program_of(answer: str, *, start: str, entry: str) -> str:
 
 
 def runs_programs(task: Task) -> bool:
-    """Whether a loaded task is one that `prepared` has seen."""
+    """Whether a loaded task's answers are run; `needs_programs` has seen its config."""
     return "program" in (task.get_config("metadata") or {})
+
+
+def check_documents(task: Task) -> None:
+    """Refuse a loaded task whose program cannot be put together from its documents.
+
+    Raises:
+        UserError: a template names a field that the documents lack.
+    """
+    try:
+        _fields(task, task.eval_docs[0])
+    except UndefinedError as error:
+        raise UserError(
+            f"task {task.task_name}: metadata.program: {error}; name one of "
+            f"{', '.join(task.features)}"
+        ) from None
+
+
+def _fields(task: Task, document: Mapping[str, Any]) -> dict[str, str]:
+    templates = task.get_config("metadata")["program"]
+    return {key: apply_template(text, document) for key, text in templates.items()}
 
 
 def scored(
@@ -79,11 +94,9 @@ def scored(
 ) -> list[dict[str, Any]]:
     """lm-eval's samples, each with its program run: the program, the verdict and the reason."""
     isolation = find_isolation()
-    templates = task.get_config("metadata")["program"]
     rows = []
     for sample in tqdm(samples, f"{label}: programs", unit="program", disable=label is None):
-        fields = {key: apply_template(text, sample["doc"]) for key, text in templates.items()}
-        program = program_of(sample["resps"][0][0], **fields)
+        program = program_of(sample["resps"][0][0], **_fields(task, sample["doc"]))
         outcome = run_program(f"{program}\n{sample['target']}\n", isolation=isolation)
         verdict = {
             METRIC: float(outcome.passed),

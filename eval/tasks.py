@@ -18,7 +18,7 @@ import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from eval import code_tasks
+from eval import code_tasks, instructions
 from eval.programs import find_isolation
 from sft.config import UserError, find_path
 from sft.run import fingerprint
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _BROKEN = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError),
     StopIteration,  # of datasets, for an empty file
+    ImportError,  # of tasks that want more packages
 )
 
 
@@ -39,7 +40,8 @@ def check_tasks(
 
     Raises:
         UserError: a name is unknown (its nearest names follow), a task file or its data is not
-            there or not readable, or a task runs programs and that is not allowed or not possible.
+            there or not readable, its metadata ask for what there is not, or it runs programs and
+            that is not allowed or not possible.
     """
     local = _local_tasks(task_dir)
     unknown = [name for name in names if name not in local]
@@ -51,6 +53,8 @@ def check_tasks(
         where = f" nor in {task_dir}" if task_dir else ""
         raise UserError(f"eval.tasks: {missing[0]!r} is no task of lm-eval{where}{hint}")
     configs = [local[name] if name in local else known[name].cfg or {} for name in names]
+    for config in configs:
+        instructions.checks_instructions(config)
     programs = [config["task"] for config in configs if code_tasks.needs_programs(config)]
     if programs and not allow_code_execution:
         raise UserError(
@@ -100,10 +104,16 @@ def load_tasks(
 
 
 def _for_lm_eval(local: dict[str, dict[str, Any]], name: str) -> dict[str, Any] | str:
-    if name not in local:
-        return name
-    config = local[name]
-    return code_tasks.prepared(config) if code_tasks.needs_programs(config) else config
+    """What lm-eval loads: its own task by name, or a local config.
+
+    The answers of some are judged here afterwards, which leaves lm-eval no metric and no program.
+    """
+    config = local.get(name, {})
+    if code_tasks.needs_programs(config) or instructions.checks_instructions(config):
+        bypass = {"metric": "bypass", "aggregation": "bypass", "higher_is_better": True}
+        plain = {key: value for key, value in config.items() if key != "unsafe_code"}
+        return plain | {"metric_list": [bypass]}
+    return config or name
 
 
 def _set_shots(task: Task, shots: int, *, seed: int) -> None:

@@ -145,6 +145,13 @@ def test_benchmarks_store_program_reason_and_isolation(tmp_path, tiny_tokenizer)
     where = {"task_dir": str(tmp_path), "folder": tmp_path / "samples"}
     with pytest.raises(UserError, match="--allow-code-execution"):
         run_benchmarks(model, tiny_tokenizer, tasks=[name], **where, **options)
+    unknown = {"program": {"start": "{{promt}}", "entry": "f"}}
+    write_task(tmp_path, HUMANEVAL | {"metadata": unknown}, ROWS)
+    with pytest.raises(UserError, match=r"metadata.program: 'promt' is undefined; name one of"):
+        run_benchmarks(
+            model, tiny_tokenizer, tasks=[name], allow_code_execution=True, **where, **options
+        )
+    write_task(tmp_path, HUMANEVAL, ROWS)
     entries = run_benchmarks(
         model, tiny_tokenizer, tasks=[name], allow_code_execution=True, **where, **options
     )
