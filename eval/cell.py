@@ -72,7 +72,7 @@ def main() -> None:
         if not order["namespaces"]:
             sys.addaudithook(_guard(os.getcwd()))
     except (OSError, ValueError) as error:
-        os.write(result, f"{type(error).__name__}: {error}".encode())
+        os.write(result, str(getattr(error, "strerror", None) or error).encode())
         os._exit(1)
     os.write(result, READY)
     _run(order["source"], result=result, mark=order["mark"].encode())

@@ -203,5 +203,13 @@ def test_our_own_keys_are_these():
             "top_p",
         ],
         "dpo": ["enabled", "packing", "train_batch_size"],
-        "eval": ["base_shots", "chat_shots", "limit", "repetition", "task_dir", "tasks"],
+        "eval": [
+            "allow_code_execution",
+            "base_shots",
+            "chat_shots",
+            "limit",
+            "repetition",
+            "task_dir",
+            "tasks",
+        ],
     }
