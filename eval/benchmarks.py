@@ -16,11 +16,13 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
+from eval import code_tasks, instructions
 from eval.engine import Engine
+from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
-from eval.tasks import Tasks, load_tasks
+from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
 from sft.run import write_jsonl
 
@@ -56,6 +58,7 @@ def run_benchmark(
     limit: int | None,
     seed: int,
     file: Path,
+    allow_code_execution: bool = False,
     label: str | None = None,
 ) -> dict[str, Any]:
     """Run one task, or all tasks of a group as one, write its samples to `file`; returns its entry.
@@ -63,11 +66,14 @@ def run_benchmark(
     Args:
         model: a causal LM that `sft.scoring.enable_scoring` has seen.
         limit: the first so many documents (of each task of a group).
+        allow_code_execution: run the programs that the model writes, apart (`eval.programs`).
         label: names the progress bars.
 
     Raises:
-        UserError: a task cannot be loaded, has no documents, runs code, or has no score in [0, 1].
+        UserError: a task cannot be loaded, has no documents, runs programs that are not allowed, or
+            has no score in [0, 1].
     """
+    check_tasks([task], source=source, allow_code_execution=allow_code_execution)
     with quiet(), _seeded(seed):
         loaded = load_tasks([task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned)
         _check_offered(loaded)
@@ -83,7 +89,10 @@ def run_benchmark(
             fewshot_as_multiturn=ask.chat,
         )
         assert evaluated is not None, "one process evaluates"
-        samples = {n: _filtered(s, judged[n]) for n, s in evaluated["samples"].items()}
+        samples = {
+            n: _judged_here(loaded[n], _filtered(s, judged[n]), label=label)
+            for n, s in evaluated["samples"].items()
+        }
         bare = [name for name, how in judged.items() if how.bare]
         engine.score_bare(a[1] for n in bare for s in samples[n] for a in s["arguments"])
     rows = []
@@ -129,18 +138,20 @@ def _format(
     if fewer:
         log.warning("%s: %d questions with fewer than %d examples, to fit", name, fewer, shots)
     rolling = all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in tasks.values())
-    return {"shots": shots, "chat_template": ask.chat and not rolling} | (
-        {"fewer_shots": fewer} if fewer else {}
-    )
+    entry: dict[str, Any] = {"shots": shots, "chat_template": ask.chat and not rolling}
+    if fewer:
+        entry["fewer_shots"] = fewer
+    if any(code_tasks.runs_programs(task) for task in tasks.values()):
+        entry["isolation"] = find_isolation().name
+    return entry
 
 
 def _check_offered(tasks: Mapping[str, Task]) -> None:
     for name, task in tasks.items():
-        if task.get_config("unsafe_code"):
-            raise UserError(
-                f"task {name} runs programs that the model writes, which is not offered; leave it "
-                "out"
-            )
+        if code_tasks.needs_programs(task.config.to_dict()):  # of a group's tasks, too
+            code_tasks.check_documents(task)
+        if instructions.checks_instructions(task.config.to_dict()):
+            instructions.check_documents(task)
         cluster = cluster_key(task)
         if cluster is not None and cluster not in task.features:
             raise UserError(
@@ -152,6 +163,17 @@ def _check_offered(tasks: Mapping[str, Task]) -> None:
 def _filtered(samples: Sequence[Mapping[str, Any]], judged: Judged) -> list[Mapping[str, Any]]:
     """lm-eval has a sample for each document and filter; one filter counts."""
     return [sample for sample in samples if sample["filter"] == judged.filter]
+
+
+def _judged_here(
+    task: Task, samples: Sequence[Mapping[str, Any]], *, label: str | None
+) -> Sequence[Mapping[str, Any]]:
+    """The samples of tasks whose answers lm-eval does not judge, with their verdicts."""
+    if code_tasks.runs_programs(task):
+        return code_tasks.scored(task, samples, label=label)
+    if instructions.checks_instructions(task.config.to_dict()):
+        return instructions.scored(task, samples)
+    return samples
 
 
 @contextmanager

@@ -40,9 +40,15 @@ def check_measures(section: EvalSection) -> None:
     """Refuse unknown tasks and unreadable prompts before any model is loaded.
 
     Raises:
-        UserError: a task is unknown, or the prompts for repetition or safety cannot be read.
+        UserError: a task is unknown or runs programs that are not allowed, or the prompts for
+            repetition or safety cannot be read.
     """
-    check_tasks(section.tasks, source=Tasks.of(section), options=section.per_task)
+    check_tasks(
+        section.tasks,
+        source=Tasks.of(section),
+        options=section.per_task,
+        allow_code_execution=section.allow_code_execution,
+    )
     if section.repetition.prompts:
         read_prompts([Source(section.repetition.prompts)])
     if section.safety.prompts:
@@ -168,6 +174,7 @@ class _Measured:
                 limit=self.section.limit,
                 seed=self.setting.seed,
                 file=unit.rows,
+                allow_code_execution=self.section.allow_code_execution,
                 label=label,
             ),
         )

@@ -20,7 +20,15 @@ from rich.console import Console
 
 from eval import plots, repetition, showcase, wording
 from eval.detail_tables import repetition_details, safety_details
-from eval.tables import console_table, judge_note, markdown, measures, one_format, still_needed
+from eval.tables import (
+    console_table,
+    isolations,
+    judge_note,
+    markdown,
+    measures,
+    one_format,
+    still_needed,
+)
 from eval.wording import REPETITION
 from sft.config import UserError
 from sft.run import write_text
@@ -105,6 +113,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "safety_details": safety_details(results),
         "mixed_formats": _mixed_formats(results),
         "subject": wording.overall(results),
+        "isolations": isolations(results),
         "pairs": wording.transitions(results),
         "delta_groups": _delta_groups(results),
         "one_format": one_format(results),

@@ -116,6 +116,8 @@ def stored_row(
     if task.OUTPUT_TYPE == "generate_until":
         reason = engine.finish_reasons[(judged.name, sample["doc_id"])]
         row |= {"finish_reason": reason, "filtered": str(sample["filtered_resps"][0])}
+    if "outcome" in sample:
+        row["outcome"] = sample["outcome"]
     answer = str(sample["resps"][0][0])
     return row | {"metric": metric, "score": score, "answer": answer} | _target(sample)
 

@@ -106,6 +106,15 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
     return rows + _safety(results, run_dir)
 
 
+def isolations(results: dict[str, Any]) -> dict[str, list[str]]:
+    """How model-written programs were kept apart -> the tasks that ran them so."""
+    found: dict[str, list[str]] = {}
+    for task, scores in results.get("benchmarks", {}).items():
+        for name in dict.fromkeys(s["isolation"] for s in scores.values() if "isolation" in s):
+            found.setdefault(name, []).append(task)
+    return found
+
+
 def one_format(results: dict[str, Any]) -> list[FormatRow]:
     """First to last model: a task's change in the protocol, and the part that is the format's."""
     pair = overall(results)
@@ -219,6 +228,8 @@ def markdown(
         lines += ["", "## In one format", "", *_md_table(head, cells)]
     if rows:
         lines += ["", _md(CAPTION)]
+    for name, tasks in isolations(results).items():
+        lines += ["", _md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
     lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
     return "\n".join(lines) + "\n"
 

@@ -19,7 +19,9 @@ import yaml
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from eval import code_tasks, instructions
 from eval.local import LocalTask
+from eval.programs import find_isolation
 from sft.config import EvalSection, TaskOptions, UserError, find_path
 from sft.run import fingerprint
 
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 _BROKEN = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError),
     StopIteration,  # of datasets, for an empty file
+    ImportError,  # of tasks that want more packages
 )
 
 
@@ -60,13 +63,18 @@ class Tasks:
 
 
 def check_tasks(
-    names: Sequence[str], *, source: Tasks, options: Mapping[str, TaskOptions] | None = None
+    names: Sequence[str],
+    *,
+    source: Tasks,
+    options: Mapping[str, TaskOptions] | None = None,
+    allow_code_execution: bool = False,
 ) -> None:
     """Refuse what cannot be run, before any model is loaded.
 
     Raises:
-        UserError: a name, or a name that has `options`, is unknown (its nearest names follow), or
-            a task file or its data is not there or not readable.
+        UserError: a name, or a name that has `options`, is unknown (its nearest names follow), a
+            task file or its data is not there or not readable, its metadata ask for what there is
+            not, or it runs programs and that is not allowed or not possible.
     """
     local = _task_files(source.folder)
     for key, wanted in (("eval.tasks", names), ("eval.per_task", options or ())):
@@ -78,7 +86,20 @@ def check_tasks(
             hint = f"; the nearest are {', '.join(near)}" if near else ""
             where = f" nor in {source.folder}" if source.folder else ""
             raise UserError(f"{key}: {missing[0]!r} is no task of lm-eval{where}{hint}")
-    source.configs(names)
+    configs = {
+        name: _lm_eval_tasks().task_index[name].cfg or {} if config is None else config
+        for name, config in source.configs(names).items()
+    }
+    for config in configs.values():
+        instructions.checks_instructions(config)
+    programs = [name for name, config in configs.items() if code_tasks.needs_programs(config)]
+    if programs and not allow_code_execution:
+        raise UserError(
+            f"task {programs[0]} runs programs that the model writes; allow it with "
+            "--allow-code-execution (eval.allow_code_execution: true), or leave the task out"
+        )
+    if programs:
+        find_isolation()
 
 
 def tasks_fingerprint(names: Sequence[str], *, source: Tasks) -> str:
@@ -110,7 +131,7 @@ def load_tasks(
                 loaded = _lm_eval_tasks().load([name])["tasks"]
             else:
                 # A copy: lm-eval changes the configs that it is given.
-                loaded = {name: LocalTask(config=copy.deepcopy(config))}
+                loaded = {name: LocalTask(config=copy.deepcopy(_for_lm_eval(config)))}
         except UserError as error:
             raise UserError(f"task {name}: {error}") from None
         except _BROKEN as error:
@@ -119,6 +140,16 @@ def load_tasks(
             _set_shots(task, shots, seed=seed, pinned=pinned)
         tasks |= loaded
     return tasks
+
+
+def _for_lm_eval(config: dict[str, Any]) -> dict[str, Any]:
+    """What lm-eval loads of a local config: answers that are judged here afterwards leave it no
+    metric and no program."""
+    if code_tasks.needs_programs(config) or instructions.checks_instructions(config):
+        bypass = {"metric": "bypass", "aggregation": "bypass", "higher_is_better": True}
+        plain = {key: value for key, value in config.items() if key != "unsafe_code"}
+        return plain | {"metric_list": [bypass]}
+    return config
 
 
 def _set_shots(task: Task, shots: int, *, seed: int, pinned: bool) -> None:

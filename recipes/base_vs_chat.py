@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base-shots", type=int, help="examples for the base model (5)")
     parser.add_argument("--chat-shots", type=int, help="examples for the chat models (0)")
     parser.add_argument("--limit", type=int, help="documents of each task")
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        default=None,
+        help="let code tasks run the programs that the models write, kept apart",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="runs/base-vs-chat", help="folder for what comes out")
     return parser
@@ -187,6 +193,7 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         "limit": given.limit,
         "base_shots": given.base_shots,
         "chat_shots": given.chat_shots,
+        "allow_code_execution": given.allow_code_execution,
     }
     repetition = {"prompts": given.prompts, "cap": given.cap}
     return Preset(

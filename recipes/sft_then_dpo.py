@@ -32,9 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check and count, train nothing")
     parser.add_argument("--fresh", action="store_true", help="empty run.dir first")
     parser.add_argument("--rerun", action="store_true", help="redo what a changed preset touches")
+    parser.add_argument(
+        "--allow-code-execution",
+        action="store_true",
+        help="let code tasks run the programs that the models write, kept apart",
+    )
     given = parser.parse_intermixed_args(argv)
     if "=" in given.preset:  # overrides alone: they apply to the quickstart
         given.preset, given.overrides = str(QUICKSTART), [given.preset, *given.overrides]
+    if given.allow_code_execution:
+        given.overrides.append("eval.allow_code_execution=true")
     try:
         preset = load_preset(given.preset, overrides=given.overrides)
         if given.dry_run:

@@ -138,6 +138,7 @@ class EvalSection:
     task_dir: str | None = None
     data_dir: str | None = None  # where data files of task_dir's tasks are; absent: beside them
     limit: int | None = None
+    allow_code_execution: bool = False  # tasks that run model-written programs, kept apart
     base_shots: int = 5
     chat_shots: int = 0
     per_task: dict[str, TaskOptions] = field(default_factory=dict)

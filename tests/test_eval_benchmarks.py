@@ -167,7 +167,10 @@ def test_code_in_task_files_is_refused(task_dir):
     ("changes", "sentence"),
     [
         ({"doc_to_target": "{{answer}}"}, "task mine_choice cannot be loaded .*'answer'"),
-        ({"unsafe_code": True}, "mine_choice runs programs that the model writes"),
+        (
+            {"unsafe_code": True},
+            "mine_choice runs programs that the model writes, and lm-eval would",
+        ),
         ({"metadata": {"cluster": "chapter"}}, "metadata.cluster names 'chapter'"),
     ],
 )

@@ -364,6 +364,25 @@ def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys):
     assert not (world / "run").exists()
 
 
+def test_programs_of_models_run_only_when_asked_for(world, capsys):
+    task = yaml.safe_load(TASK) | {"task": "code", "output_type": "generate_until"}
+    task |= {"doc_to_choice": None, "doc_to_target": "assert x", "num_fewshot": 0}
+    task |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}}
+    task["metadata"] = {"program": {"start": "x = 1 #", "entry": "x"}}
+    (world / "tasks" / "code.yaml").write_text(yaml.safe_dump(task))
+    assert run(world, "eval.tasks=[code]", "--dry-run") == 2
+    assert "task code runs programs" in capsys.readouterr().err
+    assert run(world, "eval.tasks=[code]", "--dry-run", "--allow-code-execution") == 0
+    command = ["--base", str(world / "base"), "--chat", str(world / "base"), "--tasks", "code"]
+    command += ["--task-dir", str(world / "tasks"), "--to", str(world / "both")]
+    assert base_vs_chat.main(command) == 2
+    assert base_vs_chat.main([*command, "--allow-code-execution"]) == 0
+    # The comment takes in the answer, so that every program is right.
+    scores = read_json(world / "both" / "results.json")["benchmarks"]["code"]
+    assert [scores[model]["score"] for model in ("base", "chat")] == [1.0, 1.0]
+    assert "limits on CPU" in scores["base"]["isolation"]
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_results_of_one(world):
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

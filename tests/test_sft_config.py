@@ -204,6 +204,7 @@ def test_our_own_keys_are_these():
         ],
         "dpo": ["enabled", "packing", "train_batch_size"],
         "eval": [
+            "allow_code_execution",
             "base_shots",
             "chat_shots",
             "data_dir",
