@@ -17,7 +17,7 @@ LIMITS = Limits(
     cpu_seconds=1,
     wall_seconds=60,
     memory_bytes=200 << 20,
-    processes=8,
+    processes=6,
     file_bytes=1 << 20,
     disk_bytes=4 << 20,
 )
@@ -36,7 +36,7 @@ while True:
     "memory": "held = []\nwhile True: held.append(bytearray(1 << 20))",
     "memory of children": """
 import os, time
-for _ in range(5): os.fork()
+for _ in range(2): os.fork()
 held = bytearray(100 << 20)
 time.sleep(60)
 """,
