@@ -5,7 +5,7 @@ import json
 
 import pytest
 import yaml
-from conftest import make_tiny_model
+from conftest import ROOT, make_tiny_model
 
 from eval.benchmarks import Ask, run_benchmark
 from eval.code_tasks import program_of, scored
@@ -15,29 +15,15 @@ from sft.config import UserError
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 
-HUMANEVAL = {
+SHIPPED = ROOT / "recipes" / "paper" / "tasks"
+HUMANEVAL = yaml.safe_load((SHIPPED / "humaneval.yaml").read_text()) | {
     "task": "humaneval_local",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "humaneval.jsonl"}},
-    "test_split": "test",
-    "num_fewshot": 0,
-    "output_type": "generate_until",
     "unsafe_code": True,
-    "doc_to_text": "{{prompt}}",
-    "doc_to_target": "{{test}}\ncheck({{entry_point}})",
     "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 16},
-    "metadata": {
-        "version": 1.0,
-        "program": {"start": "{{prompt}}", "entry": "{{entry_point}}"},
-    },
 }
-IMPORTS = "import math, re, collections, heapq\nfrom typing import *\nfrom collections import *\n"
-LEETCODE = HUMANEVAL | {
-    "task": "leetcode_local",
-    "dataset_kwargs": {"data_files": {"test": "leetcode.jsonl"}},
-    "doc_to_target": "{{test}}",
-    "metadata": {"program": {"start": IMPORTS + "{{prompt}}", "entry": "Solution"}},
-}
+LEETCODE = HUMANEVAL | yaml.safe_load((SHIPPED / "leetcode.yaml").read_text())
+LEETCODE["dataset_kwargs"] = {"data_files": {"test": "leetcode.jsonl"}}
+LEETCODE.pop("include")
 ROWS = [
     {
         "prompt": f"def plus_{i}(x):\n    '''adds {i}'''\n",

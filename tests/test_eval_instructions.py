@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import make_tiny_model
+from conftest import ROOT, make_tiny_model
 
 from eval.benchmarks import Ask, run_benchmark
 from eval.instructions import READINGS, follow
@@ -16,17 +16,9 @@ from sft.config import UserError
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 
-IFEVAL = {
+IFEVAL = yaml.safe_load((ROOT / "recipes/paper/tasks/ifeval.yaml").read_text()) | {
     "task": "ifeval_local",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "ifeval.jsonl"}},
-    "test_split": "test",
-    "num_fewshot": 0,
-    "output_type": "generate_until",
-    "doc_to_text": "{{prompt}}",
-    "doc_to_target": "",
     "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 8},
-    "metadata": {"version": 4.0, "instructions": "strict"},
 }
 ROWS = [
     {"prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},

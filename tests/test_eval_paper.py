@@ -59,7 +59,9 @@ CHOICES = {
     "copa": lambda row: (row["gold"], row["choices"]),
 }
 TEXTS = ("lambada_openai", "lambada_text")
-NAMES = [*WRITTEN, *CHOICES, *TEXTS]
+# Judged by programs of ours: tests/test_eval_code_tasks.py, tests/test_eval_instructions.py.
+OWN = ["humaneval", "leetcode", "ifeval"]
+NAMES = [*WRITTEN, *CHOICES, *TEXTS, *OWN]
 
 
 class Oracle(LM):
@@ -224,6 +226,7 @@ def test_every_task_runs_in_both_formats_on_a_real_model(real_data, tmp_path, ca
     given = ["--base", str(model), "--chat", str(model), "--to", str(tmp_path / "run")]
     given += ["--preset", str(FOLDER / "protocol.yaml"), "--task-dir", str(tasks)]
     given += ["--data-dir", str(real_data), "--tasks", ",".join(NAMES), "--limit", "1"]
+    given.append("--allow-code-execution")
     assert base_vs_chat.main(given) == 0
     results = read_json(tmp_path / "run" / "results.json")
     asked = results["benchmarks"]
@@ -247,7 +250,7 @@ def test_every_task_runs_in_both_formats_on_a_real_model(real_data, tmp_path, ca
 
 @pytest.mark.real
 def test_missing_data_of_a_task_is_named_before_any_model_loads(source, tmp_path):
-    check_tasks(NAMES, source=source)
+    check_tasks(NAMES, source=source, allow_code_execution=True)
     with pytest.raises(
         UserError, match=r"mmlu.yaml: data file mmlu_test.jsonl.gz is not there; put"
     ):
