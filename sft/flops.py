@@ -1,0 +1,217 @@
+"""Parameters and floating-point operations of a causal LM: what training must compute.
+
+The paper's model of compute: 72 n d^2 + 12 n d l operations a token for n layers of width d at
+length l, forward and backward, without the vocabulary (section 3.2, eq. 2). Here it is read off the
+model's own matrices, so that grouped queries, gated layers, experts and adapters count as they are.
+Element-wise work (norms, softmax, rotations, state-space scans) is left out, as it is there.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from sft.config import UserError
+from sft.packing import Span
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters by part; tied matrices count once."""
+
+    embedding: int  # of tokens, and of positions where they are learned
+    head: int  # 0 where it is the embedding's matrix
+    attention: int
+    mlp: int  # all experts
+    other: int  # norms
+    adapter: int  # LoRA's, and token rows that it trains
+    trainable: int  # of all these, the ones with gradients
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.head + self.attention + self.mlp + self.other + self.adapter
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a token costs in a model, in multiply-adds (two operations each)."""
+
+    parameters: Parameters
+    frozen: int  # of a token in the layers' matrices without gradients
+    trained: int  # of a token in those with gradients
+    head: int  # of a scored token in the vocabulary projection
+    head_trained: bool
+    pairs: tuple[tuple[int | None, int], ...]  # of a query and key, by the layers' window
+
+
+def costs_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Costs:
+    """Costs of the model that a configuration describes, with an adapter where `lora` is given.
+
+    The model is built on torch's meta device: shapes without memory, in a fraction of a second.
+    """
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+        if lora is not None:
+            model = get_peft_model(model, lora)
+    return costs_of_model(model)
+
+
+def costs_of_model(model: Any) -> Costs:
+    """Costs of a model as it is, PEFT's included; call it before a distributed wrapper.
+
+    Raises:
+        UserError: the model has experts and its configuration does not say how many a token uses.
+    """
+    config = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    heads = {id(p) for p in head.parameters()}
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()
+    }
+    count = dict.fromkeys(("embedding", "head", "attention", "mlp", "other", "adapter"), 0)
+    work = {True: 0, False: 0}
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        trainable += parameter.numel() if parameter.requires_grad else 0
+        if id(parameter) in embeddings:
+            count["embedding"] += parameter.numel()
+        elif id(parameter) in heads:
+            count["head"] += parameter.numel()
+        else:
+            count[_part(name, parameter)] += parameter.numel()
+            if not _is_token_row(name):
+                work[parameter.requires_grad] += _multiply_adds(parameter, name, config)
+    weight = head.weight
+    return Costs(
+        Parameters(**count, trainable=trainable),
+        frozen=work[False],
+        trained=work[True],
+        head=weight.numel(),
+        head_trained=weight.requires_grad,
+        pairs=_pair_costs(config),
+    )
+
+
+def attended_pairs(spans: Iterable[Span], *, window: int | None = None, causal: bool = True) -> int:
+    """Pairs of a query and a key that it sees, over documents laid out as trunk and branches.
+
+    Args:
+        window: how many positions a token sees, its own among them; all where None.
+        causal: count what a token sees; otherwise the whole square, as the paper does.
+    """
+    total = 0
+    for span in spans:
+        total += _pairs(0, span.trunk, window=window, causal=causal)
+        for branch in span.branches:
+            total += _pairs(span.trunk, branch, window=window, causal=causal)
+    return total
+
+
+def forward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+    """Operations of one forward pass.
+
+    Args:
+        spans: the documents of a batch (`Batch.spans`); padding costs, but is no work.
+        scored: tokens that the vocabulary projection runs on.
+        causal: see `attended_pairs`; kernels that skip the masked half are the rule, and model
+            utilisation is often stated for the whole square.
+    """
+    spans = list(spans)
+    matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
+    return matrices + attention + head
+
+
+def backward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+    """Operations of one backward pass: gradients by activations everywhere, by weights where they
+    are trained. Under LoRA that is about half of full fine-tuning's."""
+    spans = list(spans)
+    matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
+    tokens = _tokens(spans)
+    by_weights = 2 * tokens * costs.trained + (head if costs.head_trained else 0)
+    return matrices + 2 * attention + head + by_weights
+
+
+def training_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+    """Forward and backward, without what activation checkpointing computes again."""
+    spans = list(spans)
+    return forward_flops(costs, spans, scored=scored, causal=causal) + backward_flops(
+        costs, spans, scored=scored, causal=causal
+    )
+
+
+def _forward(costs: Costs, spans: list[Span], *, scored: int, causal: bool) -> tuple[int, int, int]:
+    matrices = 2 * _tokens(spans) * (costs.frozen + costs.trained)
+    attention = sum(
+        2 * each * attended_pairs(spans, window=window, causal=causal)
+        for window, each in costs.pairs
+    )
+    return matrices, attention, 2 * scored * costs.head
+
+
+def _tokens(spans: list[Span]) -> int:
+    return sum(span.trunk + sum(span.branches) for span in spans)
+
+
+def _pairs(before: int, length: int, *, window: int | None, causal: bool) -> int:
+    """Pairs of `length` queries at positions from `before` on."""
+    end = before + length
+    if not causal:
+        return length * min(end, window or end)
+    if window is None or end <= window:
+        return length * before + length * (length + 1) // 2
+    growing = max(0, window - before)  # queries that still see everything before them
+    return growing * before + growing * (growing + 1) // 2 + (length - growing) * window
+
+
+def _part(name: str, parameter: torch.nn.Parameter) -> str:
+    pieces = name.split(".")
+    if any(piece.startswith("lora_") for piece in pieces) or _is_token_row(name):
+        return "adapter"
+    if any("attn" in p or "attention" in p for p in pieces if "norm" not in p):
+        return "attention"
+    if any("norm" in p or p.startswith("ln_") for p in pieces):
+        return "other"
+    return "mlp"
+
+
+def _is_token_row(name: str) -> bool:
+    return "trainable_tokens" in name  # peft's rows of the embedding that are trained
+
+
+def _multiply_adds(parameter: torch.nn.Parameter, name: str, config: Any) -> int:
+    """Of one token: a matrix's size; of a stack of experts the share that the token visits."""
+    if parameter.ndim < 2:
+        return 0
+    if "expert" not in name or "shared" in name:
+        return parameter.numel()
+    if parameter.ndim < 3:
+        return 0  # biases of experts
+    used = getattr(config, "num_experts_per_tok", None)
+    if used is None:
+        raise UserError(
+            f"model type {config.model_type!r} has experts, and its configuration does not say "
+            "num_experts_per_tok; choose a model whose configuration does"
+        )
+    return parameter.numel() * used // parameter.shape[0]
+
+
+def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:
+    """Multiply-adds of a (query, key) pair over all heads and layers, by the layers' window."""
+    heads = config.num_attention_heads
+    key = getattr(config, "head_dim", None) or config.hidden_size // heads
+    value = key
+    if getattr(config, "qk_nope_head_dim", None):  # latent attention: keys and values differ
+        key = config.qk_nope_head_dim + config.qk_rope_head_dim
+        value = config.v_head_dim
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    layers = Counter(
+        {"full_attention": None, "sliding_attention": window}[kind]
+        for kind in kinds
+        if kind in ("full_attention", "sliding_attention")
+    )
+    return tuple((w, n * heads * (key + value)) for w, n in layers.items())
