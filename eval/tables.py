@@ -114,8 +114,17 @@ def console_table(results: dict[str, Any]) -> Table:
 
 def markdown(results: dict[str, Any], *, trained: str, headline: Headline) -> str:
     """report.md: the headline, the main table and the changes; the page has the rest."""
-    lines = [f"# {_md(headline.title)}", "", _md(trained), "", _md(headline.answer), ""]
-    lines += [f"- **{_md(step.label)}** {_md(step.text)}" for step in headline.steps]
+    lines = [f"# {md(headline.title)}", "", md(trained), "", md(headline.answer), ""]
+    lines += [f"- **{md(step.label)}** {md(step.text)}" for step in headline.steps]
+    tables = results_tables(results)
+    lines += ["", "## Results", "", *tables] if tables else []
+    lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
+    return "\n".join(lines) + "\n"
+
+
+def results_tables(results: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: the main table, and the changes from model to model with their tests."""
+    lines = []
     rows = measures(results)
     if rows:
         cells = [
@@ -126,7 +135,7 @@ def markdown(results: dict[str, Any], *, trained: str, headline: Headline) -> st
             ]
             for m in rows
         ]
-        lines += ["", "## Results", "", *_md_table(["", "", *results["models"]], cells)]
+        lines += md_table(["", "", *results["models"]], cells)
     if results.get("deltas"):
         changes = [
             [
@@ -141,11 +150,10 @@ def markdown(results: dict[str, Any], *, trained: str, headline: Headline) -> st
             for row in results["deltas"]
         ]
         head = ["measure", "step", "change, points", "95% interval", "after Holm", "n", "test"]
-        lines += ["", "## Changes", "", *_md_table(head, changes)]
+        lines += ["", "## Changes", "", *md_table(head, changes)]
     if rows:
-        lines += ["", _md(CAPTION)]
-    lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
-    return "\n".join(lines) + "\n"
+        lines += ["", md(CAPTION)]
+    return lines
 
 
 def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
@@ -170,13 +178,14 @@ def _two_lines(value: str, below: str) -> Text:
     return Text.assemble(value, ("\n" + below if below else "", "dim"))
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text as Markdown that shows it literally, in one line."""
     flat = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", flat)
 
 
-def _md_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *([_md(cell) for cell in row] for row in rows)]
-    lines[0] = [_md(cell) for cell in head]
+def md_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *([md(cell) for cell in row] for row in rows)]
+    lines[0] = [md(cell) for cell in head]
     return [f"| {' | '.join(line)} |" for line in lines]
