@@ -89,10 +89,11 @@ def prove_same_ids(
     Raises:
         UserError: somewhere they differ, or generation stops on other tokens than were trained.
     """
-    exported = AutoTokenizer.from_pretrained(folder)
+    exported: Any = AutoTokenizer.from_pretrained(folder)
     system = turns is None or "system" in turns.around
     chats: list[list[Message]] = [*probes(system=system), *(row["messages"] for row in recorded)]
-    evaluated = [None] * (len(chats) - len(recorded)) + [row["prompt_ids"] for row in recorded]
+    unasked: list[list[int] | None] = [None] * (len(chats) - len(recorded))
+    evaluated = unasked + [row["prompt_ids"] for row in recorded]
     ways = ["training", "evaluation", "transformers chat"] + ["Ollama's template"] * bool(turns)
     for chat, stored in zip(chats, evaluated, strict=True):
         prompt = encode_prompt(tokenizer, chat)

@@ -76,7 +76,7 @@ def publish(
     model = load_model(path, placement, **options)
     trained = _logits(model, rows)
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()  # type: ignore[operator]
+        model = model.merge_and_unload()
     # Ends of turn stand in the configuration too: some readers look nowhere else.
     model.config.eos_token_id = stop_ids(tokenizer)
     save_model(model.to(dtype), tokenizer, folder)
