@@ -184,10 +184,32 @@ def markdown(
     closer: Sequence[Measure] = (),
     safety: Sequence[Measure] = (),
 ) -> str:
-    """report.md: the headline, the main table, what `eval.detail_tables` adds and the changes; the
+    """report.md: the headline, the main table, the changes, and what `eval.detail_tables` adds; the
     page has the rest."""
-    lines = [f"# {_md(headline.title)}", "", _md(trained), "", _md(headline.answer), ""]
-    lines += [f"- **{_md(step.label)}** {_md(step.text)}" for step in headline.steps]
+    lines = [f"# {md(headline.title)}", "", md(trained), "", md(headline.answer), ""]
+    lines += [f"- **{md(step.label)}** {md(step.text)}" for step in headline.steps]
+    tables = results_tables(results)
+    lines += ["", "## Results", "", *tables] if tables else []
+    for title, details in (("Repetition, closer", closer), ("Safety by category", safety)):
+        if details:
+            cells = [
+                [m.name, m.caption, *(" ".join((c.value, c.ci)) if c else DASH for c in m.cells)]
+                for m in details
+            ]
+            lines += ["", f"## {title}", "", *md_table(["", "", *results["models"]], cells)]
+    if one_format(results):
+        cells = [[r.task, r.protocol, r.form, r.same, r.formats] for r in one_format(results)]
+        head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
+        lines += ["", "## In one format", "", *md_table(head, cells)]
+    for name, tasks in isolations(results).items():
+        lines += ["", md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
+    lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
+    return "\n".join(lines) + "\n"
+
+
+def results_tables(results: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: the main table, and the changes from model to model with their tests."""
+    lines = []
     rows = measures(results)
     if rows:
         cells = [
@@ -198,14 +220,7 @@ def markdown(
             ]
             for m in rows
         ]
-        lines += ["", "## Results", "", *_md_table(["", "", *results["models"]], cells)]
-    for title, details in (("Repetition, closer", closer), ("Safety by category", safety)):
-        if details:
-            cells = [
-                [m.name, m.caption, *(" ".join((c.value, c.ci)) if c else DASH for c in m.cells)]
-                for m in details
-            ]
-            lines += ["", f"## {title}", "", *_md_table(["", "", *results["models"]], cells)]
+        lines += md_table(["", "", *results["models"]], cells)
     if results.get("deltas"):
         changes = [
             [
@@ -221,17 +236,10 @@ def markdown(
             for row in results["deltas"]
         ]
         head = ["measure", "step", "change, points", "95% interval", "after Holm", "n", "test", ""]
-        lines += ["", "## Changes", "", *_md_table(head, changes)]
-    if one_format(results):
-        cells = [[r.task, r.protocol, r.form, r.same, r.formats] for r in one_format(results)]
-        head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
-        lines += ["", "## In one format", "", *_md_table(head, cells)]
+        lines += ["", "## Changes", "", *md_table(head, changes)]
     if rows:
-        lines += ["", _md(CAPTION)]
-    for name, tasks in isolations(results).items():
-        lines += ["", _md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
-    lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
-    return "\n".join(lines) + "\n"
+        lines += ["", md(CAPTION)]
+    return lines
 
 
 def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
@@ -308,13 +316,14 @@ def _two_lines(value: str, below: str) -> Text:
     return Text.assemble(value, ("\n" + below if below else "", "dim"))
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text as Markdown that shows it literally, in one line."""
     flat = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", flat)
 
 
-def _md_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *([_md(cell) for cell in row] for row in rows)]
-    lines[0] = [_md(cell) for cell in head]
+def md_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    lines = [head, ["---"] * len(head), *([md(cell) for cell in row] for row in rows)]
+    lines[0] = [md(cell) for cell in head]
     return [f"| {' | '.join(line)} |" for line in lines]

@@ -6,6 +6,7 @@ model's own matrices, so that grouped queries, gated layers, experts and adapter
 Element-wise work (norms, softmax, rotations, state-space scans) is left out, as it is there.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -208,6 +209,9 @@ def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:
         value = config.v_head_dim
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    layers = {None: kinds.count("full_attention"), window: 0}
-    layers[window] += kinds.count("sliding_attention")
-    return tuple((w, n * heads * (key + value)) for w, n in layers.items() if n)
+    layers = Counter(
+        {"full_attention": None, "sliding_attention": window}[kind]
+        for kind in kinds
+        if kind in ("full_attention", "sliding_attention")
+    )
+    return tuple((w, n * heads * (key + value)) for w, n in layers.items())

@@ -305,6 +305,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     `generation_config.json` gets every token that ends an assistant turn as an eos id.
     """
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
     bare.generation_config.eos_token_id = stop_ids(tokenizer)
     bare.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)

@@ -18,6 +18,7 @@ class ModelSection:
     chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
     add_tokens: list[str] = field(default_factory=list)  # trained too under LoRA; added if missing
     trust_remote_code: bool = False
+    license: str | None = None  # of the base, for the card of what is published
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Source:
     split: str = "train"
     strip_calculator: bool = False  # remove GSM8K's <<6*7=42>>; the line "#### 42" stays
     tree_paths: str = "best"  # of an Open-Assistant tree: best (the top-ranked), all
+    license: str | None = None  # for the card of what is published
 
 
 @dataclass

@@ -178,6 +178,7 @@ def test_our_own_keys_are_these():
             "attn_implementation",
             "chat_template",
             "dtype",
+            "license",
             "name_or_path",
             "trust_remote_code",
         ],

@@ -1,0 +1,122 @@
+"""The model card of an export: results, how it was made, from what, under which licences.
+
+Everything in it is read from the run: preset.yaml, results.json, data/, run.json.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.tables import md, md_table, results_tables
+from eval.wording import headline
+from sft.config import DpoStage, Preset, SftStage, Source, find_path
+from sft.run import read_json, stage_facts
+
+UNSTATED = "not stated"
+
+
+def model_card(
+    run: Path, preset: Preset, *, name: str, model: str, use: list[str], checked: list[str]
+) -> str:
+    """README.md of an export, with the hub's metadata in front.
+
+    Args:
+        run: a finished run's folder; without results.json the card says that nothing was measured.
+        name: what the model is called.
+        model: which of the run's models it is.
+        use: commands that talk to it, from inside its folder.
+        checked: what was proved about it.
+    """
+    results = read_json(run / "results.json")
+    lines = ["---", yaml.safe_dump(_metadata(preset), sort_keys=False).rstrip(), "---", ""]
+    lines += [f"# {md(name)}", ""]
+    how = f"a LoRA adapter of rank {preset.lora.r}, merged" if preset.lora.r else "all weights"
+    lines += [
+        f"{md(preset.model.name_or_path)}, trained ({how}) with truing; the model after {model}."
+    ]
+    lines += ["", "## Use", "", "In this folder:", "", *use]
+    lines += ["", "## Checked", "", *(f"- {md(line)}" for line in checked)]
+    lines += ["", "## Results", ""]
+    if results and model in results["models"]:
+        lines += [md(headline(results).answer), "", *results_tables(results)]
+    else:
+        lines += ["This model was not measured."]
+    lines += ["", "## How it was made", "", *_stages(run, preset, last=model)]
+    lines += ["", "## Data and licences", "", *_licences(run, preset)]
+    return "\n".join(lines) + "\n"
+
+
+def _metadata(preset: Preset) -> dict[str, Any]:
+    """What the hub reads: https://huggingface.co/docs/hub/model-cards."""
+    sources = [*preset.data.sft, *preset.data.preference]
+    stages = [preset.sft_all.enabled or preset.sft_dialogue.enabled, preset.dpo.enabled]
+    facts = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": _hub_id(preset.model.name_or_path),
+        "datasets": [s.path for s in sources if _hub_id(s.path)],
+        "license": preset.model.license,
+        "tags": ["truing", *(t for t, on in zip(("sft", "dpo"), stages, strict=True) if on)],
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _hub_id(path: str) -> str | None:
+    return None if find_path(path) or path.count("/") != 1 else path
+
+
+def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
+    """A row for each stage up to the model that is exported, then what it ran on."""
+    facts = stage_facts(run)
+    names = list(facts)
+    sections: dict[str, SftStage | DpoStage] = {
+        "sft-all": preset.sft_all,
+        "sft-dialogue": preset.sft_dialogue,
+        "dpo": preset.dpo,
+    }
+    rows = []
+    for name in names[: names.index(last) + 1] if last in names else names:
+        options, done = sections[name].trl, facts[name]
+        rows.append(
+            [
+                name,
+                f"{options['learning_rate']:g}",
+                f"{options['num_train_epochs']:g}",
+                f"{done['steps']:,}",
+                f"{done['tokens']:,}",
+                f"{done['loss_first']:.3f} \u2192 {done['loss_last']:.3f}",
+            ]
+        )
+    head = ["stage", "learning rate", "epochs", "steps", "tokens", "loss"]
+    made = read_json(run / "run.json") or {}
+    versions = ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items())
+    return [
+        *md_table(head, rows),
+        "",
+        md(f"Seed {preset.run.seed}, {made.get('device', 'device not recorded')}; {versions}."),
+        "The preset that repeats it is `preset.yaml`, beside this card.",
+    ]
+
+
+def _licences(run: Path, preset: Preset) -> list[str]:
+    counted = read_json(run / "data" / "data.json") or {}
+    kept = {entry["source"]: entry["kept"] for entry in counted.get("sources", [])}
+    rows = [["base", preset.model.name_or_path, preset.model.license or UNSTATED, ""]]
+    uses: tuple[tuple[str, list[Source]], ...] = (
+        ("chats", preset.data.sft),
+        ("preferences", preset.data.preference),
+        ("prompts for its own answers", preset.pairs.prompts if not preset.data.preference else []),
+    )
+    for use, sources in uses:
+        for source in sources:
+            rows_kept = kept.get(source.path) if use == "chats" else None
+            shown = f"{rows_kept:,}" if rows_kept is not None else ""
+            rows.append([use, source.path, source.license or UNSTATED, shown])
+    lines = md_table(["", "source", "licence", "rows"], rows)
+    if any(row[2] == UNSTATED for row in rows):
+        lines += [
+            "",
+            "A licence that is not stated here was not stated in the preset; ask its source.",
+        ]
+    return lines

@@ -1,0 +1,213 @@
+"""A finished run's model, ready for others: merged weights, template, stops, card, Modelfile.
+
+    python recipes/export.py RUN --to DIR                       # the last model of the run
+    python recipes/export.py RUN --to DIR --model sft-all --dtype float32
+    python recipes/export.py RUN --to DIR --push-to ORG/NAME --dry-run    # list, upload nothing
+
+An adapter is merged into its base. Before anything is called done, the published model's logits are
+compared with the trained one's on real rows of the run, and its token ids with those of training.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sft.config import ModelSection, Preset, UserError, load_preset
+
+ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
+LENGTH = 512
+RECORDED = 64  # answers of the evaluation whose prompts are encoded again
+
+log = logging.getLogger("truing")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and export; 2 for a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("--to", type=Path, required=True, help="a new folder for the model")
+    parser.add_argument("--model", help="sft-all, sft-dialogue or dpo; absent: the last one")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="the base's")
+    parser.add_argument("--push-to", metavar="ORG/NAME", help="upload to the hub, as private")
+    parser.add_argument("--dry-run", action="store_true", help="with --push-to: upload nothing")
+    given = parser.parse_args(argv)
+    try:
+        if given.dry_run and not given.push_to:
+            raise UserError("--dry-run lists what --push-to would upload; give both, or neither")
+        if given.push_to:
+            check_name(given.push_to)
+        export(given.run, to=given.to, model=given.model, dtype=given.dtype)
+        if given.push_to:
+            push(given.to, name=given.push_to, dry_run=given.dry_run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def export(run: Path, *, to: Path, model: str | None = None, dtype: str | None = None) -> None:
+    """Write a run's model to a new folder, prove it, and say how to use it."""
+    # Imported here, seconds of libraries, so that a mistyped path is answered at once.
+    from sft.run import STAGE_FOLDERS
+
+    preset, name = find_model(run, model)
+    if to.exists() and any(to.iterdir()):
+        raise UserError(f"--to {to} holds files already; give a new folder")
+    import torch
+
+    from eval.card import model_card
+    from sft.console import start_logging
+    from sft.handover import complete_tokenizer, prove_same_ids, write_modelfile
+    from sft.merge import publish, stored_dtype
+    from sft.model import choose_placement, context_window, load_tokenizer, resolve_model_path
+
+    start_logging()
+    trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
+    section = ModelSection(trained, trust_remote_code=preset.model.trust_remote_code)
+    tokenizer = load_tokenizer(trained, section)
+    start = run / "base" / "model"  # where tokens were added to it
+    base = str(start) if start.is_dir() else resolve_model_path(preset.model.name_or_path)
+    trust = preset.model.trust_remote_code
+    published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
+    working = to.with_name(to.name + ".tmp")
+    shutil.rmtree(working, ignore_errors=True)
+    check = publish(
+        trained,
+        tokenizer,
+        base=base,
+        rows=real_rows(run, name),
+        folder=working,
+        placement=choose_placement(preset.model),
+        dtype=published,
+        trust_remote_code=trust,
+    )
+    checked = [
+        f"weights: published in {str(published).removeprefix('torch.')}; on {check.positions} "
+        f"positions of real rows logits are off by {check.lost:.2g} (root mean square), "
+        f"{check.share:.1%} of what training changed; the same next token at {check.agree:.1%}"
+    ]
+    complete_tokenizer(working, tokenizer)
+    turns = None
+    try:
+        turns = write_modelfile(working, tokenizer, window=context_window(trained, section))
+    except UserError as reason:
+        checked.append(f"Modelfile: none, {reason}")
+    recorded = answers(run, name)[:RECORDED]
+    proof = prove_same_ids(tokenizer, folder=working, recorded=recorded, turns=turns)
+    checked.append(f"token ids: the same in {', '.join(proof.ways)} ({proof.chats} chats)")
+    for line in checked:
+        log.info("%s", line)
+    shutil.copy(run / "preset.yaml", working / "preset.yaml")
+    use = ways_to_use(".", name=to.name, ollama=turns is not None)
+    card = model_card(run, preset, name=to.name, model=name, use=use, checked=checked)
+    (working / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(to, ignore_errors=True)
+    working.rename(to)
+    print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=bool(turns)), sep="\n")
+
+
+def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:
+    """Commands that talk to the model in `folder`, or make it ready for another program."""
+    lines = [f"transformers serve, and beside it: transformers chat {folder}"]
+    if ollama:
+        lines.append(f"ollama create {name} -f {folder}/Modelfile && ollama run {name}")
+    lines.append(f"mlx_lm.convert --hf-path {folder} --mlx-path {name}-mlx -q    # on a Mac")
+    return [f"        {line}" for line in lines]
+
+
+def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
+    """The preset of a run and the name of the model to export.
+
+    Raises:
+        UserError: the folder is no run, or that stage is not finished.
+    """
+    from sft.run import stage_facts
+
+    if not (run / "preset.yaml").is_file():
+        raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")
+    finished = list(stage_facts(run))
+    if not finished:
+        raise UserError(f"{run}: no stage is finished; start its command again")
+    if model is not None and model not in finished:
+        raise UserError(f"--model {model}: finished are {', '.join(finished)}; name one of these")
+    return load_preset(run / "preset.yaml"), model or finished[-1]
+
+
+def answers(run: Path, model: str) -> list[dict[str, Any]]:
+    """What the evaluation stored of a model's answers, none where nothing was asked."""
+    from sft.run import read_jsonl
+
+    file = run / "eval" / model / "generations.jsonl"
+    return read_jsonl(file) if file.is_file() else []
+
+
+def real_rows(run: Path, model: str) -> list[list[int]]:
+    """Token ids of real conversations: the model's own answers, else rows that it was trained on.
+
+    Raises:
+        UserError: the run keeps neither.
+    """
+    import pyarrow.parquet as pq
+
+    rows = [[*row["prompt_ids"], *row["token_ids"]] for row in answers(run, model)]
+    trained = run / "data" / "sft.parquet"
+    if not rows and trained.is_file():
+        rows = pq.read_table(trained, columns=["input_ids"])["input_ids"].to_pylist()
+    if not rows:
+        raise UserError(f"{run} keeps no answers and no token rows to compare logits on")
+    step = max(1, len(rows) // ROWS)
+    return [row[:LENGTH] for row in rows[::step][:ROWS]]
+
+
+def check_name(name: str) -> None:
+    """Refuse what the hub does not take as a name, before any work."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push-to {name}: {' '.join(str(error).split())}") from None
+    if "/" not in name:
+        raise UserError(f"--push-to {name} names no owner; give ORG/NAME")
+
+
+def push(folder: Path, *, name: str, dry_run: bool) -> None:
+    """Upload an export to the hub as a private model, or list what would go there.
+
+    Raises:
+        UserError: the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    print(
+        f"hub     https://huggingface.co/{name}, private: {len(files)} files, {size / 1e6:,.1f} MB"
+    )
+    for path in files:
+        print(f"        {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
+    if dry_run:
+        print("        dry run: nothing was uploaded")
+        return
+    try:
+        api = HfApi()
+        api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name)
+    except (HTTPError, OSError) as error:
+        raise UserError(
+            f"--push-to {name}: the hub could not be reached or refused "
+            f"({str(error).splitlines()[0]}); check the network and `hf auth login`; the model is "
+            f"in {folder}"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

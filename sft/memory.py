@@ -1,0 +1,201 @@
+"""The memory that a training step takes, by part, from a step that computes nothing.
+
+The model is built and a step is run on torch's fake tensors, which have shapes, dtypes and storages
+but no data; what is alive is summed up after every operation. So the figures are those of the very
+code that trains (the scoring head, autocast, adapters, checkpointing), for any architecture, on a
+machine that could never hold the model. Nothing is loaded or downloaded but the configuration.
+"""
+
+import copy
+import weakref
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from sft.packing import Batch
+from sft.scoring import enable_scoring, log_probs
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device at the moment of a step when most is alive."""
+
+    weights: int
+    gradients: int
+    optimiser: int  # AdamW's two moments, float32
+    activations: int  # with the weights that autocast casts
+    logits: int  # of the vocabulary's width
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a stage trains, as far as memory goes."""
+
+    lora: LoraConfig | None
+    weights: torch.dtype  # of what trains
+    compute: torch.dtype  # of matrix products, and under LoRA of the frozen weights
+    attention: str
+    checkpointing: bool = False
+    accumulates: bool = False  # several micro-batches a step: gradients outlive one
+
+
+def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
+    """Memory of a training step on `batch`, all on one device.
+
+    Deep models are run with a few repetitions of their layers' pattern, with twice as many, and
+    drawn out to their depth. While gradients come in, what is alive changes by the same amount with
+    each layer, so it is most at one end of the backward pass or the other, and each end grows
+    linearly.
+    """
+    depth = config.num_hidden_layers
+    period = _period(config)
+    shallow = period * -(-4 // period)
+    if depth <= 2 * shallow:
+        return _most(_run_step(config, batch, setup))
+    short = _run_step(_cut(config, shallow), batch, setup)
+    long = _run_step(_cut(config, 2 * shallow), batch, setup)
+    times = (depth - shallow) / shallow
+    return _most([_drawn_out(a, b, times) for a, b in zip(short, long, strict=True)])
+
+
+def _most(moments: list[Memory]) -> Memory:
+    return max(moments, key=lambda moment: moment.total)
+
+
+def _drawn_out(short: Memory, long: Memory, times: float) -> Memory:
+    def drawn(name: str) -> int:
+        first = getattr(short, name)
+        return round(first + times * (getattr(long, name) - first))
+
+    return Memory(**{field.name: drawn(field.name) for field in fields(Memory)})
+
+
+def _period(config: PreTrainedConfig) -> int:
+    """After how many layers their kinds repeat; the depth where they do not."""
+    depth = config.num_hidden_layers
+    if getattr(config, "first_k_dense_replace", 0) or getattr(config, "mlp_only_layers", None):
+        return depth
+    kinds = getattr(config, "layer_types", None) or ["any"] * depth
+    fits = (p for p in range(1, depth) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
+    return next(fits, depth)
+
+
+def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
+    shallow = copy.deepcopy(config)
+    shallow.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        shallow.layer_types = config.layer_types[:depth]
+    return shallow
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of storages that are alive, by kind, and how they stood when they were most: until half
+    of the gradients are there, and after."""
+
+    def __init__(self, model: Any, *, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.now = {"weights": 0, "gradients": 0, "activations": 0, "logits": 0}
+        self.peaks = [dict(self.now), dict(self.now)]
+        self.kinds: dict[int, tuple[str, int]] = {}
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.missing = 0  # gradients that this micro-batch has not brought yet
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._see(tensor, "weights")
+        for parameter in self.trained:
+            parameter.register_post_accumulate_grad_hook(self._gradient)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                wide = tensor.ndim == 2 and tensor.shape[1] == self.vocabulary
+                self._see(tensor, "logits" if wide else "activations")
+        half = int(self.missing < len(self.trained) / 2)
+        if sum(self.now.values()) > sum(self.peaks[half].values()):
+            self.peaks[half] = dict(self.now)
+        return found
+
+    def _gradient(self, parameter: torch.Tensor) -> None:
+        """A parameter's gradient is there: what held it was an activation until now."""
+        assert parameter.grad is not None
+        self.missing -= 1
+        key = parameter.grad.untyped_storage()._cdata
+        kind, size = self.kinds[key]
+        self.now[kind] -= size
+        self.now["gradients"] += size
+        self.kinds[key] = ("gradients", size)
+
+    def _see(self, tensor: torch.Tensor, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.kinds:
+            return
+        self.kinds[key] = (kind, storage.nbytes())
+        self.now[kind] += storage.nbytes()
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        kind, size = self.kinds.pop(key)
+        self.now[kind] -= size
+
+
+def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
+    """What is alive at the worst moment of either half of a step."""
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config,
+            dtype=setup.compute if setup.lora else setup.weights,
+            attn_implementation=setup.attention,
+        )
+        enable_scoring(model)
+        if setup.lora:
+            model = get_peft_model(model, setup.lora)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(model)
+        model.train()
+        if setup.checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            if setup.lora:
+                model.enable_input_require_grads()
+        alive = _Alive(model, vocabulary=config.get_text_config().vocab_size)
+        autocast: AbstractContextManager = nullcontext()
+        if setup.compute != setup.weights:
+            autocast = torch.autocast("cpu", dtype=setup.compute)
+        with alive:
+            for _ in range(2 if setup.accumulates else 1):
+                alive.missing = len(alive.trained)
+                with autocast:
+                    loss = -log_probs(model, batch).sum()
+                loss.backward()
+                del loss
+    moments = sum(2 * 4 * p.numel() for p in alive.trained)
+    return [Memory(optimiser=moments, **peak) for peak in alive.peaks]
+
+
+def _materialise(model: Any) -> None:
+    """Give meta parameters and buffers a (fake) storage on the CPU; tied ones share it."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for slots in (module._parameters, module._buffers):
+            for name, tensor in slots.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    made[id(tensor)] = torch.empty_like(tensor, device="cpu")
+                    if isinstance(tensor, torch.nn.Parameter):
+                        made[id(tensor)] = torch.nn.Parameter(
+                            made[id(tensor)], requires_grad=tensor.requires_grad
+                        )
+                slots[name] = made[id(tensor)]

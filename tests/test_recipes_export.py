@@ -1,0 +1,164 @@
+"""A run's model handed on: merged, compared, with card and Modelfile, and refused where wrong."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from conftest import make_tiny_model
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes.export import main
+from recipes.sft_then_dpo import main as train
+from sft.chat import encode_prompt
+from sft.config import UserError
+from sft.merge import compare_logits, publish
+from sft.model import Placement, load_model
+from sft.run import write_jsonl
+from sft.template import ensure_template
+
+PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
+
+
+def chat(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of one LoRA stage on a bfloat16 base, measured on a few prompts."""
+    from conftest import tiny_tokenizer
+
+    folder = tmp_path_factory.mktemp("export")
+    make_tiny_model().to(torch.bfloat16).save_pretrained(folder / "base")
+    tiny_tokenizer.__wrapped__().save_pretrained(folder / "base")
+    rows = [{"messages": chat(f"say {c}", c * 3)} for c in "abcdefghijklmnop"]
+    write_jsonl(folder / "rows.jsonl", rows)
+    prompts = [{"id": str(i), "messages": chat(f"say {i}", "")[:1]} for i in range(4)]
+    write_jsonl(folder / "prompts.jsonl", prompts)
+    preset = {
+        "run": {"dir": str(folder / "run")},
+        "model": {"name_or_path": str(folder / "base"), "dtype": "float32", "license": "mit"},
+        "lora": {"r": 4},
+        "data": {"sft": [{"path": str(folder / "rows.jsonl"), "license": "cc-by-4.0"}]},
+        "sft_all": {"learning_rate": 5e-2, "num_train_epochs": 2, "max_length": 64},
+        "sft_dialogue": {"enabled": False},
+        "dpo": {"enabled": False},
+        "eval": {"repetition": {"prompts": str(folder / "prompts.jsonl"), "cap": 12}},
+    }
+    (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
+    assert train([str(folder / "preset.yaml")]) == 0
+    return folder / "run"
+
+
+def test_an_adapter_is_handed_on_as_a_whole_model(run, tmp_path, capsys):
+    to = tmp_path / "out"
+    assert main([str(run), "--to", str(to), "--push-to", "me/out", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"transformers chat {to}" in shown and f"mlx_lm.convert --hf-path {to}" in shown
+    assert "dry run: nothing was uploaded" in shown and "model.safetensors" in shown
+    weights = load_file(to / "model.safetensors")
+    assert {t.dtype for t in weights.values()} == {torch.bfloat16}  # the base's
+    assert not any("lora" in name for name in weights)
+
+    adapter = load_model(str(run / "1-sft-all" / "model"), PLACEMENT)
+    merged = AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(run.parent / "base", dtype=torch.float32)
+    ids = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        expected, found, before = (m(ids).logits for m in (adapter, merged, base))
+    assert (found - expected).abs().max() < 0.1 * (before - expected).abs().max()
+
+    tokenizer = AutoTokenizer.from_pretrained(to)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert merged.generation_config.eos_token_id == merged.config.eos_token_id == [end, 0]
+    assert merged.config.use_cache and merged.generation_config.use_cache
+    text = (to / "Modelfile").read_text()
+    assert text.startswith("FROM .\n") and 'PARAMETER stop "<|im_end|>"' in text
+    assert (to / "preset.yaml").read_text() == (run / "preset.yaml").read_text()
+
+
+def test_the_card_holds_results_licences_and_how_it_was_made(run, tmp_path):
+    assert main([str(run), "--to", str(tmp_path / "out"), "--dtype", "float32"]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "mit" and card.data.pipeline_tag == "text-generation"
+    assert card.data.tags == ["truing", "sft"]
+    results = json.loads((run / "results.json").read_text())
+    rate = f"{results['repetition']['sft-all']['rate']:.1%}"
+    for words in ("repetition", rate, "cc-by-4.0", "rows.jsonl", "| sft-all |", "0.05", "Seed 0"):
+        assert words.replace("-", "\\-") in card.text or words in card.text, words
+    assert "published in float32" in card.text
+    assert "transformers chat, Ollama's template (10 chats)" in card.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "dpo"], "finished are sft-all"),
+        (["--dry-run"], "give both"),
+        (["--push-to", "nobody", "--dry-run"], "names no owner"),
+        (["--push-to", "a/b/c", "--dry-run"], "--push-to a/b/c"),
+    ],
+)
+def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, words):
+    assert main([str(run), "--to", str(tmp_path / "out"), *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_are_no_run_or_not_empty_are_refused(run, tmp_path, capsys):
+    assert main([str(tmp_path), "--to", str(tmp_path / "out")]) == 2
+    assert "no run's folder" in capsys.readouterr().err
+    assert main([str(run), "--to", str(tmp_path.parent)]) == 2
+    assert "holds files already" in capsys.readouterr().err
+
+
+def test_the_hub_out_of_reach_is_one_sentence(run, tmp_path, capsys):
+    assert main([str(run), "--to", str(tmp_path / "out"), "--push-to", "me/out"]) == 2
+    error = capsys.readouterr().err
+    assert "could not be reached or refused" in error and "\n" not in error.strip()
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_change_that_rounding_swallows_is_refused(tiny_tokenizer, tmp_path):
+    base = make_tiny_model()
+    base.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.mul_(1 + 1e-3)  # a quarter of bfloat16's step
+    trained.save_pretrained(tmp_path / "trained")
+    ensure_template(tiny_tokenizer)
+    options = {
+        "base": str(tmp_path / "base"),
+        "rows": [list(range(5, 45))],
+        "placement": PLACEMENT,
+    }
+    path = str(tmp_path / "trained")
+    with pytest.raises(UserError, match="--dtype float32"):
+        publish(path, tiny_tokenizer, folder=tmp_path / "a", dtype=torch.bfloat16, **options)
+    kept = publish(path, tiny_tokenizer, folder=tmp_path / "b", dtype=torch.float32, **options)
+    assert kept.lost < 1e-6 < kept.changed and kept.agree == 1 and kept.positions == 16
+
+
+def test_the_comparison_is_blind_to_what_the_softmax_does_not_see():
+    trained = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    shifted = trained + torch.tensor([[1.0], [-5.0], [2.0]])
+    check = compare_logits(shifted, trained=trained, base=trained * 0)
+    assert check.lost < 1e-6 and check.agree == 1
+    assert check.changed == pytest.approx(
+        (trained - trained.mean(1, keepdim=True)).square().mean().sqrt()
+    )
+    doubled = compare_logits(2 * trained, trained=trained, base=trained * 0)
+    assert doubled.share == pytest.approx(1)
+
+
+def test_prompts_of_the_export_are_those_of_training(run, tmp_path):
+    assert main([str(run), "--to", str(tmp_path / "out")]) == 0
+    trained = AutoTokenizer.from_pretrained(run / "1-sft-all" / "model")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = [{"role": "user", "content": "Two\nlines, 两行"}]
+    asked = exported.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert asked["input_ids"] == encode_prompt(trained, messages)

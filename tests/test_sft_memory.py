@@ -1,0 +1,101 @@
+"""Memory by part: closed forms where there are some, and depth drawn out against depth run."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoConfig
+
+from sft.flops import costs_of_config
+from sft.memory import Setup, _most, _run_step, step_memory
+from sft.packing import Document, Segment, lay_out
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+
+LORA = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+
+
+def setup(**options):
+    plain = {
+        "lora": None,
+        "weights": torch.float32,
+        "compute": torch.float32,
+        "attention": "documents",
+    }
+    return Setup(**(plain | options))
+
+
+def batch(rows=3, length=48):
+    scored = [False] * (length // 2) + [True] * (length - length // 2)
+    return lay_out([Document(Segment([5] * length, scored))] * rows, packing=True, flat=True)
+
+
+def config(depth, *, vocabulary=256, kind="llama", **more):
+    return AutoConfig.for_model(
+        kind, num_hidden_layers=depth, vocab_size=vocabulary, **SHAPE, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "options"),
+    [
+        (64, {}),
+        (9000, {"checkpointing": True}),
+        (64, {"accumulates": True}),
+        (9000, {"compute": torch.bfloat16, "attention": "sdpa"}),
+        (64, {"lora": LORA, "compute": torch.bfloat16}),
+    ],
+    ids=lambda o: "-".join(o) or "plain" if isinstance(o, dict) else str(o),
+)
+def test_a_deep_model_is_drawn_out_from_shallow_ones(vocabulary, options):
+    deep = config(9, vocabulary=vocabulary, tie_word_embeddings=vocabulary == 64)
+    drawn = step_memory(deep, batch(), setup(**options))
+    run = _most(_run_step(deep, batch(), setup(**options)))
+    assert drawn.total == pytest.approx(run.total, rel=5e-3)
+    assert drawn.weights == run.weights and drawn.optimiser == run.optimiser
+
+
+def test_layers_of_two_kinds_are_drawn_out_by_their_pattern():
+    deep = config(13, kind="gemma3_text", head_dim=16, sliding_window=16)
+    drawn = step_memory(deep, batch(), setup(attention="sdpa"))
+    run = _most(_run_step(deep, batch(), setup(attention="sdpa")))
+    assert drawn.total == pytest.approx(run.total, rel=5e-3)
+
+
+def test_weights_moments_and_gradients_are_four_bytes_a_parameter():
+    model = config(2)
+    parameters = costs_of_config(model).parameters.total
+    found = step_memory(model, batch(rows=1, length=2), setup(accumulates=True))
+    assert found.optimiser == 8 * parameters
+    assert 0 <= found.weights - 4 * parameters < 1000  # rotary frequencies
+    assert found.gradients == 4 * parameters
+    adapter = step_memory(model, batch(), setup(lora=LORA, compute=torch.bfloat16))
+    trained = costs_of_config(model, lora=LORA).parameters.trainable
+    assert adapter.optimiser == 8 * trained
+    assert 0 <= adapter.weights - 2 * parameters - 4 * trained < 1000
+
+
+def test_logits_are_those_of_scored_tokens_only():
+    model = config(1, vocabulary=5000)
+    found = step_memory(model, batch(rows=3, length=48), setup())
+    copies = found.logits / (4 * 5000 * 3 * 24)  # float32, V, scored tokens
+    assert copies in (2, 3)  # the logits, their gradient, and softmax between
+    longer = step_memory(model, batch(rows=3, length=96), setup())
+    assert longer.logits == 2 * found.logits
+
+
+def test_checkpointing_leaves_of_each_layer_its_input():
+    tokens, width = 3 * 48, 64
+    shallow, deep = (
+        step_memory(config(n, vocabulary=64), batch(), setup(checkpointing=True, lora=LORA))
+        for n in (4, 8)
+    )
+    assert (deep.activations - shallow.activations) == pytest.approx(
+        4 * tokens * width * 4, rel=0.05
+    )
