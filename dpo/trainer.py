@@ -24,12 +24,18 @@ from sft.trainer import (
     StageFacts,
     as_inputs,
     fill_last_step,
+    numbered,
     run_training,
     training_arguments,
+    watched,
 )
+from sft.watch import PLACE, with_places
 
 # Mean log-prob difference per token that rounding explains between two passes of the same weights.
 SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+
+
+CHANGE = "logps/chosen_change_per_token"  # since the reference
 
 
 class DpoTrainer(PackedTrainer, DPOTrainer):
@@ -99,16 +105,23 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
                         weight * (scores.h > 0),
                         weight * scores.chosen / scores.chosen_tokens,
                         weight * scores.rejected / scores.rejected_tokens,
+                        weight * (scores.chosen - scores.ref_chosen) / scores.chosen_tokens,
                     ]
                 ).sum(1)
-            ).view(-1, 5)
-        count, margin, wins, chosen, rejected = gathered.sum(0).tolist()
+            ).view(-1, 6)
+        count, margin, wins, chosen, rejected, change = gathered.sum(0).tolist()
         if count:
             metrics = self._metrics["train"]
             metrics["rewards/margins"].append(margin / count)
             metrics["rewards/accuracies"].append(wins / count)
             metrics["logps/chosen_per_token"].append(chosen / count)
             metrics["logps/rejected_per_token"].append(rejected / count)
+            metrics[CHANGE].append(change / count)
+
+    def chosen_change(self) -> float | None:
+        """Mean over the micro-batches of the step."""
+        values = self._metrics["train"][CHANGE][self._logged_before.get(CHANGE, 0) :]
+        return sum(values) / len(values) if values else None
 
 
 def collate_pairs(
@@ -163,17 +176,22 @@ def train_dpo(
     rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])
     rows = rows.add_column("ref_rejected", [rejected for _, rejected in reference])
     rows = rows.add_column("weight", [1.0] * len(rows))
-    filler = rows[0] | {"weight": 0.0}
+    rows = numbered(rows)
+    filler = rows[0] | {"weight": 0.0, PLACE: -1}
     trainer = DpoTrainer(
         model=model,
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
         data_collator=functools.partial(
-            collate_pairs, packing=section.packing, flat=by_document(model)
+            with_places,
+            collate=functools.partial(
+                collate_pairs, packing=section.packing, flat=by_document(model)
+            ),
         ),
     )
     trainer.schedule = schedule
+    trainer.watch = watched(rows, setting, folder=folder, label=label)
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sft.command import run_command
 from sft.config import (
     DpoStage,
     EvalSection,
@@ -20,12 +21,11 @@ from sft.config import (
     RepetitionSection,
     RunSection,
     SftStage,
-    UserError,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and compare; 2 for a mistake that the user can mend."""
+    """Parse the command line and compare; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,12 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             repetition=RepetitionSection(given.prompts, given.cap),
         ),
     )
-    try:
-        compare(preset, chat=given.chat)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: compare(preset, chat=given.chat))
 
 
 def compare(preset: Preset, *, chat: str) -> None:

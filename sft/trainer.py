@@ -19,7 +19,6 @@ from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 from transformers import (
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -27,13 +26,15 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from sft.checkpoint import last_good, seal
+from sft.checkpoint import resume_point
 from sft.config import DpoStage, SftStage, UserError
+from sft.guarded import GuardedTrainer
 from sft.model import Placement
 from sft.packing import Batch, Document, Segment, lay_out
 from sft.schedule import SCHEDULES
 from sft.scoring import by_document, log_probs
 from sft.setting import Setting
+from sft.watch import PLACE, StepWatch, row_facts, with_places
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class StageFacts:
     loss_last: float
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(GuardedTrainer):
     """Goes before one of trl's trainers in a class's bases; batches are those of `as_inputs`.
 
     The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
@@ -84,13 +85,6 @@ class PackedTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoints carry no card; the run's report is the record."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            assert self.args.output_dir is not None
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 class SftTrainer(PackedTrainer, SFTTrainer):
@@ -182,6 +176,7 @@ def training_arguments(
             remove_unused_columns=False,
             include_num_input_tokens_seen="non_padding",
             logging_first_step=True,
+            logging_nan_inf_filter=False,
             disable_tqdm=True,
         )
     except (ValueError, TypeError) as error:
@@ -201,15 +196,27 @@ def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: i
     return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
 
 
+def watched(rows: Dataset, setting: Setting, *, folder: Path, label: str) -> StepWatch:
+    """Who judges the steps over these rows and puts bad ones on record."""
+
+    def describe(place: int) -> dict[str, Any]:
+        return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
+
+    return StepWatch(folder, label=label, limits=setting.limits, describe=describe)
+
+
+def numbered(rows: Dataset) -> Dataset:
+    """Rows with a column of their places, see `sft.watch.with_places`."""
+    return rows.add_column(PLACE, list(range(len(rows))))
+
+
 def run_training(trainer: Any, *, folder: Path, label: str) -> StageFacts:
     """Train to the end, from the last good checkpoint if there is one."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StageLog(folder / "log.jsonl", label=label))
-    checkpoint = last_good(folder) if trainer.args.should_save else None
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = checkpoint or last_good(folder)
+    checkpoint = resume_point(folder)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train_to_the_end(checkpoint)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise UserError(
@@ -288,15 +295,24 @@ def train_sft(
         seed=setting.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    filler = {"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]}
+    rows = numbered(rows)
+    filler = rows[0] | {
+        "input_ids": [setting.tokenizer.eos_token_id],
+        "trained": [False],
+        PLACE: -1,
+    }
     trainer = SftTrainer(
         model=model,
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
         data_collator=functools.partial(
-            collate_chats, packing=section.packing, flat=by_document(model)
+            with_places,
+            collate=functools.partial(
+                collate_chats, packing=section.packing, flat=by_document(model)
+            ),
         ),
     )
     trainer.schedule = schedule
+    trainer.watch = watched(rows, setting, folder=folder, label=label)
     return run_training(trainer, folder=folder, label=label)
