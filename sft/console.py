@@ -11,7 +11,7 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
-# One process measures while the others wait, for hours; who is lost or hangs, `sft.processes` tells.
+# One process measures while the others wait, for hours; `sft.processes` tells who is lost.
 PATIENCE = timedelta(days=30)
 
 # Known, harmless, and not the user's to mend; each with the place it comes from.

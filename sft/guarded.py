@@ -23,7 +23,7 @@ class GuardedTrainer(Trainer):
 
     watch: StepWatch | None = None
     stop_signal = 0  # that all processes know of
-    _metrics: dict[str, dict[str, list[float]]]  # trl's: values of steps that are not logged yet
+    _metrics: Any  # trl's: values of steps that are not logged yet
 
     def train_to_the_end(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint if there is one.
@@ -37,13 +37,13 @@ class GuardedTrainer(Trainer):
         if signum := self.stop_signal or requested():
             raise Interrupted(signum, saved=f" at step {self.state.global_step}, saved")
 
-    def _run_epoch(self, **given: Any) -> None:
+    def _run_epoch(self, *args: Any, **given: Any) -> None:
         # Upstream looks for the end behind a step only, so a run that was cut off between its last
         # checkpoint and its model would train a step too many (max_steps, parts of epochs).
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(**given)
+            super()._run_epoch(*args, **given)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -81,7 +81,7 @@ class GuardedTrainer(Trainer):
         return norm
 
     def chosen_change(self) -> float | None:
-        """Of a preference step: what the chosen answers gained since the reference, nats a token."""
+        """Of a preference step: what the chosen answers gained on the reference, nats a token."""
         return None
 
     def _train_metrics(self) -> dict[str, list[float]]:

@@ -1,8 +1,8 @@
 """One writer for a run directory: the kernel's lock, and a beating file where that is not enough.
 
 `flock` goes with its process, however that ends. On file systems that do not have it, or keep it to
-one host (NFS, Lustre, FUSE, by their mount options), the lock file itself tells: its holder rewrites
-it every few seconds, and a record that no longer moves is stale.
+one host (NFS, Lustre, FUSE, by their mount options), the lock file itself tells: its holder writes
+it anew every few seconds, and a record that no longer moves is stale.
 """
 
 import errno

@@ -151,7 +151,7 @@ def _prepare(
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """The hash of token rows, however they are cut and stored; where they came from is no matter."""
+    """The hash of token rows, however they are cut and stored; their origin is no matter."""
     digest = hashlib.sha256()
     for table in rows.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
         for name, column in zip(table.column_names, table.columns, strict=True):

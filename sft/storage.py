@@ -28,6 +28,7 @@ REMEDIES = {
     errno.ESTALE: "check the network file system",
 }
 # Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
+_SAFETENSORS: tuple[type[Exception], ...] = (SafetensorError,)
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
 
 
@@ -61,7 +62,7 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
         yield
     except WriteFailed:
         raise
-    except (OSError, SafetensorError, RuntimeError, *more) as error:
+    except (OSError, RuntimeError, *_SAFETENSORS, *more) as error:
         number = _number(error)
         if number not in REMEDIES and not _is_torch_writer(error):
             raise
