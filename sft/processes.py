@@ -183,6 +183,8 @@ class _Watch(threading.Thread):
         """A step that takes far too long on all processes, with the place where each one is."""
         if _progress.begun is None or not _progress.counted:
             return None
+        if any(record["ended"] for record in self.peers.values()):
+            return None  # which is the reason, and about to be said
         taken, limit = time.monotonic() - _progress.begun, max(SILENT, SLOWER * _progress.longest)
         if taken < limit:
             return None
