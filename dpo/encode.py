@@ -40,8 +40,8 @@ def encode_pairs(
         elif row["chosen_ids"] == row["rejected_ids"]:
             same += 1
         else:
-            kept.append(row)
             origin = ordered[place].get("origin", f"pair {place + 1}")
+            kept.append(row | {"origin": origin})
             for rule in broken_rules(row, rules=rules, sampled=place < len(sampled)):
                 broken.setdefault(rule, []).append(origin)
     refuse_broken(broken, where="preference pairs")

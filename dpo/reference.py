@@ -1,5 +1,6 @@
 """Reference log-probs: computed once, in shards that survive a kill and serve later runs."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from sft.packing import Document, Segment, best_fit, lay_out
-from sft.run import read_json, write_json
+from sft.run import fingerprint, read_json, write_json
 from sft.scoring import batch_tokens, log_probs, rows_of, sequence_sums
+
+log = logging.getLogger(__name__)
 
 SHARD = 64  # pairs
 
@@ -45,7 +48,7 @@ def reference_log_probs(
     count = -(-len(rows) // SHARD)
     paths = [folder / f"shard-{i:05d}.json" for i in range(count)]
     mine = [i for i in range(state.process_index, count, state.num_processes)]
-    missing = [i for i in mine if not paths[i].is_file()]
+    missing = [i for i in mine if read_shard(paths[i]) is None]
     folder.mkdir(parents=True, exist_ok=True)
     was_training = model.training
     model.eval()
@@ -62,8 +65,18 @@ def reference_log_probs(
                 pairs = sequence_sums(log_probs(model, batch), batch).view(-1, 2).tolist()
             for j, pair in zip(part, pairs, strict=True):
                 sums[j] = pair
-        write_json(paths[i], sums)
+        write_json(paths[i], {"sums": sums, "sha256": fingerprint(sums)})
     model.train(was_training)
     state.wait_for_everyone()
-    shards = [read_json(path) for path in paths]
-    return [(chosen, rejected) for shard in shards for chosen, rejected in shard]
+    shards = [read_shard(path) for path in paths]
+    return [(chosen, rejected) for shard in shards for chosen, rejected in shard or []]
+
+
+def read_shard(path: Path) -> list[list[float]] | None:
+    """The sums of a finished shard; None where there is none, or, aloud, a damaged one."""
+    shard = read_json(path)
+    if isinstance(shard, dict) and fingerprint(shard.get("sums")) == shard.get("sha256"):
+        return shard["sums"]
+    if path.is_file():
+        log.warning("%s is damaged; computing it again", path)
+    return None

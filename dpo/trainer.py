@@ -24,9 +24,12 @@ from sft.trainer import (
     PackedTrainer,
     StageFacts,
     fill_last_step,
+    numbered,
     run_training,
     training_arguments,
+    watched,
 )
+from sft.watch import PLACE, with_places
 
 # Mean log-prob difference per token that rounding explains between two passes of the same weights.
 SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -37,6 +40,7 @@ MEANS = (
     "rewards/accuracies",
     "logps/chosen_per_token",
     "logps/rejected_per_token",
+    "logps/chosen_change_per_token",  # since the reference
 )
 
 
@@ -44,7 +48,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
     """trl's DPOTrainer on token rows with reference log-probs in them (see `collate_pairs`)."""
 
     compute_dtype = torch.float32
-    sums = torch.zeros(1 + len(MEANS))  # pairs, and of each of MEANS, since the last log line
+    sums = torch.zeros(1 + len(MEANS))  # pairs, and of each of MEANS, of the step
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # token rows already
@@ -98,7 +102,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             )
 
     def _record(self, scores: PairScores, weight: torch.Tensor) -> None:
-        """Sums over the real pairs since the last log line."""
+        """Sums over the real pairs of the step."""
         with torch.no_grad():
             self.sums = self.sums.to(weight.device) + torch.stack(
                 [
@@ -107,16 +111,20 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
                     weight * (scores.h > 0),
                     weight * scores.chosen / scores.chosen_tokens,
                     weight * scores.rejected / scores.rejected_tokens,
+                    weight * (scores.chosen - scores.ref_chosen) / scores.chosen_tokens,
                 ]
             ).sum(1)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means over the pairs of all processes since the last line."""
+    def chosen_change(self) -> float | None:
+        """Called behind a step's gradient: the step's means over all processes go to trl's metrics,
+        and what the chosen answers gained on the reference is returned."""
         count, *sums = self.accelerator.reduce(self.sums).tolist()
-        if count and "loss" in logs:
-            logs |= {name: value / count for name, value in zip(MEANS, sums, strict=True)}
-            self.sums = torch.zeros_like(self.sums)
-        super().log(logs, start_time)
+        self.sums = torch.zeros_like(self.sums)
+        if not count:
+            return None
+        for name, value in zip(MEANS, sums, strict=True):
+            self._metrics["train"][name].append(value / count)
+        return sums[-1] / count
 
 
 def collate_pairs(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:
@@ -175,17 +183,22 @@ def train_dpo(
     rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])
     rows = rows.add_column("ref_rejected", [rejected for _, rejected in reference])
     rows = rows.add_column("weight", [1.0] * len(rows))
-    filler = rows[0] | {"weight": 0.0}
+    rows = numbered(rows)
+    filler = rows[0] | {"weight": 0.0, PLACE: -1}
     trainer = DpoTrainer(
         model=model,
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
         data_collator=functools.partial(
-            collate_pairs, layout=Layout.of(model, packing=section.packing)
+            with_places,
+            collate=functools.partial(
+                collate_pairs, layout=Layout.of(model, packing=section.packing)
+            ),
         ),
     )
     trainer.schedule = schedule
+    trainer.watch = watched(rows, setting, folder=folder, label=label)
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it

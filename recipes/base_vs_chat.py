@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sft.command import run_command
 from sft.config import (
     DpoStage,
     EvalSection,
@@ -45,15 +46,14 @@ class Compared:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and compare; 2 for a mistake that the user can mend."""
+    """Parse the command line and compare; the exit codes are those of `run_command`."""
     given = _parser().parse_intermixed_args(argv)
-    try:
+
+    def work() -> None:
         compared = _compared(given)
         compare(_preset(given, model=next(iter(compared.models.values()), "none")), compared)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work)
 
 
 def compare(preset: Preset, compared: Compared) -> None:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sft.config import Preset, UserError, load_preset
+from sft.command import run_command
+from sft.config import Preset, load_preset
 
 QUICKSTART = Path(__file__).parent / "presets" / "quickstart.yaml"
 
@@ -23,7 +24,7 @@ log = logging.getLogger("truing")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run the chain; 2 for a mistake that the user can mend."""
+    """Parse the command line and run the chain; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,17 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         given.preset, given.overrides = str(QUICKSTART), [given.preset, *given.overrides]
     if given.allow_code_execution:
         given.overrides.append("eval.allow_code_execution=true")
-    try:
+
+    def work() -> None:
         preset = load_preset(given.preset, overrides=given.overrides)
         if given.dry_run:
             with tempfile.TemporaryDirectory() as folder:
                 chain(replace(preset, run=replace(preset.run, dir=folder)), dry_run=True)
         else:
             chain(preset, fresh=given.fresh, rerun=given.rerun)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work)
 
 
 def chain(
@@ -68,6 +68,7 @@ def chain(
     from eval.sampling import sampler
     from eval.tables import console_table
     from sft.console import farewell, start_logging
+    from sft.inputs import run_inputs
     from sft.model import check_model, choose_placement, context_window, load_tokenizer
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
@@ -86,13 +87,16 @@ def chain(
     check_dpo(preset.dpo, placement)
     check_measures(preset.eval)
     tokenizer = load_tokenizer(base, preset.model)
+    benchmarks = asked(preset.eval)
+    inputs = run_inputs(
+        preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
+    )
 
-    with open_run(preset, fresh=fresh, rerun=rerun) as folder:
+    with open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun) as folder:
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-        write_environment(folder, preset)
+        write_environment(folder, preset, inputs=inputs)
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.
-        benchmarks = asked(preset.eval)
         split_at = split_length(preset)
         chats = prepare_chats(preset.data, setting, benchmarks=benchmarks, split_at=split_at)
         stages = plan_stages(chats, preset, setting)

@@ -1,51 +1,128 @@
-"""Checkpoints that are whole or not there: a manifest, written last, seals each one."""
+"""Checkpoints that are whole or not there: written aside, sealed by a manifest, then renamed.
+
+Upstream writes into `checkpoint-N` in place and removes older ones by time. Here it writes into
+`.saving/`, every file is on the disk and hashed before the manifest is, and the rename into place
+comes last; only then are older ones removed, of which flawed ones do not count.
+"""
 
 import logging
-import shutil
 from pathlib import Path
+from typing import Any
 
-from sft.run import fingerprint, read_json, write_json
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from sft.config import UserError
+from sft.storage import file_hash, read_json, remove, sweep, sync, sync_tree, write_json
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+DRAFTS = ".saving"
+
+
+def draft_folder(folder: Path) -> Path:
+    """Where checkpoints of a stage are written before they count."""
+    return folder / DRAFTS
+
+
+def publish(draft: Path, folder: Path, *, keep: int | None) -> None:
+    """Seal a written checkpoint, move it into `folder` and remove all but the newest `keep`."""
+    seal(draft)
+    target = folder / draft.name
+    if target.exists():
+        remove(target)
+    draft.rename(target)
+    sync(folder)
+    if keep:
+        whole = [c for c in newest_first(folder) if _sizes_flaw(c, _manifest(c)) is None]
+        for checkpoint in whole[keep:]:
+            remove(checkpoint)
 
 
 def seal(checkpoint: Path) -> None:
-    """Write sizes and hashes of every file; until then a checkpoint counts for nothing."""
+    """Have the disk hold every file, then write their sizes and hashes, and how many processes
+    trained; until then a checkpoint counts for nothing."""
+    sync_tree(checkpoint)
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
-        str(p.relative_to(checkpoint)): {"size": p.stat().st_size, "sha256": fingerprint(p)}
-        for p in files
+        "processes": PartialState().num_processes,
+        "files": {
+            str(p.relative_to(checkpoint)): {"size": p.stat().st_size, "sha256": file_hash(p)}
+            for p in files
+        },
     }
     write_json(checkpoint / MANIFEST, manifest)
 
 
 def flaw(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None if every file is as it was sealed."""
-    manifest = read_json(checkpoint / MANIFEST)
-    if manifest is None:
-        return "it was never finished"
-    for name, facts in manifest.items():
+    manifest = _manifest(checkpoint)
+    reason = _sizes_flaw(checkpoint, manifest)
+    if reason is not None:
+        return reason
+    for name, facts in manifest["files"].items():
+        if file_hash(checkpoint / name) != facts["sha256"]:
+            return f"{name} is altered"
+    return None
+
+
+def _manifest(checkpoint: Path) -> Any:
+    return read_json(checkpoint / MANIFEST)
+
+
+def _sizes_flaw(checkpoint: Path, manifest: Any) -> str | None:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        damaged = (checkpoint / MANIFEST).is_file()
+        return f"{MANIFEST} is damaged" if damaged else "it was never finished"
+    for name, facts in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != facts["size"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
-        if fingerprint(path) != facts["sha256"]:
-            return f"{name} is altered"
     return None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a stage, whole or not, by their steps."""
+    numbered = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    return sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True)
 
 
 def last_good(folder: Path) -> Path | None:
     """The newest intact checkpoint of a stage; broken ones are removed, aloud."""
-    newest_first = sorted(
-        folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True
-    )
-    for checkpoint in newest_first:
+    sweep(folder)
+    if draft_folder(folder).exists():
+        remove(draft_folder(folder))
+    for checkpoint in newest_first(folder):
         reason = flaw(checkpoint)
         if reason is None:
             return checkpoint
         log.warning("%s is passed over: %s", checkpoint, reason)
-        shutil.rmtree(checkpoint)
+        remove(checkpoint)
     return None
+
+
+def resume_point(folder: Path) -> Path | None:
+    """`last_good`, looked for by one process and told to the others.
+
+    Raises:
+        UserError: it was written by another number of processes, which sum in another order.
+    """
+    state = PartialState()
+    found = [last_good(folder) if state.is_main_process else None]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    checkpoint = found[0]
+    if checkpoint is None:
+        return None
+    processes = _manifest(checkpoint)["processes"]
+    if processes != state.num_processes:
+        raise UserError(
+            f"{checkpoint} was written by {processes} process(es) and this start has "
+            f"{state.num_processes}, which would not give the same weights; start it with "
+            f"--num_processes {processes}, or pass --fresh or set run.dir= to begin anew"
+        )
+    log.info("%s: going on from step %s", folder.name, checkpoint.name.split("-")[1])
+    return checkpoint

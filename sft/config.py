@@ -289,6 +289,10 @@ def _check(preset: Preset) -> list[str]:
             f"eval.repetition.temperature={preset.eval.repetition.temperature:g} must not be "
             "negative; 0 leaves the sampled measure out"
         )
+    for name in ("spike_factor", "collapse_nats"):
+        value = getattr(preset.run, name)
+        if value < 0:
+            problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
     for stage in ("sft_all", "sft_dialogue", "dpo"):

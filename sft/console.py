@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import datasets
 import transformers
 from accelerate import PartialState
 from rich.console import Console
+
+# One process measures while the others wait, for hours; `sft.processes` tells who is lost.
+PATIENCE = timedelta(days=30)
 
 # Known, harmless, and not the user's to mend; each with the place it comes from.
 _QUIET = (
@@ -18,7 +22,7 @@ _QUIET = (
 
 def start_logging() -> None:
     """Our own lines plain on stderr, upstream's from warnings on, one process speaking."""
-    first = PartialState().is_main_process
+    first = PartialState(timeout=PATIENCE).is_main_process
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)

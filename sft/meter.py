@@ -15,6 +15,12 @@ from sft.packing import Batch
 CPU_SIDE, SIDE = 1024, 8192
 PROBE_SECONDS = 0.2
 
+# What a log line has of this: it depends on the machine and on where a run was taken up again.
+MEASURED = (
+    *("tokens_per_second", "trained_tokens_per_second", "padding", "memory_gib"),
+    *("tflops_per_second", "peak_share"),
+)
+
 
 class Meter:
     """Counts what passes since it was read last.

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
 
 from sft.chat import EncodedChat
 from sft.checks import Checked, Rules, check_rows, refuse_broken, total
@@ -31,6 +32,7 @@ from sft.lengths import fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.storage import writing
 from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
 log = logging.getLogger(__name__)
@@ -103,7 +105,9 @@ def prepare_chats(
         path = stage.folder / "sft.parquet"
         if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
             return Dataset(pq.read_table(path))
-        return Dataset.from_parquet(str(path), cache_dir=str(stage.folder / ".cache"))
+        cache = stage.folder / ".cache"
+        with writing(cache, DatasetGenerationError):
+            return Dataset.from_parquet(str(path), cache_dir=str(cache))
 
 
 def source_fingerprint(source: Source) -> str:
@@ -147,10 +151,12 @@ def _prepare(
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """The hash of token rows, however they are cut and stored."""
+    """The hash of token rows, however they are cut and stored; their origin is no matter."""
     digest = hashlib.sha256()
     for table in rows.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
         for name, column in zip(table.column_names, table.columns, strict=True):
+            if name == "origin":
+                continue
             digest.update(name.encode())
             for values in (pc.list_value_length(column), pc.list_flatten(column)):
                 digest.update(values.to_numpy().astype(np.int64).tobytes())
@@ -221,7 +227,7 @@ def rows_of_stage(
             max_length,
         )
     refuse_broken(checked.broken, where=where)
-    columns = ["input_ids", "trained"]
+    columns = ["origin", "input_ids", "trained"]
     chosen = chosen.select_columns(columns)
     if pieces:
         cut = [{column: piece[column] for column in columns} for piece in pieces]

@@ -1,20 +1,17 @@
 """The run directory: who writes in it, what a stage read, and when it is finished.
 
 A stage works in its folder and writes `done.json` last, by rename; its presence is the only meaning
-of "finished". It holds hashes of what the stage read and the sizes of what it wrote, so that a
-stage whose inputs still match is skipped and any other is done again.
+of "finished". It holds hashes of what the stage read and wrote, so that a stage whose inputs still
+match and whose outputs are whole is skipped and any other is done again.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +22,38 @@ from accelerate import PartialState
 from omegaconf import OmegaConf
 
 from sft.config import CHECKOUT, Preset, UserError, resolved
+from sft.lock import NAME as LOCK
+from sft.lock import one_writer
+from sft.processes import FOLDER as PROCESSES
+from sft.processes import clear, watching
+from sft.storage import (
+    file_hash,
+    read_json,
+    read_jsonl,
+    remove,
+    sweep,
+    sync,
+    temporary_name,
+    write_json,
+    write_jsonl,
+    write_text,
+)
+
+__all__ = [
+    "STAGE_FOLDERS",
+    "Stage",
+    "fingerprint",
+    "is_adapter",
+    "model_fingerprint",
+    "open_run",
+    "read_json",
+    "read_jsonl",
+    "stage_facts",
+    "write_environment",
+    "write_json",
+    "write_jsonl",
+    "write_text",
+]
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +61,7 @@ log = logging.getLogger(__name__)
 STAGE_FOLDERS = {"sft-all": "1-sft-all", "sft-dialogue": "2-sft-dialogue", "dpo": "3-dpo"}
 
 WAYS_ON = (
-    "set run.dir= to a new folder, or pass --rerun to redo what these keys touch, or --fresh to "
+    "set run.dir= to a new folder, or pass --rerun to redo what the change touches, or --fresh to "
     "start from nothing"
 )
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm-eval")
@@ -53,40 +82,48 @@ class Stage:
         return self.folder.name
 
     def finished(self) -> dict[str, Any] | None:
-        """The facts recorded at its end, if the inputs match and the outputs are still there."""
+        """The facts recorded at its end, if the inputs match and the outputs are as written."""
         done = read_json(self.folder / "done.json")
         if done is None or done["inputs"] != self.inputs:
             return None
-        for name, size in done["outputs"].items():
+        for name, written in done["outputs"].items():
             path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size:
+            if not path.is_file() or file_hash(path) != written:
                 log.warning("%s: %s is missing or changed; doing it again", self.name, name)
                 return None
         return done["facts"]
 
     def begin(self) -> None:
         """Make the folder ready: work begun on other inputs is thrown away, aloud."""
-        begun = read_json(self.folder / "begun.json")
-        if begun is not None and begun["inputs"] != self.inputs:
-            changed = [k for k in self.inputs if begun["inputs"].get(k) != self.inputs[k]]
-            log.warning("%s: %s changed; doing it again", self.name, ", ".join(changed))
-            for entry in self.folder.iterdir():
-                if entry.name not in self.keep:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+        marker = self.folder / "begun.json"
+        begun = read_json(marker)
+        if marker.is_file() and (begun is None or begun["inputs"] != self.inputs):
+            before = begun["inputs"] if begun else {}
+            changed = [k for k in self.inputs if before.get(k) != self.inputs[k]]
+            log.warning("%s: %s changed; doing it again", self.name, ", ".join(changed))
+            (self.folder / "done.json").unlink(missing_ok=True)
+            for entry in self.folder.iterdir():
+                if entry.name not in (*self.keep, marker.name):
+                    remove(entry)
+        # Last, so that a kill in between leaves nothing that looks as if it were of these inputs.
         (self.folder / "done.json").unlink(missing_ok=True)
-        write_json(self.folder / "begun.json", {"inputs": self.inputs})
+        write_json(marker, {"inputs": self.inputs})
 
     def finish(self, *, outputs: list[str], facts: dict[str, Any]) -> dict[str, Any]:
-        """Record that the stage is done: sizes of `outputs` (files or folders), then the marker."""
-        files: dict[str, int] = {}
+        """Record that the stage is done: hashes of `outputs` (files or folders) once the disk holds
+        them, then the marker."""
+        files: dict[str, str] = {}
         for name in outputs:
             path = self.folder / name
-            if path.is_dir():
-                for file in sorted(p for p in path.rglob("*") if p.is_file()):
-                    files[str(file.relative_to(self.folder))] = file.stat().st_size
-            else:
-                files[name] = path.stat().st_size
+            below = sorted(path.rglob("*")) if path.is_dir() else []
+            for file in [path, *below]:
+                sync(file)
+                if file.is_file():
+                    written = name if file == path else str(file.relative_to(self.folder))
+                    files[written] = file_hash(file)
+        sync(self.folder)
         write_json(
             self.folder / "done.json", {"inputs": self.inputs, "outputs": files, "facts": facts}
         )
@@ -97,6 +134,7 @@ class Stage:
 def open_run(
     preset: Preset,
     *,
+    inputs: Mapping[str, str] | None = None,
     fresh: bool = False,
     rerun: bool = False,
     growing: Sequence[str] = (),
@@ -104,27 +142,28 @@ def open_run(
 ) -> Iterator[Path]:
     """Make or re-enter `run.dir`, held by this command alone; yields the folder.
 
-    `fresh` empties the folder first; `rerun` lets a changed preset in, and then the stages that the
-    change touches are done again; keys in `growing` may always change, which takes nothing away;
-    `ways_on` tells the user of these, as the command spells them.
+    `fresh` empties the folder first; `rerun` lets a changed preset or input in, and then the stages
+    that the change touches are done again; keys in `growing` may always change, which takes nothing
+    away; `ways_on` tells the user of these, as the command spells them.
+
+    Args:
+        inputs: what the run reads beside its preset: a hash by the name to say when it has changed.
 
     Raises:
         UserError: the path cannot be written, another process holds the directory, or it belongs
-            to another preset (then the changed keys are named).
+            to another preset, other inputs (then what changed is named) or another number of
+            processes.
     """
     folder = Path(preset.run.dir).expanduser()
     state = PartialState()
-    with _one_writer(folder) if state.is_main_process else _nothing():
+    with one_writer(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            _claim(
-                *(folder, resolved(preset)),
-                fresh=fresh,
-                rerun=rerun,
-                growing=growing,
-                ways_on=ways_on,
-            )
+            clear(folder)
+            claim = _Claim(folder, resolved(preset), dict(inputs or {}), ways_on, growing)
+            claim.settle(fresh=fresh, rerun=rerun)
         state.wait_for_everyone()
-        yield folder
+        with watching(folder, rank=state.process_index, count=state.num_processes):
+            yield folder
 
 
 def fingerprint(value: Any) -> str:
@@ -134,9 +173,7 @@ def fingerprint(value: Any) -> str:
         files = sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
         for file in files:
             digest.update(str(file.relative_to(value)).encode() if file != value else b"")
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
+            digest.update(file_hash(file).encode())
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
@@ -162,37 +199,6 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / "adapter_config.json").is_file()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or not there: temporary name, fsync, rename."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text so that the file is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line, whole or not there."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def read_json(path: Path) -> Any:
-    """The file's content, or None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every line of a file that we wrote ourselves."""
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
-
-
 def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
     """What each finished training stage of a run recorded: the `stages` of results.json."""
     done = {name: read_json(folder / place / "done.json") for name, place in STAGE_FOLDERS.items()}
@@ -206,15 +212,34 @@ def last_model(folder: Path) -> Path | None:
     return models[-1] if models else None
 
 
-def write_environment(folder: Path, preset: Preset) -> None:
-    """run.json: what a reader needs to repeat the run."""
+def write_environment(
+    folder: Path, preset: Preset, *, inputs: Mapping[str, str] | None = None
+) -> None:
+    """run.json: what a reader needs to repeat the run; says what of it is not as it was."""
     state = PartialState()
     if not state.is_main_process:
         return
     facts = _environment(state) | {
         "seed": preset.run.seed,
         "preset_sha256": fingerprint(resolved(preset)),
+        "inputs": dict(inputs or {}),
     }
+    before = read_json(folder / "run.json")
+    if before is not None and _anything_done(folder):
+        told = ("python", "versions", "platform", "cpu_threads", "device", "git")
+        pairs = {
+            key: (old, new)
+            for name in told
+            for key, old, new in _differences(before.get(name), facts[name], name)
+        }
+        for key, (old, new) in sorted(pairs.items()):
+            log.warning(
+                "%s: %s when this run was last here, now %s; what it goes on with may differ in "
+                "the last digits",
+                key.removeprefix("versions."),
+                old,
+                new,
+            )
     write_json(folder / "run.json", facts)
 
 
@@ -237,65 +262,61 @@ def _environment(state: PartialState) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+@dataclass(frozen=True)
+class _Claim:
+    """A start's claim to a run directory, held against what is there."""
 
+    folder: Path
+    preset: dict[str, Any]
+    inputs: dict[str, str]
+    ways_on: str
+    growing: Sequence[str] = ()
 
-@contextmanager
-def _one_writer(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(
-            f"run.dir={folder} cannot be written ({error.strerror}); set run.dir= to a folder of "
-            "yours"
-        ) from None
-    with lock:
-        try:
-            # The kernel frees it when the process ends, however it ends: no stale locks.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+    def settle(self, *, fresh: bool, rerun: bool) -> None:
+        """Let the start in, or say why not."""
+        recorded = self.folder / "preset.yaml"
+        ours = {LOCK, PROCESSES, temporary_name(recorded).name}
+        entries = [entry for entry in self.folder.iterdir() if entry.name not in ours]
+        if entries and not recorded.is_file():
             raise UserError(
-                f"run.dir={folder} is in use by {lock.read().strip() or 'another process'}; wait "
-                "for it or set run.dir= to another folder"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}")
-        lock.flush()
-        yield
-
-
-def _claim(
-    folder: Path,
-    preset: dict[str, Any],
-    *,
-    fresh: bool,
-    rerun: bool,
-    growing: Sequence[str],
-    ways_on: str,
-) -> None:
-    recorded = folder / "preset.yaml"
-    if fresh:
-        for entry in folder.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    elif recorded.is_file():
-        before: Any = OmegaConf.to_container(OmegaConf.load(recorded))
-        before["run"]["dir"] = preset["run"]["dir"]  # a run may have been moved
-        changed = sorted(set(_differences(before, preset)) - set(growing))
-        if changed and not rerun and _anything_done(folder):
-            raise UserError(
-                f"run.dir={folder} holds a run of another preset (it differs in "
-                f"{', '.join(changed)}); {ways_on}"
+                f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
+                "folder"
             )
-    elif any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise UserError(
-            f"run.dir={folder} holds files that are not from a run; set run.dir= to a new folder"
-        )
-    write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(preset)))
+        if fresh:
+            for entry in entries:
+                if entry != recorded:
+                    remove(entry)
+        elif recorded.is_file() and not rerun and _anything_done(self.folder):
+            self._refuse_changes(recorded)
+        write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
+
+    def _refuse_changes(self, recorded: Path) -> None:
+        before: Any = OmegaConf.to_container(OmegaConf.load(recorded))
+        if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
+            raise UserError(f"{recorded} is damaged; {self.ways_on}")
+        before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
+        changed_keys = {key for key, _, _ in _differences(before, self.preset)}
+        keys = sorted(changed_keys - set(self.growing))
+        if keys:
+            raise UserError(
+                f"run.dir={self.folder} holds a run of another preset (it differs in "
+                f"{', '.join(keys)}); {self.ways_on}"
+            )
+        record = read_json(self.folder / "run.json") or {}
+        read = record.get("inputs", {})
+        changed = [name for name, value in self.inputs.items() if read.get(name, value) != value]
+        if changed:
+            raise UserError(
+                f"run.dir={self.folder}: changed since the run began: {', '.join(changed)}; "
+                f"{self.ways_on}"
+            )
+        processes, now = record.get("num_processes"), PartialState().num_processes
+        if processes not in (None, now) and not (self.folder / "results.json").is_file():
+            raise UserError(
+                f"run.dir={self.folder} was begun by {processes} process(es) and this start has "
+                f"{now}, which would not give the same weights; start it with --num_processes "
+                f"{processes}, or {self.ways_on}"
+            )
 
 
 def _anything_done(folder: Path) -> bool:
@@ -303,10 +324,11 @@ def _anything_done(folder: Path) -> bool:
     return any(any(folder.rglob(name)) for name in ("done.json", "checkpoint-*"))
 
 
-def _differences(before: Any, now: Any, at: str = "") -> Iterator[str]:
+def _differences(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The places where two nested mappings differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
             path = f"{at}.{key}" if at else key
             yield from _differences(before.get(key), now.get(key), path)
     elif before != now:
-        yield at
+        yield at, before, now

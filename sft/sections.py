@@ -8,6 +8,9 @@ from typing import Any
 class RunSection:
     dir: str = "runs/quickstart"
     seed: int = 0
+    on_bad_step: str = "stop"  # a loss or gradient that is not finite, dead or jumps: stop, skip
+    spike_factor: float = 10.0  # times the median loss of the last 20 steps; 0: jumps are allowed
+    collapse_nats: float = 2.0  # chosen answers may lose so much a token in DPO; 0: any amount
 
 
 @dataclass
@@ -165,6 +168,7 @@ class Preset:
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "documents", "sdpa", "eager"),
+    "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),
     "data.turns": ("all", "last"),
     "data.too_long": ("drop", "truncate", "split"),
@@ -194,6 +198,7 @@ DECIDED = {
     "eos_token": "the tokenizer and its chat template",
     "pad_token": "the tokenizer",
     "disable_tqdm": "the recipe",
+    "logging_nan_inf_filter": "run.on_bad_step",
     "logging_first_step": "the report, which needs the first loss",
     "remove_unused_columns": "the data section",
     "dataloader_pin_memory": "the device",

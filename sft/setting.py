@@ -1,6 +1,6 @@
 """What all stages of a run share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +9,7 @@ from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
 from sft.model import Placement
 from sft.run import fingerprint
+from sft.watch import Limits
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Setting:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
+    `limits` say which steps stop a stage; they are no input of it.
     """
 
     folder: Path
@@ -25,6 +27,7 @@ class Setting:
     seed: int
     trust_remote_code: bool
     tokens: tuple[int, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def of(
@@ -44,6 +47,7 @@ class Setting:
             preset.run.seed,
             preset.model.trust_remote_code,
             tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
+            Limits.of(preset.run),
         )
 
 

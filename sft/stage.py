@@ -14,6 +14,7 @@ from sft.plan import PlannedStage
 from sft.prepare import rows_fingerprint
 from sft.run import STAGE_FOLDERS, Stage, fingerprint, model_fingerprint
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.storage import remove, sync_tree, writing
 from sft.trainer import StageFacts, train_sft
 
 log = logging.getLogger(__name__)
@@ -67,11 +68,14 @@ def run_stage(
     )
     facts = train(model, stage.folder)
     if state.is_main_process:
-        temporary = stage.folder / "model.tmp"
+        temporary = stage.folder / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        save_model(model, setting.tokenizer, temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        with writing(target):
+            save_model(model, setting.tokenizer, temporary)
+            sync_tree(temporary)
+            if target.exists():
+                remove(target)
+            temporary.rename(target)
         stage.finish(outputs=["model", "log.jsonl"], facts=asdict(facts))
     state.wait_for_everyone()
     return str(target)

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from sft.config import UserError
 from sft.data import EXAMPLES
 from sft.lengths import encode_within
+from sft.processes import end_with_parent
+from sft.signals import HANDLED
 
 SCHEMA = pa.schema(
     {
@@ -132,7 +134,10 @@ _worker: dict[str, Any] = {}  # what a forked process works on
 
 
 def _begin_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+    signal.set_wakeup_fd(-1)  # signals in here are not the parent's
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)  # the parent stops its workers
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, and no warning of the fork
     _worker.update(encode=encode, chats=chats)
 

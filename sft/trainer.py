@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from sft.checkpoint import last_good, seal
+from sft.checkpoint import resume_point
 from sft.config import DpoStage, SftStage, UserError
+from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.meter import Meter, matrix_peak
 from sft.model import Placement
@@ -27,6 +28,7 @@ from sft.passes import Layout, collate_chats
 from sft.schedule import SCHEDULES
 from sft.scoring import log_probs
 from sft.setting import Setting
+from sft.watch import PLACE, StepWatch, row_facts, with_places
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class StageFacts:
     loss_last: float
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(GuardedTrainer):
     """Goes before one of trl's trainers in a class's bases; batches are those of `sft.passes`.
 
     The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
@@ -100,13 +102,6 @@ class PackedTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoints carry no card; the run's report is the record."""
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            assert self.args.output_dir is not None
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
 
 class SftTrainer(PackedTrainer, SFTTrainer):
@@ -174,6 +169,7 @@ def training_arguments(
             remove_unused_columns=False,
             include_num_input_tokens_seen="non_padding",
             logging_first_step=True,
+            logging_nan_inf_filter=False,
             disable_tqdm=True,
         )
     except (ValueError, TypeError) as error:
@@ -193,6 +189,20 @@ def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: i
     return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
 
 
+def watched(rows: Dataset, setting: Setting, *, folder: Path, label: str) -> StepWatch:
+    """Who judges the steps over these rows and puts bad ones on record."""
+
+    def describe(place: int) -> dict[str, Any]:
+        return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
+
+    return StepWatch(folder, label=label, limits=setting.limits, describe=describe)
+
+
+def numbered(rows: Dataset) -> Dataset:
+    """Rows with a column of their places, see `sft.watch.with_places`."""
+    return rows.add_column(PLACE, list(range(len(rows))))
+
+
 def run_training(
     trainer: Any, model: Any, *, folder: Path, label: str, placement: Placement
 ) -> StageFacts:
@@ -202,11 +212,9 @@ def run_training(
     device = trainer.args.device
     peak = matrix_peak(device, placement.compute)
     trainer.meter = Meter(model, device=device, peak=peak)
-    checkpoint = last_good(folder) if trainer.args.should_save else None
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = checkpoint or last_good(folder)
+    checkpoint = resume_point(folder)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train_to_the_end(checkpoint)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if not losses or not math.isfinite(losses[-1]):
         raise UserError(
@@ -239,15 +247,24 @@ def train_sft(
         seed=setting.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    filler = {"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]}
+    rows = numbered(rows)
+    filler = rows[0] | {
+        "input_ids": [setting.tokenizer.eos_token_id],
+        "trained": [False],
+        PLACE: -1,
+    }
     trainer = SftTrainer(
         model=model,
         args=args,
         train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
         processing_class=setting.tokenizer,
         data_collator=functools.partial(
-            collate_chats, layout=Layout.of(model, packing=section.packing)
+            with_places,
+            collate=functools.partial(
+                collate_chats, layout=Layout.of(model, packing=section.packing)
+            ),
         ),
     )
     trainer.schedule = schedule
+    trainer.watch = watched(rows, setting, folder=folder, label=label)
     return run_training(trainer, model, folder=folder, label=label, placement=setting.placement)

@@ -11,6 +11,7 @@ from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from sft.config import ModelSection, UserError
 from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
+from sft.storage import writing
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,9 @@ def base_with_tokens(
                 base, dtype="auto", trust_remote_code=trust, use_safetensors=True
             )
             _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
-            model.save_pretrained(target)
-            tokenizer.save_pretrained(target)
+            with writing(target):
+                model.save_pretrained(target)
+                tokenizer.save_pretrained(target)
             stage.finish(outputs=["model"], facts={"tokens": len(new)})
     return str(target.resolve())
 

@@ -34,6 +34,10 @@ def real_data() -> Path:
 
 @pytest.fixture
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return make_tiny_tokenizer()
+
+
+def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A token a byte, four special tokens, no BOS, no template."""
     specials = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

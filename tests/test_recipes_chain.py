@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import ROOT, make_tiny_model
 from safetensors.torch import load_file
+from tiny_world import TASK, build_world, chat
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from eval import repetition
@@ -23,71 +24,9 @@ MODELS = ["base", "sft-all", "sft-dialogue", "dpo"]
 STAGES = ["1-sft-all", "2-sft-dialogue", "3-dpo"]
 
 
-def chat(question, answer):
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {data_files: {test: sums.jsonl, train: sums.jsonl}}
-test_split: test
-fewshot_split: train
-output_type: multiple_choice
-doc_to_text: "Question: {{question}}\\nAnswer:"
-doc_to_target: "{{gold}}"
-doc_to_choice: "{{choices}}"
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
-
 @pytest.fixture
 def world(tmp_path, tiny_tokenizer):
-    """A base model, rows of two kinds, prompts and a task, all tiny, and a preset over them."""
-    make_tiny_model().save_pretrained(tmp_path / "base")
-    tiny_tokenizer.save_pretrained(tmp_path / "base")
-    rows = [{"messages": chat(f"{i}+{i}", str(2 * i)), "kind": "math"} for i in range(12)] + [
-        {"messages": chat(f"say {c}", c * 3), "kind": "dialogue"} for c in "abcdefghijkl"
-    ]
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    write_jsonl(
-        tmp_path / "prompts.jsonl",
-        [{"id": str(i), "messages": chat(f"say {i}", "")[:1], "language": "en"} for i in range(6)],
-    )
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "sums.yaml").write_text(TASK)
-    write_jsonl(
-        tmp_path / "tasks" / "sums.jsonl",
-        [{"question": f"{i}+1", "choices": [str(i + 1), str(i + 2)], "gold": 0} for i in range(8)],
-    )
-    stage = {
-        "learning_rate": 1e-2,
-        "num_train_epochs": 1,
-        "train_batch_size": 8,
-        "per_device_train_batch_size": 4,
-        "max_length": 128,
-    }
-    preset = {
-        "run": {"dir": str(tmp_path / "run")},
-        "model": {"name_or_path": str(tmp_path / "base"), "dtype": "float32"},
-        "data": {"sft": [{"path": str(tmp_path / "rows.jsonl")}]},
-        "sft_all": stage,
-        "sft_dialogue": stage,
-        "pairs": {
-            "prompts": [{"path": str(tmp_path / "rows.jsonl")}],
-            "samples_per_prompt": 3,
-            "max_new_tokens": 12,
-        },
-        "dpo": stage,
-        "eval": {
-            "tasks": ["sums"],
-            "task_dir": str(tmp_path / "tasks"),
-            "base_shots": 2,
-            "repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": 80},
-        },
-    }
-    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))
-    return tmp_path
+    return build_world(tmp_path, tiny_tokenizer)
 
 
 def run(world, *arguments):
@@ -191,7 +130,9 @@ def test_changing_one_input_redoes_exactly_what_depends_on_it(world, capsys):
 
     rows = read_jsonl(world / "rows.jsonl")
     write_jsonl(world / "rows.jsonl", rows[:-1])
-    assert run(world, "dpo.beta=0.3") == 0
+    assert run(world, "dpo.beta=0.3") == 2
+    assert "rows.jsonl" in capsys.readouterr().err
+    assert run(world, "dpo.beta=0.3", "--rerun") == 0
     later = times(folder)
     for stage in STAGES:
         assert later[f"{stage}/done.json"] != now[f"{stage}/done.json"]

@@ -1,0 +1,38 @@
+"""How a command ends: 0, or one sentence and the exit code that says whose turn it is."""
+
+import sys
+from collections.abc import Callable
+
+from sft.config import UserError
+from sft.processes import lost_peer
+from sft.signals import Interrupted, handled
+from sft.storage import fault
+
+
+def run_command(work: Callable[[], None]) -> int:
+    """Do `work`; returns the exit code.
+
+    2 for a mistake that the user can mend, 1 for a disk that did not take a write or a process of
+    the run that was lost, 128 + n where signal n asked for the end. Anything else raises.
+    """
+    try:
+        with handled():
+            work()
+    except UserError as error:
+        return _say(f"error: {error}", 2)
+    except Interrupted as stop:
+        return _say(str(stop), stop.exit_code)
+    except OSError as error:
+        if (sentence := fault(error)) is None:
+            raise
+        return _say(f"error: {sentence}", 1)
+    except RuntimeError as error:  # what a collective raises when the other end is gone
+        if (sentence := lost_peer()) is None:
+            raise
+        return _say(f"error: {sentence} ({str(error).splitlines()[0][:120]})", 1)
+    return 0
+
+
+def _say(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,64 @@
+"""What a run reads beside its preset, each with a hash, so that a change is refused by its name."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat import stop_ids
+from sft.config import Preset, Source, find_path
+from sft.prepare import source_fingerprint
+from sft.run import fingerprint, is_adapter, read_json
+from sft.storage import file_hash
+
+WEIGHTS = ("*.safetensors", "*.index.json", "config.json", "adapter_config.json", "*.py")
+
+
+def run_inputs(
+    preset: Preset,
+    *,
+    base: str,
+    tokenizer: PreTrainedTokenizerBase,
+    more: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Hashes by name: base weights, tokenizer, template, and every file that the preset lists.
+
+    Args:
+        base: local directory or hub id of the model that the run begins with.
+        more: hashes that the caller knows how to take, such as that of the benchmarks.
+    """
+    data, measured = preset.data, preset.eval.repetition.prompts
+    listed = {
+        "data.sft": data.sft,
+        "data.preference": data.preference,
+        "data.decontaminate": [Source(path) for path in data.decontaminate],
+        "pairs.prompts": preset.pairs.prompts,
+        "eval.repetition.prompts": [Source(measured)] if measured else [],
+    }
+    files = {
+        f"{section} {source.path}": source_fingerprint(source)
+        for section, sources in listed.items()
+        for source in sources
+        if find_path(source.path)
+    }
+    core = tokenizer.backend_tokenizer.to_str()
+    return {
+        f"the weights of {base}": weights_fingerprint(base),
+        "the tokenizer": fingerprint([core, stop_ids(tokenizer)]),
+        "the chat template": fingerprint(tokenizer.chat_template),
+        **files,
+        **(more or {}),
+    }
+
+
+def weights_fingerprint(path: str) -> str:
+    """The hash of a local model's weights and configuration alone; a hub id stands for itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return f"hub:{path}"
+    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+    parts = [[file.name, file_hash(file)] for file in files]
+    if is_adapter(path):
+        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        parts.append(["base", weights_fingerprint(base)])
+    return fingerprint(parts)

@@ -1,0 +1,182 @@
+"""One writer for a run directory: the kernel's lock, and a beating file where that is not enough.
+
+`flock` goes with its process, however that ends. On file systems that do not have it, or keep it to
+one host (NFS, Lustre, FUSE, by their mount options), the lock file itself tells: its holder writes
+it anew every few seconds, and a record that no longer moves is stale.
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from sft.config import UserError
+from sft.signals import requested
+from sft.storage import writing
+
+log = logging.getLogger(__name__)
+
+NAME = ".lock"
+LENGTH = 512  # bytes of a record: less than a block of any disk
+BEAT = 5.0  # seconds between two signs of life
+STALE = 20.0  # without one for so long, the holder is gone
+PATIENCE = 3.0  # for a holder that has been told to end, or is being torn down
+ENDING = 120.0  # and for one that says that it is ending: a step and a checkpoint
+_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process.
+
+    Raises:
+        UserError: it cannot be written, or another process holds it (then who, and where).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = os.fdopen(os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
+    except OSError as error:
+        raise UserError(
+            f"run.dir={folder} cannot be written ({error.strerror}); set run.dir= to a folder of "
+            "yours"
+        ) from None
+    with stream:
+        by_kernel = _take(stream, folder)
+        holder = _read(folder)
+        here = platform.node()
+        if holder and not (by_kernel and holder.get("host") == here):
+            _wait_for_sign_of_life(folder, holder)
+        if holder:
+            log.warning(
+                "run.dir=%s: the run of %s was cut off; going on from what it saved",
+                folder,
+                _who(holder),
+            )
+        held = _Held(folder, stream, by_kernel=by_kernel)
+        # A forked worker that outlives this process must not go on holding the lock.
+        os.register_at_fork(after_in_child=stream.close)
+        held.start()
+        try:
+            yield
+        finally:
+            held.release()
+
+
+def _take(stream: IO[bytes], folder: Path) -> bool:
+    """Whether the kernel gave the lock; False where this file system has none."""
+    begun = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            holder = _read(folder)
+            patience = ENDING if holder.get("ending") else PATIENCE
+            if time.monotonic() - begun > patience:
+                raise UserError(_in_use(folder, holder)) from None
+            time.sleep(0.2)
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            return False
+
+
+def _wait_for_sign_of_life(folder: Path, holder: dict[str, Any]) -> None:
+    """Refuse if the record still changes; the clocks of two hosts need not agree."""
+    log.info("run.dir=%s: does %s still live? (up to %.0f s)", folder, _who(holder), STALE)
+    begun = time.monotonic()
+    while time.monotonic() - begun < STALE:
+        time.sleep(BEAT / 5)
+        now = _read(folder)
+        if not now:
+            return  # it ended in order
+        if now != holder:
+            raise UserError(_in_use(folder, now))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The holder's record; opened anew each time, which is what makes NFS look."""
+    try:
+        record = json.loads((folder / NAME).read_text() or "{}")
+    except (ValueError, OSError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('process', '?')} on {holder.get('host', '?')}"
+
+
+def _in_use(folder: Path, holder: dict[str, Any]) -> str:
+    who = _who(holder) if holder else "another process"
+    return f"run.dir={folder} is in use by {who}; wait for it or set run.dir= to another folder"
+
+
+class _Held(threading.Thread):
+    """The record of a held lock, kept moving."""
+
+    def __init__(self, folder: Path, stream: IO[bytes], *, by_kernel: bool) -> None:
+        super().__init__(name="lock", daemon=True)
+        self.path = folder / NAME
+        self.stream = stream
+        self.token = uuid.uuid4().hex
+        self.beat = 0
+        self.done = threading.Event()
+        self._write()
+        if not by_kernel:
+            time.sleep(1.0)  # of two that found it free, the one that wrote last goes on
+            if _read(folder).get("token") != self.token:
+                raise UserError(_in_use(folder, _read(folder)))
+
+    def run(self) -> None:
+        """Beat until released; end the process if another has taken the folder over."""
+        written, ending = time.monotonic(), False
+        while not self.done.wait(0.5):
+            if time.monotonic() - written < BEAT and ending == bool(requested()):
+                continue
+            now = _read(self.path.parent)
+            if now and now.get("token") != self.token:
+                print(
+                    f"error: run.dir={self.path.parent} was taken over by {_who(now)} while this "
+                    "process gave no sign of life; nothing more is written here",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)
+            written, ending = time.monotonic(), bool(requested())
+            try:
+                self._write()
+            except OSError:
+                continue  # a full disk is the business of whoever writes results
+
+    def release(self) -> None:
+        """Leave an empty file behind: the run ended in order."""
+        self.done.set()
+        self.join()
+        if _read(self.path.parent).get("token") == self.token:
+            self.stream.truncate(0)
+
+    def _write(self) -> None:
+        self.beat += 1
+        record = {
+            "process": os.getpid(),
+            "host": platform.node(),
+            "token": self.token,
+            "ending": bool(requested()),
+            "beat": self.beat,
+        }
+        # In place, because the kernel's lock is on this very file; at once, so that nobody reads
+        # half of it.
+        with writing(self.path):
+            os.pwrite(self.stream.fileno(), json.dumps(record).encode().ljust(LENGTH), 0)
+            os.fsync(self.stream.fileno())

@@ -1,0 +1,108 @@
+"""SIGTERM, SIGINT and SIGUSR1: the first ends the run at the next step, the second at once.
+
+While a stage trains, a signal is only noted; the trainer saves a checkpoint behind the step and
+ends. Everywhere else there is nothing to save, and `Interrupted` is raised where it arrives.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# torch's launcher passes on what a scheduler has sent to all processes already: one request.
+ECHO = 2.0
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end. Not an Exception, so that nothing upstream swallows it."""
+
+    def __init__(self, signum: int, *, saved: str = "") -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}{saved}; the same command goes on from there")
+        self.exit_code = 128 + signum
+
+
+@dataclass
+class _Requests:
+    """What has arrived in this process."""
+
+    first: int = 0
+    at: float = 0.0
+    deferred: bool = False  # whether the trainer looks for it at the end of its step
+    echo: float = field(default_factory=lambda: ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+
+
+_requests = _Requests()
+
+
+def requested() -> int:
+    """The signal that asked for the end, or 0."""
+    return _requests.first
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """Take the three signals over for the time of a command; elsewhere than in the main thread,
+    where Python takes none, leave them as they are."""
+    global _requests
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _requests = _Requests()
+    before = {number: signal.signal(number, _note) for number in HANDLED}
+    # The handlers wait for the main thread, which may be in a long call; the second signal must
+    # not. What the system writes here, it writes when the signal arrives.
+    listen, send = socket.socketpair()
+    send.setblocking(False)
+    old = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_once, args=(listen,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(old)
+        send.close()  # which ends the thread
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def at_next_step() -> Iterator[None]:
+    """Signals are only noted in here; whoever trains asks `requested`."""
+    _requests.deferred = True
+    try:
+        yield
+    finally:
+        _requests.deferred = False
+
+
+def _note(signum: int, frame: FrameType | None) -> None:
+    if _requests.first:
+        return
+    _requests.first, _requests.at = signum, time.monotonic()
+    if not _requests.deferred:
+        raise Interrupted(signum)
+    print(
+        f"{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _end_at_once(listen: socket.socket) -> None:
+    """Wait for a second signal; end the process on it, whatever the main thread does."""
+    first = 0.0
+    with listen:
+        while received := listen.recv(1):
+            if received[0] not in HANDLED:
+                continue
+            now = time.monotonic()
+            if first and now - first >= _requests.echo:
+                os._exit(128 + received[0])
+            first = first or now

@@ -1,0 +1,183 @@
+"""Files that are whole or not there, folders that go all at once, and writes that fail in words."""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+CACHED_FROM = 1 << 22  # bytes
+GONE = ".gone-"  # what a folder is called from the moment that it counts for nothing
+
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space or have the quota raised",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "give this user the right to write there",
+    errno.EPERM: "give this user the right to write there",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the network file system",
+}
+# Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
+_NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
+
+
+class WriteFailed(OSError):
+    """The disk did not take a file; what was there before is as it was."""
+
+
+def fault(error: OSError) -> str | None:
+    """One sentence for a disk that is full, read-only, forbidden or broken; None for anything else.
+
+    The sentence has the path, the reason, what stays and what to do.
+    """
+    if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
+        return None
+    remedy = REMEDIES.get(error.errno or 0, "look at free space and rights")
+    done = "written" if isinstance(error, WriteFailed) else "read or written"
+    return (
+        f"{error.filename or 'a file'} could not be {done} ({error.strerror}); what was saved "
+        f"before is whole: {remedy} and start the same command again"
+    )
+
+
+@contextmanager
+def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
+    """Give the failures of libraries that write `path` one type; `more` are theirs by name.
+
+    Raises:
+        WriteFailed: torch, safetensors, pyarrow or the operating system could not write.
+    """
+    try:
+        yield
+    except WriteFailed:
+        raise
+    except (OSError, RuntimeError, SafetensorError, *more) as error:
+        number = _number(error)
+        if number not in REMEDIES and not _is_torch_writer(error):
+            raise
+        reason = os.strerror(number) if number in REMEDIES else str(error).split("\n")[0][:160]
+        raise WriteFailed(number, reason, str(path)) from error
+
+
+def _number(error: BaseException | None) -> int:
+    """The errno of an error or of what it came from; 0 if none says."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        found = _NUMBER.search(str(error))
+        if found:
+            return int(next(group for group in found.groups() if group))
+        error = error.__cause__ or error.__context__
+    return 0
+
+
+def _is_torch_writer(error: Exception) -> bool:
+    """torch's zip writer says where it failed, not why."""
+    return isinstance(error, RuntimeError) and any(
+        words in str(error)
+        for words in ("PytorchStreamWriter", "inline_container", "unexpected pos")
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or not there: temporary name, fsync, rename."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file is whole or not there, also after a loss of power."""
+    temporary = temporary_name(path)
+    with writing(path):
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """One JSON object a line, whole or not there."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """The file's content, or None where there is no such file or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every line of a file that we wrote ourselves."""
+    with path.open(encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a folder's names, before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems do not sync folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for every file under a folder, then every folder."""
+    below = sorted(folder.rglob("*"))
+    for path in [p for p in below if p.is_file()] + [p for p in below if p.is_dir()] + [folder]:
+        sync(path)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's contents; a large one is read once for as long as size and time stay."""
+    facts = path.stat()
+    if facts.st_size < CACHED_FROM:  # small files are rewritten faster than a file's clock ticks
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _large_hash(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _large_hash(path: Path, *_: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder so that no half of it is ever found under its name."""
+    if path.is_dir() and not path.is_symlink():
+        gone = path.with_name(GONE + path.name)
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Finish removals that a kill cut off."""
+    for path in folder.glob(GONE + "*"):
+        shutil.rmtree(path)

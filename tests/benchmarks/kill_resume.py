@@ -1,0 +1,202 @@
+"""Kill the chain at random instants of every stage, start it again, compare with an unbroken run.
+
+    python tests/benchmarks/kill_resume.py [--kills N] [--faults N] [--json FILE] [--seed S]
+
+Tiny models on a CPU, in float32, two epochs with accumulated gradients: full, LoRA with dropout,
+and in two processes. Half of the kills fall by the clock, half on a touch of a file. A run is
+started again, and killed again, until it ends; it counts as equal if its weights are the same to
+the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds starts in which
+a write fails (disk full, quota, read-only, rights): they must end in one sentence and lose nothing.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
+
+from chain_process import FAULTS, Chain, Trap  # noqa: E402
+from conftest import make_tiny_tokenizer  # noqa: E402
+from tiny_world import build_world  # noqa: E402
+
+from sft.meter import MEASURED  # noqa: E402
+from sft.storage import read_json, read_jsonl  # noqa: E402
+
+# Imported once, before anything is forked.
+MODULES = (
+    "recipes.sft_then_dpo dpo.stage eval.judge eval.measure eval.questions eval.sampling "
+    "eval.tables sft.inputs sft.stage sft.vocabulary sft.plan lm_eval.tasks matplotlib.pyplot"
+)
+STAGE = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "save_steps": 2,
+    "logging_steps": 2,
+}
+LORA = ["lora.r=4", "lora.lora_dropout=0.1"]
+VARIANTS = {"full": ([], 1), "lora": (LORA, 1), "full, 2 processes": ([], 2)}
+MOST = 12  # kills of one run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
+    given = parser.parse_args()
+    for module in MODULES.split():
+        importlib.import_module(module)
+    with tempfile.TemporaryDirectory(prefix="kill-resume-") as folder:
+        report = measure(Path(folder), given)
+    text = json.dumps(report, indent=1)
+    print(text)
+    if given.json:
+        given.json.write_text(text + "\n")
+    whole = report["equal"] == report["kills"] and all(
+        fault["equal"] == fault["starts"] == fault["one sentence"]
+        for fault in report.get("faults", {}).values()
+    )
+    sys.exit(0 if whole else 1)
+
+
+def measure(folder: Path, given: argparse.Namespace) -> dict:
+    lot = random.Random(given.seed)
+    build_world(folder, make_tiny_tokenizer(), **STAGE)
+    unbroken = {name: run_unbroken(folder, name) for name in given.variants}
+    kills, equal = 0, 0
+    where: dict[str, Counter] = {}
+    while kills < given.kills:
+        name = given.variants[kills % len(given.variants)]
+        places, same = kill_until_done(folder, name, unbroken[name], lot, given.kills - kills)
+        for place in places:
+            where.setdefault(place, Counter()).update(kills=1, equal=int(same))
+        kills, equal = kills + len(places), equal + same * len(places)
+        print(f"{kills} kills, {equal} equal ({name}: {', '.join(places)})", file=sys.stderr)
+    report = {"kills": kills, "equal": equal, "where": {k: dict(where[k]) for k in sorted(where)}}
+    if given.faults:
+        report["faults"] = fail_writes(folder, unbroken, lot, given.faults)
+    return report
+
+
+def chain(folder: Path, variant: str, run: Path) -> Chain:
+    options, processes = VARIANTS[variant]
+    argv = [str(folder / "preset.yaml"), *options, f"run.dir={run}"]
+    return Chain(folder, argv, run=run, processes=processes)
+
+
+def run_unbroken(folder: Path, variant: str) -> dict:
+    run = folder / variant.replace(", ", "-").replace(" ", "-")
+    begun = time.monotonic()
+    ended = chain(folder, variant, run).start()
+    assert set(ended.codes) == {0}, ended.said[-3000:]
+    facts = {"outcome": outcome(run), "seconds": time.monotonic() - begun, "touches": ended.touches}
+    print(f"{variant}: {facts['seconds']:.1f} s, {ended.touches} touches of files", file=sys.stderr)
+    shutil.rmtree(run)
+    return facts
+
+
+def kill_until_done(
+    folder: Path, variant: str, unbroken: dict, lot: random.Random, most: int
+) -> tuple[list[str], bool]:
+    """The places of the kills, and whether the run that they could not stop ended equal."""
+    run = folder / "run"
+    command = chain(folder, variant, run)
+    places: list[str] = []
+    while True:
+        if len(places) >= min(MOST, most):
+            ended = command.start()
+        elif lot.random() < 0.5:
+            ended = command.start(Trap(lot.randint(1, unbroken["touches"])), all_ranks=coin(lot))
+        else:
+            after = lot.uniform(0, unbroken["seconds"])
+            ended = command.start(kill_after=after, all_ranks=coin(lot))
+        if set(ended.codes) == {0}:
+            same = outcome(run) == unbroken["outcome"]
+            shutil.rmtree(run)
+            if places or not most:
+                return places, same
+        elif ended.codes[0] != -9:
+            print(ended.said[-3000:], file=sys.stderr)
+            shutil.rmtree(run, ignore_errors=True)
+            return [*places, f"could not go on: {phase(ended.last)}"], False
+        else:
+            places.append(phase(ended.last))
+
+
+def fail_writes(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dict:
+    """By the name of the fault: starts, how many said one sentence, how many runs ended equal."""
+    found: dict[str, Counter] = {}
+    run = folder / "run"
+    for i in range(count):
+        variant = [v for v in unbroken if VARIANTS[v][1] == 1][i % 2]
+        fault = FAULTS[i % len(FAULTS)]
+        command = chain(folder, variant, run)
+        ended = command.start(Trap(lot.randint(1, unbroken[variant]["touches"] // 2), fault))
+        if ended.codes == (0,):  # fewer writes than that
+            shutil.rmtree(run)
+            continue
+        sentences = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+        clear = ended.codes[0] in (1, 2) and len(sentences) == 1 and "Traceback" not in ended.said
+        again = command.start()
+        same = set(again.codes) == {0} and outcome(run) == unbroken[variant]["outcome"]
+        if not (clear and same):
+            print(ended.codes, ended.last, ended.said[-2500:], again.said[-1500:], file=sys.stderr)
+        tally = found.setdefault(os.strerror(fault), Counter())
+        tally.update({"starts": 1, "one sentence": int(clear), "equal": int(same)})
+        shutil.rmtree(run, ignore_errors=True)
+    return {name: dict(tally) for name, tally in found.items()}
+
+
+def coin(lot: random.Random) -> bool:
+    return lot.random() < 0.5
+
+
+def outcome(run: Path) -> dict:
+    """What has to be the same: every byte of weights, every number but times."""
+    weights = {
+        str(p.relative_to(run)): p.read_bytes() for p in run.glob("[123]-*/model/*.safetensors")
+    }
+    logs = {p.parent.name: read_jsonl(p) for p in run.glob("[123]-*/log.jsonl")}
+    for entry in (entry for lines in logs.values() for entry in lines):
+        for key in [k for k in entry if "runtime" in k or k in MEASURED]:
+            del entry[key]
+    results = read_json(run / "results.json")
+    for facts in results["stages"].values():
+        facts.pop("seconds")
+    pairs = read_jsonl(run / "3-dpo" / "pairs.jsonl")
+    return {"weights": weights, "logs": logs, "results": results, "pairs": pairs}
+
+
+def phase(place: str) -> str:
+    """What the chain was at, by the file that it touched last."""
+    top, _, rest = place.partition("/")
+    if top[:2] in ("1-", "2-", "3-"):
+        for part, name in (
+            (".saving", "saving"),
+            ("checkpoint-", "saving"),
+            (".gone-", "saving"),
+            ("reference", "reference log-probs"),
+            ("pairs", "pairs"),
+            (".model.tmp", "publishing"),
+            ("model", "publishing"),
+        ):
+            if rest.startswith(part):
+                return f"{top}: {name}"
+        return f"{top}: training"
+    if top in ("data", "eval", "base"):
+        return f"{top}/{rest.partition('/')[0]}" if top == "eval" else top
+    return "start and report"
+
+
+if __name__ == "__main__":
+    main()

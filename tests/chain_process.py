@@ -1,0 +1,146 @@
+"""The chain in processes of its own, forked from one that has imported everything already.
+
+A child can be told to die, or to be refused, at its k-th touch of a file in the run directory
+(Python's audit events: before an open, a rename, a removal), or be killed from outside.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+OWN = (".lock", ".processes")  # touched by threads, by the clock
+
+
+@dataclass(frozen=True)
+class Trap:
+    """What befalls a child at its `at`-th touch: SIGKILL, or a failing call with `fault`."""
+
+    at: int
+    fault: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended: exit codes by rank (-9: killed), touches, the last place, what it said."""
+
+    codes: tuple[int, ...]
+    touches: int
+    last: str
+    said: str
+
+
+class Chain:
+    """Starts of one command; `argv` is what the recipe's main gets."""
+
+    def __init__(self, folder: Path, argv: Sequence[str], *, run: Path, processes: int = 1) -> None:
+        self.folder, self.argv, self.run, self.processes = folder, list(argv), run, processes
+
+    def start(
+        self, trap: Trap | None = None, *, kill_after: float | None = None, all_ranks: bool = True
+    ) -> Ended:
+        """One start, to its end. The first process falls into `trap`, or is killed `kill_after`
+        seconds; with `all_ranks` the others are killed with it."""
+        board = mmap.mmap(-1, 4096)
+        said = self.folder / "said.txt"
+        port = _free_port()
+        pids = []
+        for rank in range(self.processes):
+            pid = os.fork()
+            if pid == 0:
+                self._child(rank, port, board, said, trap if rank == 0 else None)
+            pids.append(pid)
+        codes = self._wait(pids, kill_after, all_ranks)
+        touches, length = struct.unpack("II", board[:8])
+        return Ended(codes, touches, board[8 : 8 + length].decode(), said.read_text())
+
+    def _wait(self, pids: list[int], kill_after: float | None, all_ranks: bool) -> tuple[int, ...]:
+        begun, codes = time.monotonic(), dict.fromkeys(pids)
+        while None in codes.values():
+            for pid in pids:
+                if codes[pid] is None:
+                    done, status = os.waitpid(pid, os.WNOHANG)
+                    if done:
+                        codes[pid] = os.waitstatus_to_exitcode(status)
+            late = kill_after is not None and time.monotonic() - begun > kill_after
+            fallen = all_ranks and codes[pids[0]] not in (None, 0)
+            for pid in pids if (late and all_ranks) or fallen else pids[: int(late)]:
+                if codes[pid] is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.005)
+        return tuple(int(code) for code in codes.values() if code is not None)
+
+    def _child(self, rank: int, port: int, board: mmap.mmap, said: Path, trap: Trap | None) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if rank == 0 else os.O_APPEND)
+        handle = os.open(said if rank == 0 else os.devnull, flags)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        if self.processes > 1:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.processes),
+                "LOCAL_WORLD_SIZE": str(self.processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+            }
+        if rank == 0:
+            _set_trap(self.run, board, trap)
+        code = 70
+        try:
+            from recipes.sft_then_dpo import main
+
+            code = main(self.argv)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
+    """Count the touches on the board and spring the trap."""
+    root, count = os.path.abspath(run), 0
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal count
+        if event not in TOUCHES or not isinstance(args[0], str | os.PathLike):
+            return
+        path = os.path.abspath(os.fspath(args[0]))
+        if not isinstance(path, str) or not path.startswith(root):
+            return
+        place = path[len(root) + 1 :]
+        if place.startswith(OWN):
+            return
+        reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if trap is not None and trap.fault and reading:
+            return
+        count += 1
+        label = place.encode()[:4000]
+        board[: 8 + len(label)] = struct.pack("II", count, len(label)) + label
+        if trap is not None and count == trap.at:
+            if trap.fault:
+                raise OSError(trap.fault, os.strerror(trap.fault), path)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,96 @@
+"""One writer: locks of the dead are taken over, those of the living not, with or without flock."""
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from sft import lock
+from sft.config import UserError
+from sft.lock import LENGTH, NAME, one_writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sft import lock
+lock.BEAT = 0.5
+with lock.one_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@contextmanager
+def holder(folder, seconds=60):
+    """Another process that holds the folder."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "held\n"
+        yield child
+        child.kill()
+
+
+def record(folder, **facts):
+    folder.mkdir(exist_ok=True)
+    entry = {"process": 4711, "host": "far", "token": "t", "beat": 1, "ending": False} | facts
+    (folder / NAME).write_bytes(json.dumps(entry).encode().ljust(LENGTH))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(lock, "STALE", 1.5)
+    monkeypatch.setattr(lock, "BEAT", 0.5)
+    monkeypatch.setattr(lock, "PATIENCE", 0.5)
+
+
+@pytest.fixture
+def without_flock(monkeypatch, quick):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_at_once_and_said(tmp_path, quick, caplog):
+    with holder(tmp_path) as child:
+        child.kill()
+    with one_writer(tmp_path):
+        assert f"the run of process {child.pid} on" in caplog.text
+    assert not (tmp_path / NAME).read_bytes(), "a run that ended in order leaves no record"
+
+
+def test_a_holder_that_ends_within_the_patience_is_waited_for(tmp_path):
+    with holder(tmp_path, seconds=1), one_writer(tmp_path):
+        pass
+
+
+def test_a_living_holder_is_named_even_where_the_kernel_keeps_no_locks(tmp_path, without_flock):
+    with (
+        holder(tmp_path) as child,
+        pytest.raises(UserError, match=f"in use by process {child.pid} on"),
+        one_writer(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_record_of_another_host_that_stands_still_is_stale(tmp_path, request, kernel, caplog):
+    request.getfixturevalue("quick" if kernel else "without_flock")
+    record(tmp_path / "run")
+    begun = time.monotonic()
+    with one_writer(tmp_path / "run"):
+        assert time.monotonic() - begun >= 1.5
+        assert "process 4711 on far was cut off" in caplog.text
+    with one_writer(tmp_path / "run"):
+        assert time.monotonic() - begun < 8, "nothing to wait for behind an orderly end"
+
+
+def test_a_damaged_lock_file_does_not_hold_up_the_run(tmp_path, quick):
+    tmp_path.joinpath(NAME).write_bytes(b"\0" * 50)
+    with one_writer(tmp_path):
+        pass

@@ -1,0 +1,94 @@
+"""Processes that die or hang end the others within seconds, by name."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from sft import processes
+processes.SILENT = 2.0
+rank, what = int(sys.argv[2]), sys.argv[3]
+def stand_still():
+    time.sleep(60)
+with processes.watching(Path(sys.argv[1]), rank=rank, count=2):
+    for step in range(3):
+        processes.step_begins(step)
+        time.sleep(0.3)
+        processes.step_ends()
+    print("stepped", flush=True)
+    if rank == 1 and what == "raise":
+        raise ValueError("row 7 is odd")
+    processes.step_begins(3)
+    if rank == 1 and what == "hang":
+        stand_still()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("kill", "process 1 (pid {pid} on"),
+        ("stop", "process 1 (pid {pid} on"),
+        ("raise", "ended: ValueError: row 7 is odd"),
+        ("hang", "stand_still"),
+    ],
+)
+def test_one_process_takes_the_other_with_it_and_says_why(tmp_path, what, words):
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path), str(rank), what],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        for child in children:
+            assert child.stdout.readline() == "stepped\n"
+        time.sleep(1.2)  # each has seen the other
+        if what in ("kill", "stop"):
+            children[1].send_signal(signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+        begun = time.monotonic()
+        _, said = children[0].communicate(timeout=40)
+        assert children[0].returncode == 1
+        assert time.monotonic() - begun < 30
+        assert words.format(pid=children[1].pid) in said
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def test_a_process_whose_launcher_is_gone_ends_as_on_sigterm(tmp_path):
+    inner = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from sft.command import run_command\nfrom sft.processes import watching\n"
+        "def work():\n"
+        "  with watching(Path(sys.argv[1]), rank=0, count=1):\n"
+        "    print('in', flush=True); time.sleep(60)\n"
+        "code = run_command(work)\n"
+        "Path(sys.argv[1], 'code').write_text(str(code))\n"
+    )
+    outer = (
+        "import os, subprocess, sys\n"
+        "os.environ['ACCELERATE_MIXED_PRECISION'] = 'no'\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[2], sys.argv[1]]).wait()\n"
+    )
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", outer, str(tmp_path), inner], stdout=subprocess.PIPE, text=True
+    )
+    assert launcher.stdout.readline() == "in\n"
+    launcher.kill()
+    launcher.communicate()
+    for _ in range(100):
+        if (tmp_path / "code").exists():
+            break
+        time.sleep(0.1)
+    assert (tmp_path / "code").read_text() == "143"

@@ -1,0 +1,63 @@
+"""The first signal waits for the step, the second does not, and outside training none does."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SCRIPT = """
+import hashlib, sys, time
+from sft.command import run_command
+from sft.signals import Interrupted, at_next_step, requested
+def work():
+    if sys.argv[1] == "outside":
+        print("ready", flush=True)
+        time.sleep(60)
+    with at_next_step():
+        print("ready", flush=True)
+        while not requested():
+            time.sleep(0.01)
+        if sys.argv[1] == "long":
+            print("noted", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # no handler interrupts it
+        print("step done", flush=True)
+    raise Interrupted(requested(), saved=" at step 1, saved")
+sys.exit(run_command(work))
+"""
+
+
+def start(where):
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+)
+@pytest.mark.parametrize("where", ["step", "outside"])
+def test_a_signal_ends_the_run_with_its_own_code_and_one_sentence(where, signum, code):
+    child = start(where)
+    child.send_signal(signum)
+    said = child.communicate(timeout=20)
+    assert child.returncode == code
+    assert ("step done" in said[0]) == (where == "step")
+    assert "Traceback" not in said[1] and f"stopped by {signum.name}" in said[1]
+
+
+def test_the_second_signal_ends_it_at_once_whatever_it_does():
+    child = start("long")
+    child.send_signal(signal.SIGTERM)
+    assert child.stdout.readline() == "noted\n"
+    begun = time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    out, _ = child.communicate(timeout=20)
+    assert child.returncode == 143 and "step done" not in out
+    assert time.monotonic() - begun < 10

@@ -1,0 +1,90 @@
+"""Writes that fail: the old file stays, the reason is said, no folder is ever found half gone."""
+
+import errno
+import resource
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sft.storage import (
+    GONE,
+    WriteFailed,
+    fault,
+    file_hash,
+    read_json,
+    remove,
+    sweep,
+    write_json,
+    writing,
+)
+
+
+@contextmanager
+def files_of_at_most(size):
+    """A limit that the system itself holds: longer writes fail, whoever makes them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def save_torch(path):
+    torch.save({"a": torch.zeros(50_000)}, path)
+
+
+def save_safetensors(path):
+    save_file({"a": torch.zeros(50_000)}, path)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: write_json(path, ["x" * 50_000]), save_torch, save_safetensors]
+)
+def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write):
+    path = tmp_path / "file"
+    with pytest.raises(WriteFailed) as failed, files_of_at_most(10_000), writing(path):
+        write(path)
+    sentence = fault(failed.value)
+    assert str(path) in sentence and "\n" not in sentence
+    assert "what was saved before is whole" in sentence and "same command again" in sentence
+
+
+def test_a_json_file_that_cannot_be_replaced_stays(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(WriteFailed), files_of_at_most(10_000):
+        write_json(path, {"new": "x" * 50_000})
+    assert read_json(path) == {"old": 1}
+
+
+def test_only_the_disks_faults_are_put_into_words(tmp_path):
+    assert fault(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None
+    assert "free some space" in fault(OSError(errno.ENOSPC, "No space left on device", "x"))
+    with pytest.raises(RuntimeError, match="shapes"), writing(tmp_path / "x"):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_removal_that_was_cut_off_is_finished_later(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").touch()
+    remove(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / f"{GONE}folder").mkdir()
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_json_file_reads_as_none(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\0" * 40)
+    assert read_json(tmp_path / "x.json") is None
+
+
+@pytest.mark.parametrize("size", [100, 5 << 20])
+def test_a_hash_follows_the_contents_and_not_the_name(tmp_path, size):
+    for name, byte in (("a", b"x"), ("b", b"x"), ("c", b"y")):
+        (tmp_path / name).write_bytes(byte * size)
+    hashes = [file_hash(tmp_path / name) for name in "abc"]
+    assert hashes[0] == hashes[1] != hashes[2]
