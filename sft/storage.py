@@ -57,11 +57,12 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     Raises:
         WriteFailed: torch, safetensors, pyarrow or the operating system could not write.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
         yield
     except WriteFailed:
         raise
-    except (OSError, RuntimeError, SafetensorError, *more) as error:
+    except kinds as error:
         number = _number(error)
         if number not in REMEDIES and not _is_torch_writer(error):
             raise
