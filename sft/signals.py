@@ -70,6 +70,7 @@ def handled() -> Iterator[None]:
         send.close()  # which ends the thread
         for number, handler in before.items():
             signal.signal(number, handler)
+        _requests = _Requests()
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A child can be told to die, or to be refused, at its k-th touch of a file in the
 (Python's audit events: before an open, a rename, a removal), or be killed from outside.
 """
 
-import contextlib
 import errno
 import mmap
 import os
@@ -47,10 +46,15 @@ class Chain:
         self.folder, self.argv, self.run, self.processes = folder, list(argv), run, processes
 
     def start(
-        self, trap: Trap | None = None, *, kill_after: float | None = None, all_ranks: bool = True
+        self,
+        trap: Trap | None = None,
+        *,
+        after: float | None = None,
+        signum: int = signal.SIGKILL,
+        all_ranks: bool = True,
     ) -> Ended:
-        """One start, to its end. The first process falls into `trap`, or is killed `kill_after`
-        seconds; with `all_ranks` the others are killed with it."""
+        """One start, to its end. The first process falls into `trap`, or gets `signum` `after` so
+        many seconds; with `all_ranks` the others get it too, and are killed where it falls."""
         board = mmap.mmap(-1, 4096)
         said = self.folder / "said.txt"
         port = _free_port()
@@ -60,26 +64,32 @@ class Chain:
             if pid == 0:
                 self._child(rank, port, board, said, trap if rank == 0 else None)
             pids.append(pid)
-        codes = self._wait(pids, kill_after, all_ranks)
+        codes = self._wait(pids, after, signum, all_ranks)
         touches, length = struct.unpack("II", board[:8])
         return Ended(codes, touches, board[8 : 8 + length].decode(), said.read_text())
 
-    def _wait(self, pids: list[int], kill_after: float | None, all_ranks: bool) -> tuple[int, ...]:
-        begun, codes = time.monotonic(), dict.fromkeys(pids)
+    def _wait(
+        self, pids: list[int], after: float | None, signum: int, all_ranks: bool
+    ) -> tuple[int, ...]:
+        begun = time.monotonic()
+        codes: dict[int, int | None] = dict.fromkeys(pids)
         while None in codes.values():
-            for pid in pids:
-                if codes[pid] is None:
-                    done, status = os.waitpid(pid, os.WNOHANG)
-                    if done:
-                        codes[pid] = os.waitstatus_to_exitcode(status)
-            late = kill_after is not None and time.monotonic() - begun > kill_after
-            fallen = all_ranks and codes[pids[0]] not in (None, 0)
-            for pid in pids if (late and all_ranks) or fallen else pids[: int(late)]:
-                if codes[pid] is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            for pid in [pid for pid in pids if codes[pid] is None]:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+            if after is not None and time.monotonic() - begun > after:
+                after = None
+                self._signal(pids if all_ranks else pids[:1], codes, signum)
+            if all_ranks and codes[pids[0]] == -signal.SIGKILL:
+                self._signal(pids, codes, signal.SIGKILL)
             time.sleep(0.005)
-        return tuple(int(code) for code in codes.values() if code is not None)
+        return tuple(code for code in codes.values() if code is not None)
+
+    def _signal(self, pids: list[int], codes: dict[int, int | None], signum: int) -> None:
+        for pid in pids:
+            if codes[pid] is None:
+                os.kill(pid, signum)
 
     def _child(self, rank: int, port: int, board: mmap.mmap, said: Path, trap: Trap | None) -> None:
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if rank == 0 else os.O_APPEND)

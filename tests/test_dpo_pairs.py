@@ -102,7 +102,7 @@ def test_given_and_sampled_pairs_become_the_same_token_rows(tiny_tokenizer):
         "rejected_ids": [*tiny_tokenizer("no")["input_ids"], end],
     }
     rows, counts = encode_pairs([sampled, given], tiny_tokenizer, max_length=100)
-    assert rows[0] == rows[1]
+    assert rows[0] == rows[1] | {"origin": "pair 1"}
     assert rows[0]["chosen_scored"] == [True] * 4
     assert counts == PairFacts(2, 0, 0, 0, 4.0, 3.0, 1.0, 0)
 

@@ -33,7 +33,7 @@ def setup(**options):
 
 def batch(rows=3, length=48):
     scored = [False] * (length // 2) + [True] * (length - length // 2)
-    return lay_out([Document(Segment([5] * length, scored))] * rows, packing=True, flat=True)
+    return lay_out([Document(Segment([5] * length, scored))] * rows, packing=True, rows="flat")
 
 
 def config(depth, *, vocabulary=256, kind="llama", **more):

@@ -47,7 +47,8 @@ def test_bfloat16_is_used_only_where_the_hardware_has_it(on_device, device, comp
     placement = choose_placement(ModelSection())
     assert placement.compute == compute
     assert placement.weights == torch.float32
-    assert [line.split(":")[0] for line in placement.reasons] == ["device", "dtype", "attention"]
+    named = [line.split(":")[0] for line in placement.reasons]
+    assert named == ["device", "dtype", "attention", "compile"]
 
 
 def test_a_dtype_that_would_be_emulated_is_refused_by_name(on_device):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sft.config import ModelSection, Preset, RunSection, UserError
-from sft.run import Stage, fingerprint, open_run, read_json, write_json
+from sft.run import Stage, fingerprint, open_run, read_json, write_environment, write_json
 
 
 def preset(folder, seed=0):
@@ -113,6 +113,71 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
         [sys.executable, "-c", script, str(tmp_path / "r")], capture_output=True, text=True
     )
     assert third.stdout == ""
+
+
+def refuse(folder, words, **given):
+    with pytest.raises(UserError, match=words), open_run(preset(folder), **given):
+        pass
+
+
+def test_a_changed_input_is_refused_by_its_name_until_rerun(tmp_path):
+    before, now = {"data.sft rows.jsonl": "x", "the tokenizer": "t"}, {"data.sft rows.jsonl": "y"}
+    with open_run(preset(tmp_path / "r"), inputs=before) as folder:
+        write_environment(folder, preset(folder), inputs=before)
+        stage_in(folder)
+    refuse(
+        tmp_path / "r", r"changed since the run began: data.sft rows.jsonl; .*--rerun", inputs=now
+    )
+    with open_run(preset(tmp_path / "r"), inputs=now, rerun=True) as folder:
+        write_environment(folder, preset(folder), inputs=now)
+    with open_run(preset(tmp_path / "r"), inputs=now):
+        pass
+
+
+def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog):
+    with open_run(preset(tmp_path / "r")) as folder:
+        write_environment(folder, preset(folder))
+        stage_in(folder)
+    record = read_json(folder / "run.json")
+    record["versions"]["torch"] = "2.0.0"
+    write_json(folder / "run.json", record)
+    with open_run(preset(tmp_path / "r")):
+        write_environment(folder, preset(folder))
+    assert "torch: 2.0.0 when this run was last here, now" in caplog.text
+    write_json(folder / "run.json", record | {"num_processes": 2})
+    refuse(tmp_path / "r", "begun by 2 process.*start it with --num_processes 2")
+
+
+def test_fresh_empties_runs_only(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    refuse(tmp_path, "not from a run", fresh=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_kill_in_the_first_moment_leaves_no_foreign_folder(tmp_path):
+    for name in (".lock", ".preset.yaml.tmp"):
+        (tmp_path / name).touch()
+    with open_run(preset(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize("name", ["out.txt", "done.json"])
+def test_an_output_of_the_same_size_with_other_bytes_is_done_again(tmp_path, name):
+    stage = Stage(tmp_path / "1-a", {"rows": "x"})
+    work(stage, "hello")
+    assert stage.finished()
+    path = stage.folder / name
+    path.write_bytes(bytes(path.stat().st_size))
+    assert stage.finished() is None
+
+
+def test_work_on_other_inputs_that_was_half_thrown_away_is_thrown_away_wholly(tmp_path):
+    stage = Stage(tmp_path / "1-a", {"rows": "x"})
+    stage.begin()
+    (stage.folder / "checkpoint-3").mkdir()
+    (stage.folder / "begun.json").write_bytes(bytes(30))  # damaged: whose work is it?
+    stage.begin()
+    assert [p.name for p in stage.folder.iterdir()] == ["begun.json"]
 
 
 def test_an_unwritable_path_is_one_sentence(tmp_path):

@@ -1,7 +1,11 @@
 """Equivalence classes: however a step is split, packed or resumed, the trajectory is the same."""
 
+import os
 import random
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +13,17 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from sft.chat import EncodedChat, encode_chats
-from sft.checkpoint import flaw, last_good
+from sft.checkpoint import draft_folder, flaw, last_good, newest_first, publish
+from sft.command import run_command
 from sft.config import LoraSection, ModelSection, SftStage, Source, UserError
 from sft.data import read_sft
 from sft.model import choose_placement, load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
-from sft.run import read_jsonl
+from sft.run import read_json, read_jsonl, write_json
 from sft.scoring import enable_scoring, log_probs, rows_of
 from sft.setting import Setting
 from sft.trainer import train_sft
@@ -44,9 +50,20 @@ def make_setting(tokenizer, folder):
     return Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
 
 
-def train(rows, tokenizer, folder, *, micro=4, batch=8, packing=True, attention="sdpa", **options):
+def train(
+    rows,
+    tokenizer,
+    folder,
+    *,
+    micro=4,
+    batch=8,
+    packing=True,
+    attention="sdpa",
+    model=None,
+    **options,
+):
     folder.mkdir(exist_ok=True)
-    model = enable_scoring(make_tiny_model(attn_implementation=attention))
+    model = model or enable_scoring(make_tiny_model(attn_implementation=attention))
     given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 128}
     section = SftStage(
         train_batch_size=batch, packing=packing, trl=SftStage().trl | given | options
@@ -126,7 +143,81 @@ def test_a_run_that_stops_midway_ends_with_the_weights_of_one_that_did_not(
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("harm", ["missing", "short", "flipped", "unsealed"])
+def signal_after(folder, lines):
+    """SIGTERM to this process once log.jsonl has so many lines."""
+
+    def wait():
+        log = folder / "log.jsonl"
+        while not log.is_file() or len(log.read_bytes().splitlines()) < lines:
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.mark.parametrize("lines", [2, 4])
+@pytest.mark.parametrize("lora", [False, True])
+def test_stopped_by_a_signal_anywhere_it_goes_on_as_if_it_had_not_been(
+    rows, tiny_tokenizer, tmp_path, lines, lora
+):
+    def start(folder):
+        model = lora_model() if lora else None
+        options = {"num_train_epochs": 4.0, "logging_steps": 3, "save_steps": 50}
+        found.append(train(rows, tiny_tokenizer, folder, micro=2, model=model, **options))
+
+    found = []
+    start(tmp_path / "whole")
+    signal_after(tmp_path / "half", lines)
+    assert run_command(lambda: start(tmp_path / "half")) == 143
+    (checkpoint,) = (tmp_path / "half").glob("checkpoint-*")
+    assert flaw(checkpoint) is None and checkpoint.name != "checkpoint-12"
+    start(tmp_path / "half")
+    (_, log, whole), (_, again, resumed) = found
+    assert again == log
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def lora_model():
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
+    return get_peft_model(enable_scoring(make_tiny_model()), config)
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 4}, {"num_train_epochs": 1.5}])
+def test_between_the_last_checkpoint_and_the_model_nothing_more_is_trained(
+    rows, tiny_tokenizer, tmp_path, end
+):
+    first, log, whole = train(rows, tiny_tokenizer, tmp_path, **end)
+    again, log_again, resumed = train(rows, tiny_tokenizer, tmp_path, **end)
+    assert again.steps == first.steps and log_again == log
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_number_of_processes_is_refused(rows, tiny_tokenizer, tmp_path):
+    train(rows, tiny_tokenizer, tmp_path, save_steps=3)
+    manifest = tmp_path / "checkpoint-6" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"processes": 2})
+    with pytest.raises(UserError, match=r"written by 2 process.*--num_processes 2, or"):
+        train(rows, tiny_tokenizer, tmp_path, save_steps=3)
+
+
+def test_rotation_counts_whole_checkpoints_only_and_leaves_no_halves(tmp_path):
+    for step in (1, 2, 3, 4):
+        draft = draft_folder(tmp_path) / f"checkpoint-{step}"
+        draft.mkdir(parents=True)
+        (draft / "weights").write_bytes(bytes([step]) * 100)
+        publish(draft, tmp_path, keep=2)
+        if step == 3:  # shortened behind our back
+            (tmp_path / "checkpoint-3" / "weights").write_bytes(b"3")
+    assert {p.name for p in newest_first(tmp_path)} == {f"checkpoint-{n}" for n in (2, 3, 4)}
+    (tmp_path / "checkpoint-4" / "weights").unlink()
+    assert last_good(tmp_path) == tmp_path / "checkpoint-2"
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-2"}
+
+
+@pytest.mark.parametrize("harm", ["missing", "short", "zeroed", "flipped", "unsealed", "damaged"])
 def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
     rows, tiny_tokenizer, tmp_path, harm
 ):
@@ -138,6 +229,10 @@ def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
         weights.unlink()
     elif harm == "short":
         weights.write_bytes(content[:-1])
+    elif harm == "zeroed":
+        weights.write_bytes(bytes(len(content)))
+    elif harm == "damaged":
+        (newest / "manifest.json").write_bytes(bytes(200))
     elif harm == "flipped":
         content[len(content) // 2] ^= 1
         weights.write_bytes(content)
@@ -149,8 +244,6 @@ def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
 
 
 def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_tokenizer, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
     base = enable_scoring(make_tiny_model())
     frozen = {name: p.clone() for name, p in base.named_parameters()}
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))

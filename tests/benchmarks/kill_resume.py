@@ -7,6 +7,7 @@ and in two processes. Half of the kills fall by the clock, half on a touch of a 
 started again, and killed again, until it ends; it counts as equal if its weights are the same to
 the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds starts in which
 a write fails (disk full, quota, read-only, rights): they must end in one sentence and lose nothing.
+`--requeues` adds runs under a scheduler that pre-empts: SIGTERM, a grace, the same command again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -41,6 +43,7 @@ STAGE = {
     "save_steps": 2,
     "logging_steps": 2,
 }
+CHEAP = ["eval.repetition.cap=24", "pairs.samples_per_prompt=2"]
 LORA = ["lora.r=4", "lora.lora_dropout=0.1"]
 VARIANTS = {"full": ([], 1), "lora": (LORA, 1), "full, 2 processes": ([], 2)}
 MOST = 12  # kills of one run
@@ -50,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--requeues", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
@@ -63,8 +67,8 @@ def main() -> None:
     if given.json:
         given.json.write_text(text + "\n")
     whole = report["equal"] == report["kills"] and all(
-        fault["equal"] == fault["starts"] == fault["one sentence"]
-        for fault in report.get("faults", {}).values()
+        set(tally.values()) == {tally["starts"]}
+        for tally in (*report.get("faults", {}).values(), report.get("requeues", {"starts": 0}))
     )
     sys.exit(0 if whole else 1)
 
@@ -85,12 +89,14 @@ def measure(folder: Path, given: argparse.Namespace) -> dict:
     report = {"kills": kills, "equal": equal, "where": {k: dict(where[k]) for k in sorted(where)}}
     if given.faults:
         report["faults"] = fail_writes(folder, unbroken, lot, given.faults)
+    if given.requeues:
+        report["requeues"] = preempt(folder, unbroken, lot, given.requeues)
     return report
 
 
 def chain(folder: Path, variant: str, run: Path) -> Chain:
     options, processes = VARIANTS[variant]
-    argv = [str(folder / "preset.yaml"), *options, f"run.dir={run}"]
+    argv = [str(folder / "preset.yaml"), *CHEAP, *options, f"run.dir={run}"]
     return Chain(folder, argv, run=run, processes=processes)
 
 
@@ -115,11 +121,10 @@ def kill_until_done(
     while True:
         if len(places) >= min(MOST, most):
             ended = command.start()
-        elif lot.random() < 0.5:
+        elif coin(lot):
             ended = command.start(Trap(lot.randint(1, unbroken["touches"])), all_ranks=coin(lot))
         else:
-            after = lot.uniform(0, unbroken["seconds"])
-            ended = command.start(kill_after=after, all_ranks=coin(lot))
+            ended = command.start(after=lot.uniform(0, unbroken["seconds"]), all_ranks=coin(lot))
         if set(ended.codes) == {0}:
             same = outcome(run) == unbroken["outcome"]
             shutil.rmtree(run)
@@ -155,6 +160,30 @@ def fail_writes(folder: Path, unbroken: dict, lot: random.Random, count: int) ->
         tally.update({"starts": 1, "one sentence": int(clear), "equal": int(same)})
         shutil.rmtree(run, ignore_errors=True)
     return {name: dict(tally) for name, tally in found.items()}
+
+
+def preempt(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dict:
+    """Starts that a scheduler's SIGTERM reached, how many ended by 143, whose runs ended equal."""
+    tally: Counter = Counter(starts=0, exit_143=0, equal=0)
+    run = folder / "run"
+    while tally["starts"] < count:
+        variant = lot.choice(list(unbroken))
+        command = chain(folder, variant, run)
+        reached = orderly = 0
+        while True:
+            after = lot.uniform(0, unbroken[variant]["seconds"]) if reached < MOST else None
+            ended = command.start(after=after, signum=signal.SIGTERM)
+            if set(ended.codes) == {0}:
+                break
+            reached += 1
+            orderly += set(ended.codes) == {143} and "Traceback" not in ended.said
+            if set(ended.codes) != {143}:
+                print(ended.codes, ended.last, ended.said[-2500:], file=sys.stderr)
+        same = outcome(run) == unbroken[variant]["outcome"]
+        tally.update(starts=reached, exit_143=orderly, equal=reached * same)
+        print(f"{tally['starts']} pre-emptions, {tally['equal']} equal", file=sys.stderr)
+        shutil.rmtree(run)
+    return dict(tally)
 
 
 def coin(lot: random.Random) -> bool:

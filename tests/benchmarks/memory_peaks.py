@@ -99,7 +99,7 @@ def plan(case: str) -> int:
     batch = lay_out(
         [chat_document(row) for row in rows_of(case)[:rows]],
         packing=True,
-        flat=attention == "documents",
+        rows="flat" if attention == "documents" else "masked",
     )
     return step_memory(
         AutoConfig.for_model(kind, **shape),
