@@ -53,6 +53,8 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         )
         results.setdefault("same_format", {})[form] = section
     results["stages"] = stage_facts(folder)
+    if decisions := read_json(folder / "decisions.json"):
+        results["decisions"] = decisions
     if PartialState().is_main_process:
         write_json(folder / "results.json", results)
         write_report(folder)

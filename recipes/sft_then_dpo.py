@@ -61,6 +61,7 @@ def chain(
     """The whole road: check, prepare, train and measure stage by stage, report."""
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
+    from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
     from eval.measure import check_measures, measure
     from eval.questions import asked
@@ -86,6 +87,7 @@ def chain(
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
     check_measures(preset.eval)
+    check_gates(preset)
     tokenizer = load_tokenizer(base, preset.model)
     benchmarks = asked(preset.eval)
     inputs = run_inputs(
@@ -109,25 +111,40 @@ def chain(
         # 3. Train and measure; each stage begins where the one before ended.
         base = base_with_tokens(base, preset.model, tokenizer, run=folder)
         models = {"base": base}
-        start = base
+        decisions = []
         measure("base", base, setting, preset.eval)
         for stage in stages:
-            start = models[stage.name] = run_sft_stage(stage, setting, start=start)
-            measure(stage.name, start, setting, preset.eval)
+            auto, before = stage.section.enabled == "auto", list(models)[-1]
+            if auto:
+                above = preset.sft_dialogue.min_repetition
+                decisions.append(needed(folder, stage=stage.name, after=before, above=above))
+                if decisions[-1].verdict == "skipped":
+                    continue
+            trained = run_sft_stage(stage, setting, start=models[before])
+            measure(stage.name, trained, setting, preset.eval)
+            if auto:
+                decisions.append(holds(folder, stage=stage.name, before=before))
+            if not auto or decisions[-1].verdict == "kept":
+                models[stage.name] = trained
+        *_, before = models
+        start = models[before]
         if preset.dpo.enabled:
             if pairs is None:
                 sample = sampler(start, setting, section=preset.pairs)
                 pairs = sampled_pairs(
                     preset, setting, start=start, prompts=prompts, sample=sample, judge=rule_judge
                 )
-            start = models["dpo"] = run_dpo_stage(
-                setting, start=start, section=preset.dpo, rows=pairs
-            )
-            measure("dpo", start, setting, preset.eval)
+            trained = run_dpo_stage(setting, start=start, section=preset.dpo, rows=pairs)
+            measure("dpo", trained, setting, preset.eval)
+            if preset.dpo.enabled == "auto":
+                decisions.append(holds(folder, stage="dpo", before=before))
+            if preset.dpo.enabled is True or decisions[-1].verdict == "kept":
+                models["dpo"] = trained
 
         # 4. The evidence.
+        write_decisions(folder, decisions)
         results = write_results(folder, list(models))
-        farewell(console_table(results), folder=folder, model=start)
+        farewell(console_table(results), folder=folder, model=list(models.values())[-1])
 
 
 if __name__ == "__main__":

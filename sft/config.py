@@ -24,6 +24,7 @@ from sft.sections import (
     SOURCE_OPTIONS,
     WITHOUT_EFFECT,
     DataSection,
+    DialogueStage,
     DpoStage,
     EvalSection,
     LoraSection,
@@ -41,6 +42,7 @@ from sft.sections import (
 __all__ = [
     "CHECKOUT",
     "DataSection",
+    "DialogueStage",
     "DpoStage",
     "EvalSection",
     "LoraSection",
@@ -293,6 +295,20 @@ def _check(preset: Preset) -> list[str]:
         value = getattr(preset.run, name)
         if value < 0:
             problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")
+    for name, words in (("sft_all", ""), ("sft_dialogue", ", auto"), ("dpo", ", auto")):
+        enabled = getattr(preset, name).enabled
+        if not (isinstance(enabled, bool) or (words and enabled == "auto")):
+            problems.append(f"{name}.enabled={enabled!r} is not one of true, false{words}")
+    if preset.sft_dialogue.enabled == "auto" and not preset.sft_all.enabled:
+        problems.append(
+            "sft_dialogue.enabled=auto asks how often stage 1 repeats itself, and sft_all.enabled="
+            "false leaves it out; set one of them"
+        )
+    if not 0 <= preset.sft_dialogue.min_repetition <= 1:
+        problems.append(
+            f"sft_dialogue.min_repetition={preset.sft_dialogue.min_repetition:g} is no rate in "
+            "[0, 1]"
+        )
     if preset.lora.r < 0:
         problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
     for stage in ("sft_all", "sft_dialogue", "dpo"):

@@ -84,11 +84,18 @@ def _dpo_defaults() -> dict[str, Any]:
 class SftStage:
     """A stage of supervised fine-tuning. `kinds` empty means every row."""
 
-    enabled: bool = True
+    enabled: bool | str = True
     kinds: list[str] = field(default_factory=list)
     train_batch_size: int = 0  # chats per optimiser step over all devices; 0: upstream's product
     packing: bool = True  # several chats in a row; a matter of layout, not of what a step sees
     trl: dict[str, Any] = field(default_factory=_sft_defaults)  # SFTConfig, by its own names
+
+
+@dataclass
+class DialogueStage(SftStage):
+    """Stage 2; `auto` runs it where stage 1 repeats itself, and keeps it if benchmarks hold."""
+
+    min_repetition: float = 0.02  # auto: it runs where stage 1's rate is above this; our choice
 
 
 @dataclass
@@ -103,9 +110,10 @@ class PairsSection:
 
 @dataclass
 class DpoStage:
-    """The preference stage; `beta`, `loss_type` and the rest are DPOConfig's."""
+    """The preference stage; `beta`, `loss_type` and the rest are DPOConfig's. `auto` keeps its
+    model if benchmarks and the repetition rate hold."""
 
-    enabled: bool = True
+    enabled: bool | str = True
     train_batch_size: int = 0
     packing: bool = True
     trl: dict[str, Any] = field(default_factory=_dpo_defaults)
@@ -159,7 +167,7 @@ class Preset:
     lora: LoraSection = field(default_factory=LoraSection)
     data: DataSection = field(default_factory=DataSection)
     sft_all: SftStage = field(default_factory=SftStage)
-    sft_dialogue: SftStage = field(default_factory=lambda: SftStage(kinds=["dialogue"]))
+    sft_dialogue: DialogueStage = field(default_factory=lambda: DialogueStage(kinds=["dialogue"]))
     pairs: PairsSection = field(default_factory=PairsSection)
     dpo: DpoStage = field(default_factory=DpoStage)
     eval: EvalSection = field(default_factory=EvalSection)

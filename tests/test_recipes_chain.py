@@ -495,3 +495,31 @@ def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
     shutil.rmtree(world / "two" / "eval" / "chat" / "samples")
     (world / "two" / "eval" / "chat" / "samples").write_text("")
     assert "cannot be written" in sentence("--base", base, "--chat", base, *measured)
+
+
+def test_a_stage_that_is_not_needed_is_left_out_and_the_next_goes_on_from_before(world):
+    """The tiny model repeats itself always or never, so either threshold decides."""
+    auto = ["sft_dialogue.enabled=auto", "dpo.enabled=false"]
+    assert run(world, *auto, "sft_dialogue.min_repetition=1") == 0
+    results = read_json(world / "run" / "results.json")
+    assert results["models"] == ["base", "sft-all"]
+    (decision,) = results["decisions"]
+    assert (decision["stage"], decision["verdict"]) == ("sft-dialogue", "skipped")
+    assert not (world / "run" / "2-sft-dialogue").exists()
+    assert "Decided." in (world / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("stage", ["sft_dialogue", "dpo"])
+def test_a_stage_that_keeps_what_was_won_is_kept(world, stage):
+    assert run(world, f"{stage}.enabled=auto", "sft_dialogue.min_repetition=0") == 0
+    results = read_json(world / "run" / "results.json")
+    decided = [d for d in results["decisions"] if d["verdict"] in ("kept", "set aside")]
+    rate = results["repetition"]["sft-all"]["rate"]
+    if stage == "sft_dialogue" and rate == 0:
+        assert [d["verdict"] for d in results["decisions"]] == ["skipped"]
+        return
+    (last,) = decided
+    assert last["verdict"] == "kept" and last["stage"] in results["models"]
+    for row in last["evidence"]:
+        table = [r for r in results["deltas"] if r["task"] == row["task"] and r["to"] == row["to"]]
+        assert any(r["delta"] == row["delta"] and r["p"] == row["p"] for r in table)

@@ -194,7 +194,7 @@ def test_our_own_keys_are_these():
             "turns",
         ],
         "sft_all": ["enabled", "kinds", "packing", "train_batch_size"],
-        "sft_dialogue": ["enabled", "kinds", "packing", "train_batch_size"],
+        "sft_dialogue": ["enabled", "kinds", "min_repetition", "packing", "train_batch_size"],
         "pairs": [
             "max_new_tokens",
             "min_score_gap",
