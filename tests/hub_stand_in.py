@@ -1,4 +1,4 @@
-"""Local folders in the place of the hub: real configurations, rows in the columns of real data sets.
+"""Local folders in the place of the hub: real configurations, rows in real data sets' columns.
 
 Weights are a file without tensors: what plans and checks never reads them.
 """
@@ -147,7 +147,7 @@ def stand_in(
     tokenizer.save_pretrained(base)
 
     def local(source: Source) -> dict:
-        file = folder / f"{source.path.replace('/', '-')}.jsonl"
+        file = folder / f"{source.kind or 'pairs'}.jsonl"
         made = [ROWS[source.path](i, f"{i} " + "so " * words) for i in range(rows)]
         write_jsonl(file, made)
         kept = {"kind": source.kind} if source.kind else {}

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Several nodes of GPUs under Slurm, started again after a time limit or a lost node.
 #
-#   sbatch [--nodes=4 --time=24:00:00 ...] recipes/accelerate/slurm.sh PRESET [section.key=value ...]
+#   sbatch [--nodes=4 --time=24:00:00] recipes/accelerate/slurm.sh PRESET [section.key=value ...]
 #
 # Two minutes before the limit Slurm sends USR1; the job is put back into the queue, and the same
 # command goes on from its last checkpoint. Finished stages are skipped. run.dir must lie on a file
@@ -17,12 +17,13 @@
 set -euo pipefail
 
 if (($# == 0)); then
-    echo "error: no preset; give sbatch recipes/accelerate/slurm.sh PRESET [section.key=value ...]" >&2
+    echo "error: no preset; sbatch recipes/accelerate/slurm.sh PRESET [section.key=value ...]" >&2
     exit 2
 fi
 
 GPUS=${SLURM_GPUS_ON_NODE:-8}
-HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+HOSTS=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+HEAD=${HOSTS%%$'\n'*}
 export HEAD PORT=$((20000 + SLURM_JOB_ID % 20000))
 export TOTAL=$((SLURM_NNODES * GPUS))
 
