@@ -60,6 +60,7 @@ def chain(
 ) -> None:
     """The whole road: check, prepare, train and measure stage by stage, report."""
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
+    from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
@@ -68,9 +69,11 @@ def chain(
     from eval.results import write_results
     from eval.sampling import sampler
     from eval.tables import console_table
+    from sft.budget import Planner, chats_work, this_machine
+    from sft.budget_table import show_budget
     from sft.console import farewell, start_logging
     from sft.inputs import run_inputs
-    from sft.model import check_model, choose_placement, context_window, load_tokenizer
+    from sft.model import check_model, choose_placement, context_window, load_tokenizer, read_config
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.run import open_run, write_environment
@@ -106,6 +109,10 @@ def chain(
         prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
         if dry_run:
             show_examples(chats, tokenizer)
+            works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
+            works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
+            config = read_config(base, preset.model)
+            show_budget(Planner(config, preset.lora, placement, this_machine(placement)), works)
             return
 
         # 3. Train and measure; each stage begins where the one before ended.

@@ -169,7 +169,7 @@ def check_model(section: ModelSection) -> str:
     """
     path = resolve_model_path(section.name_or_path)
     try:
-        config = _read_config(path, section)
+        config = read_config(path, section)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
@@ -190,7 +190,7 @@ def check_model(section: ModelSection) -> str:
     return path
 
 
-def _read_config(path: str, section: ModelSection) -> Any:
+def read_config(path: str, section: ModelSection) -> Any:
     """A model's configuration; of an adapter that of its base."""
     if is_adapter(path):
         path = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
@@ -199,7 +199,7 @@ def _read_config(path: str, section: ModelSection) -> Any:
 
 def context_window(path: str, section: ModelSection) -> int | None:
     """How many positions the model was made for, where its configuration says."""
-    config = _read_config(path, section)
+    config = read_config(path, section)
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -287,16 +287,21 @@ def load_trainable(
     )
     if not lora.r or is_adapter(path):
         return model
-    config = LoraConfig(
+    config = lora_config(lora)
+    config.trainable_token_indices = token_rows(model, tokens) if tokens else None
+    set_seed(seed)  # the adapter's first weights are random
+    return get_peft_model(model, config)
+
+
+def lora_config(lora: LoraSection) -> LoraConfig:
+    """PEFT's configuration of a new adapter."""
+    return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
-        trainable_token_indices=token_rows(model, tokens) if tokens else None,
         task_type="CAUSAL_LM",
     )
-    set_seed(seed)  # the adapter's first weights are random
-    return get_peft_model(model, config)
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -27,13 +27,17 @@ class Layout:
 
     @classmethod
     def of(cls, model: Any, *, packing: bool) -> "Layout":
-        """For `model` on its device. Half of what a scoring forward holds, since activations are
-        kept; sharded models (FSDP, DeepSpeed) take a micro-batch in one pass, because all processes
-        must gather weights equally often."""
+        """For `model` on the device and under the wrapper of this process."""
         state = PartialState()
         sharded = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        tokens = sys.maxsize if sharded else batch_tokens(state.device) // 2
-        return cls(packing, rows_of(model), tokens)
+        return cls(packing, rows_of(model), pass_tokens(state.device, sharded=sharded))
+
+
+def pass_tokens(device: torch.device, *, sharded: bool) -> int:
+    """Tokens of one forward and backward pass: half of what a scoring forward holds, since
+    activations are kept. Sharded models (FSDP, DeepSpeed) take a micro-batch in one pass, because
+    all processes must gather weights equally often."""
+    return sys.maxsize if sharded else batch_tokens(device) // 2
 
 
 def collate_chats(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:

@@ -4,7 +4,10 @@ import re
 
 import pytest
 from conftest import ROOT
+from hub_stand_in import CONFIGS, ROWS, stand_in
 
+from recipes.plan_run import main as plan
+from recipes.sft_then_dpo import main as train
 from sft.config import find_path, load_preset
 
 PRESETS = sorted((ROOT / "recipes" / "presets").rglob("*.yaml"))
@@ -64,3 +67,84 @@ def test_overrides_in_the_readme_are_accepted():
     for value in ("model.name_or_path=/models/my-base", "sft_dialogue.enabled=false"):
         assert value in README
     assert preset.sft_dialogue.enabled is False
+
+
+OF_THE_HUB = [path for path in PRESETS if path.stem not in ("quickstart", "own_model")]
+# Where each is meant to run.
+DEVICES = {
+    "deepseek_llm_7b": ["--device", "h100", "--devices", "8", "--sharded"],
+    "deepseek_llm_67b": ["--device", "h100", "--devices", "32", "--sharded"],
+    "llama3_8b_fsdp_8gpu": ["--device", "h100", "--devices", "8", "--sharded"],
+    "qwen3_0.6b_lora": ["--device", "rtx4090"],
+    "smollm2_135m_full": ["--device", "rtx4090"],
+    "smollm2_1.7b_lora_mac": ["--device", "a100-40"],
+}
+TOKENS = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"]
+
+
+@pytest.fixture
+def hub(tmp_path, tiny_tokenizer):
+    """Overrides that put local folders in the place of what a preset takes from the hub."""
+
+    def overrides(path):
+        if path.stem.startswith("llama3"):
+            known = {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *TOKENS]}
+            tiny_tokenizer.add_special_tokens(known)
+            tiny_tokenizer.bos_token = "<|begin_of_text|>"
+        return stand_in(path, tmp_path, tiny_tokenizer)
+
+    return overrides
+
+
+def test_every_preset_of_the_hub_has_its_device():
+    assert {path.stem for path in OF_THE_HUB} == set(DEVICES)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("path", OF_THE_HUB, ids=lambda p: p.stem)
+def test_presets_of_the_hub_plan_where_they_are_meant_to_run(path, hub, capsys):
+    assert plan([str(path), *hub(path), *DEVICES[path.stem]]) == 0
+    shown = capsys.readouterr().err
+    preset = load_preset(path)
+    stages = ["sft-all", *["sft-dialogue"] * preset.sft_dialogue.enabled, "dpo"]
+    assert re.search(r"^ +" + " +".join(stages) + " *$", shown, re.MULTILINE)
+    kinds = ["math", "code", "dialogue"]
+    assert all(re.search(rf"\.jsonl +{kind} +40 ", shown) for kind in kinds)
+    steps = re.search(r"^ *steps +(.+?) *$", shown, re.MULTILINE).group(1).split()
+    rows = 120 / preset.sft_all.train_batch_size
+    assert int(steps[0]) == preset.sft_all.trl["num_train_epochs"] * -(-rows // 1)
+
+
+def test_a_preset_of_the_hub_dry_runs(hub, capsys):
+    path = ROOT / "recipes" / "presets" / "smollm2_135m_full.yaml"
+    assert train([str(path), *hub(path), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "\x1b[32m" in shown.out and "memory, GiB" in shown.err
+
+
+@pytest.mark.parametrize("path", OF_THE_HUB, ids=lambda p: p.stem)
+def test_presets_of_the_hub_name_licences_and_what_stage_2_needs(path):
+    preset = load_preset(path)
+    sources = [*preset.data.sft, *preset.data.preference]
+    assert preset.model.name_or_path in CONFIGS and preset.model.license
+    assert all(source.path in ROWS and source.license for source in sources)
+    assert set(preset.sft_dialogue.kinds) <= {source.kind for source in preset.data.sft}
+    assert "GiB" in path.read_text(encoding="utf-8").partition("\nrun:")[0]
+
+
+def test_the_paper_s_presets_have_the_paper_s_numbers():
+    """Section 4 and 5.1.2 of arXiv 2401.02954."""
+    small, large = (
+        load_preset(ROOT / f"recipes/presets/deepseek_llm_{n}.yaml") for n in ("7b", "67b")
+    )
+    assert [p.sft_all.trl["num_train_epochs"] for p in (small, large)] == [4, 2]
+    assert [p.sft_all.trl["learning_rate"] for p in (small, large)] == [1e-5, 5e-6]
+    assert small.sft_dialogue.enabled and not large.sft_dialogue.enabled
+    for preset in (small, large):
+        options = preset.dpo.trl
+        assert options["learning_rate"] == 5e-6 and options["num_train_epochs"] == 1
+        assert preset.dpo.train_batch_size == 512
+        assert options["lr_scheduler_type"] == "cosine" and options["warmup_steps"] > 0
+        assert preset.lora.r == 0
+        math, _, dialogue = preset.data.sft
+        assert (math.count or 0) / (dialogue.count or 1) == pytest.approx(46.6 / 31.2, rel=0.01)

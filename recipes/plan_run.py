@@ -1,0 +1,102 @@
+"""What a preset will take before anything is trained: memory by part, operations, hours.
+
+    python recipes/plan_run.py PRESET [section.key=value ...]              # on this machine
+    python recipes/plan_run.py PRESET --device h100                        # on that one
+    python recipes/plan_run.py PRESET --device h100 --devices 8 --sharded  # FSDP or ZeRO-3
+
+Reads the rows, loads no weights. Ends with exit code 2 and the nearest setting that fits where a
+stage does not fit its device.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sft.config import Preset, UserError, load_preset
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and plan; 2 for a mistake that the user can mend."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser.add_argument("--device", help="h200, h100, a100-80, a100-40, l40s, rtx4090; else this")
+    parser.add_argument("--devices", type=int, default=1, help="how many of them train together")
+    parser.add_argument("--sharded", action="store_true", help="weights are spread over them")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak (0.4)")
+    given = parser.parse_intermixed_args(argv)
+    try:
+        if given.sharded and given.devices < 2:
+            raise UserError("--sharded spreads weights over devices; give --devices 2 or more")
+        if not 0 < given.utilisation <= 1:
+            raise UserError(f"--utilisation {given.utilisation:g} must be above 0 and at most 1")
+        preset = load_preset(given.preset, overrides=given.overrides)
+        with tempfile.TemporaryDirectory() as folder:
+            plan(
+                replace(preset, run=replace(preset.run, dir=folder)),
+                device=given.device,
+                devices=given.devices,
+                sharded=given.sharded,
+                utilisation=given.utilisation,
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def plan(
+    preset: Preset, *, device: str | None, devices: int, sharded: bool, utilisation: float
+) -> None:
+    """Prepare the rows as a run does, then count what its stages take.
+
+    Raises:
+        UserError: a device of that name is not known, or a stage does not fit it.
+    """
+    # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
+    from dpo.budget import preference_work
+    from dpo.stage import check_dpo, given_pairs, pair_prompts
+    from eval.questions import asked
+    from sft.budget import Planner, chats_work, named_machine, named_placement, this_machine
+    from sft.budget_table import show_budget
+    from sft.console import start_logging
+    from sft.model import check_model, choose_placement, context_window, load_tokenizer, read_config
+    from sft.plan import check_sft, fit_lengths, plan_stages, split_length
+    from sft.prepare import prepare_chats
+    from sft.setting import Setting
+
+    start_logging()
+    base = check_model(preset.model)
+    preset = fit_lengths(preset, context_window(base, preset.model))
+    here = choose_placement(preset.model)
+    check_sft(preset, here)
+    check_dpo(preset.dpo, here)
+    tokenizer = load_tokenizer(base, preset.model)
+    setting = Setting.of(preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here)
+    benchmarks = asked(preset.eval)
+    chats = prepare_chats(
+        preset.data, setting, benchmarks=benchmarks, split_at=split_length(preset)
+    )
+    works = [chats_work(s.name, s.section, s.rows) for s in plan_stages(chats, preset, setting)]
+    pairs = given_pairs(preset, setting, benchmarks=benchmarks)
+    prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
+    works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
+
+    if device is None:
+        machine, placement = this_machine(here), here
+    else:
+        machine, placement = named_machine(device), named_placement(preset.model)
+    if devices > 1:
+        machine = replace(machine, count=devices, sharded=sharded)
+    config = read_config(base, preset.model)
+    planner = Planner(config, preset.lora, placement, machine, utilisation)
+    show_budget(planner, works)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

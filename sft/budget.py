@@ -1,0 +1,296 @@
+"""What a run will take: memory, operations and hours of each stage, from its real rows.
+
+Memory is that of `sft.memory` on the longest rows that can meet in a micro-batch; operations are
+`sft.flops`'s over all rows; hours follow from a device's published peak at a stated utilisation.
+Measuring, sampling pairs and writing checkpoints come on top of the hours.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from accelerate import DistributedType, PartialState
+from transformers import PreTrainedConfig
+
+from sft.attention import DOCUMENTS
+from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
+from sft.flops import Costs, costs_of_config, forward_flops, training_flops
+from sft.memory import Memory, Setup, step_memory
+from sft.model import Placement, lora_config
+from sft.packing import FLAT_BUCKET, Document, Segment, Span, best_fit, lay_out
+from sft.passes import pass_tokens
+from sft.plan import count_steps
+
+GIB = 2**30
+# Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
+USABLE = 0.9
+SAMPLED = 2000  # micro-batches that padding is counted on
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Devices that train together; peak is of dense bfloat16 products, in operations a second."""
+
+    name: str
+    memory: float  # bytes of one device
+    peak: float | None = None
+    count: int = 1
+    sharded: bool = False  # weights, gradients and moments spread over the devices (FSDP, ZeRO-3)
+
+
+# Memory and dense bfloat16 peak of the makers' data sheets (without sparsity).
+MACHINES = {
+    "h200": Machine("NVIDIA H200", 141e9, 989e12),
+    "h100": Machine("NVIDIA H100 SXM", 80e9, 989e12),
+    "a100-80": Machine("NVIDIA A100 80 GB", 80e9, 312e12),
+    "a100-40": Machine("NVIDIA A100 40 GB", 40e9, 312e12),
+    "l40s": Machine("NVIDIA L40S", 48e9, 362e12),
+    "rtx4090": Machine("NVIDIA GeForce RTX 4090", 24e9, 165e12),
+}
+
+
+def named_machine(name: str) -> Machine:
+    """A device of the table.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name not in MACHINES:
+        raise UserError(f"--device {name} is not one of {', '.join(MACHINES)}")
+    return MACHINES[name]
+
+
+def this_machine(placement: Placement) -> Machine:
+    """The devices that this command runs on; the peak where the table has it."""
+    state = PartialState()
+    spread = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    device = placement.device
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        known = (m.peak for k, m in MACHINES.items() if k.split("-")[0].upper() in properties.name)
+        memory = properties.total_memory
+        found = Machine(properties.name, memory, next(known, None))
+    elif device.type == "mps":
+        found = Machine("this Mac", torch.mps.recommended_max_memory())
+    else:
+        found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
+    return replace(found, count=state.num_processes, sharded=spread)
+
+
+def named_placement(section: ModelSection) -> Placement:
+    """How a device of the table trains: float32 weights, bfloat16 products, masks over rows."""
+    attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
+    compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
+    return Placement(torch.device("cuda"), torch.float32, compute, attention, ())
+
+
+@dataclass(frozen=True)
+class Work:
+    """The documents of a stage: an epoch's rows by their lengths."""
+
+    name: str
+    section: SftStage | DpoStage
+    spans: tuple[Span, ...]
+    scored: tuple[int, ...]  # tokens of each that the loss is on
+    reference: bool = False  # each row is scored once before training
+
+    @property
+    def tokens(self) -> int:
+        return sum(_length(span) for span in self.spans)
+
+
+@dataclass(frozen=True)
+class StageBudget:
+    """What one stage takes."""
+
+    work: Work
+    steps: int
+    padding: float  # share of the positions in rows that are no token
+    flops: int  # of the whole stage, with what checkpointing computes again
+    memory: Memory  # of one device
+    hours: float | None
+
+
+@dataclass(frozen=True)
+class Planner:
+    """What all stages have in common: the model, how it trains, and on what."""
+
+    config: PreTrainedConfig
+    lora: LoraSection
+    placement: Placement
+    machine: Machine
+    utilisation: float = 0.4  # of the peak; dense models of billions train at 0.3 to 0.5
+
+    def stage(self, work: Work) -> StageBudget:
+        """The budget of a stage."""
+        options = work.section.trl
+        micro = options["per_device_train_batch_size"] * self.machine.count
+        batch = work.section.train_batch_size or micro * options.get(
+            "gradient_accumulation_steps", 1
+        )
+        steps = count_steps(len(work.spans), batch=batch, options=options)
+        epochs = steps * batch / len(work.spans)
+        flops = round(epochs * self._epoch_flops(work)) + self._reference_flops(work)
+        rate = self.machine.peak
+        hours = flops / (rate * self.machine.count * self.utilisation) / 3600 if rate else None
+        memory = self.memory(work, accumulates=batch > micro)
+        return StageBudget(work, steps, padding_of(work, self.placement), flops, memory, hours)
+
+    @property
+    def costs(self) -> Costs:
+        return costs_of_config(self.config, lora=lora_config(self.lora) if self.lora.r else None)
+
+    def _epoch_flops(self, work: Work) -> int:
+        costs = self.costs
+        total = training_flops(costs, work.spans, scored=sum(work.scored))
+        if _checkpoints(work.section):
+            total += forward_flops(costs, work.spans, scored=0)
+        return total
+
+    def _reference_flops(self, work: Work) -> int:
+        if not work.reference:
+            return 0
+        return forward_flops(self.costs, work.spans, scored=sum(work.scored))
+
+    def memory(self, work: Work, *, accumulates: bool) -> Memory:
+        """Memory of one device at the worst moment that the stage's rows can bring about."""
+        rows = work.section.trl["per_device_train_batch_size"]
+        order = sorted(range(len(work.spans)), key=lambda i: -_length(work.spans[i]))[:rows]
+        documents = [_document(work.spans[i], work.scored[i]) for i in order]
+        sharded = self.machine.sharded and self.machine.count > 1
+        most = pass_tokens(self.placement.device, sharded=sharded)
+        passes = best_fit([len(d) for d in documents], row_length=most)
+        fullest = max(passes, key=lambda part: sum(len(documents[i]) for i in part))
+        batch = lay_out(
+            [documents[i] for i in fullest],
+            packing=work.section.packing,
+            rows="flat" if self.placement.attention == DOCUMENTS else "masked",
+        )
+        setup = Setup(
+            lora=lora_config(self.lora) if self.lora.r else None,
+            # Sharded weights are gathered in the compute dtype, so nothing is cast.
+            weights=self.placement.compute if sharded else self.placement.weights,
+            compute=self.placement.compute,
+            attention=self.placement.attention,
+            checkpointing=_checkpoints(work.section),
+            accumulates=accumulates,
+        )
+        whole = step_memory(self.config, batch, setup)
+        if sharded:
+            return self._shard(whole)
+        if self.machine.count > 1:  # DDP's buckets hold every gradient a second time
+            return replace(whole, gradients=whole.gradients + 4 * self.costs.parameters.trainable)
+        return whole
+
+    def _shard(self, whole: Memory) -> Memory:
+        """FSDP2 as accelerate sets it up: float32 shards, two layers and what is outside of the
+        layers gathered in the compute dtype."""
+        parameters, count = self.costs.parameters, self.machine.count
+        frozen = parameters.total - parameters.trainable
+        width = torch.finfo(self.placement.compute).bits // 8
+        outside = parameters.embedding + parameters.head
+        layer = (parameters.total - outside) / self.config.num_hidden_layers
+        gathered = width * (outside + 2 * layer)
+        stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
+        return replace(
+            whole,
+            weights=round(stored / count + gathered),
+            gradients=round(4 * parameters.trainable / count),
+            optimiser=round(8 * parameters.trainable / count),
+        )
+
+    def refuse_too_large(self, budget: StageBudget) -> None:
+        """Say what to change where a stage does not fit its device.
+
+        Raises:
+            UserError: it does not; with the nearest setting that does, found by planning it.
+        """
+        limit = USABLE * self.machine.memory
+        if budget.memory.total <= limit:
+            return
+        found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
+        advice = f"; {found} fits" if found else "; nothing that truing can change makes it fit"
+        raise UserError(
+            f"{budget.work.name} needs {budget.memory.total / GIB:.1f} GiB on each device and "
+            f"{self.machine.name} has {limit / GIB:.1f} GiB to use{advice}"
+        )
+
+    def _changes(self, budget: StageBudget) -> Iterator[tuple[str, int]]:
+        """Settings that need less memory, each further from the preset than the one before."""
+        work = budget.work
+        name = work.name.replace("-", "_")
+        planner, words = self, ""
+        for key, value in (("activation_checkpointing", True), ("per_device_train_batch_size", 1)):
+            if work.section.trl[key] != value:
+                section = replace(work.section, trl=work.section.trl | {key: value})
+                work = replace(work, section=section)
+                words += f" {name}.{key}={str(value).lower()}"
+                yield words.strip(), planner.memory(work, accumulates=True).total
+        if not self.lora.r:
+            planner = replace(self, lora=replace(self.lora, r=16))
+            yield f"lora.r=16{words}", planner.memory(work, accumulates=True).total
+        for count in (2, 4, 8, 16, 32, 64):
+            if count > self.machine.count:
+                machine = replace(self.machine, count=count, sharded=True)
+                memory = replace(self, machine=machine).memory(work, accumulates=True)
+                yield f"FSDP over {count} such devices with{words or ' this preset'}", memory.total
+
+
+def padding_of(work: Work, placement: Placement) -> float:
+    """The share of positions that hold no token, over micro-batches of the rows in random order."""
+    micro = work.section.trl["per_device_train_batch_size"]
+    lengths = [_length(span) for span in work.spans]
+    random.Random(0).shuffle(lengths)
+    tokens = positions = 0
+    for first in range(0, min(len(lengths), micro * SAMPLED), micro):
+        batch = lengths[first : first + micro]
+        tokens += sum(batch)
+        if placement.attention == DOCUMENTS and work.section.packing:
+            positions += -(-sum(batch) // FLAT_BUCKET) * FLAT_BUCKET
+            continue
+        longest = max(batch)
+        bins = len(best_fit(batch, row_length=longest)) if work.section.packing else len(batch)
+        positions += bins * math.ceil(longest / 64) * 64
+    return 1 - tokens / positions
+
+
+def _length(span: Span) -> int:
+    return span.trunk + sum(span.branches)
+
+
+def _document(span: Span, scored: int) -> Document:
+    """A document of these lengths; of a chat the last tokens are scored, of a pair its answers."""
+    if span.branches:
+        branches = tuple(Segment([0] * n, [True] * n) for n in span.branches)
+        return Document(Segment([0] * span.trunk, [False] * span.trunk), branches)
+    return Document(
+        Segment([0] * span.trunk, [i >= span.trunk - scored for i in range(span.trunk)])
+    )
+
+
+def _checkpoints(section: SftStage | DpoStage) -> bool:
+    options = section.trl
+    return bool(options.get("gradient_checkpointing") or options["activation_checkpointing"])
+
+
+def chats_work(name: str, section: SftStage, rows: Any) -> Work:
+    """The work of an SFT stage on token rows `{"input_ids", "trained"}`."""
+    trained = rows.with_format("arrow")["trained"][:].to_pylist()
+    spans = tuple(Span(i, 0, len(flags), ()) for i, flags in enumerate(trained))
+    return Work(name, section, spans, tuple(map(sum, trained)))
+
+
+def pairs_work(
+    section: DpoStage, lengths: Sequence[tuple[int, int, int]], *, name: str = "dpo"
+) -> Work:
+    """The work of the preference stage on pairs: tokens of prompt, chosen and rejected."""
+    spans = tuple(
+        Span(i, 0, prompt, (chosen, rejected))
+        for i, (prompt, chosen, rejected) in enumerate(lengths)
+    )
+    scored = tuple(sum(span.branches) for span in spans)
+    return Work(name, section, spans, scored, reference=True)

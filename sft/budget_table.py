@@ -1,0 +1,73 @@
+"""A run's budget as a table: a column a stage."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+
+from sft.budget import GIB, Planner, StageBudget, Work
+from sft.console import show
+from sft.flops import Parameters
+
+PARTS = ("weights", "gradients", "optimiser", "activations", "logits")
+
+
+def show_budget(planner: Planner, works: Sequence[Work]) -> None:
+    """Print what the stages take.
+
+    Raises:
+        UserError: one of them does not fit its device.
+    """
+    budgets = [planner.stage(work) for work in works]
+    show(budget_table(planner, budgets))
+    for budget in budgets:
+        planner.refuse_too_large(budget)
+
+
+def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
+    """Rows, tokens, operations, hours and memory by part of each stage, below the model's size."""
+    machine = planner.machine
+    table = Table(box=box.SIMPLE_HEAD, title="plan", title_justify="left", pad_edge=False)
+    table.add_column("")
+    for budget in budgets:
+        table.add_column(budget.work.name, justify="right")
+    for label, cells in _lines(budgets):
+        table.add_row(label, *cells)
+    devices = f"{machine.count} x {machine.name}" if machine.count > 1 else machine.name
+    spread = ", weights and moments sharded" if machine.sharded and machine.count > 1 else ""
+    notes = [
+        f"memory: of each device ({devices}{spread}), at the worst moment of a step on the longest "
+        "rows; the reference is log-probs on disk and takes none"
+    ]
+    if budgets and budgets[0].hours is not None:
+        notes.append(
+            f"hours: at {planner.utilisation:.0%} of {machine.peak or 0:.3g} operations a second "
+            "and device; measuring and sampling come on top"
+        )
+    return Group(_sizes(planner.costs.parameters), table, *notes)
+
+
+def _sizes(parameters: Parameters) -> str:
+    named = ("embedding", "head", "attention", "mlp", "other", "adapter")
+    parts = [f"{n} {getattr(parameters, n):,}" for n in named if getattr(parameters, n)]
+    share = parameters.trainable / parameters.total
+    return f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained"
+
+
+def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
+    lines = [
+        ("rows", [f"{len(b.work.spans):,}" for b in budgets]),
+        ("tokens an epoch", [f"{b.work.tokens:,}" for b in budgets]),
+        ("padding in rows", [f"{b.padding:.1%}" for b in budgets]),
+        ("steps", [f"{b.steps:,}" for b in budgets]),
+        ("operations", [f"{b.flops:.3g}" for b in budgets]),
+    ]
+    if any(b.hours is not None for b in budgets):
+        hours = [f"{b.hours:.3g}" if b.hours is not None else "" for b in budgets]
+        lines.append(("hours", hours))
+    for part in PARTS:
+        lines.append((f"{part}, GiB", [f"{getattr(b.memory, part) / GIB:.2f}" for b in budgets]))
+    lines.append(("reference, GiB", ["0.00" if b.work.reference else "" for b in budgets]))
+    lines.append(("memory, GiB", [f"{b.memory.total / GIB:.2f}" for b in budgets]))
+    return lines

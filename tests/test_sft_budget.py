@@ -1,0 +1,176 @@
+"""The plan of a stage: steps, padding, operations and hours by closed forms, and what fits."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from conftest import make_tiny_model
+from transformers import AutoConfig
+
+from recipes.plan_run import main
+from recipes.sft_then_dpo import main as train
+from sft.budget import USABLE, Machine, Planner, Work, named_machine, padding_of, pairs_work
+from sft.config import DpoStage, LoraSection, SftStage, UserError
+from sft.flops import costs_of_config, forward_flops, training_flops
+from sft.model import Placement
+from sft.packing import Span
+from sft.run import read_json, write_jsonl
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "vocab_size": 300}
+CONFIG = AutoConfig.for_model("llama", num_hidden_layers=2, **SHAPE)
+GPU = Placement(torch.device("cuda"), torch.float32, torch.bfloat16, "sdpa", ())
+
+
+def planner(**options):
+    plain = {
+        "config": CONFIG,
+        "lora": LoraSection(),
+        "placement": GPU,
+        "machine": Machine("a device", 1e12, 1e12),
+    }
+    return Planner(**(plain | options))
+
+
+def work(lengths=(60,) * 10, **options):
+    plain = {"train_batch_size": 4, "packing": True}
+    given = {"per_device_train_batch_size": 2, "num_train_epochs": 3.0}
+    section = SftStage(**plain, trl=SftStage().trl | given | options)
+    spans = tuple(Span(i, 0, n, ()) for i, n in enumerate(lengths))
+    return Work("sft-all", section, spans, tuple(n // 2 for n in lengths))
+
+
+def test_operations_are_those_of_all_epochs_and_hours_follow_from_them():
+    found = planner(utilisation=0.5).stage(work())
+    costs = costs_of_config(CONFIG)
+    epoch = training_flops(costs, work().spans, scored=300)
+    # 10 rows in steps of 4 are 3 steps an epoch, the last one filled up with rows of no work.
+    assert found.steps == 9
+    assert found.flops == pytest.approx(epoch * 9 * 4 / 10)
+    assert found.hours == pytest.approx(found.flops / (1e12 * 0.5 * 3600))
+    again = planner().stage(work(activation_checkpointing=True))
+    layers = forward_flops(costs, work().spans, scored=0)
+    assert again.flops - found.flops == pytest.approx(layers * 9 * 4 / 10, abs=2)
+
+
+def test_a_pair_s_prompt_counts_once_and_its_reference_is_a_forward_pass():
+    section = DpoStage(train_batch_size=2)
+    pairs = pairs_work(section, [(30, 5, 7), (20, 4, 4)])
+    assert pairs.tokens == 30 + 5 + 7 + 20 + 4 + 4 and pairs.scored == (12, 8)
+    found = planner().stage(pairs)
+    costs = costs_of_config(CONFIG)
+    trained = training_flops(costs, pairs.spans, scored=20)
+    assert found.flops == trained + forward_flops(costs, pairs.spans, scored=20)
+
+
+def test_padding_is_that_of_the_rows():
+    flat = replace(GPU, attention="documents")
+    assert padding_of(work((60,) * 10), flat) == 0  # 2 x 60 is a multiple of 8
+    assert padding_of(work((61,) * 10), flat) == pytest.approx(1 - 122 / 128)
+    assert padding_of(work((60,) * 10), GPU) == pytest.approx(1 - 60 / 64)
+
+
+def test_sharding_divides_what_is_stored_and_ddp_doubles_gradients():
+    four = Machine("a device", 1e12, count=4)
+    parameters = costs_of_config(CONFIG).parameters
+    rows = work()
+    rows = replace(rows, section=replace(rows.section, train_batch_size=16))
+    alone = planner().stage(rows).memory
+    copies = planner(machine=replace(four, count=2)).stage(rows).memory
+    assert copies.gradients - alone.gradients == 4 * parameters.trainable
+    spread = planner(machine=replace(four, sharded=True)).stage(rows).memory
+    assert spread.optimiser == 2 * parameters.trainable
+    assert spread.gradients == parameters.trainable
+    layer = (parameters.attention + parameters.mlp + parameters.other) / 2
+    gathered = 2 * (parameters.embedding + parameters.head + 2 * layer)
+    assert spread.weights == pytest.approx(parameters.total + gathered)
+
+
+CHECKPOINTING = "sft_all.activation_checkpointing=true"
+ONE_ROW = f"{CHECKPOINTING} sft_all.per_device_train_batch_size=1"
+
+
+@pytest.mark.parametrize("words", [CHECKPOINTING, ONE_ROW, f"lora.r=16 {ONE_ROW}"])
+def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
+    config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 128}))
+    rows = work((256,) * 8, per_device_train_batch_size=4)
+    options = {"activation_checkpointing": True}
+    options |= {"per_device_train_batch_size": 1} if ONE_ROW in words else {}
+    changed = work((256,) * 8, **({"per_device_train_batch_size": 4} | options))
+    lora = LoraSection(r=16 if "lora" in words else 0)
+    enough = planner(config=config, lora=lora).memory(changed, accumulates=True).total
+    small = planner(config=config, machine=Machine("a card", enough / USABLE + 1))
+    with pytest.raises(UserError, match=rf"a card has .* GiB to use; {re.escape(words)} fits"):
+        small.refuse_too_large(small.stage(rows))
+    planner(config=config).refuse_too_large(small.stage(rows))
+
+
+def test_a_device_that_is_not_known_is_one_sentence():
+    with pytest.raises(UserError, match="--device b52 is not one of h200, h100"):
+        named_machine("b52")
+
+
+@pytest.fixture
+def preset(tmp_path, tiny_tokenizer):
+    make_tiny_model().save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    rows = [
+        {"prompt": f"{i}+{i}", "response": str(2 * i), "kind": "dialogue"} for i in range(20, 40)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    pairs = [{"prompt": f"{i}?", "chosen": "yes", "rejected": f"no {i}"} for i in range(6)]
+    write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    stage = {"train_batch_size": 8, "per_device_train_batch_size": 4, "max_length": 128}
+    content = {
+        "run": {"dir": str(tmp_path / "run")},
+        "model": {"name_or_path": str(tmp_path / "base"), "dtype": "float32"},
+        "data": {
+            "sft": [{"path": str(tmp_path / "rows.jsonl")}],
+            "preference": [{"path": str(tmp_path / "pairs.jsonl")}],
+        },
+        "sft_all": stage | {"num_train_epochs": 1},
+        "sft_dialogue": {"enabled": False},
+        "dpo": stage,
+        "eval": {"repetition": {"prompts": str(tmp_path / "rows.jsonl"), "cap": 4}},
+    }
+    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(content))
+    return str(tmp_path / "preset.yaml")
+
+
+def line(text, label):
+    return re.search(rf"^ *{re.escape(label)} +(.+?) *$", text, re.MULTILINE).group(1).split()
+
+
+def test_the_plan_counts_what_the_run_then_does(preset, tmp_path, capsys):
+    assert main([preset, "--device", "h100"]) == 0
+    planned = capsys.readouterr().err
+    assert train([preset]) == 0
+    stages = read_json(tmp_path / "run" / "results.json")["stages"]
+    assert line(planned, "steps") == [str(stages[name]["steps"]) for name in ("sft-all", "dpo")]
+    assert line(planned, "rows") == ["20", "6"]
+    # The last step of either stage is filled up: with one token a row, or with the first pair.
+    assert int(line(planned, "tokens an epoch")[0]) == stages["sft-all"]["tokens"] - 4
+    assert "parameters: 26,912 (" in planned
+    assert len(line(planned, "hours")) == 2
+
+
+def test_a_dry_run_shows_the_plan(preset, capsys):
+    assert train([preset, "--dry-run"]) == 0
+    shown = capsys.readouterr().err
+    assert len(line(shown, "memory, GiB")) == 2 and "parameters: 26,912" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "abacus"], "is not one of"),
+        (["--sharded"], "--devices 2 or more"),
+        (["--utilisation", "1.5"], "at most 1"),
+    ],
+)
+def test_mistakes_are_one_sentence(preset, capsys, arguments, words):
+    assert main([preset, *arguments]) == 2
+    assert words in capsys.readouterr().err
