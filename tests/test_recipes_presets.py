@@ -106,7 +106,7 @@ def test_presets_of_the_hub_plan_where_they_are_meant_to_run(path, hub, capsys):
     assert plan([str(path), *hub(path), *DEVICES[path.stem]]) == 0
     shown = capsys.readouterr().err
     preset = load_preset(path)
-    stages = ["sft-all", *["sft-dialogue"] * preset.sft_dialogue.enabled, "dpo"]
+    stages = ["sft-all", *["sft-dialogue"] * bool(preset.sft_dialogue.enabled), "dpo"]
     assert re.search(r"^ +" + " +".join(stages) + " *$", shown, re.MULTILINE)
     kinds = ["math", "code", "dialogue"]
     assert all(re.search(rf"\.jsonl +{kind} +40 ", shown) for kind in kinds)
@@ -139,7 +139,7 @@ def test_the_paper_s_presets_have_the_paper_s_numbers():
     )
     assert [p.sft_all.trl["num_train_epochs"] for p in (small, large)] == [4, 2]
     assert [p.sft_all.trl["learning_rate"] for p in (small, large)] == [1e-5, 5e-6]
-    assert small.sft_dialogue.enabled and not large.sft_dialogue.enabled
+    assert small.sft_dialogue.enabled is True and large.sft_dialogue.enabled == "auto"
     for preset in (small, large):
         options = preset.dpo.trl
         assert options["learning_rate"] == 5e-6 and options["num_train_epochs"] == 1
