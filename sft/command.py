@@ -34,5 +34,5 @@ def run_command(work: Callable[[], None]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    print(sentence, file=sys.stderr, flush=True)
+    print(f"\n{sentence}", file=sys.stderr, flush=True)  # below a progress bar that was cut off
     return code

@@ -134,7 +134,7 @@ class _Watch(threading.Thread):
                     _progress.begun = now
             last = now
             if self.launcher and os.getppid() != self.launcher and not requested():
-                print("the launcher is gone; ending with it", file=sys.stderr, flush=True)
+                print("\nthe launcher is gone; ending with it", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGTERM)
                 self.launcher = 0
             if self.count > 1:
@@ -142,7 +142,7 @@ class _Watch(threading.Thread):
                 sentence = self._silent() or self._stuck()
                 if sentence is not None:
                     self.end(sentence)
-                    print(f"error: {sentence}", file=sys.stderr, flush=True)
+                    print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
                     os._exit(1)
 
     def end(self, reason: str) -> None:

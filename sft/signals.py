@@ -36,6 +36,7 @@ class _Requests:
     first: int = 0
     at: float = 0.0
     deferred: bool = False  # whether the trainer looks for it at the end of its step
+    raised: bool = False  # whether it became an exception where it arrived
     echo: float = field(default_factory=lambda: ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
 
 
@@ -65,6 +66,11 @@ def handled() -> Iterator[None]:
     threading.Thread(target=_end_at_once, args=(listen,), daemon=True).start()
     try:
         yield
+    except Exception as error:
+        # Raised in the middle of anything, it may come out as what that made of it.
+        if not _requests.raised:
+            raise
+        raise Interrupted(_requests.first) from error
     finally:
         signal.set_wakeup_fd(old)
         send.close()  # which ends the thread
@@ -88,9 +94,10 @@ def _note(signum: int, frame: FrameType | None) -> None:
         return
     _requests.first, _requests.at = signum, time.monotonic()
     if not _requests.deferred:
+        _requests.raised = True
         raise Interrupted(signum)
     print(
-        f"{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
+        f"\n{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
         file=sys.stderr,
         flush=True,
     )

@@ -1,11 +1,14 @@
 """The first signal waits for the step, the second does not, and outside training none does."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from sft.command import run_command
 
 SCRIPT = """
 import hashlib, sys, time
@@ -61,3 +64,17 @@ def test_the_second_signal_ends_it_at_once_whatever_it_does():
     out, _ = child.communicate(timeout=20)
     assert child.returncode == 143 and "step done" not in out
     assert time.monotonic() - begun < 10
+
+
+def test_what_the_interrupted_code_made_of_the_signal_is_still_the_signal(capsys):
+    def work():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            raise AttributeError("half of an object")
+
+    assert run_command(work) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+    with pytest.raises(AttributeError):
+        run_command(lambda: None.nothing)
