@@ -20,6 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What would bring the suite near its limit of 20 minutes on a slow machine.
+long = pytest.mark.skipif(
+    not os.environ.get("TRUING_LONG"), reason="takes minutes; TRUING_LONG=1 runs it"
+)
+
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, long
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
@@ -212,6 +212,7 @@ KINDS = ["mmlu", "ceval-valid", "hellaswag", "arc_easy", "gsm8k", "triviaqa", "b
 KINDS += ["lambada_text", "humaneval", "ifeval"]
 
 
+@long
 @pytest.mark.real
 @pytest.mark.slow
 def test_tasks_of_each_kind_run_in_both_formats_on_a_real_model(real_data, tmp_path, capsys):

@@ -9,7 +9,7 @@ import tracemalloc
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import KINDS_OF_FILE, write_as
+from conftest import KINDS_OF_FILE, long, write_as
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -897,6 +897,7 @@ def test_fuzz(body, tmp_path):
     fuzz(body, tmp_path, examples=300)
 
 
+@long
 @pytest.mark.slow
 @pytest.mark.parametrize("body", FUZZ, ids=lambda body: body.__name__)
 def test_fuzz_of_ten_thousand_files_and_more(body, tmp_path):
