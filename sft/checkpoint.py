@@ -122,7 +122,7 @@ def resume_point(folder: Path) -> Path | None:
         raise UserError(
             f"{checkpoint} was written by {processes} process(es) and this start has "
             f"{state.num_processes}, which would not give the same weights; start it with "
-            f"--num_processes {processes}, or pass --fresh or set run.dir= to begin anew"
+            f"--num_processes {processes}, or pass --rerun to begin the stage anew"
         )
     log.info("%s: going on from step %s", folder.name, checkpoint.name.split("-")[1])
     return checkpoint

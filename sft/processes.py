@@ -60,7 +60,7 @@ def step_ends() -> None:
 
 def lost_peer() -> str | None:
     """After a collective failed: which process is gone and why, or None if all are there."""
-    if _watch is None:
+    if _watch is None or _watch.count == 1:
         return None
     for _ in range(20):
         if (sentence := _watch.gone()) is not None:

@@ -18,6 +18,7 @@ from types import FrameType
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # torch's launcher passes on what a scheduler has sent to all processes already: one request.
 ECHO = 2.0
+LOST = 10.0  # seconds that an exception has to get out of what it was raised in
 
 
 class Interrupted(BaseException):
@@ -104,13 +105,23 @@ def _note(signum: int, frame: FrameType | None) -> None:
 
 
 def _end_at_once(listen: socket.socket) -> None:
-    """Wait for a second signal; end the process on it, whatever the main thread does."""
+    """Wait for a second signal; end the process on it, whatever the main thread does. And on the
+    first, where nobody trains and the exception was lost (in a destructor, say)."""
     first = 0.0
     with listen:
-        while received := listen.recv(1):
+        while True:
+            try:
+                received = listen.recv(1)
+            except TimeoutError:
+                if _requests.deferred:
+                    continue
+                os._exit(128 + _requests.first)
+            if not received:
+                return
             if received[0] not in HANDLED:
                 continue
             now = time.monotonic()
             if first and now - first >= _requests.echo:
                 os._exit(128 + received[0])
             first = first or now
+            listen.settimeout(LOST)

@@ -146,6 +146,12 @@ def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog
     assert "torch: 2.0.0 when this run was last here, now" in caplog.text
     write_json(folder / "run.json", record | {"num_processes": 2})
     refuse(tmp_path / "r", "begun by 2 process.*start it with --num_processes 2")
+    for name in ("1-sft-all", "2-sft-dialogue"):
+        (folder / name / "checkpoint-3").mkdir(parents=True)
+    (folder / "1-sft-all" / "done.json").touch()
+    with open_run(preset(tmp_path / "r"), rerun=True):
+        pass
+    assert [p.parent.name for p in folder.glob("*/checkpoint-3")] == ["1-sft-all"]
 
 
 def test_fresh_empties_runs_only(tmp_path):

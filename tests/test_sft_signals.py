@@ -78,3 +78,22 @@ def test_what_the_interrupted_code_made_of_the_signal_is_still_the_signal(capsys
     assert "stopped by SIGTERM" in capsys.readouterr().err
     with pytest.raises(AttributeError):
         run_command(lambda: None.nothing)
+
+
+def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same():
+    script = (
+        "import sys, time\nfrom sft import signals\nfrom sft.command import run_command\n"
+        "signals.LOST = 0.5\n"
+        "class Swallows:\n"
+        "  def __del__(self):\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+        "def work():\n"
+        "  Swallows()\n"
+        "  time.sleep(60)\n"
+        "sys.exit(run_command(work))\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 143

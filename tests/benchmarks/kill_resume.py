@@ -178,8 +178,9 @@ def preempt(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dic
             reached += 1
             # Before the command has begun, the signal has its usual effect: 143 to a shell.
             codes = {143} if ended.touches else {143, -signal.SIGTERM}
-            orderly += set(ended.codes) <= codes and "Traceback" not in ended.said
-            if not set(ended.codes) <= codes:
+            fine = set(ended.codes) <= codes and "Traceback" not in ended.said
+            orderly += fine
+            if not fine:
                 print(ended.codes, ended.last, ended.said[-2500:], file=sys.stderr)
         same = outcome(run) == unbroken[variant]["outcome"]
         tally.update(starts=reached, exit_143=orderly, equal=reached * same)

@@ -1,0 +1,39 @@
+"""The chain killed at random instants ends as one that was not (benchmarks/kill_resume.py)."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def kill_resume(tmp_path, *arguments):
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/benchmarks/kill_resume.py", "--json", report, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout
+    return json.loads(report.read_text())
+
+
+def test_killed_at_random_instants_the_chain_ends_with_the_same_bytes(tmp_path):
+    report = kill_resume(tmp_path, "--kills", "3", "--variants", "lora")
+    assert report["equal"] == report["kills"] == 3
+    assert sum(place["equal"] for place in report["where"].values()) == 3
+
+
+@pytest.mark.slow
+def test_killed_preempted_and_short_of_disk_in_one_and_two_processes(tmp_path):
+    report = kill_resume(
+        tmp_path, "--kills", "6", "--faults", "6", "--requeues", "4", "--seed", "7"
+    )
+    assert report["equal"] == report["kills"] == 6
+    assert report["requeues"]["exit_143"] == report["requeues"]["starts"] >= 4
+    assert all(
+        fault["one sentence"] == fault["equal"] == fault["starts"]
+        for fault in report["faults"].values()
+    )
