@@ -200,7 +200,7 @@ def outcome(run: Path) -> dict:
     }
     logs = {p.parent.name: read_jsonl(p) for p in run.glob("[123]-*/log.jsonl")}
     for entry in (entry for lines in logs.values() for entry in lines):
-        for key in [k for k in entry if "runtime" in k or k in MEASURED]:
+        for key in [k for k in entry if "runtime" in k or "per_second" in k or k in MEASURED]:
             del entry[key]
     results = read_json(run / "results.json")
     for facts in results["stages"].values():
