@@ -18,7 +18,7 @@ from types import FrameType
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # torch's launcher passes on what a scheduler has sent to all processes already: one request.
 ECHO = 2.0
-LOST = 10.0  # seconds that an exception has to get out of what it was raised in
+LOST = 10.0  # seconds that a first signal has to be noted and to end what goes on
 
 
 class Interrupted(BaseException):
@@ -63,6 +63,7 @@ def handled() -> Iterator[None]:
     # not. What the system writes here, it writes when the signal arrives.
     listen, send = socket.socketpair()
     send.setblocking(False)
+    hook, sys.unraisablehook = sys.unraisablehook, _lost
     old = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_at_once, args=(listen,), daemon=True).start()
     try:
@@ -74,6 +75,7 @@ def handled() -> Iterator[None]:
         raise Interrupted(_requests.first) from error
     finally:
         signal.set_wakeup_fd(old)
+        sys.unraisablehook = hook
         send.close()  # which ends the thread
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -104,10 +106,20 @@ def _note(signum: int, frame: FrameType | None) -> None:
     )
 
 
+def _lost(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Raised in a destructor, the exception goes no further: the process ends there, which leaves
+    what a kill leaves."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
+        return
+    print(f"\n{unraisable.exc_value}", file=sys.stderr, flush=True)
+    os._exit(unraisable.exc_value.exit_code)
+
+
 def _end_at_once(listen: socket.socket) -> None:
     """Wait for a second signal; end the process on it, whatever the main thread does. And on the
-    first, where nobody trains and the exception was lost (in a destructor, say)."""
-    first = 0.0
+    first, where nobody trains and a long call keeps the main thread from noting it."""
+    first, signum = 0.0, 0
     with listen:
         while True:
             try:
@@ -115,7 +127,8 @@ def _end_at_once(listen: socket.socket) -> None:
             except TimeoutError:
                 if _requests.deferred:
                     continue
-                os._exit(128 + _requests.first)
+                # Not `_requests.first`: a main thread in a long call has not noted it yet.
+                os._exit(128 + signum)
             if not received:
                 return
             if received[0] not in HANDLED:
@@ -123,5 +136,5 @@ def _end_at_once(listen: socket.socket) -> None:
             now = time.monotonic()
             if first and now - first >= _requests.echo:
                 os._exit(128 + received[0])
-            first = first or now
+            first, signum = first or now, signum or received[0]
             listen.settimeout(LOST)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, long
 
 
 def kill_resume(tmp_path, *arguments):
@@ -21,11 +21,12 @@ def kill_resume(tmp_path, *arguments):
 
 
 def test_killed_at_random_instants_the_chain_ends_with_the_same_bytes(tmp_path):
-    report = kill_resume(tmp_path, "--kills", "3", "--variants", "lora")
-    assert report["equal"] == report["kills"] == 3
-    assert sum(place["equal"] for place in report["where"].values()) == 3
+    report = kill_resume(tmp_path, "--kills", "2", "--variants", "lora")
+    assert report["equal"] == report["kills"] == 2
+    assert sum(place["equal"] for place in report["where"].values()) == 2
 
 
+@long
 @pytest.mark.slow
 def test_killed_preempted_and_short_of_disk_in_one_and_two_processes(tmp_path):
     report = kill_resume(

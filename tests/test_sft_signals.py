@@ -80,20 +80,38 @@ def test_what_the_interrupted_code_made_of_the_signal_is_still_the_signal(capsys
         run_command(lambda: None.nothing)
 
 
-def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same():
+def ended_by_sigterm(work):
+    """The exit code of a command that a first signal could not end where it arrived."""
     script = (
-        "import sys, time\nfrom sft import signals\nfrom sft.command import run_command\n"
-        "signals.LOST = 0.5\n"
+        "import hashlib, sys, threading, time\nfrom sft import signals\n"
+        "from sft.command import run_command\n"
+        "signals.LOST = 0.5\n" + work + "sys.exit(run_command(work))\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate(timeout=20)
+        assert b"Traceback" not in said
+        return child.returncode
+
+
+def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same():
+    work = (
         "class Swallows:\n"
         "  def __del__(self):\n"
         "    print('ready', flush=True); time.sleep(60)\n"
         "def work():\n"
         "  Swallows()\n"
         "  time.sleep(60)\n"
-        "sys.exit(run_command(work))\n"
     )
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        child.stdout.readline()
-        child.send_signal(signal.SIGTERM)
-        assert child.wait(20) == 143
+    assert ended_by_sigterm(work) == 143
+
+
+def test_a_signal_that_a_long_call_keeps_from_being_noted_ends_the_run_by_its_name():
+    work = (
+        "def work():\n"
+        "  threading.Timer(0.5, lambda: print('ready', flush=True)).start()\n"
+        "  hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)\n"
+    )
+    assert ended_by_sigterm(work) == 143
