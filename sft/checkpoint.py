@@ -104,6 +104,17 @@ def last_good(folder: Path) -> Path | None:
     return None
 
 
+def drop_others(folder: Path) -> None:
+    """Remove a stage's checkpoints by another number of processes, which this start cannot go on
+    with; those without a whole manifest are `last_good`'s to pass over."""
+    for checkpoint in newest_first(folder):
+        manifest = _manifest(checkpoint)
+        now = PartialState().num_processes
+        if isinstance(manifest, dict) and manifest.get("processes", now) != now:
+            log.warning("%s is of another number of processes; removed", checkpoint)
+            remove(checkpoint)
+
+
 def resume_point(folder: Path) -> Path | None:
     """`last_good`, looked for by one process and told to the others.
 

@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
+from sft.checkpoint import drop_others
 from sft.config import CHECKOUT, Preset, UserError, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
@@ -291,8 +292,10 @@ class _Claim:
         elif recorded.is_file() and _anything_done(self.folder):
             if not rerun:
                 self._refuse_changes(recorded)
-            elif self._other_processes() is not None:
-                self._drop_checkpoints()
+            else:
+                for place in STAGE_FOLDERS.values():
+                    if not (self.folder / place / "done.json").is_file():
+                        drop_others(self.folder / place)
         write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
 
     def _refuse_changes(self, recorded: Path) -> None:
@@ -315,26 +318,13 @@ class _Claim:
                 f"run.dir={self.folder}: changed since the run began: {', '.join(changed)}; "
                 f"{self.ways_on}"
             )
-        processes = self._other_processes()
-        if processes is not None and not (self.folder / "results.json").is_file():
+        processes, now = record.get("num_processes"), PartialState().num_processes
+        if processes not in (None, now) and not (self.folder / "results.json").is_file():
             raise UserError(
                 f"run.dir={self.folder} was begun by {processes} process(es) and this start has "
-                f"{PartialState().num_processes}, which would not give the same weights; start it "
-                f"with --num_processes {processes}, or {self.ways_on}"
+                f"{now}, which would not give the same weights; start it with --num_processes "
+                f"{processes}, or {self.ways_on}"
             )
-
-    def _other_processes(self) -> int | None:
-        """How many processes the run was begun by, where that is not as many as now."""
-        before = (read_json(self.folder / "run.json") or {}).get("num_processes")
-        return None if before == PartialState().num_processes else before
-
-    def _drop_checkpoints(self) -> None:
-        """Of stages that are not done, which another number of processes cannot go on with."""
-        for folder in STAGE_FOLDERS.values():
-            if not (self.folder / folder / "done.json").is_file():
-                for checkpoint in (self.folder / folder).glob("checkpoint-*"):
-                    log.warning("%s is of another number of processes; removed", checkpoint)
-                    remove(checkpoint)
 
 
 def _anything_done(folder: Path) -> bool:

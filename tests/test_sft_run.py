@@ -147,11 +147,15 @@ def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog
     write_json(folder / "run.json", record | {"num_processes": 2})
     refuse(tmp_path / "r", "begun by 2 process.*start it with --num_processes 2")
     for name in ("1-sft-all", "2-sft-dialogue"):
-        (folder / name / "checkpoint-3").mkdir(parents=True)
+        for checkpoint, processes in (("checkpoint-3", 2), ("checkpoint-4", 1)):
+            (folder / name / checkpoint).mkdir(parents=True)
+            write_json(folder / name / checkpoint / "manifest.json", {"processes": processes})
+    write_json(folder / "run.json", record)  # as a start that was refused later has left it
     (folder / "1-sft-all" / "done.json").touch()
     with open_run(preset(tmp_path / "r"), rerun=True):
         pass
     assert [p.parent.name for p in folder.glob("*/checkpoint-3")] == ["1-sft-all"]
+    assert (folder / "2-sft-dialogue" / "checkpoint-4").is_dir(), "its own it can go on with"
 
 
 def test_fresh_empties_runs_only(tmp_path):
