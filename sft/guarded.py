@@ -69,7 +69,7 @@ class GuardedTrainer(Trainer):
         if self.watch is not None and self.watch.bad(
             step=self.state.global_step + 1,
             loss=gathered[:, 0].mean().item(),
-            norm=1.0 if norm is None else float(norm),  # DeepSpeed may not know it yet
+            norm=None if norm is None else float(norm),  # DeepSpeed may not know it yet
             chosen=self.chosen_change(),
             scaled=self.accelerator.scaler is not None,
         ):

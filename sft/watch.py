@@ -59,18 +59,18 @@ class Recent:
 
 
 def verdict(
-    recent: Recent, limits: Limits, *, loss: float, norm: float, scaled: bool = False
+    recent: Recent, limits: Limits, *, loss: float, norm: float | None, scaled: bool = False
 ) -> str | None:
     """What is wrong with a step, in words, or None.
 
     Args:
         loss: of the whole step, over all processes.
-        norm: of its gradient.
+        norm: of its gradient; None where the engine does not say it.
         scaled: a float16 loss scaler is at work, whose overflowing gradients are its own business.
     """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
-    if not math.isfinite(norm) and not scaled:
+    if norm is not None and not math.isfinite(norm) and not scaled:
         return f"the gradient's norm is {norm}"
     if limits.spike_factor and len(recent.losses) >= ENOUGH:
         usual = max(statistics.median(recent.losses), FLOOR)
@@ -115,7 +115,7 @@ class StepWatch:
         self.places = [int(p) for batch in batches for p in batch[PLACE] if p >= 0]
 
     def bad(
-        self, *, step: int, loss: float, norm: float, chosen: float | None, scaled: bool
+        self, *, step: int, loss: float, norm: float | None, chosen: float | None, scaled: bool
     ) -> bool:
         """Whether the step is to be skipped; all processes call it with the same numbers.
 
@@ -159,7 +159,9 @@ class StepWatch:
             kept = [line for line in lines if _step(line) <= step]
             self.path.write_text("".join(kept))
 
-    def _record(self, step: int, reason: str, *, loss: float, norm: float, stop: bool) -> None:
+    def _record(
+        self, step: int, reason: str, *, loss: float, norm: float | None, stop: bool
+    ) -> None:
         rows = [self.describe(place) for place in gather_object(self.places)]
         entry = {
             "step": step,

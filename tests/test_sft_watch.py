@@ -49,6 +49,7 @@ def test_jumps_are_measured_against_what_came_before_and_can_be_allowed():
 def test_a_float16_scaler_is_left_its_overflows_and_dead_gradients_take_three_steps():
     assert verdict(USUAL, Limits(), loss=1.0, norm=math.inf, scaled=True) is None
     assert verdict(replace(USUAL, dead=1), Limits(), loss=1.0, norm=0.0) is None
+    assert verdict(replace(USUAL, dead=2), Limits(), loss=1.0, norm=None) is None
     assert "exactly 0" in verdict(replace(USUAL, dead=2), Limits(), loss=1.0, norm=0.0)
 
 
