@@ -86,7 +86,7 @@ def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
         yield
     except BaseException as error:
         # A failed collective is the echo of another process's end; that one is the reason.
-        echo = lost_peer() if count > 1 and isinstance(error, RuntimeError) else None
+        echo = lost_peer() if isinstance(error, RuntimeError) else None
         watch.end(echo or f"{type(error).__name__}: {error}".splitlines()[0][:300])
         raise
     else:

@@ -10,10 +10,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
+from typing import Any
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # torch's launcher passes on what a scheduler has sent to all processes already: one request.
@@ -35,7 +37,6 @@ class _Requests:
     """What has arrived in this process."""
 
     first: int = 0
-    at: float = 0.0
     deferred: bool = False  # whether the trainer looks for it at the end of its step
     raised: bool = False  # whether it became an exception where it arrived
     echo: float = field(default_factory=lambda: ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
@@ -63,7 +64,8 @@ def handled() -> Iterator[None]:
     # not. What the system writes here, it writes when the signal arrives.
     listen, send = socket.socketpair()
     send.setblocking(False)
-    hook, sys.unraisablehook = sys.unraisablehook, _lost
+    hook = sys.unraisablehook
+    sys.unraisablehook = partial(_lost, otherwise=hook)
     old = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=_end_at_once, args=(listen,), daemon=True).start()
     try:
@@ -95,7 +97,7 @@ def at_next_step() -> Iterator[None]:
 def _note(signum: int, frame: FrameType | None) -> None:
     if _requests.first:
         return
-    _requests.first, _requests.at = signum, time.monotonic()
+    _requests.first = signum
     if not _requests.deferred:
         _requests.raised = True
         raise Interrupted(signum)
@@ -106,11 +108,13 @@ def _note(signum: int, frame: FrameType | None) -> None:
     )
 
 
-def _lost(unraisable: "sys.UnraisableHookArgs") -> None:
+def _lost(
+    unraisable: "sys.UnraisableHookArgs", *, otherwise: Callable[["sys.UnraisableHookArgs"], Any]
+) -> None:
     """Raised in a destructor, the exception goes no further: the process ends there, which leaves
     what a kill leaves."""
     if not isinstance(unraisable.exc_value, Interrupted):
-        sys.__unraisablehook__(unraisable)
+        otherwise(unraisable)
         return
     print(f"\n{unraisable.exc_value}", file=sys.stderr, flush=True)
     os._exit(unraisable.exc_value.exit_code)
@@ -119,7 +123,7 @@ def _lost(unraisable: "sys.UnraisableHookArgs") -> None:
 def _end_at_once(listen: socket.socket) -> None:
     """Wait for a second signal; end the process on it, whatever the main thread does. And on the
     first, where nobody trains and a long call keeps the main thread from noting it."""
-    first, signum = 0.0, 0
+    first, since = 0, 0.0
     with listen:
         while True:
             try:
@@ -128,13 +132,14 @@ def _end_at_once(listen: socket.socket) -> None:
                 if _requests.deferred:
                     continue
                 # Not `_requests.first`: a main thread in a long call has not noted it yet.
-                os._exit(128 + signum)
+                os._exit(128 + first)
             if not received:
                 return
             if received[0] not in HANDLED:
                 continue
             now = time.monotonic()
-            if first and now - first >= _requests.echo:
+            if first and now - since >= _requests.echo:
                 os._exit(128 + received[0])
-            first, signum = first or now, signum or received[0]
-            listen.settimeout(LOST)
+            if not first:
+                first, since = received[0], now
+                listen.settimeout(LOST)
