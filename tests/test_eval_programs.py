@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 
 import psutil
@@ -114,8 +115,9 @@ def surroundings(tmp_path, monkeypatch):
     (tmp_path / "home/secret").write_text("kept")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)  # reachable for any user, so that it is not the mode that protects
+    for folder in (tmp_path, *tmp_path.parents):  # a worker of xdist has a folder more
+        if folder.stat().st_uid == os.geteuid() and "pytest" in str(folder):
+            folder.chmod(0o755)  # reachable for any user: it is not the mode that protects
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield {
             "home": tmp_path / "home",
@@ -138,8 +140,15 @@ def filled(name, surroundings):
 
 
 def confined_processes():
-    command = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"])]
-    return [line for line in command if line and cell.__file__ in line]
+    """Command lines of those that are not below another worker of pytest-xdist."""
+    others = {p.pid for p in psutil.Process().parent().children()} - {os.getpid()}
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            line = process.cmdline()
+            if cell.__file__ in line and not others & {p.pid for p in process.parents()}:
+                found.append(line)
+    return found
 
 
 @pytest.mark.parametrize("name", HOSTILE)
