@@ -119,11 +119,23 @@ def allow_cpu_shards() -> None:
 
 def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
     """The weights of a model that was spread, on the CPU of the first process (the others get
-    nothing); None for a model that each process holds whole. All processes call it."""
+    nothing); None for a model that each process holds whole. All processes call it.
+
+    Names of one matrix (a head tied to its embedding) have one tensor, by which upstream knows it.
+    """
     if isinstance(model, FSDPModule):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_model_state_dict(model, options=options)
-    return _of_deepspeed(model) if _by_deepspeed() else None
+        weights = get_model_state_dict(model, options=options)
+    elif _by_deepspeed():
+        weights = _of_deepspeed(model)
+    else:
+        return None
+    first_name: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = first_name.setdefault(id(parameter), name)
+        if name in weights:
+            weights[name] = weights[first]
+    return weights
 
 
 def _of_deepspeed(model: Any) -> dict[str, torch.Tensor]:
@@ -131,9 +143,9 @@ def _of_deepspeed(model: Any) -> dict[str, torch.Tensor]:
     from deepspeed.zero import GatheredParameters
 
     first = PartialState().is_main_process
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         with GatheredParameters([parameter]):
             if first:
                 weights[name] = parameter.detach().cpu().clone()
-    return weights | dict(model.named_buffers()) if first else {}
+    return weights

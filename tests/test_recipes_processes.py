@@ -11,7 +11,8 @@ from tiny_world import build_world
 
 from sft.run import read_json
 
-ROUNDING = {"loss": 1e-4, "grad_norm": 1e-3, "weights": 1e-3}
+# Adam moves weights without a gradient but rounding too, hence the share of their way.
+ROUNDING = {"loss": 1e-4, "grad_norm": 1e-3, "weights": 0.02}
 
 
 def many_processes(tmp_path, *arguments):

@@ -77,7 +77,8 @@ class World:
         """One start by "one" process or a layout; it has to end well, or by the trap."""
         begun = time.monotonic()
         ended = self.chain(run, layout, *more).start(trap)
-        assert set(ended.codes) == ({0} if trap is None else {-9}), ended.said[-6000:]
+        fine = set(ended.codes) == {0} if trap is None else ended.codes[0] == -9
+        assert fine, (ended.codes, ended.said[-6000:])
         print(f"{layout}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
 
     def chain(self, run: Path, layout: str, *more: str) -> Chain:
@@ -143,7 +144,9 @@ def measured(world: World, layout: str) -> dict:
 
 
 def apart(one: Path, other: Path) -> dict:
-    """Largest distances between two runs: of losses, of gradient norms as a share, of weights."""
+    """Largest distances between two runs: of losses in nats, of gradient norms as a share, and of
+    weights as a share of the way that a stage moves them (Adam moves what has no gradient but
+    rounding as far as anything else, so single weights tell nothing)."""
     loss = norm = 0.0
     for stage in STAGES:
         for a, b in zip(*(read_jsonl(r / stage / "log.jsonl") for r in (one, other)), strict=True):
@@ -151,8 +154,15 @@ def apart(one: Path, other: Path) -> dict:
             norm = max(norm, abs(a["grad_norm"] / b["grad_norm"] - 1))
     mine, theirs = weights(one), weights(other)
     assert mine.keys() == theirs.keys()
-    weight = max((mine[name] - theirs[name]).abs().max().item() for name in mine)
-    return {"loss": loss, "grad_norm": norm, "weights": weight}
+    names = [[key for key in mine if key[0] == stage] for stage in STAGES]
+    before = [{}, *({k[1]: mine[k] for k in keys} for keys in names[:-1])]
+    base = load_file(one.parent / "base" / "model.safetensors")
+    ways = []
+    for keys, start in zip(names, before, strict=True):
+        off = sum((mine[k] - theirs[k]).square().sum() for k in keys)
+        moved = sum((mine[k] - (start or base).get(k[1], 0)).square().sum() for k in keys)
+        ways.append((off / moved).sqrt().item())
+    return {"loss": loss, "grad_norm": norm, "weights": max(ways)}
 
 
 def log_probs_apart(one: Path, other: Path) -> float:
