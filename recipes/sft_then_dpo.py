@@ -10,7 +10,6 @@ Start the same command again after an interruption: finished stages are skipped,
 import argparse
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -48,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         preset = load_preset(given.preset, overrides=given.overrides)
         if given.dry_run:
-            with tempfile.TemporaryDirectory() as folder:
-                chain(replace(preset, run=replace(preset.run, dir=folder)), dry_run=True)
+            from sft.console import start_logging
+            from sft.shares import temporary_folder
+
+            start_logging()
+            with temporary_folder() as folder:
+                chain(replace(preset, run=replace(preset.run, dir=str(folder))), dry_run=True)
         else:
             chain(preset, fresh=given.fresh, rerun=given.rerun)
 

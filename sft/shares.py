@@ -1,6 +1,10 @@
 """Work of the processes of a run: each does its share, or one does it and tells the others."""
 
-from collections.abc import Callable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -64,3 +68,16 @@ def from_main(work: Callable[[], Result]) -> Result:
     if told[1] is not None:
         raise told[1]
     return told[0]
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes with this start, the same one for all its processes (of one machine)."""
+    folder = from_main(lambda: Path(tempfile.mkdtemp()))
+    state = PartialState()
+    try:
+        yield folder
+        state.wait_for_everyone()  # until none reads there any more
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(folder)

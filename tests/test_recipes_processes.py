@@ -36,6 +36,7 @@ def check(report, *, parts):
             assert all(distances[name] <= ROUNDING[name] for name in ROUNDING), (layout, distances)
         if "trajectory" in parts:
             assert found["trajectory"]["processes"] == int(layout.split("-")[1])
+            assert found["trajectory"]["prepared by"] == ["0", "0"], "rows and pairs, once each"
         if "killed" in parts:
             assert found["killed"]["same bits"], layout
         if "measured" in parts:

@@ -12,11 +12,15 @@ same to the byte.
 import argparse
 import importlib
 import json
+import os
 import shutil
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 
@@ -27,6 +31,8 @@ from kill_resume import CHEAP, LORA, MODULES  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
+import dpo.stage  # noqa: E402
+import sft.prepare  # noqa: E402
 from sft.storage import read_json, read_jsonl  # noqa: E402
 
 STAGES = ("1-sft-all", "2-sft-dialogue", "3-dpo")
@@ -92,10 +98,26 @@ class World:
 
 
 def trajectory(world: World, layout: str) -> dict:
-    """Distances of the whole chain from that of one process."""
-    run = world.folder / layout
-    world.start(run, layout)
-    return {"processes": read_json(run / "run.json")["num_processes"]} | apart(world.one, run)
+    """Distances of the whole chain from that of one process, and who prepared rows and pairs."""
+    run, workers = world.folder / layout, world.folder / "workers.txt"
+    with noted(sft.prepare, "_prepare", workers), noted(dpo.stage, "encode_pairs", workers):
+        world.start(run, layout)
+    facts = {"processes": read_json(run / "run.json")["num_processes"]}
+    facts["prepared by"] = workers.read_text().splitlines()
+    workers.unlink()
+    return facts | apart(world.one, run)
+
+
+def noted(module: ModuleType, name: str, file: Path) -> AbstractContextManager:
+    """Have every process that calls a function of a module write its number into a file."""
+    work = getattr(module, name)
+
+    def call(*args, **kwargs):
+        with file.open("a") as stream:
+            stream.write(f"{os.environ['RANK']}\n")
+        return work(*args, **kwargs)
+
+    return patch.object(module, name, call)
 
 
 def killed(world: World, layout: str) -> dict:
