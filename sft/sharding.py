@@ -123,9 +123,9 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
 
     Names of one matrix (a head tied to its embedding) have one tensor, by which upstream knows it.
     """
+    weights: dict[str, Any]
     if isinstance(model, FSDPModule):
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(model, options=options)
+        weights = _of_fsdp(model)
     elif _by_deepspeed():
         weights = _of_deepspeed(model)
     else:
@@ -138,12 +138,17 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
     return weights
 
 
-def _of_deepspeed(model: Any) -> dict[str, torch.Tensor]:
+def _of_fsdp(model: Any) -> dict[str, Any]:
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=options)
+
+
+def _of_deepspeed(model: Any) -> dict[str, Any]:
     """Gathered parameter by parameter, so that no process holds all of them on its GPU."""
     from deepspeed.zero import GatheredParameters
 
     first = PartialState().is_main_process
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, Any] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         with GatheredParameters([parameter]):
             if first:

@@ -43,9 +43,9 @@ def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]])
     except UserError as error:
         failed = error
     shares = gather_object([(done, failed)])
-    for _, error in shares:
-        if error is not None:
-            raise error
+    for _, reason in shares:
+        if reason is not None:
+            raise reason
     return [shares[i % count][0][i // count] for i in range(len(items))]
 
 
