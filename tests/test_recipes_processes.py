@@ -40,7 +40,8 @@ def check(report, *, parts):
         if "killed" in parts:
             assert found["killed"]["same bits"], layout
         if "measured" in parts:
-            assert found["measured"]["other"] == [], layout
+            assert found["measured"]["other"] == [] and found["measured"]["files"] == 18, layout
+            assert found["measured"]["log_probs"] <= 1e-4
         if "refused" in parts:
             assert all(found["refused"].values()), found["refused"]
 

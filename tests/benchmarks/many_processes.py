@@ -6,7 +6,7 @@ On tiny models in float32. For each layout: how far losses, gradient norms and w
 stage lie from those of one process; whether the weights of a run that was killed in the middle of a
 stage are the same to the bit; whether a run goes on by another layout from stage to stage, both
 ways; and, with the weights of one process, whether the layout's answers, pairs and scores are the
-same to the byte.
+same to the byte, and its log-probs within rounding (other batches, other rounding).
 """
 
 import argparse
@@ -157,8 +157,9 @@ def measured(world: World, layout: str) -> dict:
     for name in ("results.json", "3-dpo/pairs.jsonl"):
         (run / name).unlink()
     world.start(run, layout, "--rerun")
-    files = [*(world.one / "eval").rglob("*.json*"), world.one / "3-dpo" / "pairs.jsonl"]
-    names = [str(file.relative_to(world.one)) for file in (*files, world.one / "results.json")]
+    files = [*world.one.glob("eval/*/generations*.jsonl"), *world.one.glob("eval/*/scores.json")]
+    files += [world.one / "3-dpo" / "pairs.jsonl", world.one / "results.json"]
+    names = [str(file.relative_to(world.one)) for file in files]
     other = [n for n in names if (world.one / n).read_bytes() != (run / n).read_bytes()]
     found = {"files": len(names), "other": other, "log_probs": log_probs_apart(world.one, run)}
     shutil.rmtree(run)
