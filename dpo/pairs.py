@@ -1,6 +1,7 @@
 """Preference pairs from the model's own samples: several answers a prompt, judged, best and worst.
 
-The sampler and the judge are plain callables that the recipe passes in. The pairs file keeps every
+The sampler and the judge are plain callables that the recipe passes in; all processes of a run
+call the sampler, and each judges its share of the answers. The pairs file keeps every
 sample with its seed, its verdict and the verdict's reasons.
 """
 
@@ -8,6 +9,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from sft.shares import split
 
 Message = dict[str, Any]
 
@@ -66,6 +69,11 @@ def build_pairs(
     seeds = [seed * 1_000_003 + i for i in range(len(conversations))]
     answers = sample(conversations, seeds)
     assert len(answers) == len(conversations), "a sampler returns one answer a conversation"
+    references = [row.get("reference") or {} for row in prompts for _ in range(samples_per_prompt)]
+    verdicts = split(
+        list(zip(answers, references, strict=True)),
+        lambda own: [judge(answer, reference) for answer, reference in own],
+    )
     pairs = []
     for i, row in enumerate(prompts):
         span = slice(i * samples_per_prompt, (i + 1) * samples_per_prompt)
@@ -75,10 +83,12 @@ def build_pairs(
                 "text": answer.text,
                 "token_ids": list(answer.token_ids),
                 "finish_reason": answer.finish_reason,
-                "score": (verdict := judge(answer, row.get("reference") or {})).score,
+                "score": verdict.score,
                 "reasons": list(verdict.reasons),
             }
-            for seed_, answer in zip(seeds[span], answers[span], strict=True)
+            for seed_, answer, verdict in zip(
+                seeds[span], answers[span], verdicts[span], strict=True
+            )
         ]
         pair = _pair(row, samples, list(answers[span][0].prompt_ids), min_score_gap, seed + i)
         if pair is not None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
 from trl import DPOConfig
 
-from dpo.checks import pairs_table
+from dpo.checks import PairFacts, pairs_table
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from dpo.loss import check_loss
@@ -34,10 +35,14 @@ from sft.run import (
     write_jsonl,
 )
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.shares import from_main
 from sft.stage import run_stage
+from sft.storage import writing
 from sft.trainer import StageFacts, training_arguments
 
 log = logging.getLogger(__name__)
+
+ROWS, FILE = "rows", "rows.parquet"
 
 
 def check_dpo(section: DpoStage, placement: Placement) -> None:
@@ -61,21 +66,50 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
     data = preset.data
     if not (data.preference and preset.dpo.enabled):
         return None
-    read = read_preferences(data.preference, on_error=data.on_error)
-    found = check_contamination(
-        read.rows, data, benchmarks=benchmarks, folder=setting.folder / "data" / "preference"
-    )
-    read = without(read, found, rule=CONTAMINATED)
-    with PartialState().main_process_first():
+    folder = setting.folder / "data" / "preference"
+
+    def prepare() -> None:
+        read = read_preferences(data.preference, on_error=data.on_error)
+        found = check_contamination(read.rows, data, benchmarks=benchmarks, folder=folder)
+        read = without(read, found, rule=CONTAMINATED)
         mixed = mix(read, data.preference, seed=setting.seed)
-        rows, counted = encode_pairs(
-            mixed, setting.tokenizer, max_length=preset.dpo.trl["max_length"]
-        )
-        show(pairs_table(counted))
-        if PartialState().is_main_process:
-            facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
-            write_json(setting.folder / "data" / "preference.json", facts)
-    return rows
+        counted = _encode(mixed, preset, setting, folder=folder / ROWS)
+        facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
+        write_json(setting.folder / "data" / "preference.json", facts)
+
+    from_main(prepare)
+    return _read_rows(folder / ROWS)
+
+
+def _encode(
+    pairs: Sequence[dict[str, Any]], preset: Preset, setting: Setting, *, folder: Path
+) -> PairFacts:
+    """Write token rows of pairs, once for the same pairs; one process does, all read them."""
+    max_length = preset.dpo.trl["max_length"]
+    stage = Stage(
+        folder,
+        {
+            "pairs": fingerprint(list(pairs)),
+            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "max_length": str(max_length),
+        },
+    )
+    facts = stage.finished()
+    if facts is None:
+        stage.begin()
+        rows, counted = encode_pairs(pairs, setting.tokenizer, max_length=max_length)
+        with writing(folder / FILE):
+            rows.to_parquet(folder / FILE)
+        facts = stage.finish(outputs=[FILE], facts=asdict(counted))
+    counted = PairFacts(**facts)
+    show(pairs_table(counted))
+    return counted
+
+
+def _read_rows(folder: Path) -> Dataset:
+    cache = folder / ".cache"
+    with PartialState().main_process_first(), writing(cache, DatasetGenerationError):
+        return Dataset.from_parquet(str(folder / FILE), cache_dir=str(cache))
 
 
 def pair_prompts(
@@ -90,8 +124,9 @@ def pair_prompts(
     if preset.data.preference or not preset.dpo.enabled:
         return []
     prompts = read_prompts(preset.pairs.prompts)
-    found = check_contamination(
-        prompts, preset.data, benchmarks=benchmarks, folder=setting.folder / "data" / "prompts"
+    folder = setting.folder / "data" / "prompts"
+    found = from_main(
+        lambda: check_contamination(prompts, preset.data, benchmarks=benchmarks, folder=folder)
     )
     if prompts and len(found) == len(prompts):
         raise UserError("pairs.prompts: every prompt holds a benchmark's question; give others")
@@ -116,7 +151,7 @@ def sampled_pairs(
 ) -> Dataset:
     """Token rows of pairs built from the start model's own answers, kept in 3-dpo/pairs.jsonl.
 
-    One process samples; the others read what it wrote. `sample` is called only where the pairs of
+    Processes share the sampling; the first one writes. `sample` is called only where the pairs of
     these weights, prompts and options are not there yet.
 
     Raises:
@@ -133,9 +168,8 @@ def sampled_pairs(
         },
     )
     file = "../pairs.jsonl"
-    state = PartialState()
-    if state.is_main_process and stage.finished() is None:
-        stage.begin()
+    if from_main(stage.finished) is None:
+        from_main(stage.begin)
         pairs, counts = build_pairs(
             prompts,
             sample=sample,
@@ -144,18 +178,24 @@ def sampled_pairs(
             min_score_gap=section.min_score_gap,
             seed=setting.seed,
         )
-        write_jsonl(stage.folder / file, pairs)
-        stage.finish(outputs=[file], facts=asdict(counts))
-    state.wait_for_everyone()
-    pairs = read_jsonl(stage.folder / file)
-    if not pairs:
-        raise UserError(
-            f"no pair could be built from {len(prompts)} prompts: the judge saw no answer better "
-            "than another; raise pairs.samples_per_prompt or pairs.temperature"
-        )
-    rows, counted = encode_pairs(pairs, setting.tokenizer, max_length=preset.dpo.trl["max_length"])
-    show(pairs_table(counted))
-    return rows
+
+        def keep() -> None:
+            write_jsonl(stage.folder / file, pairs)
+            stage.finish(outputs=[file], facts=asdict(counts))
+
+        from_main(keep)
+
+    def encode() -> None:
+        pairs = read_jsonl(stage.folder / file)
+        if not pairs:
+            raise UserError(
+                f"no pair could be built from {len(prompts)} prompts: the judge saw no answer "
+                "better than another; raise pairs.samples_per_prompt or pairs.temperature"
+            )
+        _encode(pairs, preset, setting, folder=stage.folder / ROWS)
+
+    from_main(encode)
+    return _read_rows(stage.folder / ROWS)
 
 
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:

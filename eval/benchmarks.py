@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import datasets
 import numpy as np
+from accelerate import PartialState
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
 from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
 from sft.run import write_jsonl
+from sft.shares import from_main
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +71,18 @@ def run_benchmark(
         allow_code_execution: run the programs that the model writes, apart (`eval.programs`).
         label: names the progress bars.
 
+    Processes share the model's answers; the first one judges them and writes.
+
     Raises:
         UserError: a task cannot be loaded, has no documents, runs programs that are not allowed, or
             has no score in [0, 1].
     """
     check_tasks([task], source=source, allow_code_execution=allow_code_execution)
     with quiet(), _seeded(seed):
-        loaded = load_tasks([task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned)
+        with PartialState().main_process_first():  # whose cache the others find
+            loaded = load_tasks(
+                [task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned
+            )
         _check_offered(loaded)
         judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
         engine = Engine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
@@ -89,22 +96,23 @@ def run_benchmark(
             fewshot_as_multiturn=ask.chat,
         )
         assert evaluated is not None, "one process evaluates"
-        samples = {
-            n: _judged_here(loaded[n], _filtered(s, judged[n]), label=label)
-            for n, s in evaluated["samples"].items()
-        }
+        samples = {n: _filtered(s, judged[n]) for n, s in evaluated["samples"].items()}
         bare = [name for name, how in judged.items() if how.bare]
         engine.score_bare(a[1] for n in bare for s in samples[n] for a in s["arguments"])
-    rows = []
-    for name, own in samples.items():
-        for sample in own:
-            row = stored_row(loaded[name], sample, engine, judged=judged[name])
-            if len(samples) > 1:
-                row["doc_id"] = f"{name}/{row['doc_id']}"
-            rows.append(row)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_jsonl(file, rows)
-    return summarise(rows) | _format(task, loaded, fitted, ask=ask)
+
+        def finish() -> dict[str, Any]:
+            rows = []
+            for name, own in samples.items():
+                for sample in _judged_here(loaded[name], own, label=label):
+                    row = stored_row(loaded[name], sample, engine, judged=judged[name])
+                    if len(samples) > 1:
+                        row["doc_id"] = f"{name}/{row['doc_id']}"
+                    rows.append(row)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(file, rows)
+            return summarise(rows) | _format(task, loaded, fitted, ask=ask)
+
+        return from_main(finish)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

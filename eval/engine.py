@@ -9,9 +9,11 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -24,6 +26,7 @@ from sft.config import UserError
 from sft.packing import Document, Segment
 from sft.prefix import Prefix, read_prefix, takes_prefix
 from sft.scoring import batch_tokens, rows_of, score, scoring_batch, sequence_sums
+from sft.shares import own_share, split
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ class Engine(LM):
             key = json.dumps([request.task_name, request.args[1]], sort_keys=True, default=str)
             groups.setdefault(key, []).append(place)
         answers = [""] * len(requests)
-        with self._bar(len(requests), unit="answer") as bar:
+        with self._bar(len(own_share(requests)), unit="answer") as bar:
             for places in groups.values():
                 own = [requests[place] for place in places]
                 generations = self._generate(own, places, progress=bar.update)
@@ -229,7 +232,6 @@ class Engine(LM):
                 self.window,
             )
 
-    @torch.inference_mode()
     def _score(
         self, questions: Sequence[_Question], *, count: int, unit: str
     ) -> list[tuple[float, bool]]:
@@ -239,24 +241,35 @@ class Engine(LM):
         for question in questions:
             trunks.setdefault(question.context, []).append(question)
         totals, greedy = [0.0] * count, [True] * count
+        groups = list(trunks.values())
+        scored = split(groups, partial(self._score_groups, unit=unit))
+        for group, found in zip(groups, scored, strict=True):
+            for question, (total, hit) in zip(group, found, strict=True):
+                totals[question.place] += total
+                greedy[question.place] &= hit
+        return list(zip(totals, greedy, strict=True))
+
+    @torch.inference_mode()
+    def _score_groups(
+        self, trunks: Sequence[list[_Question]], *, unit: str
+    ) -> list[list[tuple[float, bool]]]:
+        """What `_score` sums, for each question of each group."""
+        scored: dict[_Question, tuple[float, bool]] = {}
         was_training = self.model.training
         self.model.eval()
         shares = rows_of(self.model) != "apart" and takes_prefix(self.model)
-        with self._bar(len(questions), unit=unit) as bar:
-            for shared, groups in _families(list(trunks.values()), shares=shares):
+        with self._bar(sum(map(len, trunks)), unit=unit) as bar:
+            for shared, groups in _families(list(trunks), shares=shares):
                 prefix = None
                 if shared:
                     prefix = read_prefix(self.model, groups[0][0].context[:shared])
                 groups.sort(key=_size, reverse=True)
                 for batch in _batches(groups, budget=self._budget, shared=shared):
                     asked = [question for group in batch for question in group]
-                    found = self._forward(batch, prefix=prefix)
-                    for question, (total, hit) in zip(asked, found, strict=True):
-                        totals[question.place] += total
-                        greedy[question.place] &= hit
+                    scored |= zip(asked, self._forward(batch, prefix=prefix), strict=True)
                     bar.update(len(asked))
         self.model.train(was_training)
-        return list(zip(totals, greedy, strict=True))
+        return [[scored[question] for question in group] for group in trunks]
 
     def _forward(
         self, groups: Sequence[Sequence[_Question]], *, prefix: Prefix | None
@@ -304,18 +317,22 @@ class Engine(LM):
         self._report_cuts(
             sum(len(prompt) > room for prompt in prompts), len(prompts), task=str(task)
         )
-        return generate(
-            self.model,
-            self.tokenizer,
-            [prompt[-room:] for prompt in prompts],
-            max_new_tokens=cap,
-            stop_ids=self._stop_ids(),
-            stop_strings=until,
-            temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
-            top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
-            seeds=[self.seed * 1_000_003 + place for place in places],
-            progress=progress,
-        )
+
+        def answers(asked: list[tuple[list[int], int]]) -> list[Generation]:
+            return generate(
+                self.model,
+                self.tokenizer,
+                [prompt[-room:] for prompt, _ in asked],
+                max_new_tokens=cap,
+                stop_ids=self._stop_ids(),
+                stop_strings=until,
+                temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
+                top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
+                seeds=[self.seed * 1_000_003 + place for _, place in asked],
+                progress=progress,
+            )
+
+        return split(list(zip(prompts, places, strict=True)), answers)
 
     def _stop_ids(self) -> list[int]:
         """What ends an answer: the template's end of turn in a chat, and what the model names."""
@@ -326,7 +343,7 @@ class Engine(LM):
         return sorted({i for i in ids if i is not None})
 
     def _bar(self, total: int, *, unit: str) -> Any:
-        silent = self.label is None
+        silent = self.label is None or not PartialState().is_main_process
         return tqdm(total=total, desc=self.label, unit=unit, disable=silent)
 
 

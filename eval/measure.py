@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from sft.run import (
     write_jsonl,
 )
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.shares import from_main, own_share, split
 
 log = logging.getLogger(__name__)
 
@@ -67,24 +68,22 @@ def measure(
 
     The base model is asked with `base_shots` examples as plain text, the others with `chat_shots`
     in the chat template, and all of them in each of `same_format` too; repetition prompts go
-    through the template for all. Each task is kept when it is done. One process works.
+    through the template for all. Each task is kept when it is done. Processes share the questions,
+    each with the whole model; the first one writes.
 
     Raises:
         UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
             it holds measures of other weights.
     """
-    state = PartialState()
-    if state.is_main_process:
-        measured = _Measured(name, path, setting, section)
-        if not replaces:
-            measured.refuse_other_weights()
-        try:
-            measured.all()
-        except OSError as error:
-            if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
-                raise
-            raise not_written(setting.folder, error) from None
-    state.wait_for_everyone()
+    measured = _Measured(name, path, setting, section)
+    if not replaces:
+        from_main(measured.refuse_other_weights)
+    try:
+        measured.all()
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
+            raise
+        raise not_written(setting.folder, error) from None
 
 
 @dataclass
@@ -129,11 +128,14 @@ class _Measured:
             self._repetition(self.section.repetition.prompts)
         if self.section.safety.prompts:
             self.scores["safety"] = self._safety(self.section.safety.prompts)
-        stage = Stage(folder, self._common | {"scores": fingerprint(self.scores)})
+        from_main(self._finish)
+
+    def _finish(self) -> None:
+        stage = Stage(self.folder, self._common | {"scores": fingerprint(self.scores)})
         if stage.finished() is not None and not self.missing:
             log.info("%s: measured already, skipped", self.name)
             return
-        write_json(folder / "scores.json", self.scores)
+        write_json(self.folder / "scores.json", self.scores)
         stage.finish(outputs=["scores.json", *self.files], facts={})
 
     @cached_property
@@ -191,30 +193,37 @@ class _Measured:
             times = 4 if section.double_cap else 2
             repetition.check_prompts(self._model, tokenizer, prompts, cap=cap, times=times)
             with self._bar(prompts, "repetition") as bar:
-                rows = repetition.measure(
-                    self._model, tokenizer, prompts, cap=cap, progress=bar.update
+                measured = partial(
+                    repetition.measure, self._model, tokenizer, cap=cap, progress=bar.update
                 )
-            write_jsonl(greedy.rows, rows)
+                rows = split(prompts, measured)
+            from_main(lambda: write_jsonl(greedy.rows, rows))
             return {"rate": repetition.summarise(rows), "detail": detail(rows)}
 
         def run_on() -> dict[str, Any]:
-            begun = read_jsonl(greedy.rows)
-            rows = repetition.measure(self._model, tokenizer, prompts, cap=2 * cap, begun=begun)
-            write_jsonl(longer.rows, rows)
+            begun = from_main(lambda: read_jsonl(greedy.rows))
+
+            def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+                asked, stored = zip(*own, strict=True)
+                return repetition.measure(self._model, tokenizer, asked, cap=2 * cap, begun=stored)
+
+            rows = split(list(zip(prompts, begun, strict=True)), go_on)
+            from_main(lambda: write_jsonl(longer.rows, rows))
             return repetition.summarise(rows)
 
         def run_sampled() -> dict[str, Any]:
             with self._bar(prompts, f"repetition at temperature {heat:g}") as bar:
-                rows = repetition.measure_sampled(
+                measured = partial(
+                    repetition.measure_sampled,
                     self._model,
                     tokenizer,
-                    prompts,
                     cap=cap,
                     temperature=heat,
                     seed=self.setting.seed,
                     progress=bar.update,
                 )
-            write_jsonl(sampled.rows, rows)
+                rows = split(prompts, measured)
+            from_main(lambda: write_jsonl(sampled.rows, rows))
             return repetition.summarise(rows) | {"temperature": heat}
 
         found = self._kept(greedy, run)
@@ -238,26 +247,37 @@ class _Measured:
 
         def run() -> dict[str, Any]:
             with self._bar(prompts, "safety") as bar:
-                rows = safety.measure(
-                    self._model, self.setting.tokenizer, prompts, cap=cap, progress=bar.update
+                measured = partial(
+                    safety.measure,
+                    self._model,
+                    self.setting.tokenizer,
+                    cap=cap,
+                    progress=bar.update,
                 )
-            write_jsonl(unit.rows, rows)
+                rows = split(prompts, measured)
+            from_main(lambda: write_jsonl(unit.rows, rows))
             return safety.summarise(rows)
 
         return self._kept(unit, run)
 
     def _bar(self, prompts: list[dict[str, Any]], what: str) -> Any:
-        return tqdm(total=len(prompts), desc=f"{self.name}: {what}", unit="answer")
+        return tqdm(
+            total=len(own_share(prompts)),
+            desc=f"{self.name}: {what}",
+            unit="answer",
+            disable=not PartialState().is_main_process,
+        )
 
     def _unit(self, name: str, file: str, **inputs: str) -> Unit:
         self.files.append(file)
         return Unit(self.folder, name, file, self._common | inputs)
 
     def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        entry = unit.kept()
+        entry = from_main(unit.kept)
         if entry is None:
             self.missing += 1
-            entry = unit.keep(run())
+            measured = run()
+            entry = from_main(lambda: unit.keep(measured))
         return entry
 
 

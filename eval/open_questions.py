@@ -5,8 +5,10 @@ Nothing of either benchmark is shipped; both are read from the files that their 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from accelerate import PartialState
 from tqdm import tqdm
 
 from eval.generate import generate
@@ -16,6 +18,7 @@ from sft.files import RowError, read_records
 from sft.model import load_model
 from sft.run import Stage, fingerprint, model_fingerprint, read_jsonl, write_jsonl
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.shares import from_main, own_share, split
 
 # MT-Bench: FastChat's temperature_config (llm_judge/common.py). AlignBench: the paper's 0.7 for
 # role-play, writing and open questions, 0.1 for the rest (arXiv 2401.02954, section 5.2).
@@ -82,7 +85,8 @@ def answers_of(
     name: str, path: str, setting: Setting, questions: Sequence[Question], *, cap: int
 ) -> list[dict[str, Any]]:
     """A model's answers, kept in answers/<name>/answers.jsonl of the setting's folder: answered
-    once for these weights, questions and cap. One process works."""
+    once for these weights, questions and cap. Processes share the questions, the first one writes.
+    """
     stage = Stage(
         setting.folder / "answers" / name,
         {
@@ -92,8 +96,8 @@ def answers_of(
             "options": fingerprint([cap, setting.seed, TEMPERATURES]),
         },
     )
-    if stage.finished() is None:
-        stage.begin()
+    if from_main(stage.finished) is None:
+        from_main(stage.begin)
         model = load_model(
             path,
             setting.placement,
@@ -101,18 +105,26 @@ def answers_of(
             trust_remote_code=setting.trust_remote_code,
         )
         with tqdm(
-            total=sum(len(q.turns) for q in questions), desc=f"{name}: answers", unit="answer"
+            total=sum(len(q.turns) for q in own_share(questions)),
+            desc=f"{name}: answers",
+            unit="answer",
+            disable=not PartialState().is_main_process,
         ) as bar:
-            rows = answer(
+            answers = partial(
+                answer,
                 model,
                 setting.tokenizer,
-                questions,
                 cap=cap,
                 seed=setting.seed,
                 progress=bar.update,
             )
-        write_jsonl(stage.folder / "answers.jsonl", rows)
-        stage.finish(outputs=["answers.jsonl"], facts={})
+            rows = split(questions, answers)
+
+        def keep() -> None:
+            write_jsonl(stage.folder / "answers.jsonl", rows)
+            stage.finish(outputs=["answers.jsonl"], facts={})
+
+        from_main(keep)
     return read_jsonl(stage.folder / "answers.jsonl")
 
 

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from eval.delta import REPETITION, delta_table
 from eval.formats import same_format
 from eval.report import write_report
@@ -55,9 +53,8 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
     results["stages"] = stage_facts(folder)
     if decisions := read_json(folder / "decisions.json"):
         results["decisions"] = decisions
-    if PartialState().is_main_process:
-        write_json(folder / "results.json", results)
-        write_report(folder)
+    write_json(folder / "results.json", results)
+    write_report(folder)
     return results
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from accelerate import PartialState
 from tqdm import tqdm
 
 from eval.generate import Generation, generate
@@ -10,6 +11,7 @@ from sft.chat import encode_prompt, stop_ids
 from sft.config import PairsSection
 from sft.model import load_model
 from sft.setting import Setting
+from sft.shares import own_share, split
 
 
 def sampler(
@@ -17,7 +19,8 @@ def sampler(
 ) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
     """A function of conversations and seeds that samples one answer each.
 
-    The model is loaded when the function is called, so that nothing is where nothing is sampled.
+    Processes share the conversations: all call it. The model is loaded when the function is called,
+    so that nothing is where nothing is sampled.
     """
 
     def sample(
@@ -29,17 +32,27 @@ def sampler(
             dtype=setting.placement.inference,
             trust_remote_code=setting.trust_remote_code,
         )
-        with tqdm(total=len(conversations), desc="sampling answers", unit="answer") as bar:
+        bar = tqdm(
+            total=len(own_share(conversations)),
+            desc="sampling answers",
+            unit="answer",
+            disable=not PartialState().is_main_process,
+        )
+
+        def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
             return generate(
                 model,
                 setting.tokenizer,
-                [encode_prompt(setting.tokenizer, messages) for messages in conversations],
+                [encode_prompt(setting.tokenizer, messages) for messages, _ in asked],
                 max_new_tokens=section.max_new_tokens,
                 stop_ids=stop_ids(setting.tokenizer),
                 temperature=section.temperature,
                 top_p=section.top_p,
-                seeds=seeds,
+                seeds=[seed for _, seed in asked],
                 progress=bar.update,
             )
+
+        with bar:
+            return split(list(zip(conversations, seeds, strict=True)), answers)
 
     return sample

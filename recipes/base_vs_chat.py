@@ -15,6 +15,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from sft.model import check_model, choose_placement, load_tokenizer
     from sft.run import open_run, write_environment
     from sft.setting import Setting
+    from sft.shares import from_main
 
     start_logging()
     sections = {name: replace(preset.model, name_or_path=p) for name, p in compared.models.items()}
@@ -79,12 +81,14 @@ def compare(preset: Preset, compared: Compared) -> None:
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
         for name, source in compared.samples.items():
-            import_measures(Path(source), folder / "eval" / name, section=preset.eval)
+            place = folder / "eval" / name
+            from_main(partial(import_measures, Path(source), place, section=preset.eval))
         for name, tokenizer in tokenizers.items():
             assert placement is not None, "there are models"
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
             measure(name, paths[name], setting, preset.eval, replaces=False)
-        results = write_results(folder, [*compared.models, *compared.samples])
+        names = [*compared.models, *compared.samples]
+        results = from_main(lambda: write_results(folder, names))
         farewell(console_table(results), folder=folder, model=next(reversed(paths.values()), None))
 
 

@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Answer with each model, then judge, then print and write the tables."""
+    from accelerate import PartialState
     from rich.console import Console
     from tqdm import tqdm
 
@@ -98,6 +99,8 @@ def run(given: argparse.Namespace) -> None:
         for name, tokenizer in tokenizers.items():
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
             answers[name] = answers_of(name, paths[name], setting, questions, cap=given.cap)
+        if not PartialState().is_main_process:
+            return  # one asks the judge
         if judge is None:
             print(f"answers    {folder / 'answers'}; judge them with --judge-url")
             return

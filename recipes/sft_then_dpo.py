@@ -10,9 +10,9 @@ Start the same command again after an interruption: finished stages are skipped,
 import argparse
 import logging
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sft.command import run_command
@@ -47,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         preset = load_preset(given.preset, overrides=given.overrides)
         if given.dry_run:
-            with tempfile.TemporaryDirectory() as folder:
-                chain(replace(preset, run=replace(preset.run, dir=folder)), dry_run=True)
+            from sft.console import start_logging
+            from sft.shares import temporary_folder
+
+            start_logging()
+            with temporary_folder() as folder:
+                chain(replace(preset, run=replace(preset.run, dir=str(folder))), dry_run=True)
         else:
             chain(preset, fresh=given.fresh, rerun=given.rerun)
 
@@ -78,17 +82,18 @@ def chain(
     from sft.prepare import prepare_chats
     from sft.run import open_run, write_environment
     from sft.setting import Setting
+    from sft.shares import from_main
     from sft.stage import run_sft_stage
     from sft.vocabulary import base_with_tokens
 
     start_logging()
 
     # 1. What can be wrong is found before anything is trained.
-    base = check_model(preset.model)
-    preset = fit_lengths(preset, context_window(base, preset.model))
     placement = choose_placement(preset.model)
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
+    base = check_model(preset.model)
+    preset = fit_lengths(preset, context_window(base, preset.model))
     check_measures(preset.eval)
     check_gates(preset)
     tokenizer = load_tokenizer(base, preset.model)
@@ -124,13 +129,15 @@ def chain(
             auto, before = stage.section.enabled == "auto", list(models)[-1]
             if auto:
                 above = preset.sft_dialogue.min_repetition
-                decisions.append(needed(folder, stage=stage.name, after=before, above=above))
+                decisions.append(
+                    from_main(partial(needed, folder, stage=stage.name, after=before, above=above))
+                )
                 if decisions[-1].verdict == "skipped":
                     continue
             trained = run_sft_stage(stage, setting, start=models[before])
             measure(stage.name, trained, setting, preset.eval)
             if auto:
-                decisions.append(holds(folder, stage=stage.name, before=before))
+                decisions.append(from_main(partial(holds, folder, stage=stage.name, before=before)))
             if not auto or decisions[-1].verdict == "kept":
                 models[stage.name] = trained
         *_, before = models
@@ -144,13 +151,13 @@ def chain(
             trained = run_dpo_stage(setting, start=start, section=preset.dpo, rows=pairs)
             measure("dpo", trained, setting, preset.eval)
             if preset.dpo.enabled == "auto":
-                decisions.append(holds(folder, stage="dpo", before=before))
+                decisions.append(from_main(partial(holds, folder, stage="dpo", before=before)))
             if preset.dpo.enabled is True or decisions[-1].verdict == "kept":
                 models["dpo"] = trained
 
         # 4. The evidence.
-        write_decisions(folder, decisions)
-        results = write_results(folder, list(models))
+        from_main(lambda: write_decisions(folder, decisions))
+        results = from_main(lambda: write_results(folder, list(models)))
         farewell(console_table(results), folder=folder, model=list(models.values())[-1])
 
 

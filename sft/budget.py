@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import DistributedType, PartialState
+from accelerate import PartialState
 from transformers import PreTrainedConfig
 
 from sft.attention import DOCUMENTS
@@ -24,6 +24,7 @@ from sft.model import Placement, lora_config
 from sft.packing import FLAT_BUCKET, Document, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
 from sft.plan import count_steps
+from sft.sharding import sharded
 
 GIB = 2**30
 # Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
@@ -67,7 +68,6 @@ def named_machine(name: str) -> Machine:
 def this_machine(placement: Placement) -> Machine:
     """The devices that this command runs on; the peak where the table has it."""
     state = PartialState()
-    spread = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     device = placement.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -78,7 +78,7 @@ def this_machine(placement: Placement) -> Machine:
         found = Machine("this Mac", torch.mps.recommended_max_memory())
     else:
         found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
-    return replace(found, count=state.num_processes, sharded=spread)
+    return replace(found, count=state.num_processes, sharded=sharded())
 
 
 def named_placement(section: ModelSection) -> Placement:

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sft.config import UserError
+from sft.sharding import spread
 from sft.storage import file_hash, read_json, remove, sweep, sync, sync_tree, write_json
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,12 @@ def publish(draft: Path, folder: Path, *, keep: int | None) -> None:
 
 def seal(checkpoint: Path) -> None:
     """Have the disk hold every file, then write their sizes and hashes, and how many processes
-    trained; until then a checkpoint counts for nothing."""
+    trained how; until then a checkpoint counts for nothing."""
     sync_tree(checkpoint)
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
         "processes": PartialState().num_processes,
+        "spread": spread(),
         "files": {
             str(p.relative_to(checkpoint)): {"size": p.stat().st_size, "sha256": file_hash(p)}
             for p in files
@@ -105,21 +107,29 @@ def last_good(folder: Path) -> Path | None:
 
 
 def drop_others(folder: Path) -> None:
-    """Remove a stage's checkpoints by another number of processes, which this start cannot go on
-    with; those without a whole manifest are `last_good`'s to pass over."""
+    """Remove a stage's checkpoints by another number of processes, or of weights spread otherwise,
+    which this start cannot go on with; those without a whole manifest are `last_good`'s to pass
+    over."""
     for checkpoint in newest_first(folder):
         manifest = _manifest(checkpoint)
         now = PartialState().num_processes
-        if isinstance(manifest, dict) and manifest.get("processes", now) != now:
-            log.warning("%s is of another number of processes; removed", checkpoint)
+        if not isinstance(manifest, dict):
+            continue
+        if manifest.get("processes", now) != now or _spread(manifest) != spread():
+            log.warning("%s is of another number of processes or sharding; removed", checkpoint)
             remove(checkpoint)
+
+
+def _spread(manifest: dict[str, Any]) -> str:
+    return manifest.get("spread", "nothing")
 
 
 def resume_point(folder: Path) -> Path | None:
     """`last_good`, looked for by one process and told to the others.
 
     Raises:
-        UserError: it was written by another number of processes, which sum in another order.
+        UserError: it was written by another number of processes, which sum in another order, or
+            with weights spread otherwise.
     """
     state = PartialState()
     found = [last_good(folder) if state.is_main_process else None]
@@ -128,7 +138,14 @@ def resume_point(folder: Path) -> Path | None:
     checkpoint = found[0]
     if checkpoint is None:
         return None
-    processes = _manifest(checkpoint)["processes"]
+    manifest = _manifest(checkpoint)
+    if _spread(manifest) != spread():
+        raise UserError(
+            f"{checkpoint} has weights spread by {_spread(manifest)} and this start spreads them "
+            f"by {spread()}; start it with the configuration of before, or pass --rerun to begin "
+            "the stage anew"
+        )
+    processes = manifest["processes"]
     if processes != state.num_processes:
         raise UserError(
             f"{checkpoint} was written by {processes} process(es) and this start has "

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import Rows
 from sft.decontaminate import Benchmarks, Question, QuestionIndex, read_questions
@@ -108,7 +106,7 @@ def check_contamination(
     rows: Sequence[dict[str, Any]], section: DataSection, *, benchmarks: Benchmarks, folder: Path
 ) -> set[int]:
     """`find_contaminated`, once for the same rows and questions: what it found is kept in `folder`,
-    with the evidence in contamination.jsonl. One process works, the others read."""
+    with the evidence in contamination.jsonl. One process calls it."""
     stage = Stage(
         folder,
         {
@@ -117,18 +115,16 @@ def check_contamination(
             "on_error": section.on_error,
         },
     )
-    state = PartialState()
-    with state.main_process_first():
-        done = stage.finished()
-        if done is None or (done["unchecked"] and state.is_main_process):
-            stage.begin()
-            known = known_questions(section, benchmarks)
-            evidence = folder / "contamination.jsonl"
-            found = find_contaminated(rows, known, on_error=section.on_error, evidence=evidence)
-            done = stage.finish(
-                outputs=[evidence.name],
-                facts={"found": sorted(found), "unchecked": unchecked(known)},
-            )
+    done = stage.finished()
+    if done is None or done["unchecked"]:
+        stage.begin()
+        known = known_questions(section, benchmarks)
+        evidence = folder / "contamination.jsonl"
+        found = find_contaminated(rows, known, on_error=section.on_error, evidence=evidence)
+        done = stage.finish(
+            outputs=[evidence.name],
+            facts={"found": sorted(found), "unchecked": unchecked(known)},
+        )
     return set(done["found"])
 
 

@@ -1,8 +1,8 @@
 """What a command says while it runs: one line a decision, on the first process only."""
 
 import logging
+import os
 import warnings
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
-# One process measures while the others wait, for hours; `sft.processes` tells who is lost.
-PATIENCE = timedelta(days=30)
+from sft.sharding import join_processes
 
 # Known, harmless, and not the user's to mend; each with the place it comes from.
 _QUIET = (
@@ -21,8 +20,9 @@ _QUIET = (
 
 
 def start_logging() -> None:
-    """Our own lines plain on stderr, upstream's from warnings on, one process speaking."""
-    first = PartialState(timeout=PATIENCE).is_main_process
+    """Our own lines plain on stderr, upstream's from warnings on, one process speaking; then the
+    processes of this start meet (`sft.sharding.join_processes`)."""
+    first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
     for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -30,6 +30,7 @@ def start_logging() -> None:
     datasets.disable_progress_bars()
     for words in _QUIET:
         warnings.filterwarnings("ignore", message=words)
+    join_processes()
 
 
 def show(table: Any) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.checkpoint import draft_folder, publish
 from sft.processes import step_begins, step_ends
+from sft.sharding import allow_cpu_shards
 from sft.signals import Interrupted, at_next_step, requested
 from sft.storage import read_json, remove, write_json, writing
 from sft.watch import StepWatch
@@ -24,6 +26,11 @@ class GuardedTrainer(Trainer):
     watch: StepWatch | None = None
     stop_signal = 0  # that all processes know of
     _metrics: Any  # trl's: values of steps that are not logged yet
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Upstream's, which shards on CPUs too."""
+        allow_cpu_shards()
+        super().create_accelerator_and_postprocess()
 
     def train_to_the_end(self, checkpoint: Path | None) -> None:
         """Train, from a checkpoint if there is one.
@@ -60,6 +67,8 @@ class GuardedTrainer(Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called between the gradient and the optimizer: the place to judge the step."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         # One exchange between processes for the loss and for signals, which reach them apart.
         mine = torch.stack(
             [self._tr_loss - self._loss_before, self._tr_loss.new_tensor(requested())]

@@ -304,15 +304,22 @@ def lora_config(lora: LoraSection) -> LoraConfig:
     )
 
 
-def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write weights (safetensors), tokenizer with template, and generation settings that stop.
 
-    `generation_config.json` gets every token that ends an assistant turn as an eos id.
+    `generation_config.json` gets every token that ends an assistant turn as an eos id. `weights`
+    are those of a model that does not hold them whole (`sft.sharding.whole_weights`).
     """
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
     bare.generation_config.eos_token_id = stop_ids(tokenizer)
     bare.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     bare.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

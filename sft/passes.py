@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 
 from sft.packing import Batch, Document, RowKind, Segment, best_fit, lay_out
 from sft.scoring import batch_tokens, rows_of
+from sft.sharding import sharded
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,8 @@ class Layout:
     @classmethod
     def of(cls, model: Any, *, packing: bool) -> "Layout":
         """For `model` on the device and under the wrapper of this process."""
-        state = PartialState()
-        sharded = state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        return cls(packing, rows_of(model), pass_tokens(state.device, sharded=sharded))
+        tokens = pass_tokens(PartialState().device, sharded=sharded())
+        return cls(packing, rows_of(model), tokens)
 
 
 def pass_tokens(device: torch.device, *, sharded: bool) -> int:

@@ -14,6 +14,7 @@ from sft.plan import PlannedStage
 from sft.prepare import rows_fingerprint
 from sft.run import STAGE_FOLDERS, Stage, fingerprint, model_fingerprint
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.sharding import whole_weights
 from sft.storage import remove, sync_tree, writing
 from sft.trainer import StageFacts, train_sft
 
@@ -67,11 +68,12 @@ def run_stage(
         tokens=setting.tokens,
     )
     facts = train(model, stage.folder)
+    weights = whole_weights(model)
     if state.is_main_process:
         temporary = stage.folder / ".model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         with writing(target):
-            save_model(model, setting.tokenizer, temporary)
+            save_model(model, setting.tokenizer, temporary, weights=weights)
             sync_tree(temporary)
             if target.exists():
                 remove(target)

@@ -12,21 +12,36 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import prepare_multi_gpu_env
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 OWN = (".lock", ".processes")  # touched by threads, by the clock
 
 
+def launcher_environment(config: Path) -> dict[str, str]:
+    """What `accelerate launch --config_file` tells its processes of how weights are spread."""
+    parser = launch_command_parser()
+    given, _, _ = _validate_launch_command(
+        parser.parse_args(["--config_file", str(config), "x.py"])
+    )
+    environment = prepare_multi_gpu_env(given)
+    return {k: v for k, v in environment.items() if os.environ.get(k) != v}
+
+
 @dataclass(frozen=True)
 class Trap:
-    """What befalls a child at its `at`-th touch: SIGKILL, or a failing call with `fault`."""
+    """What befalls a child at its `at`-th touch (of a `place` in the run): SIGKILL, or a failing
+    call with `fault`."""
 
     at: int
     fault: int = 0
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,10 +55,20 @@ class Ended:
 
 
 class Chain:
-    """Starts of one command; `argv` is what the recipe's main gets."""
+    """Starts of one command; `argv` is what the recipe's main gets, `environment` what a launcher
+    adds to that of each process (see `launcher_environment`)."""
 
-    def __init__(self, folder: Path, argv: Sequence[str], *, run: Path, processes: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        argv: Sequence[str],
+        *,
+        run: Path,
+        processes: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.argv, self.run, self.processes = folder, list(argv), run, processes
+        self.environment = dict(environment or {})
 
     def start(
         self,
@@ -106,6 +131,7 @@ class Chain:
                 "MASTER_PORT": str(port),
                 "ACCELERATE_USE_CPU": "true",
             }
+        os.environ |= self.environment
         if rank == 0:
             _set_trap(self.run, board, trap)
         code = 70
@@ -137,7 +163,7 @@ def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
         if place.startswith(OWN):
             return
         reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if trap is not None and trap.fault and reading:
+        if trap is not None and ((trap.fault and reading) or not place.startswith(trap.place)):
             return
         count += 1
         label = place.encode()[:4000]

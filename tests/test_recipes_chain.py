@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_tiny_model
+from conftest import make_tiny_model
 from safetensors.torch import load_file
 from tiny_world import TASK, build_world, chat
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -322,30 +320,6 @@ def test_programs_of_models_run_only_when_asked_for(world, capsys):
     scores = read_json(world / "both" / "results.json")["benchmarks"]["code"]
     assert [scores[model]["score"] for model in ("base", "chat")] == [1.0, 1.0]
     assert "limits on CPU" in scores["base"]["isolation"]
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_results_of_one(world):
-    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *(str(ROOT / "recipes" / "sft_then_dpo.py"), str(world / "preset.yaml")),
-    ]
-    assert run(world, f"run.dir={world / 'one'}") == 0
-    done = subprocess.run(
-        command,
-        env={**__import__("os").environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for stage in STAGES:
-        one = load_file(world / "one" / stage / "model" / "model.safetensors")
-        two = weights(world, stage)
-        for name, tensor in one.items():
-            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
 
 
 def spoil(path, line, text):

@@ -36,6 +36,8 @@ def test_accelerate_reads_it(path):
         assert nested["fsdp_version"] == 2
         # The preset says whether activations are kept; twice would compute them twice.
         assert nested["fsdp_activation_checkpointing"] is False
+        assert nested["fsdp_cpu_ram_efficient_loading"] is False
+    assert given["mixed_precision"] == "no", "the preset decides"
 
 
 def test_the_cpu_configuration_launches_a_recipe():

@@ -1,0 +1,83 @@
+"""Work of the processes of a run: each does its share, or one does it and tells the others."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from sft.config import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def own_share(items: Sequence[Item]) -> list[Item]:
+    """What this process does of `items`: every n-th, beginning with its own number."""
+    state = PartialState()
+    return list(items[state.process_index :: state.num_processes])
+
+
+def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]) -> list[Result]:
+    """A result for each of `items`, in their order, on all processes, which all call it.
+
+    Args:
+        work: given some of the items, returns a result for each; not called for none.
+
+    Raises:
+        UserError: what a process raised in its share; on all of them.
+    """
+    count = PartialState().num_processes
+    if count == 1:
+        return list(work(list(items)))
+    own = own_share(items)
+    done: list[Result] = []
+    failed: UserError | None = None
+    try:
+        done = list(work(own)) if own else []
+        assert len(done) == len(own), "work returns a result an item"
+    except UserError as error:
+        failed = error
+    shares = gather_object([(done, failed)])
+    for _, reason in shares:
+        if reason is not None:
+            raise reason
+    return [shares[i % count][0][i // count] for i in range(len(items))]
+
+
+def from_main(work: Callable[[], Result]) -> Result:
+    """What `work` returns on the first process, on all of them, which all call it.
+
+    Raises:
+        UserError, OSError: what it raised there; on all of them.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return work()
+    told: list = [None, None]
+    if state.is_main_process:
+        try:
+            told[0] = work()
+        except (UserError, OSError) as error:
+            told[1] = error
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that goes with this start, the same one for all its processes (of one machine)."""
+    folder = from_main(lambda: Path(tempfile.mkdtemp()))
+    state = PartialState()
+    try:
+        yield folder
+        state.wait_for_everyone()  # until none reads there any more
+    finally:
+        if state.is_main_process:
+            shutil.rmtree(folder)

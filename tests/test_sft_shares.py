@@ -1,0 +1,64 @@
+"""Work shared by processes: order, empty shares, and errors that reach all of them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+from accelerate import PartialState
+from sft.config import UserError
+from sft.shares import from_main, split
+state = PartialState(cpu=True)
+rank = state.process_index
+
+def square(own):
+    assert own, "no call for an empty share"
+    return [(n * n, rank) for n in own]
+
+def refuse(own):
+    raise UserError(f"no {own}")
+
+def full():
+    raise OSError(28, "No space left on device", "x.json")
+
+assert split(range(5), square) == [(0, 0), (1, 1), (4, 0), (9, 1), (16, 0)]
+assert split([7], square) == [(49, 0)]
+assert split([], square) == []
+for work, kind, words in (
+    (lambda: split([0, 1], refuse), UserError, "no [0]"),
+    (lambda: split([0, 1], lambda own: refuse(own) if rank else own), UserError, "no [1]"),
+    (lambda: from_main(lambda: refuse(rank)), UserError, "no 0"),
+    (lambda: from_main(full), OSError, "x.json"),
+):
+    try:
+        work()
+    except kind as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+assert from_main(lambda: rank) == 0
+print("done")
+"""
+
+
+def test_two_processes_share_work_and_errors():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for child in children:
+        out, err = child.communicate(timeout=240)
+        assert out == "done\n", err[-2000:]
