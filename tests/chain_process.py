@@ -23,10 +23,12 @@ OWN = (".lock", ".processes")  # touched by threads, by the clock
 
 @dataclass(frozen=True)
 class Trap:
-    """What befalls a child at its `at`-th touch: SIGKILL, or a failing call with `fault`."""
+    """What befalls a child at its `at`-th touch of a path that holds `within`: SIGKILL, or a failing
+    call with `fault`."""
 
     at: int
     fault: int = 0
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
         if not isinstance(path, str) or not path.startswith(root):
             return
         place = path[len(root) + 1 :]
-        if place.startswith(OWN):
+        if place.startswith(OWN) or (trap is not None and trap.within not in place):
             return
         reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if trap is not None and trap.fault and reading:

@@ -26,6 +26,13 @@ def test_killed_at_random_instants_the_chain_ends_with_the_same_bytes(tmp_path):
     assert sum(place["equal"] for place in report["where"].values()) == 2
 
 
+def test_killed_while_it_is_measured_by_epoch_every_epoch_has_one_row(tmp_path):
+    options = ("--variants", "lora by epoch", "--within", "epochs", "--seed", "1")
+    report = kill_resume(tmp_path, "--kills", "3", *options)
+    assert report["equal"] == report["kills"] == 3
+    assert all(place.endswith("measuring by epoch") for place in report["where"])
+
+
 @long
 @pytest.mark.slow
 def test_killed_preempted_and_short_of_disk_in_one_and_two_processes(tmp_path):

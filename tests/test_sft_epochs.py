@@ -128,10 +128,9 @@ def killed_at(step):
     return measure
 
 
-@pytest.mark.parametrize("save_steps", [2, 3])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("step", "save_steps"), [(3, 2), (6, 3), (9, 2)])
 def test_killed_in_a_measure_it_goes_on_without_a_gap(
-    rows, tiny_tokenizer, tmp_path, save_steps, step
+    rows, tiny_tokenizer, tmp_path, step, save_steps
 ):
     whole = train(rows, tiny_tokenizer, tmp_path / "whole", fingers, save_steps=save_steps)
     half = tmp_path / "half"
@@ -161,7 +160,7 @@ def test_rows_ahead_of_the_checkpoint_are_measured_again_and_not_doubled(
     assert asked == ([6, 9] if (tmp_path / "checkpoint-4").exists() else STEPS)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", [3, 9])
 def test_a_signal_leaves_the_measure_and_saves(rows, tiny_tokenizer, tmp_path, step):
     whole = train(rows, tiny_tokenizer, tmp_path / "whole", fingers, save_steps=50)
     half = tmp_path / "half"
