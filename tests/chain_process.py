@@ -23,8 +23,8 @@ OWN = (".lock", ".processes")  # touched by threads, by the clock
 
 @dataclass(frozen=True)
 class Trap:
-    """What befalls a child at its `at`-th touch of a path that holds `within`: SIGKILL, or a failing
-    call with `fault`."""
+    """What befalls a child at its `at`-th touch of a path with `within` in it: SIGKILL, or a
+    failing call with `fault`."""
 
     at: int
     fault: int = 0

@@ -30,7 +30,9 @@ STEPS = [3, 6, 9]  # 24 rows, 8 a step, 3 epochs
 def rows():
     lot = random.Random(0)
     ids = [[lot.randrange(4, 260) for _ in range(lot.randrange(5, 40))] for _ in range(24)]
-    return Dataset.from_list([{"input_ids": i, "trained": [j > 1 for j in range(len(i))]} for i in ids])
+    return Dataset.from_list(
+        [{"input_ids": i, "trained": [j > 1 for j in range(len(i))]} for i in ids]
+    )
 
 
 def new_model(lora):
