@@ -104,9 +104,12 @@ def leaving_on_signal() -> Iterator[None]:
             raise Interrupted(_requests.first)
         yield
     except Interrupted:
-        _requests.raised = False
+        pass
+    except Exception:  # see `handled`
+        if not _requests.raised:
+            raise
     finally:
-        _requests.deferred = True
+        _requests.raised, _requests.deferred = False, True
 
 
 def _note(signum: int, frame: FrameType | None) -> None:

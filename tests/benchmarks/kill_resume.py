@@ -5,9 +5,10 @@
 Tiny models on a CPU, in float32, two epochs with accumulated gradients: full, LoRA with dropout,
 in two processes, and measured by epoch. Half of the kills fall by the clock, half on a touch of a
 file. A run is started again, and killed again, until it ends; it counts as equal if its weights are
-the same to the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds starts in which
-a write fails (disk full, quota, read-only, rights): they must end in one sentence and lose nothing.
-`--requeues` adds runs under a scheduler that pre-empts: SIGTERM, a grace, the same command again.
+the same to the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds
+starts in which a write fails (disk full, quota, read-only, rights): they must end in one sentence
+and lose nothing. `--requeues` adds runs under a scheduler that pre-empts: SIGTERM, a grace, the
+same command again.
 """
 
 import argparse
