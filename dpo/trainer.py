@@ -202,4 +202,11 @@ def train_dpo(
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
-    return run_training(trainer, model, folder=folder, label=label, placement=placement)
+    return run_training(
+        trainer,
+        model,
+        folder=folder,
+        label=label,
+        placement=placement,
+        after_epoch=setting.after_epoch,
+    )

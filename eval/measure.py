@@ -155,7 +155,7 @@ class _Measured:
         )
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
-        ask = _ask(task, self.section, chat=chat)
+        ask = ask_of(task, self.section, chat=chat)
         source = Tasks.of(self.section)
         samples = "samples" if form == "protocol" else f"samples-{form}"
         unit = self._unit(
@@ -281,7 +281,7 @@ class _Measured:
         return entry
 
 
-def _ask(task: str, section: EvalSection, *, chat: bool) -> Ask:
+def ask_of(task: str, section: EvalSection, *, chat: bool) -> Ask:
     """How a task is asked: its own shots, metric and filter where the preset names them."""
     own = section.per_task.get(task, TaskOptions())
     shots = own.chat_shots if chat else own.base_shots

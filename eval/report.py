@@ -20,6 +20,7 @@ from rich.console import Console
 
 from eval import plots, repetition, showcase, wording
 from eval.detail_tables import repetition_details, safety_details
+from eval.epoch_plots import epoch_panels, epoch_table
 from eval.tables import (
     console_table,
     isolations,
@@ -57,6 +58,7 @@ def write_report(run_dir: Path) -> None:
         headline=view["headline"],
         closer=view["repetition_details"],
         safety=view["safety_details"],
+        epochs=epoch_table(view["results"]),
     )
     write_text(run_dir / "report.md", text)
 
@@ -119,6 +121,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "one_format": one_format(results),
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
         "curves": [_curve_view(curve) for curve in read_curves(run_dir)],
+        "epochs": epoch_panels(results),
         "prompts": showcase.choose_prompts(generations),
         "questions": showcase.choose_questions({t: files for t, files in samples.items() if files}),
         "tests": list(dict.fromkeys(row["test"] for row in results["deltas"])),
@@ -226,7 +229,8 @@ def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str
     """(label, relative address) of every file that stands behind a number."""
     logs = sorted(run_dir.glob("*/log.jsonl"), key=lambda path: _order(path.parent.name))
     files = [run_dir / name for name in ("results.json", "run.json", "preset.yaml")]
-    files += [run_dir / "data" / "data.json", *logs]
+    files += [run_dir / "data" / "data.json", *logs, *sorted(run_dir.glob("*/epochs.jsonl"))]
+    files += sorted(run_dir.glob("*/epochs/**/*.jsonl"))
     found = [(path.relative_to(run_dir).as_posix(), path) for path in files if path.is_file()]
     found += [(f"{m}: {name}", p) for name, paths in samples.items() for m, p in paths.items()]
     return [(label, quote(path.relative_to(run_dir).as_posix())) for label, path in found]

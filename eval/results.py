@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.delta import REPETITION, delta_table
+from eval.epochs import epoch_rows
 from eval.formats import same_format
 from eval.report import write_report
 from sft.run import read_json, read_jsonl, stage_facts, write_json
@@ -51,6 +52,8 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         )
         results.setdefault("same_format", {})[form] = section
     results["stages"] = stage_facts(folder)
+    if epochs := epoch_rows(folder):
+        results["epochs"] = epochs
     if decisions := read_json(folder / "decisions.json"):
         results["decisions"] = decisions
     write_json(folder / "results.json", results)

@@ -183,9 +183,10 @@ def markdown(
     headline: Headline,
     closer: Sequence[Measure] = (),
     safety: Sequence[Measure] = (),
+    epochs: Sequence[list[str]] = (),
 ) -> str:
-    """report.md: the headline, the main table, the changes, and what `eval.detail_tables` adds; the
-    page has the rest."""
+    """report.md: the headline, the main table, the changes, and what `eval.detail_tables` and
+    `eval.epoch_plots` add; the page has the rest."""
     lines = [f"# {md(headline.title)}", "", md(trained), "", md(headline.answer), ""]
     lines += [f"- **{md(step.label)}** {md(step.text)}" for step in headline.steps]
     tables = results_tables(results)
@@ -201,6 +202,8 @@ def markdown(
         cells = [[r.task, r.protocol, r.form, r.same, r.formats] for r in one_format(results)]
         head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
         lines += ["", "## In one format", "", *md_table(head, cells)]
+    if epochs:
+        lines += ["", "## By epoch", "", *md_table(epochs[0], list(epochs[1:]))]
     for name, tasks in isolations(results).items():
         lines += ["", md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
     lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]

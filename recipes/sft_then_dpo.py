@@ -66,6 +66,7 @@ def chain(
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
+    from eval.epochs import check_epochs, epoch_measure
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
     from eval.measure import check_measures, measure
@@ -96,14 +97,17 @@ def chain(
     preset = fit_lengths(preset, context_window(base, preset.model))
     check_measures(preset.eval)
     check_gates(preset)
+    check_epochs(preset)
     tokenizer = load_tokenizer(base, preset.model)
     benchmarks = asked(preset.eval)
     inputs = run_inputs(
         preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
     )
 
-    with open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun) as folder:
+    free = ("eval.each_epoch",)  # no input of anything
+    with open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder:
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+        setting = replace(setting, after_epoch=epoch_measure(preset.eval, setting))
         write_environment(folder, preset, inputs=inputs)
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.

@@ -26,6 +26,7 @@ from sft.sections import (
     DataSection,
     DialogueStage,
     DpoStage,
+    EachEpochSection,
     EvalSection,
     LoraSection,
     ModelSection,
@@ -44,6 +45,7 @@ __all__ = [
     "DataSection",
     "DialogueStage",
     "DpoStage",
+    "EachEpochSection",
     "EvalSection",
     "LoraSection",
     "ModelSection",
@@ -291,6 +293,7 @@ def _check(preset: Preset) -> list[str]:
             f"eval.repetition.temperature={preset.eval.repetition.temperature:g} must not be "
             "negative; 0 leaves the sampled measure out"
         )
+    problems += _check_each_epoch(preset.eval)
     for name in ("spike_factor", "collapse_nats"):
         value = getattr(preset.run, name)
         if value < 0:
@@ -325,6 +328,29 @@ def _check(preset: Preset) -> list[str]:
                 f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
                 "decides the second, remove one"
             )
+    return problems
+
+
+def _check_each_epoch(section: EvalSection) -> list[str]:
+    own = section.each_epoch
+    problems = []
+    if own.prompts < 0 or own.limit < 1:
+        problems.append(
+            f"eval.each_epoch: prompts={own.prompts} must not be negative and limit={own.limit} at "
+            "least one document"
+        )
+    for task in own.tasks or ():
+        if task not in section.tasks:
+            problems.append(
+                f"eval.each_epoch.tasks lists {task!r}, which eval.tasks lacks; list it there too, "
+                "so that no row with its questions is trained"
+            )
+    tasks = section.tasks if own.tasks is None else own.tasks
+    if own.enabled and not tasks and not (own.prompts and section.repetition.prompts):
+        problems.append(
+            "eval.each_epoch.enabled=true measures nothing: give it prompts (and "
+            "eval.repetition.prompts) or tasks, or set it to false"
+        )
     return problems
 
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.checkpoint import draft_folder, publish
+from sft.meter import Meter
 from sft.processes import step_begins, step_ends
 from sft.sharding import allow_cpu_shards
 from sft.signals import Interrupted, at_next_step, requested
@@ -24,6 +25,7 @@ class GuardedTrainer(Trainer):
     """Goes before one of trl's trainers in a class's bases."""
 
     watch: StepWatch | None = None
+    meter: Meter
     stop_signal = 0  # that all processes know of
     _metrics: Any  # trl's: values of steps that are not logged yet
 
@@ -47,7 +49,8 @@ class GuardedTrainer(Trainer):
     def _run_epoch(self, *args: Any, **given: Any) -> None:
         # Upstream looks for the end behind a step only, so a run that was cut off between its last
         # checkpoint and its model would train a step too many (max_steps, parts of epochs).
-        if self.state.global_step >= self.state.max_steps:
+        # And a signal may have come before the first.
+        if self.stop_signal or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **given)
@@ -88,6 +91,11 @@ class GuardedTrainer(Trainer):
             for name, values in self._train_metrics().items():
                 del values[self._logged_before.get(name, 0) :]
         return norm
+
+    def share_signals(self) -> None:
+        """Between steps: have all processes know of a signal that one of them got."""
+        mine = torch.tensor([requested()], device=self.args.device)
+        self.stop_signal = int(self.accelerator.gather(mine).max())
 
     def chosen_change(self) -> float | None:
         """Of a preference step: what the chosen answers gained on the reference, nats a token."""

@@ -33,6 +33,7 @@ class Meter:
     def __init__(self, model: Any, *, device: torch.device, peak: float) -> None:
         self.device, self.peak = device, peak
         self.costs = _costs(model)
+        self.left_out = 0.0  # seconds since the start
         self._restart()
 
     def _restart(self) -> None:
@@ -46,6 +47,11 @@ class Meter:
         self.cells += batch.input_ids.numel()
         if self.costs is not None:
             self.flops += training_flops(self.costs, batch.spans, scored=len(batch.target))
+
+    def leave_out(self, seconds: float) -> None:
+        """Not to count the last so many seconds, in which nothing was trained."""
+        self.since += seconds
+        self.left_out += seconds
 
     def read(self, add_up: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """The log line's entries, over all processes, and a new start.

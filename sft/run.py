@@ -144,8 +144,8 @@ def open_run(
     """Make or re-enter `run.dir`, held by this command alone; yields the folder.
 
     `fresh` empties the folder first; `rerun` lets a changed preset or input in, and then the stages
-    that the change touches are done again; keys in `growing` may always change, which takes nothing
-    away; `ways_on` tells the user of these, as the command spells them.
+    that the change touches are done again; keys in `growing`, or below them, may always change,
+    which takes nothing away; `ways_on` tells the user of these, as the command spells them.
 
     Args:
         inputs: what the run reads beside its preset: a hash by the name to say when it has changed.
@@ -304,7 +304,11 @@ class _Claim:
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
         changed_keys = {key for key, _, _ in _differences(before, self.preset)}
-        keys = sorted(changed_keys - set(self.growing))
+        keys = sorted(
+            key
+            for key in changed_keys
+            if not any(f"{key}.".startswith(f"{free}.") for free in self.growing)
+        )
         if keys:
             raise UserError(
                 f"run.dir={self.folder} holds a run of another preset (it differs in "

@@ -146,6 +146,17 @@ class TaskOptions:
 
 
 @dataclass
+class EachEpochSection:
+    """The model in training, measured a little at each epoch's end (see `eval.epochs`); no input of
+    a stage, so it may change at any time: a finished stage stays as it is."""
+
+    enabled: bool = False
+    prompts: int = 50  # of repetition.prompts, at equal distances; 0: no repetition by epoch
+    tasks: list[str] | None = None  # of eval.tasks; absent: all of them, []: none
+    limit: int = 50  # documents of each task, the first
+
+
+@dataclass
 class EvalSection:
     tasks: list[str] = field(default_factory=list)
     task_dir: str | None = None
@@ -158,6 +169,7 @@ class EvalSection:
     same_format: list[str] = field(default_factory=list)  # plain, chat: all models asked so too
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
     safety: SafetySection = field(default_factory=SafetySection)
+    each_epoch: EachEpochSection = field(default_factory=EachEpochSection)
 
 
 @dataclass

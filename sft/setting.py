@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
+from sft.epochs import AfterEpoch
 from sft.model import Placement
 from sft.run import fingerprint
 from sft.watch import Limits
@@ -17,7 +18,8 @@ class Setting:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
-    `limits` say which steps stop a stage; they are no input of it.
+    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end; neither is
+    an input of it.
     """
 
     folder: Path
@@ -28,6 +30,7 @@ class Setting:
     trust_remote_code: bool
     tokens: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    after_epoch: AfterEpoch | None = None
 
     @classmethod
     def of(

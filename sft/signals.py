@@ -94,6 +94,24 @@ def at_next_step() -> Iterator[None]:
         _requests.deferred = False
 
 
+@contextmanager
+def leaving_on_signal() -> Iterator[None]:
+    """Within `at_next_step`, around what may be left in the middle: a signal ends the block, and
+    nothing else, where it arrives, or at the start if it has already; `requested` tells."""
+    _requests.deferred = False
+    try:
+        if _requests.first:
+            raise Interrupted(_requests.first)
+        yield
+    except Interrupted:
+        pass
+    except Exception:  # see `handled`
+        if not _requests.raised:
+            raise
+    finally:
+        _requests.raised, _requests.deferred = False, True
+
+
 def _note(signum: int, frame: FrameType | None) -> None:
     if _requests.first:
         return

@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sft.checkpoint import resume_point
 from sft.config import DpoStage, SftStage, UserError
+from sft.epochs import AfterEpoch, EpochMeasures
 from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.meter import Meter, matrix_peak
@@ -51,7 +52,6 @@ class PackedTrainer(GuardedTrainer):
 
     loss_is_scaled_for_ga: Any = True
     schedule: functools.partial | None = None
-    meter: Meter
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
@@ -204,7 +204,13 @@ def numbered(rows: Dataset) -> Dataset:
 
 
 def run_training(
-    trainer: Any, model: Any, *, folder: Path, label: str, placement: Placement
+    trainer: Any,
+    model: Any,
+    *,
+    folder: Path,
+    label: str,
+    placement: Placement,
+    after_epoch: AfterEpoch | None,
 ) -> StageFacts:
     """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
     trainer.remove_callback(PrinterCallback)
@@ -212,6 +218,8 @@ def run_training(
     device = trainer.args.device
     peak = matrix_peak(device, placement.compute)
     trainer.meter = Meter(model, device=device, peak=peak)
+    if after_epoch is not None:
+        trainer.add_callback(EpochMeasures(trainer, after_epoch, folder=folder, label=label))
     checkpoint = resume_point(folder)
     started = time.monotonic()
     trainer.train_to_the_end(checkpoint)
@@ -223,7 +231,7 @@ def run_training(
     return StageFacts(
         tokens=int(trainer.state.num_input_tokens_seen),
         steps=trainer.state.global_step,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=round(time.monotonic() - started - trainer.meter.left_out, 3),
         loss_first=losses[0],
         loss_last=losses[-1],
     )
@@ -267,4 +275,11 @@ def train_sft(
     )
     trainer.schedule = schedule
     trainer.watch = watched(rows, setting, folder=folder, label=label)
-    return run_training(trainer, model, folder=folder, label=label, placement=setting.placement)
+    return run_training(
+        trainer,
+        model,
+        folder=folder,
+        label=label,
+        placement=setting.placement,
+        after_epoch=setting.after_epoch,
+    )

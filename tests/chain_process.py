@@ -36,12 +36,12 @@ def launcher_environment(config: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Trap:
-    """What befalls a child at its `at`-th touch (of a `place` in the run): SIGKILL, or a failing
-    call with `fault`."""
+    """What befalls a child at its `at`-th touch of a path with `within` in it: SIGKILL, or a
+    failing call with `fault`."""
 
     at: int
     fault: int = 0
-    place: str = ""
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,10 @@ def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
         if not isinstance(path, str) or not path.startswith(root):
             return
         place = path[len(root) + 1 :]
-        if place.startswith(OWN):
+        if place.startswith(OWN) or (trap is not None and trap.within not in place):
             return
         reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if trap is not None and ((trap.fault and reading) or not place.startswith(trap.place)):
+        if trap is not None and trap.fault and reading:
             return
         count += 1
         label = place.encode()[:4000]

@@ -21,9 +21,18 @@ def kill_resume(tmp_path, *arguments):
 
 
 def test_killed_at_random_instants_the_chain_ends_with_the_same_bytes(tmp_path):
-    report = kill_resume(tmp_path, "--kills", "2", "--variants", "lora")
+    report = kill_resume(tmp_path, "--kills", "2", "--variants", "lora by epoch")
     assert report["equal"] == report["kills"] == 2
     assert sum(place["equal"] for place in report["where"].values()) == 2
+
+
+@long
+@pytest.mark.slow
+def test_killed_while_it_is_measured_by_epoch_every_epoch_has_one_row(tmp_path):
+    options = ("--variants", "lora by epoch", "--within", "epochs", "--seed", "1")
+    report = kill_resume(tmp_path, "--kills", "3", *options)
+    assert report["equal"] == report["kills"] == 3
+    assert all(place.endswith("measuring by epoch") for place in report["where"])
 
 
 @long

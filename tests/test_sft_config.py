@@ -209,6 +209,7 @@ def test_our_own_keys_are_these():
             "base_shots",
             "chat_shots",
             "data_dir",
+            "each_epoch",
             "limit",
             "per_task",
             "repetition",

@@ -3,11 +3,12 @@
     python tests/benchmarks/kill_resume.py [--kills N] [--faults N] [--json FILE] [--seed S]
 
 Tiny models on a CPU, in float32, two epochs with accumulated gradients: full, LoRA with dropout,
-and in two processes. Half of the kills fall by the clock, half on a touch of a file. A run is
-started again, and killed again, until it ends; it counts as equal if its weights are the same to
-the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds starts in which
-a write fails (disk full, quota, read-only, rights): they must end in one sentence and lose nothing.
-`--requeues` adds runs under a scheduler that pre-empts: SIGTERM, a grace, the same command again.
+in two processes, and measured by epoch. Half of the kills fall by the clock, half on a touch of a
+file. A run is started again, and killed again, until it ends; it counts as equal if its weights are
+the same to the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds
+starts in which a write fails (disk full, quota, read-only, rights): they must end in one sentence
+and lose nothing. `--requeues` adds runs under a scheduler that pre-empts: SIGTERM, a grace, the
+same command again.
 """
 
 import argparse
@@ -45,7 +46,14 @@ STAGE = {
 }
 CHEAP = ["eval.repetition.cap=24", "pairs.samples_per_prompt=2"]
 LORA = ["lora.r=4", "lora.lora_dropout=0.1"]
-VARIANTS = {"full": ([], 1), "lora": (LORA, 1), "full, 2 processes": ([], 2)}
+EPOCHS = ["eval.each_epoch={enabled: true, prompts: 3, limit: 4}"]
+VARIANTS = {
+    "full": ([], 1),
+    "lora": (LORA, 1),
+    "full, 2 processes": ([], 2),
+    "lora by epoch": ([*LORA, *EPOCHS], 1),
+    "full by epoch, 2 processes": (EPOCHS, 2),
+}
 MOST = 12  # kills of one run
 
 
@@ -56,6 +64,7 @@ def main() -> None:
     parser.add_argument("--requeues", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--within", default="", help="kill on touches of such paths alone")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     given = parser.parse_args()
     for module in MODULES.split():
@@ -76,12 +85,13 @@ def main() -> None:
 def measure(folder: Path, given: argparse.Namespace) -> dict:
     lot = random.Random(given.seed)
     build_world(folder, make_tiny_tokenizer(), **STAGE)
-    unbroken = {name: run_unbroken(folder, name) for name in given.variants}
+    unbroken = {name: run_unbroken(folder, name, given.within) for name in given.variants}
     kills, equal = 0, 0
     where: dict[str, Counter] = {}
     while kills < given.kills:
         name = given.variants[kills % len(given.variants)]
-        places, same = kill_until_done(folder, name, unbroken[name], lot, given.kills - kills)
+        left = given.kills - kills
+        places, same = kill_until_done(folder, name, unbroken[name], lot, left, given.within)
         for place in places:
             where.setdefault(place, Counter()).update(kills=1, equal=int(same))
         kills, equal = kills + len(places), equal + same * len(places)
@@ -100,10 +110,10 @@ def chain(folder: Path, variant: str, run: Path) -> Chain:
     return Chain(folder, argv, run=run, processes=processes)
 
 
-def run_unbroken(folder: Path, variant: str) -> dict:
+def run_unbroken(folder: Path, variant: str, within: str) -> dict:
     run = folder / variant.replace(", ", "-").replace(" ", "-")
     begun = time.monotonic()
-    ended = chain(folder, variant, run).start()
+    ended = chain(folder, variant, run).start(Trap(sys.maxsize, within=within))
     assert set(ended.codes) == {0}, ended.said[-3000:]
     facts = {"outcome": outcome(run), "seconds": time.monotonic() - begun, "touches": ended.touches}
     print(f"{variant}: {facts['seconds']:.1f} s, {ended.touches} touches of files", file=sys.stderr)
@@ -112,7 +122,7 @@ def run_unbroken(folder: Path, variant: str) -> dict:
 
 
 def kill_until_done(
-    folder: Path, variant: str, unbroken: dict, lot: random.Random, most: int
+    folder: Path, variant: str, unbroken: dict, lot: random.Random, most: int, within: str
 ) -> tuple[list[str], bool]:
     """The places of the kills, and whether the run that they could not stop ended equal."""
     run = folder / "run"
@@ -121,8 +131,9 @@ def kill_until_done(
     while True:
         if len(places) >= min(MOST, most):
             ended = command.start()
-        elif coin(lot):
-            ended = command.start(Trap(lot.randint(1, unbroken["touches"])), all_ranks=coin(lot))
+        elif within or coin(lot):
+            trap = Trap(lot.randint(1, unbroken["touches"]), within=within)
+            ended = command.start(trap, all_ranks=coin(lot))
         else:
             ended = command.start(after=lot.uniform(0, unbroken["seconds"]), all_ranks=coin(lot))
         if set(ended.codes) == {0}:
@@ -218,6 +229,8 @@ def phase(place: str) -> str:
             ("checkpoint-", "saving"),
             (".gone-", "saving"),
             ("reference", "reference log-probs"),
+            ("epochs", "measuring by epoch"),
+            (".epochs", "measuring by epoch"),
             ("pairs", "pairs"),
             (".model.tmp", "publishing"),
             ("model", "publishing"),

@@ -126,7 +126,7 @@ def killed(world: World, layout: str) -> dict:
     if not whole.exists():
         world.start(whole, layout)
     for stage in STAGES:
-        world.start(run, layout, trap=Trap(2, place=f"{stage}/.saving/checkpoint-2"))
+        world.start(run, layout, trap=Trap(2, within=f"{stage}/.saving/checkpoint-2"))
     world.start(run, layout)
     mine, theirs = weights(whole), weights(run)
     same = all(torch.equal(mine[name], theirs[name]) for name in mine)

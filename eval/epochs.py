@@ -1,0 +1,131 @@
+"""Repetition and benchmarks of a model in training, at the end of each epoch.
+
+DeepSeek LLM (arXiv 2401.02954, section 4) watched its 7B and 67B models so: scores on GSM8K and
+HumanEval went on rising with the epochs of the one, the other was soon at its bound, and repetition
+told what the data did. The section `eval.each_epoch` switches it on. It is a small measure, of some
+prompts and the first documents of each task, in the chat template as the chat models' own, on the
+model as it trains, in training's arithmetic; what is decided rests on the measure of the finished
+stages. Rows are kept in STAGE/epochs.jsonl, all answers in STAGE/epochs/EPOCH/.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import parse_flag_from_env
+from tqdm import tqdm
+
+from eval import repetition
+from eval.benchmarks import run_benchmark
+from eval.measure import ask_of
+from eval.stats import BITS_PER_BYTE
+from eval.tasks import Tasks
+from eval.wording import percent, percent_range
+from sft.config import EvalSection, Preset, Source, UserError
+from sft.epochs import FILE, AfterEpoch, EpochEnd, read_rows
+from sft.prompts import read_prompts
+from sft.run import STAGE_FOLDERS, write_jsonl
+from sft.setting import Setting
+
+log = logging.getLogger(__name__)
+
+# Launchers that spread weights over processes, by the variable that says so; and their trl key.
+SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+
+
+def check_epochs(preset: Preset) -> None:
+    """Refuse to measure weights that no process holds whole.
+
+    Raises:
+        UserError: FSDP or DeepSpeed, by the launcher or by a stage's options.
+    """
+    if not preset.eval.each_epoch.enabled:
+        return
+    found = [name for flag, name in SHARDED.items() if parse_flag_from_env(flag)]
+    for stage in (preset.sft_all, preset.sft_dialogue, preset.dpo):
+        found += [name for name in SHARDED.values() if stage.trl.get(name.lower())]
+    if found:
+        raise UserError(
+            "eval.each_epoch.enabled=true measures in one process, and under "
+            f"{found[0]} none holds all weights; set it to false, or train on one GPU or with DDP "
+            "(recipes/accelerate/ddp.yaml)"
+        )
+
+
+def epoch_measure(section: EvalSection, setting: Setting) -> AfterEpoch | None:
+    """What `setting.after_epoch` is to be: None where the preset does not ask for it.
+
+    The function writes generations.jsonl and samples/<task>.jsonl and returns `repetition` and
+    `benchmarks` (and `language`) as `eval.measure` has them in scores.json.
+
+    Raises:
+        UserError: the prompts cannot be read.
+    """
+    own = section.each_epoch
+    if not own.enabled:
+        return None
+    prompts: list[dict[str, Any]] = []
+    if own.prompts and section.repetition.prompts:
+        prompts = spread(read_prompts([Source(section.repetition.prompts)]), own.prompts)
+    tasks = section.tasks if own.tasks is None else own.tasks
+
+    def measure(model: Any, end: EpochEnd) -> dict[str, Any]:
+        began = time.monotonic()
+        row: dict[str, Any] = {}
+        name = f"{end.stage}: epoch {end.epoch:g}"
+        with tqdm(total=len(prompts) + len(tasks), desc=name, leave=False) as bar:
+            if prompts:
+                cap = section.repetition.cap
+                rows = repetition.measure(
+                    model, setting.tokenizer, prompts, cap=cap, progress=bar.update
+                )
+                write_jsonl(end.folder / "generations.jsonl", rows)
+                row["repetition"] = repetition.summarise(rows)
+            for task in tasks:
+                entry = run_benchmark(
+                    model,
+                    setting.tokenizer,
+                    task=task,
+                    source=Tasks.of(section),
+                    ask=ask_of(task, section, chat=True),
+                    limit=own.limit,
+                    seed=setting.seed,
+                    file=end.folder / "samples" / f"{task}.jsonl",
+                    allow_code_execution=section.allow_code_execution,
+                )
+                place = "language" if BITS_PER_BYTE in entry else "benchmarks"
+                row.setdefault(place, {})[task] = entry
+                bar.update()
+        log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
+        return row
+
+    return measure
+
+
+def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` rows at equal distances, since files of prompts have their kinds in blocks; all rows
+    where there are no more."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def epoch_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The `epochs` of results.json: the rows of each finished stage that has any, by its name."""
+    found = {
+        name: read_rows(folder / place / FILE)
+        for name, place in STAGE_FOLDERS.items()
+        if (folder / place / "done.json").is_file()
+    }
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    parts = []
+    if rate := row.get("repetition"):
+        of = f"of {rate['n']} answers ({percent_range(rate['ci'])})"
+        parts.append(f"{percent(rate['rate'])} {of} repeat themselves")
+    parts += [f"{t} {percent(e['score'])}" for t, e in row.get("benchmarks", {}).items()]
+    parts += [f"{t} {e[BITS_PER_BYTE]:.3f} bits" for t, e in row.get("language", {}).items()]
+    return ", ".join(parts)

@@ -1,0 +1,137 @@
+"""The chain measured by epoch: the same weights, figures that stand on files, free to change."""
+
+import re
+
+import pytest
+from conftest import make_tiny_tokenizer
+from tiny_world import build_world
+
+from eval import benchmarks, repetition
+from eval.epochs import check_epochs, spread
+from recipes.sft_then_dpo import main
+from sft.config import UserError, load_preset
+from sft.run import STAGE_FOLDERS, read_json, read_jsonl
+
+ON = "eval.each_epoch={enabled: true, prompts: 4, limit: 5}"
+LORA = ("lora.r=4", "lora.lora_dropout=0.1", "eval.repetition.cap=24")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two runs of one preset: `plain`, and `measured` by epoch."""
+    folder = build_world(
+        tmp_path_factory.mktemp("world"), make_tiny_tokenizer(), num_train_epochs=2
+    )
+    for name, more in (("plain", []), ("measured", [ON])):
+        assert run(folder, name, *more) == 0
+    return folder
+
+
+def run(world, name, *more):
+    return main([str(world / "preset.yaml"), *LORA, f"run.dir={world / name}", *more])
+
+
+def test_the_chain_ends_with_the_same_weights_and_results(world):
+    for place in STAGE_FOLDERS.values():
+        name = f"{place}/model/adapter_model.safetensors"
+        assert (world / "plain" / name).read_bytes() == (world / "measured" / name).read_bytes()
+        inputs = [read_json(world / run / place / "done.json") for run in ("plain", "measured")]
+        assert inputs[0]["inputs"] == inputs[1]["inputs"]
+    plain, measured = (read_json(world / name / "results.json") for name in ("plain", "measured"))
+    assert list(measured.pop("epochs")) == list(STAGE_FOLDERS)
+    for results in (plain, measured):
+        for facts in results["stages"].values():
+            facts.pop("seconds")
+    assert plain == measured
+
+
+def test_every_figure_by_epoch_can_be_computed_again_from_its_files(world):
+    found = read_json(world / "measured" / "results.json")["epochs"]
+    for stage, rows in found.items():
+        folder = world / "measured" / STAGE_FOLDERS[stage]
+        assert rows == read_jsonl(folder / "epochs.jsonl")
+        assert [row["epoch"] for row in rows] == [1, 2]
+        for row in rows:
+            place = folder / "epochs" / f"{row['epoch']:g}"
+            answers = read_jsonl(place / "generations.jsonl")
+            assert row["repetition"] == repetition.summarise(answers) and len(answers) == 4
+            samples = read_jsonl(place / "samples" / "sums.jsonl")
+            entry = row["benchmarks"]["sums"]
+            assert benchmarks.summarise(samples).items() <= entry.items()
+            assert (entry["n"], entry["shots"], entry["chat_template"]) == (5, 0, True)
+
+
+def test_a_stage_s_last_row_is_of_the_model_that_it_publishes(world):
+    for stage, place in STAGE_FOLDERS.items():
+        last = world / "measured" / place / "epochs" / "2"
+        whole = {row["id"]: row for row in read_jsonl(
+            world / "measured" / "eval" / stage / "generations.jsonl")}  # fmt: skip
+        for row in read_jsonl(last / "generations.jsonl"):
+            assert row["token_ids"] == whole[row["id"]]["token_ids"]
+        samples = read_jsonl(world / "measured" / "eval" / stage / "samples" / "sums.jsonl")
+        for mine, full in zip(read_jsonl(last / "samples" / "sums.jsonl"), samples, strict=False):
+            assert mine["doc_id"] == full["doc_id"]
+            assert mine["log_probs"] == pytest.approx(full["log_probs"], abs=1e-3)
+
+
+def test_the_report_draws_a_dot_for_every_row(world):
+    page, text = ((world / "measured" / f"report.{k}").read_text("utf-8") for k in ("html", "md"))
+    found = read_json(world / "measured" / "results.json")["epochs"]
+    for stage, rows in found.items():
+        for row in rows:
+            rate, score = row["repetition"]["rate"], row["benchmarks"]["sums"]["score"]
+            for value in (rate, score):
+                words = f"{stage}, epoch {row['epoch']:g}: {100 * value:.1f}%"
+                assert f"<title>{words}" in page
+            line = next(s for s in text.splitlines() if s.startswith(
+                f"| {stage} | {row['epoch']:g} |"))  # fmt: skip
+            assert f"{100 * rate:.1f}%" in line and f"{100 * score:.1f}%" in line
+    drawn = page.partition('id="epochs"')[2].partition("</section>")[0]
+    assert len(re.findall("<circle", drawn)) == 12 and len(re.findall("border", drawn)) == 4
+    assert 'id="epochs"' not in (world / "plain" / "report.html").read_text("utf-8")
+
+
+def test_switched_on_later_finished_stages_stay_as_they_are(world):
+    before = {p: p.stat().st_mtime_ns for p in (world / "plain").glob("[123]-*/*")}
+    assert run(world, "plain", ON) == 0
+    assert {p: p.stat().st_mtime_ns for p in (world / "plain").glob("[123]-*/*")} == before
+    assert "epochs" not in read_json(world / "plain" / "results.json")
+
+
+def test_prompts_are_taken_from_all_parts_of_the_file():
+    rows = [{"id": i} for i in range(10)]
+    assert [row["id"] for row in spread(rows, 4)] == [0, 2, 5, 7]
+    assert spread(rows, 99) == rows
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("eval.each_epoch.tasks=[other]", "eval.each_epoch.tasks lists 'other', which eval.tasks"),
+        ("eval.each_epoch.limit=0", "limit=0 at least one document"),
+        ("eval.each_epoch={enabled: true, prompts: 0, tasks: []}", "measures nothing"),
+        ("eval.each_epoch.prompt=3", "did you mean eval.each_epoch.prompts?"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_the_preset(world, override, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        load_preset(world / "preset.yaml", overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("variable", "more", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", [], "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", [], "DeepSpeed"),
+        (None, ["dpo.fsdp=full_shard"], "FSDP"),
+    ],
+)
+def test_weights_spread_over_processes_are_refused_by_name(
+    world, monkeypatch, variable, more, name
+):
+    if variable:
+        monkeypatch.setenv(variable, "true")
+    preset = load_preset(world / "preset.yaml", overrides=[ON, *more])
+    with pytest.raises(UserError, match=f"under {name} none holds all weights"):
+        check_epochs(preset)
+    check_epochs(load_preset(world / "preset.yaml", overrides=more))
