@@ -31,6 +31,7 @@ from eval.tables import (
 )
 from eval.wording import REPETITION
 from sft.config import UserError
+from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
 
 __all__ = ["console_table", "read_curves", "write_report"]
@@ -199,12 +200,21 @@ def _curve_view(curve: plots.Curve) -> dict[str, Any]:
 def _trained(preset: str, results: Results) -> str:
     """What was trained, from the preset; for a plain comparison, the models' names."""
     stages = " \u2192 ".join(results["stages"])
-    section = yaml.safe_load(preset) if preset else None
+    section = _plain(preset) if preset else None
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
     model = (section.get("model") or {}).get("name_or_path", "a model")
     rank = (section.get("lora") or {}).get("r", 0)
     return f"{model}, {f'LoRA of rank {rank}' if rank else 'full fine-tuning'}: {stages}"
+
+
+def _plain(preset: str) -> Any:
+    """The preset as data; None where it is none, which nothing here depends on."""
+    try:
+        refuse_bomb(preset)
+        return yaml.safe_load(preset)
+    except yaml.YAMLError:
+        return None
 
 
 def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -11,6 +11,8 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
+from sft.secret import hidden
+
 # One process measures while the others wait, for hours; `sft.processes` tells who is lost.
 PATIENCE = timedelta(days=30)
 
@@ -23,13 +25,22 @@ _QUIET = (
 def start_logging() -> None:
     """Our own lines plain on stderr, upstream's from warnings on, one process speaking."""
     first = PartialState(timeout=PATIENCE).is_main_process
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_WithoutSecrets("%(message)s"))
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, handlers=[handler])
     for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for words in _QUIET:
         warnings.filterwarnings("ignore", message=words)
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Lines of the log, tracebacks among them, without passwords and keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
 
 
 def show(table: Any) -> None:

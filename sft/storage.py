@@ -112,6 +112,21 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a name from outside can be that of a file: no folder, hidden or endless one."""
+    return (
+        0 < len(name) <= 200
+        and not name.startswith(".")
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, as written and as it is after links, does not lead out of `folder`."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line, whole or not there."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
