@@ -35,7 +35,6 @@ def run_command(work: Callable[[], None]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    print(
-        f"\n{hidden(sentence)}", file=sys.stderr, flush=True
-    )  # below a progress bar that was cut off
+    # On a line of its own, below a progress bar that was cut off.
+    print(f"\n{hidden(sentence)}", file=sys.stderr, flush=True)
     return code
