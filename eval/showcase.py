@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from eval.wording import visible
 from sft.config import UserError
+from sft.storage import is_inside
 
 PROMPTS = 12
 # Of the prompts shown: ones where a loop was cured, and ones where the last model still loops.
@@ -59,7 +60,7 @@ class Part:
 def sample_file(run_dir: Path, *, model: str, name: str) -> Path | None:
     """eval/<model>/<name> if it is there and the names do not lead out of eval/."""
     path = run_dir / "eval" / model / name
-    inside = path.is_relative_to(run_dir / "eval") and ".." not in Path(model, name).parts
+    inside = ".." not in Path(model, name).parts and is_inside(path, run_dir / "eval")
     return path if inside and path.is_file() else None
 
 

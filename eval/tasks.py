@@ -40,6 +40,7 @@ _BROKEN = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError),
     StopIteration,  # of datasets, for an empty file
     ImportError,  # of tasks that want more packages
+    RuntimeError,  # of datasets, for a folder or repository with a script
 )
 
 

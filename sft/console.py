@@ -26,7 +26,7 @@ def start_logging() -> None:
     """Our own lines plain on stderr, upstream's from warnings on, one process speaking."""
     first = PartialState(timeout=PATIENCE).is_main_process
     handler = logging.StreamHandler()
-    handler.setFormatter(_WithoutSecrets("%(message)s"))
+    handler.setFormatter(WithoutSecrets("%(message)s"))
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, handlers=[handler])
     for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -36,7 +36,7 @@ def start_logging() -> None:
         warnings.filterwarnings("ignore", message=words)
 
 
-class _WithoutSecrets(logging.Formatter):
+class WithoutSecrets(logging.Formatter):
     """Lines of the log, tracebacks among them, without passwords and keys."""
 
     def format(self, record: logging.LogRecord) -> str:

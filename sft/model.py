@@ -30,7 +30,7 @@ from sft.run import is_adapter
 from sft.scoring import enable_scoring, settle_layout
 from sft.storage import fault
 from sft.vocabulary import add_tokens, token_rows
-from sft.weights import check_weights
+from sft.weights import check_adapter, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,7 @@ def check_model(section: ModelSection) -> str:
         UserError: there is no such model, it is no causal LM, or it has no safetensors weights.
     """
     path = resolve_model_path(section.name_or_path)
+    check_adapter(path, given=section.name_or_path)
     try:
         config = read_config(path, section)
     except (OSError, ValueError) as error:

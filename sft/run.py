@@ -29,6 +29,7 @@ from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.storage import (
     file_hash,
+    is_inside,
     read_json,
     read_jsonl,
     remove,
@@ -285,6 +286,8 @@ class _Claim:
                 f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
                 "folder"
             )
+        if not fresh:
+            self._refuse_links()
         if fresh:
             for entry in entries:
                 if entry != recorded:
@@ -297,6 +300,15 @@ class _Claim:
                     if not (self.folder / place / "done.json").is_file():
                         drop_others(self.folder / place)
         write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
+
+    def _refuse_links(self) -> None:
+        """What is written to a link is written to where it leads."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink() and not is_inside(path, self.folder):
+                raise UserError(
+                    f"run.dir={self.folder}: {path.relative_to(self.folder)} is a link that leads "
+                    f"out of it, to {path.resolve()}; put what it leads to there, or remove it"
+                )
 
     def _refuse_changes(self, recorded: Path) -> None:
         before: Any = OmegaConf.to_container(OmegaConf.load(recorded))

@@ -9,16 +9,46 @@ WHOLE = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = ("adapter_model.safetensors",)
 
 
-def check_weights(path: str, *, given: str) -> None:
-    """Refuse a local model whose weights would be unpickled, or an adapter of another kind.
+def check_adapter(path: str, *, given: str) -> None:
+    """Refuse an adapter that is no LoRA before peft reads it: of others it may load tokenizers with
+    their code. Anything that is no local adapter is left alone.
 
     Args:
-        path: a directory, or a hub id, which is left to the loading.
+        path: a directory, or a hub id.
         given: as the user wrote it.
 
     Raises:
-        UserError: no safetensors, with the way to convert pickled ones; an adapter that is no LoRA,
-            or without its base.
+        UserError: another kind; or it is not over a whole model.
+    """
+    if not is_adapter(path):
+        return
+    config = read_json(Path(path) / "adapter_config.json")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise UserError(
+            f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
+            "merge it into its base with peft first"
+        )
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(
+            f"model.name_or_path={given}: its adapter_config.json names no "
+            "base_model_name_or_path; write the base's directory or hub id there"
+        )
+    if is_adapter(base):
+        raise UserError(
+            f"model.name_or_path={given} is an adapter over {base}, an adapter again; merge that "
+            "into its base first"
+        )
+
+
+def check_weights(path: str, *, given: str) -> None:
+    """Refuse a local model, or the base of an adapter, whose weights would be unpickled.
+
+    A hub id is left to the loading, which asks for safetensors alone.
+
+    Raises:
+        UserError: there are no safetensors; for pickled weights with the way to convert them.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -37,7 +67,8 @@ def check_weights(path: str, *, given: str) -> None:
             f"convert it once, then give the new folder: {conversion(path, adapter=adapter)}"
         )
     if adapter:
-        _check_adapter(folder, given=given)
+        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        check_weights(base, given=f"{given} (its base, {base})")
 
 
 def conversion(path: str, *, adapter: bool) -> str:
@@ -58,25 +89,3 @@ def conversion(path: str, *, adapter: bool) -> str:
             f".save_pretrained({new!r}); T.from_pretrained({path!r}).save_pretrained({new!r})"
         )
     return f'python -c "{steps}"'
-
-
-def _check_adapter(folder: Path, *, given: str) -> None:
-    config = read_json(folder / "adapter_config.json")
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise UserError(
-            f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
-            "merge it into its base with peft first"
-        )
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise UserError(
-            f"model.name_or_path={given}: its adapter_config.json names no "
-            "base_model_name_or_path; write the base's directory or hub id there"
-        )
-    if is_adapter(base):
-        raise UserError(
-            f"model.name_or_path={given} is an adapter over {base}, an adapter again; merge that "
-            "into its base first"
-        )
-    check_weights(base, given=f"{given} (its base, {base})")
