@@ -236,6 +236,7 @@ def load_model(
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent.
     """
     _free_memory()
+    check_adapter(path, given=path)
     adapter = is_adapter(path)
     base = PeftConfig.from_pretrained(path).base_model_name_or_path if adapter else path
     try:
