@@ -255,7 +255,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
     ("text", "words"),
     [
         (BOMB, "more than 100,000 values"),
-        ("run: " + "[" * 20_000, "more than 50 levels"),
+        ("run: " + "[" * 2_000, "more than 50 levels"),
         ("run: &a [*a]", "stands inside"),
         ("run: !!python/object/apply:os.system ['touch mark']", "could not determine a constr"),
         ("run: {dir: '${oc.env:HOME}'}", r"run.dir holds \$\{...\}; write the value out"),
