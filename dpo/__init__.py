@@ -3,4 +3,4 @@
 Imports sft, and that before any library: see there.
 """
 
-import sft as sft
+from sft import SILENT as SILENT

@@ -3,4 +3,4 @@
 sft comes first, before any library: see there.
 """
 
-import sft as sft
+from sft import SILENT as SILENT

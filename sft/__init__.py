@@ -6,12 +6,12 @@ field is loaded stands here: nothing is sent that nobody asked for.
 
 import os
 
-_SILENT = {
+SILENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # transformers, trl, peft, gradio's client
     "DO_NOT_TRACK": "1",  # whatever else heeds it (vllm, gradio)
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers asks a service to convert a repository
 }
-for _name, _value in _SILENT.items():
+for _name, _value in SILENT.items():
     os.environ.setdefault(_name, _value)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

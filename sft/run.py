@@ -18,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sft.checkpoint import drop_others
 from sft.config import CHECKOUT, Preset, UserError, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
+from sft.plain_yaml import refuse_bomb
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.storage import (
@@ -311,7 +314,13 @@ class _Claim:
                 )
 
     def _refuse_changes(self, recorded: Path) -> None:
-        before: Any = OmegaConf.to_container(OmegaConf.load(recorded))
+        before: Any = None
+        try:
+            text = recorded.read_text(encoding="utf-8")
+            refuse_bomb(text)
+            before = OmegaConf.to_container(OmegaConf.create(text))
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            log.warning("%s: %s", recorded, " ".join(str(error).split()))
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved

@@ -273,6 +273,10 @@ def test_hostile_yaml_is_refused_in_presets_and_tasks(tmp_path, mark, text, word
     (tmp_path / "preset.yaml").write_text(text)
     write_json(tmp_path / "results.json", {"models": ["base"]})
     write_report(tmp_path)
+    (tmp_path / "checkpoint-1").mkdir()
+    preset = Preset(run=RunSection(str(tmp_path)), model=ModelSection("m"))
+    with pytest.raises(UserError, match=r"is damaged|another preset"), open_run(preset):
+        pass
 
 
 # Paths and names
