@@ -1,4 +1,6 @@
 """Preferences: rows, pairs from own samples, the loss, its reference, the DPO trainer.
 
-Imports sft.
+Imports sft, and that before any library: see there.
 """
+
+from sft import SILENT as SILENT

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sft.config import UserError
+from sft.secret import hidden
 
 # Busy, over a limit or failing: worth another try. Other codes will say the same again.
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -58,7 +59,8 @@ def check_endpoint(endpoint: Endpoint) -> None:
     """Refuse an address or a key that no request can be made with; nothing is sent.
 
     Raises:
-        UserError: the URL is not http(s) or holds a password, or the key has white space in it.
+        UserError: the URL is not http(s), holds a password or a query, or the key has white space
+            in it.
     """
     parts = urlsplit(endpoint.url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -66,10 +68,10 @@ def check_endpoint(endpoint: Endpoint) -> None:
             f"judge url {endpoint.url!r} is no http(s) address; give one like "
             "http://localhost:8000/v1"
         )
-    if parts.username or parts.password:
+    if parts.username or parts.password or parts.query or hidden(endpoint.url) != endpoint.url:
         raise UserError(
-            f"the judge url at {parts.hostname} holds a password, which would end up in files; put "
-            f"the key into ${endpoint.key_variable}"
+            f"the judge url at {parts.hostname} holds a password or a query, which would end up in "
+            f"files; put the key into ${endpoint.key_variable}"
         )
     key = os.environ.get(endpoint.key_variable, "")
     if key and (not key.isascii() or not key.isprintable() or " " in key):

@@ -18,6 +18,7 @@ from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
 from eval.stats import BITS_PER_BYTE
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.run import read_json, write_json, write_jsonl
+from sft.storage import is_plain_name
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
         return
     scores: dict[str, Any] = {}
     for name, files in _grouped(samples).items():
+        _plain(name, files[0].path)
         rows = [row for file in files for row in _rows(file, section, pooled=len(files) > 1)]
         entry = summarise(rows) | files[0].format
         scores.setdefault("language" if BITS_PER_BYTE in entry else "benchmarks", {})[name] = entry
@@ -81,13 +83,22 @@ def _own_folder(path: Path) -> Path | None:
     """eval/<model> of a run of ours: the one given, or that of a run's last model."""
     results = read_json(path / "results.json")
     if isinstance(results, dict) and isinstance(results.get("models"), list):
-        path = path / "eval" / str(results["models"][-1])
+        path = path / "eval" / _plain(str(results["models"][-1]), path / "results.json")
     return path if (path / "scores.json").is_file() else None
+
+
+def _plain(name: str, file: Path) -> str:
+    """A name of a model or task, which is about to be that of a file."""
+    if not is_plain_name(name):
+        raise UserError(f"{file}: {name!r} is no name for a file; measure it again")
+    return name
 
 
 def _copy(source: Path, folder: Path) -> None:
     scores = read_json(source / "scores.json")
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
+    for name in scores.get("benchmarks", {}) | scores.get("language", {}):
+        _plain(name, source / "scores.json")
     for name in files + ["generations.jsonl"] * ("repetition" in scores):
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")

@@ -14,13 +14,38 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import jinja2
+import lm_eval.utils
+from jinja2 import BaseLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.api.task import ConfigurableTask
 
 from sft.config import Source, UserError
 from sft.files import RowError, read_records
 
 READABLE = ("json", "csv", "parquet")  # dataset_path of tasks whose files are read here
+
+
+class _Templates(SandboxedEnvironment):
+    """Templates over documents that reach nothing but their documents."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+        raise UserError(
+            f"a template of a task reaches for {attribute!r} of a {type(obj).__name__}, which "
+            "templates may not; write it over the document's fields"
+        )
+
+
+def _sandboxed() -> _Templates:
+    """lm-eval's environment (lm_eval/utils.py), which is no sandbox, as one."""
+    templates = _Templates(
+        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    templates.filters |= lm_eval.utils.env.filters
+    return templates
+
+
+# A task's templates come with its file, and lm-eval renders them wherever it needs a text.
+lm_eval.utils.env = _sandboxed()
 
 
 class Rows(list[dict[str, Any]]):
@@ -93,7 +118,7 @@ class _Join:
 
 def _read_split(names: Any, *, where: str | None, joins: list[_Join]) -> Rows:
     """Rows of the files of one split that `where` lets through, each with its joined rows."""
-    holds = jinja2.Environment().compile_expression(where) if where else None
+    holds = _Templates().compile_expression(where) if where else None
     rows = Rows()
     files = names if isinstance(names, list) else [names]
     for row in (row for name in files for row in _records(name)):

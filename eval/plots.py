@@ -120,6 +120,32 @@ def curve(series: Sequence[tuple[float, float]], *, x: Scale, y: Scale, smooth: 
     ).format(lines)
 
 
+class Thinned:
+    """A line of any length, kept as at most 2 * CURVE_POINTS means of equal runs of neighbours."""
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[float, float, int]] = []  # sums of x and of y, and how many
+        self._size = 1
+
+    def add(self, x: float, y: float) -> None:
+        """The next point; one that is not finite is passed over."""
+        if not (math.isfinite(x) and math.isfinite(y)):
+            return
+        if self._runs and self._runs[-1][2] < self._size:
+            before = self._runs[-1]
+            self._runs[-1] = (before[0] + x, before[1] + y, before[2] + 1)
+            return
+        if len(self._runs) == 2 * CURVE_POINTS:
+            pairs = zip(self._runs[::2], self._runs[1::2], strict=True)
+            self._runs = [(a[0] + b[0], a[1] + b[1], a[2] + b[2]) for a, b in pairs]
+            self._size *= 2
+        self._runs.append((x, y, 1))
+
+    def points(self) -> tuple[tuple[float, float], ...]:
+        """What is drawn of the line so far."""
+        return tuple((x / count, y / count) for x, y, count in self._runs)
+
+
 def thinned(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most CURVE_POINTS points: means of equal runs of neighbours, finite values only."""
     finite = [(x, y) for x, y in series if math.isfinite(x) and math.isfinite(y)]

@@ -32,11 +32,13 @@ from eval.tables import (
 )
 from eval.wording import REPETITION
 from sft.config import UserError
+from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
 
 __all__ = ["console_table", "read_curves", "write_report"]
 
 TEMPLATE = "report_template.html.j2"
+PANELS = 12  # stages whose curves are drawn; a chain has three
 # Rows shown of data.json and run.json; the files themselves are linked.
 FACTS = 200
 # Answers of the optional measures, linked where they are there.
@@ -64,16 +66,24 @@ def write_report(run_dir: Path) -> None:
 
 
 def read_curves(run_dir: Path) -> list[plots.Curve]:
-    """The log of each stage that has one, in the order of their numbers."""
+    """The log of each stage that has one, in the order of their numbers; long ones thinned while
+    they are read, so that memory and page do not grow with the run."""
     curves = []
-    for path in sorted(run_dir.glob("*/log.jsonl"), key=lambda path: _order(path.parent.name)):
-        rows = [row for row in showcase.read_lines(path) if row.get("loss") is not None]
-        loss = tuple((float(row["step"]), float(row["loss"])) for row in rows)
-        rates = ((row["step"], row.get("learning_rate")) for row in rows)
-        known = tuple((float(step), float(rate)) for step, rate in rates if rate is not None)
-        if loss:
-            curves.append(plots.Curve(path.parent.name, loss, known))
+    for path in _logs(run_dir):
+        loss, rates = plots.Thinned(), plots.Thinned()
+        for row in showcase.read_lines(path):
+            if row.get("loss") is not None:
+                loss.add(float(row["step"]), float(row["loss"]))
+                if (rate := row.get("learning_rate")) is not None:
+                    rates.add(float(row["step"]), float(rate))
+        if loss.points():
+            curves.append(plots.Curve(path.parent.name, loss.points(), rates.points()))
     return curves
+
+
+def _logs(run_dir: Path) -> list[Path]:
+    found = sorted(run_dir.glob("*/log.jsonl"), key=lambda path: _order(path.parent.name))
+    return found[:PANELS]
 
 
 def status(row: dict[str, Any]) -> tuple[str, str]:
@@ -202,12 +212,21 @@ def _curve_view(curve: plots.Curve) -> dict[str, Any]:
 def _trained(preset: str, results: Results) -> str:
     """What was trained, from the preset; for a plain comparison, the models' names."""
     stages = " \u2192 ".join(results["stages"])
-    section = yaml.safe_load(preset) if preset else None
+    section = _plain(preset) if preset else None
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
     model = (section.get("model") or {}).get("name_or_path", "a model")
     rank = (section.get("lora") or {}).get("r", 0)
     return f"{model}, {f'LoRA of rank {rank}' if rank else 'full fine-tuning'}: {stages}"
+
+
+def _plain(preset: str) -> Any:
+    """The preset as data; None where it is none, which nothing here depends on."""
+    try:
+        refuse_bomb(preset)
+        return yaml.safe_load(preset)
+    except yaml.YAMLError:
+        return None
 
 
 def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -227,9 +246,9 @@ def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str, str]]:
     """(label, relative address) of every file that stands behind a number."""
-    logs = sorted(run_dir.glob("*/log.jsonl"), key=lambda path: _order(path.parent.name))
     files = [run_dir / name for name in ("results.json", "run.json", "preset.yaml")]
-    files += [run_dir / "data" / "data.json", *logs, *sorted(run_dir.glob("*/epochs.jsonl"))]
+    files += [run_dir / "data" / "data.json", *_logs(run_dir)]
+    files += sorted(run_dir.glob("*/epochs.jsonl"))
     files += sorted(run_dir.glob("*/epochs/**/*.jsonl"))
     found = [(path.relative_to(run_dir).as_posix(), path) for path in files if path.is_file()]
     found += [(f"{m}: {name}", p) for name, paths in samples.items() for m, p in paths.items()]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from eval.wording import visible
 from sft.config import UserError
+from sft.storage import is_inside
 
 PROMPTS = 12
 # Of the prompts shown: ones where a loop was cured, and ones where the last model still loops.
@@ -23,6 +24,8 @@ QUESTIONS_PER_TASK = 3
 TASKS = 12
 # Characters shown before the rest folds away, and again before a loop; a fold hides FOLD_MIN.
 FOLD_AT, FOLD_MIN, FOLD_TAIL = 600, 200, 120
+# Of a text or a conversation beyond these, beginning and end are shown: the page stays bounded.
+TEXT_MOST, MESSAGES_MOST = 20_000, 20
 # A loop shorter than this many characters is shown several copies at a time.
 COPY_MIN = 12
 
@@ -59,7 +62,7 @@ class Part:
 def sample_file(run_dir: Path, *, model: str, name: str) -> Path | None:
     """eval/<model>/<name> if it is there and the names do not lead out of eval/."""
     path = run_dir / "eval" / model / name
-    inside = path.is_relative_to(run_dir / "eval") and ".." not in Path(model, name).parts
+    inside = ".." not in Path(model, name).parts and is_inside(path, run_dir / "eval")
     return path if inside and path.is_file() else None
 
 
@@ -217,7 +220,7 @@ def _fetch_prompts(files: dict[str, Path], chosen: Sequence[str]) -> list[Prompt
     for model, path in files.items():
         for row in read_lines(path):
             if row["id"] in found:
-                found[row["id"]][model] = row
+                found[row["id"]][model] = _bounded(row)
     prompts = []
     for i, answers in found.items():
         row = next(iter(answers.values()))
@@ -233,13 +236,34 @@ def _fetch_questions(
     for model, path in paths.items():
         for row in read_lines(path):
             if _document(row) in found:
-                found[_document(row)][model] = row
+                found[_document(row)][model] = _bounded(row)
     questions = []
     for answers in found.values():
         # The shortest prompt is the question alone, without few-shot examples before it.
         row = min(answers.values(), key=lambda row: len(row["prompt"]))
         questions.append(Question(task, row["prompt"], str(row["target"]), answers))
     return questions
+
+
+def _bounded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what is too long in it cut in the middle; the file that it is from is linked."""
+    row = {key: _cut(value) if isinstance(value, str) else value for key, value in row.items()}
+    messages = row.get("messages")
+    if isinstance(messages, list):
+        if (more := len(messages) - MESSAGES_MOST) > 0:
+            half = MESSAGES_MOST // 2
+            note = {"role": "\u2026", "content": f"{more:,} messages that are not shown"}
+            messages = [*messages[:half], note, *messages[-half:]]
+        row["messages"] = [m | {"content": _cut(m.get("content") or "")} for m in messages]
+    return row
+
+
+def _cut(text: str) -> str:
+    if (more := len(text) - TEXT_MOST) <= 0:
+        return text
+    half = TEXT_MOST // 2
+    note = f"\n[\u2026 {more:,} characters that are not shown \u2026]\n"
+    return text[:half] + note + text[-half:]
 
 
 def _document(row: dict[str, Any]) -> tuple[str, str]:

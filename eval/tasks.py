@@ -7,7 +7,9 @@ Relative `dataset_kwargs.data_files` are looked up in a folder of data, or from 
 import copy
 import difflib
 import functools
+import glob
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +18,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
@@ -23,15 +26,21 @@ from eval import code_tasks, instructions
 from eval.local import LocalTask
 from eval.programs import find_isolation
 from sft.config import EvalSection, TaskOptions, UserError, find_path
+from sft.plain_yaml import refuse_bomb
 from sft.run import fingerprint
+from sft.secret import hidden
+from sft.storage import is_inside, is_plain_name
 
 log = logging.getLogger(__name__)
+
+REMOTE = ("https://", "hf://")  # addresses of data files that a task file may name
 
 # What lm-eval raises for a task whose data, columns or templates are not as its file says.
 _BROKEN = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError),
     StopIteration,  # of datasets, for an empty file
     ImportError,  # of tasks that want more packages
+    RuntimeError,  # of datasets, for a folder or repository with a script
 )
 
 
@@ -90,8 +99,10 @@ def check_tasks(
         name: _lm_eval_tasks().task_index[name].cfg or {} if config is None else config
         for name, config in source.configs(names).items()
     }
-    for config in configs.values():
+    for name, config in configs.items():
         instructions.checks_instructions(config)
+        if name in local:
+            _check_metrics(config)
     programs = [name for name, config in configs.items() if code_tasks.needs_programs(config)]
     if programs and not allow_code_execution:
         raise UserError(
@@ -184,6 +195,7 @@ def _lm_eval_tasks() -> TaskManager:
 class _TaskFile:
     path: Path
     config: dict[str, Any]
+    root: Path  # eval.task_dir
 
 
 def _task_files(folder: str | None) -> dict[str, _TaskFile]:
@@ -195,34 +207,70 @@ def _task_files(folder: str | None) -> dict[str, _TaskFile]:
         raise UserError(f"eval.task_dir={folder} is no folder; give one that holds task files")
     tasks: dict[str, _TaskFile] = {}
     for path in sorted([*place.rglob("*.yaml"), *place.rglob("*.yml")]):
-        config = _read_task(path)
+        config = _read_task(path, root=place)
         name = config.get("task")
         if not isinstance(name, str):
             continue  # a base for `include`, or a group
+        _check_plain(config, path)
         if name in tasks:
             raise UserError(f"{path}: task {name!r} is defined twice under {folder}; rename one")
-        tasks[name] = _TaskFile(path, config)
+        tasks[name] = _TaskFile(path, config, place)
     return tasks
 
 
-def _read_task(path: Path) -> dict[str, Any]:
+def _check_plain(config: dict[str, Any], path: Path) -> None:
+    """Refuse what would name a file elsewhere, or fetch code or another file for lm-eval.
+
+    Raises:
+        UserError: saying which key.
+    """
+    if not is_plain_name(config["task"]):
+        raise UserError(
+            f"{path}: task {config['task']!r} is no name for a file, which its samples get; use "
+            "letters, digits, - and _"
+        )
+    if "use_prompt" in config:
+        raise UserError(f"{path}: use_prompt reads other files; write doc_to_text instead")
+
+
+def _check_metrics(config: dict[str, Any]) -> None:
+    """Refuse metrics that lm-eval would fetch as code (evaluate.load).
+
+    Raises:
+        UserError: naming the metric.
+    """
+    for entry in _for_lm_eval(config).get("metric_list") or []:
+        metric = entry.get("metric") if isinstance(entry, dict) else None
+        if str(metric) not in metric_registry or entry.get("hf_evaluate"):
+            raise UserError(
+                f"task {config['task']}: metric {metric!r} is none of lm-eval's own, and others "
+                "are code from the hub; name one such as acc, acc_norm or exact_match"
+            )
+
+
+def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A task file's keys, with those of the files that it includes, all of them under `root`."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(text)
+        config = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(
             f"{path}:{line}: {error.problem}; task files are plain data here, so remove the tag"
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a task file holds keys and values, such as `task: name`")
     include = config.pop("include", None)
     for base in [include] if isinstance(include, str) else include or []:
-        parent = path.parent / base
-        if not parent.is_file():
+        parent = path.parent / str(base)
+        if not parent.is_file() or not is_inside(parent, root):
             raise UserError(f"{path}: include {base} is not there; name a file beside this one")
-        config = _read_task(parent) | config
+        if parent.resolve() in (path.resolve(), *above):
+            raise UserError(f"{path}: include {base} comes back to where it began; remove it")
+        config = _read_task(parent, root=root, above=(path.resolve(), *above)) | config
     return config
 
 
@@ -237,7 +285,9 @@ def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:
             return {key: absolute(item) for key, item in value.items()}
         if isinstance(value, list):
             return [absolute(item) for item in value]
-        return str(value) if "://" in str(value) else _find_data(str(value), file.path, data)
+        if "://" in str(value):
+            return _checked_url(str(value), file)
+        return _find_data(str(value), file, data)
 
     joins = {
         field: how | {"file": absolute(how["file"])}
@@ -247,18 +297,37 @@ def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:
     return file.config | {"dataset_kwargs": kwargs | found}
 
 
-def _find_data(name: str, task_file: Path, data: str | None) -> str:
+def _checked_url(address: str, file: _TaskFile) -> str:
+    """An address that datasets fetches; others, such as file://, would lead past the folders."""
+    if not address.startswith(REMOTE) or hidden(address) != address:
+        raise UserError(
+            f"{file.path}: data file {hidden(address)} is no {' or '.join(REMOTE)} address without "
+            "a password; fetch it, and name the file"
+        )
+    return address
+
+
+def _find_data(name: str, file: _TaskFile, data: str | None) -> str:
+    """A data file by its relative name: in eval.data_dir, or else near the task file."""
     if data is None:
-        places = [task_file.parent / name]
+        # Beside the folder of tasks, too: tasks/x.yaml names ../data/x.jsonl.
+        inside, places = file.root.resolve().parent, [file.path.parent / name]
         rule = "data_files are relative to the task file, or in the folder eval.data_dir="
     else:
-        folder = Path(data).expanduser()
-        places = [folder / name, *sorted(folder.glob(f"*/{name}"))]
+        inside = Path(data).expanduser()
+        places = [inside / name, *sorted(inside.glob(f"*/{glob.escape(name.lstrip('/'))}"))]
         rule = f"put it into eval.data_dir={data} or a folder in there, or leave the task out"
     for place in places:
+        # What links there are in a folder of data, its owner has put there.
+        real = place.resolve() if data is None else Path(os.path.abspath(place))
+        if not real.is_relative_to(os.path.abspath(inside)):
+            raise UserError(
+                f"{file.path}: data file {name} leads out of {inside}; set eval.data_dir= to the "
+                "folder that holds it"
+            )
         if place.is_file():
             return str(place.resolve())
-    raise UserError(f"{task_file}: data file {name} is not there; {rule}")
+    raise UserError(f"{file.path}: data file {name} is not there; {rule}")
 
 
 def _data_files(config: dict[str, Any]) -> Iterator[str]:

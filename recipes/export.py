@@ -36,13 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="the base's")
     parser.add_argument("--push-to", metavar="ORG/NAME", help="upload to the hub, as private")
     parser.add_argument("--dry-run", action="store_true", help="with --push-to: upload nothing")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that came with the model; the run's own word is not enough",
+    )
     given = parser.parse_args(argv)
     try:
         if given.dry_run and not given.push_to:
             raise UserError("--dry-run lists what --push-to would upload; give both, or neither")
         if given.push_to:
             check_name(given.push_to)
-        export(given.run, to=given.to, model=given.model, dtype=given.dtype)
+        export(
+            given.run,
+            to=given.to,
+            model=given.model,
+            dtype=given.dtype,
+            trust_remote_code=given.trust_remote_code,
+        )
         if given.push_to:
             push(given.to, name=given.push_to, dry_run=given.dry_run)
     except UserError as error:
@@ -51,12 +62,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def export(run: Path, *, to: Path, model: str | None = None, dtype: str | None = None) -> None:
+def export(
+    run: Path,
+    *,
+    to: Path,
+    model: str | None = None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
     """Write a run's model to a new folder, prove it, and say how to use it."""
     # Imported here, seconds of libraries, so that a mistyped path is answered at once.
     from sft.run import STAGE_FOLDERS
 
     preset, name = find_model(run, model)
+    if preset.model.trust_remote_code and not trust_remote_code:
+        raise UserError(
+            f"{run} was trained with model.trust_remote_code: its model brings Python files that "
+            "would run here; pass --trust-remote-code if you trust them"
+        )
     if to.exists() and any(to.iterdir()):
         raise UserError(f"--to {to} holds files already; give a new folder")
     import torch
@@ -69,11 +92,11 @@ def export(run: Path, *, to: Path, model: str | None = None, dtype: str | None =
 
     start_logging()
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
-    section = ModelSection(trained, trust_remote_code=preset.model.trust_remote_code)
+    section = ModelSection(trained, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(trained, section)
     start = run / "base" / "model"  # where tokens were added to it
     base = str(start) if start.is_dir() else resolve_model_path(preset.model.name_or_path)
-    trust = preset.model.trust_remote_code
+    trust = trust_remote_code
     published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
     working = to.with_name(to.name + ".tmp")
     shutil.rmtree(working, ignore_errors=True)
@@ -99,7 +122,9 @@ def export(run: Path, *, to: Path, model: str | None = None, dtype: str | None =
     except UserError as reason:
         checked.append(f"Modelfile: none, {reason}")
     recorded = answers(run, name)[:RECORDED]
-    proof = prove_same_ids(tokenizer, folder=working, recorded=recorded, turns=turns)
+    proof = prove_same_ids(
+        tokenizer, folder=working, recorded=recorded, turns=turns, trust_remote_code=trust
+    )
     checked.append(f"token ids: the same in {', '.join(proof.ways)} ({proof.chats} chats)")
     for line in checked:
         log.info("%s", line)

@@ -1,10 +1,17 @@
 """The base layer: rows, chats, token rows, models, runs and the SFT trainer.
 
 It imports nothing of ours. Everything else imports it, so what must hold before any library of the
-field is loaded stands here: no usage statistics are sent.
+field is loaded stands here: nothing is sent that nobody asked for.
 """
 
 import os
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+SILENT = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # transformers, trl, peft, gradio's client
+    "DO_NOT_TRACK": "1",  # whatever else heeds it (vllm, gradio)
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets
+    "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers asks a service to convert a repository
+}
+for _name, _value in SILENT.items():
+    os.environ.setdefault(_name, _value)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from sft.config import UserError
 from sft.processes import lost_peer
+from sft.secret import hidden
 from sft.signals import Interrupted, handled
 from sft.storage import fault
 
@@ -34,5 +35,6 @@ def run_command(work: Callable[[], None]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    print(f"\n{sentence}", file=sys.stderr, flush=True)  # below a progress bar that was cut off
+    # On a line of its own, below a progress bar that was cut off.
+    print(f"\n{hidden(sentence)}", file=sys.stderr, flush=True)
     return code

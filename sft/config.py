@@ -9,7 +9,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft.plain_yaml import refuse_bomb
+from sft.secret import hidden, secret_places
 from sft.sections import (
     CHOICES,
     DECIDED,
@@ -87,6 +89,12 @@ def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
     problems: list[str] = []
     for override in overrides:
         problems += _apply_override(given, override)
+    problems += [
+        f"{place} holds a password or a key, which would be written into the run; take it out (the "
+        "hub's is read from $HF_TOKEN)"
+        for place in secret_places(given)
+    ]
+    problems += [f"{place} holds ${{...}}; write the value out" for place in _references(given)]
     preset = Preset()
     for name, content in given.items():
         sections = {f.name: f for f in dataclasses.fields(Preset)}
@@ -99,7 +107,7 @@ def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
     problems += [p for p in _check(preset) if not (mistaken_source and p == NO_SOURCE)]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
-        raise UserError(f"{source}: " + "; ".join(problems))
+        raise UserError(hidden(f"{source}: " + "; ".join(problems)))
     return preset
 
 
@@ -125,8 +133,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"did you mean {path.parent / near[0]}" if near else "give the path of a YAML file"
         raise UserError(f"{path}: no such preset file; {hint}")
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(text)
+        # OmegaConf's loader is a safe one; what `${...}` refers to is left alone, see _references.
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a readable YAML preset: {' '.join(str(error).split())}"
         ) from None
@@ -135,6 +146,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: a preset is a mapping of sections, not a {type(content).__name__}"
         )
     return typing.cast(dict[str, Any], content)
+
+
+def _references(value: Any, *, where: str = "") -> Iterator[str]:
+    """Places of OmegaConf's `${...}`, which could put an environment variable into the run's files,
+    or a text doubled thirty times."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _references(inner, where=f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _references(inner, where=f"{where}[{i}]")
+    elif isinstance(value, str) and "${" in value:
+        yield where
 
 
 def _apply_override(given: dict[str, Any], override: str) -> list[str]:

@@ -11,6 +11,7 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
+from sft.secret import hidden
 from sft.sharding import join_processes
 
 # Known, harmless, and not the user's to mend; each with the place it comes from.
@@ -23,7 +24,9 @@ def start_logging() -> None:
     """Our own lines plain on stderr, upstream's from warnings on, one process speaking; then the
     processes of this start meet (`sft.sharding.join_processes`)."""
     first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(WithoutSecrets("%(message)s"))
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, handlers=[handler])
     for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
@@ -31,6 +34,13 @@ def start_logging() -> None:
     for words in _QUIET:
         warnings.filterwarnings("ignore", message=words)
     join_processes()
+
+
+class WithoutSecrets(logging.Formatter):
+    """Lines of the log, tracebacks among them, without passwords and keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hidden(super().format(record))
 
 
 def show(table: Any) -> None:

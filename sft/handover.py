@@ -77,6 +77,7 @@ def prove_same_ids(
     folder: Path,
     recorded: Sequence[dict[str, Any]] = (),
     turns: Turns | None = None,
+    trust_remote_code: bool = False,
 ) -> Proof:
     """The same conversation is the same ids in training, evaluation, chat and export.
 
@@ -89,7 +90,7 @@ def prove_same_ids(
     Raises:
         UserError: somewhere they differ, or generation stops on other tokens than were trained.
     """
-    exported: Any = AutoTokenizer.from_pretrained(folder)
+    exported: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     system = turns is None or "system" in turns.around
     chats: list[list[Message]] = [*probes(system=system), *(row["messages"] for row in recorded)]
     unasked: list[list[int] | None] = [None] * (len(chats) - len(recorded))

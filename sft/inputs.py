@@ -27,13 +27,14 @@ def run_inputs(
         base: local directory or hub id of the model that the run begins with.
         more: hashes that the caller knows how to take, such as that of the benchmarks.
     """
-    data, measured = preset.data, preset.eval.repetition.prompts
+    data, repetition, safety = preset.data, preset.eval.repetition, preset.eval.safety
     listed = {
         "data.sft": data.sft,
         "data.preference": data.preference,
         "data.decontaminate": [Source(path) for path in data.decontaminate],
         "pairs.prompts": preset.pairs.prompts,
-        "eval.repetition.prompts": [Source(measured)] if measured else [],
+        "eval.repetition.prompts": [Source(path) for path in [repetition.prompts] if path],
+        "eval.safety.prompts": [Source(path) for path in [safety.prompts] if path],
     }
     files = {
         f"{section} {source.path}": source_fingerprint(source)

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from sft.config import UserError
+from sft.time_limit import cpu_seconds
 
 Message = dict[str, Any]
 
@@ -29,7 +30,12 @@ SAID_CALL = {"name": SAID, "arguments": {}}
 GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # What a template's own code can raise on a conversation that its author did not foresee.
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError, TimeoutError),
+)
+# Seconds of computing, and characters, that no conversation's text takes.
+PATIENCE, LONGEST = 20.0, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def render(
     """The conversation as the tokenizer's template writes it; `prompt` asks for the next answer.
 
     Raises:
-        UserError: there is no template, or it refuses the conversation.
+        UserError: there is no template, it refuses the conversation, or it does not end.
     """
     if tokenizer.chat_template is None:
         raise UserError(
@@ -81,9 +87,14 @@ def render(
             "ensure_template first"
         )
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
-        )
+        # transformers renders in jinja2's sandbox, which bounds neither time nor size.
+        with cpu_seconds(PATIENCE):
+            text = tokenizer.apply_chat_template(
+                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
+            )
+        if len(text) > LONGEST:
+            raise ValueError(f"it writes {len(text):,} characters")
+        return text
     except TEMPLATE_ERRORS as error:
         roles = ", ".join(str(message.get("role")) for message in messages) or "none"
         raise UserError(

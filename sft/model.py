@@ -28,7 +28,9 @@ from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.run import is_adapter
 from sft.scoring import enable_scoring, settle_layout
+from sft.storage import fault
 from sft.vocabulary import add_tokens, token_rows
+from sft.weights import check_adapter, check_weights
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +170,7 @@ def check_model(section: ModelSection) -> str:
         UserError: there is no such model, it is no causal LM, or it has no safetensors weights.
     """
     path = resolve_model_path(section.name_or_path)
+    check_adapter(path, given=section.name_or_path)
     try:
         config = read_config(path, section)
     except (OSError, ValueError) as error:
@@ -181,12 +184,7 @@ def check_model(section: ModelSection) -> str:
             f"model.name_or_path={section.name_or_path} is a {config.model_type!r} model, not a "
             "causal language model; choose a decoder such as Llama or Qwen"
         )
-    folder = Path(path)
-    if folder.is_dir() and not list(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model.name_or_path={section.name_or_path} holds no *.safetensors weights; save it "
-            "again with save_pretrained (pickled weights are not loaded)"
-        )
+    check_weights(path, given=section.name_or_path)
     return path
 
 
@@ -238,15 +236,25 @@ def load_model(
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent.
     """
     _free_memory()
+    check_adapter(path, given=path)
     adapter = is_adapter(path)
     base = PeftConfig.from_pretrained(path).base_model_name_or_path if adapter else path
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=dtype or placement.weights,
-        attn_implementation=placement.attention,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=True,
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=dtype or placement.weights,
+            attn_implementation=placement.attention,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+        )
+    except OSError as error:
+        if Path(str(base)).is_dir() or fault(error):
+            raise
+        raise UserError(
+            f"{base}: no safetensors weights could be had from the hub "
+            f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "
+            "them (pickled weights are not loaded)"
+        ) from None
     enable_scoring(model).to(placement.device)
     settle_layout(model)
     if adapter:

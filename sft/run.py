@@ -18,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sft.checkpoint import drop_others
 from sft.config import CHECKOUT, Preset, UserError, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
+from sft.plain_yaml import refuse_bomb
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.storage import (
     file_hash,
+    is_inside,
     read_json,
     read_jsonl,
     remove,
@@ -285,6 +289,8 @@ class _Claim:
                 f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
                 "folder"
             )
+        if not fresh:
+            self._refuse_links()
         if fresh:
             for entry in entries:
                 if entry != recorded:
@@ -298,8 +304,23 @@ class _Claim:
                         drop_others(self.folder / place)
         write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
 
+    def _refuse_links(self) -> None:
+        """What is written to a link is written to where it leads."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink() and not is_inside(path, self.folder):
+                raise UserError(
+                    f"run.dir={self.folder}: {path.relative_to(self.folder)} is a link that leads "
+                    f"out of it, to {path.resolve()}; put what it leads to there, or remove it"
+                )
+
     def _refuse_changes(self, recorded: Path) -> None:
-        before: Any = OmegaConf.to_container(OmegaConf.load(recorded))
+        before: Any = None
+        try:
+            text = recorded.read_text(encoding="utf-8")
+            refuse_bomb(text)
+            before = OmegaConf.to_container(OmegaConf.create(text))
+        except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            log.warning("%s: %s", recorded, " ".join(str(error).split()))
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved

@@ -214,6 +214,7 @@ DECIDED = {
     "use_cpu": "the launcher (accelerate launch --cpu)",
     "model_init_kwargs": "the model section",
     "trust_remote_code": "model.trust_remote_code",
+    "hub_token": "the environment ($HF_TOKEN), so that it is in no file",
     "chat_template_path": "model.chat_template",
     "eos_token": "the tokenizer and its chat template",
     "pad_token": "the tokenizer",

@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # torch's launcher passes on what a scheduler has sent to all processes already: one request.
@@ -150,14 +150,23 @@ def _end_at_once(listen: socket.socket) -> None:
                 if _requests.deferred:
                     continue
                 # Not `_requests.first`: a main thread in a long call has not noted it yet.
-                os._exit(128 + first)
+                _end(first)
             if not received:
                 return
             if received[0] not in HANDLED:
                 continue
             now = time.monotonic()
             if first and now - since >= _requests.echo:
-                os._exit(128 + received[0])
+                _end(received[0])
             if not first:
                 first, since = received[0], now
                 listen.settimeout(LOST)
+
+
+def _end(signum: int) -> NoReturn:
+    """Say what ended the process, then end it. Straight to the system: the main thread may hold
+    the lock of `sys.stderr`."""
+    stop = Interrupted(signum)
+    with suppress(OSError):  # nobody reads any more
+        os.write(2, f"\n{stop}\n".encode())
+    os._exit(stop.exit_code)

@@ -27,6 +27,7 @@ REMEDIES = {
     errno.EIO: "check the disk",
     errno.ESTALE: "check the network file system",
 }
+_NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
 # Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
 
@@ -40,6 +41,12 @@ def fault(error: OSError) -> str | None:
 
     The sentence has the path, the reason, what stays and what to do.
     """
+    if str(error.strerror).startswith(_NO_TEMPORARY):
+        return (
+            f"no folder for temporary files can be written ({error.strerror}); what was saved "
+            "before is whole: free some space, or set TMPDIR to a folder that has some, and start "
+            "the same command again"
+        )
     if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
         return None
     remedy = REMEDIES.get(error.errno or 0, "look at free space and rights")
@@ -110,6 +117,21 @@ def write_text(path: Path, text: str) -> None:
 def temporary_name(path: Path) -> Path:
     """What a file is called until it is whole."""
     return path.with_name(f".{path.name}.tmp")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from outside can be that of a file: no folder, hidden or endless one."""
+    return (
+        0 < len(name) <= 200
+        and not name.startswith(".")
+        and name.isprintable()
+        and not set(name) & set("/\\")
+    )
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path, as written and as it is after links, does not lead out of `folder`."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

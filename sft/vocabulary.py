@@ -60,7 +60,11 @@ def base_with_tokens(
         if stage.finished() is None:
             stage.begin()
             model: Any = AutoModelForCausalLM.from_pretrained(
-                base, dtype="auto", trust_remote_code=trust, use_safetensors=True
+                base,
+                dtype="auto",
+                attn_implementation="eager",  # never what its own configuration names
+                trust_remote_code=trust,
+                use_safetensors=True,
             )
             _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
             with writing(target):

@@ -11,8 +11,9 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,17 @@ def launcher_environment(config: Path) -> dict[str, str]:
 @dataclass(frozen=True)
 class Trap:
     """What befalls a child at its `at`-th touch of a path with `within` in it: SIGKILL, or a
-    failing call with `fault`."""
+    failing call with `fault`.
 
-    at: int
+    All along, every touch and every fsync take `pause` seconds more (a slow disk), and in the
+    folders of `full` nothing new can be written, below them it can.
+    """
+
+    at: int = 0
     fault: int = 0
     within: str = ""
+    pause: float = 0.0
+    full: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,17 +158,26 @@ class Chain:
 def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
     """Count the touches on the board and spring the trap."""
     root, count = os.path.abspath(run), 0
+    if trap is not None and trap.full:
+        tempfile.tempdir = None  # looked for again
+    if trap is not None and trap.pause:
+        os.fsync = _slowly(os.fsync, trap.pause)
 
     def hook(event: str, args: tuple) -> None:
         nonlocal count
         if event not in TOUCHES or not isinstance(args[0], str | os.PathLike):
             return
         path = os.path.abspath(os.fspath(args[0]))
+        new = event == "os.mkdir" or (event == "open" and args[2] & os.O_CREAT)
+        if new and trap is not None and os.path.dirname(path) in trap.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         if not isinstance(path, str) or not path.startswith(root):
             return
         place = path[len(root) + 1 :]
         if place.startswith(OWN) or (trap is not None and trap.within not in place):
             return
+        if trap is not None:
+            time.sleep(trap.pause)
         reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         if trap is not None and trap.fault and reading:
             return
@@ -174,6 +190,14 @@ def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
+
+
+def _slowly(call: Callable[..., None], pause: float) -> Callable[..., None]:
+    def slow(*given: object) -> None:
+        time.sleep(pause)
+        call(*given)
+
+    return slow
 
 
 def _free_port() -> int:

@@ -12,11 +12,13 @@ from trl import DPOTrainer, SFTTrainer
 
 from dpo.reference import SHARD, reference_log_probs
 from dpo.trainer import train_dpo
+from sft.checkpoint import flaw, newest_first
 from sft.config import DpoStage, LoraSection, ModelSection, UserError
 from sft.model import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting
+from sft.watch import FILE, Limits
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
@@ -42,15 +44,16 @@ def make_pairs(count=11, seed=0):
     return Dataset.from_list(pairs)
 
 
-def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, **options):
+def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, limits=None, **options):
     folder.mkdir(exist_ok=True)
     given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 64}
+    limits = limits or Limits()
     section = DpoStage(train_batch_size=4, packing=packing, trl=DpoStage().trl | given | options)
     train_dpo(
         model,
         make_pairs() if rows is None else rows,
         section=section,
-        setting=Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
+        setting=Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits),
         folder=folder,
         cache=folder / "reference",
     )
@@ -109,6 +112,19 @@ def test_a_stale_reference_stops_the_run_before_the_first_update(tiny_tokenizer,
         shutil.rmtree(checkpoint)
     with pytest.raises(UserError, match="the reference is not the model that DPO starts from"):
         train(other, tmp_path, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_chosen_answers_that_collapse_stop_the_run_with_its_rows(tiny_tokenizer, tmp_path, skip):
+    """A learning rate far too high; and no step that is skipped would mend the model."""
+    limits = Limits(skip=skip, spike_factor=0, collapse_nats=1.0)
+    options = {"learning_rate": 0.3, "num_train_epochs": 10.0, "save_steps": 1}
+    with pytest.raises(UserError, match="the chosen answers have lost"):
+        train(fresh(), tmp_path, tiny_tokenizer, limits=limits, **options)
+    (entry,) = read_jsonl(tmp_path / FILE)
+    assert "nats per token against the reference" in entry["reason"]
+    assert entry["action"] == "stopped" and len(entry["rows"]) == 4
+    assert flaw(newest_first(tmp_path)[0]) is None
 
 
 def test_reference_shards_are_continued_and_never_recomputed(tmp_path):

@@ -29,7 +29,7 @@ def run(model, tokenizer, task_dir, folder, *, tasks=NAMES, limit=None, chat=Fal
             model,
             tokenizer,
             task=task,
-            source=Tasks(str(task_dir)),
+            source=task_dir if isinstance(task_dir, Tasks) else Tasks(str(task_dir)),
             ask=Ask(**{"chat": chat, "shots": 0} | ask),
             limit=limit,
             seed=0,
@@ -206,16 +206,14 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
     base = {k: CHOICE[k] for k in ("dataset_path", "test_split", "output_type", "metric_list")}
     hellaswag = base | {
         "task": "real_hellaswag",
-        "dataset_kwargs": {
-            "data_files": {"test": str(real_data / "eval/hellaswag_val_1000.jsonl")}
-        },
+        "dataset_kwargs": {"data_files": {"test": "eval/hellaswag_val_1000.jsonl"}},
         "doc_to_text": "{{activity_label}}: {{ctx}}",
         "doc_to_choice": "{{endings}}",
         "doc_to_target": "{{label}}",
     }
     arc = base | {
         "task": "real_arc",
-        "dataset_kwargs": {"data_files": {"test": str(real_data / "eval/arc_easy.jsonl")}},
+        "dataset_kwargs": {"data_files": {"test": "eval/arc_easy.jsonl"}},
         "doc_to_text": "{{query}}\nAnswer:",
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{gold}}",
@@ -223,10 +221,11 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
     for config in (hellaswag, arc):
         (tmp_path / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
     names = ["real_hellaswag", "real_arc"]
-    run(model, tokenizer, tmp_path, tmp_path / "samples", tasks=names, limit=10)
+    source = Tasks(str(tmp_path), str(real_data))
+    run(model, tokenizer, source, tmp_path / "samples", tasks=names, limit=10)
     theirs = evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu"),
-        {"tasks": load_tasks(names, source=Tasks(str(tmp_path)), shots=0, seed=0)},
+        {"tasks": load_tasks(names, source=source, shots=0, seed=0)},
         limit=10,
         bootstrap_iters=0,
     )

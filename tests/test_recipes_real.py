@@ -32,14 +32,13 @@ TASKS = {
 }
 
 
-def write_tasks(folder, data):
+def write_tasks(folder):
     folder.mkdir()
     for name, task in TASKS.items():
-        path = str(data / "eval" / task["file"])
         config = {
             "task": name,
             "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": path}},
+            "dataset_kwargs": {"data_files": {"test": task["file"]}},
             "test_split": "test",
         }
         config |= {key: value for key, value in task.items() if key != "file"}
@@ -55,7 +54,7 @@ def write_tasks(folder, data):
     ],
 )
 def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences, cap, tasks):
-    write_tasks(tmp_path / "tasks", real_data)
+    write_tasks(tmp_path / "tasks")
     texts = ["Tell me a story.", "写一首诗。", "Hi", "明月"]
     prompts = [
         {"id": text, "messages": [{"role": "user", "content": text}], "language": "en"}
@@ -90,6 +89,7 @@ def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences,
         "eval": {
             "tasks": tasks,
             "task_dir": str(tmp_path / "tasks"),
+            "data_dir": str(real_data / "eval"),
             "limit": 6,
             "base_shots": 0,
             "repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": cap},

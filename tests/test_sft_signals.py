@@ -31,6 +31,9 @@ sys.exit(run_command(work))
 """
 
 
+SENTENCE = b"\nstopped by SIGTERM; the same command goes on from there\n"
+
+
 def start(where):
     child = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, where],
@@ -61,8 +64,9 @@ def test_the_second_signal_ends_it_at_once_whatever_it_does():
     assert child.stdout.readline() == "noted\n"
     begun = time.monotonic()
     child.send_signal(signal.SIGTERM)
-    out, _ = child.communicate(timeout=20)
+    out, said = child.communicate(timeout=20)
     assert child.returncode == 143 and "step done" not in out
+    assert said.endswith("\nstopped by SIGTERM; the same command goes on from there\n")
     assert time.monotonic() - begun < 10
 
 
@@ -80,20 +84,20 @@ def test_what_the_interrupted_code_made_of_the_signal_is_still_the_signal(capsys
         run_command(lambda: None.nothing)
 
 
-def ended_by_sigterm(work):
-    """The exit code of a command that a first signal could not end where it arrived."""
+def ended_by_sigterm(work, *, stderr=subprocess.PIPE):
+    """Exit code and last words of a command that a first signal could not end where it arrived."""
     script = (
         "import hashlib, sys, threading, time\nfrom sft import signals\n"
         "from sft.command import run_command\n"
         "signals.LOST = 0.5\n" + work + "sys.exit(run_command(work))\n"
     )
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as child:
         child.stdout.readline()
         child.send_signal(signal.SIGTERM)
         _, said = child.communicate(timeout=20)
-        assert b"Traceback" not in said
-        return child.returncode
+        assert b"Traceback" not in (said or b"")
+        return child.returncode, said
 
 
 def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same():
@@ -105,7 +109,7 @@ def test_a_signal_that_a_destructor_swallows_ends_the_run_all_the_same():
         "  Swallows()\n"
         "  time.sleep(60)\n"
     )
-    assert ended_by_sigterm(work) == 143
+    assert ended_by_sigterm(work) == (143, SENTENCE)
 
 
 def test_a_signal_that_a_long_call_keeps_from_being_noted_ends_the_run_by_its_name():
@@ -114,4 +118,6 @@ def test_a_signal_that_a_long_call_keeps_from_being_noted_ends_the_run_by_its_na
         "  threading.Timer(0.5, lambda: print('ready', flush=True)).start()\n"
         "  hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)\n"
     )
-    assert ended_by_sigterm(work) == 143
+    assert ended_by_sigterm(work) == (143, SENTENCE)
+    with open(os.devnull, "rb") as closed:  # where nobody listens, the code still says it
+        assert ended_by_sigterm(work, stderr=closed)[0] == 143

@@ -217,6 +217,32 @@ def test_rotation_counts_whole_checkpoints_only_and_leaves_no_halves(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoint-2"}
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    draft, target = draft_folder(tmp_path) / "checkpoint-1", tmp_path / "checkpoint-1"
+    draft.mkdir(parents=True)
+    (draft / "weights").write_bytes(b"x" * 100)
+    places = {path.stat().st_ino: path for path in (draft / "weights", draft, tmp_path)}
+    synced = []
+    really = os.fsync
+
+    def fsync(handle):
+        place = places.get(os.fstat(handle).st_ino)
+        synced.append((place, (draft / "manifest.json").exists(), target.exists()))
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    publish(draft, tmp_path, keep=2)
+    order = [entry for entry in synced if entry[0] is not None]
+    assert order == [
+        (draft / "weights", False, False),
+        (draft, False, False),
+        (draft, True, False),  # with the manifest's name
+        (tmp_path, False, True),
+    ]
+    # The manifest's own bytes were there before its name was.
+    assert [entry[0] for entry in synced].count(None) == 1
+
+
 @pytest.mark.parametrize("harm", ["missing", "short", "zeroed", "flipped", "unsealed", "damaged"])
 def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
     rows, tiny_tokenizer, tmp_path, harm

@@ -1,0 +1,52 @@
+"""YAML from anyone: plain data, and no larger when it is unfolded than when it is read."""
+
+from collections.abc import Iterator
+
+import yaml
+
+NODES = 100_000  # values of a file, every alias counted with all that it stands for
+DEPTH = 50  # levels of lists and mappings
+
+
+class TooLarge(yaml.YAMLError):
+    """A file that would take the memory, or the stack, of whoever reads it."""
+
+
+def refuse_bomb(text: str) -> None:
+    """Count what a YAML text would become, without building it.
+
+    Raises:
+        TooLarge: more than `NODES` values or `DEPTH` levels, or an alias inside what it stands for.
+        yaml.YAMLError: it is no YAML.
+    """
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = [(None, 0)]
+
+    def add(count: int) -> None:
+        anchor, size = open_nodes[-1]
+        if size + count > NODES:
+            raise TooLarge(f"it unfolds to more than {NODES:,} values")
+        open_nodes[-1] = anchor, size + count
+
+    for event in _events(text):
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, 1))
+            if len(open_nodes) > DEPTH:
+                raise TooLarge(f"it is nested more than {DEPTH} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = open_nodes.pop()
+            add(size)
+            if anchor is not None:
+                sizes[anchor] = size
+        elif isinstance(event, yaml.ScalarEvent):
+            add(1)
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in [anchor for anchor, _ in open_nodes]:
+                raise TooLarge(f"*{event.anchor} stands inside what it stands for")
+            add(sizes.get(event.anchor, 1))
+
+
+def _events(text: str) -> Iterator[yaml.Event]:
+    return yaml.parse(text, Loader=yaml.SafeLoader)
