@@ -32,6 +32,7 @@ from eval.tables import (
 from eval.wording import REPETITION
 from sft.config import UserError
 from sft.run import write_text
+from sft.sections import how_trained
 
 __all__ = ["console_table", "read_curves", "write_report"]
 
@@ -202,9 +203,9 @@ def _trained(preset: str, results: Results) -> str:
     section = yaml.safe_load(preset) if preset else None
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
-    model = (section.get("model") or {}).get("name_or_path", "a model")
-    rank = (section.get("lora") or {}).get("r", 0)
-    return f"{model}, {f'LoRA of rank {rank}' if rank else 'full fine-tuning'}: {stages}"
+    base = section.get("model") or {}
+    how = how_trained(section.get("lora") or {}, base)
+    return f"{base.get('name_or_path', 'a model')}, {how}: {stages}"
 
 
 def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:

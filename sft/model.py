@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import importlib.util
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -14,15 +16,17 @@ from typing import Any
 import psutil
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
+from sft.adapters import adapter_base
 from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
@@ -42,6 +46,7 @@ class Placement:
     compute: torch.dtype  # of matrix products: autocast when it differs from `weights`
     attention: str
     reasons: tuple[str, ...]
+    load_in_4bit: bool = False  # frozen weights in NF4, under LoRA
 
     @property
     def autocast(self) -> bool:
@@ -61,9 +66,12 @@ def choose_placement(section: ModelSection) -> Placement:
     products run in bfloat16 where the hardware has it.
 
     Raises:
-        UserError: the preset asks for a dtype that this device does not compute natively.
+        UserError: the preset asks for a dtype that this device does not compute natively, or for
+            4-bit weights where they cannot be trained over.
     """
     device = PartialState().device
+    if section.load_in_4bit:
+        _check_4bit(device)
     if device.type == "cpu":
         _use_all_cores()
     native, why_native = _native_dtypes(device)
@@ -81,15 +89,56 @@ def choose_placement(section: ModelSection) -> Placement:
         attention, why_attention = DOCUMENTS, "a call for each: no padding, no masks over rows"
     elif attention == "auto":
         attention, why_attention = "sdpa", "takes the masks of packed rows, in few shapes"
-    reasons = (
+    reasons: tuple[str, ...] = (
         f"device: {device.type} ({_device_name(device)})",
         f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
         f"attention: {attention} ({why_attention})",
         "compile: off (packed rows come in many shapes, and each would be compiled anew)",
     )
+    if section.load_in_4bit:
+        reasons += ("frozen weights: 4-bit NF4, scales quantised too (model.load_in_4bit)",)
     for reason in reasons:
         log.info("%s", reason)
-    return Placement(device, torch.float32, compute, attention, reasons)
+    return Placement(device, torch.float32, compute, attention, reasons, section.load_in_4bit)
+
+
+def _check_4bit(device: torch.device) -> None:
+    """Refuse 4-bit weights where they do not train.
+
+    Raises:
+        UserError: no CUDA, no bitsandbytes, or weights spread over devices.
+    """
+    if device.type == "mps":
+        raise UserError(
+            "model.load_in_4bit=true needs an NVIDIA GPU: bitsandbytes does not train on a Mac; "
+            "set model.load_in_4bit=false, which keeps LoRA's frozen weights in bfloat16 "
+            "(recipes/presets/smollm2_1.7b_lora_mac.yaml), or choose a smaller model"
+        )
+    if device.type != "cuda":
+        raise UserError(
+            f"model.load_in_4bit=true needs an NVIDIA GPU (CUDA) and this command runs on "
+            f"{device.type}; set model.load_in_4bit=false, which keeps LoRA's frozen weights whole"
+        )
+    require_bitsandbytes()
+    for spread in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{spread}", "false").lower() == "true":
+            raise UserError(
+                f"model.load_in_4bit=true keeps the whole model on each device, and {spread} "
+                "spreads it over them; launch without it, or set model.load_in_4bit=false"
+            )
+
+
+def require_bitsandbytes() -> None:
+    """Refuse 4-bit weights where the library that reads them is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "model.load_in_4bit=true needs bitsandbytes, which is not installed; run "
+            "`pip install -e '.[qlora]'` in the checkout, or set model.load_in_4bit=false"
+        )
 
 
 def _use_all_cores() -> None:
@@ -187,13 +236,19 @@ def check_model(section: ModelSection) -> str:
             f"model.name_or_path={section.name_or_path} holds no *.safetensors weights; save it "
             "again with save_pretrained (pickled weights are not loaded)"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"model.name_or_path={section.name_or_path} is quantised already, and what is trained "
+            "is merged into unquantised weights; name the model that it was made from, with "
+            "model.load_in_4bit=true to train over 4-bit weights"
+        )
     return path
 
 
 def read_config(path: str, section: ModelSection) -> Any:
     """A model's configuration; of an adapter that of its base."""
     if is_adapter(path):
-        path = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+        path = adapter_base(path)
     return AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
 
 
@@ -235,23 +290,38 @@ def load_model(
     """Load a model or a LoRA adapter directory onto its device, ready to score packed rows.
 
     Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
-    weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent.
+    weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
+    4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
     """
     _free_memory()
     adapter = is_adapter(path)
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path if adapter else path
+    dtype = dtype or placement.weights
+    more: dict[str, Any] = {}
+    if placement.load_in_4bit:
+        more = {"quantization_config": _nf4(dtype), "device_map": {"": placement.device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
-        base,
-        dtype=dtype or placement.weights,
+        adapter_base(path) if adapter else path,
+        dtype=dtype,
         attn_implementation=placement.attention,
         trust_remote_code=trust_remote_code,
         use_safetensors=True,
+        **more,
     )
     enable_scoring(model).to(placement.device)
     settle_layout(model)
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     return model.to(placement.device)
+
+
+def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with its scales quantised again (QLoRA, arXiv 2305.14314, section 3)."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
 
 
 def _free_memory() -> None:
@@ -277,29 +347,44 @@ def load_trainable(
 ) -> Any:
     """The model a stage starts from, with what it trains set to require gradients.
 
-    Under LoRA the frozen weights take the compute dtype and the adapter float32; an adapter from
-    the stage before is trained on, a whole model gets a new one, beside which the embeddings of
-    `tokens` are trained. Otherwise everything trains, in float32.
+    Under LoRA the frozen weights take the compute dtype (or 4 bits) and the adapter float32; an
+    adapter from the stage before is trained on, a whole model gets a new one, beside which the
+    embeddings of `tokens` are trained. Otherwise everything trains, in float32.
     """
     dtype = placement.compute if lora.r else placement.weights
     model = load_model(
         path, placement, dtype=dtype, trainable=True, trust_remote_code=trust_remote_code
     )
-    if not lora.r or is_adapter(path):
+    if not lora.r:
         return model
+    if is_adapter(path):
+        log.info("adapter: that of %s goes on", path)
+        return model
+    log.info("adapter: new, %s", _scale(lora))
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
     set_seed(seed)  # the adapter's first weights are random
     return get_peft_model(model, config)
 
 
+def _scale(lora: LoraSection) -> str:
+    scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+    rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
+    return f"rank {lora.r}, counted {scale:g} times ({rule})"
+
+
 def lora_config(lora: LoraSection) -> LoraConfig:
-    """PEFT's configuration of a new adapter."""
+    """PEFT's configuration of a new adapter.
+
+    rsLoRA is arXiv 2312.03732, equation 3; DoRA arXiv 2402.09353, equation 5.
+    """
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
 

@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from omegaconf import OmegaConf
 
+from sft.adapters import adapter_base, name_own_bases, settled_hash
 from sft.checkpoint import drop_others
 from sft.config import CHECKOUT, Preset, UserError, resolved
 from sft.lock import NAME as LOCK
@@ -28,7 +29,6 @@ from sft.lock import one_writer
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.storage import (
-    file_hash,
     read_json,
     read_jsonl,
     remove,
@@ -89,7 +89,7 @@ class Stage:
             return None
         for name, written in done["outputs"].items():
             path = self.folder / name
-            if not path.is_file() or file_hash(path) != written:
+            if not path.is_file() or settled_hash(path) != written:
                 log.warning("%s: %s is missing or changed; doing it again", self.name, name)
                 return None
         return done["facts"]
@@ -123,7 +123,7 @@ class Stage:
                 sync(file)
                 if file.is_file():
                     written = name if file == path else str(file.relative_to(self.folder))
-                    files[written] = file_hash(file)
+                    files[written] = settled_hash(file)
         sync(self.folder)
         write_json(
             self.folder / "done.json", {"inputs": self.inputs, "outputs": files, "facts": facts}
@@ -165,6 +165,7 @@ def open_run(
             if state.is_main_process:
                 claim = _Claim(folder, resolved(preset), dict(inputs or {}), ways_on, growing)
                 claim.settle(fresh=fresh, rerun=rerun)
+                name_own_bases([folder / place / "model" for place in STAGE_FOLDERS.values()])
             state.wait_for_everyone()
             yield folder
 
@@ -176,7 +177,7 @@ def fingerprint(value: Any) -> str:
         files = sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
         for file in files:
             digest.update(str(file.relative_to(value)).encode() if file != value else b"")
-            digest.update(file_hash(file).encode())
+            digest.update(settled_hash(file).encode())
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
@@ -191,9 +192,8 @@ def model_fingerprint(path: str) -> str:
     if not folder.is_dir():
         return f"hub:{path}"
     parts = [fingerprint(folder)]
-    adapter = read_json(folder / "adapter_config.json")
-    if adapter is not None:
-        parts.append(model_fingerprint(adapter["base_model_name_or_path"]))
+    if is_adapter(path):
+        parts.append(model_fingerprint(adapter_base(path)))
     return fingerprint(parts)
 
 
