@@ -222,7 +222,8 @@ def write_environment(
     state = PartialState()
     if not state.is_main_process:
         return
-    facts = _environment(state) | {
+    libraries = (*LIBRARIES, *["bitsandbytes"] * preset.model.load_in_4bit)
+    facts = _environment(state, libraries) | {
         "seed": preset.run.seed,
         "preset_sha256": fingerprint(resolved(preset)),
         "inputs": dict(inputs or {}),
@@ -246,7 +247,7 @@ def write_environment(
     write_json(folder / "run.json", facts)
 
 
-def _environment(state: PartialState) -> dict[str, Any]:
+def _environment(state: PartialState, libraries: Sequence[str]) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -256,7 +257,7 @@ def _environment(state: PartialState) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in libraries},
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "device": gpu or str(state.device),
