@@ -361,6 +361,8 @@ def load_trainable(
         log.info("adapter: that of %s goes on", path)
         return model
     log.info("adapter: new, %s", _scale(lora))
+    if lora.use_dora:
+        log.info("adapter: DoRA; load it with peft, since from_pretrained leaves its lengths out")
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
     set_seed(seed)  # the adapter's first weights are random

@@ -107,7 +107,7 @@ def test_the_bytes_of_4_bit_weights_are_the_paper_s():
     assert 8 * nf4_bytes(2**24) / 2**24 == pytest.approx(4 + 0.127, abs=1e-3)
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
     config = AutoConfig.for_model("llama", num_hidden_layers=2, vocab_size=512, **shape)
-    batch = lay_out([Document(Segment(IDS, [True] * 56))], packing=True, rows="masked")
+    batch = lay_out([Document(Segment(IDS, [False] + [True] * 55))], packing=True, rows="masked")
     half = Setup(lora_config(LoraSection(r=4)), torch.float32, torch.bfloat16, "sdpa")
     whole, less = (step_memory(config, batch, replace(half, load_in_4bit=x)) for x in (False, True))
     matrices = [256 * 256] * 4 + [256 * 512] * 3
@@ -251,7 +251,7 @@ def test_planned_weights_are_those_that_bitsandbytes_keeps(base, tmp_path):
     setup = Setup(
         lora_config(LoraSection(r=4)), torch.float32, torch.float32, "sdpa", load_in_4bit=True
     )
-    batch = lay_out([Document(Segment(IDS, [True] * 56))], packing=True, rows="masked")
+    batch = lay_out([Document(Segment(IDS, [False] + [True] * 55))], packing=True, rows="masked")
     planned = step_memory(AutoConfig.from_pretrained(path), batch, setup)
     assert 0 <= planned.weights - kept < 1000  # rotary frequencies
     alive = _Alive(model, vocabulary=260)
