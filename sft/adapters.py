@@ -45,6 +45,11 @@ def name_own_bases(models: list[Path]) -> None:
             write_json(folder / CONFIG, config | {BASE: now})
 
 
+def is_dora(path: str | Path) -> bool:
+    """Whether a directory holds a DoRA adapter, which only peft reads whole (transformers 5.23)."""
+    return bool((read_json(Path(path) / CONFIG) or {}).get("use_dora"))
+
+
 def settled_hash(path: Path) -> str:
     """`file_hash`; of an adapter's configuration without the path of its base, which may move."""
     config = read_json(path) if path.name == CONFIG else None

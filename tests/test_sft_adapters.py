@@ -16,6 +16,7 @@ from recipes.sft_then_dpo import main as train
 from sft import merge
 from sft.adapters import adapter_base, settled_hash
 from sft.config import LoraSection, ModelSection, Preset, UserError
+from sft.console import farewell
 from sft.flops import costs_of_config
 from sft.memory import Setup, step_memory
 from sft.model import Placement, load_model, load_trainable, lora_config, save_model
@@ -225,6 +226,15 @@ def test_a_chain_of_merged_bases_is_measured_skipped_exported_and_moved(tmp_path
     assert (new / "3-dpo/done.json").stat().st_mtime_ns == before[models[2]]
     assert run(f"run.dir={new}", "lora.between_stages=continue") == 2
     assert "lora.between_stages" in capsys.readouterr().err
+
+
+def test_a_dora_adapter_is_not_offered_to_readers_that_lose_its_lengths(base, tmp_path, capsys):
+    path, _ = base
+    for dora in (False, True):
+        lora = LoraSection(r=2, use_dora=dora)
+        adapted(path, lora).save_pretrained(tmp_path / "model")
+        farewell("", folder=tmp_path, model=str(tmp_path / "model"))
+        assert ("transformers chat" in capsys.readouterr().out) is not dora
 
 
 def adapter_at(folder, base):
