@@ -70,9 +70,9 @@ def export(run: Path, *, to: Path, model: str | None = None, dtype: str | None =
         choose_placement,
         context_window,
         load_tokenizer,
-        require_bitsandbytes,
         resolve_model_path,
     )
+    from sft.quantised import require_bitsandbytes
 
     start_logging()
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())

@@ -94,7 +94,8 @@ def publish(
         model = model.merge_and_unload()
     # Ends of turn stand in the configuration too: some readers look nowhere else.
     model.config.eos_token_id = stop_ids(tokenizer)
-    save_model(model.to(dtype), tokenizer, folder)
+    with writing(folder):
+        save_model(model.to(dtype), tokenizer, folder)
     del model
     published = _logits(load_model(str(folder), placement, **options), rows)
     check = compare_logits(published, trained=trained, base=changed)
@@ -159,18 +160,17 @@ def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> st
         stage.begin()
         shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
         trust = setting.trust_remote_code
-        with writing(target):
-            check = publish(
-                start,
-                setting.tokenizer,
-                base=adapter_base(start),
-                rows=shown,
-                folder=target,
-                placement=on_processor(placement),
-                dtype=placement.compute,
-                trust_remote_code=trust,
-                remedy="set lora.between_stages=continue or model.dtype=float32",
-            )
+        check = publish(
+            start,
+            setting.tokenizer,
+            base=adapter_base(start),
+            rows=shown,
+            folder=target,
+            placement=on_processor(placement),
+            dtype=placement.compute,
+            trust_remote_code=trust,
+            remedy="set lora.between_stages=continue or model.dtype=float32",
+        )
         log.info("adapter: merged into its base; %s", in_words(check))
         facts = asdict(check)
         if placement.load_in_4bit:

@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import importlib.util
 import logging
 import math
 import os
@@ -21,7 +20,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
     set_seed,
 )
@@ -30,6 +28,7 @@ from sft.adapters import adapter_base
 from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
+from sft.quantised import check_4bit, nf4
 from sft.run import is_adapter
 from sft.scoring import enable_scoring, settle_layout
 from sft.vocabulary import add_tokens, token_rows
@@ -71,7 +70,7 @@ def choose_placement(section: ModelSection) -> Placement:
     """
     device = PartialState().device
     if section.load_in_4bit:
-        _check_4bit(device)
+        check_4bit(device)
     if device.type == "cpu":
         _use_all_cores()
     native, why_native = _native_dtypes(device)
@@ -100,45 +99,6 @@ def choose_placement(section: ModelSection) -> Placement:
     for reason in reasons:
         log.info("%s", reason)
     return Placement(device, torch.float32, compute, attention, reasons, section.load_in_4bit)
-
-
-def _check_4bit(device: torch.device) -> None:
-    """Refuse 4-bit weights where they do not train.
-
-    Raises:
-        UserError: no CUDA, no bitsandbytes, or weights spread over devices.
-    """
-    if device.type == "mps":
-        raise UserError(
-            "model.load_in_4bit=true needs an NVIDIA GPU: bitsandbytes does not train on a Mac; "
-            "set model.load_in_4bit=false, which keeps LoRA's frozen weights in bfloat16 "
-            "(recipes/presets/smollm2_1.7b_lora_mac.yaml), or choose a smaller model"
-        )
-    if device.type != "cuda":
-        raise UserError(
-            f"model.load_in_4bit=true needs an NVIDIA GPU (CUDA) and this command runs on "
-            f"{device.type}; set model.load_in_4bit=false, which keeps LoRA's frozen weights whole"
-        )
-    require_bitsandbytes()
-    for spread in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{spread}", "false").lower() == "true":
-            raise UserError(
-                f"model.load_in_4bit=true keeps the whole model on each device, and {spread} "
-                "spreads it over them; launch without it, or set model.load_in_4bit=false"
-            )
-
-
-def require_bitsandbytes() -> None:
-    """Refuse 4-bit weights where the library that reads them is not installed.
-
-    Raises:
-        UserError: it is not.
-    """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "model.load_in_4bit=true needs bitsandbytes, which is not installed; run "
-            "`pip install -e '.[qlora]'` in the checkout, or set model.load_in_4bit=false"
-        )
 
 
 def _use_all_cores() -> None:
@@ -298,7 +258,7 @@ def load_model(
     dtype = dtype or placement.weights
     more: dict[str, Any] = {}
     if placement.load_in_4bit:
-        more = {"quantization_config": _nf4(dtype), "device_map": {"": placement.device}}
+        more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
     model: Any = AutoModelForCausalLM.from_pretrained(
         adapter_base(path) if adapter else path,
         dtype=dtype,
@@ -312,16 +272,6 @@ def load_model(
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     return model.to(placement.device)
-
-
-def _nf4(compute: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with its scales quantised again (QLoRA, arXiv 2305.14314, section 3)."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
 
 
 def _free_memory() -> None:

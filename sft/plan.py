@@ -50,7 +50,9 @@ def check_sft(preset: Preset, placement: Placement) -> None:
             " weights) does not train; set lora.r, or give a whole model (peft's merge_and_unload "
             "makes one)"
         )
-    if found is not None and is_adapter(str(found)) and preset.lora.between_stages == "continue":
+    trains = bool(_enabled(preset)) or preset.dpo.enabled
+    goes_on = trains and preset.lora.between_stages == "continue"
+    if found is not None and is_adapter(str(found)) and goes_on:
         _check_adapter(found, preset)
     if preset.lora.use_dora and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise UserError(

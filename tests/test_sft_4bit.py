@@ -1,5 +1,6 @@
 """QLoRA on bitsandbytes' own CPU kernels, and what is refused where 4-bit weights cannot train."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -49,9 +50,7 @@ def pretend(monkeypatch, kind):
 
 
 def installed(monkeypatch, there):
-    monkeypatch.setattr(
-        model_module.importlib.util, "find_spec", lambda name: object() if there else None
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
 
 
 @pytest.mark.parametrize(
