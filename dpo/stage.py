@@ -21,6 +21,7 @@ from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
 from sft.console import show
 from sft.decontaminate import Benchmarks
+from sft.merge import MERGE_ROWS
 from sft.mix import mix
 from sft.model import Placement
 from sft.prepare import rows_fingerprint
@@ -29,7 +30,6 @@ from sft.run import (
     STAGE_FOLDERS,
     Stage,
     fingerprint,
-    model_fingerprint,
     read_jsonl,
     write_json,
     write_jsonl,
@@ -161,7 +161,7 @@ def sampled_pairs(
     stage = Stage(
         setting.folder / STAGE_FOLDERS["dpo"] / "pairs",
         {
-            "weights": model_fingerprint(start),
+            "weights": setting.weights_key(start),
             "prompts": fingerprint(list(prompts)),
             "options": fingerprint([asdict(section), setting.seed]),
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
@@ -201,8 +201,12 @@ def sampled_pairs(
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:
     """DPO on token rows of pairs (see `dpo.encode`); returns the directory of its model."""
     rows_key = rows_fingerprint(rows)
-    # Weights, rows and precision decide the reference; beta and the schedule do not.
-    key = fingerprint([model_fingerprint(start), rows_key, str(setting.placement.compute)])
+    # Weights, rows and precision decide the reference; beta and the schedule do not. What is merged
+    # is rounded, so that is another start.
+    dtype, merging = str(setting.placement.compute), setting.lora.between_stages
+    key = fingerprint([setting.weights_key(start), rows_key, dtype, merging])
+
+    shown = rows[:MERGE_ROWS]
 
     def train(model: Any, folder: Path) -> StageFacts:
         cache = folder / "reference" / key[:16]
@@ -214,5 +218,6 @@ def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Data
         start=start,
         inputs={"section": asdict(section), "rows": rows_key},
         train=train,
+        texts=[[*p, *c] for p, c in zip(shown["prompt_ids"], shown["chosen_ids"], strict=True)],
         keep=("reference", "pairs", "pairs.jsonl"),
     )

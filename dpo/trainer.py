@@ -24,6 +24,7 @@ from sft.trainer import (
     PackedTrainer,
     StageFacts,
     fill_last_step,
+    kept_dtypes,
     numbered,
     run_training,
     training_arguments,
@@ -185,18 +186,19 @@ def train_dpo(
     rows = rows.add_column("weight", [1.0] * len(rows))
     rows = numbered(rows)
     filler = rows[0] | {"weight": 0.0, PLACE: -1}
-    trainer = DpoTrainer(
-        model=model,
-        args=args,
-        train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
-        processing_class=setting.tokenizer,
-        data_collator=functools.partial(
-            with_places,
-            collate=functools.partial(
-                collate_pairs, layout=Layout.of(model, packing=section.packing)
+    with kept_dtypes(model):
+        trainer = DpoTrainer(
+            model=model,
+            args=args,
+            train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
+            processing_class=setting.tokenizer,
+            data_collator=functools.partial(
+                with_places,
+                collate=functools.partial(
+                    collate_pairs, layout=Layout.of(model, packing=section.packing)
+                ),
             ),
-        ),
-    )
+        )
     trainer.schedule = schedule
     trainer.watch = watched(rows, setting, folder=folder, label=label)
     trainer.compute_dtype = placement.compute

@@ -3,6 +3,7 @@
 Everything in it is read from the run: preset.yaml, results.json, data/, run.json.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from eval.tables import md, md_table, results_tables
 from eval.wording import headline
 from sft.config import DpoStage, Preset, SftStage, Source, find_path
 from sft.run import read_json, stage_facts
+from sft.sections import how_trained
 
 UNSTATED = "not stated"
 
@@ -31,7 +33,7 @@ def model_card(
     results = read_json(run / "results.json")
     lines = ["---", yaml.safe_dump(_metadata(preset), sort_keys=False).rstrip(), "---", ""]
     lines += [f"# {md(name)}", ""]
-    how = f"a LoRA adapter of rank {preset.lora.r}, merged" if preset.lora.r else "all weights"
+    how = how_trained(asdict(preset.lora), asdict(preset.model)) + ", merged" * bool(preset.lora.r)
     lines += [
         f"{md(preset.model.name_or_path)}, trained ({how}) with truing; the model after {model}."
     ]

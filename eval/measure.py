@@ -23,7 +23,6 @@ from sft.prompts import read_prompts
 from sft.run import (
     Stage,
     fingerprint,
-    model_fingerprint,
     read_json,
     read_jsonl,
     write_json,
@@ -141,7 +140,7 @@ class _Measured:
     @cached_property
     def _common(self) -> dict[str, str]:
         return {
-            "weights": model_fingerprint(self.path),
+            "weights": self.setting.weights_key(self.path),
             "tokenizer": tokenizer_fingerprint(self.setting.tokenizer),
         }
 

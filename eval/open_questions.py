@@ -16,7 +16,7 @@ from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
 from sft.files import RowError, read_records
 from sft.model import load_model
-from sft.run import Stage, fingerprint, model_fingerprint, read_jsonl, write_jsonl
+from sft.run import Stage, fingerprint, read_jsonl, write_jsonl
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, own_share, split
 
@@ -90,7 +90,7 @@ def answers_of(
     stage = Stage(
         setting.folder / "answers" / name,
         {
-            "weights": model_fingerprint(path),
+            "weights": setting.weights_key(path),
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
             "questions": fingerprint([[q.id, q.category, *q.turns] for q in questions]),
             "options": fingerprint([cap, setting.seed, TEMPERATURES]),

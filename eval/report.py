@@ -34,6 +34,7 @@ from eval.wording import REPETITION
 from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
+from sft.sections import how_trained
 
 __all__ = ["console_table", "read_curves", "write_report"]
 
@@ -215,9 +216,9 @@ def _trained(preset: str, results: Results) -> str:
     section = _plain(preset) if preset else None
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
-    model = (section.get("model") or {}).get("name_or_path", "a model")
-    rank = (section.get("lora") or {}).get("r", 0)
-    return f"{model}, {f'LoRA of rank {rank}' if rank else 'full fine-tuning'}: {stages}"
+    base = section.get("model") or {}
+    how = how_trained(section.get("lora") or {}, base)
+    return f"{base.get('name_or_path', 'a model')}, {how}: {stages}"
 
 
 def _plain(preset: str) -> Any:

@@ -13,6 +13,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,14 @@ def export(
     from eval.card import model_card
     from sft.console import start_logging
     from sft.handover import complete_tokenizer, prove_same_ids, write_modelfile
-    from sft.merge import publish, stored_dtype
-    from sft.model import choose_placement, context_window, load_tokenizer, resolve_model_path
+    from sft.merge import in_words, on_processor, over_4bit, publish, stored_dtype
+    from sft.model import (
+        choose_placement,
+        context_window,
+        load_tokenizer,
+        resolve_model_path,
+    )
+    from sft.quantised import require_bitsandbytes
 
     start_logging()
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
@@ -98,23 +105,38 @@ def export(
     base = str(start) if start.is_dir() else resolve_model_path(preset.model.name_or_path)
     trust = trust_remote_code
     published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
+    placement = choose_placement(replace(preset.model, load_in_4bit=False))
+    in_4bit = replace(placement, load_in_4bit=True) if preset.model.load_in_4bit else None
+    if in_4bit:  # so was it trained because the device has no room for more
+        require_bitsandbytes()
+        placement = on_processor(placement)
     working = to.with_name(to.name + ".tmp")
     shutil.rmtree(working, ignore_errors=True)
+    rows = real_rows(run, name)
     check = publish(
         trained,
         tokenizer,
         base=base,
-        rows=real_rows(run, name),
+        rows=rows,
         folder=working,
-        placement=choose_placement(preset.model),
+        placement=placement,
         dtype=published,
         trust_remote_code=trust,
     )
-    checked = [
-        f"weights: published in {str(published).removeprefix('torch.')}; on {check.positions} "
-        f"positions of real rows logits are off by {check.lost:.2g} (root mean square), "
-        f"{check.share:.1%} of what training changed; the same next token at {check.agree:.1%}"
-    ]
+    checked = [f"weights: published in {str(published).removeprefix('torch.')}; {in_words(check)}"]
+    if in_4bit:
+        found = over_4bit(
+            trained,
+            str(working),
+            rows=rows,
+            placement=in_4bit,
+            use=placement,
+            trust_remote_code=trust,
+        )
+        checked.append(
+            "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
+            f"between the two, {in_words(found)}"
+        )
     complete_tokenizer(working, tokenizer)
     turns = None
     try:

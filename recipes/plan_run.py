@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not 0 < given.utilisation <= 1:
             raise UserError(f"--utilisation {given.utilisation:g} must be above 0 and at most 1")
         preset = load_preset(given.preset, overrides=given.overrides)
+        if given.sharded and preset.model.load_in_4bit:
+            raise UserError(
+                "--sharded spreads weights over devices, and model.load_in_4bit=true keeps them "
+                "whole on each; leave --sharded out, or set model.load_in_4bit=false"
+            )
         with tempfile.TemporaryDirectory() as folder:
             plan(
                 replace(preset, run=replace(preset.run, dir=folder)),
@@ -73,7 +78,9 @@ def plan(
     start_logging()
     base = check_model(preset.model)
     preset = fit_lengths(preset, context_window(base, preset.model))
-    here = choose_placement(preset.model)
+    # Another device's 4-bit weights are no matter of this machine, which only makes the rows.
+    elsewhere = replace(preset.model, load_in_4bit=False)
+    here = choose_placement(elsewhere if device else preset.model)
     check_sft(preset, here)
     check_dpo(preset.dpo, here)
     tokenizer = load_tokenizer(base, preset.model)

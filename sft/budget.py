@@ -85,7 +85,9 @@ def named_placement(section: ModelSection) -> Placement:
     """How a device of the table trains: float32 weights, bfloat16 products, masks over rows."""
     attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
     compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
-    return Placement(torch.device("cuda"), torch.float32, compute, attention, ())
+    return Placement(
+        torch.device("cuda"), torch.float32, compute, attention, (), section.load_in_4bit
+    )
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Planner:
             weights=self.placement.compute if sharded else self.placement.weights,
             compute=self.placement.compute,
             attention=self.placement.attention,
+            load_in_4bit=self.placement.load_in_4bit,
             checkpointing=_checkpoints(work.section),
             accumulates=accumulates,
         )
@@ -230,14 +233,24 @@ class Planner:
                 work = replace(work, section=section)
                 words += f" {name}.{key}={str(value).lower()}"
                 yield words.strip(), planner.memory(work, accumulates=True).total
+        full = words
         if not self.lora.r:
             planner = replace(self, lora=replace(self.lora, r=16))
-            yield f"lora.r=16{words}", planner.memory(work, accumulates=True).total
+            words = f" lora.r=16{words}"
+            yield words.strip(), planner.memory(work, accumulates=True).total
+        if self.placement.load_in_4bit:
+            return  # not for weights that are spread over devices
+        if self.placement.device.type == "cuda":
+            in_4bit = replace(planner, placement=replace(self.placement, load_in_4bit=True))
+            yield (
+                f"model.load_in_4bit=true{words}",
+                in_4bit.memory(work, accumulates=True).total,
+            )
         for count in (2, 4, 8, 16, 32, 64):
             if count > self.machine.count:
                 machine = replace(self.machine, count=count, sharded=True)
                 memory = replace(self, machine=machine).memory(work, accumulates=True)
-                yield f"FSDP over {count} such devices with{words or ' this preset'}", memory.total
+                yield f"FSDP over {count} such devices with{full or ' this preset'}", memory.total
 
 
 def padding_of(work: Work, placement: Placement) -> float:

@@ -336,8 +336,7 @@ def _check(preset: Preset) -> list[str]:
             f"sft_dialogue.min_repetition={preset.sft_dialogue.min_repetition:g} is no rate in "
             "[0, 1]"
         )
-    if preset.lora.r < 0:
-        problems.append(f"lora.r={preset.lora.r} must be 0 (full fine-tuning) or positive")
+    problems += _check_lora(preset)
     for stage in ("sft_all", "sft_dialogue", "dpo"):
         length = getattr(preset, stage).trl.get("max_length")
         if isinstance(length, int) and length < 2:
@@ -374,6 +373,26 @@ def _check_each_epoch(section: EvalSection) -> list[str]:
         problems.append(
             "eval.each_epoch.enabled=true measures nothing: give it prompts (and "
             "eval.repetition.prompts) or tasks, or set it to false"
+        )
+    return problems
+
+
+def _check_lora(preset: Preset) -> list[str]:
+    """Rules of the adapter, and of what is there for an adapter alone."""
+    lora, plain = preset.lora, LoraSection()
+    if lora.r < 0:
+        return [f"lora.r={lora.r} must be 0 (full fine-tuning) or positive"]
+    if lora.r > 0:
+        return []
+    problems = [
+        f"lora.{key}={str(getattr(lora, key)).lower()} has no effect with lora.r=0 (full "
+        "fine-tuning); set lora.r or remove it"
+        for key in ("use_rslora", "use_dora", "between_stages")
+        if getattr(lora, key) != getattr(plain, key)
+    ]
+    if preset.model.load_in_4bit:
+        problems.append(
+            "model.load_in_4bit=true freezes the weights, and lora.r=0 trains them; set lora.r"
         )
     return problems
 

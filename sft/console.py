@@ -11,6 +11,7 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
+from sft.adapters import is_dora
 from sft.secret import hidden
 from sft.sharding import join_processes
 
@@ -58,5 +59,9 @@ def farewell(table: Any, *, folder: Path, model: str | None) -> None:
         if model is None:
             return
         console.print(f"model   {model}")
+        if is_dora(model):
+            console.print(f"talk    python recipes/export.py {folder} --to DIR, which merges it:")
+            console.print("        transformers itself reads a DoRA adapter without its lengths")
+            return
         console.print(f"talk    transformers serve, and beside it: transformers chat {model}")
         console.print("        (pip install 'transformers[serving]')")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from sft.adapters import adapter_base, settled_hash
 from sft.chat import stop_ids
 from sft.config import Preset, Source, find_path
 from sft.prepare import source_fingerprint
-from sft.run import fingerprint, is_adapter, read_json
-from sft.storage import file_hash
+from sft.run import fingerprint, is_adapter
 
 WEIGHTS = ("*.safetensors", "*.index.json", "config.json", "adapter_config.json", "*.py")
 
@@ -58,8 +58,7 @@ def weights_fingerprint(path: str) -> str:
     if not folder.is_dir():
         return f"hub:{path}"
     files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
-    parts = [[file.name, file_hash(file)] for file in files]
+    parts = [[file.name, settled_hash(file)] for file in files]
     if is_adapter(path):
-        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
-        parts.append(["base", weights_fingerprint(base)])
+        parts.append(["base", weights_fingerprint(adapter_base(path))])
     return fingerprint(parts)

@@ -9,7 +9,7 @@ machine that could never hold the model. Nothing is loaded or downloaded but the
 import copy
 import weakref
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Setup:
     weights: torch.dtype  # of what trains
     compute: torch.dtype  # of matrix products, and under LoRA of the frozen weights
     attention: str
+    load_in_4bit: bool = False  # of the frozen weights, see `_as_4bit`
     checkpointing: bool = False
     accumulates: bool = False  # several micro-batches a step: gradients outlive one
 
@@ -181,7 +182,36 @@ def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memo
                 loss.backward()
                 del loss
     moments = sum(2 * 4 * p.numel() for p in alive.trained)
-    return [Memory(optimiser=moments, **peak) for peak in alive.peaks]
+    found = [Memory(optimiser=moments, **peak) for peak in alive.peaks]
+    return [_as_4bit(memory, model, setup) for memory in found] if setup.load_in_4bit else found
+
+
+def _as_4bit(memory: Memory, model: Any, setup: Setup) -> Memory:
+    """What was counted with whole frozen matrices, had they been NF4 with scales quantised too.
+
+    As transformers has it with bitsandbytes: every linear layer but the head, half a byte a weight,
+    a byte of scale for 64 weights, and 4 bytes for 256 scales (0.127 bits a weight, QLoRA section
+    3). A product holds one matrix in the compute dtype, and its scales in float32, while it lasts.
+    """
+    head = model.get_output_embeddings().weight
+    matrices = [
+        module.weight
+        for name, module in model.named_modules()
+        if type(module) is torch.nn.Linear and "lora_" not in name and module.weight is not head
+    ]
+    width = setup.compute.itemsize
+    saved = sum(m.numel() * width - nf4_bytes(m.numel()) for m in matrices)
+    largest = max((m.numel() for m in matrices), default=0)
+    transient = largest * width + largest // 64 * 4
+    return replace(
+        memory, weights=memory.weights - saved, activations=memory.activations + transient
+    )
+
+
+def nf4_bytes(weights: int) -> int:
+    """Bytes that a matrix of so many weights takes in NF4 with double quantisation."""
+    scales = -(-weights // 64)
+    return -(-weights // 2) + scales + 4 * -(-scales // 256)
 
 
 def _materialise(model: Any) -> None:

@@ -2,22 +2,31 @@
 
 An adapter is merged into its base's weights in float32, then everything is rounded to the dtype
 that is published. Rounding to bfloat16 costs little beside what training changed, unless training
-changed little: so the loss is measured on real rows and set against the change.
+changed little: so the loss is measured on real rows and set against the change. An adapter that was
+trained over 4-bit weights goes into the unquantised ones too, which are not those that it was
+trained over: what that changes is measured beside it and shown.
 """
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from accelerate import PartialState
+from peft import PeftModel
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from sft.adapters import adapter_base
 from sft.chat import stop_ids
 from sft.config import UserError
 from sft.model import Placement, load_model, save_model
-from sft.run import is_adapter
+from sft.run import Stage, is_adapter
+from sft.setting import Setting
+from sft.storage import writing
+
+log = logging.getLogger(__name__)
 
 # Refused where publishing loses more than this share of what training changed, as root mean square
 # over logits. Merging exactly and rounding to bfloat16 loses a few hundredths.
@@ -25,6 +34,8 @@ LOST = 0.1
 # Logits that differ by less are equal: float32 sums in another order.
 EQUAL = 1e-4
 POSITIONS = 16  # of each row, evenly spaced: a vocabulary's logits at each are kept in memory
+# Between stages the comparison is made on a processor, where a large model is slow.
+MERGE_ROWS, MERGE_LENGTH = 8, 128
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ def publish(
     placement: Placement,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
+    remedy: str = "publish in float32 (--dtype float32)",
 ) -> MergeCheck:
     """Write a trained model (whole or adapter) to `folder` as safetensors, then read it back and
     compare.
@@ -64,13 +76,16 @@ def publish(
     Args:
         path: the model or adapter.
         base: what it was trained from.
+        placement: where it is merged and compared, in float32; not in 4 bits.
         rows: token ids to compare on, of real conversations.
         dtype: of the published weights.
+        remedy: what the user can do where too much is lost.
 
     Raises:
         UserError: the published model's logits are further from the trained one's than `LOST`
             allows.
     """
+    assert not placement.load_in_4bit, "4-bit weights are merged into by nobody here"
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     changed = _logits(load_model(base, placement, **options), rows)
     model = load_model(path, placement, **options)
@@ -79,7 +94,8 @@ def publish(
         model = model.merge_and_unload()
     # Ends of turn stand in the configuration too: some readers look nowhere else.
     model.config.eos_token_id = stop_ids(tokenizer)
-    save_model(model.to(dtype), tokenizer, folder)
+    with writing(folder):
+        save_model(model.to(dtype), tokenizer, folder)
     del model
     published = _logits(load_model(str(folder), placement, **options), rows)
     check = compare_logits(published, trained=trained, base=changed)
@@ -87,9 +103,104 @@ def publish(
         raise UserError(
             f"{folder}: the published model is not the trained one: its logits on {len(rows)} real "
             f"rows are off by {check.lost:.3g} (root mean square), {check.share:.0%} of what "
-            f"training changed ({check.changed:.3g}); publish in float32 (--dtype float32)"
+            f"training changed ({check.changed:.3g}); {remedy}"
         )
     return check
+
+
+def over_4bit(
+    path: str,
+    whole: str,
+    *,
+    rows: Sequence[Sequence[int]],
+    placement: Placement,
+    use: Placement,
+    trust_remote_code: bool = False,
+) -> MergeCheck:
+    """Compare what an adapter was merged into with the adapter over 4-bit weights, as it was
+    trained.
+
+    Args:
+        path: the adapter.
+        whole: the model that it was merged into.
+        rows: token ids to compare on.
+        placement: as it was trained, in 4 bits.
+        use: as the whole model is used.
+    """
+    options: dict[str, Any] = {"dtype": placement.compute, "trust_remote_code": trust_remote_code}
+    changed = _logits(load_model(adapter_base(path), placement, **options), rows)
+    trained = _logits(load_model(path, placement, **options), rows)
+    return compare_logits(
+        _logits(load_model(whole, use, **options), rows), trained=trained, base=changed
+    )
+
+
+def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> str:
+    """The whole model that an adapter makes with its base, kept in `folder`, for a stage to begin
+    with; its path.
+
+    Merged in float32 on the processor, and kept in the dtype that the stage computes in, so that
+    what is measured and what is trained on are the same weights. With 4-bit weights the stage
+    quantises them anew; how far that is from what the stage before ended with is logged.
+
+    Args:
+        start: the adapter.
+        rows: token ids of the stage, of which the first `MERGE_ROWS` are compared on.
+
+    Raises:
+        UserError: rounding loses more than `LOST` of what training changed.
+    """
+    placement = setting.placement
+    inputs = {"weights": setting.weights_key(start), "dtype": str(placement.compute)}
+    stage = Stage(folder, inputs)
+    target = folder / "model"
+    with PartialState().main_process_first():
+        if stage.finished() is not None:
+            return str(target.resolve())
+        stage.begin()
+        shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
+        trust = setting.trust_remote_code
+        check = publish(
+            start,
+            setting.tokenizer,
+            base=adapter_base(start),
+            rows=shown,
+            folder=target,
+            placement=on_processor(placement),
+            dtype=placement.compute,
+            trust_remote_code=trust,
+            remedy="set lora.between_stages=continue or model.dtype=float32",
+        )
+        log.info("adapter: merged into its base; %s", in_words(check))
+        facts = asdict(check)
+        if placement.load_in_4bit:
+            again = over_4bit(
+                start,
+                str(target),
+                rows=shown,
+                placement=placement,
+                use=placement,
+                trust_remote_code=trust,
+            )
+            log.info("adapter: quantised anew with its base; %s", in_words(again))
+            facts["quantised"] = asdict(again)
+        stage.finish(outputs=["model"], facts=facts)
+    return str(target.resolve())
+
+
+def on_processor(placement: Placement) -> Placement:
+    """Where a whole model in float32 has room, when the device has not: main memory."""
+    cpu = torch.device("cpu")
+    return replace(placement, device=cpu, compute=torch.float32, load_in_4bit=False)
+
+
+def in_words(check: MergeCheck) -> str:
+    """What a merge did to the logits, in a sentence."""
+    return (
+        f"on {check.positions} positions of real rows logits are off by {check.lost:.2g} (root "
+        f"mean square), {check.share:.1%} of what training changed; the same next token at "
+        f"{check.agree:.1%}"
+    )
 
 
 def compare_logits(
@@ -114,7 +225,7 @@ def compare_logits(
 def stored_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """The dtype that a model's weights are kept in, as its configuration says; else float32."""
     if is_adapter(path):
-        path = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+        path = adapter_base(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     return config.dtype or torch.float32
 

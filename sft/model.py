@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,9 +24,11 @@ from transformers import (
     set_seed,
 )
 
+from sft.adapters import adapter_base
 from sft.attention import DOCUMENTS
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
+from sft.quantised import check_4bit, nf4
 from sft.run import is_adapter
 from sft.scoring import enable_scoring, settle_layout
 from sft.storage import fault
@@ -44,6 +47,7 @@ class Placement:
     compute: torch.dtype  # of matrix products: autocast when it differs from `weights`
     attention: str
     reasons: tuple[str, ...]
+    load_in_4bit: bool = False  # frozen weights in NF4, under LoRA
 
     @property
     def autocast(self) -> bool:
@@ -63,9 +67,12 @@ def choose_placement(section: ModelSection) -> Placement:
     products run in bfloat16 where the hardware has it.
 
     Raises:
-        UserError: the preset asks for a dtype that this device does not compute natively.
+        UserError: the preset asks for a dtype that this device does not compute natively, or for
+            4-bit weights where they cannot be trained over.
     """
     device = PartialState().device
+    if section.load_in_4bit:
+        check_4bit(device)
     if device.type == "cpu":
         _use_all_cores()
     native, why_native = _native_dtypes(device)
@@ -83,15 +90,17 @@ def choose_placement(section: ModelSection) -> Placement:
         attention, why_attention = DOCUMENTS, "a call for each: no padding, no masks over rows"
     elif attention == "auto":
         attention, why_attention = "sdpa", "takes the masks of packed rows, in few shapes"
-    reasons = (
+    reasons: tuple[str, ...] = (
         f"device: {device.type} ({_device_name(device)})",
         f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
         f"attention: {attention} ({why_attention})",
         "compile: off (packed rows come in many shapes, and each would be compiled anew)",
     )
+    if section.load_in_4bit:
+        reasons += ("frozen weights: 4-bit NF4, scales quantised too (model.load_in_4bit)",)
     for reason in reasons:
         log.info("%s", reason)
-    return Placement(device, torch.float32, compute, attention, reasons)
+    return Placement(device, torch.float32, compute, attention, reasons, section.load_in_4bit)
 
 
 def _use_all_cores() -> None:
@@ -185,13 +194,19 @@ def check_model(section: ModelSection) -> str:
             "causal language model; choose a decoder such as Llama or Qwen"
         )
     check_weights(path, given=section.name_or_path)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(
+            f"model.name_or_path={section.name_or_path} is quantised already, and what is trained "
+            "is merged into unquantised weights; name the model that it was made from, with "
+            "model.load_in_4bit=true to train over 4-bit weights"
+        )
     return path
 
 
 def read_config(path: str, section: ModelSection) -> Any:
     """A model's configuration; of an adapter that of its base."""
     if is_adapter(path):
-        path = str(PeftConfig.from_pretrained(path).base_model_name_or_path)
+        path = adapter_base(path)
     return AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
 
 
@@ -233,19 +248,25 @@ def load_model(
     """Load a model or a LoRA adapter directory onto its device, ready to score packed rows.
 
     Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
-    weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent.
+    weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
+    4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
     """
     _free_memory()
     check_adapter(path, given=path)
     adapter = is_adapter(path)
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path if adapter else path
+    dtype = dtype or placement.weights
+    more: dict[str, Any] = {}
+    if placement.load_in_4bit:
+        more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
+    base = adapter_base(path) if adapter else path
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             base,
-            dtype=dtype or placement.weights,
+            dtype=dtype,
             attn_implementation=placement.attention,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
+            **more,
         )
     except OSError as error:
         if Path(str(base)).is_dir() or fault(error):
@@ -285,29 +306,46 @@ def load_trainable(
 ) -> Any:
     """The model a stage starts from, with what it trains set to require gradients.
 
-    Under LoRA the frozen weights take the compute dtype and the adapter float32; an adapter from
-    the stage before is trained on, a whole model gets a new one, beside which the embeddings of
-    `tokens` are trained. Otherwise everything trains, in float32.
+    Under LoRA the frozen weights take the compute dtype (or 4 bits) and the adapter float32; an
+    adapter from the stage before is trained on, a whole model gets a new one, beside which the
+    embeddings of `tokens` are trained. Otherwise everything trains, in float32.
     """
     dtype = placement.compute if lora.r else placement.weights
     model = load_model(
         path, placement, dtype=dtype, trainable=True, trust_remote_code=trust_remote_code
     )
-    if not lora.r or is_adapter(path):
+    if not lora.r:
         return model
+    if is_adapter(path):
+        log.info("adapter: that of %s goes on", path)
+        return model
+    log.info("adapter: new, %s", _scale(lora))
+    if lora.use_dora:
+        log.info("adapter: DoRA; load it with peft, since from_pretrained leaves its lengths out")
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
     set_seed(seed)  # the adapter's first weights are random
     return get_peft_model(model, config)
 
 
+def _scale(lora: LoraSection) -> str:
+    scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+    rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
+    return f"rank {lora.r}, counted {scale:g} times ({rule})"
+
+
 def lora_config(lora: LoraSection) -> LoraConfig:
-    """PEFT's configuration of a new adapter."""
+    """PEFT's configuration of a new adapter.
+
+    rsLoRA is arXiv 2312.03732, equation 3; DoRA arXiv 2402.09353, equation 5.
+    """
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
         task_type="CAUSAL_LM",
     )
 

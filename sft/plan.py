@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from sft.adapters import CONFIG
 from sft.chat import EncodedChat, coloured
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import Preset, SftStage, UserError, find_path
@@ -38,8 +40,8 @@ def check_sft(preset: Preset, placement: Placement) -> None:
     """Refuse settings that a stage could not follow, before anything is loaded.
 
     Raises:
-        UserError: arguments that upstream refuses, a batch that does not divide, or an adapter as
-            the base of full fine-tuning.
+        UserError: arguments that upstream refuses, a batch that does not divide, an adapter as the
+            base of full fine-tuning or of another adapter's options, or DoRA under ZeRO-3.
     """
     found = find_path(preset.model.name_or_path)
     if found is not None and is_adapter(str(found)) and not preset.lora.r and _enabled(preset):
@@ -48,8 +50,33 @@ def check_sft(preset: Preset, placement: Placement) -> None:
             " weights) does not train; set lora.r, or give a whole model (peft's merge_and_unload "
             "makes one)"
         )
+    trains = bool(_enabled(preset)) or preset.dpo.enabled
+    goes_on = trains and preset.lora.between_stages == "continue"
+    if found is not None and is_adapter(str(found)) and goes_on:
+        _check_adapter(found, preset)
+    if preset.lora.use_dora and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
+        raise UserError(
+            "lora.use_dora=true reads whole weight matrices outside of their layers, and ZeRO-3 "
+            "spreads them over devices; launch without it, or set lora.use_dora=false"
+        )
     for name, section in _enabled(preset):
         training_arguments(SFTConfig, section, folder=Path(name), placement=placement)
+
+
+def _check_adapter(path: Path, preset: Preset) -> None:
+    """Refuse options of a new adapter that the given one, which is trained on, does not have.
+
+    Raises:
+        UserError: one differs.
+    """
+    its = read_json(path / CONFIG)
+    for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
+        asked, has = getattr(preset.lora, key), its.get(key, False)
+        if asked != has:
+            raise UserError(
+                f"lora.{key}={str(asked).lower()}, but the adapter {path} that is trained on has "
+                f"{str(has).lower()}; set that, or lora.between_stages=merge to begin a new one"
+            )
 
 
 def fit_lengths(preset: Preset, window: int | None) -> Preset:

@@ -23,6 +23,7 @@ from accelerate import PartialState
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sft.adapters import adapter_base, name_own_bases, settled_hash
 from sft.checkpoint import drop_others
 from sft.config import CHECKOUT, Preset, UserError, resolved
 from sft.lock import NAME as LOCK
@@ -31,7 +32,6 @@ from sft.plain_yaml import refuse_bomb
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.storage import (
-    file_hash,
     is_inside,
     read_json,
     read_jsonl,
@@ -93,7 +93,7 @@ class Stage:
             return None
         for name, written in done["outputs"].items():
             path = self.folder / name
-            if not path.is_file() or file_hash(path) != written:
+            if not path.is_file() or settled_hash(path) != written:
                 log.warning("%s: %s is missing or changed; doing it again", self.name, name)
                 return None
         return done["facts"]
@@ -127,7 +127,7 @@ class Stage:
                 sync(file)
                 if file.is_file():
                     written = name if file == path else str(file.relative_to(self.folder))
-                    files[written] = file_hash(file)
+                    files[written] = settled_hash(file)
         sync(self.folder)
         write_json(
             self.folder / "done.json", {"inputs": self.inputs, "outputs": files, "facts": facts}
@@ -169,6 +169,7 @@ def open_run(
             if state.is_main_process:
                 claim = _Claim(folder, resolved(preset), dict(inputs or {}), ways_on, growing)
                 claim.settle(fresh=fresh, rerun=rerun)
+                name_own_bases([folder / place / "model" for place in STAGE_FOLDERS.values()])
             state.wait_for_everyone()
             yield folder
 
@@ -180,7 +181,7 @@ def fingerprint(value: Any) -> str:
         files = sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
         for file in files:
             digest.update(str(file.relative_to(value)).encode() if file != value else b"")
-            digest.update(file_hash(file).encode())
+            digest.update(settled_hash(file).encode())
     else:
         digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
@@ -195,9 +196,8 @@ def model_fingerprint(path: str) -> str:
     if not folder.is_dir():
         return f"hub:{path}"
     parts = [fingerprint(folder)]
-    adapter = read_json(folder / "adapter_config.json")
-    if adapter is not None:
-        parts.append(model_fingerprint(adapter["base_model_name_or_path"]))
+    if is_adapter(path):
+        parts.append(model_fingerprint(adapter_base(path)))
     return fingerprint(parts)
 
 
@@ -226,7 +226,8 @@ def write_environment(
     state = PartialState()
     if not state.is_main_process:
         return
-    facts = _environment(state) | {
+    libraries = (*LIBRARIES, *["bitsandbytes"] * preset.model.load_in_4bit)
+    facts = _environment(state, libraries) | {
         "seed": preset.run.seed,
         "preset_sha256": fingerprint(resolved(preset)),
         "inputs": dict(inputs or {}),
@@ -250,7 +251,7 @@ def write_environment(
     write_json(folder / "run.json", facts)
 
 
-def _environment(state: PartialState) -> dict[str, Any]:
+def _environment(state: PartialState, libraries: Sequence[str]) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -260,7 +261,7 @@ def _environment(state: PartialState) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in libraries},
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
         "device": gpu or str(state.device),

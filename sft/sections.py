@@ -1,5 +1,6 @@
 """The sections of a preset: every key of ours with its default, and which of trl's are not open."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ class RunSection:
 class ModelSection:
     name_or_path: str = ""
     dtype: str = "auto"  # auto, float32, bfloat16, float16
+    load_in_4bit: bool = False  # QLoRA: frozen weights in NF4 (bitsandbytes); LoRA on CUDA alone
     attn_implementation: str = "auto"  # auto, documents, sdpa, eager
     chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
     add_tokens: list[str] = field(default_factory=list)  # trained too under LoRA; added if missing
@@ -30,6 +32,20 @@ class LoraSection:
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     target_modules: Any = "all-linear"
+    use_rslora: bool = False  # the adapter counts lora_alpha / sqrt(r) times, not lora_alpha / r
+    use_dora: bool = False  # the length of each row of a weight matrix is trained beside it
+    between_stages: str = "continue"  # the adapter goes on; merge: into its base, a new one begins
+
+
+def how_trained(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """What a preset's `lora` and `model` sections train, in words."""
+    if not lora.get("r"):
+        return "all weights"
+    kind = "rank-stabilised " if lora.get("use_rslora") else ""
+    kind += "DoRA" if lora.get("use_dora") else "LoRA"
+    over = " over 4-bit weights" if model.get("load_in_4bit") else ""
+    anew = ", anew in each stage" if lora.get("between_stages") == "merge" else ""
+    return f"{kind} of rank {lora['r']}{over}{anew}"
 
 
 @dataclass
@@ -188,6 +204,7 @@ class Preset:
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
     "model.attn_implementation": ("auto", "documents", "sdpa", "eager"),
+    "lora.between_stages": ("continue", "merge"),
     "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),
     "data.turns": ("all", "last"),

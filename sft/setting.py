@@ -9,7 +9,7 @@ from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
 from sft.epochs import AfterEpoch
 from sft.model import Placement
-from sft.run import fingerprint
+from sft.run import fingerprint, model_fingerprint
 from sft.watch import Limits
 
 
@@ -52,6 +52,11 @@ class Setting:
             tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
             Limits.of(preset.run),
         )
+
+    def weights_key(self, path: str) -> str:
+        """The hash of a model as this run loads it: quantised weights are others."""
+        key = model_fingerprint(path)
+        return fingerprint([key, "4 bits"]) if self.placement.load_in_4bit else key
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

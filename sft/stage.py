@@ -2,17 +2,18 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from sft.merge import MERGE_ROWS, merged_start
 from sft.model import load_trainable, save_model
 from sft.plan import PlannedStage
 from sft.prepare import rows_fingerprint
-from sft.run import STAGE_FOLDERS, Stage, fingerprint, model_fingerprint
+from sft.run import STAGE_FOLDERS, Stage, fingerprint, is_adapter
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.sharding import whole_weights
 from sft.storage import remove, sync_tree, writing
@@ -28,6 +29,7 @@ def run_stage(
     start: str,
     inputs: dict[str, Any],
     train: Callable[[Any, Path], StageFacts],
+    texts: Sequence[Sequence[int]],
     keep: tuple[str, ...] = (),
 ) -> str:
     """Train a stage unless it is finished; returns the directory of its model.
@@ -36,10 +38,12 @@ def run_stage(
         start: the model (or adapter) that the stage begins with.
         inputs: what else it reads, as plain data; a change makes the stage run again.
         train: given the loaded model and the stage's folder, trains the model in place.
+        texts: token ids of some of its rows; where an adapter is merged before the stage begins,
+            what came of it is compared on these.
     """
     state = PartialState()
     read = {
-        "weights": model_fingerprint(start),
+        "weights": setting.weights_key(start),
         "tokenizer": tokenizer_fingerprint(setting.tokenizer),
         "lora": fingerprint(asdict(setting.lora)),
         "dtype": str(setting.placement.compute),
@@ -47,6 +51,11 @@ def run_stage(
     }
     if setting.tokens:
         read["tokens"] = fingerprint(list(setting.tokens))
+    seed = setting.seed
+    if is_adapter(start) and setting.lora.between_stages == "merge":
+        keep = (*keep, "start")
+        start = merged_start(start, setting, folder=setting.folder / name / "start", rows=texts)
+        seed += 1 + list(STAGE_FOLDERS.values()).index(name)  # the new adapter's own directions
     stage = Stage(
         setting.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
     )
@@ -63,7 +72,7 @@ def run_stage(
         start,
         setting.placement,
         lora=setting.lora,
-        seed=setting.seed,
+        seed=seed,
         trust_remote_code=setting.trust_remote_code,
         tokens=setting.tokens,
     )
@@ -102,4 +111,5 @@ def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str
         start=start,
         inputs={"section": asdict(planned.section), "rows": rows_fingerprint(planned.rows)},
         train=train,
+        texts=planned.rows[:MERGE_ROWS]["input_ids"],
     )

@@ -7,7 +7,8 @@ held by tests/test_sft_trainer.py.
 import functools
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,20 @@ def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: i
     return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
 
 
+@contextmanager
+def kept_dtypes(model: Any) -> Iterator[None]:
+    """Hold what is trained as it is while a trainer of trl is made.
+
+    Over 4-bit weights upstream rounds the adapter to bfloat16 there, which loses of the adapter
+    that comes from the stage before, and of every step that is small beside a weight.
+    """
+    kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept and parameter.dtype != kept[name].dtype:
+            parameter.data = kept[name]
+
+
 def watched(rows: Dataset, setting: Setting, *, folder: Path, label: str) -> StepWatch:
     """Who judges the steps over these rows and puts bad ones on record."""
 
@@ -261,18 +276,19 @@ def train_sft(
         "trained": [False],
         PLACE: -1,
     }
-    trainer = SftTrainer(
-        model=model,
-        args=args,
-        train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
-        processing_class=setting.tokenizer,
-        data_collator=functools.partial(
-            with_places,
-            collate=functools.partial(
-                collate_chats, layout=Layout.of(model, packing=section.packing)
+    with kept_dtypes(model):
+        trainer = SftTrainer(
+            model=model,
+            args=args,
+            train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
+            processing_class=setting.tokenizer,
+            data_collator=functools.partial(
+                with_places,
+                collate=functools.partial(
+                    collate_chats, layout=Layout.of(model, packing=section.packing)
+                ),
             ),
-        ),
-    )
+        )
     trainer.schedule = schedule
     trainer.watch = watched(rows, setting, folder=folder, label=label)
     return run_training(

@@ -65,6 +65,19 @@ CONFIGS = {
             "tie_word_embeddings": True,
         },
     ),
+    "Qwen/Qwen3-8B-Base": (
+        "qwen3",
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+        },
+    ),
     "HuggingFaceTB/SmolLM2-135M": (
         "llama",
         {

@@ -94,8 +94,12 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
         assert b["rewards/margins"] == pytest.approx(a["rewards/margins"], rel=1e-3, abs=1e-4)
 
 
-def test_with_lora_the_reference_is_the_adapter_and_not_the_bare_base(tiny_tokenizer, tmp_path):
-    model = get_peft_model(fresh(), LoraConfig(r=4, target_modules="all-linear"))
+@pytest.mark.parametrize("dora", [False, True])
+def test_with_lora_the_reference_is_the_adapter_and_not_the_bare_base(
+    tiny_tokenizer, tmp_path, dora
+):
+    config = LoraConfig(r=4, target_modules="all-linear", use_dora=dora)
+    model = get_peft_model(fresh(), config)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

@@ -1,10 +1,14 @@
 """Every shipped preset parses, names files that exist, and the README names what is there."""
 
+import importlib.util
 import re
+import types
 
 import pytest
+import torch
 from conftest import ROOT
 from hub_stand_in import CONFIGS, ROWS, stand_in
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 
 from recipes.plan_run import main as plan
 from recipes.sft_then_dpo import main as train
@@ -76,6 +80,7 @@ DEVICES = {
     "deepseek_llm_67b": ["--device", "h100", "--devices", "32", "--sharded"],
     "llama3_8b_fsdp_8gpu": ["--device", "h100", "--devices", "8", "--sharded"],
     "qwen3_0.6b_lora": ["--device", "rtx4090"],
+    "qwen3_8b_qlora_single_gpu": ["--device", "rtx4090"],
     "smollm2_135m_full": ["--device", "rtx4090"],
     "smollm2_1.7b_lora_mac": ["--device", "a100-40"],
 }
@@ -120,6 +125,40 @@ def test_a_preset_of_the_hub_dry_runs(hub, capsys):
     assert train([str(path), *hub(path), "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert "\x1b[32m" in shown.out and "memory, GiB" in shown.err
+
+
+def test_the_qlora_preset_dry_runs_on_a_gpu_and_is_refused_without_one(hub, capsys, monkeypatch):
+    path = ROOT / "recipes" / "presets" / "qwen3_8b_qlora_single_gpu.yaml"
+    # float32, because upstream looks for bfloat16 units itself.
+    command = [str(path), *hub(path), "--dry-run", "model.dtype=float32"]
+
+    class State:
+        device = torch.device("cpu")
+        num_processes = 1
+
+    monkeypatch.setattr("sft.model.PartialState", State)
+    assert train(command) == 2
+    assert "model.load_in_4bit=true needs an NVIDIA GPU (CUDA)" in capsys.readouterr().err
+    monkeypatch.setattr(State, "device", torch.device("cuda"))
+    # peft asks too, once; it is to hear the truth, and only our check that it is installed.
+    is_bnb_available(), is_bnb_4bit_available()
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: name == "bitsandbytes" or real(name, *_)
+    )
+    monkeypatch.setattr("sft.run.version", lambda name: "0.50.2")
+    gpu = types.SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=24e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: gpu.name)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert train(command) == 0
+    shown = capsys.readouterr().err
+    assert "memory, GiB" in shown
+    gpu.total_memory = 4e9
+    assert train(command) == 2
+    assert re.search(
+        r"sft-all needs .* GiB on each device .*4090 has 3\.4", capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("path", OF_THE_HUB, ids=lambda p: p.stem)

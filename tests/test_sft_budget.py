@@ -108,6 +108,21 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
     planner(config=config).refuse_too_large(small.stage(rows))
 
 
+def test_below_lora_4_bits_are_the_next_step_and_no_spreading_beyond_them():
+    config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 256}))
+    rows = work((64,) * 4, per_device_train_batch_size=1, activation_checkpointing=True)
+    lora = LoraSection(r=4)
+    in_4bit = replace(GPU, load_in_4bit=True)
+    packed = planner(config=config, lora=lora, placement=in_4bit)
+    enough = packed.memory(rows, accumulates=True).total
+    small = planner(config=config, lora=lora, machine=Machine("a card", enough / USABLE + 1))
+    with pytest.raises(UserError, match=r"to use; model\.load_in_4bit=true fits"):
+        small.refuse_too_large(small.stage(rows))
+    none = replace(packed, machine=Machine("a card", enough / 2))
+    with pytest.raises(UserError, match="nothing that truing can change makes it fit"):
+        none.refuse_too_large(none.stage(rows))
+
+
 def test_a_device_that_is_not_known_is_one_sentence():
     with pytest.raises(UserError, match="--device b52 is not one of h200, h100"):
         named_machine("b52")
@@ -168,6 +183,10 @@ def test_a_dry_run_shows_the_plan(preset, capsys):
     [
         (["--device", "abacus"], "is not one of"),
         (["--sharded"], "--devices 2 or more"),
+        (
+            ["--sharded", "--devices", "2", "model.load_in_4bit=true", "lora.r=4"],
+            "model.load_in_4bit=true keeps them whole on each",
+        ),
         (["--utilisation", "1.5"], "at most 1"),
     ],
 )

@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft.chat import encode_chat, stop_ids
 from sft.config import LoraSection, ModelSection, UserError
+from sft.merge import merged_start
 from sft.model import Placement, load_model, load_tokenizer, load_trainable, save_model
 from sft.packing import Document, Segment, pack
 from sft.scoring import layout_flaw, log_probs
+from sft.setting import Setting
 from sft.vocabulary import base_with_tokens, token_rows
 
 TOKENS = ["<|im_start|>", "<|im_end|>"]
@@ -136,6 +138,27 @@ def test_the_next_stage_goes_on_with_the_rows_of_the_one_before(grown, tmp_path)
     train(second, tokenizer)
     for old, new in zip(before, rows_of(second, ids), strict=True):
         assert not torch.equal(old, new)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_between_stages_the_rows_are_merged_too_and_trained_again(grown, tmp_path, dora):
+    tokenizer, path = grown
+    ids = tokenizer.convert_tokens_to_ids(TOKENS)
+    lora = LoraSection(r=4, use_dora=dora)
+    options = {"lora": lora, "seed": 0, "trust_remote_code": False, "tokens": ids}
+    first = load_trainable(path, FLOAT, **options)
+    train(first, tokenizer)
+    save_model(first, tokenizer, tmp_path / "one")
+    setting = Setting(tmp_path, tokenizer, FLOAT, lora, 0, False, tuple(ids))
+    text = encode_chat(tokenizer, CHAT).input_ids
+    one = str(tmp_path / "one")
+    start = merged_start(one, setting, folder=tmp_path / "start", rows=[text])
+    second = load_trainable(start, FLOAT, **options)
+    merged = rows_of(second, ids)
+    for a, b in zip(merged, rows_of(first, ids), strict=True):
+        torch.testing.assert_close(a, b)
+    train(second, tokenizer)
+    assert not any(torch.equal(a, b) for a, b in zip(merged, rows_of(second, ids), strict=True))
 
 
 def test_under_bfloat16_the_rows_are_float32_and_packing_still_holds(grown):

@@ -1,0 +1,291 @@
+"""Adapters by closed form: rsLoRA's scale, DoRA's lengths, merging between stages, moved runs."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import make_tiny_model, make_tiny_tokenizer
+from peft import AutoPeftModelForCausalLM
+from tiny_world import build_world
+from transformers import AutoModelForCausalLM
+
+from recipes.export import main as export
+from recipes.sft_then_dpo import main as train
+from sft import merge
+from sft.adapters import adapter_base, settled_hash
+from sft.config import LoraSection, ModelSection, Preset, UserError
+from sft.console import farewell
+from sft.flops import costs_of_config
+from sft.memory import Setup, step_memory
+from sft.model import Placement, load_model, load_trainable, lora_config, save_model
+from sft.packing import Document, Segment, lay_out, pack
+from sft.plan import check_sft
+from sft.run import model_fingerprint, read_json, read_jsonl
+from sft.scoring import log_probs
+from sft.setting import Setting
+from sft.template import ensure_template
+
+FLOAT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
+OPTIONS = {"seed": 0, "trust_remote_code": False}
+IDS = list(range(4, 60))
+BATCH = pack([Document(Segment(IDS, [False] + [True] * 55))], row_length=64)
+
+
+@pytest.fixture
+def base(tmp_path):
+    make_tiny_model().save_pretrained(tmp_path / "base")
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "base")
+    ensure_template(tokenizer)
+    return str(tmp_path / "base"), tokenizer
+
+
+def adapted(path, lora):
+    """A trainable model whose adapter is anything but zero, as after training."""
+    model = load_trainable(path, FLOAT, lora=lora, **OPTIONS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_merged_weights_are_those_of_the_papers(base, tmp_path, dora, stabilised):
+    """LoRA: W + s BA, s = alpha / r; rsLoRA: s = alpha / sqrt(r); DoRA: m (W + sBA) / |W + sBA|."""
+    path, tokenizer = base
+    lora = LoraSection(r=4, lora_alpha=6, use_dora=dora, use_rslora=stabilised)
+    model = adapted(path, lora)
+    module = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
+    product = module.lora_B["default"].weight @ module.lora_A["default"].weight
+    wanted = module.base_layer.weight + 6 / (math.sqrt(4) if stabilised else 4) * product
+    if dora:
+        lengths = module.lora_magnitude_vector["default"].weight
+        wanted = lengths[:, None] * wanted / wanted.norm(dim=1, keepdim=True)
+    save_model(model, tokenizer, tmp_path / "adapter")
+    with torch.no_grad():  # transformers 5.23 itself reads a DoRA adapter without its lengths
+        again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+        ids = torch.tensor([IDS])
+        torch.testing.assert_close(again(ids).logits, model(ids).logits)
+    check = merge.publish(
+        str(tmp_path / "adapter"),
+        tokenizer,
+        base=path,
+        rows=[IDS],
+        folder=tmp_path / "whole",
+        placement=FLOAT,
+        dtype=torch.float32,
+    )
+    assert check.share < 1e-4 and check.changed > 0.05
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    found = whole.get_submodule("model.layers.1.mlp.down_proj").weight
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_dora_begins_as_the_base_and_its_lengths_are_planned_for(base):
+    path, _ = base
+    plain, dora = LoraSection(r=4), LoraSection(r=4, use_dora=True)
+    new, start = (load_trainable(path, FLOAT, lora=dora, **OPTIONS), load_model(path, FLOAT))
+    with torch.no_grad():
+        torch.testing.assert_close(log_probs(new, BATCH), log_probs(start, BATCH))
+    rows = sum(m.out_features for m in start.modules() if type(m) is torch.nn.Linear)
+    rows -= start.config.vocab_size
+    config = start.config
+    more = [
+        costs_of_config(config, lora=lora_config(x)).parameters.trainable for x in (plain, dora)
+    ]
+    assert more[1] - more[0] == rows
+    batch = lay_out([Document(Segment(IDS, [False] + [True] * 55))], packing=True, rows="masked")
+    memory = [
+        step_memory(config, batch, Setup(lora_config(x), torch.float32, torch.float32, "sdpa"))
+        for x in (plain, dora)
+    ]
+    assert memory[1].optimiser - memory[0].optimiser == 8 * rows
+    assert memory[1].activations > memory[0].activations  # whole matrices, for their lengths
+
+
+def setting(tmp_path, tokenizer, lora):
+    return Setting(tmp_path / "run", tokenizer, FLOAT, lora, 0, False)
+
+
+def test_an_adapter_merged_and_begun_anew_trains_as_the_one_that_goes_on(base, tmp_path):
+    """With A the same and held, B counts from where it was or from zero: (B1 + B) A = B1 A + B A,
+    so gradients, and Adam's steps from empty moments, are the same."""
+    path, tokenizer = base
+    lora = LoraSection(r=4)
+    save_model(adapted(path, lora), tokenizer, tmp_path / "one")
+    one = str(tmp_path / "one")
+    start = merge.merged_start(
+        one, setting(tmp_path, tokenizer, lora), folder=tmp_path / "start", rows=[IDS]
+    )
+    on = load_trainable(one, FLOAT, lora=lora, **OPTIONS)
+    anew = load_trainable(start, FLOAT, lora=lora, **OPTIONS)
+    ours = dict(on.named_parameters())
+    with torch.no_grad():
+        before = log_probs(anew, BATCH)
+        torch.testing.assert_close(before, log_probs(on, BATCH), rtol=1e-4, atol=1e-4)
+        with anew.disable_adapter():  # the reference of a preference stage
+            assert torch.equal(before, log_probs(anew, BATCH))
+        for name, parameter in anew.named_parameters():
+            if "lora_A" in name:
+                parameter.copy_(ours[name])
+    for model in (on, anew):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_B" in name)
+    followed = [trajectory(model) for model in (on, anew)]
+    assert followed[0][-1] < followed[0][0] - 0.5
+    assert followed[1] == pytest.approx(followed[0], rel=1e-3)
+
+
+def trajectory(model, steps=6):
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.0)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = -log_probs(model, BATCH).mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_merging_is_done_once_and_refused_where_rounding_swallows_it(base, tmp_path):
+    path, tokenizer = base
+    lora = LoraSection(r=4)
+    save_model(adapted(path, lora), tokenizer, tmp_path / "one")
+    here = setting(tmp_path, tokenizer, lora)
+    made = merge.merged_start(str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[IDS])
+    facts = read_json(tmp_path / "start" / "done.json")["facts"]
+    assert facts["lost"] < 1e-4 < facts["changed"]
+    stamp = (tmp_path / "start" / "done.json").stat().st_mtime_ns
+    again = merge.merged_start(str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[])
+    assert again == made and (tmp_path / "start" / "done.json").stat().st_mtime_ns == stamp
+    little = adapted(path, lora)
+    with torch.no_grad():
+        for name, parameter in little.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(1e-3)
+    save_model(little, tokenizer, tmp_path / "two")
+    half = Placement(torch.device("cpu"), torch.float32, torch.bfloat16, "sdpa", ())
+    rounded = Setting(tmp_path, tokenizer, half, lora, 0, False)
+    with pytest.raises(UserError, match=r"set lora\.between_stages=continue or model\.dtype"):
+        merge.merged_start(str(tmp_path / "two"), rounded, folder=tmp_path / "s", rows=[IDS])
+    assert not (tmp_path / "s" / "done.json").exists()
+
+
+def test_a_chain_of_merged_bases_is_measured_skipped_exported_and_moved(tmp_path, capsys):
+    world = build_world(tmp_path / "w", make_tiny_tokenizer(), num_train_epochs=2)
+    options = ["lora.r=4", "lora.between_stages=merge", "eval.repetition.prompts=null"]
+    options += ["eval.limit=2", "lora.use_rslora=true"]
+
+    def run(*more):
+        return train([str(world / "preset.yaml"), *options, *more])
+
+    assert run() == 0
+    home = world / "run"
+    models = [home / place / "model" for place in ("1-sft-all", "2-sft-dialogue", "3-dpo")]
+    bases = [read_json(m / "adapter_config.json")["base_model_name_or_path"] for m in models]
+    assert bases == [str(world / "base"), *(str(m.parent / "start" / "model") for m in models[1:])]
+    first = read_jsonl(home / "3-dpo" / "log.jsonl")[0]
+    assert abs(first["rewards/margins"]) < 1e-4 and first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        answers = [AutoModelForCausalLM.from_pretrained(m)(ids).logits for m in models]
+        start = AutoModelForCausalLM.from_pretrained(bases[1])(ids).logits
+    torch.testing.assert_close(start, answers[0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(answers[1], start, atol=1e-2)
+
+    before = {m: (m.parent / "done.json").stat().st_mtime_ns for m in models}
+    new = tmp_path / "elsewhere" / "run"
+    new.parent.mkdir()
+    shutil.move(home, new)
+    assert adapter_base(new / "3-dpo" / "model") == str(new / "3-dpo" / "start" / "model")
+    assert export([str(new), "--to", str(tmp_path / "out")]) == 0
+    with torch.no_grad():
+        whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+    torch.testing.assert_close(whole, answers[2], rtol=1e-3, atol=1e-3)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "rank-stabilised LoRA of rank 4, anew in each stage" in card.replace("\\-", "-")
+
+    assert run(f"run.dir={new}") == 0
+    for old in models:
+        model = new / old.relative_to(home)
+        assert (model.parent / "done.json").stat().st_mtime_ns == before[old], "was trained again"
+        assert str(home) not in (model / "adapter_config.json").read_text()
+    with torch.no_grad():
+        again = AutoModelForCausalLM.from_pretrained(new / "3-dpo" / "model")(ids).logits
+    assert torch.equal(again, answers[2])
+    # A merged base that is gone is made again, and what was trained over it stays.
+    shutil.rmtree(new / "3-dpo" / "start")
+    assert run(f"run.dir={new}") == 0
+    assert (new / "3-dpo/done.json").stat().st_mtime_ns == before[models[2]]
+    assert run(f"run.dir={new}", "lora.between_stages=continue") == 2
+    assert "lora.between_stages" in capsys.readouterr().err
+
+
+def test_a_dora_adapter_is_not_offered_to_readers_that_lose_its_lengths(base, tmp_path, capsys):
+    path, _ = base
+    for dora in (False, True):
+        lora = LoraSection(r=2, use_dora=dora)
+        adapted(path, lora).save_pretrained(tmp_path / "model")
+        farewell("", folder=tmp_path, model=str(tmp_path / "model"))
+        assert ("transformers chat" in capsys.readouterr().out) is not dora
+
+
+def adapter_at(folder, base):
+    folder.mkdir(parents=True)
+    config = {"base_model_name_or_path": base, "r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def whole_at(folder):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return str(folder)
+
+
+def test_a_base_is_looked_for_in_the_run_only_where_it_was_the_run_s(tmp_path):
+    run = tmp_path / "run"
+    adapter = adapter_at(run / "2-sft-dialogue" / "model", "/gone/run/2-sft-dialogue/start/model")
+    assert adapter_base(adapter) == "/gone/run/2-sft-dialogue/start/model"
+    here = whole_at(run / "2-sft-dialogue" / "start" / "model")
+    assert adapter_base(adapter) == here
+    hashes = settled_hash(adapter / "adapter_config.json"), model_fingerprint(str(adapter))
+    (adapter / "adapter_config.json").write_text(
+        json.dumps(read_json(adapter / "adapter_config.json") | {"base_model_name_or_path": here})
+    )
+    assert hashes == (
+        settled_hash(adapter / "adapter_config.json"),
+        model_fingerprint(str(adapter)),
+    )
+    # Copied, not moved: still its own. A user's model of such a name is nobody's run.
+    other = whole_at(tmp_path / "other" / "base" / "model")
+    own = whole_at(run / "base" / "model")
+    adapter = adapter_at(run / "1-sft-all" / "model", other)
+    assert adapter_base(adapter) == other
+    (tmp_path / "other" / "preset.yaml").touch()
+    assert adapter_base(adapter) == own
+    assert adapter_base(adapter_at(run / "3-dpo" / "model", "org/base")) == "org/base"
+
+
+def test_a_given_adapter_with_other_options_and_dora_over_zero_3_are_refused(tmp_path, monkeypatch):
+    adapter = adapter_at(tmp_path / "mine" / "model", "org/base")
+    preset = Preset(model=ModelSection(str(adapter)), lora=LoraSection(r=8, lora_alpha=8))
+    with pytest.raises(UserError, match=r"lora\.r=8, but the adapter .* has 4; set that, or"):
+        check_sft(preset, FLOAT)
+    preset.lora.r = 4
+    check_sft(preset, FLOAT)
+    preset.lora.use_dora = True
+    with pytest.raises(UserError, match=r"lora\.use_dora=true, but the adapter .* has false"):
+        check_sft(preset, FLOAT)
+    preset.lora.between_stages = "merge"
+    check_sft(preset, FLOAT)
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    with pytest.raises(UserError, match="ZeRO-3 spreads them"):
+        check_sft(preset, FLOAT)
