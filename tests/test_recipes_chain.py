@@ -346,6 +346,10 @@ def test_two_processes_give_the_results_of_one(world):
         two = weights(world, stage)
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=2e-4)
+        logs = [read_jsonl(world / run / stage / "log.jsonl") for run in ("one", "run")]
+        losses = [torch.tensor([line["loss"] for line in log if "loss" in line]) for log in logs]
+        assert len(losses[0])
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
 
 
 def spoil(path, line, text):
