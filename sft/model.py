@@ -289,7 +289,7 @@ def load_model(
 def attention_for(config: PreTrainedConfig, attention: str) -> str:
     """The attention that was chosen, or eager for a model with something in it that sdpa leaves out
     (caps on its scores, sinks); upstream's classes say so."""
-    kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return attention if kind is None or kind._supports_sdpa else "eager"
 
 

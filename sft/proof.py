@@ -183,15 +183,16 @@ def _slopes(model: Any, batch: Batch, rows: RowKind, compute: torch.dtype) -> to
         return embeddings[0]
 
     device = batch.input_ids.device
-    hook = model.get_input_embeddings().register_forward_hook(catch)
-    with torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32):
+    with (
+        model.get_input_embeddings().register_forward_hook(catch),
+        torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32),
+    ):
         states = model.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,
             **attention_inputs(model, batch, rows=rows),
         ).last_hidden_state
-    hook.remove()
     branch = states[(batch.document == 0) & (batch.branch == 2)].float()
     direction = torch.randn(branch.shape, generator=torch.Generator().manual_seed(0)).to(device)
     return torch.autograd.grad((branch * direction).sum(), embeddings)[0].float()

@@ -7,12 +7,22 @@ import torch
 from conftest import long, make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from sft.attention import DOCUMENTS
 from sft.blocks import FLEX, block_mask
 from sft.packing import BLOCK, Document, Segment, attention_mask, lay_out, pack
+from sft.prefix import read_prefix
 from sft.proof import flex_flaw, layout_flaw, settle_layout
-from sft.scoring import attention_of, enable_scoring, log_probs, rows_of, sequence_sums
+from sft.scoring import (
+    attention_of,
+    enable_scoring,
+    log_probs,
+    rows_of,
+    score,
+    scoring_batch,
+    sequence_sums,
+)
 
 
 def document(trunk, *branches):
@@ -167,6 +177,20 @@ def test_a_gradient_that_a_branch_should_not_have_is_found(monkeypatch):
 ROWS = [document(150, 40, 9, 60), document(70), document(3, 30, 200), document(20, 5)]
 
 
+def test_behind_a_prefix_rows_are_read_by_masks():
+    """Torch's kernel would take a minute to compile here; it is not asked."""
+    model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
+    sums = []
+    with torch.no_grad():
+        for attention in (FLEX, DOCUMENTS):
+            model.set_attn_implementation(attention)
+            prefix = read_prefix(model, range(3, 40))
+            batch = scoring_batch(model, ROWS)
+            found = score(model, batch, prefix=prefix)
+            sums.append(sequence_sums(found.log_probs, batch))
+    torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-4)
+
+
 # Torch's compiler imports, once, a module that uses what torch deprecates (torch/utils/mkldnn.py).
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @long
@@ -193,14 +217,22 @@ def test_flex_attention_scores_as_documents_and_sdpa_do():
 def test_on_cuda_log_probs_and_gradients_are_those_of_sdpa(dtype, window):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    model = enable_scoring(make_tiny_model(attn_implementation=FLEX, head_dim=16)).cuda().to(dtype)
-    if window is not None:
-        for layer in model.model.layers:
-            layer.self_attn.register_forward_pre_hook(
-                lambda module, args, kwargs: (args, kwargs | {"sliding_window": window}),
-                with_kwargs=True,
-            )
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=1000,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=12,  # no power of 2, as in Qwen2.5-1.5B
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=window,
+        initializer_range=0.2,
+    )
+    bare = AutoModelForCausalLM.from_config(config, attn_implementation=FLEX)
+    model = enable_scoring(bare.eval()).cuda().to(dtype)
     settle_layout(model, training=dtype)
+    assert attention_of(model) == FLEX
     found = {}
     for attention in (FLEX, DOCUMENTS):
         model.set_attn_implementation(attention)
