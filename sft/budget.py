@@ -17,10 +17,11 @@ from accelerate import PartialState
 from transformers import PreTrainedConfig
 
 from sft.attention import DOCUMENTS
+from sft.blocks import FLEX
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
 from sft.flops import Costs, costs_of_config, forward_flops, training_flops
 from sft.memory import Memory, Setup, step_memory
-from sft.model import Placement, lora_config
+from sft.model import Placement, attention_for, lora_config
 from sft.packing import FLAT_BUCKET, Document, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
 from sft.plan import count_steps
@@ -140,7 +141,15 @@ class Planner:
         rate = self.machine.peak
         hours = flops / (rate * self.machine.count * self.utilisation) / 3600 if rate else None
         memory = self.memory(work, accumulates=batch > micro)
-        return StageBudget(work, steps, padding_of(work, self.placement), flops, memory, hours)
+        padding = padding_of(work, replace(self.placement, attention=self.attention))
+        return StageBudget(work, steps, padding, flops, memory, hours)
+
+    @property
+    def attention(self) -> str:
+        """What the model's attention is planned as. Flex attention runs on a GPU alone; the masks
+        over rows that it falls back to take more, so the plan is a bound."""
+        wanted = self.placement.attention
+        return attention_for(self.config, "sdpa" if wanted == FLEX else wanted)
 
     @property
     def costs(self) -> Costs:
@@ -170,14 +179,14 @@ class Planner:
         batch = lay_out(
             [documents[i] for i in fullest],
             packing=work.section.packing,
-            rows="flat" if self.placement.attention == DOCUMENTS else "masked",
+            rows="flat" if self.attention == DOCUMENTS else "masked",
         )
         setup = Setup(
             lora=lora_config(self.lora) if self.lora.r else None,
             # Sharded weights are gathered in the compute dtype, so nothing is cast.
             weights=self.placement.compute if sharded else self.placement.weights,
             compute=self.placement.compute,
-            attention=self.placement.attention,
+            attention=self.attention,
             load_in_4bit=self.placement.load_in_4bit,
             checkpointing=_checkpoints(work.section),
             accumulates=accumulates,

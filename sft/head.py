@@ -5,18 +5,34 @@ the vocabulary. A frozen head (LoRA, the reference, measuring) needs nothing aga
 pass: the gradient of a log-prob by its state, W[target] - softmax @ W, does not depend on what is
 done with the log-prob, so the forward pass computes it while the chunk is at hand. A trained head
 keeps its probabilities where they fit, and computes the chunk again where they do not.
+
+On CUDA trl's fused kernel does this, if it agrees: it takes scored tokens alone, gives each its
+log-prob and knows caps. Liger's gives one loss, which neither DPO nor measuring can use, and trl
+1.16 refuses it.
 """
 
+import logging
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import is_triton_available
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+log = logging.getLogger(__name__)
 
 # Logits of one chunk, float32: what caches hold on a CPU, what fills a GPU.
 CPU_CHUNK, CHUNK = 2**25, 2**26
 # Probabilities that a trained head keeps for its backward pass: a quarter of a GiB.
 KEPT = 2**26
+# Columns of the vocabulary that the fused kernel takes at once, trl's own number.
+FUSED_COLUMNS = 2**15
+# Rounding of log-probs and, as a share of their length, of gradients by the states.
+FUSED_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+_fused: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # heads on which the kernel agrees
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,10 @@ def score_states(
     Args:
         softcap: cap * tanh(logits / cap), as Gemma 2 has it.
     """
-    plain = type(head) is torch.nn.Linear and head.bias is None and softcap is None
-    if not plain or head._forward_hooks or head._forward_pre_hooks:
+    bare = type(head) is torch.nn.Linear and not head._forward_hooks and not head._forward_pre_hooks
+    if bare and head in _fused:
+        return _through_kernel(hidden, head, target, softcap)
+    if not bare or head.bias is not None or softcap is not None:
         return _through_module(hidden, head, target, softcap)
     device = hidden.device.type
     weight = head.weight
@@ -47,6 +65,57 @@ def score_states(
         if weight.requires_grad and torch.is_grad_enabled():
             return Scores(*_TrainedHead.apply(hidden, weight, target))
         return Scores(*_FrozenHead.apply(hidden, weight, target))
+
+
+def settle_head(model: Any) -> None:
+    """Let trl's fused kernel score a model's tokens where the device has it and it agrees with the
+    model's own head; what is decided is logged."""
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.weight.device.type != "cuda":
+        return
+    if not is_triton_available():
+        log.info("head: in chunks (trl's fused kernel needs the package triton)")
+        return
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if flaw := kernel_flaw(head, softcap=softcap):
+        log.info("head: in chunks (trl's fused kernel: %s)", flaw)
+        return
+    _fused.add(head)
+    log.info("head: trl's fused kernel (agrees with the model's own)")
+
+
+def kernel_flaw(head: Any, *, softcap: float | None) -> str | None:
+    """In what trl's fused kernel differs from a head called as the model calls it, or None."""
+    generator = torch.Generator().manual_seed(0)
+    weight = head.weight
+    drawn = torch.randn(32, weight.shape[1], generator=generator).to(weight)
+    target = torch.randint(weight.shape[0], (32,), generator=generator).to(weight.device)
+    found = []
+    try:
+        for score in (_through_kernel, _through_module):
+            states = drawn.detach().requires_grad_()
+            log_probs = score(states, head, target, softcap).log_probs
+            (slope,) = torch.autograd.grad(log_probs.sum(), states)
+            found.append((log_probs.detach(), slope.float()))
+    except RuntimeError as error:  # a compiler's or a kernel's
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    (ours, our_slope), (plain, plain_slope) = found
+    off = (ours - plain).abs().max().item()
+    turned = ((our_slope - plain_slope).norm() / plain_slope.norm()).item()
+    if max(off, turned) <= FUSED_ROUNDING[weight.dtype]:
+        return None
+    return f"log-probs differ by {off:.3g}, gradients by {turned:.3g} of their length"
+
+
+def _through_kernel(
+    hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None
+) -> Scores:
+    """trl's kernel: probabilities are computed again in the backward pass, from log-sum-exps."""
+    columns = min(FUSED_COLUMNS, len(head.weight))
+    log_probs, _, _, _, hits = ChunkedLogProbFunction.apply(
+        hidden, head.weight, head.bias, target, 1.0, columns, softcap, 1.0, ("is_top1",)
+    )
+    return Scores(log_probs, hits)
 
 
 def _chunk(states: torch.Tensor, vocabulary: int) -> int:

@@ -20,17 +20,22 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils import is_triton_available
 
 from sft.adapters import adapter_base
 from sft.attention import DOCUMENTS
+from sft.blocks import FLEX
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
+from sft.head import settle_head
+from sft.proof import settle_layout
 from sft.quantised import check_4bit, nf4
 from sft.run import is_adapter
-from sft.scoring import enable_scoring, settle_layout
+from sft.scoring import enable_scoring
 from sft.storage import fault
 from sft.vocabulary import add_tokens, token_rows
 from sft.weights import check_adapter, check_weights
@@ -67,8 +72,8 @@ def choose_placement(section: ModelSection) -> Placement:
     products run in bfloat16 where the hardware has it.
 
     Raises:
-        UserError: the preset asks for a dtype that this device does not compute natively, or for
-            4-bit weights where they cannot be trained over.
+        UserError: the preset asks for a dtype or an attention that this device does not have, or
+            for 4-bit weights where they cannot be trained over.
     """
     device = PartialState().device
     if section.load_in_4bit:
@@ -85,22 +90,44 @@ def choose_placement(section: ModelSection) -> Placement:
                 f"model.dtype={section.dtype} is not native on {device.type} ({why_native}); "
                 "set model.dtype=auto"
             )
-    attention, why_attention = section.attn_implementation, "set by the preset"
-    if attention == "auto" and device.type == "cpu":
-        attention, why_attention = DOCUMENTS, "a call for each: no padding, no masks over rows"
-    elif attention == "auto":
-        attention, why_attention = "sdpa", "takes the masks of packed rows, in few shapes"
+    attention, why_attention = _choose_attention(section.attn_implementation, device)
     reasons: tuple[str, ...] = (
         f"device: {device.type} ({_device_name(device)})",
         f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
         f"attention: {attention} ({why_attention})",
-        "compile: off (packed rows come in many shapes, and each would be compiled anew)",
+        f"compile: {_compile(attention)}",
     )
     if section.load_in_4bit:
         reasons += ("frozen weights: 4-bit NF4, scales quantised too (model.load_in_4bit)",)
     for reason in reasons:
         log.info("%s", reason)
     return Placement(device, torch.float32, compute, attention, reasons, section.load_in_4bit)
+
+
+def _choose_attention(wanted: str, device: torch.device) -> tuple[str, str]:
+    """The attention to load models with, and why; `sft.proof` falls back where a model fails it."""
+    flex = device.type == "cuda" and is_triton_available()
+    if wanted == FLEX and not flex:
+        raise UserError(
+            "model.attn_implementation=flex needs CUDA and the package triton, and this is "
+            f"{device.type}; set model.attn_implementation=auto"
+        )
+    if wanted != "auto":
+        return wanted, "set by the preset"
+    if device.type == "cpu":
+        return DOCUMENTS, "a call for each: no padding, no masks over rows"
+    if flex:
+        return FLEX, "blocks that no token sees into are skipped, no masks over rows"
+    lack = "; flex attention needs the package triton" if device.type == "cuda" else ""
+    return "sdpa", f"takes the masks of packed rows, in few shapes{lack}"
+
+
+def _compile(attention: str) -> str:
+    """What torch.compile is used for, and why for no more."""
+    why = "packed rows come in many shapes, and each would be compiled anew"
+    if attention == FLEX:
+        return f"flex attention alone, for any length (the rest: {why})"
+    return f"off ({why})"
 
 
 def _use_all_cores() -> None:
@@ -260,10 +287,14 @@ def load_model(
         more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
     base = adapter_base(path) if adapter else path
     try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        attention = attention_for(config, placement.attention)
+        if attention != placement.attention:
+            log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
         model: Any = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=dtype,
-            attn_implementation=placement.attention,
+            attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             **more,
@@ -277,10 +308,18 @@ def load_model(
             "them (pickled weights are not loaded)"
         ) from None
     enable_scoring(model).to(placement.device)
-    settle_layout(model)
+    settle_head(model)
+    settle_layout(model, training=placement.compute if trainable else None)
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
     return model.to(placement.device)
+
+
+def attention_for(config: PreTrainedConfig, attention: str) -> str:
+    """The attention that was chosen, or eager for a model with something in it that sdpa leaves out
+    (caps on its scores, sinks); upstream's classes say so."""
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return attention if kind is None or kind._supports_sdpa else "eager"
 
 
 def _free_memory() -> None:

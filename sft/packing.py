@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 
 PADDING = -1
-RowKind = Literal["flat", "masked", "apart"]
+RowKind = Literal["flat", "blocks", "masked", "apart"]
 FLAT_BUCKET = 8  # widths that matrix kernels like
+BLOCK = 128  # tokens that flex attention sees as one, see `sft.blocks`
 
 
 @dataclass(frozen=True)
@@ -172,17 +173,19 @@ def lay_out(documents: Sequence[Document], *, packing: bool, rows: RowKind) -> B
     Args:
         packing: several documents in a row; otherwise each has a row of its own.
         rows: what the model can read. "flat": attention goes document by document (see
-            `sft.attention`), so that one row without padding costs least. "masked": attention over
-            whole rows, which are therefore no longer than the longest document. "apart": layers
-            that would carry something over from one document to the next, or between branches;
-            a row for each branch with its trunk before it.
+            `sft.attention`), so that one row without padding costs least. "blocks": attention skips
+            what no token of a block sees (see `sft.blocks`), so one row does too. "masked":
+            attention over whole rows, no longer than the longest document therefore. "apart":
+            layers that would carry something over from one document to the next, or between
+            branches; a row for each branch with its trunk before it.
     """
     if rows == "apart":
         return pack([whole for d in documents for whole in unshared(d)], row_length=0)
     if not packing:
         return pack(documents, row_length=0)
-    if rows == "flat":
-        return pack(documents, row_length=sum(map(len, documents)), bucket=FLAT_BUCKET)
+    if rows in ("flat", "blocks"):
+        bucket = FLAT_BUCKET if rows == "flat" else BLOCK
+        return pack(documents, row_length=sum(map(len, documents)), bucket=bucket)
     return pack(documents, row_length=max(map(len, documents)))
 
 

@@ -19,7 +19,7 @@ class ModelSection:
     name_or_path: str = ""
     dtype: str = "auto"  # auto, float32, bfloat16, float16
     load_in_4bit: bool = False  # QLoRA: frozen weights in NF4 (bitsandbytes); LoRA on CUDA alone
-    attn_implementation: str = "auto"  # auto, documents, sdpa, eager
+    attn_implementation: str = "auto"  # auto, documents, flex, sdpa, eager
     chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
     add_tokens: list[str] = field(default_factory=list)  # trained too under LoRA; added if missing
     trust_remote_code: bool = False
@@ -203,7 +203,7 @@ class Preset:
 
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.attn_implementation": ("auto", "documents", "sdpa", "eager"),
+    "model.attn_implementation": ("auto", "documents", "flex", "sdpa", "eager"),
     "lora.between_stages": ("continue", "merge"),
     "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),

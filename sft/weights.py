@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sft.adapters import adapter_base
 from sft.config import UserError
 from sft.run import is_adapter, read_json
 
@@ -29,13 +30,13 @@ def check_adapter(path: str, *, given: str) -> None:
             f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
             "merge it into its base with peft first"
         )
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
+    recorded = config.get("base_model_name_or_path")
+    if not isinstance(recorded, str) or not recorded:
         raise UserError(
             f"model.name_or_path={given}: its adapter_config.json names no "
             "base_model_name_or_path; write the base's directory or hub id there"
         )
-    if is_adapter(base):
+    if is_adapter(base := adapter_base(path)):
         raise UserError(
             f"model.name_or_path={given} is an adapter over {base}, an adapter again; merge that "
             "into its base first"
@@ -67,7 +68,7 @@ def check_weights(path: str, *, given: str) -> None:
             f"convert it once, then give the new folder: {conversion(path, adapter=adapter)}"
         )
     if adapter:
-        base = read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+        base = adapter_base(folder)
         check_weights(base, given=f"{given} (its base, {base})")
 
 

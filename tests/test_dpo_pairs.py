@@ -121,6 +121,18 @@ def test_a_pair_with_one_long_side_is_left_out_whole_and_counted(tiny_tokenizer)
     assert (facts.pairs, facts.too_long, facts.uneven, facts.equal) == (1, 2, 1, 0)
 
 
+def test_a_prompt_that_is_too_long_alone_is_left_out_counted_and_refused_where_all_are(
+    tiny_tokenizer,
+):
+    ensure_template(tiny_tokenizer)
+    long = answers("a", "b") | {"prompt": [{"role": "user", "content": "q" * 200}]}
+    rows, facts = encode_pairs([long, answers("a", "b")], tiny_tokenizer, max_length=80)
+    assert len(rows) == 1
+    assert (facts.pairs, facts.too_long, facts.uneven) == (1, 1, 0)
+    with pytest.raises(UserError, match=r"is left of 1 \(1 longer than dpo\.max_length=80"):
+        encode_pairs([long], tiny_tokenizer, max_length=80)
+
+
 def test_the_lengths_of_both_sides_are_told(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     given = [answers("aaa", "b"), answers("aaa", "b" * 9), answers("aa", "bb"), answers("aaa", "b")]
@@ -142,6 +154,9 @@ def test_a_sampled_answer_may_lack_its_ending_and_a_wrong_beginning_stops(tiny_t
         "rejected_ids": [70, 71, 72],
     }
     assert encode_pairs([sampled], tiny_tokenizer, max_length=None)[1].unfinished == 1
+    nothing = sampled | {"rejected_ids": []}
+    with pytest.raises(UserError, match=r"1 .*pair 1"):
+        encode_pairs([nothing], tiny_tokenizer, max_length=None)
     tiny_tokenizer.bos_token = "<|pad|>"
     sampled["prompt_ids"] = [tiny_tokenizer.bos_token_id, *sampled["prompt_ids"]]
     with pytest.raises(UserError, match=r"2 where it does not begin with 0 BOS .*pair 1"):

@@ -16,7 +16,7 @@ from sft.checkpoint import flaw, newest_first
 from sft.config import DpoStage, LoraSection, ModelSection, UserError
 from sft.model import choose_placement
 from sft.run import read_jsonl
-from sft.scoring import enable_scoring
+from sft.scoring import enable_scoring, read_apart
 from sft.setting import Setting
 from sft.watch import FILE, Limits
 
@@ -79,6 +79,8 @@ def test_the_margin_is_zero_at_the_first_step_and_grows(tiny_tokenizer, tmp_path
         (1, False, "documents", 2048),
         (4, True, "documents", 2048),
         (4, True, "documents", 60),
+        (4, True, "apart", 2048),
+        (2, True, "apart", 60),
     ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
@@ -86,7 +88,10 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
 ):
     usual = train(fresh(), tmp_path / "a", tiny_tokenizer)
     monkeypatch.setattr("sft.scoring.CPU_BATCH_TOKENS", 2 * pass_tokens)
-    model = fresh(attn_implementation=attention)
+    apart = attention == "apart"  # the prompt is computed for each answer anew
+    model = fresh(attn_implementation="sdpa" if apart else attention)
+    if apart:
+        read_apart(model)
     varied = train(model, tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
     for a, b in zip(usual, varied, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)

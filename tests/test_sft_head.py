@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from conftest import make_tiny_model
 
 from sft import head
-from sft.head import score_states
+from sft.head import kernel_flaw, score_states, settle_head
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 50
 
@@ -44,6 +45,77 @@ def test_log_probs_and_gradients_are_those_of_log_softmax(
     assert torch.equal(scores.is_argmax, best == target)
     gradients = torch.autograd.grad((scores.log_probs * own).sum(), inputs)
     torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture
+def through_kernel(monkeypatch):
+    """Have trl's kernel score a head's tokens: in torch's operations here, compiled on CUDA."""
+
+    def settle(layer):
+        assert kernel_flaw(layer, softcap=None) is None
+        monkeypatch.setattr(head, "_fused", {layer})
+
+    return settle
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("columns", [16, 2**15])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_trls_kernel_gives_what_log_softmax_gives(
+    trained, columns, softcap, bias, through_kernel, monkeypatch
+):
+    monkeypatch.setattr(head, "FUSED_COLUMNS", columns)
+    layer, states, target = layer_and_states(torch.float32, bias=bias)
+    through_kernel(layer)
+    layer.requires_grad_(trained)
+    own = torch.randn(TOKENS)
+    wanted, best = expected(layer, states, target, softcap)
+    inputs = [states, *layer.parameters()] if trained else [states]
+    wanted_gradients = torch.autograd.grad((wanted * own).sum(), inputs)
+    scores = score_states(states, layer, target, softcap=softcap)
+    torch.testing.assert_close(scores.log_probs, wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(scores.is_argmax, best == target)
+    gradients = torch.autograd.grad((scores.log_probs * own).sum(), inputs)
+    torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_that_differs_is_not_used(monkeypatch):
+    class Off:
+        @staticmethod
+        def apply(hidden, weight, bias, target, *_):
+            return 1.01 * hidden @ weight.T[:, target].sum(1), None, None, None, target > 0
+
+    layer, _, _ = layer_and_states(torch.float32)
+    monkeypatch.setattr(head, "ChunkedLogProbFunction", Off)
+    assert "log-probs differ by" in kernel_flaw(layer, softcap=None)
+
+
+def test_off_cuda_our_own_chunks_stay(tiny_model):
+    settle_head(tiny_model)
+    assert tiny_model.get_output_embeddings() not in head._fused
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_trls_kernel_is_taken_and_agrees(dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = make_tiny_model(vocab_size=5000).cuda().to(dtype)
+    settle_head(model)
+    layer = model.get_output_embeddings()
+    assert layer in head._fused
+    states = torch.randn(300, 32, device="cuda", dtype=dtype, requires_grad=True)
+    target = torch.randint(5000, (300,), device="cuda")
+    found = []
+    for own in (True, False):
+        if not own:
+            head._fused.discard(layer)
+        scores = score_states(states, layer, target, softcap=None)
+        gradients = torch.autograd.grad(scores.log_probs.sum(), [states, layer.weight])
+        found.append([scores.log_probs.detach(), *(g.float() for g in gradients)])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= (0.02 if dtype == torch.bfloat16 else 1e-3) * b.norm()
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -1,27 +1,32 @@
 """What a machine is given, and what is refused before weights are read. Devices are faked."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from conftest import make_tiny_model
 
 from sft import model as model_module
 from sft.config import LoraSection, ModelSection, UserError
 from sft.model import Placement, check_model, choose_placement, load_model, load_trainable
+from sft.packing import Document, Segment, lay_out
+from sft.scoring import attention_of, log_probs, rows_of, sequence_sums
 
 
 @pytest.fixture
 def on_device(monkeypatch):
     """Pretend to be on a device; nothing is allocated there."""
 
-    def pretend(kind, *, chip="", bf16=False, capabilities=None):
+    def pretend(kind, *, chip="", bf16=False, capabilities=None, triton=False):
         class State:
             device = torch.device(kind)
             num_processes = 1
 
         monkeypatch.setattr(model_module, "PartialState", State)
         monkeypatch.setattr(model_module, "_apple_chip", lambda: chip)
+        monkeypatch.setattr(model_module, "is_triton_available", lambda: triton)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some GPU")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities or {})
@@ -55,6 +60,31 @@ def test_a_dtype_that_would_be_emulated_is_refused_by_name(on_device):
     on_device("mps", chip="Apple M1")
     with pytest.raises(UserError, match=r"model\.dtype=bfloat16 is not native on mps .*M1"):
         choose_placement(ModelSection(dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("device", "attention", "why", "compiled"),
+    [
+        ({"kind": "cuda", "triton": True}, "flex", "blocks that no token", "flex attention alone"),
+        ({"kind": "cuda"}, "sdpa", "needs the package triton", "off (packed rows"),
+        ({"kind": "mps", "chip": "Apple M1"}, "sdpa", "in few shapes)", "off (packed rows"),
+        ({"kind": "cpu", "triton": True}, "documents", "a call for each", "off (packed rows"),
+    ],
+)
+def test_attention_is_the_devices_fastest_and_says_why(on_device, device, attention, why, compiled):
+    on_device(**device)
+    placement = choose_placement(ModelSection())
+    assert placement.attention == attention
+    assert placement.reasons[2].startswith(f"attention: {attention} (")
+    assert why in placement.reasons[2] and compiled in placement.reasons[3]
+    assert choose_placement(ModelSection(attn_implementation="eager")).attention == "eager"
+
+
+@pytest.mark.parametrize("device", [{"kind": "cuda"}, {"kind": "cpu", "triton": True}])
+def test_flex_attention_where_there_is_none_is_refused_by_name(on_device, device):
+    on_device(**device)
+    with pytest.raises(UserError, match=r"attn_implementation=flex needs CUDA and .* triton"):
+        choose_placement(ModelSection(attn_implementation="flex"))
 
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.bfloat16, "sdpa", ())
@@ -116,3 +146,65 @@ def test_a_hub_id_that_cannot_be_reached_is_one_sentence():
     with pytest.raises(UserError, match="no model could be read there") as caught:
         check_model(ModelSection("some-org/some-model"))
     assert "\n" not in str(caught.value)
+
+
+SHAPE = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# Caps on scores and on logits, windows on every layer or on some, norms on queries and keys, learnt
+# positions with dropout, heads of their own or tied to the embeddings, sinks.
+FAMILIES = {
+    "Gemma2": {"sliding_window": 3, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0},
+    "Gemma3Text": {
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": 2.0,
+    },
+    "Mistral": {"sliding_window": 3},
+    "Qwen3": {"tie_word_embeddings": True},
+    "GPT2": {},
+    "Llama": {"tie_word_embeddings": False},
+    "GptOss": {"sliding_window": 3, "num_local_experts": 4},
+}
+EAGER = ("Gemma2", "GptOss")  # sdpa knows neither caps on scores nor sinks
+
+
+@pytest.mark.parametrize("attention", ["documents", "sdpa"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_loaded_so_that_packed_rows_score_as_eager_does(
+    name, attention, tmp_path, caplog
+):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SHAPE | FAMILIES[name])
+    kind = transformers.AutoModelForCausalLM
+    plain = kind.from_config(config, attn_implementation="eager").eval()
+    plain.save_pretrained(tmp_path)
+    placement = replace(PLACEMENT, attention=attention, compute=torch.float32)
+    with caplog.at_level("INFO"):
+        model = load_model(str(tmp_path), placement)
+    assert attention_of(model) == ("eager" if name in EAGER else attention)
+    assert ("is not made for sdpa" in caplog.text) == (name in EAGER)
+    assert rows_of(model) != "apart"
+
+    lot = torch.Generator().manual_seed(1)
+    trunk, first, second = (torch.randint(3, 260, (n,), generator=lot).tolist() for n in (9, 6, 4))
+    branches = tuple(Segment(ids, [True] * len(ids)) for ids in (first, second))
+    pair = Document(Segment(trunk, [False] * 9), branches)
+    batch = lay_out([pair, pair], packing=True, rows=rows_of(model))
+    with torch.no_grad():
+        sums = sequence_sums(log_probs(model, batch), batch)
+        for total, answer in zip(sums, 2 * [first, second], strict=True):
+            tokens = torch.tensor([trunk + answer])
+            logits = plain(input_ids=tokens).logits[0, 8:-1].log_softmax(-1)
+            alone = logits.gather(1, tokens[0, 9:, None]).sum()
+            torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-4)

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from sft.attention import document_attention
 from sft.packing import Document, Segment, attention_mask, best_fit, lay_out, pack, unshared
+from sft.proof import layout_flaw, settle_layout
 from sft.scoring import (
     enable_scoring,
-    layout_flaw,
     log_probs,
     rows_of,
     score,
     sequence_sums,
-    settle_layout,
 )
 
 

@@ -24,7 +24,7 @@ from sft.data import read_sft
 from sft.model import choose_placement, load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
 from sft.run import read_json, read_jsonl, write_json
-from sft.scoring import enable_scoring, log_probs, rows_of
+from sft.scoring import enable_scoring, log_probs, read_apart, rows_of
 from sft.setting import Setting
 from sft.trainer import train_sft
 
@@ -82,6 +82,8 @@ def train(
         (8, False, "eager", 40),
         (4, False, "documents", 2048),
         (8, True, "documents", 40),
+        (1, True, "apart", 2048),
+        (8, True, "apart", 40),
     ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
@@ -89,8 +91,12 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
 ):
     facts, usual, _ = train(rows, tiny_tokenizer, tmp_path / "a")
     monkeypatch.setattr("sft.scoring.CPU_BATCH_TOKENS", 2 * pass_tokens)
+    apart = attention == "apart"  # a row for each, as for layers that carry something over
+    model = enable_scoring(make_tiny_model(attn_implementation="sdpa" if apart else attention))
+    if apart:
+        read_apart(model)
     others, varied, _ = train(
-        rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing, attention=attention
+        rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing, model=model
     )
     torch.testing.assert_close(torch.tensor(varied), torch.tensor(usual), rtol=1e-4, atol=1e-5)
     assert (facts.steps, facts.tokens) == (others.steps, others.tokens)

@@ -13,7 +13,8 @@ from sft.config import LoraSection, ModelSection, UserError
 from sft.merge import merged_start
 from sft.model import Placement, load_model, load_tokenizer, load_trainable, save_model
 from sft.packing import Document, Segment, pack
-from sft.scoring import layout_flaw, log_probs
+from sft.proof import layout_flaw
+from sft.scoring import log_probs
 from sft.setting import Setting
 from sft.vocabulary import base_with_tokens, token_rows
 

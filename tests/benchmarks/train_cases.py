@@ -21,6 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dpo.trainer import train_dpo
@@ -30,6 +31,7 @@ from sft.setting import Setting
 from sft.trainer import train_sft
 
 VOCABULARY, EOS, PAD = 49152, 2, 0
+CUDA = torch.cuda.is_available()
 LORA = LoraSection(r=16)
 COMMON: dict[str, Any] = {"learning_rate": 1e-4, "num_train_epochs": 1, "max_length": 1024}
 Rows = list[dict[str, Any]]
@@ -52,6 +54,8 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
     run = Path(tempfile.mkdtemp(dir=folder))
     setting = Setting(run, word_tokenizer(), placement, LORA, 0, False)
     options = COMMON | {"save_strategy": "no"}
+    if CUDA:  # as many as the largest of trl's cases; passes of bounded size are made of them
+        options["per_device_train_batch_size"] = 16
     data = Dataset.from_list(rows)
     if stage == "sft":
         section = SftStage(trl=SftStage().trl | options)
@@ -65,10 +69,14 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
 
 
 def theirs(stage: str, rows: Rows, folder: Path, placement: Placement, **options: Any) -> Any:
-    """trl on the same tokens. `tuned=True` gives it weights in the machine's fastest dtype."""
+    """trl on the same tokens. `tuned=True` gives it weights in the machine's fastest dtype, and on
+    CUDA flash attention and Liger's kernels where they are installed."""
     tuned = options.pop("tuned", False)
+    flash = tuned and CUDA and is_flash_attn_2_available()
     model = AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=placement.compute if tuned else torch.float32
+        folder / "model",
+        dtype=placement.compute if tuned else torch.float32,
+        attn_implementation="flash_attention_2" if flash else "sdpa",
     ).to(placement.device)
     given: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(dir=folder),
@@ -81,6 +89,7 @@ def theirs(stage: str, rows: Rows, folder: Path, placement: Placement, **options
     }
     if tuned:  # trl asks for bf16 whether or not the processor has it
         given["bf16"] = placement.compute is torch.bfloat16
+        given["use_liger_kernel"] = CUDA and is_liger_kernel_available()
     more = {
         "model": model,
         "processing_class": word_tokenizer(),
@@ -130,6 +139,15 @@ CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
         TUNED | {"per_device_train_batch_size": 4, "precompute_ref_log_probs": True},
     ),
 }
+LARGE = TUNED | {"per_device_train_batch_size": 16}
+if CUDA:  # what fills a GPU
+    long_rows = {"packing": True, "per_device_train_batch_size": 1, "max_length": 8192}
+    CASES |= {
+        "sft trl packed 8192": ("sft", TUNED | long_rows),
+        "sft trl batch 16": ("sft", LARGE),
+        "dpo trl batch 16": ("dpo", LARGE),
+        "dpo trl batch 16, reference first": ("dpo", LARGE | {"precompute_ref_log_probs": True}),
+    }
 
 
 def main() -> None:

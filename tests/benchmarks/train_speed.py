@@ -2,12 +2,14 @@
 
     python tests/benchmarks/train_speed.py [--quick] [--repeats 3] [--json FILE]
 
-SmolLM2-135M's shape cut to 10 layers, random weights, r=16 on all linear layers. Rows are real:
-Alpaca, GSM8K and Open-Assistant dialogues, preference pairs with short and long prompts, from
-TRUING_REAL_DATA. Every case runs in a process of its own, all in turn, `--repeats` times over;
-medians count. Of the tuned cases the fastest stands for trl. `--quick` takes a third of the rows,
-once. A case that takes longer than `--limit` seconds is ended and counted with the limit, so its
-ratio is a lower bound, and said to be one: trl asks for bfloat16, which some processors emulate.
+SmolLM2-135M's shape cut to 10 layers, and on CUDA Qwen2.5-1.5B's with that vocabulary, random
+weights, r=16 on all linear layers; there trl tuned has flash attention and Liger's kernels, where
+installed. Rows are real: Alpaca, GSM8K and Open-Assistant dialogues, preference pairs with short
+and long prompts, from TRUING_REAL_DATA. Every case runs in a process of its own, all in turn,
+`--repeats` times over; medians count. Of the tuned cases the fastest stands for trl. `--quick`
+takes a third of the rows, once. A case that takes longer than `--limit` seconds is ended and
+counted with the limit, so its ratio is a lower bound, and said to be one: trl asks for bfloat16,
+which some processors emulate.
 """
 
 import argparse
@@ -17,12 +19,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from train_cases import CASES, EOS, PAD, VOCABULARY
+from train_cases import CASES, CUDA, EOS, PAD, VOCABULARY
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dpo.data import read_preferences
@@ -30,6 +31,7 @@ from dpo.encode import encode_pairs
 from sft.chat import EncodedChat, encode_chats, ensure_template
 from sft.config import CHECKOUT, ModelSection, Source
 from sft.data import read_sft
+from sft.meter import matrix_peak
 from sft.model import choose_placement
 
 DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
@@ -37,7 +39,22 @@ CHATS = ("alpaca_en_first10k.jsonl.gz", "gsm8k_train.jsonl.gz", "oasst_en_100_tr
 PAIRS = ("lf_dpo_en_demo.jsonl", "ultrafeedback_binarized_sample.jsonl")
 # Rows no longer than what trl packs and cuts to, so that all train on the same tokens.
 LONGEST_CHAT, LONGEST_PAIR = 512, 1024
-START_UP = 30.0  # seconds of imports and loading, which no case's time holds
+START_UP = 300.0 if CUDA else 30.0  # seconds of imports and loading, which no case's time holds
+SMALL = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
+LARGE = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+}
+SHAPE = LARGE if CUDA else SMALL
 
 
 def main() -> None:
@@ -51,7 +68,8 @@ def main() -> None:
         sys.exit(f"{DATA}: no real data there; set TRUING_REAL_DATA")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = write_rows(folder, chats=16 if given.quick else 48, pairs=4 if given.quick else 12)
+        scale = (10 if CUDA else 1) * (1 if given.quick else 3)
+        rows = write_rows(folder, chats=16 * scale, pairs=4 * scale)
         write_model(folder / "model")
         repeats, limit = (1, 90.0) if given.quick else (given.repeats, 600.0)
         runs = measure(folder, repeats=repeats, limit=given.limit or limit)
@@ -87,13 +105,9 @@ def write_model(folder: Path) -> None:
     LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=10,
-            num_attention_heads=9,
-            num_key_value_heads=3,
+            **SHAPE,
             tie_word_embeddings=True,
-            max_position_embeddings=4096,
+            max_position_embeddings=8192,
             eos_token_id=EOS,
             pad_token_id=PAD,
             bos_token_id=1,
@@ -133,7 +147,8 @@ def summarise(runs: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]])
     def median(case: str, key: str = "seconds") -> float:
         return statistics.median(run[key] for run in runs if run["case"] == case)
 
-    peak = matrix_peak()
+    placement = choose_placement(ModelSection())
+    peak = matrix_peak(placement.device, placement.compute)
     ratios, mfu = {}, {}
     for stage in ("sft", "dpo"):
         tuned = [c for c in CASES if c.startswith(f"{stage} trl") and not c.endswith("default")]
@@ -156,26 +171,17 @@ def summarise(runs: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]])
 def model_flops(stage: str, rows: list[dict[str, Any]]) -> float:
     """What the rows need at least under LoRA: two passes over frozen weights (forward, gradient of
     the inputs), a third for the reference; each prompt once, the vocabulary for scored tokens."""
-    layers = 10 * (576 * 576 * 2 + 2 * 576 * 192 + 3 * 576 * 1536)
-    head = 576 * VOCABULARY
+    wide, heads = SHAPE["hidden_size"], SHAPE["num_attention_heads"]
+    narrow = wide // heads * SHAPE["num_key_value_heads"]
+    layer = 2 * wide * wide + 2 * wide * narrow + 3 * wide * SHAPE["intermediate_size"]
+    layers = SHAPE["num_hidden_layers"] * layer
+    head = wide * VOCABULARY
     if stage == "sft":
         tokens = sum(len(row["input_ids"]) for row in rows)
         return 4.0 * (layers * tokens + head * sum(sum(row["trained"]) for row in rows))
     answers = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     tokens = answers + sum(len(row["prompt_ids"]) for row in rows)
     return 6.0 * (layers * tokens + head * answers)
-
-
-def matrix_peak() -> float:
-    """FLOP/s of a product of 1024 x 1024 matrices in the dtype that training computes in."""
-    placement = choose_placement(ModelSection())
-    a = torch.randn(1024, 1024, device=placement.device, dtype=placement.compute)
-    best = float("inf")
-    for _ in range(50):
-        start = time.perf_counter()
-        (a @ a).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
 
 
 if __name__ == "__main__":
