@@ -80,19 +80,13 @@ def _deck(
         for own, value in zip(tags, values, strict=True):
             own.append(numbers[value])
         if len(numbers) > 1:
-            options = [(tag, value or "not named") for value, tag in numbers.items()]
-            filters.append(Filter(name, {"": options}))
-    for own, outcomes in zip(tags, found, strict=True):
-        for i, model in enumerate(models):
-            kinds = outcomes[model].kinds if model in outcomes else ()
-            own += [f"{who}-{kind}" for kind in kinds for who in (f"m{i}", "any")]
-    seen = set().union(*tags)
+            words = [(tag, value or "not named") for value, tag in numbers.items()]
+            filters.append(Filter(name, {"": words}))
     whose = {"any model": "any"} | {model: f"m{i}" for i, model in enumerate(models)}
-    options = {
-        name: [(f"{who}-{kind}", words) for kind, words in KINDS.items() if f"{who}-{kind}" in seen]
-        for name, who in whose.items()
-    }
-    filters.append(Filter("outcome", {name: some for name, some in options.items() if some}))
+    for own, outcomes in zip(tags, found, strict=True):
+        for model, seen in outcomes.items():
+            own += [f"{who}-{kind}" for kind in seen.kinds for who in ("any", whose[model])]
+    filters.append(_outcome_filter(whose, set().union(*tags)))
     cards = [
         Card(
             item, outcomes, " ".join(dict.fromkeys(own)), f"{_count(outcomes, good)} {_size(item)}"
@@ -100,6 +94,15 @@ def _deck(
         for item, outcomes, own in zip(items, found, tags, strict=True)
     ]
     return Deck(cards, filters, (*orders, "longest answer first"))
+
+
+def _outcome_filter(whose: Mapping[str, str], tags: set[str]) -> Filter:
+    """The kinds of outcome that occur, of any model and of each."""
+    options = {
+        name: [(f"{who}-{kind}", words) for kind, words in KINDS.items() if f"{who}-{kind}" in tags]
+        for name, who in whose.items()
+    }
+    return Filter("outcome", {name: some for name, some in options.items() if some})
 
 
 def _count(outcomes: Mapping[str, Outcome], good: str) -> int:

@@ -179,7 +179,7 @@ def _delta_groups(results: Results) -> list[dict[str, Any]]:
         for entry in tasks.values():
             largest = max(abs(row["delta"]) for row in entry["rows"])
             surest = min(1.0 if row["p_holm"] is None else row["p_holm"] for row in entry["rows"])
-            entry["keys"] = f"{largest} {1 - surest}"
+            entry["order"] = f"{largest} {1 - surest}"
         if rows:
             groups.append({"title": title, "axis": plots.scale(ends, zero=True), "tasks": tasks})
     return groups

@@ -259,7 +259,9 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
 
 def _score(entry: dict[str, Any], href: str | None) -> Cell:
     shots = "" if entry["shots"] is None else f"{entry['shots']}-shot"
-    note = ", ".join(filter(None, (shots, "chat" if entry.get("chat_template") else "")))
+    told = entry.get("description", "")
+    parts = (shots, "chat" if entry.get("chat_template") else "", told and f"description {told}")
+    note = ", ".join(filter(None, parts))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])
 
 
