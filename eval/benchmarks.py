@@ -21,7 +21,7 @@ from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
-from eval.system_turn import IN_USER_TURN, TurnedEngine
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
 from sft.run import write_jsonl
@@ -104,8 +104,7 @@ def run_benchmark(
             rows.append(row)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(file, rows)
-    entry = summarise(rows) | _format(task, loaded, fitted, ask=ask)
-    return entry | ({"description": IN_USER_TURN} if engine.moved else {})
+    return summarise(rows) | _format(task, loaded, fitted, ask=ask) | engine.changes
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ about and another is not. Here both are told.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from eval.engine import Engine
 from sft.config import UserError
@@ -22,13 +23,25 @@ History = Sequence[dict[str, str]]
 
 
 class TurnedEngine(Engine):
-    """An engine that asks every chat template in turns which it has.
+    """An engine that asks every chat template in turns which it has, and notes what it did.
 
     Attributes:
         moved: whether a system turn went to the head of the first user turn.
+        cut: prompts (of multiple choice: choices) whose beginning did not fit the window.
     """
 
     moved = False
+    cut = 0
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What an entry of results.json records of how prompts were changed, if any were."""
+        moved = {"description": IN_USER_TURN} if self.moved else {}
+        return moved | ({"cut_prompts": self.cut} if self.cut else {})
+
+    def _report_cuts(self, cut: int, total: int, *, task: str) -> None:
+        super()._report_cuts(cut, total, task=task)
+        self.cut += cut
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
