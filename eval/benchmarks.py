@@ -18,11 +18,11 @@ from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
 from eval import code_tasks, instructions
-from eval.engine import Engine
 from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
 from sft.run import write_jsonl
@@ -85,7 +85,7 @@ def run_benchmark(
             )
         _check_offered(loaded)
         judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
-        engine = Engine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
+        engine = TurnedEngine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
         fitted = {name: FittedShots(one, engine) for name, one in loaded.items()}
         evaluated = evaluate(
             lm=engine,
@@ -110,7 +110,7 @@ def run_benchmark(
                     rows.append(row)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(file, rows)
-            return summarise(rows) | _format(task, loaded, fitted, ask=ask)
+            return summarise(rows) | _format(task, loaded, fitted, ask=ask) | engine.changes
 
         return from_main(finish)
 

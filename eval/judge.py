@@ -11,6 +11,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 
 from eval.repetition import Loop, find_loop, seq_rep_n
+from eval.safety_rules import DECLINES_SORRILY
 
 # An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
 # quarter; one that loops or says nothing, nothing.
@@ -28,7 +29,7 @@ _REFUSAL = re.compile(
     r"\bI (?:can(?:no|')t|can not|could not|couldn't|won't|will not|must decline|refuse)\b"
     r"(?! (?:wait|stop|help but|agree more))"
     r"|\bI(?:'m| am) (?:not able|unable|not willing) to\b"
-    r"|\b(?:sorry|apologi[sz]e),? (?:but|I can)"
+    rf"|{DECLINES_SORRILY}"
     r"|不能(?:帮|提供|协助|回答|满足|告诉|教|为你|为您|这样做|支持)"
     r"|无法(?:帮|提供|协助|回答|满足|告诉|教|为你|为您|支持)"
     r"|(?:对不起|抱歉|很遗憾).{0,12}(?:不能|无法|不可以)|拒绝(?:回答|提供|协助)",

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 
-from eval import plots, repetition, showcase, wording
+from eval import plots, repetition, showcase, stored, wording
+from eval.cards import Filter, prompt_deck, question_deck
 from eval.detail_tables import repetition_details, safety_details
 from eval.epoch_plots import epoch_panels, epoch_table
 from eval.tables import (
@@ -40,6 +42,8 @@ __all__ = ["console_table", "read_curves", "write_report"]
 
 TEMPLATE = "report_template.html.j2"
 PANELS = 12  # stages whose curves are drawn; a chain has three
+# A table of more rows than these gets a field to find one.
+MANY_ROWS = 8
 # Rows shown of data.json and run.json; the files themselves are linked.
 FACTS = 200
 # Answers of the optional measures, linked where they are there.
@@ -72,7 +76,7 @@ def read_curves(run_dir: Path) -> list[plots.Curve]:
     curves = []
     for path in _logs(run_dir):
         loss, rates = plots.Thinned(), plots.Thinned()
-        for row in showcase.read_lines(path):
+        for row in stored.read_lines(path):
             if row.get("loss") is not None:
                 loss.add(float(row["step"]), float(row["loss"]))
                 if (rate := row.get("learning_rate")) is not None:
@@ -87,26 +91,6 @@ def _logs(run_dir: Path) -> list[Path]:
     return found[:PANELS]
 
 
-def status(row: dict[str, Any]) -> tuple[str, str]:
-    """How an answer ended: (css class, words)."""
-    count = len(row.get("token_ids", ()))
-    if row.get("repeats"):
-        loop = row.get("loop")
-        return "bad", f"loops: {loop['period']} tokens \u00d7 {loop['copies']}" if loop else "loops"
-    if row["finish_reason"] in ("stop_id", "stop_string"):
-        if count > row["cap"]:
-            return "cut", f"past the cap: stops after {count} tokens"
-        return "good", f"stops after {count} token{'s' * (count != 1)}"
-    return "cut", f"cut at {count} tokens"
-
-
-def verdict(row: dict[str, Any]) -> tuple[str, str]:
-    """What an answer scored: (css class, words)."""
-    if row["score"] in (0, 1):
-        return ("good", "right") if row["score"] else ("bad", "wrong")
-    return "cut", f"{row['score']:.2f}"
-
-
 def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     """Everything that the template shows."""
     models, tasks, rates = results["models"], results["benchmarks"], results["repetition"]
@@ -114,6 +98,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     preset = wording.visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
     generations = _sample_files(run_dir, models, "generations.jsonl")
     samples = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in tasks}
+    curves = read_curves(run_dir)
     more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in MORE_SAMPLES}
     return {
         "run_name": wording.visible(run_dir.resolve().name),
@@ -122,19 +107,23 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "results": results,
         "models": models,
         "measures": measures(results, run_dir=run_dir),
-        "repetition_details": repetition_details(results),
-        "safety_details": safety_details(results),
+        "repetition_details": repetition_details(results, run_dir=run_dir),
+        "safety_details": safety_details(results, run_dir=run_dir),
         "mixed_formats": _mixed_formats(results),
         "subject": wording.overall(results),
         "isolations": isolations(results),
         "pairs": wording.transitions(results),
         "delta_groups": _delta_groups(results),
+        "change_filters": _change_filters(results),
         "one_format": one_format(results),
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
-        "curves": [_curve_view(curve) for curve in read_curves(run_dir)],
+        "curves": [_curve_view(curve) for curve in curves],
         "epochs": epoch_panels(results),
-        "prompts": showcase.choose_prompts(generations),
-        "questions": showcase.choose_questions({t: files for t, files in samples.items() if files}),
+        "prompts": prompt_deck(showcase.choose_prompts(generations), models=models),
+        "questions": question_deck(
+            showcase.choose_questions({t: files for t, files in samples.items() if files}),
+            models=models,
+        ),
         "tests": list(dict.fromkeys(row["test"] for row in results["deltas"])),
         "facts": {
             name: _facts(_read_json(run_dir / file))[:FACTS]
@@ -142,6 +131,10 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
             if (run_dir / file).is_file()
         },
         "preset": preset,
+        "address": partial(_address, run_dir),
+        "logs": {_stage(curve): f"{quote(curve.stage)}/log.jsonl" for curve in curves},
+        "MANY_ROWS": MANY_ROWS,
+        "showcase": showcase,
         "links": _links(run_dir, {"generations": generations} | samples | more),
         "plots": plots,
         "detector": repetition,
@@ -160,7 +153,7 @@ def _environment() -> Environment:
     filters: tuple[Callable[..., Any], ...] = (
         *(wording.percent, wording.percent_range, wording.points, wording.points_range),
         *(wording.p_value, wording.significant, showcase.shown, showcase.folded),
-        *(status, verdict, wording.duration, csp_hash, judge_note, still_needed),
+        *(wording.duration, csp_hash, judge_note, still_needed),
     )
     environment.filters |= {function.__name__: function for function in filters}
     return environment
@@ -169,6 +162,11 @@ def _environment() -> Environment:
 def csp_hash(script: str) -> str:
     """The Content-Security-Policy source that allows this very script and no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _address(run_dir: Path, model: str, task: str, form: str = "") -> str:
+    """Where the answers behind a number are; the page's own record where no file has them."""
+    return stored.task_href(run_dir, model=model, task=task, form=form) or "#record"
 
 
 def _mixed_formats(results: Results) -> bool:
@@ -189,12 +187,25 @@ def _delta_groups(results: Results) -> list[dict[str, Any]]:
         ("Benchmarks", [row for row in deltas if row["task"] != REPETITION]),
     ):
         ends = [end for row in rows for end in (*(row.get("ci") or ()), row["delta"])]
-        tasks: dict[str, list[dict[str, Any]]] = {}
+        tasks: dict[str, dict[str, Any]] = {}
         for row in rows:
-            tasks.setdefault(row["task"], []).append(row)
+            tasks.setdefault(row["task"], {"rows": []})["rows"].append(row)
+        for entry in tasks.values():
+            largest = max(abs(row["delta"]) for row in entry["rows"])
+            surest = min(1.0 if row["p_holm"] is None else row["p_holm"] for row in entry["rows"])
+            entry["order"] = f"{largest} {1 - surest}"
         if rows:
             groups.append({"title": title, "axis": plots.scale(ends, zero=True), "tasks": tasks})
     return groups
+
+
+def _change_filters(results: Results) -> list[Filter]:
+    steps = [f"{a} \u2192 {b}" for a, b in wording.transitions(results)]
+    by_step = [(f"step-{i}", words) for i, words in enumerate(steps)]
+    clear = {wording.significant(row) for row in results["deltas"]}
+    by_test = [("clear", "significant"), ("flat", "not significant")]
+    filters = [Filter("step", {"": by_step})] if len(steps) > 1 else []
+    return filters + ([Filter("change", {"": by_test})] if len(clear) > 1 else [])
 
 
 def _curve_view(curve: plots.Curve) -> dict[str, Any]:
@@ -257,8 +268,13 @@ def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str
 
 
 def _sample_files(run_dir: Path, models: list[str], name: str) -> dict[str, Path]:
-    paths = {model: showcase.sample_file(run_dir, model=model, name=name) for model in models}
+    paths = {model: stored.sample_file(run_dir, model=model, name=name) for model in models}
     return {model: path for model, path in paths.items() if path is not None}
+
+
+def _stage(curve: plots.Curve) -> str:
+    """1-sft-all -> sft-all"""
+    return re.sub(r"^\d+-", "", curve.stage)
 
 
 def _order(folder: str) -> tuple[int, str]:
@@ -278,7 +294,7 @@ def _read_results(run_dir: Path) -> Results:
 
 def _read_json(path: Path) -> Any:
     try:
-        return showcase.cleaned(json.loads(path.read_text("utf-8")))
+        return stored.cleaned(json.loads(path.read_text("utf-8")))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); measure the run again") from None
 

@@ -7,7 +7,7 @@ option, arXiv 2401.02954, section 5.1), which lm-eval lacks.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from inspect import getsource
 from typing import Any
 
@@ -16,6 +16,7 @@ from lm_eval.api.registry import register_metric
 from lm_eval.api.task import Task
 
 from eval.engine import Engine
+from eval.repetition import find_loop
 from eval.stats import BITS_PER_BYTE
 from sft.config import UserError
 from sft.run import fingerprint
@@ -119,6 +120,8 @@ def stored_row(
     if "outcome" in sample:
         row["outcome"] = sample["outcome"]
     answer = str(sample["resps"][0][0])
+    if row.get("finish_reason") == "cap" and (loop := find_loop(answer.rstrip("\ufffd"))):
+        row["loop"] = asdict(loop)  # in characters
     return row | {"metric": metric, "score": score, "answer": answer} | _target(sample)
 
 

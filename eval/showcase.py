@@ -5,25 +5,24 @@ Sample files are read twice, line by line (to choose, then to fetch), so memory 
 what is shown plus one small record a row.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.wording import visible
-from sft.config import UserError
-from sft.storage import is_inside
+from eval.stored import read_lines
 
-PROMPTS = 12
+# However much is measured, the page holds no more than this, so that it opens at once.
+PROMPTS = 24
 # Of the prompts shown: ones where a loop was cured, and ones where the last model still loops.
-CURED, STILL = 6, 2
-QUESTIONS_PER_TASK = 3
-TASKS = 12
-# Characters shown before the rest folds away, and again before a loop; a fold hides FOLD_MIN.
-FOLD_AT, FOLD_MIN, FOLD_TAIL = 600, 200, 120
+CURED, STILL = 12, 4
+QUESTIONS_PER_TASK = 5
+TASKS = 24
+# Characters shown before the rest folds away, and again before a loop; a fold hides FOLD_MIN at
+# least, and holds FOLD_MOST at most.
+FOLD_AT, FOLD_MIN, FOLD_TAIL, FOLD_MOST = 600, 200, 120, 4000
 # Of a text or a conversation beyond these, beginning and end are shown: the page stays bounded.
 TEXT_MOST, MESSAGES_MOST = 20_000, 20
 # A loop shorter than this many characters is shown several copies at a time.
@@ -53,54 +52,26 @@ class Question:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an answer as it is displayed: text, folded, or a copy of its loop."""
+    """A piece of an answer as it is displayed: text, folded, or a copy of its loop.
+
+    Of `size` characters, `text` holds those that are on the page.
+    """
 
     kind: Literal["text", "fold", "copy", "copies"]  # copies: the further ones, folded
     text: str
+    size: int
 
-
-def sample_file(run_dir: Path, *, model: str, name: str) -> Path | None:
-    """eval/<model>/<name> if it is there and the names do not lead out of eval/."""
-    path = run_dir / "eval" / model / name
-    inside = ".." not in Path(model, name).parts and is_inside(path, run_dir / "eval")
-    return path if inside and path.is_file() else None
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON-lines file, hidden characters made visible.
-
-    Raises:
-        UserError: a line is not a JSON object.
-    """
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg}); measure again") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: not a JSON object; measure again")
-            yield cleaned(row)
-
-
-def cleaned(value: Any) -> Any:
-    """JSON data with every string, keys included, passed through `visible`."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, list):
-        # Token ids are the bulk of a row and hold no strings.
-        return value if value and isinstance(value[0], int) else [cleaned(item) for item in value]
-    if isinstance(value, dict):
-        return {visible(key): cleaned(item) for key, item in value.items()}
-    return value
+    @classmethod
+    def of(cls, kind: Literal["text", "fold", "copy", "copies"], text: str) -> "Part":
+        """A part of this text; a fold is cut where it would make the page heavy."""
+        most = FOLD_MOST if kind in ("fold", "copies") else len(text)
+        return cls(kind, text[:most], len(text))
 
 
 def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
-    """About a dozen prompts, from model -> generations.jsonl, in model order.
+    """About two dozen prompts, from model -> generations.jsonl, in model order.
 
-    Up to 6 where an earlier model repeats and the last does not, up to 2 where the last one
+    Up to CURED where an earlier model repeats and the last does not, up to STILL where the last one
     repeats, the rest where none does; the last model to loop, languages and kinds take turns.
     """
     repeats: dict[str, dict[str, bool]] = defaultdict(dict)
@@ -123,10 +94,10 @@ def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
 
 
 def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
-    """Up to 3 questions a task, from task -> model -> samples file, verdicts that differ first.
+    """Up to 5 questions of a task, from task -> model -> samples file, verdicts that differ first.
 
-    One question that the last model gained on the first, one that it lost, one where all agree.
-    Questions are joined on document id and hash.
+    Questions that the last model gained on the first, that it lost, and where the two agree, in
+    turn. They are joined on document id and hash.
     """
     questions: list[Question] = []
     for task, paths in list(files.items())[:TASKS]:
@@ -138,32 +109,42 @@ def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
         gained = [key for key, s in shared.items() if s[-1] > s[0]]
         lost = [key for key, s in shared.items() if s[-1] < s[0]]
         same = [key for key, s in shared.items() if s[-1] == s[0]]
-        chosen = (gained[:1] + lost[:1] + same[:1] + gained[1:] + lost[1:])[:QUESTIONS_PER_TASK]
+        turns = [key for turn in zip_longest(gained, lost, same) for key in turn if key]
+        chosen = turns[:QUESTIONS_PER_TASK]
         questions += _fetch_questions(task, paths, chosen)
     return questions
 
 
 def shown(row: dict[str, Any]) -> list[Part]:
-    """An answer in parts that join to its text; a loop shows twice and folds its further copies."""
-    text: str = row["text"]
-    loop = row.get("loop")
-    found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None
+    """A stored answer in parts that join to its text; a loop shows twice and folds its further
+    copies."""
+    if "answer" in row:  # of a benchmark, where the loop is known in characters
+        text, loop = str(row["answer"]), row.get("loop")
+        found = (loop["start"], loop["period"]) if loop else None
+        if found and text[found[0] :][: found[1]] != text[sum(found) :][: found[1]]:
+            found = None  # the text is not the one that was looked at
+    else:
+        text, loop = row["text"], row.get("loop")
+        found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None
     if found is None:
         return folded(text)
     start, period = found
     second, rest = start + period, start + 2 * period
-    copies = [Part("copy", text[start:second]), Part("copy", text[second:rest])]
-    return folded(text[:start], tail=FOLD_TAIL) + copies + [Part("copies", text[rest:])]
+    copies = [Part.of("copy", text[start:second]), Part.of("copy", text[second:rest])]
+    return folded(text[:start], tail=FOLD_TAIL) + copies + [Part.of("copies", text[rest:])]
 
 
 def folded(text: str, *, tail: int = 0) -> list[Part]:
     """`text` with what lies beyond about FOLD_AT characters folded, but for its last `tail`."""
     if len(text) < FOLD_AT + tail + FOLD_MIN:
-        return [Part("text", text)]
+        return [Part.of("text", text)]
     cut = max(text.rfind(" ", 0, FOLD_AT), text.rfind("\n", 0, FOLD_AT), FOLD_AT - FOLD_MIN)
     end = len(text) - tail
     end = max(end, text.find(" ", end, end + tail // 2) + 1)
-    return [Part("text", text[:cut]), Part("fold", text[cut:end]), Part("text", text[end:])]
+    parts: list[tuple[Literal["text", "fold"], str]] = [
+        *(("text", text[:cut]), ("fold", text[cut:end]), ("text", text[end:]))
+    ]
+    return [Part.of(kind, piece) for kind, piece in parts]
 
 
 def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[int, int] | None:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from eval.showcase import sample_file
 from eval.stats import BITS_PER_BYTE
+from eval.stored import sample_href, task_href
 from eval.wording import (
     DASH,
     MINUS,
@@ -53,13 +52,14 @@ class Measure:
 @dataclass(frozen=True)
 class FormatRow:
     """A task's change in points from first to last model: in the protocol, in one format, and what
-    asking in the protocol's format instead of that one changes for a model."""
+    asking in the protocol's format instead of that one changes for a model (model, change)."""
 
     form: str
     task: str
     protocol: str
     same: str
-    formats: str
+    formats: tuple[tuple[str, str], ...]
+    sort: tuple[float, float]  # protocol and same, as numbers
 
 
 def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Measure]:
@@ -77,7 +77,7 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
             ("truncated", "cut at the cap", "had not ended there, but not endless"),
             ("seq_rep_4", "seq-rep-4", "4-grams that an answer repeats"),
         )
-        hrefs = [_href(run_dir, model, "generations.jsonl") for model in models]
+        hrefs = [task_href(run_dir, model=model, task=REPETITION) for model in models]
         for key, name, caption in beside:
             cells = tuple(
                 _rate(rates[model], key, href) if key in rates.get(model, {}) else None
@@ -89,7 +89,7 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
         metrics = dict.fromkeys(score["metric"] for score in scores.values())
         counts = dict.fromkeys(f"n = {score['n']:,}" for score in scores.values())
         cells = tuple(
-            _score(scores[model], _href(run_dir, model, f"samples/{task}.jsonl"))
+            _score(scores[model], task_href(run_dir, model=model, task=task))
             if model in scores
             else None
             for model in models
@@ -97,7 +97,7 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
         rows.append(Measure(task, ", ".join([*metrics, *counts]), cells))
     for task, entries in results.get("language", {}).get("benchmarks", {}).items():
         cells = tuple(
-            _bits(entries[model], _href(run_dir, model, f"samples/{task}.jsonl"))
+            _bits(entries[model], task_href(run_dir, model=model, task=task))
             if model in entries
             else None
             for model in models
@@ -125,13 +125,12 @@ def one_format(results: dict[str, Any]) -> list[FormatRow]:
         for row in section["deltas"]:
             if pair is not None and _pair(row) == pair:
                 shares = [(model, alone.get((row["task"], model))) for model in pair]
-                formats = tuple(
-                    f"{model} {_change(share)}" for model, share in shares if share is not None
-                )
+                beside = protocol[row["task"]]
                 rows.append(
                     FormatRow(
-                        *(form, row["task"], _change(protocol[row["task"]]), _change(row)),
-                        formats=", ".join(formats),
+                        *(form, row["task"], _change(beside), _change(row)),
+                        formats=tuple((m, _change(share)) for m, share in shares if share),
+                        sort=(beside["delta"], row["delta"]),
                     )
                 )
     return rows
@@ -199,7 +198,16 @@ def markdown(
             ]
             lines += ["", f"## {title}", "", *md_table(["", "", *results["models"]], cells)]
     if one_format(results):
-        cells = [[r.task, r.protocol, r.form, r.same, r.formats] for r in one_format(results)]
+        cells = [
+            [
+                r.task,
+                r.protocol,
+                r.form,
+                r.same,
+                ", ".join(f"{m} {change}" for m, change in r.formats),
+            ]
+            for r in one_format(results)
+        ]
         head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
         lines += ["", "## In one format", "", *md_table(head, cells)]
     if epochs:
@@ -254,7 +262,12 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
 
 def _score(entry: dict[str, Any], href: str | None) -> Cell:
     shots = "" if entry["shots"] is None else f"{entry['shots']}-shot"
-    note = ", ".join(filter(None, (shots, "chat" if entry.get("chat_template") else "")))
+    told, cut = entry.get("description", ""), entry.get("cut_prompts", 0)
+    parts = (
+        *(shots, "chat" if entry.get("chat_template") else "", told and f"description {told}"),
+        f"{cut:,} prompt{'s' * (cut != 1)} cut" if cut else "",
+    )
+    note = ", ".join(filter(None, parts))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])
 
 
@@ -267,7 +280,7 @@ def _safety(results: dict[str, Any], run_dir: Path | None) -> list[Measure]:
         ("over_refusal", "over-refusal", "harmless prompts refused; lower is better"),
     ):
         cells = tuple(
-            _rate(found[model][key], "rate", _href(run_dir, model, "safety.jsonl"))
+            _rate(found[model][key], "rate", sample_href(run_dir, model=model, name="safety.jsonl"))
             if found.get(model, {}).get(key)
             else None
             for model in models
@@ -307,12 +320,6 @@ def _pair(row: dict[str, Any]) -> tuple[str, str]:
 
 def _change(row: dict[str, Any]) -> str:
     return points(row["delta"]) + "*" * significant(row)
-
-
-def _href(run_dir: Path | None, model: str, name: str) -> str | None:
-    if run_dir is None or sample_file(run_dir, model=model, name=name) is None:
-        return None
-    return quote(f"eval/{model}/{name}")
 
 
 def _two_lines(value: str, below: str) -> Text:

@@ -64,7 +64,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.results import write_results
     from eval.tables import console_table
     from sft.console import farewell, start_logging
-    from sft.model import check_model, choose_placement, load_tokenizer
+    from sft.model import check_model, choose_placement, has_template, load_tokenizer
     from sft.run import open_run, write_environment
     from sft.setting import Setting
     from sft.shares import from_main
@@ -76,6 +76,13 @@ def compare(preset: Preset, compared: Compared) -> None:
         check_measures(preset.eval)
     tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in sections}
     _say_differences(tokenizers)
+    for name, section in sections.items():
+        if name != "base" and not has_template(paths[name], section):
+            log.warning(
+                "%s: %s has no chat template, so it is asked in ours, which it may not know; set "
+                "model.chat_template in a preset, or give a base model as --base",
+                *(name, section.name_or_path),
+            )
     placement = choose_placement(preset.model) if sections else None
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:

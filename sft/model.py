@@ -264,6 +264,14 @@ def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def has_template(path: str, section: ModelSection) -> bool:
+    """Whether a chat template is given or stored with the tokenizer, so that ours is not used."""
+    if section.chat_template is not None:
+        return True
+    stored = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+    return stored.chat_template is not None
+
+
 def load_model(
     path: str,
     placement: Placement,

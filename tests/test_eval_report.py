@@ -12,6 +12,7 @@ import pytest
 from made_up_run import MODELS, RATES, SCORES, delta_row, make_results, make_run, write_rows
 from rich.console import Console
 
+from eval import showcase
 from eval.plots import write_picture
 from eval.report import console_table, csp_hash, read_curves, write_report
 from eval.tables import measures
@@ -95,13 +96,14 @@ def test_table_shows_the_numbers_of_results_json(page: ElementTree.Element) -> N
 
 def test_changes_show_the_numbers_of_results_json(page: ElementTree.Element) -> None:
     deltas = make_results()["deltas"]
-    rows = page.findall(".//section[@id='changes']//div[@data-step]")
+    rows = page.findall(".//section[@id='changes']//div[@data-words]")
     assert len(rows) == len(deltas)
     for row, delta in zip(rows, deltas, strict=True):
         label, chart, number, p = row.findall("div")
         assert text_of(label).startswith(f"{delta['from']} → {delta['to']}")
         value = f"{100 * delta['delta']:+.1f}".replace("-", "\u2212")
         assert text_of(number).startswith(value)
+        assert row.get("data-words") == delta["task"]
         clear = delta["p_holm"] < 0.05
         assert (chart.find(".//circle").get("class") == "dot clear") == clear
         assert text_of(p).startswith("p < 0.001" if clear else "p = 1.00")
@@ -122,6 +124,81 @@ def test_every_link_is_a_file_of_the_run_or_a_part_of_the_page(
     assert len(hrefs) > 40
     for href in hrefs:
         assert href[1:] in anchors if href.startswith("#") else (finished / href).is_file(), href
+
+
+def is_number(text: str) -> bool:
+    return re.match(r"[+\u2212-]?\d", text) is not None
+
+
+def test_every_number_of_a_table_links_to_the_answers_of_its_own_model_and_task(
+    finished: Path, page: ElementTree.Element
+) -> None:
+    for row in page.findall(".//section[@id='table']//tbody/tr"):
+        task = row.find("th").text
+        for model, cell in zip(MODELS, row.findall("td"), strict=True):
+            name = f"samples/{task}.jsonl" if task in SCORES else "generations.jsonl"
+            assert cell.find("b/a").get("href") == f"eval/{model}/{name}"
+    for row in page.findall(".//section[@id='changes']//div[@data-words]"):
+        label, _, number, _ = row.findall("div")
+        task = row.get("data-words")
+        name = f"samples/{task}.jsonl" if task in SCORES else "generations.jsonl"
+        for link in label.findall("a"):
+            assert link.get("href") == f"eval/{link.text}/{name}"
+        assert number.find("a").get("href") == label.findall("a")[1].get("href")
+    for cell in page.findall(".//section[@id='training']//td"):
+        if is_number(text_of(cell)):
+            stage = cell.find("a").get("href")
+            assert stage.endswith("/log.jsonl") and (finished / stage).is_file()
+
+
+def test_without_its_script_the_page_hides_its_controls_and_nothing_else(
+    page: ElementTree.Element,
+) -> None:
+    hidden = [element for element in page.iter() if "hidden" in element.attrib]
+    assert hidden and all(element.get("class") == "controls" for element in hidden)
+    assert not [head for head in page.iter("th") if head.find("button") is not None]
+
+
+def test_filters_name_what_the_cards_hold(page: ElementTree.Element) -> None:
+    for name, heads in (("answers", ["language", "kind"]), ("questions", ["task"])):
+        box = page.find(f".//div[@data-controls='{name}-cards']")
+        offered = {
+            o.get("value") for s in box.findall(".//select[@data-tag]") for o in s.iter("option")
+        }
+        cards = page.findall(f".//div[@id='{name}-cards']/details")
+        held = {tag for card in cards for tag in card.get("data-tags").split()}
+        assert offered - {""} == held
+        labels = [label.text.strip() for label in box.findall("label")]
+        assert labels == ["find", *heads, "outcome", "answers of", "order"]
+
+
+def test_a_heavy_run_makes_no_heavy_page(tmp_path: Path) -> None:
+    """Ten times the tasks and answers of a hundred thousand characters: what is left out is said,
+    and leads to the file."""
+    run_dir = make_run(tmp_path / "run")
+    results = make_results()
+    for model in MODELS:
+        path = run_dir / "eval" / model / "generations.jsonl"
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        write_rows(path, [row | {"text": row["text"] + "and on " * 15_000} for row in rows])
+        source = run_dir / "eval" / model / "samples" / "world_math.jsonl"
+        rows = [json.loads(line) for line in source.read_text("utf-8").splitlines()]
+        rows = [
+            row | {"prompt": "shot " * 20_000 + row["prompt"], "answer": "x " * 50_000}
+            for row in rows
+        ]
+        for number in range(40):
+            write_rows(source.with_name(f"more_{number}.jsonl"), rows[:6])
+    for number in range(40):
+        results["benchmarks"][f"more_{number}"] = results["benchmarks"]["world_math"]
+    write_rows(run_dir / "results.json", [results])
+    root = report_page(run_dir)
+    assert (run_dir / "report.html").stat().st_size < 5_000_000
+    section = text_of(root.find(".//section[@id='questions']"))
+    assert f"The first {showcase.TASKS} of 44 benchmarks" in section
+    link = root.find(".//section[@id='questions']//details[@class='fold']/a")
+    assert link is not None and "more in the file" in link.text
+    assert (run_dir / link.get("href")).is_file() or link.get("href") == "#record"
 
 
 def test_page_needs_nothing_from_outside(finished: Path, page: ElementTree.Element) -> None:
@@ -153,6 +230,7 @@ HOSTILE = [
     "{{ 7 * 7 }} {% raw %} &lt;b&gt; <!-- -->",
     "abc\u202egnp.exe\u202c \u2066x\u2069 \u200f",
     "bell\x07 escape\x1b[31m null\x00 del\x7f c1\x9b lone\ud800 end",
+    "</script ><script>document.title='owned'</script> `${alert(1)}` \u2028\u2029",
     "``` \n# title\n| a | b |\n[x](javascript:alert(1)) ~~~",
 ]
 
@@ -170,6 +248,7 @@ def test_whatever_a_model_or_a_row_says_is_only_text(tmp_path: Path) -> None:
                 row["category"] = row["language"] = hostile
             else:
                 row |= {"prompt": hostile, "answer": hostile, "target": hostile}
+                row["outcome"] = hostile
         write_rows(path, rows)
     write_rows(run_dir / "data" / "data.json", [{word: {word: word} for word in HOSTILE}])
     write_rows(run_dir / "run.json", [{"versions": HOSTILE}])
@@ -188,7 +267,7 @@ def test_whatever_a_model_or_a_row_says_is_only_text(tmp_path: Path) -> None:
         assert " ".join(word.split()) in everything
     assert "‹U+202E›gnp.exe" in everything and "escape␛[31m" in everything
     raw = (run_dir / "report.html").read_text("utf-8") + (run_dir / "report.md").read_text("utf-8")
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", raw)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", raw)
 
 
 def test_hostile_names_stay_text_and_lead_nowhere(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def test_questions_shown_differ_in_verdict_where_any_do(finished: Path) -> None:
     for task in SCORES:
         answers = [question.answers for question in questions if question.task == task]
         scores = [(row["base"]["score"], row["dpo"]["score"]) for row in answers]
-        assert (0.0, 1.0) in scores and (1.0, 0.0) in scores and len(scores) == 3
+        assert (0.0, 1.0) in scores and (1.0, 0.0) in scores
+        assert len(scores) == showcase.QUESTIONS_PER_TASK
     assert all("What is 2 + 2" not in question.prompt for question in questions)
 
 
@@ -63,3 +64,22 @@ def test_long_answer_folds_and_short_one_does_not() -> None:
     parts = showcase.folded(long)
     assert "".join(part.text for part in parts) == long
     assert [part.kind for part in parts if part.text] == ["text", "fold"]
+
+
+def test_a_fold_says_how_much_of_it_is_not_on_the_page() -> None:
+    text = "word " * 20_000
+    first, fold, last = showcase.folded(text)
+    assert first.size + fold.size + last.size == len(text)
+    assert len(fold.text) == showcase.FOLD_MOST < fold.size
+    assert text.startswith(first.text + fold.text)
+
+
+def test_a_loop_known_in_characters_is_shown_where_it_is() -> None:
+    lead, loop = "She went out. ", "and then it rained "
+    text = lead + loop * 30 + "and th"
+    row = {"answer": text, "loop": {"period": len(loop), "copies": 30, "start": len(lead)}}
+    parts = showcase.shown(row)
+    assert "".join(part.text for part in parts) == text
+    assert [part.text for part in parts if part.kind == "copy"] == [loop, loop]
+    parts = showcase.shown(row | {"answer": text[5:]})
+    assert {part.kind for part in parts} == {"text"} and parts[0].text == text[5:]

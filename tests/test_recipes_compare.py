@@ -1,0 +1,154 @@
+"""base_vs_chat.py where something goes wrong: killed, nowhere to write, models that differ."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, make_tiny_model, make_tiny_tokenizer
+from tiny_world import build_world
+
+from recipes import base_vs_chat
+from sft.chat import ensure_template
+from sft.run import read_json, read_jsonl, write_jsonl
+
+RUNS = ("two", "unbroken")
+LONG = {
+    "task": "long",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "long.jsonl"}},
+    "test_split": "test",
+    "output_type": "generate_until",
+    "doc_to_text": "{{question}}",
+    "doc_to_target": "{{answer}}",
+    "generation_kwargs": {"until": ["\n\n"], "do_sample": False, "max_gen_toks": 300},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+@pytest.fixture
+def world(tmp_path, tiny_tokenizer):
+    """The tiny world with a second model, `other`, and a task that takes seconds, `long`."""
+    ensure_template(tiny_tokenizer)
+    build_world(tmp_path, tiny_tokenizer)
+    make_tiny_model(seed=1).save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    (tmp_path / "tasks" / "long.yaml").write_text(yaml.safe_dump(LONG))
+    rows = [{"question": f"Write about {i}.", "answer": str(i)} for i in range(48)]
+    write_jsonl(tmp_path / "tasks" / "long.jsonl", rows)
+    return tmp_path
+
+
+def arguments(world, *, tasks="sums", to="two"):
+    given = ["--base", str(world / "base"), "--chat", str(world / "other"), "--base-shots", "2"]
+    return [*given, "--task-dir", str(world / "tasks"), "--tasks", tasks, "--to", str(world / to)]
+
+
+def test_killed_within_a_task_it_ends_as_one_that_was_not(world):
+    """SIGKILL while the second task's answers are being written."""
+    command = [
+        sys.executable,
+        ROOT / "recipes/base_vs_chat.py",
+        *arguments(world, tasks="sums,long"),
+    ]
+    done = world / "two" / "eval" / "base" / "kept" / "protocol" / "sums.json"
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        while not done.is_file() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    kept = world / "two" / "eval" / "base" / "samples" / "sums.jsonl"
+    before = kept.stat().st_mtime_ns
+    assert not kept.with_name("long.jsonl").exists()
+
+    assert base_vs_chat.main(arguments(world, tasks="sums,long")) == 0
+    assert kept.stat().st_mtime_ns == before, "what was measured is measured once"
+    assert base_vs_chat.main(arguments(world, tasks="sums,long", to="unbroken")) == 0
+    for name in (
+        "base/samples/sums",
+        "base/samples/long",
+        "chat/samples/sums",
+        "chat/samples/long",
+    ):
+        rows, whole = (read_jsonl(world / run / "eval" / f"{name}.jsonl") for run in RUNS)
+        for row, beside in zip(rows, whole, strict=True):
+            # Another process may add in another order.
+            assert row.pop("log_probs", []) == pytest.approx(beside.pop("log_probs", []), abs=1e-4)
+            assert row == beside
+    results = [read_json(world / run / "results.json") for run in RUNS]
+    assert results[0] == results[1] and set(results[0]["benchmarks"]) == {"sums", "long"}
+
+
+def refusal(given, capsys):
+    assert base_vs_chat.main(given) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["kernel", "closed", "file"])
+def test_a_folder_that_cannot_be_written_is_one_sentence_before_any_model(world, capsys, place):
+    to = world / place
+    if place == "kernel":
+        to = "/proc/nope"
+    elif place == "file":
+        to.write_text("")
+    else:
+        if os.geteuid() == 0:
+            pytest.skip("root writes into any folder")
+        to.mkdir(mode=0o555)
+    (world / "other" / "model.safetensors").write_bytes(b"no model")  # never read
+    sentence = refusal(arguments(world, to=to), capsys)
+    assert sentence.startswith("error: ") and "cannot be written" in sentence
+
+
+def test_prompts_that_do_not_fit_are_counted_on_record_and_refused_beyond_a_share(world, capsys):
+    rows = read_jsonl(world / "tasks" / "long.jsonl")[:12]
+    rows[3]["question"] = "too long " * 60
+    write_jsonl(world / "tasks" / "long.jsonl", rows)
+    given = arguments(world, tasks="long")
+    assert base_vs_chat.main(given) == 0
+    entry = read_json(world / "two" / "results.json")["benchmarks"]["long"]
+    assert entry["base"]["cut_prompts"] == entry["chat"]["cut_prompts"] == 1
+    assert "1 prompt cut" in (world / "two" / "report.html").read_text()
+    rows[4]["question"] = "too long " * 60
+    write_jsonl(world / "tasks" / "long.jsonl", rows)
+    sentence = refusal(given, capsys)
+    assert "long: 2 of 12 prompts are longer than the model's window of 512 tokens" in sentence
+
+
+def test_models_that_cannot_be_compared_in_all_are_told_apart(world, caplog):
+    caplog.set_level(logging.WARNING)
+    given = arguments(world)
+    assert base_vs_chat.main(given) == 0
+    assert "different" not in caplog.text and "no chat template" not in caplog.text
+
+    tokenizer = make_tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    )
+    tokenizer.save_pretrained(world / "other")
+    assert base_vs_chat.main([*given[:-1], str(world / "templates")]) == 0
+    assert "base, chat: different chat templates" in caplog.text
+
+    tokenizer.add_tokens(["Question"])
+    make_tiny_model(seed=1, vocab_size=261).save_pretrained(world / "other")
+    tokenizer.save_pretrained(world / "other")
+    assert base_vs_chat.main([*given[:-1], str(world / "tokenizers")]) == 0
+    assert "base, chat: different tokenizers: scores compare, but acc_per_token" in caplog.text
+
+
+def test_a_chat_model_without_a_template_is_named(world, caplog):
+    make_tiny_tokenizer().save_pretrained(world / "other")
+    (world / "other" / "chat_template.jinja").unlink()
+    caplog.set_level(logging.WARNING)
+    assert base_vs_chat.main(arguments(world)) == 0
+    assert f"chat: {world / 'other'} has no chat template, so it is asked in ours" in caplog.text
