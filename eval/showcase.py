@@ -23,8 +23,7 @@ TASKS = 24
 # Characters shown before the rest folds away, and again before a loop; a fold hides FOLD_MIN at
 # least, and holds FOLD_MOST at most.
 FOLD_AT, FOLD_MIN, FOLD_TAIL, FOLD_MOST = 600, 200, 120, 4000
-# Of a text or a conversation beyond these, beginning and end are shown: the page stays bounded.
-TEXT_MOST, MESSAGES_MOST = 20_000, 20
+MESSAGES_MOST = 20  # of a longer conversation, beginning and end are shown
 # A loop shorter than this many characters is shown several copies at a time.
 COPY_MIN = 12
 
@@ -121,8 +120,6 @@ def shown(row: dict[str, Any]) -> list[Part]:
     if "answer" in row:  # of a benchmark, where the loop is known in characters
         text, loop = str(row["answer"]), row.get("loop")
         found = (loop["start"], loop["period"]) if loop else None
-        if found and text[found[0] :][: found[1]] != text[sum(found) :][: found[1]]:
-            found = None  # the text is not the one that was looked at
     else:
         text, loop = row["text"], row.get("loop")
         found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None
@@ -227,24 +224,13 @@ def _fetch_questions(
 
 
 def _bounded(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with what is too long in it cut in the middle; the file that it is from is linked."""
-    row = {key: _cut(value) if isinstance(value, str) else value for key, value in row.items()}
+    """A row with a long conversation cut in the middle; the file that it is from is linked."""
     messages = row.get("messages")
-    if isinstance(messages, list):
-        if (more := len(messages) - MESSAGES_MOST) > 0:
-            half = MESSAGES_MOST // 2
-            note = {"role": "\u2026", "content": f"{more:,} messages that are not shown"}
-            messages = [*messages[:half], note, *messages[-half:]]
-        row["messages"] = [m | {"content": _cut(m.get("content") or "")} for m in messages]
-    return row
-
-
-def _cut(text: str) -> str:
-    if (more := len(text) - TEXT_MOST) <= 0:
-        return text
-    half = TEXT_MOST // 2
-    note = f"\n[\u2026 {more:,} characters that are not shown \u2026]\n"
-    return text[:half] + note + text[-half:]
+    if not isinstance(messages, list) or (more := len(messages) - MESSAGES_MOST) <= 0:
+        return row
+    half = MESSAGES_MOST // 2
+    note = {"role": "\u2026", "content": f"{more:,} messages that are not shown"}
+    return row | {"messages": [*messages[:half], note, *messages[-half:]]}
 
 
 def _document(row: dict[str, Any]) -> tuple[str, str]:

@@ -60,7 +60,7 @@ def test_ten_thousand_stages_worth_of_lines_make_a_page_of_the_same_size(tmp_pat
     assert len(page) < 2 * usual
 
 
-def test_endless_answers_and_conversations_are_cut_in_the_middle(tmp_path):
+def test_endless_answers_and_conversations_leave_the_page_small(tmp_path):
     run_dir = make_run(tmp_path / "run")
     write_report(run_dir)
     usual = (run_dir / "report.html").stat().st_size
@@ -76,5 +76,5 @@ def test_endless_answers_and_conversations_are_cut_in_the_middle(tmp_path):
     write_report(run_dir)
     page = (run_dir / "report.html").read_text("utf-8")
     assert len(page) < usual + 100 * 30_000  # answers shown, and what is left of each
-    assert "characters that are not shown" in page and "481 messages that are not shown" in page
-    assert "begin word" in page and "word end" in page
+    assert "more in the file" in page and "481 messages that are not shown" in page
+    assert "begin word" in page
