@@ -23,7 +23,7 @@ from sft.console import show
 from sft.decontaminate import Benchmarks
 from sft.merge import MERGE_ROWS
 from sft.mix import mix
-from sft.model import Placement
+from sft.placement import Placement
 from sft.prepare import rows_fingerprint
 from sft.prompts import read_prompts
 from sft.run import (

@@ -64,7 +64,8 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.results import write_results
     from eval.tables import console_table
     from sft.console import farewell, start_logging
-    from sft.model import check_model, choose_placement, has_template, load_tokenizer
+    from sft.model import check_model, has_template, load_tokenizer
+    from sft.placement import choose_placement
     from sft.run import open_run, write_environment
     from sft.setting import Setting
     from sft.shares import from_main

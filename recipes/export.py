@@ -89,12 +89,8 @@ def export(
     from sft.console import start_logging
     from sft.handover import complete_tokenizer, prove_same_ids, write_modelfile
     from sft.merge import in_words, on_processor, over_4bit, publish, stored_dtype
-    from sft.model import (
-        choose_placement,
-        context_window,
-        load_tokenizer,
-        resolve_model_path,
-    )
+    from sft.model import context_window, load_tokenizer, resolve_model_path
+    from sft.placement import choose_placement
     from sft.quantised import require_bitsandbytes
 
     start_logging()

@@ -70,7 +70,8 @@ def plan(
     from sft.budget import Planner, chats_work, named_machine, named_placement, this_machine
     from sft.budget_table import show_budget
     from sft.console import start_logging
-    from sft.model import check_model, choose_placement, context_window, load_tokenizer, read_config
+    from sft.model import check_model, context_window, load_tokenizer, read_config
+    from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, split_length
     from sft.prepare import prepare_chats
     from sft.setting import Setting

@@ -78,7 +78,8 @@ def chain(
     from sft.budget_table import show_budget
     from sft.console import farewell, start_logging
     from sft.inputs import run_inputs
-    from sft.model import check_model, choose_placement, context_window, load_tokenizer, read_config
+    from sft.model import check_model, context_window, load_tokenizer, read_config
+    from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.run import open_run, write_environment

@@ -21,9 +21,10 @@ from sft.blocks import FLEX
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
 from sft.flops import Costs, costs_of_config, forward_flops, training_flops
 from sft.memory import Memory, Setup, step_memory
-from sft.model import Placement, attention_for, lora_config
+from sft.model import attention_for, lora_config
 from sft.packing import FLAT_BUCKET, Document, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
+from sft.placement import Placement
 from sft.plan import count_steps
 from sft.sharding import sharded
 

@@ -6,7 +6,6 @@ unrenamed; beside them stand the few of ours that `sft.sections` names.
 
 import dataclasses
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.plain_yaml import refuse_bomb
+from sft.rules import NO_SOURCE, check_rules
 from sft.secret import hidden, secret_places
 from sft.sections import (
-    CHOICES,
     DECIDED,
-    MEMBERS,
-    SOURCE_OPTIONS,
     WITHOUT_EFFECT,
     DataSection,
     DialogueStage,
@@ -75,9 +72,6 @@ class UserError(ValueError):
     """
 
 
-NO_SOURCE = "data.sft is empty; list at least one source of chats"
-
-
 def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
     """Read a preset file and apply `section.key=value` overrides (values are YAML).
 
@@ -104,7 +98,7 @@ def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
             problems += _fill(getattr(preset, name), content, where=name)
     mistaken_source = any("data.sft" in problem for problem in problems)
     # A source that was not taken leaves the list empty, which is no other mistake.
-    problems += [p for p in _check(preset) if not (mistaken_source and p == NO_SOURCE)]
+    problems += [p for p in check_rules(preset) if not (mistaken_source and p == NO_SOURCE)]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
         raise UserError(hidden(f"{source}: " + "; ".join(problems)))
@@ -272,146 +266,3 @@ def _name(hint: Any) -> str:
 def _unknown(key: str, valid: Any) -> str:
     near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
     return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")
-
-
-def _check(preset: Preset) -> list[str]:
-    """Rules between values that the types do not hold."""
-    problems = []
-    for where, allowed in CHOICES.items():
-        section, key = where.split(".")
-        value = getattr(getattr(preset, section), key)
-        if value not in allowed:
-            problems.append(f"{where}={value!r} is not one of {', '.join(allowed)}")
-    for where, allowed in MEMBERS.items():
-        section, key = where.split(".")
-        for value in getattr(getattr(preset, section), key):
-            if value not in allowed:
-                problems.append(
-                    f"{where} lists {value!r}, which is not one of {', '.join(allowed)}"
-                )
-    if not preset.model.name_or_path:
-        problems.append("model.name_or_path is missing; name a local directory or a hub id")
-    if not preset.data.sft and (preset.sft_all.enabled or preset.sft_dialogue.enabled):
-        problems.append(NO_SOURCE)
-    if preset.dpo.enabled and not (preset.data.preference or preset.pairs.prompts):
-        problems.append(
-            "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
-        )
-    if not 0 <= preset.data.near_duplicates <= 1:
-        problems.append(
-            f"data.near_duplicates={preset.data.near_duplicates} must be an overlap from 0 (exact "
-            "duplicates only) to 1"
-        )
-    for where in SOURCE_OPTIONS:
-        section, key = where.split(".")
-        for i, source in enumerate(getattr(getattr(preset, section), key)):
-            problems += _check_source(source, where=where, at=f"{where}[{i}]")
-    for where, value in (
-        ("repetition.cap", preset.eval.repetition.cap),
-        ("safety.cap", preset.eval.safety.cap),
-    ):
-        if value < 1:
-            problems.append(f"eval.{where}={value} must be at least one token")
-    if preset.eval.repetition.temperature < 0:
-        problems.append(
-            f"eval.repetition.temperature={preset.eval.repetition.temperature:g} must not be "
-            "negative; 0 leaves the sampled measure out"
-        )
-    problems += _check_each_epoch(preset.eval)
-    for name in ("spike_factor", "collapse_nats"):
-        value = getattr(preset.run, name)
-        if value < 0:
-            problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")
-    for name, words in (("sft_all", ""), ("sft_dialogue", ", auto"), ("dpo", ", auto")):
-        enabled = getattr(preset, name).enabled
-        if not (isinstance(enabled, bool) or (words and enabled == "auto")):
-            problems.append(f"{name}.enabled={enabled!r} is not one of true, false{words}")
-    if preset.sft_dialogue.enabled == "auto" and not preset.sft_all.enabled:
-        problems.append(
-            "sft_dialogue.enabled=auto asks how often stage 1 repeats itself, and sft_all.enabled="
-            "false leaves it out; set one of them"
-        )
-    if not 0 <= preset.sft_dialogue.min_repetition <= 1:
-        problems.append(
-            f"sft_dialogue.min_repetition={preset.sft_dialogue.min_repetition:g} is no rate in "
-            "[0, 1]"
-        )
-    problems += _check_lora(preset)
-    for stage in ("sft_all", "sft_dialogue", "dpo"):
-        length = getattr(preset, stage).trl.get("max_length")
-        if isinstance(length, int) and length < 2:
-            problems.append(f"{stage}.max_length={length} must be at least 2, or null for no limit")
-    for stage in ("sft_all", "sft_dialogue"):
-        if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
-            problems.append(f"{stage}.loss_type is nll here; remove it")
-    for stage in ("sft_all", "sft_dialogue", "dpo"):
-        section = getattr(preset, stage)
-        if section.train_batch_size and "gradient_accumulation_steps" in section.trl:
-            problems.append(
-                f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
-                "decides the second, remove one"
-            )
-    return problems
-
-
-def _check_each_epoch(section: EvalSection) -> list[str]:
-    own = section.each_epoch
-    problems = []
-    if own.prompts < 0 or own.limit < 1:
-        problems.append(
-            f"eval.each_epoch: prompts={own.prompts} must not be negative and limit={own.limit} at "
-            "least one document"
-        )
-    for task in own.tasks or ():
-        if task not in section.tasks:
-            problems.append(
-                f"eval.each_epoch.tasks lists {task!r}, which eval.tasks lacks; list it there too, "
-                "so that no row with its questions is trained"
-            )
-    tasks = section.tasks if own.tasks is None else own.tasks
-    if own.enabled and not tasks and not (own.prompts and section.repetition.prompts):
-        problems.append(
-            "eval.each_epoch.enabled=true measures nothing: give it prompts (and "
-            "eval.repetition.prompts) or tasks, or set it to false"
-        )
-    return problems
-
-
-def _check_lora(preset: Preset) -> list[str]:
-    """Rules of the adapter, and of what is there for an adapter alone."""
-    lora, plain = preset.lora, LoraSection()
-    if lora.r < 0:
-        return [f"lora.r={lora.r} must be 0 (full fine-tuning) or positive"]
-    if lora.r > 0:
-        return []
-    problems = [
-        f"lora.{key}={str(getattr(lora, key)).lower()} has no effect with lora.r=0 (full "
-        "fine-tuning); set lora.r or remove it"
-        for key in ("use_rslora", "use_dora", "between_stages")
-        if getattr(lora, key) != getattr(plain, key)
-    ]
-    if preset.model.load_in_4bit:
-        problems.append(
-            "model.load_in_4bit=true freezes the weights, and lora.r=0 trains them; set lora.r"
-        )
-    return problems
-
-
-def _check_source(source: Source, *, where: str, at: str) -> list[str]:
-    """Rules of one source; `where` is the list that it stands in."""
-    problems = []
-    for name in sorted(set.union(*SOURCE_OPTIONS.values()) - SOURCE_OPTIONS[where]):
-        if getattr(source, name) != getattr(Source(), name):
-            problems.append(f"{at}.{name} has no effect on {where}; remove it")
-    if source.weight < 0:
-        problems.append(f"{at}.weight={source.weight} must not be negative")
-    if source.count is not None and (source.count < 1 or source.weight != 1.0):
-        problems.append(f"{at}.count={source.count} must be positive and stand without weight")
-    if source.tree_paths not in ("best", "all"):
-        problems.append(f"{at}.tree_paths={source.tree_paths!r} is not one of best, all")
-    for kind, pattern in source.kind_rule.items():
-        try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
-            problems.append(f"{at}.kind_rule.{kind}={pattern!r} is no regular expression ({error})")
-    return problems

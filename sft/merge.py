@@ -21,7 +21,8 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 from sft.adapters import adapter_base
 from sft.chat import stop_ids
 from sft.config import UserError
-from sft.model import Placement, load_model, save_model
+from sft.model import load_model, save_model
+from sft.placement import Placement
 from sft.run import Stage, is_adapter
 from sft.setting import Setting
 from sft.storage import writing

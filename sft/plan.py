@@ -18,7 +18,7 @@ from sft.chat import EncodedChat, coloured
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import Preset, SftStage, UserError, find_path
 from sft.console import show
-from sft.model import Placement
+from sft.placement import Placement
 from sft.prepare import StageRows, row_lengths, rows_of_stage
 from sft.run import is_adapter, read_json, write_json
 from sft.setting import Setting

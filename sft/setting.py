@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
 from sft.epochs import AfterEpoch
-from sft.model import Placement
+from sft.placement import Placement
 from sft.run import fingerprint, model_fingerprint
 from sft.watch import Limits
 

@@ -25,8 +25,8 @@ from sft.epochs import AfterEpoch, EpochMeasures
 from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.meter import Meter, matrix_peak
-from sft.model import Placement
 from sft.passes import Layout, collate_chats
+from sft.placement import Placement
 from sft.schedule import SCHEDULES
 from sft.scoring import log_probs
 from sft.setting import Setting

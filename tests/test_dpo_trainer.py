@@ -14,7 +14,7 @@ from dpo.reference import SHARD, reference_log_probs
 from dpo.trainer import train_dpo
 from sft.checkpoint import flaw, newest_first
 from sft.config import DpoStage, LoraSection, ModelSection, UserError
-from sft.model import choose_placement
+from sft.placement import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring, read_apart
 from sft.setting import Setting

@@ -16,7 +16,7 @@ from sft.config import (
     SafetySection,
     UserError,
 )
-from sft.model import choose_placement
+from sft.placement import choose_placement
 from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
 

@@ -15,7 +15,8 @@ from recipes.sft_then_dpo import main as train
 from sft.chat import encode_prompt
 from sft.config import UserError
 from sft.merge import compare_logits, publish
-from sft.model import Placement, load_model
+from sft.model import load_model
+from sft.placement import Placement
 from sft.run import write_jsonl
 from sft.template import ensure_template
 

@@ -136,7 +136,7 @@ def test_the_qlora_preset_dry_runs_on_a_gpu_and_is_refused_without_one(hub, caps
         device = torch.device("cpu")
         num_processes = 1
 
-    monkeypatch.setattr("sft.model.PartialState", State)
+    monkeypatch.setattr("sft.placement.PartialState", State)
     assert train(command) == 2
     assert "model.load_in_4bit=true needs an NVIDIA GPU (CUDA)" in capsys.readouterr().err
     monkeypatch.setattr(State, "device", torch.device("cuda"))

@@ -12,20 +12,13 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.trainer import train_dpo
-from sft import model as model_module
+from sft import placement as placement_module
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError, load_preset
 from sft.memory import Setup, _Alive, nf4_bytes, step_memory
 from sft.merge import merged_start, over_4bit, publish
-from sft.model import (
-    Placement,
-    check_model,
-    choose_placement,
-    load_model,
-    load_trainable,
-    lora_config,
-    save_model,
-)
+from sft.model import check_model, load_model, load_trainable, lora_config, save_model
 from sft.packing import Document, Segment, lay_out
+from sft.placement import Placement, choose_placement
 from sft.run import read_json, read_jsonl
 from sft.scoring import log_probs
 from sft.setting import Setting
@@ -43,8 +36,8 @@ def pretend(monkeypatch, kind):
         device = torch.device(kind)
         num_processes = 1
 
-    monkeypatch.setattr(model_module, "PartialState", State)
-    monkeypatch.setattr(model_module, "_apple_chip", lambda: "Apple M3")
+    monkeypatch.setattr(placement_module, "PartialState", State)
+    monkeypatch.setattr(placement_module, "_apple_chip", lambda: "Apple M3")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
 

@@ -19,8 +19,9 @@ from sft.config import LoraSection, ModelSection, Preset, UserError
 from sft.console import farewell
 from sft.flops import costs_of_config
 from sft.memory import Setup, step_memory
-from sft.model import Placement, load_model, load_trainable, lora_config, save_model
+from sft.model import load_model, load_trainable, lora_config, save_model
 from sft.packing import Document, Segment, lay_out, pack
+from sft.placement import Placement
 from sft.plan import check_sft
 from sft.run import model_fingerprint, read_json, read_jsonl
 from sft.scoring import log_probs

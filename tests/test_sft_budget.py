@@ -14,8 +14,8 @@ from recipes.sft_then_dpo import main as train
 from sft.budget import USABLE, Machine, Planner, Work, named_machine, padding_of, pairs_work
 from sft.config import DpoStage, LoraSection, SftStage, UserError
 from sft.flops import costs_of_config, forward_flops, training_flops
-from sft.model import Placement
 from sft.packing import Span
+from sft.placement import Placement
 from sft.run import read_json, write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")

@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from sft.command import run_command
 from sft.config import LoraSection, ModelSection, SftStage
 from sft.epochs import FILE, read_rows, untouched
-from sft.model import choose_placement
+from sft.placement import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting

@@ -8,10 +8,11 @@ import torch
 import transformers
 from conftest import make_tiny_model
 
-from sft import model as model_module
+from sft import placement as placement_module
 from sft.config import LoraSection, ModelSection, UserError
-from sft.model import Placement, check_model, choose_placement, load_model, load_trainable
+from sft.model import check_model, load_model, load_trainable
 from sft.packing import Document, Segment, lay_out
+from sft.placement import Placement, choose_placement
 from sft.scoring import attention_of, log_probs, rows_of, sequence_sums
 
 
@@ -24,9 +25,9 @@ def on_device(monkeypatch):
             device = torch.device(kind)
             num_processes = 1
 
-        monkeypatch.setattr(model_module, "PartialState", State)
-        monkeypatch.setattr(model_module, "_apple_chip", lambda: chip)
-        monkeypatch.setattr(model_module, "is_triton_available", lambda: triton)
+        monkeypatch.setattr(placement_module, "PartialState", State)
+        monkeypatch.setattr(placement_module, "_apple_chip", lambda: chip)
+        monkeypatch.setattr(placement_module, "is_triton_available", lambda: triton)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some GPU")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities or {})

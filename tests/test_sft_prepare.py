@@ -12,7 +12,8 @@ from sft.checks import Rules, total
 from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, UserError
 from sft.decontaminate import Benchmarks, Question
 from sft.mix import take_count, take_share
-from sft.model import Placement, context_window
+from sft.model import context_window
+from sft.placement import Placement
 from sft.plan import fit_lengths
 from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage
 from sft.prompts import read_prompts

@@ -21,8 +21,9 @@ from sft.checkpoint import draft_folder, flaw, last_good, newest_first, publish
 from sft.command import run_command
 from sft.config import LoraSection, ModelSection, SftStage, Source, UserError
 from sft.data import read_sft
-from sft.model import choose_placement, load_tokenizer, load_trainable
+from sft.model import load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
+from sft.placement import choose_placement
 from sft.run import read_json, read_jsonl, write_json
 from sft.scoring import enable_scoring, log_probs, read_apart, rows_of
 from sft.setting import Setting

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sft.chat import encode_chat, stop_ids
 from sft.config import LoraSection, ModelSection, UserError
 from sft.merge import merged_start
-from sft.model import Placement, load_model, load_tokenizer, load_trainable, save_model
+from sft.model import load_model, load_tokenizer, load_trainable, save_model
 from sft.packing import Document, Segment, pack
+from sft.placement import Placement
 from sft.proof import layout_flaw
 from sft.scoring import log_probs
 from sft.setting import Setting

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from sft.checkpoint import flaw, newest_first
 from sft.config import LoraSection, ModelSection, SftStage, UserError
-from sft.model import choose_placement
+from sft.placement import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting

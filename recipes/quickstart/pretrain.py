@@ -24,7 +24,7 @@ from recipes.quickstart.manifest import write_manifest
 from recipes.quickstart.pages import pages
 from recipes.quickstart.world import write_world
 from sft.config import ModelSection
-from sft.model import choose_placement
+from sft.placement import choose_placement
 
 HERE = Path(__file__).parent
 END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"

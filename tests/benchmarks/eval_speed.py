@@ -28,7 +28,7 @@ from eval.benchmarks import quiet
 from eval.engine import Engine
 from eval.tasks import Tasks, load_tasks
 from sft.config import CHECKOUT, ModelSection
-from sft.model import choose_placement
+from sft.placement import choose_placement
 from sft.scoring import enable_scoring
 
 DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "data"))

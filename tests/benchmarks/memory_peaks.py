@@ -25,8 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft.config import LoraSection, SftStage
 from sft.memory import Setup, step_memory
-from sft.model import Placement, load_trainable
+from sft.model import load_trainable
 from sft.packing import lay_out
+from sft.placement import Placement
 from sft.setting import Setting
 from sft.trainer import chat_document, train_sft
 

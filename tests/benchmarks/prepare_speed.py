@@ -17,7 +17,8 @@ from made_up_chats import write_chats
 from eval.questions import asked
 from sft.checks import Rules, total
 from sft.config import CHECKOUT, DataSection, EvalSection, LoraSection, ModelSection, Source
-from sft.model import Placement, load_tokenizer
+from sft.model import load_tokenizer
+from sft.placement import Placement
 from sft.plan import rows_of_stage
 from sft.prepare import prepare_chats, rows_fingerprint
 from sft.setting import Setting

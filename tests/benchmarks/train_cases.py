@@ -26,7 +26,8 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dpo.trainer import train_dpo
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage
-from sft.model import Placement, choose_placement, load_trainable
+from sft.model import load_trainable
+from sft.placement import Placement, choose_placement
 from sft.setting import Setting
 from sft.trainer import train_sft
 

@@ -32,7 +32,7 @@ from sft.chat import EncodedChat, encode_chats, ensure_template
 from sft.config import CHECKOUT, ModelSection, Source
 from sft.data import read_sft
 from sft.meter import matrix_peak
-from sft.model import choose_placement
+from sft.placement import choose_placement
 
 DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
 CHATS = ("alpaca_en_first10k.jsonl.gz", "gsm8k_train.jsonl.gz", "oasst_en_100_trees.jsonl")
