@@ -120,6 +120,8 @@ def shown(row: dict[str, Any]) -> list[Part]:
     if "answer" in row:  # of a benchmark, where the loop is known in characters
         text, loop = str(row["answer"]), row.get("loop")
         found = (loop["start"], loop["period"]) if loop else None
+        if found and text[found[0] :][: found[1]] != text[sum(found) :][: found[1]]:
+            found = None  # the text is not the one that was looked at
     else:
         text, loop = row["text"], row.get("loop")
         found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None

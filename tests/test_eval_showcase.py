@@ -81,3 +81,6 @@ def test_a_loop_known_in_characters_is_shown_where_it_is() -> None:
     parts = showcase.shown(row)
     assert "".join(part.text for part in parts) == text
     assert [part.text for part in parts if part.kind == "copy"] == [loop, loop]
+    other = lead + "and then it rained, and that was all there was to it. "
+    parts = showcase.shown(row | {"answer": other})
+    assert [(part.kind, part.text) for part in parts] == [("text", other)]
