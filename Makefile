@@ -10,7 +10,7 @@ quickstart: .venv/.installed
 		--dynamo_backend no recipes/sft_then_dpo.py
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .
