@@ -27,9 +27,10 @@ from sft.config import LoraSection, SftStage
 from sft.memory import Setup, step_memory
 from sft.model import load_trainable
 from sft.packing import lay_out
+from sft.passes import chat_document
 from sft.placement import Placement
 from sft.setting import Setting
-from sft.trainer import chat_document, train_sft
+from sft.trainer import train_sft
 
 BOUND = 0.1
 SMOL = {
