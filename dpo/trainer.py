@@ -3,7 +3,6 @@
 What it overrides or relies on upstream is held by tests/test_dpo_trainer.py.
 """
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,10 @@ from sft.setting import Setting
 from sft.trainer import (
     PackedTrainer,
     StageFacts,
-    fill_last_step,
-    kept_dtypes,
-    numbered,
+    make_trainer,
     run_training,
     training_arguments,
-    watched,
 )
-from sft.watch import PLACE, with_places
 
 # Mean log-prob difference per token that rounding explains between two passes of the same weights.
 SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -184,31 +179,20 @@ def train_dpo(
     rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])
     rows = rows.add_column("ref_rejected", [rejected for _, rejected in reference])
     rows = rows.add_column("weight", [1.0] * len(rows))
-    rows = numbered(rows)
-    filler = rows[0] | {"weight": 0.0, PLACE: -1}
-    with kept_dtypes(model):
-        trainer = DpoTrainer(
-            model=model,
-            args=args,
-            train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
-            processing_class=setting.tokenizer,
-            data_collator=functools.partial(
-                with_places,
-                collate=functools.partial(
-                    collate_pairs, layout=Layout.of(model, packing=section.packing)
-                ),
-            ),
-        )
-    trainer.schedule = schedule
-    trainer.watch = watched(rows, setting, folder=folder, label=label)
+    trainer = make_trainer(
+        DpoTrainer,
+        model,
+        args,
+        rows,
+        filler={"weight": 0.0},
+        collate=collate_pairs,
+        schedule=schedule,
+        section=section,
+        setting=setting,
+        folder=folder,
+        label=label,
+    )
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
-    return run_training(
-        trainer,
-        model,
-        folder=folder,
-        label=label,
-        placement=placement,
-        after_epoch=setting.after_epoch,
-    )
+    return run_training(trainer, model, setting=setting, folder=folder, label=label)

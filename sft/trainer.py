@@ -7,7 +7,7 @@ held by tests/test_sft_trainer.py.
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sft.checkpoint import resume_point
 from sft.config import DpoStage, SftStage, UserError
-from sft.epochs import AfterEpoch, EpochMeasures
+from sft.epochs import EpochMeasures
 from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.meter import Meter, matrix_peak
@@ -204,37 +204,62 @@ def kept_dtypes(model: Any) -> Iterator[None]:
             parameter.data = kept[name]
 
 
-def watched(rows: Dataset, setting: Setting, *, folder: Path, label: str) -> StepWatch:
-    """Who judges the steps over these rows and puts bad ones on record."""
+def make_trainer(
+    kind: Any,
+    model: Any,
+    args: TrainingArguments,
+    rows: Dataset,
+    *,
+    filler: dict[str, Any],
+    collate: Callable[..., Any],
+    schedule: functools.partial | None,
+    section: SftStage | DpoStage,
+    setting: Setting,
+    folder: Path,
+    label: str,
+) -> Any:
+    """A trainer over these rows, with a judge of its steps that puts bad ones on record.
+
+    Args:
+        kind: a class of `PackedTrainer`.
+        filler: what makes of the first row one that counts for nothing, to fill up the last step.
+        collate: makes a micro-batch of rows, given their `layout`.
+    """
+    layout = Layout.of(model, packing=section.packing)
+    rows = rows.add_column(PLACE, list(range(len(rows))))  # see `sft.watch.with_places`
+    filler = rows[0] | filler | {PLACE: -1}
+    with kept_dtypes(model):
+        trainer = kind(
+            model=model,
+            args=args,
+            train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
+            processing_class=setting.tokenizer,
+            data_collator=functools.partial(
+                with_places, collate=functools.partial(collate, layout=layout)
+            ),
+        )
 
     def describe(place: int) -> dict[str, Any]:
         return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
 
-    return StepWatch(folder, label=label, limits=setting.limits, describe=describe)
-
-
-def numbered(rows: Dataset) -> Dataset:
-    """Rows with a column of their places, see `sft.watch.with_places`."""
-    return rows.add_column(PLACE, list(range(len(rows))))
+    trainer.schedule = schedule
+    trainer.watch = StepWatch(folder, label=label, limits=setting.limits, describe=describe)
+    return trainer
 
 
 def run_training(
-    trainer: Any,
-    model: Any,
-    *,
-    folder: Path,
-    label: str,
-    placement: Placement,
-    after_epoch: AfterEpoch | None,
+    trainer: Any, model: Any, *, setting: Setting, folder: Path, label: str
 ) -> StageFacts:
     """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StageLog(folder / "log.jsonl", label=label))
     device = trainer.args.device
-    peak = matrix_peak(device, placement.compute)
+    peak = matrix_peak(device, setting.placement.compute)
     trainer.meter = Meter(model, device=device, peak=peak)
-    if after_epoch is not None:
-        trainer.add_callback(EpochMeasures(trainer, after_epoch, folder=folder, label=label))
+    if setting.after_epoch is not None:
+        trainer.add_callback(
+            EpochMeasures(trainer, setting.after_epoch, folder=folder, label=label)
+        )
     checkpoint = resume_point(folder)
     started = time.monotonic()
     trainer.train_to_the_end(checkpoint)
@@ -270,32 +295,17 @@ def train_sft(
         seed=setting.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    rows = numbered(rows)
-    filler = rows[0] | {
-        "input_ids": [setting.tokenizer.eos_token_id],
-        "trained": [False],
-        PLACE: -1,
-    }
-    with kept_dtypes(model):
-        trainer = SftTrainer(
-            model=model,
-            args=args,
-            train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
-            processing_class=setting.tokenizer,
-            data_collator=functools.partial(
-                with_places,
-                collate=functools.partial(
-                    collate_chats, layout=Layout.of(model, packing=section.packing)
-                ),
-            ),
-        )
-    trainer.schedule = schedule
-    trainer.watch = watched(rows, setting, folder=folder, label=label)
-    return run_training(
-        trainer,
+    trainer = make_trainer(
+        SftTrainer,
         model,
+        args,
+        rows,
+        filler={"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]},
+        collate=collate_chats,
+        schedule=schedule,
+        section=section,
+        setting=setting,
         folder=folder,
         label=label,
-        placement=setting.placement,
-        after_epoch=setting.after_epoch,
     )
+    return run_training(trainer, model, setting=setting, folder=folder, label=label)
