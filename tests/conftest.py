@@ -4,7 +4,10 @@ import csv
 import gzip
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,7 +28,33 @@ long = pytest.mark.skipif(
     not os.environ.get("TRUING_LONG"), reason="takes minutes; TRUING_LONG=1 runs it"
 )
 
+# A model of any family, to which each adds what is its own.
+FAMILY = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
+
+
+def reported_by(script: str, folder: Path, *arguments: str) -> Any:
+    """What a script of tests/benchmarks writes with --json, run in a process of its own."""
+    report = folder / "report.json"
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/benchmarks" / script, "--json", report, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-6000:] + done.stdout
+    return json.loads(report.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 """The chain by several processes: DDP and FSDP2 on a CPU (benchmarks/many_processes.py)."""
 
-import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
-from conftest import ROOT, long
+from conftest import ROOT, long, reported_by
 from tiny_world import build_world
 
 from sft.run import read_json
@@ -15,16 +15,7 @@ from sft.run import read_json
 ROUNDING = {"loss": 1e-4, "grad_norm": 1e-3, "weights": 0.02}
 
 
-def many_processes(tmp_path, *arguments):
-    report = tmp_path / "report.json"
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests/benchmarks/many_processes.py", "--json", report, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-6000:] + done.stdout
-    return json.loads(report.read_text())
+many_processes = partial(reported_by, "many_processes.py")
 
 
 def check(report, *, parts):

@@ -1,23 +1,11 @@
 """The chain killed at random instants ends as one that was not (benchmarks/kill_resume.py)."""
 
-import json
-import subprocess
-import sys
+from functools import partial
 
 import pytest
-from conftest import ROOT, long
+from conftest import long, reported_by
 
-
-def kill_resume(tmp_path, *arguments):
-    report = tmp_path / "report.json"
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests/benchmarks/kill_resume.py", "--json", report, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:] + done.stdout
-    return json.loads(report.read_text())
+kill_resume = partial(reported_by, "kill_resume.py")
 
 
 def test_killed_at_random_instants_the_chain_ends_with_the_same_bytes(tmp_path):

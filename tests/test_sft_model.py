@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from conftest import make_tiny_model
+from conftest import FAMILY, make_tiny_model
 
 from sft import placement as placement_module
 from sft.config import LoraSection, ModelSection, UserError
@@ -149,19 +149,7 @@ def test_a_hub_id_that_cannot_be_reached_is_one_sentence():
     assert "\n" not in str(caught.value)
 
 
-SHAPE = {
-    "vocab_size": 260,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SHAPE = FAMILY | {"head_dim": 8, "initializer_range": 0.2}
 # Caps on scores and on logits, windows on every layer or on some, norms on queries and keys, learnt
 # positions with dropout, heads of their own or tied to the embeddings, sinks.
 FAMILIES = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from conftest import make_tiny_model
+from conftest import FAMILY, make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,20 +216,7 @@ CARRYING = {
 @pytest.mark.parametrize("name", CARRYING)
 def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, caplog):
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(
-        **{
-            "vocab_size": 260,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
-        | CARRYING[name]
-    )
+    config = getattr(transformers, f"{name}Config")(**FAMILY | CARRYING[name])
     model = enable_scoring(transformers.AutoModelForCausalLM.from_config(config).eval())
     with caplog.at_level("INFO"):
         settle_layout(model)
