@@ -8,7 +8,6 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
-from datasets.exceptions import DatasetGenerationError
 from trl import DPOConfig
 
 from dpo.checks import PairFacts, pairs_table
@@ -24,7 +23,7 @@ from sft.decontaminate import Benchmarks
 from sft.merge import MERGE_ROWS
 from sft.mix import mix
 from sft.placement import Placement
-from sft.prepare import rows_fingerprint
+from sft.prepare import read_token_rows, rows_fingerprint
 from sft.prompts import read_prompts
 from sft.run import (
     STAGE_FOLDERS,
@@ -107,9 +106,8 @@ def _encode(
 
 
 def _read_rows(folder: Path) -> Dataset:
-    cache = folder / ".cache"
-    with PartialState().main_process_first(), writing(cache, DatasetGenerationError):
-        return Dataset.from_parquet(str(folder / FILE), cache_dir=str(cache))
+    with PartialState().main_process_first():
+        return read_token_rows(folder / FILE)
 
 
 def pair_prompts(

@@ -102,12 +102,17 @@ def prepare_chats(
                 outputs=["sft.parquet", "data.json", "duplicates.jsonl", "contamination.jsonl"],
                 facts={"unchecked": facts["unchecked"]},
             )
-        path = stage.folder / "sft.parquet"
-        if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
-            return Dataset(pq.read_table(path))
-        cache = stage.folder / ".cache"
-        with writing(cache, DatasetGenerationError):
-            return Dataset.from_parquet(str(path), cache_dir=str(cache))
+        return read_token_rows(stage.folder / "sft.parquet")
+
+
+def read_token_rows(path: Path) -> Dataset:
+    """Rows of a Parquet file, mapped from a cache beside it; by one process first, which makes
+    that."""
+    if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
+        return Dataset(pq.read_table(path))
+    cache = path.parent / ".cache"
+    with writing(cache, DatasetGenerationError):
+        return Dataset.from_parquet(str(path), cache_dir=str(cache))
 
 
 def source_fingerprint(source: Source) -> str:
