@@ -39,6 +39,9 @@ SLOPE_ROUNDING = {torch.float32: 0.01, torch.bfloat16: 0.2, torch.float16: 0.05}
 # seen whole, blocks seen in part, and blocks that are skipped.
 LENGTHS, BLOCK_LENGTHS = (7, 5, 3, 6), (300, 40, 30, 20)
 
+# Attention of ours, and how its fallback is told.
+OWN = {FLEX: "sdpa with masks over rows (flex", DOCUMENTS: "sdpa (document by document"}
+
 
 def settle_layout(model: Any, *, training: torch.dtype | None = None) -> None:
     """Prove on the live backend that rows score as single sequences do, or find rows that do.
@@ -52,14 +55,13 @@ def settle_layout(model: Any, *, training: torch.dtype | None = None) -> None:
     Raises:
         UserError: not even single rows score as the model's own forward does.
     """
-    name = model.config.model_type
-    if attention_of(model) == FLEX and (flaw := flex_flaw(model, training=training)):
-        log.info("attention: sdpa with masks over rows (flex, %s: %s)", name, flaw)
+    name, attention = model.config.model_type, attention_of(model)
+    flaw = flex_flaw(model, training=training) if attention == FLEX else layout_flaw(model)
+    if flaw and attention in OWN:
+        log.info("attention: %s, %s: %s)", OWN[attention], name, flaw)
         model.set_attn_implementation("sdpa")
-    if attention_of(model) == DOCUMENTS and (flaw := layout_flaw(model)):
-        log.info("attention: sdpa (document by document, %s: %s)", name, flaw)
-        model.set_attn_implementation("sdpa")
-    if flaw := layout_flaw(model):
+        flaw = layout_flaw(model)
+    if flaw:
         log.info("packing: off, prompts are not shared (%s in packed rows: %s)", name, flaw)
         read_apart(model)
         if flaw := layout_flaw(model):
