@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -25,6 +24,7 @@ from sft.model import load_model, save_model
 from sft.placement import Placement
 from sft.run import Stage, is_adapter
 from sft.setting import Setting
+from sft.shares import from_main
 from sft.storage import writing
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def over_4bit(
 
 def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> str:
     """The whole model that an adapter makes with its base, kept in `folder`, for a stage to begin
-    with; its path.
+    with; its path. One process merges.
 
     Merged in float32 on the processor, and kept in the dtype that the stage computes in, so that
     what is measured and what is trained on are the same weights. With 4-bit weights the stage
@@ -151,16 +151,16 @@ def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> st
     Raises:
         UserError: rounding loses more than `LOST` of what training changed.
     """
-    placement = setting.placement
+    placement, trust = setting.placement, setting.trust_remote_code
     inputs = {"weights": setting.weights_key(start), "dtype": str(placement.compute)}
     stage = Stage(folder, inputs)
     target = folder / "model"
-    with PartialState().main_process_first():
+
+    def merge() -> None:
         if stage.finished() is not None:
-            return str(target.resolve())
+            return
         stage.begin()
         shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
-        trust = setting.trust_remote_code
         check = publish(
             start,
             setting.tokenizer,
@@ -186,6 +186,8 @@ def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> st
             log.info("adapter: quantised anew with its base; %s", in_words(again))
             facts["quantised"] = asdict(again)
         stage.finish(outputs=["model"], facts=facts)
+
+    from_main(merge)
     return str(target.resolve())
 
 
