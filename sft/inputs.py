@@ -5,13 +5,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from sft.adapters import adapter_base, settled_hash
+from sft.adapters import CONFIG, adapter_base, settled_hash
 from sft.chat import stop_ids
 from sft.config import Preset, Source, find_path
 from sft.prepare import source_fingerprint
 from sft.run import fingerprint, is_adapter
 
-WEIGHTS = ("*.safetensors", "*.index.json", "config.json", "adapter_config.json", "*.py")
+WEIGHTS = ("*.safetensors", "*.index.json", "config.json", CONFIG, "*.py")
 
 
 def run_inputs(

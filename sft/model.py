@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from sft.adapters import adapter_base
+from sft.adapters import CONFIG, adapter_base
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
@@ -52,7 +52,7 @@ def resolve_model_path(name_or_path: str) -> str:
         return name_or_path
     if not found.is_dir():
         raise UserError(f"model.name_or_path={name_or_path} is a file; give the model's directory")
-    if not any((found / f).is_file() for f in ("config.json", "adapter_config.json")):
+    if not any((found / f).is_file() for f in ("config.json", CONFIG)):
         raise UserError(
             f"model.name_or_path={name_or_path} holds no config.json; give a directory saved by "
             "save_pretrained"

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.adapters import adapter_base, name_own_bases, settled_hash
+from sft.adapters import CONFIG, adapter_base, name_own_bases, settled_hash
 from sft.checkpoint import drop_others
 from sft.config import CHECKOUT, Preset, UserError, resolved
 from sft.lock import NAME as LOCK
@@ -203,7 +203,7 @@ def model_fingerprint(path: str) -> str:
 
 def is_adapter(path: str) -> bool:
     """Whether a directory holds a LoRA adapter rather than a whole model."""
-    return (Path(path) / "adapter_config.json").is_file()
+    return (Path(path) / CONFIG).is_file()
 
 
 def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:

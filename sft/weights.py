@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sft.adapters import adapter_base
+from sft.adapters import BASE, CONFIG, adapter_base
 from sft.config import UserError
 from sft.run import is_adapter, read_json
 
@@ -23,18 +23,18 @@ def check_adapter(path: str, *, given: str) -> None:
     """
     if not is_adapter(path):
         return
-    config = read_json(Path(path) / "adapter_config.json")
+    config = read_json(Path(path) / CONFIG)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA":
         raise UserError(
             f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
             "merge it into its base with peft first"
         )
-    recorded = config.get("base_model_name_or_path")
+    recorded = config.get(BASE)
     if not isinstance(recorded, str) or not recorded:
         raise UserError(
-            f"model.name_or_path={given}: its adapter_config.json names no "
-            "base_model_name_or_path; write the base's directory or hub id there"
+            f"model.name_or_path={given}: its {CONFIG} names no {BASE}; write the base's "
+            "directory or hub id there"
         )
     if is_adapter(base := adapter_base(path)):
         raise UserError(
