@@ -46,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         preset = load_preset(given.preset, overrides=given.overrides)
-        if given.dry_run:
-            from sft.console import start_logging
-            from sft.shares import temporary_folder
+        # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
+        from sft.console import start_logging
+        from sft.shares import temporary_folder
 
-            start_logging()
+        start_logging()
+        if given.dry_run:
             with temporary_folder() as folder:
                 chain(replace(preset, run=replace(preset.run, dir=str(folder))), dry_run=True)
         else:
@@ -63,7 +64,6 @@ def chain(
     preset: Preset, *, dry_run: bool = False, fresh: bool = False, rerun: bool = False
 ) -> None:
     """The whole road: check, prepare, train and measure stage by stage, report."""
-    # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.epochs import check_epochs, epoch_measure
@@ -76,7 +76,7 @@ def chain(
     from eval.tables import console_table
     from sft.budget import Planner, chats_work, this_machine
     from sft.budget_table import show_budget
-    from sft.console import farewell, start_logging
+    from sft.console import farewell
     from sft.inputs import run_inputs
     from sft.model import check_model, context_window, load_tokenizer, read_config
     from sft.placement import choose_placement
@@ -87,8 +87,6 @@ def chain(
     from sft.shares import from_main
     from sft.stage import run_sft_stage
     from sft.vocabulary import base_with_tokens
-
-    start_logging()
 
     # 1. What can be wrong is found before anything is trained.
     placement = choose_placement(preset.model)
