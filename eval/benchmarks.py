@@ -115,6 +115,11 @@ def run_benchmark(
         return from_main(finish)
 
 
+def place_of(entry: Mapping[str, Any]) -> str:
+    """Under which name an entry of `run_benchmark` stands in scores.json."""
+    return "language" if BITS_PER_BYTE in entry else "benchmarks"
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Score, interval, n and metric of one task, from its stored rows alone.
 

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
 from eval import repetition
-from eval.benchmarks import run_benchmark
+from eval.benchmarks import place_of, run_benchmark
 from eval.measure import ask_of
 from eval.stats import BITS_PER_BYTE
 from eval.tasks import Tasks
 from eval.wording import percent, percent_range
+from sft import sharding
 from sft.config import EvalSection, Preset, Source, UserError
 from sft.epochs import FILE, AfterEpoch, EpochEnd, read_rows
 from sft.prompts import read_prompts
@@ -30,9 +30,6 @@ from sft.run import STAGE_FOLDERS, write_jsonl
 from sft.setting import Setting
 
 log = logging.getLogger(__name__)
-
-# Launchers that spread weights over processes, by the variable that says so; and their trl key.
-SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
 
 
 def check_epochs(preset: Preset) -> None:
@@ -43,9 +40,9 @@ def check_epochs(preset: Preset) -> None:
     """
     if not preset.eval.each_epoch.enabled:
         return
-    found = [name for flag, name in SHARDED.items() if parse_flag_from_env(flag)]
+    found = [sharding.spread()] if sharding.sharded() else []
     for stage in (preset.sft_all, preset.sft_dialogue, preset.dpo):
-        found += [name for name in SHARDED.values() if stage.trl.get(name.lower())]
+        found += [name for name in ("FSDP", "DeepSpeed") if stage.trl.get(name.lower())]
     if found:
         raise UserError(
             "eval.each_epoch.enabled=true measures in one process, and under "
@@ -95,8 +92,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> AfterEpoch | None:
                     file=end.folder / "samples" / f"{task}.jsonl",
                     allow_code_execution=section.allow_code_execution,
                 )
-                place = "language" if BITS_PER_BYTE in entry else "benchmarks"
-                row.setdefault(place, {})[task] = entry
+                row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()
         log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
         return row

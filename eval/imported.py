@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks import summarise
+from eval.benchmarks import place_of, summarise
 from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
 from eval.stats import BITS_PER_BYTE
 from sft.config import EvalSection, TaskOptions, UserError
@@ -57,7 +57,7 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
         _plain(name, files[0].path)
         rows = [row for file in files for row in _rows(file, section, pooled=len(files) > 1)]
         entry = summarise(rows) | files[0].format
-        scores.setdefault("language" if BITS_PER_BYTE in entry else "benchmarks", {})[name] = entry
+        scores.setdefault(place_of(entry), {})[name] = entry
         (folder / "samples").mkdir(exist_ok=True)
         write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
     write_json(folder / "scores.json", {"benchmarks": {}} | scores)

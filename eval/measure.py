@@ -11,11 +11,10 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import repetition, safety
-from eval.benchmarks import Ask, run_benchmark
+from eval.benchmarks import Ask, place_of, run_benchmark
 from eval.delta import REPETITION
 from eval.kept import Unit, not_written
 from eval.repetition_views import detail
-from eval.stats import BITS_PER_BYTE
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from sft.config import EvalSection, Source, TaskOptions, UserError
 from sft.model import load_model
@@ -117,8 +116,7 @@ class _Measured:
         chat = self.name != BASE
         for task in self.section.tasks:  # first: a task without data ends the run at once
             entry = self._benchmark(task, "protocol", chat=chat)
-            place = "language" if BITS_PER_BYTE in entry else "benchmarks"
-            self.scores.setdefault(place, {})[task] = entry
+            self.scores.setdefault(place_of(entry), {})[task] = entry
         for form in self.section.same_format:
             asked = self.scores["benchmarks"] if (form == "chat") != chat else {}
             others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}

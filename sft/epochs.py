@@ -77,24 +77,24 @@ class EpochMeasures(TrainerCallback):
             return
         began = time.monotonic()
         if state.is_world_process_zero:
-            self._measure(EpochEnd(self.label, epoch, state.global_step, self.folder))
+            self._measure(epoch, state.global_step)
         # Here the others wait.
         self.trainer.share_signals()
         if self.trainer.stop_signal:
             control.should_save = control.should_training_stop = True
         self.trainer.meter.leave_out(time.monotonic() - began)
 
-    def _measure(self, end: EpochEnd) -> None:
-        path = end.folder / FILE
+    def _measure(self, epoch: float, step: int) -> None:
+        path = self.folder / FILE
         rows = read_rows(path)
-        if any(row["step"] == end.step for row in rows):
+        if any(row["step"] == step for row in rows):
             return
-        place = end.folder / FOLDER / f"{end.epoch:g}"
+        place = self.folder / FOLDER / f"{epoch:g}"
         place.mkdir(parents=True, exist_ok=True)
         model: Any = self.trainer.model
         with untouched(model), leaving_on_signal():
-            found = self.measure(model, EpochEnd(end.stage, end.epoch, end.step, place))
-            write_jsonl(path, [*rows, {"epoch": end.epoch, "step": end.step} | found])
+            found = self.measure(model, EpochEnd(self.label, epoch, step, place))
+            write_jsonl(path, [*rows, {"epoch": epoch, "step": step} | found])
         clear_device_cache()
 
 

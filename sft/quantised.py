@@ -1,12 +1,12 @@
 """Frozen weights in 4 bits (QLoRA): where they train, and how they are read."""
 
 import importlib.util
-import os
 
 import torch
 from transformers import BitsAndBytesConfig
 
 from sft.config import UserError
+from sft.sharding import sharded, spread
 
 
 def check_4bit(device: torch.device) -> None:
@@ -27,12 +27,11 @@ def check_4bit(device: torch.device) -> None:
             f"{device.type}; set model.load_in_4bit=false, which keeps LoRA's frozen weights whole"
         )
     require_bitsandbytes()
-    for spread in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{spread}", "false").lower() == "true":
-            raise UserError(
-                f"model.load_in_4bit=true keeps the whole model on each device, and {spread} "
-                "spreads it over them; launch without it, or set model.load_in_4bit=false"
-            )
+    if sharded():
+        raise UserError(
+            f"model.load_in_4bit=true keeps the whole model on each device, and {spread()} "
+            "spreads it over them; launch without it, or set model.load_in_4bit=false"
+        )
 
 
 def require_bitsandbytes() -> None:
