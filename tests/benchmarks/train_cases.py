@@ -1,9 +1,10 @@
 """One way of training on one set of rows, in a process of its own; see train_speed.py.
 
-    python tests/benchmarks/train_cases.py CASE FOLDER
+    python tests/benchmarks/train_cases.py CASE FOLDER [TIMES]
 
-prints {"seconds", "peak_gib"}; the time holds what the user waits for: preparation of the rows by
-the trainer, reference log-probs and training. It does not hold loading the model.
+prints {"seconds", "peak_gib"} for each of TIMES runs, one without it; the time holds what the user
+waits for: preparation of the rows by the trainer, reference log-probs and training. It does not
+hold loading the model. On CUDA only a second run in the process has its kernels compiled.
 """
 
 import json
@@ -55,8 +56,8 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
     run = Path(tempfile.mkdtemp(dir=folder))
     setting = Setting(run, word_tokenizer(), placement, LORA, 0, False)
     options = COMMON | {"save_strategy": "no"}
-    if CUDA:  # as many as the largest of trl's cases; passes of bounded size are made of them
-        options["per_device_train_batch_size"] = 16
+    if CUDA:  # about as many tokens as trl's largest cases have in a step
+        options["per_device_train_batch_size"] = 64 if stage == "sft" else 16
     data = Dataset.from_list(rows)
     if stage == "sft":
         section = SftStage(trl=SftStage().trl | options)
@@ -142,10 +143,12 @@ CASES: dict[str, tuple[str, dict[str, Any] | None]] = {
 }
 LARGE = TUNED | {"per_device_train_batch_size": 16}
 if CUDA:  # what fills a GPU
-    long_rows = {"packing": True, "per_device_train_batch_size": 1, "max_length": 8192}
+    packed = {"packing": True, "per_device_train_batch_size": 1}
     CASES |= {
-        "sft trl packed 8192": ("sft", TUNED | long_rows),
+        "sft trl packed 8192": ("sft", TUNED | packed | {"max_length": 8192}),
+        "sft trl packed 16384": ("sft", TUNED | packed | {"max_length": 16384}),
         "sft trl batch 16": ("sft", LARGE),
+        "sft trl batch 32": ("sft", LARGE | {"per_device_train_batch_size": 32}),
         "dpo trl batch 16": ("dpo", LARGE),
         "dpo trl batch 16, reference first": ("dpo", LARGE | {"precompute_ref_log_probs": True}),
     }
@@ -153,22 +156,33 @@ if CUDA:  # what fills a GPU
 
 def main() -> None:
     case, folder = sys.argv[1], Path(sys.argv[2])
-    stage, options = CASES[case]
+    times = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    stage, _ = CASES[case]
     rows = json.loads((folder / f"{stage}.json").read_text())
     placement = choose_placement(ModelSection())
+    for _ in range(times):
+        print(json.dumps(timed(case, rows, folder, placement)), flush=True)
+
+
+def timed(case: str, rows: Rows, folder: Path, placement: Placement) -> dict[str, float]:
+    """One run on a model of its own: seconds and GiB at most."""
+    stage, options = CASES[case]
     train = (
         ours(stage, rows, folder, placement)
         if options is None
         else theirs(stage, rows, folder, placement, **options)
     )
+    cuda = placement.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     train()
-    if placement.device.type == "cuda":
+    if cuda:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak_gib": peak}))
+    return {"seconds": time.perf_counter() - start, "peak_gib": peak}
 
 
 if __name__ == "__main__":
