@@ -68,7 +68,7 @@ def main() -> None:
         sys.exit(f"{DATA}: no real data there; set TRUING_REAL_DATA")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        scale = (10 if CUDA else 1) * (1 if given.quick else 3)
+        scale = (50 if CUDA else 1) * (1 if given.quick else 3)
         rows = write_rows(folder, chats=16 * scale, pairs=4 * scale)
         write_model(folder / "model")
         repeats, limit = (1, 90.0) if given.quick else (given.repeats, 600.0)
@@ -84,15 +84,21 @@ def write_rows(folder: Path, *, chats: int, pairs: int) -> dict[str, list[dict[s
     ensure_template(tokenizer)
     sft = []
     for name in CHATS:
-        found = read_sft([Source(str(DATA / "sft" / name))], on_error="drop").rows[:200]
-        encoded = [e for e in encode_chats(tokenizer, found) if isinstance(e, EncodedChat)]
+        found = read_sft([Source(str(DATA / "sft" / name))], on_error="drop").rows
+        encoded = [
+            e
+            for e in encode_chats(tokenizer, found[: max(200, chats)])
+            if isinstance(e, EncodedChat)
+        ]
         short = [e for e in encoded if len(e.input_ids) <= LONGEST_CHAT]
         taken = short[:: max(1, len(short) // (chats // len(CHATS)))][: chats // len(CHATS)]
         sft += [{"input_ids": e.input_ids, "trained": e.trained} for e in taken]
     dpo = []
     for name in PAIRS:
         found = read_preferences([Source(str(DATA / "preference" / name))], on_error="drop").rows
-        encoded_pairs, _ = encode_pairs(found[:100], tokenizer, max_length=LONGEST_PAIR)
+        encoded_pairs, _ = encode_pairs(
+            found[: max(100, pairs)], tokenizer, max_length=LONGEST_PAIR
+        )
         dpo += encoded_pairs.to_list()[: pairs // len(PAIRS)]
     rows = {"sft": sft, "dpo": dpo}
     for stage, of_stage in rows.items():
