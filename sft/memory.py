@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from sft.lora import fuse_adapters
 from sft.packing import Batch
 from sft.scoring import enable_scoring, log_probs
 
@@ -162,7 +163,7 @@ def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memo
         )
         enable_scoring(model)
         if setup.lora:
-            model = get_peft_model(model, setup.lora)
+            model = fuse_adapters(get_peft_model(model, setup.lora))
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)
         model.train()

@@ -24,6 +24,8 @@ from sft.adapters import CONFIG, adapter_base
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
+from sft.kernels import settle_kernels
+from sft.lora import fuse_adapters
 from sft.placement import Placement
 from sft.proof import settle_layout
 from sft.quantised import nf4
@@ -179,6 +181,7 @@ def load_model(
             "them (pickled weights are not loaded)"
         ) from None
     enable_scoring(model).to(placement.device)
+    settle_kernels(model)
     settle_head(model)
     settle_layout(model, training=placement.compute if trainable else None)
     if adapter:
@@ -228,14 +231,14 @@ def load_trainable(
         return model
     if is_adapter(path):
         log.info("adapter: that of %s goes on", path)
-        return model
+        return fuse_adapters(model)
     log.info("adapter: new, %s", _scale(lora))
     if lora.use_dora:
         log.info("adapter: DoRA; load it with peft, since from_pretrained leaves its lengths out")
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
     set_seed(seed)  # the adapter's first weights are random
-    return get_peft_model(model, config)
+    return fuse_adapters(get_peft_model(model, config))
 
 
 def _scale(lora: LoraSection) -> str:

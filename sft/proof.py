@@ -110,30 +110,32 @@ def layout_flaw(model: Any) -> str | None:
     other = Example(example.trunk, example.first[::-1], example.second, example.lone[::-1])
     weight = next(model.parameters())
 
-    def packed(example: Example) -> torch.Tensor:
+    def packed(example: Example) -> tuple[torch.Tensor, torch.Tensor]:
         batch = example.rows(model)
-        return sequence_sums(log_probs(model, batch), batch)
+        values = log_probs(model, batch)
+        return sequence_sums(values, batch), values[batch.sequence == 1]
 
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        sums, changed = packed(example), packed(other)
+        (sums, second), (_, unchanged) = packed(example), packed(other)
         pairs = [
             (example.trunk, example.first),
             (example.trunk, example.second),
             (example.lone[:1], example.lone[1:]),
         ]
-        alone = torch.stack([_plain(model, *pair, weight.device) for pair in pairs])
+        alone = torch.stack([plain_sum(model, *pair, weight.device) for pair in pairs])
     model.train(was_training)
     lengths = torch.tensor([len(completion) for _, completion in pairs], device=weight.device)
     worst = ((sums - alone).abs() / lengths).max().item()
-    leak = (changed[1] - sums[1]).abs().item()
+    leak = (unchanged - second).abs().max().item()
     if worst <= ROUNDING[weight.dtype] and leak == 0:
         return None
     return f"log-probs differ by {worst:.3g} nats per token, {leak:.3g} across branches"
 
 
-def _plain(model: Any, prompt: Any, completion: Any, device: torch.device) -> torch.Tensor:
+def plain_sum(model: Any, prompt: Any, completion: Any, device: torch.device) -> torch.Tensor:
+    """The log-probability of a completion by the model's own forward."""
     tokens = torch.tensor([[*prompt, *completion]], device=device)
     logits = model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float()
     picked = logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])

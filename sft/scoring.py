@@ -156,6 +156,8 @@ def log_probs(model: Any, batch: Batch) -> torch.Tensor:
 def sequence_sums(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """Sum per-token `values` [N] over the scored sequences of `batch`: [S]."""
     sums = values.new_zeros(batch.num_sequences)
+    if values.device.type == "cuda":  # where index_add adds in whichever order its threads come
+        return sums.index_put((batch.sequence,), values, accumulate=True)
     return sums.index_add(0, batch.sequence, values)
 
 

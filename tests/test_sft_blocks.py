@@ -192,7 +192,12 @@ def test_behind_a_prefix_rows_are_read_by_masks():
 
 
 # Torch's compiler imports, once, a module that uses what torch deprecates (torch/utils/mkldnn.py).
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+compiles = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)
+
+
+@compiles
 @long
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="flex attention is compiled by g++ on a CPU"
@@ -211,6 +216,7 @@ def test_flex_attention_scores_as_documents_and_sdpa_do():
     torch.testing.assert_close(sums[FLEX], sums[DOCUMENTS], rtol=1e-5, atol=1e-4)
 
 
+@compiles
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 50])

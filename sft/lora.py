@@ -1,0 +1,106 @@
+"""LoRA's two passes with as few operations over activations as there are.
+
+peft makes `base(x) + B(A(x)) * scaling` of whole tensors one by one, and under autocast casts every
+input to float32 and back. That is a third of a step's time on a GPU, and keeps a copy of each input
+that nothing needs. Here the adapter's product is added inside its own matrix product, in both
+passes, and what is kept is the input and A(x).
+"""
+
+import types
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch.autograd.function import once_differentiable
+
+from sft.sharding import sharded
+
+
+def fuse_adapters(model: Any) -> Any:
+    """Let plain LoRA layers of `model` compute so; others, and other calls, stay peft's.
+
+    Plain is: over a frozen `torch.nn.Linear`, one adapter, no dropout, no variant (DoRA), no bias
+    of its own. Where weights are spread over devices all stay peft's, whose calls gather them.
+    """
+    if sharded():
+        return model
+    for module in model.modules():
+        if type(module) is Linear and (name := _only_adapter(module)):
+            layer: Any = module
+            layer.forward = types.MethodType(_fused(name, layer.forward), layer)
+    return model
+
+
+def _only_adapter(layer: Any) -> str | None:
+    """The name of the one adapter that can be fused, if it is so."""
+    base = layer.base_layer
+    names = list(layer.lora_A)
+    if type(base) is not torch.nn.Linear or base.weight.requires_grad or len(names) != 1:
+        return None
+    (name,) = names
+    plain = (
+        not layer.lora_variant
+        and type(layer.lora_dropout[name]) is torch.nn.Identity
+        and not layer.lora_bias[name]
+    )
+    return name if plain else None
+
+
+def _fused(name: str, plain: Any) -> Any:
+    def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        base, down, up = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
+        autocast = torch.is_autocast_enabled(x.device.type)
+        compute = torch.get_autocast_dtype(x.device.type) if autocast else down.dtype
+        if (
+            args
+            or kwargs
+            or self.disable_adapters
+            or self.merged
+            or self.active_adapters != [name]
+            or base.weight.dtype != compute
+        ):
+            return plain(x, *args, **kwargs)
+        return _Sum.apply(x.to(compute), base.weight, base.bias, down, up, self.scaling[name])
+
+    return forward
+
+
+class _Sum(torch.autograd.Function):
+    """x W^T + bias + scaling (x A^T) B^T, all products in the dtype of `x` and W.
+
+    Shapes: x [..., I], W [O, I], A [r, I], B [O, r] -> [..., O] (LoRA, arXiv 2106.09685, equation
+    3). Gradients by x, A and B; those of A and B in their own dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):
+            inner = rows @ down.to(x.dtype).T
+            out = torch.nn.functional.linear(rows, weight, bias)
+            out.addmm_(inner, up.to(x.dtype).T, alpha=scaling)
+        ctx.save_for_backward(rows, inner, weight, down, up)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        rows, inner, weight, down, up = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        with torch.autocast(grad.device.type, enabled=False):
+            low = (grad @ up.to(grad.dtype)).mul_(ctx.scaling)  # [N, r]: by x A^T
+            by_down = (low.T @ rows).to(down.dtype)
+            by_up = (grad.T @ inner).mul_(ctx.scaling).to(up.dtype)
+            by_x = None
+            if ctx.needs_input_grad[0]:
+                by_x = (grad @ weight).addmm_(low, down.to(grad.dtype)).view(ctx.shape)
+        return by_x, None, None, by_down, by_up, None
