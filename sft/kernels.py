@@ -8,6 +8,7 @@ their own (`sft.head`).
 import importlib
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,11 +33,16 @@ def settle_kernels(model: Any) -> None:
     if not is_liger_kernel_available():
         log.info("kernels: transformers' own (`pip install -e '.[cuda]'` brings Liger's)")
         return
-    apply = importlib.import_module("liger_kernel.transformers")._apply_liger_kernel_to_instance
+    module = importlib.import_module("liger_kernel.transformers")
+    exchange_if_same(model, module._apply_liger_kernel_to_instance)
+
+
+def exchange_if_same(model: Any, exchange: Callable[..., object]) -> None:
+    """Let `exchange` put kernels into a model, and take them out again if they differ."""
     before = _reading(model)
     scope: Any = vars(sys.modules[type(model).__module__])
     was, modules = dict(scope), {module: dict(vars(module)) for module in model.modules()}
-    apply(model, **OFF)
+    exchange(model, **OFF)
     if all(vars(module) == state for module, state in modules.items()):
         log.info("kernels: transformers' own (Liger has none for %s)", model.config.model_type)
         return

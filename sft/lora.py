@@ -83,24 +83,27 @@ class _Sum(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        with torch.autocast(x.device.type, enabled=False):
-            inner = rows @ down.to(x.dtype).T
-            out = torch.nn.functional.linear(rows, weight, bias)
-            out.addmm_(inner, up.to(x.dtype).T, alpha=scaling)
-        ctx.save_for_backward(rows, inner, weight, down, up)
-        ctx.scaling, ctx.shape = scaling, x.shape
+        low, high = down.to(x.dtype), up.to(x.dtype)
+        inner = _product(rows, low.T, scaling)
+        out = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, high.T)
+        ctx.save_for_backward(rows, inner, weight, low, high)
+        ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (down.dtype, up.dtype)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        rows, inner, weight, down, up = ctx.saved_tensors
+        rows, inner, weight, low, high = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
-        with torch.autocast(grad.device.type, enabled=False):
-            low = (grad @ up.to(grad.dtype)).mul_(ctx.scaling)  # [N, r]: by x A^T
-            by_down = (low.T @ rows).to(down.dtype)
-            by_up = (grad.T @ inner).mul_(ctx.scaling).to(up.dtype)
-            by_x = None
-            if ctx.needs_input_grad[0]:
-                by_x = (grad @ weight).addmm_(low, down.to(grad.dtype)).view(ctx.shape)
+        back = _product(grad, high, ctx.scaling)  # by x A^T
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = (grad @ weight).addmm_(back, low).view(ctx.shape)
+        by_down, by_up = (back.T @ rows).to(ctx.dtypes[0]), (grad.T @ inner).to(ctx.dtypes[1])
         return by_x, None, None, by_down, by_up, None
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    """scaling * left @ right in one operation, where `*` would be another."""
+    room = left.new_empty(left.shape[0], right.shape[1])
+    return room.addmm_(left, right, beta=0, alpha=scaling)

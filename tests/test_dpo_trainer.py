@@ -1,5 +1,6 @@
 """DPO on packed pairs: the reference is the stage's own start, and no split changes the result."""
 
+import inspect
 import random
 import shutil
 
@@ -159,3 +160,4 @@ def test_the_private_names_of_trl_that_we_override_are_still_there():
             if name != "_metrics":
                 assert callable(getattr(owner, name)), name
     assert DPOTrainer.loss_is_scaled_for_ga is not True  # ours says otherwise, and matters
+    assert "hash_module(" in inspect.getsource(DPOTrainer.__init__)  # what `_unhashed` spares
