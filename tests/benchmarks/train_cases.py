@@ -57,7 +57,7 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
     setting = Setting(run, word_tokenizer(), placement, LORA, 0, False)
     options = COMMON | {"save_strategy": "no"}
     if CUDA:  # about as many tokens as trl's largest cases have in a step
-        options["per_device_train_batch_size"] = 64 if stage == "sft" else 16
+        options["per_device_train_batch_size"] = 96 if stage == "sft" else 16
     data = Dataset.from_list(rows)
     if stage == "sft":
         section = SftStage(trl=SftStage().trl | options)
