@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--limit", type=float, help="seconds of a case; 600, with --quick 90")
+    parser.add_argument("--limit", type=float, help="seconds of a case; 600, with --quick 70")
     given = parser.parse_args()
     if not DATA.is_dir():
         sys.exit(f"{DATA}: no real data there; set TRUING_REAL_DATA")
@@ -71,7 +71,7 @@ def main() -> None:
         scale = (50 if CUDA else 1) * (1 if given.quick else 3)
         rows = write_rows(folder, chats=16 * scale, pairs=4 * scale)
         write_model(folder / "model")
-        repeats, limit = (1, 90.0) if given.quick else (given.repeats, 600.0)
+        repeats, limit = (1, 70.0) if given.quick else (given.repeats, 600.0)
         runs = measure(folder, repeats=repeats, limit=given.limit or limit)
     result = summarise(runs, rows)
     if given.json:
