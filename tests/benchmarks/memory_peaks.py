@@ -28,8 +28,9 @@ from train_cases import word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.trainer import train_dpo
-from sft.budget import Machine, Planner, Work, chats_work, pairs_work
+from sft.budget import Planner, Work, chats_work, pairs_work
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage
+from sft.machine import Machine
 from sft.model import load_trainable
 from sft.placement import Placement, choose_placement
 from sft.setting import Setting
