@@ -139,12 +139,8 @@ def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
     scored = plan.memory(many, accumulates=True)
     assert scored.optimiser == scored.gradients == 0 < step.optimiser
     assert scored.total > step.total
-    # It grows with the rows until they fill a pass, not beyond.
-    filled, beyond = (pairs_work(section, [(n, 200, 200)] * 64) for n in (112, 1000))
-    assert (
-        plan.memory(beyond, accumulates=True).total
-        < 1.5 * plan.memory(filled, accumulates=True).total
-    )
+    more = pairs_work(section, [(60, 20, 20)] * 99)  # another shard, taken after the first
+    assert plan.memory(more, accumulates=True) == scored
     # Spread weights are taken whole there, in float32 and cast.
     spread = replace(plan, lora=LoraSection(), machine=Machine("a device", 1e12, None, 4, True))
     parameters = costs_of_config(config).parameters.total
