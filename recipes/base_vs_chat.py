@@ -23,6 +23,7 @@ from sft.command import run_command
 from sft.config import (
     DpoStage,
     EvalSection,
+    LoraSection,
     ModelSection,
     Preset,
     RepetitionSection,
@@ -63,8 +64,10 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.measure import check_measures, measure
     from eval.results import write_results
     from eval.tables import console_table
+    from sft.budget import Planner
     from sft.console import farewell, start_logging
-    from sft.model import check_model, has_template, load_tokenizer
+    from sft.machine import this_machine
+    from sft.model import check_model, has_template, load_tokenizer, read_config
     from sft.placement import choose_placement
     from sft.run import open_run, write_environment
     from sft.setting import Setting
@@ -85,6 +88,11 @@ def compare(preset: Preset, compared: Compared) -> None:
                 *(name, section.name_or_path),
             )
     placement = choose_placement(preset.model) if sections else None
+    for name, section in sections.items():
+        assert placement is not None, "there are models"
+        machine = replace(this_machine(placement), sharded=False)  # nothing is trained
+        planner = Planner(read_config(paths[name], section), LoraSection(), placement, machine)
+        planner.refuse_whole(f"{name} ({section.name_or_path})")
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)

@@ -67,9 +67,10 @@ def plan(
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from eval.questions import asked
-    from sft.budget import Planner, chats_work, named_machine, named_placement, this_machine
+    from sft.budget import Planner, chats_work, named_placement
     from sft.budget_table import show_budget
     from sft.console import start_logging
+    from sft.machine import named_machine, this_machine
     from sft.model import check_model, context_window, load_tokenizer, read_config
     from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, split_length

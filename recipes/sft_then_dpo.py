@@ -74,10 +74,11 @@ def chain(
     from eval.results import write_results
     from eval.sampling import sampler
     from eval.tables import console_table
-    from sft.budget import Planner, chats_work, this_machine
+    from sft.budget import Planner, chats_work
     from sft.budget_table import show_budget
     from sft.console import farewell
     from sft.inputs import run_inputs
+    from sft.machine import this_machine
     from sft.model import check_model, context_window, load_tokenizer, read_config
     from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
@@ -98,6 +99,9 @@ def chain(
     check_gates(preset)
     check_epochs(preset)
     tokenizer = load_tokenizer(base, preset.model)
+    config = read_config(base, preset.model)
+    planner = Planner(config, preset.lora, placement, this_machine(placement))
+    planner.refuse_whole()
     benchmarks = asked(preset.eval)
     inputs = run_inputs(
         preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
@@ -119,8 +123,7 @@ def chain(
             show_examples(chats, tokenizer)
             works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
             works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
-            config = read_config(base, preset.model)
-            show_budget(Planner(config, preset.lora, placement, this_machine(placement)), works)
+            show_budget(planner, works)
             return
 
         # 3. Train and measure; each stage begins where the one before ended.

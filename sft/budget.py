@@ -9,78 +9,38 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import psutil
 import torch
-from accelerate import PartialState
+from peft import LoraConfig
 from transformers import PreTrainedConfig
 
 from sft.attention import DOCUMENTS
 from sft.blocks import FLEX
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
-from sft.flops import Costs, costs_of_config, forward_flops, training_flops
-from sft.memory import Memory, Setup, step_memory
+from sft.flops import (
+    Costs,
+    Parameters,
+    costs_of_config,
+    forward_flops,
+    parameters_of_config,
+    training_flops,
+)
+from sft.machine import Machine
+from sft.memory import Memory, Setup, nf4_bytes, scoring_memory, step_memory
 from sft.model import attention_for, lora_config
-from sft.packing import FLAT_BUCKET, Document, Segment, Span, best_fit, lay_out
+from sft.packing import FLAT_BUCKET, Batch, Document, RowKind, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
 from sft.placement import Placement
 from sft.plan import count_steps
-from sft.sharding import sharded
+from sft.scoring import batch_tokens
 
 GIB = 2**30
 # Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
 USABLE = 0.9
 SAMPLED = 2000  # micro-batches that padding is counted on
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Devices that train together; peak is of dense bfloat16 products, in operations a second."""
-
-    name: str
-    memory: float  # bytes of one device
-    peak: float | None = None
-    count: int = 1
-    sharded: bool = False  # weights, gradients and moments spread over the devices (FSDP, ZeRO-3)
-
-
-# Memory and dense bfloat16 peak of the makers' data sheets (without sparsity).
-MACHINES = {
-    "h200": Machine("NVIDIA H200", 141e9, 989e12),
-    "h100": Machine("NVIDIA H100 SXM", 80e9, 989e12),
-    "a100-80": Machine("NVIDIA A100 80 GB", 80e9, 312e12),
-    "a100-40": Machine("NVIDIA A100 40 GB", 40e9, 312e12),
-    "l40s": Machine("NVIDIA L40S", 48e9, 362e12),
-    "rtx4090": Machine("NVIDIA GeForce RTX 4090", 24e9, 165e12),
-}
-
-
-def named_machine(name: str) -> Machine:
-    """A device of the table.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if name not in MACHINES:
-        raise UserError(f"--device {name} is not one of {', '.join(MACHINES)}")
-    return MACHINES[name]
-
-
-def this_machine(placement: Placement) -> Machine:
-    """The devices that this command runs on; the peak where the table has it."""
-    state = PartialState()
-    device = placement.device
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        known = (m.peak for k, m in MACHINES.items() if k.split("-")[0].upper() in properties.name)
-        memory = properties.total_memory
-        found = Machine(properties.name, memory, next(known, None))
-    elif device.type == "mps":
-        found = Machine("this Mac", torch.mps.recommended_max_memory())
-    else:
-        found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
-    return replace(found, count=state.num_processes, sharded=sharded())
+REFERENCE_ROWS = 64  # pairs whose reference is taken at once, see `dpo.reference`
 
 
 def named_placement(section: ModelSection) -> Placement:
@@ -152,9 +112,17 @@ class Planner:
         wanted = self.placement.attention
         return attention_for(self.config, "sdpa" if wanted == FLEX else wanted)
 
-    @property
+    @cached_property
     def costs(self) -> Costs:
-        return costs_of_config(self.config, lora=lora_config(self.lora) if self.lora.r else None)
+        return costs_of_config(self.config, lora=self._adapter)
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        return parameters_of_config(self.config, lora=self._adapter)
+
+    @property
+    def _adapter(self) -> LoraConfig | None:
+        return lora_config(self.lora) if self.lora.r else None
 
     def _epoch_flops(self, work: Work) -> int:
         costs = self.costs
@@ -169,40 +137,104 @@ class Planner:
         return forward_flops(self.costs, work.spans, scored=sum(work.scored))
 
     def memory(self, work: Work, *, accumulates: bool) -> Memory:
-        """Memory of one device at the worst moment that the stage's rows can bring about."""
+        """Memory of one device at the worst moment that the stage's rows can bring about: in a
+        training step, or while the reference is taken before it."""
+        training = self._training(work, accumulates=accumulates)
+        if not work.reference:
+            return training
+        return max(training, self._reference(work), key=lambda memory: memory.total)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether training spreads the weights over several devices."""
+        return self.machine.sharded and self.machine.count > 1
+
+    def _training(self, work: Work, *, accumulates: bool) -> Memory:
         rows = work.section.trl["per_device_train_batch_size"]
-        order = sorted(range(len(work.spans)), key=lambda i: -_length(work.spans[i]))[:rows]
-        documents = [_document(work.spans[i], work.scored[i]) for i in order]
-        sharded = self.machine.sharded and self.machine.count > 1
-        most = pass_tokens(self.placement.device, sharded=sharded)
-        passes = best_fit([len(d) for d in documents], row_length=most)
-        fullest = max(passes, key=lambda part: sum(len(documents[i]) for i in part))
-        batch = lay_out(
-            [documents[i] for i in fullest],
-            packing=work.section.packing,
-            rows="flat" if self.attention == DOCUMENTS else "masked",
-        )
-        setup = Setup(
-            lora=lora_config(self.lora) if self.lora.r else None,
+        most = pass_tokens(self.placement.device, sharded=self.sharded)
+        batch = self._fullest(work, rows=rows, tokens=most, packing=work.section.packing)
+        setup = replace(
+            self._setup,
             # Sharded weights are gathered in the compute dtype, so nothing is cast.
-            weights=self.placement.compute if sharded else self.placement.weights,
-            compute=self.placement.compute,
-            attention=self.attention,
-            load_in_4bit=self.placement.load_in_4bit,
+            weights=self.placement.compute if self.sharded else self.placement.weights,
             checkpointing=_checkpoints(work.section),
             accumulates=accumulates,
         )
         whole = step_memory(self.config, batch, setup)
-        if sharded:
+        if self.sharded:
             return self._shard(whole)
         if self.machine.count > 1:  # DDP's buckets hold every gradient a second time
-            return replace(whole, gradients=whole.gradients + 4 * self.costs.parameters.trainable)
+            return replace(whole, gradients=whole.gradients + 4 * self.parameters.trainable)
         return whole
+
+    def _reference(self, work: Work) -> Memory:
+        """As `dpo.reference` takes it: many pairs at once whatever the micro-batch, of the whole
+        model, which is spread only afterwards."""
+        tokens = batch_tokens(self.placement.device)
+        batch = self._fullest(work, rows=REFERENCE_ROWS, tokens=tokens, packing=True)
+        return scoring_memory(self.config, batch, self._setup)
+
+    @property
+    def _setup(self) -> Setup:
+        return Setup(
+            lora=self._adapter,
+            weights=self.placement.weights,
+            compute=self.placement.compute,
+            attention=self.attention,
+            load_in_4bit=self.placement.load_in_4bit,
+        )
+
+    def _fullest(self, work: Work, *, rows: int, tokens: int, packing: bool) -> Batch:
+        """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""
+        order = sorted(range(len(work.spans)), key=lambda i: -_length(work.spans[i]))[:rows]
+        documents = [_document(work.spans[i], work.scored[i]) for i in order]
+        passes = best_fit([len(d) for d in documents], row_length=tokens)
+        fullest = max(passes, key=lambda part: sum(len(documents[i]) for i in part))
+        kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
+        return lay_out([documents[i] for i in fullest], packing=packing, rows=kind)
+
+    @property
+    def whole(self) -> int:
+        """Bytes of the whole model's weights on each device at the most, outside of training steps:
+        when it is measured, and when a stage has loaded it and not yet spread it."""
+        parameters, placement = self.parameters, self.placement
+        width = placement.inference.itemsize
+        matrices = parameters.attention + parameters.mlp
+        rest = parameters.total - parameters.adapter - matrices
+        each = nf4_bytes(matrices) if placement.load_in_4bit else width * matrices
+        measured = each + width * rest + 4 * parameters.adapter
+        if not self.sharded:
+            return measured  # a training step holds as much
+        frozen = parameters.total - parameters.trainable
+        loaded = placement.compute if self.lora.r else placement.weights
+        return max(measured, loaded.itemsize * frozen + 4 * parameters.trainable)
+
+    def refuse_whole(self, name: str = "the whole model") -> None:
+        """Say so where a device cannot hold the whole model, before anything is loaded.
+
+        Raises:
+            UserError: it cannot; with LoRA where that is enough.
+        """
+        limit = USABLE * self.machine.memory
+        if self.whole <= limit:
+            return
+        again = " and before training spreads it" if self.sharded else ""
+        adapter = replace(self, lora=replace(self.lora, r=self.lora.r or 16))
+        remedy = (
+            "lora.r=16 fits"
+            if adapter.whole <= limit
+            else "choose a smaller model, or devices with more memory"
+        )
+        raise UserError(
+            f"{name} needs {self.whole / GIB:.1f} GiB on each device, where every process "
+            f"holds it to measure it{again}, and {self.machine.name} has {limit / GIB:.1f} GiB to "
+            f"use; {remedy}"
+        )
 
     def _shard(self, whole: Memory) -> Memory:
         """FSDP2 as accelerate sets it up: float32 shards, two layers and what is outside of the
         layers gathered in the compute dtype."""
-        parameters, count = self.costs.parameters, self.machine.count
+        parameters, count = self.parameters, self.machine.count
         frozen = parameters.total - parameters.trainable
         width = torch.finfo(self.placement.compute).bits // 8
         outside = parameters.embedding + parameters.head
@@ -250,7 +282,7 @@ class Planner:
             yield words.strip(), planner.memory(work, accumulates=True).total
         if self.placement.load_in_4bit:
             return  # not for weights that are spread over devices
-        if self.placement.device.type == "cuda":
+        if self.placement.device.type == "cuda" and not self.sharded:
             in_4bit = replace(planner, placement=replace(self.placement, load_in_4bit=True))
             yield (
                 f"model.load_in_4bit=true{words}",

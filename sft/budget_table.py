@@ -17,10 +17,11 @@ def show_budget(planner: Planner, works: Sequence[Work]) -> None:
     """Print what the stages take.
 
     Raises:
-        UserError: one of them does not fit its device.
+        UserError: one of them does not fit its device, or the whole model does not.
     """
     budgets = [planner.stage(work) for work in works]
     show(budget_table(planner, budgets))
+    planner.refuse_whole()
     for budget in budgets:
         planner.refuse_too_large(budget)
 
@@ -38,14 +39,16 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
     spread = ", weights and moments sharded" if machine.sharded and machine.count > 1 else ""
     notes = [
         f"memory: of each device ({devices}{spread}), at the worst moment of a step on the longest "
-        "rows; the reference is log-probs on disk and takes none"
+        "rows, or of taking the reference, which is log-probs on disk and takes none in training",
+        f"whole model: {planner.whole / GIB:.2f} GiB of weights on each device while it is measured"
+        f"{', or loaded to be spread' if planner.sharded else ''}",
     ]
     if budgets and budgets[0].hours is not None:
         notes.append(
             f"hours: at {planner.utilisation:.0%} of {machine.peak or 0:.3g} operations a second "
             "and device; measuring and sampling come on top"
         )
-    return Group(_sizes(planner.costs.parameters), table, *notes)
+    return Group(_sizes(planner.parameters), table, *notes)
 
 
 def _sizes(parameters: Parameters) -> str:

@@ -88,7 +88,8 @@ def encode_chats(
         seams = [_seams(tokenizer, chat, whole) for chat, whole in zip(found, ids, strict=True)]
         windows = list({seam.window for several in seams for seam in several})
         prompts = dict(zip(windows, _encode(tokenizer, windows), strict=True))
-        encoded = map(partial(_mark, tokenizer, prompts), found, ids, seams)
+        stops = set(stop_ids(tokenizer)) if found else set()
+        encoded = map(partial(_mark, tokenizer, prompts, stops), found, ids, seams)
         for row, chat in zip(batch, chats, strict=True):
             result = next(encoded) if isinstance(chat, Chat) else chat
             if tags and isinstance(result, EncodedChat) and "text" not in row:
@@ -147,11 +148,15 @@ def _encode_text(tokenizer, text: str) -> EncodedChat:
 
 
 def _mark(
-    tokenizer, prompts: dict[str, list[int]], chat: Chat, ids: list[int], seams: list[Seam]
+    tokenizer,
+    prompts: dict[str, list[int]],
+    stops: set[int],
+    chat: Chat,
+    ids: list[int],
+    seams: list[Seam],
 ) -> EncodedChat | UserError:
     """Equal prefixes of ids, not of characters, are the rule: a turn counts where its prompt alone
     tokenises to what stands before it."""
-    stops = stop_ids(tokenizer)
     prompt = prompts[seams[-1].window]
     if not _begins(ids, seams[-1].at, prompt):
         # A merge across the seam (an answer that begins with a line break): the prompt wins.
@@ -232,7 +237,8 @@ def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
     """Ids of texts that already hold their special tokens."""
     if not texts:
         return []
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    nothing_more = {"return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(texts, add_special_tokens=False, verbose=False, **nothing_more)["input_ids"]
 
 
 def _encode_after(tokenizer, text: str) -> list[int]:

@@ -5,7 +5,7 @@ Every row taken out leaves its evidence, a line of the run's data folder.
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,21 @@ def unchecked(known: Mapping[str, Sequence[Question]]) -> list[str]:
     return [name for name, questions in known.items() if not questions]
 
 
+class _Texts(Sequence[str]):
+    """What rows say, put together when it is read: a second copy of all rows would be large."""
+
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]
+    ) -> None:
+        self._rows, self._text = rows, text
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._text(self._rows[place])
+
+
 def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> Rows:
     """The rows that no earlier row says already; of the others `evidence` gets a line each, behind
     those of exact repetitions.
@@ -142,9 +157,9 @@ def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> 
     """
     found = (
         near_duplicates(
-            [row_text(row) for row in read.rows],
+            _Texts(read.rows, row_text),
             threshold=threshold,
-            answers=[answer_text(row) for row in read.rows],
+            answers=_Texts(read.rows, answer_text),
         )
         if threshold
         else []

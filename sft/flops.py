@@ -49,15 +49,38 @@ class Costs:
 
 
 def costs_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Costs:
-    """Costs of the model that a configuration describes, with an adapter where `lora` is given.
+    """Costs of the model that a configuration describes, with an adapter where `lora` is given."""
+    return costs_of_model(_meta_model(config, lora))
 
-    The model is built on torch's meta device: shapes without memory, in a fraction of a second.
-    """
+
+def parameters_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Parameters:
+    """Its parameters alone, of any causal LM."""
+    return parameters_of_model(_meta_model(config, lora))
+
+
+def _meta_model(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
+    """Built on torch's meta device: shapes without memory, in a fraction of a second."""
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
-        if lora is not None:
-            model = get_peft_model(model, lora)
-    return costs_of_model(model)
+        return model if lora is None else get_peft_model(model, lora)
+
+
+def parameters_of_model(model: Any) -> Parameters:
+    """Parameters of a model as it is, PEFT's included."""
+    outside = _outside_of_layers(model)
+    count = dict.fromkeys(("embedding", "head", "attention", "mlp", "other", "adapter"), 0)
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        trainable += parameter.numel() if parameter.requires_grad else 0
+        count[outside.get(id(parameter)) or _part(name, parameter)] += parameter.numel()
+    return Parameters(**count, trainable=trainable)
+
+
+def _outside_of_layers(model: Any) -> dict[int, str]:
+    """The part of each parameter, by its id, that is the head's or an embedding's."""
+    head = {id(p): "head" for p in model.get_output_embeddings().parameters()}
+    embeddings = (m for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    return head | {id(p): "embedding" for m in embeddings for p in m.parameters()}
 
 
 def costs_of_model(model: Any) -> Costs:
@@ -67,27 +90,14 @@ def costs_of_model(model: Any) -> Costs:
         UserError: the model has experts and its configuration does not say how many a token uses.
     """
     config = model.config.get_text_config()
-    head = model.get_output_embeddings()
-    heads = {id(p) for p in head.parameters()}
-    embeddings = {
-        id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()
-    }
-    count = dict.fromkeys(("embedding", "head", "attention", "mlp", "other", "adapter"), 0)
+    outside = _outside_of_layers(model)
     work = {True: 0, False: 0}
-    trainable = 0
     for name, parameter in model.named_parameters():
-        trainable += parameter.numel() if parameter.requires_grad else 0
-        if id(parameter) in embeddings:
-            count["embedding"] += parameter.numel()
-        elif id(parameter) in heads:
-            count["head"] += parameter.numel()
-        else:
-            count[_part(name, parameter)] += parameter.numel()
-            if not _is_token_row(name):
-                work[parameter.requires_grad] += _multiply_adds(parameter, name, config)
-    weight = head.weight
+        if id(parameter) not in outside and not _is_token_row(name):
+            work[parameter.requires_grad] += _multiply_adds(parameter, name, config)
+    weight = model.get_output_embeddings().weight
     return Costs(
-        Parameters(**count, trainable=trainable),
+        parameters_of_model(model),
         frozen=work[False],
         trained=work[True],
         head=weight.numel(),

@@ -1,6 +1,6 @@
-"""The memory that a training step takes, by part, from a step that computes nothing.
+"""The memory that a step, or a forward pass, takes, by part, from one that computes nothing.
 
-The model is built and a step is run on torch's fake tensors, which have shapes, dtypes and storages
+The model is built and it is run on torch's fake tensors, which have shapes, dtypes and storages
 but no data; what is alive is summed up after every operation. So the figures are those of the very
 code that trains (the scoring head, autocast, adapters, checkpointing), for any architecture, on a
 machine that could never hold the model. Nothing is loaded or downloaded but the configuration.
@@ -8,6 +8,7 @@ machine that could never hold the model. Nothing is loaded or downloaded but the
 
 import copy
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -60,13 +61,22 @@ def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
     each layer, so it is most at one end of the backward pass or the other, and each end grows
     linearly.
     """
+    return _to_depth(config, lambda shape: _run_step(shape, batch, setup))
+
+
+def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
+    """Memory of a forward pass on `batch` that keeps no gradients, all on one device."""
+    return _to_depth(config, lambda shape: _run_scoring(shape, batch, setup))
+
+
+def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]) -> Memory:
     depth = config.num_hidden_layers
     period = _period(config)
     shallow = period * -(-4 // period)
     if depth <= 2 * shallow:
-        return _most(_run_step(config, batch, setup))
-    short = _run_step(_cut(config, shallow), batch, setup)
-    long = _run_step(_cut(config, 2 * shallow), batch, setup)
+        return _most(run(config))
+    short = run(_cut(config, shallow))
+    long = run(_cut(config, 2 * shallow))
     times = (depth - shallow) / shallow
     return _most([_drawn_out(a, b, times) for a, b in zip(short, long, strict=True)])
 
@@ -155,6 +165,39 @@ class _Alive(TorchDispatchMode):
 
 def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
     """What is alive at the worst moment of either half of a step."""
+    model = _meta_model(config, setup)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(model)
+        model.train()
+        if setup.checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            if setup.lora:
+                model.enable_input_require_grads()
+        alive = _Alive(model, vocabulary=config.get_text_config().vocab_size)
+        with alive:
+            for _ in range(2 if setup.accumulates else 1):
+                alive.missing = len(alive.trained)
+                with _autocast(setup):
+                    loss = -log_probs(model, batch).sum()
+                loss.backward()
+                del loss
+    moments = sum(2 * 4 * p.numel() for p in alive.trained)
+    return _found(alive, model, setup, moments=moments)
+
+
+def _run_scoring(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
+    """What is alive at the worst moment of a forward pass without gradients."""
+    model = _meta_model(config, setup)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(model)
+        model.eval()
+        alive = _Alive(model, vocabulary=config.get_text_config().vocab_size)
+        with alive, torch.no_grad(), _autocast(setup):
+            log_probs(model, batch)
+    return _found(alive, model, setup, moments=0)
+
+
+def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config,
@@ -164,25 +207,16 @@ def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memo
         enable_scoring(model)
         if setup.lora:
             model = fuse_adapters(get_peft_model(model, setup.lora))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _materialise(model)
-        model.train()
-        if setup.checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-            if setup.lora:
-                model.enable_input_require_grads()
-        alive = _Alive(model, vocabulary=config.get_text_config().vocab_size)
-        autocast: AbstractContextManager = nullcontext()
-        if setup.compute != setup.weights:
-            autocast = torch.autocast("cpu", dtype=setup.compute)
-        with alive:
-            for _ in range(2 if setup.accumulates else 1):
-                alive.missing = len(alive.trained)
-                with autocast:
-                    loss = -log_probs(model, batch).sum()
-                loss.backward()
-                del loss
-    moments = sum(2 * 4 * p.numel() for p in alive.trained)
+    return model
+
+
+def _autocast(setup: Setup) -> AbstractContextManager:
+    if setup.compute == setup.weights:
+        return nullcontext()
+    return torch.autocast("cpu", dtype=setup.compute)
+
+
+def _found(alive: _Alive, model: Any, setup: Setup, *, moments: int) -> list[Memory]:
     found = [Memory(optimiser=moments, **peak) for peak in alive.peaks]
     return [_as_4bit(memory, model, setup) for memory in found] if setup.load_in_4bit else found
 

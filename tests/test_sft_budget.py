@@ -7,13 +7,18 @@ import pytest
 import torch
 import yaml
 from conftest import make_tiny_model
+from hub_stand_in import CONFIGS
 from transformers import AutoConfig
 
+from dpo.reference import SHARD
+from recipes.base_vs_chat import main as compare
 from recipes.plan_run import main
 from recipes.sft_then_dpo import main as train
-from sft.budget import USABLE, Machine, Planner, Work, named_machine, padding_of, pairs_work
+from sft.budget import REFERENCE_ROWS, USABLE, Planner, Work, padding_of, pairs_work
 from sft.config import DpoStage, LoraSection, SftStage, UserError
 from sft.flops import costs_of_config, forward_flops, training_flops
+from sft.machine import Machine, named_machine
+from sft.memory import nf4_bytes
 from sft.packing import Span
 from sft.placement import Placement
 from sft.run import read_json, write_jsonl
@@ -121,6 +126,76 @@ def test_below_lora_4_bits_are_the_next_step_and_no_spreading_beyond_them():
     none = replace(packed, machine=Machine("a card", enough / 2))
     with pytest.raises(UserError, match="nothing that truing can change makes it fit"):
         none.refuse_too_large(none.stage(rows))
+
+
+def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
+    assert REFERENCE_ROWS == SHARD
+    config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 128}))
+    options = {"per_device_train_batch_size": 1, "activation_checkpointing": True}
+    section = DpoStage(trl=DpoStage().trl | options)
+    alone, many = (pairs_work(section, [(60, 20, 20)] * n) for n in (1, 64))
+    plan = planner(config=config, lora=LoraSection(r=4))
+    step = plan.memory(alone, accumulates=True)
+    scored = plan.memory(many, accumulates=True)
+    assert scored.optimiser == scored.gradients == 0 < step.optimiser
+    assert scored.total > step.total
+    more = pairs_work(section, [(60, 20, 20)] * 99)  # another shard, taken after the first
+    assert plan.memory(more, accumulates=True) == scored
+    # Spread weights are taken whole there, in float32 and cast.
+    spread = replace(plan, lora=LoraSection(), machine=Machine("a device", 1e12, None, 4, True))
+    parameters = costs_of_config(config).parameters.total
+    assert 0 <= spread._reference(many).weights - 4 * parameters < 1000
+
+
+def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
+    parameters = costs_of_config(CONFIG).parameters
+    plain = planner()
+    assert plain.whole == 2 * parameters.total  # measured in bfloat16
+    four = Machine("a device", 1e12, None, 4, sharded=True)
+    assert replace(plain, machine=four).whole == 4 * parameters.total  # loaded, not yet spread
+    adapter = replace(plain, machine=four, lora=LoraSection(r=4)).parameters.adapter
+    assert replace(plain, machine=four, lora=LoraSection(r=4)).whole == 2 * parameters.total + (
+        4 * adapter
+    )
+    matrices = parameters.attention + parameters.mlp
+    packed = replace(plain, placement=replace(GPU, load_in_4bit=True))
+    assert packed.whole == nf4_bytes(matrices) + 2 * (parameters.total - matrices)
+
+
+def test_a_model_that_no_device_holds_whole_is_one_sentence():
+    """The paper's 67B, whose training steps alone would fit: 67.4 B parameters."""
+    kind, shape = CONFIGS["deepseek-ai/deepseek-llm-67b-base"]
+    config = AutoConfig.for_model(kind, **shape)
+    many = replace(named_machine("h100"), count=32, sharded=True)
+    with pytest.raises(UserError) as caught:
+        planner(config=config, machine=many).refuse_whole()
+    assert str(caught.value) == (
+        "the whole model needs 251.2 GiB on each device, where every process holds it to measure "
+        "it and before training spreads it, and NVIDIA H100 SXM has 67.1 GiB to use; choose a "
+        "smaller model, or devices with more memory"
+    )
+    with pytest.raises(UserError, match=r"needs 125\.6 GiB on each device, .* to measure it, and"):
+        planner(config=config, machine=named_machine("h100")).refuse_whole()
+    wide = Machine("a device", 160e9, None, 32, sharded=True)
+    with pytest.raises(UserError, match=r"lora\.r=16 fits"):
+        planner(config=config, machine=wide).refuse_whole()
+    planner(config=config, machine=wide, lora=LoraSection(r=16)).refuse_whole()
+
+
+def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
+    preset, tmp_path, capsys, monkeypatch
+):
+    def small(placement):
+        return Machine("a thimble", 1e5)
+
+    monkeypatch.setattr("sft.machine.this_machine", small)
+    assert train([preset]) == 2
+    assert "the whole model needs 0.0 GiB on each device" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    base = str(tmp_path / "base")
+    command = ["--base", base, "--chat", base, "--prompts", str(tmp_path / "rows.jsonl")]
+    assert compare([*command, "--to", str(tmp_path / "compared")]) == 2
+    assert re.search(r"base \(.*\) needs .* and a thimble has", capsys.readouterr().err)
 
 
 def test_a_device_that_is_not_known_is_one_sentence():

@@ -1,39 +1,44 @@
 """The planner's memory against what training takes on this machine, case by case.
 
-    python tests/benchmarks/memory_peaks.py [CASE ...]
+    python tests/benchmarks/memory_peaks.py [CASE ...] [--json FILE]
+    python tests/benchmarks/memory_peaks.py --list
 
-Each case trains a random model for two steps with `train_sft`, in a process of its own, on rows of
-one length. Its peak is the kernel's high-water mark of resident memory, less what the process held
-before the model was loaded, a small training being done by then. glibc is told to give every freed
-tensor back (MALLOC_MMAP_THRESHOLD_), so that the peak is of what is alive and not of its caches.
-The bound is 10 %.
+Each case trains a random model for two steps with `train_sft` or `train_dpo`, in a process of its
+own, on rows of one length, and is planned by `sft.budget.Planner` from those rows. A small training
+is done before, so that what libraries hold does not count. Without names all cases of this machine
+run: on a GPU those of CUDA, where the peak is that of torch's allocator; else those of the
+processor, where it is the kernel's high-water mark of resident memory. There glibc is told to give
+every freed tensor back (MALLOC_MMAP_THRESHOLD_), so that the peak is of what is alive and not of
+its caches. The bound is 10 %.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from train_cases import word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sft.config import LoraSection, SftStage
-from sft.memory import Setup, step_memory
+from dpo.trainer import train_dpo
+from sft.budget import Planner, Work, chats_work, pairs_work
+from sft.config import DpoStage, LoraSection, ModelSection, SftStage
+from sft.machine import Machine
 from sft.model import load_trainable
-from sft.packing import lay_out
-from sft.passes import chat_document
-from sft.placement import Placement
+from sft.placement import Placement, choose_placement
 from sft.setting import Setting
 from sft.trainer import train_sft
 
 BOUND = 0.1
-SMOL = {
+Shape = dict[str, Any]
+SMOL: Shape = {
     "hidden_size": 576,
     "intermediate_size": 1536,
     "num_hidden_layers": 6,
@@ -42,7 +47,7 @@ SMOL = {
     "vocab_size": 49152,
     "tie_word_embeddings": True,
 }
-QWEN = {
+QWEN: Shape = {
     "hidden_size": 512,
     "intermediate_size": 1536,
     "num_hidden_layers": 8,
@@ -52,117 +57,219 @@ QWEN = {
     "vocab_size": 32000,
     "tie_word_embeddings": False,
 }
-GPT2 = {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 8000}
-# (model type, shape, rank, rows of a micro-batch, tokens of a row, attention, checkpointing,
-# micro-batches of a step)
-CASES: dict[str, tuple[str, dict[str, Any], int, int, int, str, bool, int]] = {
-    "llama, all weights": ("llama", SMOL, 0, 4, 256, "documents", False, 1),
-    "llama, accumulating": ("llama", SMOL, 0, 2, 256, "documents", False, 2),
-    "llama, LoRA": ("llama", SMOL, 16, 4, 256, "documents", False, 1),
-    "llama, checkpointing": ("llama", SMOL, 0, 8, 256, "documents", True, 1),
-    "llama, LoRA, checkpointing": ("llama", SMOL, 16, 8, 256, "documents", True, 1),
-    "llama, masks over rows": ("llama", SMOL, 0, 4, 256, "sdpa", False, 1),
-    "qwen3, all weights": ("qwen3", QWEN, 0, 2, 512, "documents", False, 1),
-    "qwen3, LoRA, long rows": ("qwen3", QWEN, 8, 2, 1024, "documents", False, 1),
-    "gpt2, all weights": ("gpt2", GPT2, 0, 8, 256, "documents", False, 1),
+GPT2: Shape = {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 8000}
+# Qwen3 0.6B's, a GPU's smallest.
+LARGE: Shape = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 49152,  # as many as `word_tokenizer` knows
+    "tie_word_embeddings": True,
 }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model and how it trains. Of a row the second half is scored; of a pair the prompt is the
+    first half, and each answer a quarter."""
+
+    family: str
+    shape: Shape
+    rows: int  # of a micro-batch
+    length: int  # tokens of a row
+    stage: str = "sft"
+    lora: LoraSection = field(default_factory=LoraSection)
+    attention: str = "documents"
+    compute: torch.dtype = torch.float32
+    checkpointing: bool = False
+    micro: int = 1  # micro-batches of a step
+    load_in_4bit: bool = False
+
+    @property
+    def placement(self) -> Placement:
+        if torch.cuda.is_available():
+            return choose_placement(ModelSection(load_in_4bit=self.load_in_4bit))
+        cpu = torch.device("cpu")
+        return Placement(cpu, torch.float32, self.compute, self.attention, reasons=())
+
+    @property
+    def section(self) -> SftStage | DpoStage:
+        kind = SftStage if self.stage == "sft" else DpoStage
+        options = {
+            "per_device_train_batch_size": self.rows,
+            "gradient_accumulation_steps": self.micro,
+            "activation_checkpointing": self.checkpointing,
+            "num_train_epochs": 1.0,
+            "save_strategy": "no",
+            "report_to": [],
+        }
+        return kind(trl=kind().trl | options)
+
+    @property
+    def data(self) -> Dataset:
+        """Enough rows for two steps."""
+        return Dataset.from_list([_row(self.stage, self.length)] * (2 * self.rows * self.micro))
+
+    @property
+    def work(self) -> Work:
+        if self.stage == "sft":
+            return chats_work("sft", self.section, self.data)
+        half, quarter = self.length // 2, self.length // 4
+        return pairs_work(self.section, [(half, quarter, quarter)] * len(self.data))
+
+
+def _row(stage: str, length: int) -> dict[str, Any]:
+    ids = [5 + i % 90 for i in range(length)]
+    half, quarter = length // 2, length // 4
+    if stage == "sft":
+        return {"input_ids": ids, "trained": [False] * half + [True] * (length - half)}
+    scored = {"chosen_scored": [True] * quarter, "rejected_scored": [True] * quarter}
+    answers = {"chosen_ids": ids[half : half + quarter], "rejected_ids": ids[:quarter]}
+    return {"prompt_ids": ids[:half]} | answers | scored
+
+
+R16 = LoraSection(r=16)
+DORA = LoraSection(r=16, use_dora=True)
+DROPPED = LoraSection(r=16, lora_dropout=0.1)
+CASES = {
+    "llama, all weights": Case("llama", SMOL, 4, 256),
+    "llama, accumulating": Case("llama", SMOL, 2, 256, micro=2),
+    "llama, LoRA": Case("llama", SMOL, 4, 256, lora=R16),
+    "llama, checkpointing": Case("llama", SMOL, 8, 256, checkpointing=True),
+    "llama, LoRA, checkpointing": Case("llama", SMOL, 8, 256, lora=R16, checkpointing=True),
+    "llama, masks over rows": Case("llama", SMOL, 4, 256, attention="sdpa"),
+    "llama, LoRA, several passes": Case("llama", SMOL, 12, 256, lora=R16),
+    "llama, DoRA": Case("llama", SMOL, 4, 256, lora=DORA),
+    "llama, LoRA, dropout": Case("llama", SMOL, 4, 256, lora=DROPPED),
+    "llama, bfloat16": Case("llama", SMOL, 4, 256, compute=torch.bfloat16),
+    "llama, LoRA, bfloat16": Case("llama", SMOL, 4, 256, lora=R16, compute=torch.bfloat16),
+    "qwen3, all weights": Case("qwen3", QWEN, 2, 512),
+    "qwen3, LoRA, long rows": Case("qwen3", QWEN, 2, 1024, lora=LoraSection(r=8)),
+    "gpt2, all weights": Case("gpt2", GPT2, 8, 256),
+    "DPO, all weights": Case("llama", SMOL, 2, 512, stage="dpo"),
+    "DPO, LoRA": Case("llama", SMOL, 4, 256, stage="dpo", lora=R16),
+    # The reference of all pairs at once takes more here than a step. Tied, as rows of an embedding
+    # that nothing touches stay in the file that they are mapped from, and weigh nothing.
+    "DPO, LoRA, a pair at a time": Case(
+        "llama", SMOL, 1, 256, stage="dpo", lora=R16, checkpointing=True, micro=4
+    ),
+}
+CUDA_CASES = {
+    "CUDA, all weights": Case("qwen3", LARGE, 8, 1024),
+    "CUDA, all weights, checkpointing": Case("qwen3", LARGE, 16, 1024, checkpointing=True),
+    "CUDA, LoRA": Case("qwen3", LARGE, 8, 1024, lora=R16),
+    "CUDA, LoRA, several passes": Case("qwen3", LARGE, 24, 1024, lora=R16),
+    "CUDA, DoRA": Case("qwen3", LARGE, 4, 1024, lora=DORA),
+    "CUDA, DPO, LoRA": Case("qwen3", LARGE, 4, 2048, stage="dpo", lora=R16),
+    "CUDA, DPO, a pair at a time": Case(
+        "qwen3", LARGE, 1, 1024, stage="dpo", lora=R16, checkpointing=True, micro=32
+    ),
+    "CUDA, QLoRA": Case("qwen3", LARGE, 4, 1024, lora=R16, load_in_4bit=True),
+    "CUDA, QLoRA, checkpointing": Case(
+        "qwen3", LARGE, 4, 2048, lora=R16, checkpointing=True, load_in_4bit=True
+    ),
+}
+ALL = CASES | CUDA_CASES
+
+
 def main() -> None:
-    chosen = sys.argv[1:] or list(CASES)
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    worst = 0.0
-    print(f"{'case':30} {'planned':>9} {'measured':>9} {'off':>7}")
-    for case in chosen:
-        command = [sys.executable, __file__, "--measure", case]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
-        measured = json.loads(done.stdout.splitlines()[-1])["peak"]
-        planned = plan(case)
-        off = planned / measured - 1
-        worst = max(worst, abs(off))
-        print(f"{case:30} {planned / 2**20:6,.0f} MB {measured / 2**20:6,.0f} MB {off:+7.1%}")
-    print(f"worst {worst:.1%}, bound {BOUND:.0%}")
-    sys.exit(worst > BOUND)
-
-
-def rows_of(case: str) -> list[dict[str, Any]]:
-    """Enough rows for two steps; half of each is scored."""
-    _, _, _, rows, length, _, _, micro = CASES[case]
-    row = {
-        "input_ids": list(range(5, 5 + length)),
-        "trained": [False] * (length // 2) + [True] * (length - length // 2),
-    }
-    return [row] * (2 * rows * micro)
-
-
-def plan(case: str) -> int:
-    kind, shape, rank, rows, _, attention, checkpointing, micro = CASES[case]
-    lora = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM") if rank else None
-    batch = lay_out(
-        [chat_document(row) for row in rows_of(case)[:rows]],
-        packing=True,
-        rows="flat" if attention == "documents" else "masked",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    return step_memory(
-        AutoConfig.for_model(kind, **shape),
-        batch,
-        Setup(
-            lora=lora,
-            weights=torch.float32,
-            compute=torch.float32,
-            attention=attention,
-            checkpointing=checkpointing,
-            accumulates=micro > 1,
-        ),
-    ).total
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="in quotes; see --list")
+    parser.add_argument("--list", action="store_true", help="the names of the cases, and no more")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--measure", metavar="CASE", choices=list(ALL), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if unknown := [name for name in given.cases if name not in ALL]:
+        parser.error(f"no such case: {'; '.join(unknown)} (see --list)")
+    if given.list:
+        print("\n".join(ALL))
+    elif given.measure:  # the child's
+        print(json.dumps({"peak": measure(ALL[given.measure], given.measure)}))
+    else:
+        sys.exit(compare(given.cases or list(_of_this_machine()), file=given.json))
 
 
-def measure(case: str) -> None:
-    kind, shape, rank, rows, _, attention, checkpointing, micro = CASES[case]
-    placement = Placement(torch.device("cpu"), torch.float32, torch.float32, attention, reasons=())
-    options = {
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": micro,
-        "activation_checkpointing": checkpointing,
-        "num_train_epochs": 1.0,
-        "save_strategy": "no",
-        "report_to": [],
-    }
-    section = SftStage(trl=SftStage().trl | options)
-    tokenizer = word_tokenizer()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        small = shape | {"num_hidden_layers": 1, "n_layer": 1, "vocab_size": 100}
-        for place, sizes in (("small", small), ("model", shape)):
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
-            model.save_pretrained(folder / place)
+def _of_this_machine() -> dict[str, Case]:
+    return CUDA_CASES if torch.cuda.is_available() else CASES
+
+
+def compare(names: list[str], *, file: Path | None) -> bool:
+    """Print planned and measured bytes of each case; whether one is off by more than the bound."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    figures = {}
+    print(f"{'case':34} {'planned':>10} {'measured':>10} {'ratio':>6}", flush=True)
+    for name in names:
+        command = [sys.executable, __file__, "--measure", name]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr}")
+        planned, measured = plan(ALL[name]), json.loads(done.stdout.splitlines()[-1])["peak"]
+        figures[name] = {"planned": planned, "measured": measured, "ratio": planned / measured}
+        shown = f"{planned / 2**20:7,.0f} MB {measured / 2**20:7,.0f} MB"
+        print(f"{name:34} {shown} {planned / measured:6.3f}", flush=True)
+        if file is not None:
+            file.write_text(json.dumps(figures, indent=1))
+    worst = max(abs(each["ratio"] - 1) for each in figures.values())
+    print(f"worst {worst:.1%}, bound {BOUND:.0%}")
+    return worst > BOUND
+
+
+def plan(case: Case) -> int:
+    config = AutoConfig.for_model(case.family, **case.shape)
+    planner = Planner(config, case.lora, case.placement, Machine("this machine", float("inf")))
+    return planner.stage(case.work).memory.total
+
+
+def measure(case: Case, name: str) -> int:
+    """Bytes at the highest, above what the process held before the model was loaded."""
+    shallow = case.shape | {"num_hidden_layers": 1, "n_layer": 1, "vocab_size": 100}
+    small = replace(case, shape=shallow, rows=4, length=16, micro=1)
+    setting = Setting(Path(), word_tokenizer(), case.placement, case.lora, 0, False)
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = []
+        for place, each in (("small", small), ("model", case)):
+            made = Path(folder) / place
+            config = AutoConfig.for_model(each.family, **each.shape)
+            model: Any = AutoModelForCausalLM.from_config(config)
+            model.save_pretrained(made)
             del model
-        lora = LoraSection(r=rank)
-        setting = Setting(folder, tokenizer, placement, lora, 0, False)
-        for place, data in (("small", short_rows()), ("model", rows_of(case))):
-            before = resident("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # starts the high-water mark anew
-            model = load_trainable(
-                str(folder / place), placement, lora=lora, seed=0, trust_remote_code=False
-            )
-            train_sft(
-                model,
-                Dataset.from_list(data),
-                section=section,
-                setting=setting,
-                folder=folder / f"run-{place}",
-                label=case,
-            )
-            peak = resident("VmHWM") - before
-            del model
-    print(json.dumps({"peak": peak}))
+            before = start_peak()
+            train(each, made, replace(setting, folder=made), label=name)
+            peaks.append(read_peak() - before)
+    return peaks[-1]
 
 
-def short_rows() -> list[dict[str, Any]]:
-    return [{"input_ids": [5, 6, 7, 8], "trained": [False, True, True, True]}] * 16
+def train(case: Case, folder: Path, setting: Setting, *, label: str) -> None:
+    model = load_trainable(
+        str(folder), case.placement, lora=case.lora, seed=0, trust_remote_code=False
+    )
+    run = folder / "run"
+    options: dict[str, Any] = {"section": case.section, "setting": setting, "folder": run}
+    if case.stage == "sft":
+        train_sft(model, case.data, label=label, **options)
+    else:
+        train_dpo(model, case.data, cache=run / "reference", label=label, **options)
 
 
-def resident(field: str) -> int:
+def start_peak() -> int:
+    """Begin the high-water mark anew; bytes that are held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def read_peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+
+
+def _resident(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -170,7 +277,4 @@ def resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        measure(sys.argv[2])
-    else:
-        main()
+    main()
