@@ -3,7 +3,7 @@
 A command is a line of a ```sh block or a code span of Markdown that begins with a program, an
 indented line of a module's docstring, or one of a comment at the head of a YAML file or a script.
 Nothing is trained or fetched: a recipe's own `main` reads its arguments and its preset and stops
-where the work would begin, a benchmark's stops behind its parser.
+where the work would begin, a benchmark's stops behind its parser. Paths are as in the checkout.
 """
 
 import argparse
@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from sft.budget import named_machine
-from sft.config import UserError, load_preset
+from sft.config import Preset, UserError, load_preset
 
 # What a reader puts in the place of a word in capitals, where the word itself is no such value.
 READERS_WORD = {"PRESET": "recipes/presets/own_model.yaml", "SEED": "0", "N": "2", "M": "2"}
@@ -191,12 +192,11 @@ def _stopped_before_work(path: Path, arguments: list[str]) -> str | None:
     work, accept = WORK[f"recipes/{path.name}"]
 
     def main() -> None:
-        with patch.object(module, work, accept), patch.object(module, "push", print, create=True):
+        with patch.object(module, work, accept), patch.object(module, "push", _nothing, create=True):
             if code := module.main(arguments):
                 raise SystemExit(code)
 
-    with contextlib.chdir(ROOT):
-        return _quietly(main, said_only=True)
+    return _quietly(main, said_only=True)
 
 
 class _Parsed(Exception):
@@ -277,6 +277,16 @@ def _nothing(*_: Any, **__: Any) -> None:
     """In the place of a recipe's work."""
 
 
+def _compare(preset: Preset, _: Any) -> None:
+    """lm-eval's index takes long to read: its tasks are those of the paper's protocol, which
+    tests/test_eval_paper.py looks up."""
+    protocol = (ROOT / "recipes/paper/protocol.yaml").read_text(encoding="utf-8")
+    for task in preset.eval.tasks:
+        file = ROOT / f"recipes/paper/tasks/{task}.yaml"
+        if task not in yaml.safe_load(protocol)["eval"]["tasks"] and not file.is_file():
+            raise UserError(f"{task} is no task of recipes/paper")
+
+
 def _plan(*_: Any, device: str | None, **__: Any) -> None:
     if device is not None:
         named_machine(device)
@@ -285,7 +295,7 @@ def _plan(*_: Any, device: str | None, **__: Any) -> None:
 # What each recipe's main calls when all arguments are read, and what is put there.
 WORK = {
     "recipes/sft_then_dpo.py": ("chain", _nothing),
-    "recipes/base_vs_chat.py": ("compare", _nothing),
+    "recipes/base_vs_chat.py": ("compare", _compare),
     "recipes/open_ended.py": ("run", _nothing),
     "recipes/export.py": ("export", _nothing),
     "recipes/plan_run.py": ("plan", _plan),
