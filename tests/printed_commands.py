@@ -10,7 +10,6 @@ import argparse
 import ast
 import contextlib
 import importlib
-import importlib.metadata
 import io
 import re
 import shlex
@@ -31,25 +30,21 @@ from sft.budget import named_machine
 from sft.config import Preset, UserError, load_preset
 
 # What a reader puts in the place of a word in capitals, where the word itself is no such value.
-READERS_WORD = {"PRESET": "recipes/presets/own_model.yaml", "SEED": "0", "N": "2", "M": "2"}
-# What is not looked at further, and why.
+READERS_WORD = {"PRESET": "recipes/presets/own_model.yaml", "SEED": "0", "S": "0", "R": "0"}
+READERS_WORD |= {"N": "2", "M": "2", "TOTAL": "16"}
+# Programs whose arguments are not looked at, and why.
 NOT_OURS = {
-    "deepspeed": "pip install: a package that this project does not depend on",
-    "transformers[serving]": "pip install: extras of others",
-    "venv": "python -m: Python's own",
+    "transformers": "chat and serve need extras that are not installed for the tests",
+    "venv": "Python's own (make)",
     "touch": "a mark that make leaves",
-    "ruff": "options of tools that `make check` runs",
-    "mypy": "options of tools that `make check` runs",
-    "hf": "the hub's own program, which needs the network",
-    "ollama": "a program of others, which is not installed here",
-    "mlx_lm.convert": "a program of others, which is for a Mac",
-    "transformers": "needs extras that are not installed here",
+    "ruff": "`make check` and the workflow run it",
+    "mypy": "`make check` and the workflow run it",
 }
 
 
 @dataclass(frozen=True)
 class Command:
-    """A printed command: its words as a shell reads them, and its file."""
+    """A printed command: its words as a shell splits them, and its file."""
 
     words: tuple[str, ...]
     file: str
@@ -84,7 +79,10 @@ def code_spans(text: str) -> list[str]:
 
 def problem(command: Command) -> str | None:
     """What its reader would be told, in a sentence; None where it would begin to work."""
-    return _problem(list(command.words))
+    meant = r"(?<!\w)({})(?!\w)".format("|".join(READERS_WORD))
+    return _problem(
+        [re.sub(meant, lambda found: READERS_WORD[found.group()], word) for word in command.words]
+    )
 
 
 def known_key(name: str) -> str | None:
@@ -116,9 +114,7 @@ def _program(line: str) -> str:
 def _words(line: str) -> list[str]:
     """A line as a shell reads it; `[what may be left out]` is there, `...` is not."""
     line = re.sub(r"(?<=\s)\[([^\[\]{}]*)\]", r"\1", line)
-    words = [w for w in shlex.split(line, comments=True) if w not in ("...", "section.key=value")]
-    meant = r"(?<!\w)({})(?!\w)".format("|".join(READERS_WORD))
-    return [re.sub(meant, lambda found: READERS_WORD[found.group()], word) for word in words]
+    return [w for w in shlex.split(line, comments=True) if w not in ("...", "section.key=value")]
 
 
 def _problem(words: Sequence[str]) -> str | None:
@@ -136,19 +132,30 @@ def _read_somewhere(variable: str) -> str | None:
     return None if read else f"nothing reads ${variable}"
 
 
+def commands_of_make(*targets: str) -> list[Command]:
+    """What make would run for targets on a fresh clone.
+
+    Raises:
+        subprocess.CalledProcessError: it knows no such target.
+    """
+    command = ["make", "--dry-run", "--always-make", *targets]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [Command(tuple(_words(line)), "Makefile") for line in _lines(done.stdout)]
+
+
 def _make(arguments: list[str]) -> str | None:
-    make = subprocess.run(
-        ["make", "--dry-run", "--always-make", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    if make.returncode:
-        return make.stderr
-    found = (_problem(_words(line)) for line in _lines(make.stdout) if line.strip())
-    return next((text for text in found if text), None)
+    try:
+        found = commands_of_make(*arguments)
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr)
+    return next((said for command in found if (said := problem(command))), None)
 
 
 def _accelerate(arguments: list[str]) -> str | None:
     if arguments[:1] != ["launch"]:
         return "accelerate is documented with `launch` alone"
+    if not any(argument.endswith(".py") for argument in arguments):  # said of any recipe
+        arguments.append("recipes/sft_then_dpo.py")
     given = _quietly(lambda: launch_command_parser().parse_args(arguments[1:]))
     if isinstance(given, str):
         return given
@@ -192,7 +199,10 @@ def _stopped_before_work(path: Path, arguments: list[str]) -> str | None:
     work, accept = WORK[f"recipes/{path.name}"]
 
     def main() -> None:
-        with patch.object(module, work, accept), patch.object(module, "push", _nothing, create=True):
+        with (
+            patch.object(module, work, accept),
+            patch.object(module, "push", _nothing, create=True),
+        ):
             if code := module.main(arguments):
                 raise SystemExit(code)
 
@@ -232,7 +242,7 @@ def _quietly(work: Callable[[], Any], *, said_only: bool = False) -> Any:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             done = work()
     except SystemExit:
-        return said.getvalue().strip() or "it ended"
+        return (said.getvalue().strip() or "it ended").splitlines()[-1]
     except UserError as error:
         return str(error)
     except _Parsed:
@@ -256,12 +266,13 @@ def _pytest(arguments: list[str]) -> str | None:
 def _pip(arguments: list[str]) -> str | None:
     if arguments[:1] != ["install"]:
         return "pip is documented with `install` alone"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for what in arguments[1:]:
         if match := re.fullmatch(r"\.(?:\[(\w+)\])?", what):
-            extras = importlib.metadata.metadata("truing").get_all("Provides-Extra")
-            if match.group(1) and match.group(1) not in extras:
-                return f"this project has no extra {match.group(1)}"
-        elif what not in NOT_OURS and what not in ("-e", "--editable", "--quiet"):
+            extra = match.group(1)
+            if extra and not re.search(rf"^{extra} = \[", project, re.MULTILINE):
+                return f"this project has no extra {extra}"
+        elif what not in ("-e", "--editable", "--quiet"):
             return f"pip install {what} is not known"
     return None
 
