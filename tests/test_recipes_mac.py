@@ -20,20 +20,21 @@ FOR_CUDA = {"bitsandbytes", "triton", "flash_attn", "xformers", "liger_kernel"}
 
 @pytest.fixture
 def mac(monkeypatch, tmp_path, tiny_tokenizer):
-    """A command for a preset of the hub on a Mac of a chip and so much memory for its GPU."""
+    """The dry run of a preset of the hub, its model two layers deep, on a Mac whose GPU may take
+    so much."""
 
-    def command(preset, *overrides, chip="Apple M3 Pro", gib=21.3):
+    def command(preset, *overrides, gib):
         class State:
             device = torch.device("mps")
             num_processes = 1
 
         monkeypatch.setattr(placement_module, "PartialState", State)
-        monkeypatch.setattr(placement_module, "_apple_chip", lambda: chip)
+        monkeypatch.setattr(placement_module, "_apple_chip", lambda: "Apple M3 Pro")
         monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: int(gib * 2**30))
         # What transformers asks of macOS (14 or later) before it takes bf16.
         monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
         path = ROOT / "recipes" / "presets" / f"{preset}.yaml"
-        hub = stand_in(path, tmp_path, tiny_tokenizer, depth=None)
+        hub = stand_in(path, tmp_path, tiny_tokenizer)
         return train([str(path), *hub, "--dry-run", *overrides])
 
     return command
@@ -58,20 +59,20 @@ def test_each_chip_computes_in_the_dtype_that_the_page_says(row, chips, monkeypa
 
 
 def test_the_mac_preset_plans_and_dry_runs_on_a_mac(mac, capsys):
-    assert mac("smollm2_1.7b_lora_mac", "sft_all.torch_empty_cache_steps=10") == 0
+    assert mac("smollm2_1.7b_lora_mac", "sft_all.torch_empty_cache_steps=10", gib=5) == 0
     shown = capsys.readouterr()
     assert "memory: of each device (this Mac)" in shown.err and "\x1b[32m" in shown.out
 
 
 def test_what_a_mac_cannot_do_is_refused_with_what_it_can(mac, capsys):
-    assert mac("qwen3_8b_qlora_single_gpu") == 2
+    assert mac("qwen3_8b_qlora_single_gpu", gib=20) == 2
     said = capsys.readouterr().err
     assert "bitsandbytes does not train on a Mac" in said
     assert "recipes/presets/smollm2_1.7b_lora_mac.yaml" in said
 
 
 def test_a_preset_that_is_too_large_for_a_mac_is_refused_by_its_plan(mac, capsys):
-    assert mac("deepseek_llm_7b") == 2
+    assert mac("deepseek_llm_7b", gib=16) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"needs [\d.]+ GiB .*this Mac has [\d.]+ GiB to use", said), said
     assert "FSDP" not in said  # a Mac has one GPU
