@@ -59,7 +59,8 @@ def test_each_chip_computes_in_the_dtype_that_the_page_says(row, chips, monkeypa
 
 
 def test_the_mac_preset_plans_and_dry_runs_on_a_mac(mac, capsys):
-    assert mac("smollm2_1.7b_lora_mac", "sft_all.torch_empty_cache_steps=10", gib=5) == 0
+    given = ("sft_all.torch_empty_cache_steps=10", "sft_dialogue.enabled=false")
+    assert mac("smollm2_1.7b_lora_mac", *given, gib=5) == 0
     shown = capsys.readouterr()
     assert "memory: of each device (this Mac)" in shown.err and "\x1b[32m" in shown.out
 
@@ -72,7 +73,7 @@ def test_what_a_mac_cannot_do_is_refused_with_what_it_can(mac, capsys):
 
 
 def test_a_preset_that_is_too_large_for_a_mac_is_refused_by_its_plan(mac, capsys):
-    assert mac("deepseek_llm_7b", gib=16) == 2
+    assert mac("deepseek_llm_7b", "sft_dialogue.enabled=false", "dpo.enabled=false", gib=16) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert re.search(r"needs [\d.]+ GiB .*this Mac has [\d.]+ GiB to use", said), said
     assert "FSDP" not in said  # a Mac has one GPU
