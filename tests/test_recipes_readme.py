@@ -41,6 +41,7 @@ ADDED = {
         *("eval.per_task={}", "eval.repetition.prompts=null"),
     ],
     "--samples": ["--to", "runs/of-samples"],
+    "--rerun": ["sft_dialogue.enabled=false", "dpo.enabled=false"],
 }
 
 
@@ -87,6 +88,7 @@ def exit_code(words, monkeypatch):
     return ended.value.code
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
 def test_the_readme_typed_from_top_to_bottom(desk, monkeypatch, capsys):
     codes = {" ".join(words): exit_code(words, monkeypatch) for words in typed()}
