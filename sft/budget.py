@@ -288,6 +288,8 @@ class Planner:
                 f"model.load_in_4bit=true{words}",
                 in_4bit.memory(work, accumulates=True).total,
             )
+        if self.placement.device.type == "mps":
+            return  # a Mac has one
         for count in (2, 4, 8, 16, 32, 64):
             if count > self.machine.count:
                 machine = replace(self.machine, count=count, sharded=True)
