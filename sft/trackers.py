@@ -67,6 +67,7 @@ class Trackers:
     at: str | None = None  # the model whose trackers are open
     opened: dict[str, GeneralTracker] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)  # of that model: its tracker.json
+    said: set[str] = field(default_factory=set)  # those of which the log has told where they are
 
     def begin(self, model: str) -> None:
         """Called before training goes on, while log.jsonl is as the start before left it."""
@@ -115,6 +116,9 @@ class Trackers:
             if not self._attempt(name, tracker.start):
                 continue
             self.opened[name] = tracker
+            if name not in self.said:
+                log.info("%s: %s", name, _where(name, self.folder))
+                self.said.add(name)
             if name not in record["told"]:
                 for entry in lines:
                     self._send(name, _training(entry), step=entry["step"])
@@ -174,8 +178,6 @@ def reporting(preset: Preset, folder: Path) -> Iterator[Trackers]:
     """The trackers that a preset names, on the first process, and closed at the end."""
     names = list(dict.fromkeys(_named(preset.run))) if PartialState().is_main_process else []
     trackers = Trackers(names, folder, resolved(preset) if names else {})
-    for name in names:
-        log.info("%s: %s", name, _where(name, folder))
     try:
         yield trackers
     finally:
