@@ -83,6 +83,8 @@ class Trackers:
 
     def tell(self, model: str, values: Mapping[str, float], *, step: int | None = None) -> None:
         """What was measured of a model behind `step` (None: its last), once to each."""
+        if not self.names:
+            return
         if step is None:
             step = stage_facts(self.folder).get(model, {}).get("steps", 0)
         key = fingerprint([step, dict(values)])
@@ -139,7 +141,7 @@ class Trackers:
             **shown,
             id=key,
             resume="allow",
-            mode=wandb_mode(),
+            mode=_mode(),
             settings={"console": "off", "quiet": True},
         )
 
@@ -184,7 +186,7 @@ def reporting(preset: Preset, folder: Path) -> Iterator[Trackers]:
         trackers.close()
 
 
-def wandb_mode() -> str:
+def _mode() -> str:
     """Nothing is sent unless the environment asks for it."""
     return os.environ.get("WANDB_MODE", "offline")
 
@@ -195,9 +197,9 @@ def _where(name: str, folder: Path) -> str:
     if name == "trackio":
         return f"trackio show --project {PROJECT}"
     here = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
-    if wandb_mode() == "offline":
+    if _mode() == "offline":
         return f"kept in {here}, nothing is sent; wandb sync sends it, WANDB_MODE=online at once"
-    return f"WANDB_MODE={wandb_mode()}"
+    return f"WANDB_MODE={_mode()}"
 
 
 def _training(entry: Mapping[str, Any]) -> dict[str, float]:
