@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eval import repetition
 from eval.benchmarks import place_of, run_benchmark
+from eval.figures import figures
 from eval.measure import ask_of
 from eval.stats import BITS_PER_BYTE
 from eval.tasks import Tasks
@@ -95,6 +96,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> AfterEpoch | None:
                 row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()
         log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
+        setting.trackers.tell(end.stage, figures(row, "epoch"), step=end.step)
         return row
 
     return measure

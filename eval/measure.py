@@ -13,6 +13,7 @@ from tqdm import tqdm
 from eval import repetition, safety
 from eval.benchmarks import Ask, place_of, run_benchmark
 from eval.delta import REPETITION
+from eval.figures import tell_measures
 from eval.kept import Unit, not_written
 from eval.repetition_views import detail
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
@@ -128,6 +129,8 @@ class _Measured:
         from_main(self._finish)
 
     def _finish(self) -> None:
+        setting = self.setting
+        tell_measures(setting.trackers, self.name, self.scores, folder=setting.folder)
         stage = Stage(self.folder, self._common | {"scores": fingerprint(self.scores)})
         if stage.finished() is not None and not self.missing:
             log.info("%s: measured already, skipped", self.name)

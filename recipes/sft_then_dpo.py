@@ -67,6 +67,7 @@ def chain(
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.epochs import check_epochs, epoch_measure
+    from eval.figures import tell_deltas
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
     from eval.measure import check_measures, measure
@@ -87,9 +88,11 @@ def chain(
     from sft.setting import Setting
     from sft.shares import from_main
     from sft.stage import run_sft_stage
+    from sft.trackers import check_trackers, reporting
     from sft.vocabulary import base_with_tokens
 
     # 1. What can be wrong is found before anything is trained.
+    check_trackers(preset.run)
     placement = choose_placement(preset.model)
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
@@ -107,9 +110,13 @@ def chain(
         preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
     )
 
-    free = ("eval.each_epoch",)  # no input of anything
-    with open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder:
+    free = ("eval.each_epoch", "run.report_to")  # no input of anything
+    with (
+        open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder,
+        reporting(preset, folder) as trackers,
+    ):
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+        setting = replace(setting, trackers=trackers)
         setting = replace(setting, after_epoch=epoch_measure(preset.eval, setting))
         write_environment(folder, preset, inputs=inputs)
 
@@ -164,6 +171,7 @@ def chain(
         # 4. The evidence.
         from_main(lambda: write_decisions(folder, decisions))
         results = from_main(lambda: write_results(folder, list(models)))
+        from_main(lambda: tell_deltas(trackers, results))
         farewell(console_table(results), folder=folder, model=list(models.values())[-1])
 
 

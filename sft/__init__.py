@@ -10,6 +10,7 @@ SILENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # transformers, trl, peft, gradio's client
     "DO_NOT_TRACK": "1",  # whatever else heeds it (vllm, gradio)
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets
+    "WANDB_ERROR_REPORTING": "false",  # wandb, which would send usage from its offline mode too
     "DISABLE_SAFETENSORS_CONVERSION": "1",  # transformers asks a service to convert a repository
 }
 for _name, _value in SILENT.items():

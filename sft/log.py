@@ -1,4 +1,4 @@
-"""What training says while it runs: log.jsonl, the progress bar."""
+"""What training says while it runs: log.jsonl, the progress bar, the trackers."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,24 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.trackers import Trackers
+
 
 class StageLog(TrainerCallback):
-    """One JSON line a log step in log.jsonl, and a progress bar with the time left."""
+    """One JSON line a log step in log.jsonl, told to the trackers too, and a progress bar with the
+    time left."""
 
-    def __init__(self, path: Path, *, label: str) -> None:
+    def __init__(self, path: Path, *, label: str, trackers: Trackers) -> None:
         self.path = path
         self.label = label
+        self.trackers = trackers
         self.bar: tqdm | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
+            self.trackers.begin(self.label)
             # After a kill the log may be ahead of the checkpoint: begin with what that one knew.
             lines = [entry for entry in state.log_history if "loss" in entry]
             self.path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
@@ -39,6 +44,7 @@ class StageLog(TrainerCallback):
             entry = {"step": state.global_step, **logs}
             with self.path.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
+            self.trackers.line(entry)
             self.bar.set_postfix(_short(logs), refresh=False)
 
     def on_step_end(

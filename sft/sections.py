@@ -12,6 +12,7 @@ class RunSection:
     on_bad_step: str = "stop"  # a loss or gradient that is not finite, dead or jumps: stop, skip
     spike_factor: float = 10.0  # times the median loss of the last 20 steps; 0: jumps are allowed
     collapse_nats: float = 2.0  # chosen answers may lose so much a token in DPO; 0: any amount
+    report_to: list[str] = field(default_factory=list)  # tensorboard, trackio, wandb (offline)
 
 
 @dataclass
@@ -212,7 +213,10 @@ CHOICES = {
 }
 
 # Members that a list may have.
-MEMBERS = {"eval.same_format": ("plain", "chat")}
+MEMBERS = {
+    "eval.same_format": ("plain", "chat"),
+    "run.report_to": ("tensorboard", "trackio", "wandb", "none"),
+}
 
 # Options of a source by the list that it stands in: what nothing there would read is refused.
 SOURCE_OPTIONS = {
@@ -235,6 +239,9 @@ DECIDED = {
     "chat_template_path": "model.chat_template",
     "eos_token": "the tokenizer and its chat template",
     "pad_token": "the tokenizer",
+    "report_to": "run.report_to, for all stages and measures",
+    "run_name": "run.dir, whose name the trackers show",
+    "trackio_space_id": "the environment ($TRACKIO_SPACE_ID)",
     "disable_tqdm": "the recipe",
     "logging_nan_inf_filter": "run.on_bad_step",
     "logging_first_step": "the report, which needs the first loss",
@@ -259,6 +266,9 @@ DECIDED = {
 # Upstream keys that our loss and our rows would pass over in silence.
 WITHOUT_EFFECT = frozenset(
     {
+        "project",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
         "truncation_mode",
         "shuffle_dataset",
         "eval_packing",

@@ -10,6 +10,7 @@ from sft.config import LoraSection, Preset
 from sft.epochs import AfterEpoch
 from sft.placement import Placement
 from sft.run import fingerprint, model_fingerprint
+from sft.trackers import Trackers
 from sft.watch import Limits
 
 
@@ -18,8 +19,8 @@ class Setting:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
-    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end; neither is
-    an input of it.
+    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end, `trackers`
+    are told; none is an input of it.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class Setting:
     tokens: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
     after_epoch: AfterEpoch | None = None
+    trackers: Trackers = field(default_factory=Trackers)
 
     @classmethod
     def of(

@@ -256,7 +256,7 @@ def run_training(
 ) -> StageFacts:
     """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StageLog(folder / "log.jsonl", label=label))
+    trainer.add_callback(StageLog(folder / "log.jsonl", label=label, trackers=setting.trackers))
     device = trainer.args.device
     peak = matrix_peak(device, setting.placement.compute)
     trainer.meter = Meter(model, device=device, peak=peak)

@@ -451,7 +451,7 @@ def test_no_file_of_a_run_holds_the_environments_keys(tmp_path, monkeypatch):
 def test_every_package_switches_statistics_off_before_any_library(monkeypatch):
     """In a process that imports one package alone, and before the libraries that would ask."""
     switches = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_UPDATE_DOWNLOAD_COUNTS",
-                "DISABLE_SAFETENSORS_CONVERSION")  # fmt: skip
+                "WANDB_ERROR_REPORTING", "DISABLE_SAFETENSORS_CONVERSION")  # fmt: skip
     clean = {name: value for name, value in os.environ.items() if name not in switches}
     for package in ("sft", "dpo", "eval"):
         script = (
@@ -462,7 +462,7 @@ def test_every_package_switches_statistics_off_before_any_library(monkeypatch):
         done = subprocess.run(
             [sys.executable, "-c", script], cwd=ROOT, env=clean, capture_output=True, text=True
         )
-        assert done.stdout.strip() == "['1', '1', '0', '1']", done.stderr
+        assert done.stdout.strip() == "['1', '1', '0', 'false', '1']", done.stderr
     from huggingface_hub import constants
 
     assert constants.HF_HUB_DISABLE_TELEMETRY
