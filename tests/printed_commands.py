@@ -26,8 +26,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
-from sft.budget import named_machine
 from sft.config import Preset, UserError, load_preset
+from sft.machine import named_machine
 
 # What a reader puts in the place of a word in capitals, where the word itself is no such value.
 READERS_WORD = {"PRESET": "recipes/presets/own_model.yaml", "SEED": "0", "S": "0", "R": "0"}
