@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.generate import generate
+from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
 from sft.files import RowError, read_records
@@ -138,9 +138,7 @@ def answer(
                 for i, question in enumerate(questions)
                 if question.temperature == temperature and turn < len(question.turns)
             ]
-            generations = generate(
-                model,
-                tokenizer,
+            generations = backend_of(model, tokenizer).generate(
                 [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked],
                 max_new_tokens=cap,
                 stop_ids=stop_ids(tokenizer),
