@@ -9,11 +9,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from eval.loading import backend_inputs, loaded
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
-from sft.config import Source, UserError
+from sft.config import EvalSection, Source, UserError
 from sft.files import RowError, read_records
-from sft.model import load_model
 from sft.run import Stage, fingerprint, model_fingerprint, read_jsonl, write_jsonl
 from sft.setting import Setting, tokenizer_fingerprint
 
@@ -79,10 +79,16 @@ def read_questions(path: str, *, references: str | None = None) -> list[Question
 
 
 def answers_of(
-    name: str, path: str, setting: Setting, questions: Sequence[Question], *, cap: int
+    name: str,
+    path: str,
+    setting: Setting,
+    questions: Sequence[Question],
+    *,
+    cap: int,
+    engine: EvalSection,
 ) -> list[dict[str, Any]]:
     """A model's answers, kept in answers/<name>/answers.jsonl of the setting's folder: answered
-    once for these weights, questions and cap. One process works."""
+    once for these weights, questions and cap, by the backend of `engine`. One process works."""
     stage = Stage(
         setting.folder / "answers" / name,
         {
@@ -90,21 +96,18 @@ def answers_of(
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
             "questions": fingerprint([[q.id, q.category, *q.turns] for q in questions]),
             "options": fingerprint([cap, setting.seed, TEMPERATURES]),
+            **backend_inputs(engine, setting),
         },
     )
     if stage.finished() is None:
         stage.begin()
-        model = load_model(
-            path,
-            setting.placement,
-            dtype=setting.placement.inference,
-            trust_remote_code=setting.trust_remote_code,
-        )
-        with tqdm(
-            total=sum(len(q.turns) for q in questions), desc=f"{name}: answers", unit="answer"
-        ) as bar:
+        total = sum(len(q.turns) for q in questions)
+        with (
+            loaded(path, setting, engine) as backend,
+            tqdm(total=total, desc=f"{name}: answers", unit="answer") as bar,
+        ):
             rows = answer(
-                model,
+                backend,
                 setting.tokenizer,
                 questions,
                 cap=cap,

@@ -5,34 +5,30 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eval.generate import Generation, generate
+from eval.generate import Generation
+from eval.loading import loaded
 from sft.chat import encode_prompt, stop_ids
-from sft.config import PairsSection
-from sft.model import load_model
+from sft.config import EvalSection, PairsSection
 from sft.setting import Setting
 
 
 def sampler(
-    path: str, setting: Setting, *, section: PairsSection
+    path: str, setting: Setting, *, section: PairsSection, engine: EvalSection
 ) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
     """A function of conversations and seeds that samples one answer each.
 
-    The model is loaded when the function is called, so that nothing is where nothing is sampled.
+    The model is loaded when the function is called, so that nothing is where nothing is sampled;
+    `engine` names the backend.
     """
 
     def sample(
         conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
     ) -> list[Generation]:
-        model = load_model(
-            path,
-            setting.placement,
-            dtype=setting.placement.inference,
-            trust_remote_code=setting.trust_remote_code,
-        )
-        with tqdm(total=len(conversations), desc="sampling answers", unit="answer") as bar:
-            return generate(
-                model,
-                setting.tokenizer,
+        with (
+            loaded(path, setting, engine) as backend,
+            tqdm(total=len(conversations), desc="sampling answers", unit="answer") as bar,
+        ):
+            return backend.generate(
                 [encode_prompt(setting.tokenizer, messages) for messages in conversations],
                 max_new_tokens=section.max_new_tokens,
                 stop_ids=stop_ids(setting.tokenizer),

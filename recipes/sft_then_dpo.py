@@ -64,6 +64,7 @@ def chain(
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
+    from eval.loading import backend_inputs, check_backend
     from eval.measure import check_measures, measure
     from eval.questions import asked
     from eval.results import write_results
@@ -90,6 +91,7 @@ def chain(
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
     check_measures(preset.eval)
+    check_backend(preset.eval, placement)
     check_gates(preset)
     tokenizer = load_tokenizer(base, preset.model)
     benchmarks = asked(preset.eval)
@@ -137,9 +139,14 @@ def chain(
         start = models[before]
         if preset.dpo.enabled:
             if pairs is None:
-                sample = sampler(start, setting, section=preset.pairs)
                 pairs = sampled_pairs(
-                    preset, setting, start=start, prompts=prompts, sample=sample, judge=rule_judge
+                    preset,
+                    setting,
+                    start=start,
+                    prompts=prompts,
+                    sample=sampler(start, setting, section=preset.pairs, engine=preset.eval),
+                    judge=rule_judge,
+                    sampled_by=backend_inputs(preset.eval, setting),
                 )
             trained = run_dpo_stage(setting, start=start, section=preset.dpo, rows=pairs)
             measure("dpo", trained, setting, preset.eval)

@@ -291,6 +291,11 @@ def _check(preset: Preset) -> list[str]:
             f"eval.repetition.temperature={preset.eval.repetition.temperature:g} must not be "
             "negative; 0 leaves the sampled measure out"
         )
+    if preset.eval.vllm_python and preset.eval.backend != "vllm":
+        problems.append(
+            f"eval.vllm_python={preset.eval.vllm_python} has no effect on eval.backend="
+            f"{preset.eval.backend}; set eval.backend=vllm or remove it"
+        )
     for name in ("spike_factor", "collapse_nats"):
         value = getattr(preset.run, name)
         if value < 0:

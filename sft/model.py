@@ -237,7 +237,7 @@ def load_model(
     Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent.
     """
-    _free_memory()
+    free_memory()
     adapter = is_adapter(path)
     base = PeftConfig.from_pretrained(path).base_model_name_or_path if adapter else path
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -254,7 +254,7 @@ def load_model(
     return model.to(placement.device)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Hand back what the model before this one left behind, cycles of a trainer among it."""
     gc.collect()
     if torch.cuda.is_available():

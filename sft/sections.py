@@ -158,6 +158,8 @@ class EvalSection:
     same_format: list[str] = field(default_factory=list)  # plain, chat: all models asked so too
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
     safety: SafetySection = field(default_factory=SafetySection)
+    backend: str = "transformers"  # transformers, vllm; one for all models that are compared
+    vllm_python: str | None = None  # the Python that has vLLM; absent: this one
 
 
 @dataclass
@@ -178,6 +180,7 @@ CHOICES = {
     "model.attn_implementation": ("auto", "documents", "sdpa", "eager"),
     "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),
+    "eval.backend": ("transformers", "vllm"),
     "data.turns": ("all", "last"),
     "data.too_long": ("drop", "truncate", "split"),
 }
