@@ -70,18 +70,21 @@ def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Back
             path = _merged(path, setting, scratch / "model")
         trust = setting.trust_remote_code
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+        # Ours, with the tokens that were added; vLLM reads the model's type beside it.
+        config.save_pretrained(scratch / "tokenizer")
+        setting.tokenizer.save_pretrained(scratch / "tokenizer")
         free_memory()
         with vllm_backend(
             path,
             vllm=check_vllm(section.vllm_python, setting.placement.device),
             tokenizer=setting.tokenizer,
+            tokenizer_folder=scratch / "tokenizer",
             dtype=setting.placement.inference,
             device=setting.placement.device,
             window=getattr(config.get_text_config(), "max_position_embeddings", None),
             eos_ids=_eos_ids(path, config),
             seed=setting.seed,
             trust_remote_code=trust,
-            folder=scratch / "tokenizer",
         ) as backend:
             yield backend
     finally:

@@ -44,6 +44,7 @@ _LAUNCHER = (
 )
 _PROBE = """
 import json, vllm
+from vllm import LLM  # most of vLLM, and of what it needs, is read only now
 from vllm.platforms import current_platform
 print(json.dumps([vllm.__version__, current_platform.device_type]))
 """
@@ -114,28 +115,27 @@ def vllm_backend(
     *,
     vllm: Vllm,
     tokenizer: Any,
+    tokenizer_folder: Path,
     dtype: torch.dtype,
     device: torch.device,
     window: int | None,
     eos_ids: Sequence[int],
     seed: int,
     trust_remote_code: bool,
-    folder: Path,
 ) -> Iterator[Backend]:
     """vLLM with a whole model loaded; the process, and all it holds, is gone at the end.
 
     Args:
+        tokenizer_folder: the tokenizer on disk, which vLLM looks for stop strings with.
         window: the model's; vLLM's own limit counts where it is smaller.
         eos_ids: as the model's generation settings name them.
-        folder: for the tokenizer, which vLLM looks for stop strings with.
 
     Raises:
         UserError: vLLM does not load the model.
     """
-    tokenizer.save_pretrained(folder)
     load: dict[str, Any] = {
         "model": path,
-        "tokenizer": str(folder),
+        "tokenizer": str(tokenizer_folder),
         "dtype": str(dtype).removeprefix("torch."),
         "trust_remote_code": trust_remote_code,
         "seed": seed,

@@ -158,13 +158,22 @@ def test_rows_end_at_their_own_caps_and_stop_ids(served):
     assert all(one.token_ids[-1] in stops for one in theirs if one.finish_reason == "stop_id")
 
 
-@draws_as_ours
+SAMPLED = {"temperature": 1.1, "top_p": 0.95, "stop_ids": []}
+
+
 def test_each_row_draws_by_its_own_seed(served):
-    options = {"temperature": 1.1, "top_p": 0.95, "seeds": [i % 5 for i in range(12)]}
-    theirs, ours = both(served, PLACES, max_new_tokens=20, **options)
+    theirs, *_ = served
+    seeds = [4, 7, 4, 8, 7]
+    rows = theirs.generate([PLACES[0]] * 5, max_new_tokens=20, seeds=seeds, **SAMPLED)
+    answers = dict(zip(seeds, [row.token_ids for row in rows], strict=True))
+    assert [row.token_ids for row in rows] == [answers[seed] for seed in seeds]
+    assert len({tuple(answer) for answer in answers.values()}) == 3
+
+
+@draws_as_ours
+def test_sampled_rows_are_those_of_transformers(served):
+    theirs, ours = both(served, PLACES, max_new_tokens=20, seeds=[*range(12)], **SAMPLED)
     assert theirs == ours
-    twice, _ = both(served, [PLACES[0]] * 2, max_new_tokens=20, **options | {"seeds": [4, 4]})
-    assert twice[0] == twice[1]
 
 
 def test_loops_are_left_at_the_same_token(served):
@@ -312,7 +321,9 @@ def fake_package(folder, source, *, device="''"):
 
 @pytest.mark.parametrize("device", ["cuda", ""])
 def test_a_vllm_of_another_device_is_refused_by_name(tmp_path, monkeypatch, device):
-    on_path(monkeypatch, fake_package(tmp_path, "__version__ = '9'", device=repr(device)))
+    on_path(
+        monkeypatch, fake_package(tmp_path, "__version__, LLM = '9', None", device=repr(device))
+    )
     named = device or "no device of this machine"
     with pytest.raises(UserError, match=f"computes on {named}, and the run is on cpu"):
         check_vllm(None, torch.device("cpu"))
@@ -323,7 +334,9 @@ def test_a_vllm_of_another_device_is_refused_by_name(tmp_path, monkeypatch, devi
 
 def test_vllm_is_told_nothing_of_ranks_and_sends_nothing_home(tmp_path, monkeypatch):
     names = ["VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_ENABLE_V1_MULTIPROCESSING", "RANK"]
-    source = f"import os\n__version__ = ' '.join(os.environ.get(n, '-') for n in {names})"
+    source = (
+        f"import os\nLLM = None\n__version__ = ' '.join(os.environ.get(n, '-') for n in {names})"
+    )
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     on_path(monkeypatch, fake_package(tmp_path, source))
