@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig
@@ -102,7 +103,7 @@ def _merged(path: str, setting: Setting, folder: Path) -> str:
     return str(folder)
 
 
-def _eos_ids(path: str, config: object) -> tuple[int, ...]:
+def _eos_ids(path: str, config: Any) -> tuple[int, ...]:
     """The eos ids that transformers would give the loaded model."""
     try:
         settings = GenerationConfig.from_pretrained(path)
