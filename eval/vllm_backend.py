@@ -5,6 +5,8 @@ its own (`eval.vllm_python`); and a process that ends gives back all of its GPU 
 next stage of training needs. Token ids go in and come out. What ends an answer is judged here, on
 its tokens, by the rule of `eval.generate`: vLLM stops at what it takes for a stop string, and a row
 that the rule does not find at its end is continued.
+
+Compared with transformers on vLLM 0.32.0's CPU build in float32; not yet run on a GPU.
 """
 
 import functools
