@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(preset: Preset, compared: Compared) -> None:
     """Measure the models into the run folder, add what was measured before, write the report."""
     from eval.imported import import_measures
+    from eval.loading import check_backend
     from eval.measure import check_measures, measure
     from eval.results import write_results
     from eval.tables import console_table
@@ -85,6 +86,8 @@ def compare(preset: Preset, compared: Compared) -> None:
                 *(name, section.name_or_path),
             )
     placement = choose_placement(preset.model) if sections else None
+    if placement is not None:
+        check_backend(preset.eval, placement)
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
@@ -140,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="let code tasks run the programs that the models write, kept apart",
     )
+    parser.add_argument("--vllm", metavar="PYTHON", help="measure with the vLLM of this Python")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="runs/base-vs-chat", help="folder for what comes out")
     return parser
@@ -206,6 +210,8 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         "base_shots": given.base_shots,
         "chat_shots": given.chat_shots,
         "allow_code_execution": given.allow_code_execution,
+        "backend": given.vllm and "vllm",
+        "vllm_python": given.vllm,
     }
     repetition = {"prompts": given.prompts, "cap": given.cap}
     return Preset(

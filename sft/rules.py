@@ -59,6 +59,11 @@ def check_rules(preset: Preset) -> list[str]:
             "negative; 0 leaves the sampled measure out"
         )
     problems += _check_each_epoch(preset.eval)
+    if preset.eval.vllm_python and preset.eval.backend != "vllm":
+        problems.append(
+            f"eval.vllm_python={preset.eval.vllm_python} has no effect on eval.backend="
+            f"{preset.eval.backend}; set eval.backend=vllm or remove it"
+        )
     for name in ("spike_factor", "collapse_nats"):
         value = getattr(preset.run, name)
         if value < 0:
