@@ -1,10 +1,14 @@
 """What the measures ask of a model, whichever engine computes it: token ids in, token ids out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.generate import Generation
+from sft.config import UserError
+
+# Under which name scores.json and the inputs of a measure say what measured; without it, this did.
+BACKEND, TRANSFORMERS = "backend", "transformers"
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,24 @@ class Backend(ABC):
         progress: Callable[[int], object] | None = None,
     ) -> list[Generation]:
         """Continue each prompt; arguments, answers and errors are those of `generate.generate`."""
+
+
+def check_one_backend(measured_by: Mapping[str, str | None]) -> None:
+    """Refuse to compare measures of two backends: each rounds its own way, in all its answers.
+
+    Args:
+        measured_by: by what is compared its backend, with or without a version behind the name;
+            None where that is not known, which is not asked.
+
+    Raises:
+        UserError: two of them differ.
+    """
+    found: dict[str, str] = {}
+    for name, backend in measured_by.items():
+        if backend is not None:
+            found.setdefault(backend.split()[0], f"{name} by {backend}")
+    if len(found) > 1:
+        raise UserError(
+            f"measured by different backends, which round differently: {', '.join(found.values())};"
+            " measure all that is compared by one (eval.backend, or --vllm PYTHON)"
+        )

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, GenerationConfig
 
-from eval.backend import Backend
+from eval.backend import BACKEND, Backend
 from eval.transformers_backend import TransformersBackend, ids_of
 from eval.vllm_backend import check_vllm, find_vllm, vllm_backend
 from sft.config import EvalSection
+from sft.merge import on_processor
 from sft.model import free_memory, load_model
 from sft.placement import Placement
 from sft.run import is_adapter
 from sft.setting import Setting
+from sft.shares import from_main
 
 
 def check_backend(section: EvalSection, placement: Placement) -> None:
@@ -38,13 +41,14 @@ def backend_inputs(section: EvalSection, setting: Setting) -> dict[str, str]:
     if section.backend != "vllm":
         return {}
     version = find_vllm(section.vllm_python).version
-    return {"backend": f"vllm {version} {setting.placement.inference}"}
+    return {BACKEND: f"vllm {version} {setting.placement.inference}"}
 
 
 @contextmanager
 def loaded(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
     """The model or adapter at `path`, ready to score and write; its GPU memory is free at the end
-    where another process held it.
+    where another process held it. All processes call it: each has the whole model, or a vLLM with
+    it, on its own device.
 
     Raises:
         UserError: vLLM does not load the model.
@@ -64,39 +68,45 @@ def loaded(path: str, setting: Setting, section: EvalSection) -> Iterator[Backen
 
 @contextmanager
 def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
-    """A folder of the run holds what vLLM reads from disk for as long as it does."""
-    scratch = setting.folder / ".vllm"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-    try:
-        if is_adapter(path):
-            path = _merged(path, setting, scratch / "model")
-        trust = setting.trust_remote_code
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
+    """A folder of the run holds what vLLM reads from disk for as long as it does; the first
+    process makes it, for all."""
+    scratch, trust = setting.folder / ".vllm", setting.trust_remote_code
+
+    def prepare() -> str:
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        whole = _merged(path, setting, scratch / "model") if is_adapter(path) else path
         # Ours, with the tokens that were added; vLLM reads the model's type beside it.
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=trust)
         config.save_pretrained(scratch / "tokenizer")
         setting.tokenizer.save_pretrained(scratch / "tokenizer")
+        return whole
+
+    try:
+        whole = from_main(prepare)
+        config = AutoConfig.from_pretrained(whole, trust_remote_code=trust)
         free_memory()
         with vllm_backend(
-            path,
+            whole,
             vllm=check_vllm(section.vllm_python, setting.placement.device),
             tokenizer=setting.tokenizer,
             tokenizer_folder=scratch / "tokenizer",
             dtype=setting.placement.inference,
             device=setting.placement.device,
             window=getattr(config.get_text_config(), "max_position_embeddings", None),
-            eos_ids=_eos_ids(path, config),
+            eos_ids=_eos_ids(whole, config),
             seed=setting.seed,
             trust_remote_code=trust,
         ) as backend:
             yield backend
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if PartialState().is_main_process:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _merged(path: str, setting: Setting, folder: Path) -> str:
     """An adapter in its base's weights, merged in float32 on the CPU, then rounded: vLLM takes
     neither every rank nor embeddings that were trained beside an adapter."""
-    placement = replace(setting.placement, device=torch.device("cpu"), attention="sdpa")
+    placement = replace(on_processor(setting.placement), attention="sdpa")
     model = load_model(
         path, placement, dtype=torch.float32, trust_remote_code=setting.trust_remote_code
     )

@@ -117,6 +117,7 @@ class _Measured:
         """Every task in the protocol's format, then in the others, then repetition and safety."""
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.scores |= backend_inputs(self.section, self.setting)
         chat = self.name != BASE
         for task in self.section.tasks:  # first: a task without data ends the run at once
             entry = self._benchmark(task, "protocol", chat=chat)
@@ -149,6 +150,7 @@ class _Measured:
 
     @cached_property
     def _model(self) -> Backend:
+        """All processes ask for it, also one that has no share of what is missing."""
         return self.resources.enter_context(loaded(self.path, self.setting, self.section))
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
@@ -198,11 +200,11 @@ class _Measured:
             return {"rate": repetition.summarise(rows), "detail": detail(rows)}
 
         def run_on() -> dict[str, Any]:
-            begun = from_main(lambda: read_jsonl(greedy.rows))
+            begun, model = from_main(lambda: read_jsonl(greedy.rows)), self._model
 
             def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
                 asked, stored = zip(*own, strict=True)
-                return repetition.measure(self._model, tokenizer, asked, cap=2 * cap, begun=stored)
+                return repetition.measure(model, tokenizer, asked, cap=2 * cap, begun=stored)
 
             rows = split(list(zip(prompts, begun, strict=True)), go_on)
             from_main(lambda: write_jsonl(longer.rows, rows))

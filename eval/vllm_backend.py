@@ -39,11 +39,13 @@ ROWS = 2048
 MEMORY_SHARE = 0.9
 # Seconds to wait for the process, which ends by itself when its orders do.
 PATIENCE = 30
-# What the launcher tells its own processes, and vLLM must not take for itself.
+# What the launcher tells its own processes, and vLLM must not take for itself: torch would look for
+# vLLM's only rank in the launcher's store (torch.distributed.rendezvous), and wait for ever.
 _LAUNCHER = (
-    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
 )
+_LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_")
 _PROBE = """
 import json, vllm
 from vllm import LLM  # most of vLLM, and of what it needs, is read only now
@@ -76,7 +78,7 @@ def find_vllm(python: str | None) -> Vllm:
     command = [path, "-c", _PROBE]
     try:
         found = subprocess.run(
-            command, env=_environment(), capture_output=True, text=True, check=False
+            command, env=environment(), capture_output=True, text=True, check=False
         )
     except OSError as error:
         raise UserError(
@@ -139,6 +141,7 @@ def vllm_backend(
         "model": path,
         "tokenizer": str(tokenizer_folder),
         "dtype": str(dtype).removeprefix("torch."),
+        "load_format": "safetensors",  # pickled weights are not loaded
         "trust_remote_code": trust_remote_code,
         "seed": seed,
         "max_model_len": -1,  # the model's own, or as much as fits in memory
@@ -149,7 +152,7 @@ def vllm_backend(
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         load["gpu_memory_utilization"] = round(MEMORY_SHARE * free / total, 3)
-    process = _Process.start(vllm)
+    process = _Process.start(vllm, device)
     try:
         limit = process.ask({"load": load})
         if limit is None:
@@ -176,12 +179,12 @@ class _Process:
     popen: "subprocess.Popen[str]"
 
     @classmethod
-    def start(cls, vllm: Vllm) -> "_Process":
+    def start(cls, vllm: Vllm, device: torch.device) -> "_Process":
         # A session of its own: Ctrl-C is for this process, which then ends the child.
         return cls(
             subprocess.Popen(
                 [vllm.python, str(CHILD)],
-                env=_environment(),
+                env=environment(device),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -328,10 +331,19 @@ class VllmBackend(Backend):
         return reply
 
 
-def _environment() -> dict[str, str]:
+def environment(device: torch.device | None = None) -> dict[str, str]:
     """This process's environment for one that holds vLLM: without the launcher's ranks, without
-    telemetry, and with vLLM's engine in the process itself, which then ends as a whole."""
-    kept = {name: value for name, value in os.environ.items() if name not in _LAUNCHER}
+    telemetry, and with vLLM's engine in the process itself, which then ends as a whole. `device`
+    is the GPU that it sees, where there are several."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER and not name.startswith(_LAUNCHERS)
+    }
+    if device is not None and device.type == "cuda" and device.index is not None:
+        visible = kept.get("CUDA_VISIBLE_DEVICES")
+        own = visible.split(",")[device.index] if visible else str(device.index)
+        kept["CUDA_VISIBLE_DEVICES"] = own
     return (
         {"VLLM_LOGGING_LEVEL": "WARNING"}
         | kept

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(preset: Preset, compared: Compared) -> None:
     """Measure the models into the run folder, add what was measured before, write the report."""
+    from eval.backend import check_one_backend
     from eval.imported import import_measures
     from eval.loading import check_backend
     from eval.measure import check_measures, measure
@@ -91,9 +92,13 @@ def compare(preset: Preset, compared: Compared) -> None:
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
+        measured_by: dict[str, str | None] = dict.fromkeys(compared.models, preset.eval.backend)
         for name, source in compared.samples.items():
             place = folder / "eval" / name
-            from_main(partial(import_measures, Path(source), place, section=preset.eval))
+            measured_by[name] = from_main(
+                partial(import_measures, Path(source), place, section=preset.eval)
+            )
+        check_one_backend(measured_by)
         for name, tokenizer in tokenizers.items():
             assert placement is not None, "there are models"
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)

@@ -59,11 +59,7 @@ def check_rules(preset: Preset) -> list[str]:
             "negative; 0 leaves the sampled measure out"
         )
     problems += _check_each_epoch(preset.eval)
-    if preset.eval.vllm_python and preset.eval.backend != "vllm":
-        problems.append(
-            f"eval.vllm_python={preset.eval.vllm_python} has no effect on eval.backend="
-            f"{preset.eval.backend}; set eval.backend=vllm or remove it"
-        )
+    problems += _check_backend(preset)
     for name in ("spike_factor", "collapse_nats"):
         value = getattr(preset.run, name)
         if value < 0:
@@ -119,6 +115,22 @@ def _check_each_epoch(section: EvalSection) -> list[str]:
         problems.append(
             "eval.each_epoch.enabled=true measures nothing: give it prompts (and "
             "eval.repetition.prompts) or tasks, or set it to false"
+        )
+    return problems
+
+
+def _check_backend(preset: Preset) -> list[str]:
+    backend, python = preset.eval.backend, preset.eval.vllm_python
+    problems = []
+    if python and backend != "vllm":
+        problems.append(
+            f"eval.vllm_python={python} has no effect on eval.backend={backend}; set "
+            "eval.backend=vllm or remove it"
+        )
+    if backend == "vllm" and preset.model.load_in_4bit:
+        problems.append(
+            "eval.backend=vllm would measure whole weights, not the 4-bit ones of "
+            "model.load_in_4bit=true; set eval.backend=transformers"
         )
     return problems
 

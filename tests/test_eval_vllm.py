@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ from eval.backend import Question
 from eval.engine import Engine
 from eval.loading import backend_inputs, check_backend, loaded
 from eval.transformers_backend import TransformersBackend
-from eval.vllm_backend import CHILD, check_vllm, find_vllm
+from eval.vllm_backend import CHILD, check_vllm, environment, find_vllm
 from recipes import base_vs_chat
 from sft.chat import encode_prompt, ensure_template, stop_ids
 from sft.config import EvalSection, LoraSection, ModelSection, Preset, UserError, load_preset
@@ -264,8 +265,20 @@ def test_an_adapter_is_merged_and_leaves_nothing_behind(stand_in, tmp_path, tiny
     assert set(tmp_path.iterdir()) == before
 
 
+def assert_same_rows(one, other, *, files):
+    names = {path.relative_to(one) for path in one.rglob("eval/*/**/*.jsonl")}
+    assert len(names) == files
+    for name in names:
+        for left, right in zip(read_jsonl(one / name), read_jsonl(other / name), strict=True):
+            logs = [row.pop("log_probs", []) for row in (left, right)]
+            assert logs[1] == pytest.approx(logs[0], abs=1e-4)
+            assert left == right
+
+
 @draws_as_ours
-def test_base_vs_chat_has_the_same_rows_with_either(stand_in, tmp_path, tiny_tokenizer):
+def test_base_vs_chat_has_the_same_rows_with_either_and_compares_them_with_their_like(
+    stand_in, tmp_path, tiny_tokenizer, capsys
+):
     world = build_world(tmp_path, tiny_tokenizer)
     make_tiny_model(1).save_pretrained(tmp_path / "chat")
     tiny_tokenizer.save_pretrained(tmp_path / "chat")
@@ -277,19 +290,41 @@ def test_base_vs_chat_has_the_same_rows_with_either(stand_in, tmp_path, tiny_tok
     runs = [tmp_path / "ours", tmp_path / "theirs"]
     for run, more in zip(runs, ([], ["--vllm", sys.executable]), strict=True):
         assert base_vs_chat.main([*common, *more, "--to", str(run)]) == 0
-    files = {p.relative_to(runs[0]) for p in runs[0].rglob("eval/*/**/*.jsonl")}
-    assert len(files) == 6
-    for file in files:
-        ours, theirs = (read_jsonl(run / file) for run in runs)
-        for our, their in zip(ours, theirs, strict=True):
-            logs = [row.pop("log_probs", []) for row in (our, their)]
-            assert logs[1] == pytest.approx(logs[0], abs=1e-4)
-            assert our == their
+    assert_same_rows(*runs, files=6)
+    shared = [*common, "--vllm", sys.executable, "--to", tmp_path / "shared"]
+    by_two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*by_two, ROOT / "recipes/base_vs_chat.py", *shared],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "measured by: vLLM 0.33.0, cpu, float32" in done.stderr
+    assert_same_rows(runs[1], tmp_path / "shared", files=6)
+    assert not (tmp_path / "shared" / ".vllm").exists()
     done = [read_json(run / "eval" / "chat" / "done.json")["inputs"] for run in runs]
     assert "backend" not in done[0]
     assert done[1]["backend"] == "vllm 0.33.0 torch.float32"
     kept = runs[1] / "eval" / "chat" / "kept"
     assert {read_json(p)["inputs"]["backend"] for p in kept.rglob("*.json")} == {done[1]["backend"]}
+    refused = (
+        ("--samples", f"a={runs[0]}", "--samples", f"b={runs[1]}"),
+        ("--base", str(world / "base"), "--samples", f"b={runs[1]}", "--tasks", "sums"),
+        ("--base", str(world / "base"), "--samples", f"a={runs[0]}", "--vllm", sys.executable),
+    )
+    capsys.readouterr()
+    for compared in refused:
+        command = [*compared, "--preset", str(world / "preset.yaml"), "--to", str(tmp_path / "no")]
+        assert base_vs_chat.main(command) == 2
+        words = capsys.readouterr().err
+        assert "measured by different backends" in words and "by vllm" in words
+        assert not [*tmp_path.glob("no/eval/base/*")]
+        shutil.rmtree(tmp_path / "no")
+    both = ("--samples", f"b={runs[1]}", "--base", str(world / "base"), "--vllm", sys.executable)
+    again = [*both, "--preset", str(world / "preset.yaml"), "--to", str(tmp_path / "again")]
+    assert base_vs_chat.main(again) == 0
 
 
 def test_a_vllm_that_is_not_there_is_said_before_anything_loads(
@@ -335,14 +370,26 @@ def test_a_vllm_of_another_device_is_refused_by_name(tmp_path, monkeypatch, devi
 
 def test_vllm_is_told_nothing_of_ranks_and_sends_nothing_home(tmp_path, monkeypatch):
     names = ["VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_ENABLE_V1_MULTIPROCESSING", "RANK"]
+    names += ["TORCHELASTIC_USE_AGENT_STORE", "ACCELERATE_USE_FSDP"]
     source = (
         f"import os\nLLM = None\n__version__ = ' '.join(os.environ.get(n, '-') for n in {names})"
     )
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("DO_NOT_TRACK", "0")
     on_path(monkeypatch, fake_package(tmp_path, source))
-    assert find_vllm(None).version == "1 1 0 -"
+    assert find_vllm(None).version == "1 1 0 - - -"
     find_vllm.cache_clear()
+
+
+@pytest.mark.parametrize("visible, seen", [(None, ["0", "1", None]), ("5,7", ["5", "7", "5,7"])])
+def test_the_vllm_of_a_process_sees_the_gpu_of_that_process(monkeypatch, visible, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices = [torch.device(name) for name in ("cuda:0", "cuda:1", "cuda")]
+    assert [environment(device).get("CUDA_VISIBLE_DEVICES") for device in devices] == seen
 
 
 SLEEPER = """
@@ -392,13 +439,15 @@ def test_a_model_that_vllm_does_not_take_is_said(tmp_path, monkeypatch, tiny_tok
     find_vllm.cache_clear()
 
 
-def test_a_python_for_vllm_without_the_backend_is_refused(tmp_path):
+def test_settings_that_the_backend_would_not_follow_are_refused(tmp_path):
     path = tmp_path / "preset.yaml"
     path.write_text("model: {name_or_path: m}\ndata: {sft: [{path: a}]}\ndpo: {enabled: false}\n")
     with pytest.raises(UserError, match=r"eval.vllm_python=/p has no effect on eval.backend="):
         load_preset(path, overrides=["eval.vllm_python=/p"])
     with pytest.raises(UserError, match=r"eval.backend='tgi' is not one of transformers, vllm"):
         load_preset(path, overrides=["eval.backend=tgi"])
+    with pytest.raises(UserError, match=r"eval.backend=vllm would measure whole weights, not the"):
+        load_preset(path, overrides=["eval.backend=vllm", "model.load_in_4bit=true", "lora.r=8"])
 
 
 # --- the stand-in against vLLM itself --------------------------------------------------------

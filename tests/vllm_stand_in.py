@@ -85,6 +85,7 @@ class LLM:
         tokenizer: str | None = None,
         trust_remote_code: bool = False,
         dtype: str = "auto",
+        load_format: str = "auto",
         seed: int = 0,
         gpu_memory_utilization: float = 0.92,
         max_model_len: int | None = None,
@@ -93,6 +94,7 @@ class LLM:
         enable_prefix_caching: bool | None = None,
     ) -> None:
         assert logprobs_mode == "raw_logprobs" and generation_config == "vllm"
+        assert load_format == "safetensors", "pickled weights run what they like"
         torch.set_num_threads(1)
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer or model)
