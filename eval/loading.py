@@ -14,7 +14,7 @@ from transformers import AutoConfig, GenerationConfig
 from eval.backend import BACKEND, Backend
 from eval.transformers_backend import TransformersBackend, ids_of
 from eval.vllm_backend import check_vllm, find_vllm, vllm_backend
-from sft.config import EvalSection
+from sft.config import EvalSection, UserError
 from sft.merge import on_processor
 from sft.model import free_memory, load_model
 from sft.placement import Placement
@@ -27,9 +27,15 @@ def check_backend(section: EvalSection, placement: Placement) -> None:
     """Refuse a backend that cannot work here, before any model is loaded.
 
     Raises:
-        UserError: vLLM is asked for and not there, or does not compute on the run's device.
+        UserError: vLLM is asked for and not there, does not compute on the run's device, or would
+            read other weights than the run.
     """
     if section.backend == "vllm":
+        if placement.load_in_4bit:
+            raise UserError(
+                "eval.backend=vllm would measure whole weights, not the 4-bit ones of "
+                "model.load_in_4bit=true; set eval.backend=transformers"
+            )
         check_vllm(section.vllm_python, placement.device)
 
 

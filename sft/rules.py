@@ -59,7 +59,7 @@ def check_rules(preset: Preset) -> list[str]:
             "negative; 0 leaves the sampled measure out"
         )
     problems += _check_each_epoch(preset.eval)
-    problems += _check_backend(preset)
+    problems += _check_backend(preset.eval)
     for name in ("spike_factor", "collapse_nats"):
         value = getattr(preset.run, name)
         if value < 0:
@@ -119,20 +119,13 @@ def _check_each_epoch(section: EvalSection) -> list[str]:
     return problems
 
 
-def _check_backend(preset: Preset) -> list[str]:
-    backend, python = preset.eval.backend, preset.eval.vllm_python
-    problems = []
-    if python and backend != "vllm":
-        problems.append(
-            f"eval.vllm_python={python} has no effect on eval.backend={backend}; set "
-            "eval.backend=vllm or remove it"
-        )
-    if backend == "vllm" and preset.model.load_in_4bit:
-        problems.append(
-            "eval.backend=vllm would measure whole weights, not the 4-bit ones of "
-            "model.load_in_4bit=true; set eval.backend=transformers"
-        )
-    return problems
+def _check_backend(section: EvalSection) -> list[str]:
+    if not section.vllm_python or section.backend == "vllm":
+        return []
+    return [
+        f"eval.vllm_python={section.vllm_python} has no effect on eval.backend={section.backend}; "
+        "set eval.backend=vllm or remove it"
+    ]
 
 
 def _check_lora(preset: Preset) -> list[str]:

@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -470,8 +471,9 @@ def test_settings_that_the_backend_would_not_follow_are_refused(tmp_path):
         load_preset(path, overrides=["eval.vllm_python=/p"])
     with pytest.raises(UserError, match=r"eval.backend='tgi' is not one of transformers, vllm"):
         load_preset(path, overrides=["eval.backend=tgi"])
+    placement = replace(choose_placement(ModelSection()), load_in_4bit=True)
     with pytest.raises(UserError, match=r"eval.backend=vllm would measure whole weights, not the"):
-        load_preset(path, overrides=["eval.backend=vllm", "model.load_in_4bit=true", "lora.r=8"])
+        check_backend(EvalSection(backend="vllm"), placement)
 
 
 # --- the stand-in against vLLM itself --------------------------------------------------------
