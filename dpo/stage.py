@@ -1,7 +1,7 @@
 """The preference stage: pairs given or built, then DPO against the stage's own start."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -146,11 +146,13 @@ def sampled_pairs(
     prompts: Sequence[dict[str, Any]],
     sample: Sampler,
     judge: Judge,
+    sampled_by: Mapping[str, str],
 ) -> Dataset:
     """Token rows of pairs built from the start model's own answers, kept in 3-dpo/pairs.jsonl.
 
     Processes share the sampling; the first one writes. `sample` is called only where the pairs of
-    these weights, prompts and options are not there yet.
+    these weights, prompts and options are not there yet, or `sampled_by` says that something else
+    sampled them.
 
     Raises:
         UserError: the judge saw no difference between the answers to any prompt.
@@ -163,6 +165,7 @@ def sampled_pairs(
             "prompts": fingerprint(list(prompts)),
             "options": fingerprint([asdict(section), setting.seed]),
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            **sampled_by,
         },
     )
     file = "../pairs.jsonl"

@@ -1,18 +1,16 @@
-"""lm-eval's model interface on shared-prefix scoring and row-wise generation.
+"""lm-eval's model interface over a backend that scores and continues token ids.
 
-Same answers as lm-eval's own Hugging Face backend in float32, with less work: a context that
-several choices share is computed once, log-probabilities are taken of scored tokens only and in
-float32, and a generated row stops at its own stop string.
+Texts become tokens here, exactly as in lm-eval's own Hugging Face backend; what computes is behind
+`eval.backend`. With transformers the answers are those of lm-eval's backend in float32.
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -20,12 +18,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from eval.generate import MIN_SHARED, FinishReason, Generation, generate, shared_length
+from eval.backend import Question, Scored
+from eval.generate import FinishReason, Generation
+from eval.transformers_backend import backend_of
 from sft.chat import stop_ids
 from sft.config import UserError
-from sft.packing import Document, Segment
-from sft.prefix import Prefix, read_prefix, takes_prefix
-from sft.scoring import batch_tokens, rows_of, score, scoring_batch, sequence_sums
 from sft.shares import own_share, split
 
 log = logging.getLogger(__name__)
@@ -39,17 +36,8 @@ CUT_SHARE = 0.1
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
 
-@dataclass(frozen=True)
-class _Question:
-    """A context and a continuation as token ids, and the place of the request they came from."""
-
-    place: int
-    context: tuple[int, ...]
-    continuation: tuple[int, ...]
-
-
 class Engine(LM):
-    """An `lm_eval.api.model.LM` over a causal LM that `sft.scoring.enable_scoring` has seen.
+    """An `lm_eval.api.model.LM` over a backend or a causal LM (see `backend_of`).
 
     Args:
         chat: prompts come from the chat template, which writes its own special tokens, and answers
@@ -68,14 +56,12 @@ class Engine(LM):
         self, model: Any, tokenizer: Any, *, chat: bool, seed: int = 0, label: str | None = None
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
+        self.backend, self.tokenizer = backend_of(model, tokenizer), tokenizer
         self.chat, self.seed, self.label = chat, seed, label
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
         self.lengths: dict[tuple[str, int, int], int] = {}
         self.bare: dict[str, float] = {}
-        self._device = next(model.parameters()).device
-        self._budget = batch_tokens(self._device)
-        self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.window = self.backend.window
         bos = tokenizer.bos_token_id
         probe = tokenizer("a")["input_ids"]
         self.adds_bos = bos is not None and not chat and probe[0] == bos
@@ -103,7 +89,7 @@ class Engine(LM):
         for request, question in zip(requests, questions, strict=True):
             place = (str(request.task_name), int(request.doc_id or 0), request.idx)
             self.lengths[place] = len(question.continuation)
-        return self._score(questions, count=len(requests), unit="choice")
+        return self._score(questions, unit="choice")
 
     def score_bare(self, continuations: Iterable[str]) -> None:
         """Fill `bare` with what lm-eval's acc_mutual_info subtracts: given BOS (or eos) alone."""
@@ -111,7 +97,7 @@ class Engine(LM):
         if not texts:
             return
         questions = self._split([("", text) for text in texts], task="")
-        scored = self._score(questions, count=len(texts), unit="choice")
+        scored = self._score(questions, unit="choice")
         self.bare |= {text: total for text, (total, _) in zip(texts, scored, strict=True)}
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -120,7 +106,7 @@ class Engine(LM):
         The text's own tokens alone: lm-eval scores the BOS too that a tokenizer adds, behind a
         first one.
         """
-        questions = []
+        questions, places = [], []
         texts = [request.args[0] for request in requests]
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for place, ids in enumerate(encoded):
@@ -132,8 +118,12 @@ class Engine(LM):
             )
             for window in windows:
                 context, continuation = make_disjoint_window(window)
-                questions.append(_Question(place, tuple(context), tuple(continuation)))
-        return [total for total, _ in self._score(questions, count=len(texts), unit="text")]
+                questions.append(Question(tuple(context), tuple(continuation)))
+                places.append(place)
+        totals = [0.0] * len(texts)
+        for place, (total, _) in zip(places, self._score(questions, unit="window"), strict=True):
+            totals[place] += total
+        return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Each context continued to a stop string, a stop id or the task's limit of tokens.
@@ -173,7 +163,7 @@ class Engine(LM):
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return bos if bos is not None else eos
 
-    def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[_Question]:
+    def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[Question]:
         """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.
 
         Spaces at a context's end belong to the continuation, and the continuation is what the
@@ -184,7 +174,7 @@ class Engine(LM):
         known = dict(zip(contexts, self.encode(contexts), strict=True))
         wholes = self.encode([context + more for context, more in moved])
         questions = []
-        for place, ((context, _), whole) in enumerate(zip(moved, wholes, strict=True)):
+        for (context, _), whole in zip(moved, wholes, strict=True):
             if context:
                 head = known[context]
                 # A merge over the border can leave nothing behind it; score the last token then.
@@ -195,10 +185,10 @@ class Engine(LM):
                 # lm-eval conditions on BOS or eos, once.
                 whole = whole if whole[:1] == [self._prefix] else [self._prefix, *whole]
                 head, tail = whole[:1], whole[1:]
-            questions.append(_Question(place, tuple(head), tuple(tail)))
+            questions.append(Question(tuple(head), tuple(tail)))
         return self._fit(questions, task=task)
 
-    def _fit(self, questions: list[_Question], *, task: str) -> list[_Question]:
+    def _fit(self, questions: list[Question], *, task: str) -> list[Question]:
         """Contexts cut from the left where the window is too small; counted, and said."""
         fitted = []
         for question in questions:
@@ -209,7 +199,7 @@ class Engine(LM):
                     f"{task}: a choice of {len(question.continuation)} tokens does not fit the "
                     f"model's window of {self.window}; leave the task out"
                 )
-            fitted.append(_Question(question.place, context, question.continuation))
+            fitted.append(replace(question, context=context))
         self._report_cuts(
             sum(a.context != b.context for a, b in zip(fitted, questions, strict=True)),
             len(questions),
@@ -232,64 +222,29 @@ class Engine(LM):
                 self.window,
             )
 
-    def _score(
-        self, questions: Sequence[_Question], *, count: int, unit: str
-    ) -> list[tuple[float, bool]]:
-        """Sums over the questions of each place; questions of equal context share its pass, and
-        contexts that begin alike (few-shot examples) share that of their beginning."""
-        trunks: dict[tuple[int, ...], list[_Question]] = {}
+    def _score(self, questions: Sequence[Question], *, unit: str) -> list[tuple[float, bool]]:
+        """What lm-eval asks of a continuation: its log-probability, and whether it is greedy.
+
+        Processes share the contexts, so that what continues one stays together.
+        """
+        groups: dict[tuple[int, ...], list[Question]] = {}
         for question in questions:
-            trunks.setdefault(question.context, []).append(question)
-        totals, greedy = [0.0] * count, [True] * count
-        groups = list(trunks.values())
-        scored = split(groups, partial(self._score_groups, unit=unit))
-        for group, found in zip(groups, scored, strict=True):
-            for question, (total, hit) in zip(group, found, strict=True):
-                totals[question.place] += total
-                greedy[question.place] &= hit
-        return list(zip(totals, greedy, strict=True))
+            groups.setdefault(question.context, []).append(question)
+        scored = split(list(groups.values()), partial(self._score_groups, unit=unit))
+        found = {
+            question: one
+            for group, ones in zip(groups.values(), scored, strict=True)
+            for question, one in zip(group, ones, strict=True)
+        }
+        return [(found[q].log_prob, found[q].agreed == len(q.continuation)) for q in questions]
 
-    @torch.inference_mode()
     def _score_groups(
-        self, trunks: Sequence[list[_Question]], *, unit: str
-    ) -> list[list[tuple[float, bool]]]:
-        """What `_score` sums, for each question of each group."""
-        scored: dict[_Question, tuple[float, bool]] = {}
-        was_training = self.model.training
-        self.model.eval()
-        shares = rows_of(self.model) != "apart" and takes_prefix(self.model)
-        with self._bar(sum(map(len, trunks)), unit=unit) as bar:
-            for shared, groups in _families(list(trunks), shares=shares):
-                prefix = None
-                if shared:
-                    prefix = read_prefix(self.model, groups[0][0].context[:shared])
-                groups.sort(key=_size, reverse=True)
-                for batch in _batches(groups, budget=self._budget, shared=shared):
-                    asked = [question for group in batch for question in group]
-                    scored |= zip(asked, self._forward(batch, prefix=prefix), strict=True)
-                    bar.update(len(asked))
-        self.model.train(was_training)
-        return [[scored[question] for question in group] for group in trunks]
-
-    def _forward(
-        self, groups: Sequence[Sequence[_Question]], *, prefix: Prefix | None
-    ) -> Iterable[tuple[float, bool]]:
-        """One packed forward: a row each for the groups, in their order."""
-        documents = []
-        before = prefix.length if prefix else 0
-        for group in groups:
-            context = group[0].context[before:]
-            branches = tuple(Segment(q.continuation, [True] * len(q.continuation)) for q in group)
-            documents.append(Document(Segment(context, [False] * len(context)), branches))
-        batch = scoring_batch(self.model, documents)
-        if self.window is not None:
-            # A full window's last token is scored but predicts nothing: any position does for it.
-            batch.position_ids.clamp_(max=self.window - 1 - before)
-        scores = score(self.model, batch, prefix=prefix)
-        totals = sequence_sums(scores.log_probs, batch)
-        misses = sequence_sums((~scores.is_argmax).float(), batch)
-        both = torch.stack([totals.float(), misses]).tolist()  # the batch's only sync
-        return ((total, miss == 0) for total, miss in zip(*both, strict=True))
+        self, groups: Sequence[Sequence[Question]], *, unit: str
+    ) -> list[list[Scored]]:
+        asked = [question for group in groups for question in group]
+        with self._bar(len(asked), unit=unit) as bar:
+            scored = iter(self.backend.score(asked, progress=bar.update))
+        return [[next(scored) for _ in group] for group in groups]
 
     def _generate(
         self, requests: Sequence[Instance], places: Sequence[int], *, progress: Callable[[int], Any]
@@ -319,9 +274,7 @@ class Engine(LM):
         )
 
         def answers(asked: list[tuple[list[int], int]]) -> list[Generation]:
-            return generate(
-                self.model,
-                self.tokenizer,
+            return self.backend.generate(
                 [prompt[-room:] for prompt, _ in asked],
                 max_new_tokens=cap,
                 stop_ids=self._stop_ids(),
@@ -336,8 +289,7 @@ class Engine(LM):
 
     def _stop_ids(self) -> list[int]:
         """What ends an answer: the template's end of turn in a chat, and what the model names."""
-        named = self.model.generation_config.eos_token_id
-        ids = [self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+        ids = [self.tokenizer.eos_token_id, *self.backend.eos_ids]
         if self.chat:
             ids += stop_ids(self.tokenizer)
         return sorted({i for i in ids if i is not None})
@@ -345,40 +297,3 @@ class Engine(LM):
     def _bar(self, total: int, *, unit: str) -> Any:
         silent = self.label is None or not PartialState().is_main_process
         return tqdm(total=total, desc=self.label, unit=unit, disable=silent)
-
-
-def _size(group: Sequence[_Question]) -> int:
-    return len(group[0].context) + sum(len(q.continuation) for q in group)
-
-
-def _families(
-    groups: Sequence[list[_Question]], *, shares: bool
-) -> Iterable[tuple[int, list[list[_Question]]]]:
-    """Groups whose contexts begin alike, with the number of tokens that they share; 0 for those
-    that stand alone, and for all where a model cannot share."""
-    starts: dict[tuple[int, ...], list[list[_Question]]] = {}
-    for group in groups:
-        starts.setdefault(group[0].context[:MIN_SHARED] if shares else (), []).append(group)
-    alone = []
-    for family in starts.values():
-        shared = shared_length([group[0].context for group in family]) if shares else 0
-        if shared:
-            yield shared, family
-        else:
-            alone += family
-    if alone:
-        yield 0, alone
-
-
-def _batches(
-    groups: Sequence[Sequence[_Question]], *, budget: int, shared: int
-) -> Iterable[list[Sequence[_Question]]]:
-    """Groups, longest first, so that rows times the longest stays within `budget` tokens."""
-    batch: list[Sequence[_Question]] = []
-    for group in groups:
-        if batch and (len(batch) + 1) * (_size(batch[0]) - shared) > budget:
-            yield batch
-            batch = []
-        batch.append(group)
-    if batch:
-        yield batch

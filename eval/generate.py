@@ -85,7 +85,7 @@ def generate(
                 [caps[r] for r in rows],
                 seeds=[seeds[r] for r in rows] if seeds is not None and temperature > 0 else None,
             )
-            rule = _StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
+            rule = StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
             for ended in batch.run(rule, temperature=temperature, top_p=top_p):
                 for slot, token_ids, text, reason in ended:
                     row = rows[slot]
@@ -117,17 +117,45 @@ def sample(
     return (order.gather(1, picked) if top_p < 1 else picked).squeeze(1)
 
 
+_Verdict = tuple[list[int], str, FinishReason]
 _Ended = tuple[int, list[int], str, FinishReason]
 
 
 @dataclass(frozen=True)
-class _StopRule:
+class StopRule:
     """When a row ends, judged on its token ids."""
 
     tokenizer: Any
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     stop_when: Callable[[list[int]], bool] | None
+
+    def verdict(self, tokens: list[int], *, ended: bool, suspect: bool) -> _Verdict | None:
+        """Tokens, text and reason of a row that is over, or None for one that goes on.
+
+        Args:
+            ended: the last token is a stop id or the last that the cap allows.
+            suspect: see `suspects`.
+        """
+        if suspect and (cut := self.cut(tokens)) is not None:
+            return *cut, "stop_string"
+        if ended:
+            reason: FinishReason = "stop_id" if tokens[-1] in self.stop_ids else "cap"
+            return tokens, self.text(tokens), reason
+        if self.stop_when is not None and self.stop_when(tokens):
+            return tokens, self.text(tokens), "loop"
+        return None
+
+    def replay(self, tokens: list[int], *, ended: bool) -> _Verdict | None:
+        """The verdict on tokens that were decoded elsewhere: looked at as `generate` would have
+        looked, every few of them."""
+        for step in range(CHECK_EVERY, len(tokens) + CHECK_EVERY, CHECK_EVERY):
+            seen = tokens[:step]
+            (suspect,) = self.suspects([seen])
+            found = self.verdict(seen, ended=ended and step >= len(tokens), suspect=suspect)
+            if found is not None:
+                return found
+        return None
 
     def suspects(self, rows: Sequence[list[int]]) -> list[bool]:
         """Which rows show a stop string in what the last steps may have completed."""
@@ -191,7 +219,7 @@ class _Batch:
         self.uniform = None if seeds is None else _uniforms(seeds, self.room).to(device)
 
     @torch.inference_mode()
-    def run(self, rule: _StopRule, *, temperature: float, top_p: float) -> Iterator[list[_Ended]]:
+    def run(self, rule: StopRule, *, temperature: float, top_p: float) -> Iterator[list[_Ended]]:
         """Decode until every row has ended, yielding rows as they end."""
         device = self.tokens.device
         stops = torch.tensor(sorted(rule.stop_ids), dtype=torch.int64, device=device)
@@ -242,7 +270,7 @@ class _Batch:
         ).logits[:, -1]
 
     def _look(
-        self, rule: _StopRule, step: int, ended: torch.Tensor
+        self, rule: StopRule, step: int, ended: torch.Tensor
     ) -> tuple[list[_Ended], list[int]]:
         """Rows that have ended, and the indices of those that go on."""
         written = self.tokens[:, self.width : self.width + step].tolist()
@@ -251,16 +279,11 @@ class _Batch:
         finished: list[_Ended] = []
         keep: list[int] = []
         for index, suspect in enumerate(rule.suspects(rows)):
-            tokens, slot = rows[index], self.slots[index]
-            if suspect and (cut := rule.cut(tokens)) is not None:
-                finished.append((slot, *cut, "stop_string"))
-            elif ends[index]:
-                reason: FinishReason = "stop_id" if tokens[-1] in rule.stop_ids else "cap"
-                finished.append((slot, tokens, rule.text(tokens), reason))
-            elif rule.stop_when is not None and rule.stop_when(tokens):
-                finished.append((slot, tokens, rule.text(tokens), "loop"))
-            else:
+            over = rule.verdict(rows[index], ended=bool(ends[index]), suspect=suspect)
+            if over is None:
                 keep.append(index)
+            else:
+                finished.append((self.slots[index], *over))
         return finished, keep
 
     def _compact(self, keep: list[int]) -> torch.Tensor:

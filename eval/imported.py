@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
 from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
 from eval.stats import BITS_PER_BYTE
@@ -24,10 +25,13 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 _NEEDED = ("doc_id", "doc_hash", "filter", "metrics", "arguments", "filtered_resps")
+# What lm-eval calls the backends that are ours too (lm_eval/models/__init__.py).
+_BACKENDS = {**dict.fromkeys(("hf", "hf-auto", "huggingface"), TRANSFORMERS), "vllm": "vllm"}
 
 
-def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
-    """Write eval/<model>/ of another run, or of lm-eval's samples, into `folder`.
+def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | None:
+    """Write eval/<model>/ of another run, or of lm-eval's samples, into `folder`; returns the
+    backend that measured it, None where that is not known.
 
     Args:
         path: a run (its last model), eval/<model> of a run, a file samples_*.jsonl, or a folder
@@ -35,7 +39,7 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
         section: `per_task` says which metric and filter count, else a task's first.
 
     Raises:
-        UserError: nothing measured is there, or a line is not lm-eval's.
+        UserError: nothing measured is there, a line is not lm-eval's, or two backends measured.
     """
     own = _own_folder(path)
     samples = {} if own else _newest(path)
@@ -50,9 +54,11 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     if own:
-        _copy(own, folder)
-        return
-    scores: dict[str, Any] = {}
+        return _copy(own, folder)
+    backend = _backend_of(samples)
+    scores: dict[str, Any] = {"benchmarks": {}}
+    if backend != TRANSFORMERS:
+        scores[BACKEND] = backend
     for name, files in _grouped(samples).items():
         _plain(name, files[0].path)
         rows = [row for file in files for row in _rows(file, section, pooled=len(files) > 1)]
@@ -60,7 +66,8 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> None:
         scores.setdefault(place_of(entry), {})[name] = entry
         (folder / "samples").mkdir(exist_ok=True)
         write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
-    write_json(folder / "scores.json", {"benchmarks": {}} | scores)
+    write_json(folder / "scores.json", scores)
+    return backend
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,11 @@ class _Samples:
             "chat_template": bool(self.results.get("chat_template")),
         }
 
+    @property
+    def source(self) -> str:
+        """lm-eval's name for what computed, empty where its results do not say."""
+        return self.results.get("model_source") or ""
+
 
 def _own_folder(path: Path) -> Path | None:
     """eval/<model> of a run of ours: the one given, or that of a run's last model."""
@@ -87,6 +99,21 @@ def _own_folder(path: Path) -> Path | None:
     return path if (path / "scores.json").is_file() else None
 
 
+def _backend_of(samples: Mapping[str, _Samples]) -> str | None:
+    """The backend of all samples; None for lm-eval's other kinds of models, which are said, and
+    where its results name none."""
+    backends = {task: _BACKENDS.get(file.source) for task, file in samples.items()}
+    check_one_backend(backends)
+    for task, file in samples.items():
+        if file.source and backends[task] is None:
+            log.warning(
+                "%s: measured by lm-eval's %s; what differs from other models may be its rounding",
+                file.path,
+                file.source,
+            )
+    return next((known for known in backends.values() if known), None)
+
+
 def _plain(name: str, file: Path) -> str:
     """A name of a model or task, which is about to be that of a file."""
     if not is_plain_name(name):
@@ -94,7 +121,7 @@ def _plain(name: str, file: Path) -> str:
     return name
 
 
-def _copy(source: Path, folder: Path) -> None:
+def _copy(source: Path, folder: Path) -> str | None:
     scores = read_json(source / "scores.json")
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
     for name in scores.get("benchmarks", {}) | scores.get("language", {}):
@@ -105,6 +132,7 @@ def _copy(source: Path, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((source / name).read_bytes())
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
+    return scores.get(BACKEND, TRANSFORMERS)
 
 
 def _newest(path: Path) -> dict[str, _Samples]:

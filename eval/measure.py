@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,14 +12,15 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import repetition, safety
+from eval.backend import Backend
 from eval.benchmarks import Ask, place_of, run_benchmark
 from eval.delta import REPETITION
 from eval.figures import tell_measures
 from eval.kept import Unit, not_written
+from eval.loading import backend_inputs, loaded
 from eval.repetition_views import detail
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from sft.config import EvalSection, Source, TaskOptions, UserError
-from sft.model import load_model
 from sft.prompts import read_prompts
 from sft.run import (
     Stage,
@@ -74,11 +76,12 @@ def measure(
         UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
             it holds measures of other weights.
     """
-    measured = _Measured(name, path, setting, section)
-    if not replaces:
-        from_main(measured.refuse_other_weights)
     try:
-        measured.all()
+        with ExitStack() as resources:
+            measured = _Measured(name, path, setting, section, resources)
+            if not replaces:
+                from_main(measured.refuse_other_weights)
+            measured.all()
     except OSError as error:
         if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
             raise
@@ -93,6 +96,7 @@ class _Measured:
     path: str
     setting: Setting
     section: EvalSection
+    resources: ExitStack  # what is closed when the model is measured
     scores: dict[str, Any] = field(default_factory=lambda: {"benchmarks": {}})
     files: list[str] = field(default_factory=list)
     missing: int = 0
@@ -114,6 +118,7 @@ class _Measured:
         """Every task in the protocol's format, then in the others, then repetition and safety."""
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
+        self.scores |= backend_inputs(self.section, self.setting)
         chat = self.name != BASE
         for task in self.section.tasks:  # first: a task without data ends the run at once
             entry = self._benchmark(task, "protocol", chat=chat)
@@ -143,16 +148,13 @@ class _Measured:
         return {
             "weights": self.setting.weights_key(self.path),
             "tokenizer": tokenizer_fingerprint(self.setting.tokenizer),
+            **backend_inputs(self.section, self.setting),
         }
 
     @cached_property
-    def _model(self) -> Any:
-        return load_model(
-            self.path,
-            self.setting.placement,
-            dtype=self.setting.placement.inference,
-            trust_remote_code=self.setting.trust_remote_code,
-        )
+    def _model(self) -> Backend:
+        """All processes ask for it, also one that has no share of what is missing."""
+        return self.resources.enter_context(loaded(self.path, self.setting, self.section))
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
         ask = ask_of(task, self.section, chat=chat)
@@ -201,11 +203,11 @@ class _Measured:
             return {"rate": repetition.summarise(rows), "detail": detail(rows)}
 
         def run_on() -> dict[str, Any]:
-            begun = from_main(lambda: read_jsonl(greedy.rows))
+            begun, model = from_main(lambda: read_jsonl(greedy.rows)), self._model
 
             def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
                 asked, stored = zip(*own, strict=True)
-                return repetition.measure(self._model, tokenizer, asked, cap=2 * cap, begun=stored)
+                return repetition.measure(model, tokenizer, asked, cap=2 * cap, begun=stored)
 
             rows = split(list(zip(prompts, begun, strict=True)), go_on)
             from_main(lambda: write_jsonl(longer.rows, rows))

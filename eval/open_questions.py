@@ -11,11 +11,11 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
-from eval.generate import generate
+from eval.loading import backend_inputs, loaded
+from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
-from sft.config import Source, UserError
+from sft.config import EvalSection, Source, UserError
 from sft.files import RowError, read_records
-from sft.model import load_model
 from sft.run import Stage, fingerprint, read_jsonl, write_jsonl
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, own_share, split
@@ -82,10 +82,17 @@ def read_questions(path: str, *, references: str | None = None) -> list[Question
 
 
 def answers_of(
-    name: str, path: str, setting: Setting, questions: Sequence[Question], *, cap: int
+    name: str,
+    path: str,
+    setting: Setting,
+    questions: Sequence[Question],
+    *,
+    cap: int,
+    engine: EvalSection,
 ) -> list[dict[str, Any]]:
     """A model's answers, kept in answers/<name>/answers.jsonl of the setting's folder: answered
-    once for these weights, questions and cap. Processes share the questions, the first one writes.
+    once for these weights, questions and cap, by the backend of `engine`. Processes share the
+    questions, the first one writes.
     """
     stage = Stage(
         setting.folder / "answers" / name,
@@ -94,25 +101,23 @@ def answers_of(
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
             "questions": fingerprint([[q.id, q.category, *q.turns] for q in questions]),
             "options": fingerprint([cap, setting.seed, TEMPERATURES]),
+            **backend_inputs(engine, setting),
         },
     )
     if from_main(stage.finished) is None:
         from_main(stage.begin)
-        model = load_model(
-            path,
-            setting.placement,
-            dtype=setting.placement.inference,
-            trust_remote_code=setting.trust_remote_code,
-        )
-        with tqdm(
-            total=sum(len(q.turns) for q in own_share(questions)),
-            desc=f"{name}: answers",
-            unit="answer",
-            disable=not PartialState().is_main_process,
-        ) as bar:
+        with (
+            loaded(path, setting, engine) as backend,
+            tqdm(
+                total=sum(len(q.turns) for q in own_share(questions)),
+                desc=f"{name}: answers",
+                unit="answer",
+                disable=not PartialState().is_main_process,
+            ) as bar,
+        ):
             answers = partial(
                 answer,
-                model,
+                backend,
                 setting.tokenizer,
                 cap=cap,
                 seed=setting.seed,
@@ -150,9 +155,7 @@ def answer(
                 for i, question in enumerate(questions)
                 if question.temperature == temperature and turn < len(question.turns)
             ]
-            generations = generate(
-                model,
-                tokenizer,
+            generations = backend_of(model, tokenizer).generate(
                 [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked],
                 max_new_tokens=cap,
                 stop_ids=stop_ids(tokenizer),

@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
-from eval.generate import FinishReason, generate
+from eval.backend import Backend, Question
+from eval.generate import FinishReason
 from eval.stats import wilson
+from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import UserError
-from sft.packing import Document, Segment
 from sft.run import fingerprint
-from sft.scoring import batch_tokens, score, scoring_batch
 
 # Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
 # and a line of dashes are shorter. A period above 256 does not fit the usual caps four times.
@@ -87,12 +85,12 @@ def measure(
     *,
     cap: int,
     begun: Sequence[Mapping[str, Any]] | None = None,
-    max_batch_tokens: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer every prompt greedily; returns the rows of generations.jsonl in the order given.
 
     Args:
+        model: a backend or a causal LM (see `backend_of`).
         prompts: {"id", "messages", "category", "language"} each.
         cap: new tokens of an answer; one that loops there is followed as long as it does, to
             2 * cap at most.
@@ -103,7 +101,7 @@ def measure(
         UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
     """
     contexts = check_prompts(model, tokenizer, prompts, cap=cap)
-    decoder = _Decoder(model, tokenizer, stop_ids(tokenizer), max_batch_tokens)
+    decoder = _Decoder(backend_of(model, tokenizer), stop_ids(tokenizer))
     rows = [_Row(context) for context in contexts]
     for row, stored in zip(rows, begun or [], strict=begun is not None):
         row.tokens, row.reason = list(stored["token_ids"]), stored["finish_reason"]
@@ -134,7 +132,6 @@ def measure_sampled(
     cap: int,
     temperature: float,
     seed: int,
-    max_batch_tokens: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
     """The same measure on answers sampled at `temperature`; rows with that and their seed.
@@ -149,15 +146,12 @@ def measure_sampled(
     stops = stop_ids(tokenizer)
     # By the prompt's id: neither order nor company of the prompts moves an answer.
     seeds = [int(fingerprint([seed, prompt["id"]])[:12], 16) for prompt in prompts]
-    generations = generate(
-        model,
-        tokenizer,
+    generations = backend_of(model, tokenizer).generate(
         contexts,
         max_new_tokens=2 * cap,
         stop_ids=stops,
         temperature=temperature,
         seeds=seeds,
-        max_batch_tokens=max_batch_tokens,
         stop_when=lambda ids: len(ids) >= cap and find_loop(ids, cap=cap) is None,
         progress=progress,
     )
@@ -228,10 +222,8 @@ def _running(rows: Sequence[_Row], *, cap: int) -> list[tuple[_Row, Loop]]:
 
 @dataclass(frozen=True)
 class _Decoder:
-    model: Any
-    tokenizer: Any
+    backend: Backend
     stops: list[int]
-    max_batch_tokens: int | None
 
     def extend(
         self,
@@ -242,13 +234,10 @@ class _Decoder:
         progress: Callable[[int], object] | None = None,
     ) -> None:
         """Decode greedily until each row has its `to` tokens, ends, or (if asked) loops."""
-        generations = generate(
-            self.model,
-            self.tokenizer,
+        generations = self.backend.generate(
             [row.context + row.tokens for row in rows],
             max_new_tokens=[end - len(row.tokens) for row, end in zip(rows, to, strict=True)],
             stop_ids=self.stops,
-            max_batch_tokens=self.max_batch_tokens,
             stop_when=(lambda ids: find_loop(ids) is not None) if stop_at_loop else None,
             progress=progress,
         )
@@ -259,37 +248,18 @@ class _Decoder:
     def follow(self, looping: Sequence[tuple[_Row, Loop]], *, to: int) -> None:
         """Extend rows by as much of their loops as greedy decoding would write.
 
-        A loop is written out to `to` tokens, and one forward pass tells how many of them are the
-        model's own choice: a row ends where it leaves its loop, or at `to`.
+        A loop is written out to `to` tokens, and scoring tells how many of them are the model's own
+        choice: a row ends where it leaves its loop, or at `to`.
         """
-        rows = [row for row, _ in looping]
         drafts = [_continued(row.tokens, loop, to) for row, loop in looping]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].context))
-        budget = batch_tokens(next(self.model.parameters()).device)
-        at_once = max(1, budget // max((len(r.context) + to for r in rows), default=1))
-        for first in range(0, len(order), at_once):
-            chunk = order[first : first + at_once]
-            agreed = self._agreed([rows[i] for i in chunk], [drafts[i] for i in chunk])
-            for i, count in zip(chunk, agreed, strict=True):
-                rows[i].tokens += drafts[i][:count]
-                rows[i].reason = "cap"
-
-    @torch.inference_mode()
-    def _agreed(self, rows: Sequence[_Row], drafts: Sequence[list[int]]) -> list[int]:
-        """How many first tokens of each draft greedy decoding would choose."""
-        documents = []
-        for row, draft in zip(rows, drafts, strict=True):
-            known = row.context + row.tokens
-            scored = [False] * len(known) + [True] * len(draft)
-            documents.append(Document(Segment(known + draft, scored)))
-        batch = scoring_batch(self.model, documents)
-        was_training = self.model.training
-        self.model.eval()
-        verdicts = score(self.model, batch).is_argmax
-        self.model.train(was_training)
-        # Packing may reorder documents; `sequence` says whose each scored token is.
-        by_row = [verdicts[batch.sequence == i].tolist() for i in range(len(drafts))]
-        return [own.index(False) if False in own else len(own) for own in by_row]
+        questions = [
+            Question((*row.context, *row.tokens), tuple(draft))
+            for (row, _), draft in zip(looping, drafts, strict=True)
+        ]
+        scored = self.backend.score(questions)
+        for (row, _), draft, found in zip(looping, drafts, scored, strict=True):
+            row.tokens += draft[: found.agreed]
+            row.reason = "cap"
 
 
 def _continued(tokens: Sequence[int], loop: Loop, length: int) -> list[int]:
@@ -342,7 +312,7 @@ def check_prompts(
             )
         seen.add(prompt["id"])
     contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = backend_of(model, tokenizer).window
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
     room = None if window is None else (window - len(contexts[longest])) // times
     if room is not None and room < cap:

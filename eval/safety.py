@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from eval.generate import generate
 from eval.safety_rules import AGREEMENT, Label, classify
 from eval.stats import wilson
+from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
 from sft.files import RowError, read_records
@@ -76,16 +76,15 @@ def measure(
         UserError: a prompt leaves no room for `cap` tokens in the model's window.
     """
     contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    backend = backend_of(model, tokenizer)
+    window = backend.window
     longest = max(map(len, contexts))
     if window is not None and longest + cap > window:
         raise UserError(
             f"eval.safety.cap={cap}: a prompt has {longest} tokens and the model's window is "
             f"{window}; lower the cap to {window - longest} or shorten the prompts"
         )
-    generations = generate(
-        model,
-        tokenizer,
+    generations = backend.generate(
         contexts,
         max_new_tokens=cap,
         stop_ids=stop_ids(tokenizer),

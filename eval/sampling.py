@@ -6,53 +6,47 @@ from typing import Any
 from accelerate import PartialState
 from tqdm import tqdm
 
-from eval.generate import Generation, generate
+from eval.generate import Generation
+from eval.loading import loaded
 from sft.chat import encode_prompt, stop_ids
-from sft.config import PairsSection
-from sft.model import load_model
+from sft.config import EvalSection, PairsSection
 from sft.setting import Setting
 from sft.shares import own_share, split
 
 
 def sampler(
-    path: str, setting: Setting, *, section: PairsSection
+    path: str, setting: Setting, *, section: PairsSection, engine: EvalSection
 ) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
     """A function of conversations and seeds that samples one answer each.
 
     Processes share the conversations: all call it. The model is loaded when the function is called,
-    so that nothing is where nothing is sampled.
+    so that nothing is where nothing is sampled; `engine` names the backend.
     """
 
     def sample(
         conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
     ) -> list[Generation]:
-        model = load_model(
-            path,
-            setting.placement,
-            dtype=setting.placement.inference,
-            trust_remote_code=setting.trust_remote_code,
-        )
-        bar = tqdm(
-            total=len(own_share(conversations)),
-            desc="sampling answers",
-            unit="answer",
-            disable=not PartialState().is_main_process,
-        )
+        with (
+            loaded(path, setting, engine) as backend,
+            tqdm(
+                total=len(own_share(conversations)),
+                desc="sampling answers",
+                unit="answer",
+                disable=not PartialState().is_main_process,
+            ) as bar,
+        ):
 
-        def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
-            return generate(
-                model,
-                setting.tokenizer,
-                [encode_prompt(setting.tokenizer, messages) for messages, _ in asked],
-                max_new_tokens=section.max_new_tokens,
-                stop_ids=stop_ids(setting.tokenizer),
-                temperature=section.temperature,
-                top_p=section.top_p,
-                seeds=[seed for _, seed in asked],
-                progress=bar.update,
-            )
+            def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
+                return backend.generate(
+                    [encode_prompt(setting.tokenizer, messages) for messages, _ in asked],
+                    max_new_tokens=section.max_new_tokens,
+                    stop_ids=stop_ids(setting.tokenizer),
+                    temperature=section.temperature,
+                    top_p=section.top_p,
+                    seeds=[seed for _, seed in asked],
+                    progress=bar.update,
+                )
 
-        with bar:
             return split(list(zip(conversations, seeds, strict=True)), answers)
 
     return sample

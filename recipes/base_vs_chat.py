@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(preset: Preset, compared: Compared) -> None:
     """Measure the models into the run folder, add what was measured before, write the report."""
+    from eval.backend import check_one_backend
     from eval.imported import import_measures
+    from eval.loading import check_backend
     from eval.measure import check_measures, measure
     from eval.results import write_results
     from eval.tables import console_table
@@ -87,20 +89,24 @@ def compare(preset: Preset, compared: Compared) -> None:
                 "model.chat_template in a preset, or give a base model as --base",
                 *(name, section.name_or_path),
             )
-    placement = choose_placement(preset.model) if sections else None
+    if sections:
+        placement = choose_placement(preset.model)
+        check_backend(preset.eval, placement)
     for name, section in sections.items():
-        assert placement is not None, "there are models"
         machine = replace(this_machine(placement), sharded=False)  # nothing is trained
         planner = Planner(read_config(paths[name], section), LoraSection(), placement, machine)
         planner.refuse_whole(f"{name} ({section.name_or_path})")
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
+        measured_by: dict[str, str | None] = dict.fromkeys(compared.models, preset.eval.backend)
         for name, source in compared.samples.items():
             place = folder / "eval" / name
-            from_main(partial(import_measures, Path(source), place, section=preset.eval))
+            measured_by[name] = from_main(
+                partial(import_measures, Path(source), place, section=preset.eval)
+            )
+        check_one_backend(measured_by)
         for name, tokenizer in tokenizers.items():
-            assert placement is not None, "there are models"
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
             measure(name, paths[name], setting, preset.eval, replaces=False)
         names = [*compared.models, *compared.samples]
@@ -148,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="let code tasks run the programs that the models write, kept apart",
     )
+    parser.add_argument("--vllm", metavar="PYTHON", help="measure with the vLLM of this Python")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="runs/base-vs-chat", help="folder for what comes out")
     return parser
@@ -214,6 +221,8 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         "base_shots": given.base_shots,
         "chat_shots": given.chat_shots,
         "allow_code_execution": given.allow_code_execution,
+        "backend": given.vllm and "vllm",
+        "vllm_python": given.vllm,
     }
     repetition = {"prompts": given.prompts, "cap": given.cap}
     return Preset(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from sft.config import DpoStage, ModelSection, Preset, RunSection, SftStage, UserError
+from sft.config import DpoStage, EvalSection, ModelSection, Preset, RunSection, SftStage, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--judge-tokens", type=int, default=1024, help="of a reply (1024)")
     parser.add_argument("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="a million")
     parser.add_argument("--cap", type=int, default=1024, help="tokens of an answer (1024)")
+    parser.add_argument("--vllm", metavar="PYTHON", help="answer with the vLLM of this Python")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="runs/open-ended", help="folder for what comes out")
     given = parser.parse_args(argv)
@@ -57,6 +58,7 @@ def run(given: argparse.Namespace) -> None:
 
     from eval.endpoint import Endpoint, ask
     from eval.judging import grade_table, judge_all, pair_table, usage
+    from eval.loading import check_backend
     from eval.open_ended import comparing, grading
     from eval.open_questions import answers_of, read_questions
     from eval.open_tables import open_ended_table
@@ -92,14 +94,18 @@ def run(given: argparse.Namespace) -> None:
         sft_all=SftStage(enabled=False),
         sft_dialogue=SftStage(enabled=False),
         dpo=DpoStage(enabled=False),
+        eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
     )
+    placement = choose_placement(preset.model)
+    check_backend(preset.eval, placement)
     with open_run(preset, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
-        placement = choose_placement(preset.model)
         answers = {}
         for name, tokenizer in tokenizers.items():
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-            answers[name] = answers_of(name, paths[name], setting, questions, cap=given.cap)
+            answers[name] = answers_of(
+                name, paths[name], setting, questions, cap=given.cap, engine=preset.eval
+            )
         if not PartialState().is_main_process:
             return  # one asks the judge
         if judge is None:

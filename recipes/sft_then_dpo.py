@@ -70,6 +70,7 @@ def chain(
     from eval.figures import tell_deltas
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
+    from eval.loading import backend_inputs, check_backend
     from eval.measure import check_measures, measure
     from eval.questions import asked
     from eval.results import write_results
@@ -99,6 +100,7 @@ def chain(
     base = check_model(preset.model)
     preset = fit_lengths(preset, context_window(base, preset.model))
     check_measures(preset.eval)
+    check_backend(preset.eval, placement)
     check_gates(preset)
     check_epochs(preset)
     tokenizer = load_tokenizer(base, preset.model)
@@ -157,9 +159,14 @@ def chain(
         start = models[before]
         if preset.dpo.enabled:
             if pairs is None:
-                sample = sampler(start, setting, section=preset.pairs)
                 pairs = sampled_pairs(
-                    preset, setting, start=start, prompts=prompts, sample=sample, judge=rule_judge
+                    preset,
+                    setting,
+                    start=start,
+                    prompts=prompts,
+                    sample=sampler(start, setting, section=preset.pairs, engine=preset.eval),
+                    judge=rule_judge,
+                    sampled_by=backend_inputs(preset.eval, setting),
                 )
             trained = run_dpo_stage(setting, start=start, section=preset.dpo, rows=pairs)
             measure("dpo", trained, setting, preset.eval)

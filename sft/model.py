@@ -151,7 +151,7 @@ def load_model(
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
     4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
     """
-    _free_memory()
+    free_memory()
     check_adapter(path, given=path)
     adapter = is_adapter(path)
     dtype = dtype or placement.weights
@@ -196,7 +196,7 @@ def attention_for(config: PreTrainedConfig, attention: str) -> str:
     return attention if kind is None or kind._supports_sdpa else "eager"
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Hand back what the model before this one left behind, cycles of a trainer among it."""
     gc.collect()
     if torch.cuda.is_available():

@@ -59,6 +59,7 @@ def check_rules(preset: Preset) -> list[str]:
             "negative; 0 leaves the sampled measure out"
         )
     problems += _check_each_epoch(preset.eval)
+    problems += _check_backend(preset.eval)
     for name in ("spike_factor", "collapse_nats"):
         value = getattr(preset.run, name)
         if value < 0:
@@ -116,6 +117,15 @@ def _check_each_epoch(section: EvalSection) -> list[str]:
             "eval.repetition.prompts) or tasks, or set it to false"
         )
     return problems
+
+
+def _check_backend(section: EvalSection) -> list[str]:
+    if not section.vllm_python or section.backend == "vllm":
+        return []
+    return [
+        f"eval.vllm_python={section.vllm_python} has no effect on eval.backend={section.backend}; "
+        "set eval.backend=vllm or remove it"
+    ]
 
 
 def _check_lora(preset: Preset) -> list[str]:

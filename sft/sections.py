@@ -187,6 +187,8 @@ class EvalSection:
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
     safety: SafetySection = field(default_factory=SafetySection)
     each_epoch: EachEpochSection = field(default_factory=EachEpochSection)
+    backend: str = "transformers"  # transformers, vllm; one for all models that are compared
+    vllm_python: str | None = None  # the Python that has vLLM; absent: this one
 
 
 @dataclass
@@ -208,6 +210,7 @@ CHOICES = {
     "lora.between_stages": ("continue", "merge"),
     "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),
+    "eval.backend": ("transformers", "vllm"),
     "data.turns": ("all", "last"),
     "data.too_long": ("drop", "truncate", "split"),
 }

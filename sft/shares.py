@@ -1,9 +1,13 @@
-"""Work of the processes of a run: each does its share, or one does it and tells the others."""
+"""Work of the processes of a run: each does its share, or one does it and tells the others.
+
+What one does for all it does alone: within `from_main` nothing is shared and nobody asked.
+"""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,11 +19,19 @@ from sft.config import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_alone = ContextVar("alone", default=False)  # in `from_main`, on the process that does the work
+
+
+def _place() -> tuple[int, int]:
+    """This process's number, and how many share."""
+    state = PartialState()
+    return (0, 1) if _alone.get() else (state.process_index, state.num_processes)
+
 
 def own_share(items: Sequence[Item]) -> list[Item]:
     """What this process does of `items`: every n-th, beginning with its own number."""
-    state = PartialState()
-    return list(items[state.process_index :: state.num_processes])
+    index, count = _place()
+    return list(items[index::count])
 
 
 def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]) -> list[Result]:
@@ -31,7 +43,7 @@ def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]])
     Raises:
         UserError: what a process raised in its share; on all of them.
     """
-    count = PartialState().num_processes
+    _, count = _place()
     if count == 1:
         return list(work(list(items)))
     own = own_share(items)
@@ -55,15 +67,18 @@ def from_main(work: Callable[[], Result]) -> Result:
     Raises:
         UserError, OSError: what it raised there; on all of them.
     """
-    state = PartialState()
-    if state.num_processes == 1:
+    index, count = _place()
+    if count == 1:
         return work()
     told: list = [None, None]
-    if state.is_main_process:
+    if index == 0:
+        before = _alone.set(True)
         try:
             told[0] = work()
         except (UserError, OSError) as error:
             told[1] = error
+        finally:
+            _alone.reset(before)
     broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]

@@ -121,6 +121,31 @@ def test_a_group_is_one_task_and_the_newest_log_counts(logged, tmp_path):
     }
 
 
+def test_the_backend_of_a_log_is_known_and_a_log_of_two_is_refused(logged, tmp_path, caplog):
+    def imported(name):
+        return import_measures(logged, tmp_path / name, section=EvalSection())
+
+    (results,) = logged.glob("results_*.json")
+    record = json.loads(results.read_text())
+    for source, backend in {None: None, "hf": "transformers", "vllm": "vllm", "gguf": None}.items():
+        caplog.clear()
+        results.write_text(json.dumps(record | {"model_source": source}))
+        assert imported(f"from-{source}") == backend
+        again = tmp_path / f"from-{source}"
+        assert import_measures(again, tmp_path / f"{source}-2", section=EvalSection()) == backend
+        assert ("measured by lm-eval's gguf" in caplog.text) == (source == "gguf")
+    date = results.stem.removeprefix("results_")
+    other = date.replace("20", "30", 1)
+    results.with_name(f"results_{other}.json").write_text(
+        json.dumps(record | {"model_source": "hf"})
+    )
+    results.write_text(json.dumps(record | {"model_source": "vllm"}))
+    file = next(logged.glob("samples_mine_text_*.jsonl"))
+    file.rename(file.with_name(file.name.replace(date, other)))
+    with pytest.raises(UserError, match=r"different backends.*: mine_\w+ by vllm, mine_text by tr"):
+        imported("both")
+
+
 def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
     with pytest.raises(UserError, match="holds nothing measured; give a run"):
         import_measures(tmp_path / "ours", tmp_path / "a", section=EvalSection())

@@ -215,6 +215,7 @@ def test_our_own_keys_are_these():
         "dpo": ["enabled", "packing", "train_batch_size"],
         "eval": [
             "allow_code_execution",
+            "backend",
             "base_shots",
             "chat_shots",
             "data_dir",
@@ -226,6 +227,7 @@ def test_our_own_keys_are_these():
             "same_format",
             "task_dir",
             "tasks",
+            "vllm_python",
         ],
     }
 

@@ -9,7 +9,7 @@ SCRIPT = """
 import sys
 from accelerate import PartialState
 from sft.config import UserError
-from sft.shares import from_main, split
+from sft.shares import from_main, own_share, split
 state = PartialState(cpu=True)
 rank = state.process_index
 
@@ -39,6 +39,9 @@ for work, kind, words in (
     else:
         raise AssertionError(words)
 assert from_main(lambda: rank) == 0
+assert from_main(lambda: split([3, 4], square)) == [(9, 0), (16, 0)]
+assert from_main(lambda: [*own_share("ab"), from_main(lambda: rank)]) == ["a", "b", 0]
+assert own_share("ab") == ["ab"[rank]]
 print("done")
 """
 
