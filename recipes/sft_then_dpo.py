@@ -69,6 +69,7 @@ def chain(
     from eval.epochs import check_epochs, epoch_measure
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
+    from eval.loops import loop_probe
     from eval.measure import check_measures, measure
     from eval.questions import asked
     from eval.results import write_results
@@ -103,10 +104,15 @@ def chain(
         preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
     )
 
-    free = ("eval.each_epoch",)  # no input of anything
+    # No inputs of anything.
+    free = ("eval.each_epoch", "run.loop_checks", "run.loop_rise")
     with open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder:
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-        setting = replace(setting, after_epoch=epoch_measure(preset.eval, setting))
+        setting = replace(
+            setting,
+            after_epoch=epoch_measure(preset.eval, setting),
+            loop_probe=loop_probe(preset, setting),
+        )
         write_environment(folder, preset, inputs=inputs)
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.

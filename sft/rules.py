@@ -59,7 +59,7 @@ def check_rules(preset: Preset) -> list[str]:
             "negative; 0 leaves the sampled measure out"
         )
     problems += _check_each_epoch(preset.eval)
-    for name in ("spike_factor", "collapse_nats"):
+    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise"):
         value = getattr(preset.run, name)
         if value < 0:
             problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")
