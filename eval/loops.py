@@ -1,7 +1,7 @@
 """A probe of a model in training: do its answers begin to loop?
 
-The repetition rate of a few prompts at a short cap, greedy, in training's arithmetic: enough to
-see a model that breaks, not to tell two models apart. Rows are kept in STAGE/loops.jsonl, the
+The repetition rate of some prompts at a short cap, greedy, in training's arithmetic: enough to see
+a model that breaks, not to tell two models apart. Rows are kept in STAGE/loops.jsonl, the
 answers in STAGE/loops/STEP/.
 """
 
@@ -20,7 +20,9 @@ from sft.setting import Setting
 log = logging.getLogger(__name__)
 
 PROMPTS = 24
-CAP = 128  # tokens of an answer; one that loops is followed to twice this
+# Tokens of an answer; one that loops is followed to twice this. Loops that begin later are seen by
+# the measure behind the stage alone: of the quickstart's base model, 16% loop at 240, 53% at 480.
+CAP = 256
 
 
 def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
