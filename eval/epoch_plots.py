@@ -1,4 +1,4 @@
-"""Repetition and benchmarks by epoch, all stages in a row: the report's picture and table of it."""
+"""Repetition and benchmarks in training, all stages in a row: the report's picture and table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,14 +41,18 @@ class _Point:
         return None if rate is None else rate | {"score": rate["rate"]}
 
 
-def epoch_panels(results: dict[str, Any]) -> list[EpochPanel]:
-    """A panel for repetition and one for each benchmark that was measured by epoch."""
-    points = list(_points(results))
+def epoch_panels(results: dict[str, Any], *, key: str = "epochs") -> list[EpochPanel]:
+    """A panel for repetition and one for each benchmark that was measured in training.
+
+    Args:
+        key: where its rows are in `results`: epochs (by epoch), loops (a few times in a stage).
+    """
+    points = list(_points(results, key))
     if not points:
         return []
-    x = Scale(0, points[-1].x + 0.05 * points[-1].x, ())
+    x = Scale(0, 1.05 * (points[-1].x or 1), ())
     every = -(-len(points) // LABELS)
-    labels = tuple((x.at(p.x), f"{p.epoch:g}") for p in points[::every])
+    labels = tuple((x.at(p.x), f"{p.epoch:.3g}") for p in points[::every])
     panels = []
     for measure in _measures(points):
         entries = [(p, entry) for p in points if (entry := p.entry(measure)) is not None]
@@ -61,9 +65,9 @@ def epoch_panels(results: dict[str, Any]) -> list[EpochPanel]:
     return panels
 
 
-def epoch_table(results: dict[str, Any]) -> list[list[str]]:
+def epoch_table(results: dict[str, Any], *, key: str = "epochs") -> list[list[str]]:
     """The same numbers as rows of text, a head first; nothing where there are none."""
-    points = list(_points(results))
+    points = list(_points(results, key))
     if not points:
         return []
     names = _measures(points)
@@ -74,16 +78,18 @@ def epoch_table(results: dict[str, Any]) -> list[list[str]]:
             entry = p.entry(name)
             known = entry and f"{percent(entry['score'])} {percent_range(entry['ci'])}"
             cells.append(known or DASH)
-        rows.append([p.stage, f"{p.epoch:g}", f"{p.row['step']:,}", *cells])
+        rows.append([p.stage, f"{p.epoch:.3g}", f"{p.row['step']:,}", *cells])
     return rows
 
 
-def _points(results: dict[str, Any]) -> Iterator[_Point]:
+def _points(results: dict[str, Any], key: str) -> Iterator[_Point]:
     before = 0.0
-    for stage, rows in results.get("epochs", {}).items():
+    for stage, rows in results.get(key, {}).items():
         for i, row in enumerate(rows):
             yield _Point(stage, row["epoch"], before + row["epoch"], i == 0, row)
-        before += rows[-1]["epoch"]
+        last = rows[-1]  # of a step before the stage's last, perhaps
+        steps = results["stages"][stage]["steps"]
+        before += last["epoch"] * steps / last["step"] if last["step"] else 1
 
 
 def _measures(points: list[_Point]) -> list[str]:
@@ -107,7 +113,7 @@ def _picture(
             if point.first:
                 shapes += _line("border", (before[0],) * 2, (0, 100))
         words = (
-            f"{point.stage}, epoch {point.epoch:g}: {percent(entry['score'])}, 95% interval "
+            f"{point.stage}, epoch {point.epoch:.3g}: {percent(entry['score'])}, 95% interval "
             f"{percent_range(entry['ci'])}"
         )
         dot = '<circle class="dot clear" cx="{}%" cy="{}%" r="4"><title>{}</title></circle>'

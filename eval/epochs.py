@@ -25,7 +25,7 @@ from eval.tasks import Tasks
 from eval.wording import percent, percent_range
 from sft import sharding
 from sft.config import EvalSection, Preset, Source, UserError
-from sft.epochs import FILE, AfterEpoch, EpochEnd, read_rows
+from sft.epochs import InTraining, Moment, read_rows
 from sft.prompts import read_prompts
 from sft.run import STAGE_FOLDERS, write_jsonl
 from sft.setting import Setting
@@ -41,18 +41,24 @@ def check_epochs(preset: Preset) -> None:
     """
     if not preset.eval.each_epoch.enabled:
         return
-    found = [sharding.spread()] if sharding.sharded() else []
-    for stage in (preset.sft_all, preset.sft_dialogue, preset.dpo):
-        found += [name for name in ("FSDP", "DeepSpeed") if stage.trl.get(name.lower())]
-    if found:
+    if by := sharded_by(preset):
         raise UserError(
-            "eval.each_epoch.enabled=true measures in one process, and under "
-            f"{found[0]} none holds all weights; set it to false, or train on one GPU or with DDP "
+            f"eval.each_epoch.enabled=true measures in one process, and under {by} none holds all "
+            "weights; set it to false, or train on one GPU or with DDP "
             "(recipes/accelerate/ddp.yaml)"
         )
 
 
-def epoch_measure(section: EvalSection, setting: Setting) -> AfterEpoch | None:
+def sharded_by(preset: Preset) -> str | None:
+    """What leaves no process all the weights that train: FSDP or DeepSpeed, by the launcher or by a
+    stage's options."""
+    found = [sharding.spread()] if sharding.sharded() else []
+    for stage in (preset.sft_all, preset.sft_dialogue, preset.dpo):
+        found += [name for name in ("FSDP", "DeepSpeed") if stage.trl.get(name.lower())]
+    return found[0] if found else None
+
+
+def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
     """What `setting.after_epoch` is to be: None where the preset does not ask for it.
 
     The function writes generations.jsonl and samples/<task>.jsonl and returns `repetition` and
@@ -69,7 +75,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> AfterEpoch | None:
         prompts = spread(read_prompts([Source(section.repetition.prompts)]), own.prompts)
     tasks = section.tasks if own.tasks is None else own.tasks
 
-    def measure(model: Any, end: EpochEnd) -> dict[str, Any]:
+    def measure(model: Any, end: Moment) -> dict[str, Any]:
         began = time.monotonic()
         row: dict[str, Any] = {}
         name = f"{end.stage}: epoch {end.epoch:g}"
@@ -109,10 +115,11 @@ def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def epoch_rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The `epochs` of results.json: the rows of each finished stage that has any, by its name."""
+def rows_in_training(folder: Path, file: str) -> dict[str, list[dict[str, Any]]]:
+    """The `epochs` and `loops` of results.json: the rows of each finished stage that has any in its
+    `file`, by its name."""
     found = {
-        name: read_rows(folder / place / FILE)
+        name: read_rows(folder / place / file)
         for name, place in STAGE_FOLDERS.items()
         if (folder / place / "done.json").is_file()
     }

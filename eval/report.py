@@ -66,6 +66,7 @@ def write_report(run_dir: Path) -> None:
         closer=view["repetition_details"],
         safety=view["safety_details"],
         epochs=epoch_table(view["results"]),
+        loops=epoch_table(view["results"], key="loops"),
     )
     write_text(run_dir / "report.md", text)
 
@@ -119,6 +120,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
         "curves": [_curve_view(curve) for curve in curves],
         "epochs": epoch_panels(results),
+        "loops": epoch_panels(results, key="loops"),
         "prompts": prompt_deck(showcase.choose_prompts(generations), models=models),
         "questions": question_deck(
             showcase.choose_questions({t: files for t, files in samples.items() if files}),
@@ -260,8 +262,9 @@ def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str
     """(label, relative address) of every file that stands behind a number."""
     files = [run_dir / name for name in ("results.json", "run.json", "preset.yaml")]
     files += [run_dir / "data" / "data.json", *_logs(run_dir)]
-    files += sorted(run_dir.glob("*/epochs.jsonl"))
-    files += sorted(run_dir.glob("*/epochs/**/*.jsonl"))
+    for name in ("epochs", "loops"):
+        files += sorted(run_dir.glob(f"*/{name}.jsonl"))
+        files += sorted(run_dir.glob(f"*/{name}/**/*.jsonl"))
     found = [(path.relative_to(run_dir).as_posix(), path) for path in files if path.is_file()]
     found += [(f"{m}: {name}", p) for name, paths in samples.items() for m, p in paths.items()]
     return [(label, quote(path.relative_to(run_dir).as_posix())) for label, path in found]

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.delta import REPETITION, delta_table
-from eval.epochs import epoch_rows
+from eval.epochs import rows_in_training
 from eval.formats import same_format
 from eval.report import write_report
+from sft import epochs, loops
 from sft.run import read_json, read_jsonl, stage_facts, write_json
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,9 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         )
         results.setdefault("same_format", {})[form] = section
     results["stages"] = stage_facts(folder)
-    if epochs := epoch_rows(folder):
-        results["epochs"] = epochs
+    for key, file in (("epochs", epochs.FILE), ("loops", loops.FILE)):
+        if rows := rows_in_training(folder, file):
+            results[key] = rows
     if decisions := read_json(folder / "decisions.json"):
         results["decisions"] = decisions
     write_json(folder / "results.json", results)

@@ -183,6 +183,7 @@ def markdown(
     closer: Sequence[Measure] = (),
     safety: Sequence[Measure] = (),
     epochs: Sequence[list[str]] = (),
+    loops: Sequence[list[str]] = (),
 ) -> str:
     """report.md: the headline, the main table, the changes, and what `eval.detail_tables` and
     `eval.epoch_plots` add; the page has the rest."""
@@ -210,8 +211,9 @@ def markdown(
         ]
         head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
         lines += ["", "## In one format", "", *md_table(head, cells)]
-    if epochs:
-        lines += ["", "## By epoch", "", *md_table(epochs[0], list(epochs[1:]))]
+    for title, rows in (("By epoch", epochs), ("Loops in training", loops)):
+        if rows:
+            lines += ["", f"## {title}", "", *md_table(rows[0], list(rows[1:]))]
     for name, tasks in isolations(results).items():
         lines += ["", md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
     lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]

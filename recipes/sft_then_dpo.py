@@ -71,6 +71,7 @@ def chain(
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import rule_judge
     from eval.loading import backend_inputs, check_backend
+    from eval.loops import loop_probe
     from eval.measure import check_measures, measure
     from eval.questions import asked
     from eval.results import write_results
@@ -112,14 +113,19 @@ def chain(
         preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
     )
 
-    free = ("eval.each_epoch", "run.report_to")  # no input of anything
+    # No inputs of anything.
+    free = ("eval.each_epoch", "run.report_to", "run.loop_checks", "run.loop_rise")
     with (
         open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder,
         reporting(preset, folder) as trackers,
     ):
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-        setting = replace(setting, trackers=trackers)
-        setting = replace(setting, after_epoch=epoch_measure(preset.eval, setting))
+        setting = replace(
+            setting,
+            trackers=trackers,
+            after_epoch=epoch_measure(preset.eval, setting),
+            loop_probe=loop_probe(preset, setting),
+        )
         write_environment(folder, preset, inputs=inputs)
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.

@@ -1,9 +1,10 @@
-"""The model in training, measured at the end of each epoch by a callable that this room is handed.
+"""The model in training, measured by a callable that this room is handed: where an epoch ends.
 
-Training never knows: what it would have done next, it does, to the bit. A row an epoch goes into
+Training never knows: what it would have done next, it does, to the bit. A row a measure goes into
 `epochs.jsonl` of the stage's folder, when what stands behind it is on the disk. A kill may leave
 rows ahead of the checkpoint that training goes on from, or that checkpoint without its row: at the
-start the former are dropped, to be measured again, and the latter is measured.
+start the former are dropped, to be measured again, and the latter is measured. `sft.loops` measures
+at other moments.
 """
 
 import random
@@ -20,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.guarded import GuardedTrainer
+from sft.shares import from_main
 from sft.signals import leaving_on_signal
 from sft.storage import read_jsonl, write_jsonl
 
@@ -28,9 +30,9 @@ FOLDER = "epochs"
 
 
 @dataclass(frozen=True)
-class EpochEnd:
+class Moment:
     """Where a stage stands when it is measured: behind `step`, with `epoch` epochs done (no whole
-    number where training ends within one); `folder` takes what the row rests on."""
+    number within one); `folder` takes what the row rests on."""
 
     stage: str
     epoch: float
@@ -40,66 +42,97 @@ class EpochEnd:
 
 # Given the model and where it stands, returns the row's content. One process calls it; the model
 # comes without a distributed wrapper, and is to be read only.
-AfterEpoch = Callable[[Any, EpochEnd], dict[str, Any]]
+InTraining = Callable[[Any, Moment], dict[str, Any]]
 
 
-class EpochMeasures(TrainerCallback):
-    """Calls `measure` where an epoch ends, and where training does; all processes have one.
+class Measures(TrainerCallback):
+    """Calls `measure` at the moments that a subclass names; all processes have one.
 
     The main process measures and the others wait for it. A signal leaves the measure where it is:
     the trainer saves a checkpoint and ends, and the next start measures first.
     """
 
+    file: str  # takes the rows
+
     def __init__(
-        self, trainer: GuardedTrainer, measure: AfterEpoch, *, folder: Path, label: str
+        self, trainer: GuardedTrainer, measure: InTraining, *, folder: Path, label: str
     ) -> None:
         self.trainer, self.measure = trainer, measure
         self.folder, self.label = folder, label
 
+    def due(self, state: TrainerState) -> bool:
+        """Whether training stands where it is to be measured."""
+        raise NotImplementedError
+
+    def place(self, state: TrainerState) -> Path:
+        """The folder of what is measured now."""
+        raise NotImplementedError
+
+    def judge(self, step: int) -> None:
+        """Called by all processes when there is a row of this step that was not there before."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What was measured so far; to be read by one process."""
+        return read_rows(self.folder / self.file)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        path = self.folder / FILE
+        path = self.folder / self.file
         if state.is_world_process_zero and path.is_file():
-            write_jsonl(path, [row for row in read_rows(path) if row["step"] <= state.global_step])
-        if state.global_step:
-            self._measure_if_due(state, control)
+            write_jsonl(path, [row for row in self.rows() if row["step"] <= state.global_step])
+        self.measure_if_due(state, control)
+
+    def measure_if_due(self, state: TrainerState, control: TrainerControl) -> None:
+        """Between two steps, by all processes."""
+        if not self.due(state):
+            return
+        began = time.monotonic()
+        # Here the others wait.
+        fresh = from_main(lambda: self._measure(state))
+        self.trainer.share_signals()
+        if self.trainer.stop_signal:
+            control.should_save = control.should_training_stop = True
+        self.trainer.meter.leave_out(time.monotonic() - began)
+        if fresh:
+            self.judge(state.global_step)
+
+    def _measure(self, state: TrainerState) -> bool:
+        """Whether there is a row that was not there before."""
+        step, rows = state.global_step, self.rows()
+        if any(row["step"] == step for row in rows):
+            return False
+        epoch, place = float(state.epoch or 0), self.place(state)
+        place.mkdir(parents=True, exist_ok=True)
+        model: Any = self.trainer.model
+        with untouched(model), leaving_on_signal():
+            found = self.measure(model, Moment(self.label, epoch, step, place))
+            write_jsonl(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
+        clear_device_cache()
+        return len(self.rows()) > len(rows)
+
+
+class EpochMeasures(Measures):
+    """Where an epoch ends, and where training does."""
+
+    file = FILE
+
+    def due(self, state: TrainerState) -> bool:
+        whole = float(state.epoch or 0).is_integer()
+        return state.global_step > 0 and (whole or state.global_step >= state.max_steps)
+
+    def place(self, state: TrainerState) -> Path:
+        return self.folder / FOLDER / f"{float(state.epoch or 0):g}"
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if not self.trainer.stop_signal:  # else this is where training was told to end
-            self._measure_if_due(state, control)
-
-    def _measure_if_due(self, state: TrainerState, control: TrainerControl) -> None:
-        epoch = float(state.epoch or 0)
-        if not (epoch.is_integer() or state.global_step >= state.max_steps):
-            return
-        began = time.monotonic()
-        if state.is_world_process_zero:
-            self._measure(epoch, state.global_step)
-        # Here the others wait.
-        self.trainer.share_signals()
-        if self.trainer.stop_signal:
-            control.should_save = control.should_training_stop = True
-        self.trainer.meter.leave_out(time.monotonic() - began)
-
-    def _measure(self, epoch: float, step: int) -> None:
-        path = self.folder / FILE
-        rows = read_rows(path)
-        if any(row["step"] == step for row in rows):
-            return
-        place = self.folder / FOLDER / f"{epoch:g}"
-        place.mkdir(parents=True, exist_ok=True)
-        model: Any = self.trainer.model
-        with untouched(model), leaving_on_signal():
-            found = self.measure(model, EpochEnd(self.label, epoch, step, place))
-            write_jsonl(path, [*rows, {"epoch": epoch, "step": step} | found])
-        clear_device_cache()
+            self.measure_if_due(state, control)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an epochs.jsonl, which may not be there."""
+    """The rows of a file of measures, which may not be there."""
     return read_jsonl(path) if path.is_file() else []
 
 

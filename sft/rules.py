@@ -60,7 +60,7 @@ def check_rules(preset: Preset) -> list[str]:
         )
     problems += _check_each_epoch(preset.eval)
     problems += _check_backend(preset.eval)
-    for name in ("spike_factor", "collapse_nats"):
+    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise"):
         value = getattr(preset.run, name)
         if value < 0:
             problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")

@@ -12,6 +12,8 @@ class RunSection:
     on_bad_step: str = "stop"  # a loss or gradient that is not finite, dead or jumps: stop, skip
     spike_factor: float = 10.0  # times the median loss of the last 20 steps; 0: jumps are allowed
     collapse_nats: float = 2.0  # chosen answers may lose so much a token in DPO; 0: any amount
+    loop_checks: int = 3  # looks within a stage at whether answers begin to loop; 0: none
+    loop_rise: float = 0.3  # the share that loops may rise by so much in a stage; 0: by anything
     report_to: list[str] = field(default_factory=list)  # tensorboard, trackio, wandb (offline)
 
 

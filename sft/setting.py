@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
-from sft.epochs import AfterEpoch
+from sft.epochs import InTraining
 from sft.placement import Placement
 from sft.run import fingerprint, model_fingerprint
 from sft.trackers import Trackers
@@ -19,8 +19,8 @@ class Setting:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
-    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end, `trackers`
-    are told; none is an input of it.
+    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end and
+    `loop_probe` a few times within, `trackers` are told; none is an input of it.
     """
 
     folder: Path
@@ -31,7 +31,8 @@ class Setting:
     trust_remote_code: bool
     tokens: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    after_epoch: AfterEpoch | None = None
+    after_epoch: InTraining | None = None
+    loop_probe: InTraining | None = None
     trackers: Trackers = field(default_factory=Trackers)
 
     @classmethod

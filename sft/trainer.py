@@ -24,6 +24,7 @@ from sft.config import DpoStage, SftStage, UserError
 from sft.epochs import EpochMeasures
 from sft.guarded import GuardedTrainer
 from sft.log import StageLog
+from sft.loops import LoopChecks
 from sft.meter import Meter, matrix_peak
 from sft.passes import Layout, collate_chats
 from sft.placement import Placement
@@ -263,6 +264,10 @@ def run_training(
     if setting.after_epoch is not None:
         trainer.add_callback(
             EpochMeasures(trainer, setting.after_epoch, folder=folder, label=label)
+        )
+    if setting.loop_probe is not None:
+        trainer.add_callback(
+            LoopChecks(trainer, setting.loop_probe, folder=folder, label=label, watch=trainer.watch)
         )
     checkpoint = resume_point(folder)
     started = time.monotonic()

@@ -1,14 +1,15 @@
 """Numbers that go wrong: every step is looked at before it changes a weight.
 
 A step whose loss or gradient is not finite, whose loss jumps, or whose gradient is dead is put on
-record with its rows, and then stops the run or is skipped, as `run.on_bad_step` says.
+record with its rows, and then stops the run or is skipped, as `run.on_bad_step` says. So is a model
+whose answers begin to loop (`sft.loops`), which stops the run or is warned of.
 """
 
 import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,19 @@ class Limits:
     skip: bool = False
     spike_factor: float = 10.0
     collapse_nats: float = 2.0
+    loop_checks: int = 3
+    loop_rise: float = 0.3
 
     @classmethod
     def of(cls, section: RunSection) -> "Limits":
         """The limits that a preset sets."""
-        return cls(section.on_bad_step == "skip", section.spike_factor, section.collapse_nats)
+        return cls(
+            section.on_bad_step == "skip",
+            section.spike_factor,
+            section.collapse_nats,
+            section.loop_checks,
+            section.loop_rise,
+        )
 
 
 @dataclass
@@ -97,6 +106,25 @@ def collapse(recent: Recent, limits: Limits) -> str | None:
     )
 
 
+def looping(rates: Mapping[int, float], limits: Limits) -> str | None:
+    """A stage whose answers begin to repeat themselves, by how far it had come down before: a base
+    model's often do from the start.
+
+    Args:
+        rates: by the step, in their order, the share of answers that repeat themselves.
+    """
+    *before, last = rates
+    if not limits.loop_rise or not before:
+        return None
+    best = min(before, key=rates.__getitem__)
+    if rates[last] < rates[best] + limits.loop_rise:
+        return None
+    return (
+        f"{rates[last]:.0%} of short answers repeat themselves without end, {rates[best]:.0%} did "
+        f"at step {best} (run.loop_rise={limits.loop_rise:g})"
+    )
+
+
 class StepWatch:
     """Judges each step of a training run, and keeps the record of those that went wrong."""
 
@@ -135,7 +163,14 @@ class StepWatch:
         self.recent.skipped += 1
         final = final or self.recent.skipped >= SKIPS
         stop = final or not self.limits.skip
-        self._record(step, reason, loss=loss, norm=norm, stop=stop)
+        # A NaN is no JSON.
+        self._record(
+            step,
+            reason,
+            action="stopped" if stop else "skipped",
+            loss=str(loss),
+            grad_norm=str(norm),
+        )
         if not stop:
             log.warning("%s: step %d is skipped: %s", self.label, step, reason)
             return True
@@ -145,6 +180,25 @@ class StepWatch:
             f"{self.label}: step {step}: {reason}{again}; its rows are in {self.path}, the last "
             f"good checkpoint is kept: {ways}{'' if final else 'run.on_bad_step=skip (--rerun)'}"
         )
+
+    def judge_loops(self, rates: Mapping[int, float], *, answers: Path) -> None:
+        """Look at the rates of a stage, the last of which is new; all processes call it.
+
+        Raises:
+            UserError: answers begin to loop and the policy is to stop.
+        """
+        reason = looping(rates, self.limits)
+        if reason is None:
+            return
+        step, stop = list(rates)[-1], not self.limits.skip
+        self._record(step, reason, action="stopped" if stop else "warned", answers=str(answers))
+        found = f"{self.label}: step {step}: {reason}; they are in {answers}"
+        if stop:
+            raise UserError(
+                f"{found}, the last good checkpoint is kept: lower learning_rate, or let it go on "
+                "with run.loop_rise=0"
+            )
+        log.warning("%s: lower learning_rate if it stays so", found)
 
     def _remember(self, loss: float, chosen: float | None) -> None:
         self.recent.losses = [*self.recent.losses, loss][-WINDOW:]
@@ -159,18 +213,9 @@ class StepWatch:
             kept = [line for line in lines if _step(line) <= step]
             self.path.write_text("".join(kept))
 
-    def _record(
-        self, step: int, reason: str, *, loss: float, norm: float | None, stop: bool
-    ) -> None:
+    def _record(self, step: int, reason: str, *, action: str, **facts: str) -> None:
         rows = [self.describe(place) for place in gather_object(self.places)]
-        entry = {
-            "step": step,
-            "reason": reason,
-            "loss": str(loss),  # a NaN is no JSON
-            "grad_norm": str(norm),
-            "action": "stopped" if stop else "skipped",
-            "rows": rows,
-        }
+        entry = {"step": step, "reason": reason, **facts, "action": action, "rows": rows}
         if PartialState().is_main_process:
             with writing(self.path), self.path.open("a") as stream:
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")

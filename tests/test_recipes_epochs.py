@@ -91,6 +91,22 @@ def test_the_report_draws_a_dot_for_every_row(world):
     assert 'id="epochs"' not in (world / "plain" / "report.html").read_text("utf-8")
 
 
+def test_looks_at_loops_in_training_are_in_the_results_and_the_report(world):
+    run = world / "plain"
+    page, text = ((run / f"report.{kind}").read_text("utf-8") for kind in ("html", "md"))
+    found = read_json(run / "results.json")["loops"]
+    assert list(found) == list(STAGE_FOLDERS)
+    for stage, rows in found.items():
+        assert rows == read_jsonl(run / STAGE_FOLDERS[stage] / "loops.jsonl")
+        assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+        for row in rows:
+            answers = run / STAGE_FOLDERS[stage] / "loops" / str(row["step"]) / "generations.jsonl"
+            assert row["repetition"] == repetition.summarise(read_jsonl(answers))
+            assert f"| {stage} | {row['epoch']:.3g} | {row['step']} |" in text
+    drawn = page.partition('id="loops"')[2].partition("</details>")[0]
+    assert len(re.findall("<circle", drawn)) == sum(map(len, found.values()))
+
+
 def test_switched_on_later_finished_stages_stay_as_they_are(world):
     before = {p: p.stat().st_mtime_ns for p in (world / "plain").glob("[123]-*/*")}
     assert run(world, "plain", ON) == 0

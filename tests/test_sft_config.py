@@ -172,7 +172,16 @@ def test_our_own_keys_are_these():
         for f in dataclasses.fields(Preset)
     }
     assert plain == {
-        "run": ["collapse_nats", "dir", "on_bad_step", "report_to", "seed", "spike_factor"],
+        "run": [
+            "collapse_nats",
+            "dir",
+            "loop_checks",
+            "loop_rise",
+            "on_bad_step",
+            "report_to",
+            "seed",
+            "spike_factor",
+        ],
         "model": [
             "add_tokens",
             "attn_implementation",

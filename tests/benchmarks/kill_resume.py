@@ -231,6 +231,8 @@ def phase(place: str) -> str:
             ("reference", "reference log-probs"),
             ("epochs", "measuring by epoch"),
             (".epochs", "measuring by epoch"),
+            ("loops", "looking for loops"),
+            (".loops", "looking for loops"),
             ("pairs", "pairs"),
             (".model.tmp", "publishing"),
             ("model", "publishing"),

@@ -1,0 +1,61 @@
+"""Answers that begin to loop while a stage trains, seen by a callable that this room is handed.
+
+It is called before the first step and a few times at equal distances, and says which share of some
+short answers repeats itself without end. `sft.watch` judges how far that has risen.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from sft.epochs import InTraining, Measures
+from sft.guarded import GuardedTrainer
+from sft.processes import step_ends
+from sft.shares import from_main
+from sft.watch import StepWatch
+
+FILE = "loops.jsonl"
+FOLDER = "loops"
+
+
+def look_steps(max_steps: int, *, checks: int) -> list[int]:
+    """0, and what divides a stage into `checks` + 1 parts: its end is measured by whoever comes
+    after."""
+    return sorted({max_steps * part // (checks + 1) for part in range(checks + 1)})
+
+
+class LoopChecks(Measures):
+    """Rows of {"epoch", "step", "repetition"}, in which `repetition` is a rate with its `n`."""
+
+    file = FILE
+
+    def __init__(
+        self,
+        trainer: GuardedTrainer,
+        measure: InTraining,
+        *,
+        folder: Path,
+        label: str,
+        watch: StepWatch,
+    ) -> None:
+        super().__init__(trainer, measure, folder=folder, label=label)
+        self.watch = watch
+
+    def due(self, state: TrainerState) -> bool:
+        checks = self.watch.limits.loop_checks
+        return state.global_step in look_steps(state.max_steps, checks=checks)
+
+    def place(self, state: TrainerState) -> Path:
+        return self.folder / FOLDER / str(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        step_ends()  # what follows is no part of the step, which would seem to hang
+        if not self.trainer.stop_signal:
+            self.measure_if_due(state, control)
+
+    def judge(self, step: int) -> None:
+        rates = {row["step"]: row["repetition"]["rate"] for row in from_main(self.rows)}
+        self.watch.judge_loops(rates, answers=self.folder / FOLDER / str(step))
