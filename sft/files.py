@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft.config import Source, UserError, find_path
+from sft.hub import hub_refusal
 
 MAX_RECORD_BYTES = 16 * 2**20  # a longer row is a broken file, and reading it would take the memory
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
@@ -365,6 +366,8 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
             number += 1
             yield Record(f"{name}[{split}]:{number}", _without_nulls(row))
     except (DatasetsError, OSError, ValueError) as error:
+        if not number and (refusal := hub_refusal(error, name=name, kind="dataset")):
+            raise UserError(f"{name}: {refusal}") from None
         what = f"breaks off behind row {number}" if number else "is not what the hub gives"
         raise UserError(
             f"{name}: there is no such local file, and the dataset of this name {what} "
