@@ -198,6 +198,7 @@ def _not_utf8(origin: str, error: UnicodeDecodeError) -> RowError:
 
 
 def _record(origin: str, text: str) -> Record | RowError:
+    text = text.rstrip(WHITE)  # or what is wrong behind it would stand in a line of its own
     try:
         value = json.loads(text)
     except RecursionError:
@@ -205,19 +206,37 @@ def _record(origin: str, text: str) -> Record | RowError:
             origin, rule="nested too deeply", detail="JSON nested too deeply", remedy="flatten it"
         )
     except ValueError as error:
-        return _malformed(origin, error)
+        return _malformed(origin, error, line=True)
     return _as_record(origin, value)
 
 
-def _malformed(origin: str, error: ValueError) -> RowError:
+def _malformed(origin: str, error: ValueError, *, line: bool = False) -> RowError:
+    """What is wrong in a text of JSON, and where; `line` says that the text is a row's alone."""
     what = ""
     if isinstance(error, json.JSONDecodeError):
+        if line and _breaks_off(error):
+            return RowError(
+                origin,
+                rule="malformed JSON",
+                detail=f"the row ends in the middle, behind column {len(error.doc)}",
+                remedy="a file holds one JSON object a line, or (.json) one array of them; complete "
+                "the row, or fetch the file again",
+            )
         what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return RowError(
         origin,
         rule="malformed JSON",
         detail=f"malformed JSON ({what or str(error)[:80]})",
         remedy="a file holds one JSON object a line, or (.json) one array of them; correct the row",
+    )
+
+
+def _breaks_off(error: json.JSONDecodeError) -> bool:
+    """Whether more text could have made valid JSON of a line: a text in it is never closed, or the
+    decoder wants more behind its last character or letter of a word."""
+    rest = error.doc[error.pos :]
+    return error.msg.startswith("Unterminated string") or any(
+        word.startswith(rest) for word in ("true", "false", "null", "-")
     )
 
 
