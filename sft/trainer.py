@@ -22,6 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from sft.checkpoint import resume_point
 from sft.config import DpoStage, SftStage, UserError
 from sft.epochs import EpochMeasures
+from sft.extras import check_extras
 from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.meter import Meter, matrix_peak
@@ -135,8 +136,8 @@ def training_arguments(
     Called once with any folder before models are loaded, so that refusals come early.
 
     Raises:
-        UserError: `train_batch_size` does not divide over devices and micro-batches, or upstream
-            refuses a value.
+        UserError: `train_batch_size` does not divide over devices and micro-batches, upstream
+            refuses a value, or an option needs what is not installed.
     """
     options = dict(section.trl)
     schedule = None
@@ -175,6 +176,7 @@ def training_arguments(
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
+    check_extras(args, stage=folder.name.replace("-", "_"))
     return args, schedule
 
 
