@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sft.adapters import adapter_base
 from sft.config import ModelSection, UserError
 from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
+from sft.shares import from_main
 from sft.storage import writing
 from sft.weights import read_weights
 
@@ -96,20 +96,24 @@ def base_with_tokens(
         {"weights": model_fingerprint(base), "tokens": fingerprint(section.add_tokens)},
     )
     target = stage.folder / "model"
-    with PartialState().main_process_first():
-        if stage.finished() is None:
-            stage.begin()
-            model = read_weights(
-                base,
-                dtype="auto",
-                attn_implementation="eager",  # never what its own configuration names
-                trust_remote_code=trust,
-            )
-            _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
-            with writing(target):
-                model.save_pretrained(target)
-                tokenizer.save_pretrained(target)
-            stage.finish(outputs=["model"], facts={"tokens": len(new)})
+
+    def grow() -> None:
+        if stage.finished() is not None:
+            return
+        stage.begin()
+        model = read_weights(
+            base,
+            dtype="auto",
+            attn_implementation="eager",  # never what its own configuration names
+            trust_remote_code=trust,
+        )
+        _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
+        with writing(target):
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        stage.finish(outputs=["model"], facts={"tokens": len(new)})
+
+    from_main(grow)
     return str(target.resolve())
 
 
