@@ -1,24 +1,31 @@
 """A run's budget as a table: a column a stage."""
 
+import logging
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from sft.budget import GIB, Planner, StageBudget, Work
+from sft.budget import GIB, Planner, StageBudget, Work, plannable
 from sft.console import show
 from sft.flops import Parameters
+
+log = logging.getLogger(__name__)
 
 PARTS = ("weights", "gradients", "optimiser", "activations", "logits")
 
 
 def show_budget(planner: Planner, works: Sequence[Work]) -> None:
-    """Print what the stages take.
+    """Print what the stages take, where the plan knows the model's layers.
 
     Raises:
         UserError: one of them does not fit its device.
     """
+    if not plannable(planner.config):
+        kind = planner.config.model_type
+        log.warning("plan: none, it does not know the layers of a %r model", kind)
+        return
     budgets = [planner.stage(work) for work in works]
     show(budget_table(planner, budgets))
     for budget in budgets:

@@ -219,8 +219,8 @@ def _malformed(origin: str, error: ValueError, *, line: bool = False) -> RowErro
                 origin,
                 rule="malformed JSON",
                 detail=f"the row ends in the middle, behind column {len(error.doc)}",
-                remedy="a file holds one JSON object a line, or (.json) one array of them; complete "
-                "the row, or fetch the file again",
+                remedy="a file holds one JSON object a line, or (.json) one array of them; "
+                "complete the row, or fetch the file again",
             )
         what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return RowError(

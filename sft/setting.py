@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
+from sft.console import show
 from sft.epochs import AfterEpoch
 from sft.placement import Placement
 from sft.run import fingerprint, model_fingerprint
@@ -18,8 +20,8 @@ class Setting:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
-    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end; neither is
-    an input of it.
+    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end, `tables`
+    shows what it trains on; none is an input of it.
     """
 
     folder: Path
@@ -31,6 +33,7 @@ class Setting:
     tokens: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
     after_epoch: AfterEpoch | None = None
+    tables: bool = True
 
     @classmethod
     def of(
@@ -52,6 +55,11 @@ class Setting:
             tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
             Limits.of(preset.run),
         )
+
+    def show(self, table: Any) -> None:
+        """A table of what a stage trains on, unless the run has shown it and is at its end."""
+        if self.tables:
+            show(table)
 
     def weights_key(self, path: str) -> str:
         """The hash of a model as this run loads it: quantised weights are others."""
