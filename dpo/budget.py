@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sft.budget import Work, pairs_work
 from sft.chat import encode_prompt
 from sft.config import Preset
+from sft.plan import count_steps, step_rows
 
 
 def preference_work(
@@ -37,4 +39,16 @@ def preference_work(
         answer = answer if longest is None else min(answer, longest - prompt)
         if answer > 0:
             lengths.append((prompt, answer, answer))
-    return [pairs_work(preset.dpo, lengths, name="dpo, at most")]
+    return [pairs_work(preset.dpo, lengths, bound=True)]
+
+
+def preference_line(work: Work) -> str:
+    """The stage's pairs, batches and steps, in a line for the log; the most that can come where the
+    pairs are still to be made."""
+    batch = step_rows(work.section, processes=PartialState().num_processes)
+    steps = count_steps(len(work.spans), batch=batch, options=work.section.trl)
+    most = "at most " if work.bound else ""
+    return (
+        f"dpo: {most}{len(work.spans):,} pairs, {most}{work.tokens:,} tokens an epoch, batches of "
+        f"{batch}, {most}{steps:,} steps"
+    )

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset
 from trl import DPOConfig
 
@@ -18,12 +17,11 @@ from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
 from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
-from sft.console import show
 from sft.decontaminate import Benchmarks
 from sft.merge import MERGE_ROWS
 from sft.mix import mix
 from sft.placement import Placement
-from sft.prepare import read_token_rows, rows_fingerprint
+from sft.prepare import read_shared_rows, rows_fingerprint
 from sft.prompts import read_prompts
 from sft.run import (
     STAGE_FOLDERS,
@@ -77,7 +75,7 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
         write_json(setting.folder / "data" / "preference.json", facts)
 
     from_main(prepare)
-    return _read_rows(folder / ROWS)
+    return read_shared_rows(folder / ROWS / FILE)
 
 
 def _encode(
@@ -101,13 +99,8 @@ def _encode(
             rows.to_parquet(folder / FILE)
         facts = stage.finish(outputs=[FILE], facts=asdict(counted))
     counted = PairFacts(**facts)
-    show(pairs_table(counted))
+    setting.show(pairs_table(counted))
     return counted
-
-
-def _read_rows(folder: Path) -> Dataset:
-    with PartialState().main_process_first():
-        return read_token_rows(folder / FILE)
 
 
 def pair_prompts(
@@ -196,7 +189,7 @@ def sampled_pairs(
         _encode(pairs, preset, setting, folder=stage.folder / ROWS)
 
     from_main(encode)
-    return _read_rows(stage.folder / ROWS)
+    return read_shared_rows(stage.folder / ROWS / FILE)
 
 
 def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:

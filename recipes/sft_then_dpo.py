@@ -64,7 +64,7 @@ def chain(
     preset: Preset, *, dry_run: bool = False, fresh: bool = False, rerun: bool = False
 ) -> None:
     """The whole road: check, prepare, train and measure stage by stage, report."""
-    from dpo.budget import preference_work
+    from dpo.budget import preference_line, preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
     from eval.epochs import check_epochs, epoch_measure
     from eval.figures import tell_deltas
@@ -78,7 +78,7 @@ def chain(
     from eval.sampling import sampler
     from eval.tables import console_table
     from sft.budget import Planner, chats_work
-    from sft.budget_table import show_budget
+    from sft.budget_table import check_memory, show_budget
     from sft.console import farewell
     from sft.inputs import run_inputs
     from sft.machine import this_machine
@@ -86,7 +86,7 @@ def chain(
     from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
-    from sft.run import open_run, write_environment
+    from sft.run import open_run, read_json, write_environment
     from sft.setting import Setting
     from sft.shares import from_main
     from sft.stage import run_sft_stage
@@ -120,9 +120,11 @@ def chain(
         reporting(preset, folder) as trackers,
     ):
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+        before_this = None if rerun else read_json(folder / "results.json")
         setting = replace(
             setting,
             trackers=trackers,
+            tables=before_this is None,
             after_epoch=epoch_measure(preset.eval, setting),
             loop_probe=loop_probe(preset, setting),
         )
@@ -134,12 +136,17 @@ def chain(
         stages = plan_stages(chats, preset, setting)
         pairs = given_pairs(preset, setting, benchmarks=benchmarks)
         prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
+        works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
+        preferences = preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
+        for work in preferences:
+            log.info(preference_line(work))
+        works += preferences
         if dry_run:
             show_examples(chats, tokenizer)
-            works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
-            works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
             show_budget(planner, works)
             return
+        if before_this is None:
+            from_main(partial(check_memory, planner, works))
 
         # 3. Train and measure; each stage begins where the one before ended.
         base = base_with_tokens(base, preset.model, tokenizer, run=folder)
@@ -185,7 +192,10 @@ def chain(
         from_main(lambda: write_decisions(folder, decisions))
         results = from_main(lambda: write_results(folder, list(models)))
         from_main(lambda: tell_deltas(trackers, results))
-        farewell(console_table(results), folder=folder, model=list(models.values())[-1])
+        same = before_this is not None and results == before_this
+        farewell(
+            None if same else console_table(results), folder=folder, model=list(models.values())[-1]
+        )
 
 
 if __name__ == "__main__":

@@ -5,15 +5,16 @@ Memory is that of `sft.memory` on the longest rows that can meet in a micro-batc
 Measuring, sampling pairs and writing checkpoints come on top of the hours.
 """
 
+import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, NoMatchingPeftModuleError
 from transformers import PreTrainedConfig
 
 from sft.attention import DOCUMENTS
@@ -33,8 +34,10 @@ from sft.model import attention_for, lora_config
 from sft.packing import FLAT_BUCKET, Batch, Document, RowKind, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
 from sft.placement import Placement
-from sft.plan import count_steps
+from sft.plan import count_steps, step_rows
 from sft.scoring import batch_tokens
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 # Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
@@ -61,6 +64,7 @@ class Work:
     spans: tuple[Span, ...]
     scored: tuple[int, ...]  # tokens of each that the loss is on
     reference: bool = False  # each row is scored once before training
+    bound: bool = False  # no more than this: the rows are still to be made
 
     @property
     def tokens(self) -> int:
@@ -93,9 +97,7 @@ class Planner:
         """The budget of a stage."""
         options = work.section.trl
         micro = options["per_device_train_batch_size"] * self.machine.count
-        batch = work.section.train_batch_size or micro * options.get(
-            "gradient_accumulation_steps", 1
-        )
+        batch = step_rows(work.section, processes=self.machine.count)
         steps = count_steps(len(work.spans), batch=batch, options=options)
         epochs = steps * batch / len(work.spans)
         flops = round(epochs * self._epoch_flops(work)) + self._reference_flops(work)
@@ -114,11 +116,20 @@ class Planner:
 
     @cached_property
     def costs(self) -> Costs:
-        return costs_of_config(self.config, lora=self._adapter)
+        return self._read(costs_of_config)
 
     @cached_property
     def parameters(self) -> Parameters:
-        return parameters_of_config(self.config, lora=self._adapter)
+        return self._read(parameters_of_config)
+
+    def _read(self, of_config: Callable[..., Any]) -> Any:
+        try:
+            return of_config(self.config, lora=self._adapter)
+        except NoMatchingPeftModuleError:
+            raise UserError(
+                f"lora.target_modules={self.lora.target_modules}: a {self.config.model_type!r} "
+                "model has no such layer; name layers of it, or all-linear"
+            ) from None
 
     @property
     def _adapter(self) -> LoraConfig | None:
@@ -215,6 +226,8 @@ class Planner:
         Raises:
             UserError: it cannot; with LoRA where that is enough.
         """
+        if not plannable(self.config):
+            return
         limit = USABLE * self.machine.memory
         if self.whole <= limit:
             return
@@ -254,12 +267,17 @@ class Planner:
         Raises:
             UserError: it does not; with the nearest setting that does, found by planning it.
         """
+        if sentence := self.too_large(budget):
+            raise UserError(sentence)
+
+    def too_large(self, budget: StageBudget) -> str | None:
+        """What to change where a stage does not fit its device; None where it does."""
         limit = USABLE * self.machine.memory
         if budget.memory.total <= limit:
-            return
+            return None
         found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
         advice = f"; {found} fits" if found else "; nothing that truing can change makes it fit"
-        raise UserError(
+        return (
             f"{budget.work.name} needs {budget.memory.total / GIB:.1f} GiB on each device and "
             f"{self.machine.name} has {limit / GIB:.1f} GiB to use{advice}"
         )
@@ -267,7 +285,7 @@ class Planner:
     def _changes(self, budget: StageBudget) -> Iterator[tuple[str, int]]:
         """Settings that need less memory, each further from the preset than the one before."""
         work = budget.work
-        name = work.name.replace("-", "_")
+        name = work.name.partition(",")[0].replace("-", "_")
         planner, words = self, ""
         for key, value in (("activation_checkpointing", True), ("per_device_train_batch_size", 1)):
             if work.section.trl[key] != value:
@@ -295,6 +313,12 @@ class Planner:
                 machine = replace(self.machine, count=count, sharded=True)
                 memory = replace(self, machine=machine).memory(work, accumulates=True)
                 yield f"FSDP over {count} such devices with{full or ' this preset'}", memory.total
+
+
+def plannable(config: PreTrainedConfig) -> bool:
+    """Whether the plan knows a model's layers: attention and MLP, of one stack."""
+    names = ("num_attention_heads", "num_hidden_layers")
+    return all(getattr(config, name, None) is not None for name in names)
 
 
 def padding_of(work: Work, placement: Placement) -> float:
@@ -342,12 +366,17 @@ def chats_work(name: str, section: SftStage, rows: Any) -> Work:
 
 
 def pairs_work(
-    section: DpoStage, lengths: Sequence[tuple[int, int, int]], *, name: str = "dpo"
+    section: DpoStage, lengths: Sequence[tuple[int, int, int]], *, bound: bool = False
 ) -> Work:
-    """The work of the preference stage on pairs: tokens of prompt, chosen and rejected."""
+    """The work of the preference stage on pairs: tokens of prompt, chosen and rejected.
+
+    Args:
+        bound: the pairs are still to be made, these are the most that can come.
+    """
+    name = "dpo, at most" if bound else "dpo"
     spans = tuple(
         Span(i, 0, prompt, (chosen, rejected))
         for i, (prompt, chosen, rejected) in enumerate(lengths)
     )
     scored = tuple(sum(span.branches) for span in spans)
-    return Work(name, section, spans, scored, reference=True)
+    return Work(name, section, spans, scored, reference=True, bound=bound)

@@ -1,29 +1,59 @@
-"""A run's budget as a table: a column a stage."""
+"""A run's budget: shown as a table, a column a stage, and held against the memory there is."""
 
+import logging
 from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from sft.budget import GIB, Planner, StageBudget, Work
+from sft.blocks import FLEX
+from sft.budget import GIB, Planner, StageBudget, Work, plannable
+from sft.config import UserError
 from sft.console import show
 from sft.flops import Parameters
+
+log = logging.getLogger(__name__)
 
 PARTS = ("weights", "gradients", "optimiser", "activations", "logits")
 
 
 def show_budget(planner: Planner, works: Sequence[Work]) -> None:
-    """Print what the stages take.
+    """Print what the stages take, where the plan knows the model's layers.
 
     Raises:
         UserError: one of them does not fit its device, or the whole model does not.
     """
+    if not plannable(planner.config):
+        kind = planner.config.model_type
+        log.warning("plan: none, it does not know the layers of a %r model", kind)
+        return
     budgets = [planner.stage(work) for work in works]
     show(budget_table(planner, budgets))
     planner.refuse_whole()
     for budget in budgets:
         planner.refuse_too_large(budget)
+
+
+def check_memory(planner: Planner, works: Sequence[Work]) -> None:
+    """Stop a run that the plan is sure will not fit, before its first model is loaded.
+
+    Where the plan is a bound (answers still to be sampled, flex attention), or the rest that it
+    leaves to the driver would do, that is a warning.
+
+    Raises:
+        UserError: a stage needs more than its device has.
+    """
+    if not plannable(planner.config):
+        return
+    for work in works:
+        budget = planner.stage(work)
+        sentence = planner.too_large(budget)
+        bound = work.bound or planner.placement.attention == FLEX
+        if sentence and not bound and budget.memory.total > planner.machine.memory:
+            raise UserError(sentence)
+        if sentence:
+            log.warning("%s; going on, since that is the most that it may need", sentence)
 
 
 def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:

@@ -3,11 +3,13 @@
 `python -m sft.chat PRESET` shows example rows with the trained tokens in colour.
 """
 
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import IO, Any
 
 from sft.config import UserError
 from sft.mask import (
@@ -252,13 +254,33 @@ def _encode_after(tokenizer, text: str) -> list[int]:
 
 def coloured(tokenizer, chat: EncodedChat) -> str:
     """An encoded chat as text for a terminal: trained tokens green, context dim."""
-    pieces, start = [], 0
+    return "".join(
+        f"\x1b[{'32' if trained else '2'}m{text}\x1b[0m"
+        for text, trained in _spans(tokenizer, chat)
+    )
+
+
+def bracketed(tokenizer, chat: EncodedChat) -> str:
+    """An encoded chat as text for a file or a pipe: trained tokens in ⟦ ⟧."""
+    return "".join(f"⟦{text}⟧" if trained else text for text, trained in _spans(tokenizer, chat))
+
+
+def marking(stream: IO[str]) -> tuple[Callable[[Any, EncodedChat], str], str]:
+    """How trained tokens are shown on `stream`, and that in words; colours on a terminal alone,
+    unless $NO_COLOR asks for none (https://no-color.org)."""
+    if stream.isatty() and not os.environ.get("NO_COLOR"):
+        return coloured, "green"
+    return bracketed, "in ⟦ ⟧"
+
+
+def _spans(tokenizer, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
+    """Texts of the longest spans that are trained, or not."""
+    start = 0
     for i in range(1, len(chat.input_ids) + 1):
         if i == len(chat.input_ids) or chat.trained[i] != chat.trained[start]:
             text = tokenizer.decode(chat.input_ids[start:i], skip_special_tokens=False)
-            pieces.append(f"\x1b[{'32' if chat.trained[start] else '2'}m{text}\x1b[0m")
+            yield text, chat.trained[start]
             start = i
-    return "".join(pieces)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -276,12 +298,13 @@ def main(argv: Sequence[str]) -> int:
         path = resolve_model_path(preset.model.name_or_path)
         tokenizer = load_tokenizer(path, preset.model)
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
+        show, _ = marking(sys.stdout)
         for row in {row["kind"]: row for row in reversed(rows)}.values():
             print(f"\n{row['origin']} ({row['kind']})")
             (encoded,) = encode_chats(tokenizer, [row], turns=preset.data.turns)
             if isinstance(encoded, UserError):
                 raise UserError(f"{row['origin']}: {encoded}")
-            print(coloured(tokenizer, encoded))
+            print(show(tokenizer, encoded))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

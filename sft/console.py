@@ -51,17 +51,26 @@ def show(table: Any) -> None:
 
 
 def farewell(table: Any, *, folder: Path, model: str | None) -> None:
-    """The table, where the report is, and how to talk to the model, if there is one."""
-    if PartialState().is_main_process:
-        console = Console()
-        console.print(table)
-        console.print(f"report  {folder / 'report.html'}")
-        if model is None:
-            return
-        console.print(f"model   {model}")
-        if is_dora(model):
-            console.print(f"talk    python recipes/export.py {folder} --to DIR, which merges it:")
-            console.print("        transformers itself reads a DoRA adapter without its lengths")
-            return
-        console.print(f"talk    transformers serve, and beside it: transformers chat {model}")
-        console.print("        (pip install 'transformers[serving]')")
+    """The table, where the report is, and how to talk to the model, if there is one.
+
+    Args:
+        table: absent where the run was finished already, of which a line tells.
+    """
+    if not PartialState().is_main_process:
+        return
+    report = folder / "report.html"
+    if table is None:
+        print(f"finished already, nothing was left to do; the report is {report}")
+        return
+    Console().print(table)
+    # Plain lines, whole: what is copied from them is a path or a command.
+    print(f"report  {report}")
+    if model is None:
+        return
+    print(f"model   {model}")
+    if is_dora(model):
+        print(f"talk    python recipes/export.py {folder} --to DIR, which merges it:")
+        print("        transformers itself reads a DoRA adapter without its lengths")
+        return
+    print(f"talk    transformers serve, and beside it: transformers chat {model}")
+    print("        (pip install 'transformers[serving]')")

@@ -15,27 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft.config import Source, UserError, find_path
+from sft.hub import hub_refusal
+from sft.row_errors import RowError as RowError
+from sft.row_errors import malformed, not_utf8, too_long, truncated
 
 MAX_RECORD_BYTES = 16 * 2**20  # a longer row is a broken file, and reading it would take the memory
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 WHITE = " \t\r\n"
-
-
-class RowError(UserError):
-    """A row that cannot be used: where, which rule (a short name that counts share), what to do.
-
-    `counted` marks rows that are in order but of no use (a tie between two answers): they are
-    dropped and counted, never a reason to stop.
-    """
-
-    def __init__(
-        self, origin: str, *, rule: str, detail: str, remedy: str, counted: bool = False
-    ) -> None:
-        # A field's name may hold line breaks; the message stays one line.
-        super().__init__(" ".join(f"{origin}: {detail}; {remedy}".splitlines()))
-        self.origin = origin
-        self.rule = rule
-        self.counted = counted
 
 
 @dataclass(frozen=True)
@@ -154,49 +140,23 @@ def _lines(path: Path) -> Iterator[tuple[str, str | RowError]]:
                     while line and not line.endswith(b"\n"):
                         line = file.readline(MAX_RECORD_BYTES)
                         size += len(line)
-                    yield origin, _too_long(origin, size)
+                    yield origin, too_long(origin, size, limit=MAX_RECORD_BYTES)
                     continue
             except (EOFError, OSError, zlib.error) as error:
-                yield origin, _truncated(origin, error)
+                yield origin, truncated(origin, error)
                 return
             if not line:
                 return
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                yield origin, _not_utf8(origin, error)
+                yield origin, not_utf8(origin, error)
                 continue
             yield origin, text
 
 
-def _too_long(origin: str, size: int) -> RowError:
-    return RowError(
-        origin,
-        rule="row too long",
-        detail=f"the row has {size / 2**20:.1f} MB, more than {MAX_RECORD_BYTES >> 20} MB",
-        remedy="split or remove it",
-    )
-
-
-def _truncated(origin: str, error: Exception) -> RowError:
-    return RowError(
-        origin,
-        rule="truncated file",
-        detail=f"the compressed file breaks off here ({error})",
-        remedy="fetch it again",
-    )
-
-
-def _not_utf8(origin: str, error: UnicodeDecodeError) -> RowError:
-    return RowError(
-        origin,
-        rule="invalid UTF-8",
-        detail=f"byte {error.start + 1} ({error.object[error.start]:#04x}) is not UTF-8",
-        remedy="convert the file to UTF-8",
-    )
-
-
 def _record(origin: str, text: str) -> Record | RowError:
+    text = text.rstrip(WHITE)  # or what is wrong behind it would stand in a line of its own
     try:
         value = json.loads(text)
     except RecursionError:
@@ -204,20 +164,8 @@ def _record(origin: str, text: str) -> Record | RowError:
             origin, rule="nested too deeply", detail="JSON nested too deeply", remedy="flatten it"
         )
     except ValueError as error:
-        return _malformed(origin, error)
+        return malformed(origin, error, line=True)
     return _as_record(origin, value)
-
-
-def _malformed(origin: str, error: ValueError) -> RowError:
-    what = ""
-    if isinstance(error, json.JSONDecodeError):
-        what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-    return RowError(
-        origin,
-        rule="malformed JSON",
-        detail=f"malformed JSON ({what or str(error)[:80]})",
-        remedy="a file holds one JSON object a line, or (.json) one array of them; correct the row",
-    )
 
 
 def _as_record(origin: str, value: Any) -> Record | RowError:
@@ -238,10 +186,10 @@ def _read_array(path: Path) -> Iterator[Record | RowError]:
             data = file.read()
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        yield _not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error)
+        yield not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error)
         return
     except (EOFError, OSError, zlib.error) as error:
-        yield _truncated(f"{path}:1", error)
+        yield truncated(f"{path}:1", error)
         return
     decoder = json.JSONDecoder()
     at, line, counted = text.index("[") + 1, 1, 0
@@ -254,11 +202,11 @@ def _read_array(path: Path) -> Iterator[Record | RowError]:
         if text[at : at + 1] == "]" and (comma or not rows):
             rest = text[at + 1 :].strip(WHITE)
             if rest:
-                yield _malformed(origin, ValueError(f"{rest[:20]!r} behind the array"))
+                yield malformed(origin, ValueError(f"{rest[:20]!r} behind the array"))
             return
         if comma:
             if text[at : at + 1] != ",":
-                yield _malformed(origin, ValueError("',' or ']' expected behind a row"))
+                yield malformed(origin, ValueError("',' or ']' expected behind a row"))
                 return
             at, comma = at + 1, False
             continue
@@ -273,7 +221,7 @@ def _read_array(path: Path) -> Iterator[Record | RowError]:
             )
             return
         except ValueError as error:
-            yield _malformed(origin, error)
+            yield malformed(origin, error)
             return
         yield _as_record(origin, value)
         comma, rows = True, rows + 1
@@ -365,6 +313,8 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
             number += 1
             yield Record(f"{name}[{split}]:{number}", _without_nulls(row))
     except (DatasetsError, OSError, ValueError) as error:
+        if not number and (refusal := hub_refusal(error, name=name, kind="dataset")):
+            raise UserError(f"{name}: {refusal}") from None
         what = f"breaks off behind row {number}" if number else "is not what the hub gives"
         raise UserError(
             f"{name}: there is no such local file, and the dataset of this name {what} "

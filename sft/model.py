@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
@@ -21,9 +22,11 @@ from transformers import (
 )
 
 from sft.adapters import CONFIG, adapter_base
+from sft.causal import check_causal
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
+from sft.hub import hub_refusal
 from sft.kernels import settle_kernels
 from sft.lora import fuse_adapters
 from sft.placement import Placement
@@ -32,8 +35,8 @@ from sft.quantised import nf4
 from sft.run import is_adapter
 from sft.scoring import enable_scoring
 from sft.storage import fault
-from sft.vocabulary import add_tokens, token_rows
-from sft.weights import check_adapter, check_weights
+from sft.vocabulary import add_tokens, check_vocabulary, token_rows
+from sft.weights import check_adapter, check_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +77,11 @@ def check_model(section: ModelSection) -> str:
     check_adapter(path, given=section.name_or_path)
     try:
         config = read_config(path, section)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(
-            f"model.name_or_path={section.name_or_path}: no model could be read there ({reason}); "
-            "give a local model directory or a hub id that this machine can reach"
+            f"model.name_or_path={section.name_or_path}: {_unread(error, path)}"
         ) from None
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise UserError(
-            f"model.name_or_path={section.name_or_path} is a {config.model_type!r} model, not a "
-            "causal language model; choose a decoder such as Llama or Qwen"
-        )
+    check_causal(config, given=section.name_or_path)
     check_weights(path, given=section.name_or_path)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
@@ -93,6 +90,23 @@ def check_model(section: ModelSection) -> str:
             "model.load_in_4bit=true to train over 4-bit weights"
         )
     return path
+
+
+def _unread(error: Exception, path: str) -> str:
+    """Why no configuration could be read there, and what to do."""
+    if refusal := hub_refusal(error, name=adapter_base(path) if is_adapter(path) else path):
+        return refusal
+    if "trust_remote_code" in str(error):
+        return (
+            "it brings code of its own, which runs only where you ask for it; read that code, then "
+            "set model.trust_remote_code=true, or give a model that transformers knows"
+        )
+    # Upstream's checked configurations tell the field first and what is wrong with it as the cause.
+    reason = str(error.__cause__ if isinstance(error, StrictDataclassError) else error)
+    return (
+        f"no model could be read there ({reason.strip().splitlines()[0][:200]}); correct its "
+        "config.json, or give another directory or hub id"
+    )
 
 
 def read_config(path: str, section: ModelSection) -> Any:
@@ -113,11 +127,16 @@ def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
 
     Labels go by position here, so a pad token that equals eos does no harm; one is still needed
     for generation.
+
+    Raises:
+        UserError: there is none, it is another model's, or its template does not end its turns.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        reason = str(error).strip().splitlines()[0]
+        if Path(path).is_dir() and not any(Path(path).glob("*token*")):
+            reason = "it holds no tokenizer.json"
         raise UserError(
             f"model.name_or_path={path}: no tokenizer could be read there ({reason}); save one "
             "beside the model with save_pretrained"
@@ -126,6 +145,8 @@ def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
     log.info("%s", ensure_template(tokenizer, template=section.chat_template))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    rows = read_config(path, section).get_text_config().vocab_size
+    check_vocabulary(tokenizer, rows=rows, added=section.add_tokens)
     return tokenizer
 
 
@@ -164,17 +185,18 @@ def load_model(
         attention = attention_for(config, placement.attention)
         if attention != placement.attention:
             log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model = read_weights(
             base,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
-            use_safetensors=True,
             **more,
         )
     except OSError as error:
         if Path(str(base)).is_dir() or fault(error):
             raise
+        if refusal := hub_refusal(error, name=base):
+            raise UserError(f"model.name_or_path={base}: {refusal}") from None
         raise UserError(
             f"{base}: no safetensors weights could be had from the hub "
             f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "

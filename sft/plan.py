@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from sft.adapters import CONFIG
-from sft.chat import EncodedChat, coloured
+from sft.chat import EncodedChat, marking
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
-from sft.config import Preset, SftStage, UserError, find_path
-from sft.console import show
+from sft.config import DpoStage, Preset, SftStage, UserError, find_path
 from sft.placement import Placement
 from sft.prepare import StageRows, row_lengths, rows_of_stage
 from sft.run import is_adapter, read_json, write_json
@@ -123,7 +123,7 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
     tokens: Counter[str] = Counter()
     for kind, length in zip(kinds, row_lengths(chats), strict=True):
         tokens[kind] += length
-    show(mix_table(Counter(kinds), tokens))
+    setting.show(mix_table(Counter(kinds), tokens))
     for name, section in _enabled(preset):
         max_length = section.trl["max_length"]
         found = rows_of_stage(
@@ -135,7 +135,7 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
             where=name.replace("-", "_"),
         )
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
-        show(stage_table(found.checked, title=title, rules=rules))
+        setting.show(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
         planned.append(PlannedStage(name, section, found.rows))
         facts[name] = as_facts(found.checked)
@@ -146,14 +146,19 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
 
 
 def _summary(found: StageRows, section: SftStage) -> str:
-    micro = section.trl["per_device_train_batch_size"] * PartialState().num_processes
-    batch = section.train_batch_size or micro * section.trl.get("gradient_accumulation_steps", 1)
+    batch = step_rows(section, processes=PartialState().num_processes)
     steps = count_steps(len(found.rows), batch=batch, options=section.trl)
     counted = total(found.checked)
     return (
         f"{counted.rows:,} rows, {counted.tokens:,} tokens an epoch "
         f"({counted.trained_tokens / counted.tokens:.0%} trained), {steps:,} steps"
     )
+
+
+def step_rows(section: SftStage | DpoStage, *, processes: int) -> int:
+    """Rows of an optimiser step, over all processes."""
+    micro = section.trl["per_device_train_batch_size"] * processes
+    return section.train_batch_size or micro * section.trl.get("gradient_accumulation_steps", 1)
 
 
 def count_steps(num_rows: int, *, batch: int, options: dict) -> int:
@@ -164,10 +169,12 @@ def count_steps(num_rows: int, *, batch: int, options: dict) -> int:
 
 
 def show_examples(chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Print the first row of each kind as the model will see it, trained tokens in green."""
+    """Print the first row of each kind as the model will see it, trained tokens marked."""
+    show, how = marking(sys.stdout)
+    print(f"trained tokens are {how}")
     shown = set()
     for row in chats:
         if row["kind"] not in shown:
             shown.add(row["kind"])
             print(f"\n{row['kind']} ({row['origin']})")
-            print(coloured(tokenizer, EncodedChat(row["input_ids"], row["trained"])))
+            print(show(tokenizer, EncodedChat(row["input_ids"], row["trained"])))

@@ -32,6 +32,7 @@ from sft.lengths import fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.shares import from_main
 from sft.storage import writing
 from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
@@ -88,11 +89,11 @@ def prepare_chats(
             "tokenizer": tokenizer_fingerprint(setting.tokenizer),
         },
     )
-    state = PartialState()
-    with state.main_process_first():
+
+    def prepare() -> None:
         done = stage.finished()
         # Again, too, where a benchmark could not be loaded the last time.
-        if done is None or (done["unchecked"] and state.is_main_process):
+        if done is None or done["unchecked"]:
             stage.begin()
             facts = _prepare(
                 section, setting, benchmarks=benchmarks, split_at=split_at, folder=stage.folder
@@ -102,12 +103,19 @@ def prepare_chats(
                 outputs=["sft.parquet", "data.json", "duplicates.jsonl", "contamination.jsonl"],
                 facts={"unchecked": facts["unchecked"]},
             )
-        return read_token_rows(stage.folder / "sft.parquet")
+
+    from_main(prepare)
+    return read_shared_rows(stage.folder / "sft.parquet")
+
+
+def read_shared_rows(path: Path) -> Dataset:
+    """`read_token_rows` on all processes; the first one makes the cache that the others map."""
+    with PartialState().main_process_first():
+        return read_token_rows(path)
 
 
 def read_token_rows(path: Path) -> Dataset:
-    """Rows of a Parquet file, mapped from a cache beside it; by one process first, which makes
-    that."""
+    """Rows of a Parquet file, mapped from a cache beside it."""
     if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
         return Dataset(pq.read_table(path))
     cache = path.parent / ".cache"

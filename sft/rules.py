@@ -1,6 +1,9 @@
 """Rules between a preset's values that their types do not hold; each broken one is a sentence."""
 
+import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from sft.sections import (
     CHOICES,
@@ -60,6 +63,7 @@ def check_rules(preset: Preset) -> list[str]:
         )
     problems += _check_each_epoch(preset.eval)
     problems += _check_backend(preset.eval)
+    problems += _check_pairs(preset)
     for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise"):
         value = getattr(preset.run, name)
         if value < 0:
@@ -80,9 +84,7 @@ def check_rules(preset: Preset) -> list[str]:
         )
     problems += _check_lora(preset)
     for stage in ("sft_all", "sft_dialogue", "dpo"):
-        length = getattr(preset, stage).trl.get("max_length")
-        if isinstance(length, int) and length < 2:
-            problems.append(f"{stage}.max_length={length} must be at least 2, or null for no limit")
+        problems += _check_numbers(stage, getattr(preset, stage).trl)
     for stage in ("sft_all", "sft_dialogue"):
         if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
             problems.append(f"{stage}.loss_type is nll here; remove it")
@@ -93,6 +95,56 @@ def check_rules(preset: Preset) -> list[str]:
                 f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
                 "decides the second, remove one"
             )
+    return problems
+
+
+def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
+    """Numbers of a stage that upstream takes and that then train nothing, or fail in its midst."""
+    problems = []
+    length = options.get("max_length")
+    if isinstance(length, int) and length < 2:
+        problems.append(f"{stage}.max_length={length} must be at least 2, or null for no limit")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        count = options.get(name)
+        if isinstance(count, int) and count < 1:
+            problems.append(f"{stage}.{name}={count} must be at least 1")
+    rate = options.get("learning_rate")
+    if isinstance(rate, float) and not 0 <= rate < math.inf:
+        problems.append(f"{stage}.learning_rate={rate:g} must be a number, zero or above")
+    epochs = options.get("num_train_epochs")
+    steps = options.get("max_steps")
+    counted = isinstance(steps, int) and steps > 0
+    if isinstance(epochs, float) and not counted and not 0 < epochs < math.inf:
+        problems.append(
+            f"{stage}.num_train_epochs={epochs:g} trains nothing or never ends; give a number "
+            f"above 0, or set {stage}.enabled=false"
+        )
+    return problems
+
+
+def _check_pairs(preset: Preset) -> list[str]:
+    """Rules of the preference stage, and of sampling for it, whose mistakes would show last."""
+    if not preset.dpo.enabled:
+        return []
+    problems = []
+    beta = preset.dpo.trl.get("beta")
+    if isinstance(beta, float) and not 0 < beta < math.inf:
+        problems.append(f"dpo.beta={beta:g} must be above 0, or no preference is learnt")
+    if preset.data.preference:
+        return problems
+    own = preset.pairs
+    if own.samples_per_prompt < 2:
+        problems.append(
+            f"pairs.samples_per_prompt={own.samples_per_prompt} must be at least 2, an answer to "
+            "choose and one to reject"
+        )
+    if own.max_new_tokens < 1:
+        problems.append(f"pairs.max_new_tokens={own.max_new_tokens} must be at least 1")
+    if not 0 < own.temperature < math.inf:
+        problems.append(
+            f"pairs.temperature={own.temperature:g} must be above 0, or all answers to a prompt "
+            "are one"
+        )
     return problems
 
 
@@ -134,7 +186,14 @@ def _check_lora(preset: Preset) -> list[str]:
     if lora.r < 0:
         return [f"lora.r={lora.r} must be 0 (full fine-tuning) or positive"]
     if lora.r > 0:
-        return []
+        problems = []
+        if not 0 <= lora.lora_dropout < 1:
+            problems.append(f"lora.lora_dropout={lora.lora_dropout:g} must be a share in [0, 1)")
+        if lora.lora_alpha < 1:
+            problems.append(
+                f"lora.lora_alpha={lora.lora_alpha} must be at least 1, or the adapter adds nothing"
+            )
+        return problems
     problems = [
         f"lora.{key}={str(getattr(lora, key)).lower()} has no effect with lora.r=0 (full "
         "fine-tuning); set lora.r or remove it"

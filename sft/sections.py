@@ -238,6 +238,10 @@ DECIDED = {
     "seed": "run.seed",
     "data_seed": "run.seed",
     "use_cpu": "the launcher (accelerate launch --cpu)",
+    **dict.fromkeys(
+        ("deepspeed", "fsdp", "fsdp_config"),
+        "the launcher (accelerate launch --config_file recipes/accelerate/...)",
+    ),
     "model_init_kwargs": "the model section",
     "trust_remote_code": "model.trust_remote_code",
     "hub_token": "the environment ($HF_TOKEN), so that it is in no file",

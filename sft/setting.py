@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat import stop_ids
 from sft.config import LoraSection, Preset
+from sft.console import show
 from sft.epochs import InTraining
 from sft.placement import Placement
 from sft.run import fingerprint, model_fingerprint
@@ -20,7 +22,8 @@ class Setting:
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
     `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end and
-    `loop_probe` a few times within, `trackers` are told; none is an input of it.
+    `loop_probe` a few times within, `trackers` are told, `tables` shows what it trains on; none is
+    an input of it.
     """
 
     folder: Path
@@ -34,6 +37,7 @@ class Setting:
     after_epoch: InTraining | None = None
     loop_probe: InTraining | None = None
     trackers: Trackers = field(default_factory=Trackers)
+    tables: bool = True
 
     @classmethod
     def of(
@@ -55,6 +59,11 @@ class Setting:
             tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
             Limits.of(preset.run),
         )
+
+    def show(self, table: Any) -> None:
+        """A table of what a stage trains on, unless the run has shown it and is at its end."""
+        if self.tables:
+            show(table)
 
     def weights_key(self, path: str) -> str:
         """The hash of a model as this run loads it: quantised weights are others."""

@@ -26,6 +26,7 @@ from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.loops import LoopChecks
 from sft.meter import Meter, matrix_peak
+from sft.optimiser import check_optimiser
 from sft.passes import Layout, collate_chats
 from sft.placement import Placement
 from sft.schedule import SCHEDULES
@@ -140,8 +141,8 @@ def training_arguments(
     Called once with any folder before models are loaded, so that refusals come early.
 
     Raises:
-        UserError: `train_batch_size` does not divide over devices and micro-batches, or upstream
-            refuses a value.
+        UserError: `train_batch_size` does not divide over devices and micro-batches, upstream
+            refuses a value, or an option needs what is not installed.
     """
     options = dict(section.trl)
     schedule = None
@@ -180,6 +181,7 @@ def training_arguments(
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
+    check_optimiser(args, stage=folder.name.replace("-", "_"))
     return args, schedule
 
 

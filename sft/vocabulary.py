@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from sft.adapters import adapter_base
 from sft.config import ModelSection, UserError
 from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
+from sft.shares import from_main
 from sft.storage import writing
+from sft.weights import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,43 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
     added = tokenizer.add_tokens(special, special_tokens=True)
     if tokens:
         log.info("tokens: %s (%d new); their embeddings are trained", " ".join(tokens), added)
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, *, rows: int, added: Sequence[str]
+) -> None:
+    """Refuse tokens that the model has no embedding for: a look-up beyond the last row ends the
+    training, wherever the first of them stands.
+
+    Special tokens that nothing uses may lie there (Gemma 3's image token does).
+
+    Args:
+        rows: of the embedding.
+        added: tokens that get their rows (`base_with_tokens`).
+
+    Raises:
+        UserError: the vocabulary is another model's, or one of eos, bos and pad has no row.
+    """
+    apart = set(tokenizer.added_tokens_encoder)
+    vocabulary = tokenizer.get_vocab()
+    plain = {token: i for token, i in vocabulary.items() if token not in apart}
+    beyond = [token for token, i in plain.items() if i >= rows]
+    if beyond:
+        raise UserError(
+            f"model.name_or_path={tokenizer.name_or_path}: the tokenizer has {len(plain):,} tokens "
+            f"and the model embeddings for {rows:,}; give the tokenizer that the model was trained "
+            "with"
+        )
+    for role in ("eos_token", "bos_token", "pad_token"):
+        token = getattr(tokenizer, role)
+        if token is None or token in added:
+            continue
+        if (place := vocabulary[token]) >= rows:
+            raise UserError(
+                f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token} is "
+                f"number {place:,}, and the model has embeddings for {rows:,} tokens; correct it "
+                "in tokenizer_config.json, or list it in model.add_tokens, which gives it one"
+            )
 
 
 def base_with_tokens(
@@ -43,7 +82,8 @@ def base_with_tokens(
         return base
     trust = section.trust_remote_code
     known = AutoTokenizer.from_pretrained(base, trust_remote_code=trust).get_vocab()
-    new = [token for token in section.add_tokens if token not in known]
+    rows = _embeddings(base, trust_remote_code=trust)
+    new = [token for token in section.add_tokens if known.get(token, rows) >= rows]
     if not new:
         return base
     if is_adapter(base):
@@ -56,22 +96,32 @@ def base_with_tokens(
         {"weights": model_fingerprint(base), "tokens": fingerprint(section.add_tokens)},
     )
     target = stage.folder / "model"
-    with PartialState().main_process_first():
-        if stage.finished() is None:
-            stage.begin()
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                base,
-                dtype="auto",
-                attn_implementation="eager",  # never what its own configuration names
-                trust_remote_code=trust,
-                use_safetensors=True,
-            )
-            _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
-            with writing(target):
-                model.save_pretrained(target)
-                tokenizer.save_pretrained(target)
-            stage.finish(outputs=["model"], facts={"tokens": len(new)})
+
+    def grow() -> None:
+        if stage.finished() is not None:
+            return
+        stage.begin()
+        model = read_weights(
+            base,
+            dtype="auto",
+            attn_implementation="eager",  # never what its own configuration names
+            trust_remote_code=trust,
+        )
+        _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
+        with writing(target):
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        stage.finish(outputs=["model"], facts={"tokens": len(new)})
+
+    from_main(grow)
     return str(target.resolve())
+
+
+def _embeddings(base: str, *, trust_remote_code: bool) -> int:
+    """How many rows the embedding has, by the configuration; of an adapter that of its base."""
+    path = adapter_base(base) if is_adapter(base) else base
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    return config.get_text_config().vocab_size
 
 
 def _add_rows(model: Any, ids: list[int]) -> None:

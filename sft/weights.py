@@ -1,6 +1,10 @@
 """Which files a model is loaded from: safetensors, and adapters of the one kind that we train."""
 
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM
 
 from sft.adapters import BASE, CONFIG, adapter_base
 from sft.config import UserError
@@ -8,6 +12,7 @@ from sft.run import is_adapter, read_json
 
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = ("adapter_model.safetensors",)
+POINTER = b"version https://git-lfs"
 
 
 def check_adapter(path: str, *, given: str) -> None:
@@ -44,12 +49,14 @@ def check_adapter(path: str, *, given: str) -> None:
 
 
 def check_weights(path: str, *, given: str) -> None:
-    """Refuse a local model, or the base of an adapter, whose weights would be unpickled.
+    """Refuse a local model, or the base of an adapter, whose weights would be unpickled or are not
+    whole, by their names and headers.
 
     A hub id is left to the loading, which asks for safetensors alone.
 
     Raises:
-        UserError: there are no safetensors; for pickled weights with the way to convert them.
+        UserError: there are no safetensors, or a file of them is missing or cut off; for pickled
+            weights with the way to convert them.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -67,9 +74,77 @@ def check_weights(path: str, *, given: str) -> None:
             f"model.name_or_path={given} holds {pickled[0]}, a pickle, which is not loaded; "
             f"convert it once, then give the new folder: {conversion(path, adapter=adapter)}"
         )
+    for file in _files(folder, names, given=given):
+        _check_file(file, given=given)
     if adapter:
         base = adapter_base(folder)
         check_weights(base, given=f"{given} (its base, {base})")
+
+
+def _files(folder: Path, names: tuple[str, ...], *, given: str) -> list[Path]:
+    """The files that hold the weights: those of the index, where there is one."""
+    name = next(name for name in names if (folder / name).is_file())
+    if not name.endswith(".json"):
+        return [folder / name]
+    index = read_json(folder / name)
+    parts = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(parts, dict):
+        raise UserError(
+            f"model.name_or_path={given}: {name} is no index of weights; fetch the model again"
+        )
+    return [folder / part for part in sorted(set(map(str, parts.values())))]
+
+
+def _check_file(file: Path, *, given: str) -> None:
+    at = f"model.name_or_path={given}: {file.name}"
+    if not file.is_file():
+        raise UserError(f"{at} is named by the model's index and is not there; fetch it again")
+    with file.open("rb") as opened:
+        if opened.read(len(POINTER)) == POINTER:
+            raise UserError(
+                f"{at} is Git's pointer to the weights, not the weights; run `git lfs pull` there"
+            )
+    try:
+        with safe_open(file, "pt"):
+            pass  # the header is read, and its length held against the file's
+    except SafetensorError as error:
+        raise UserError(f"{at} is cut off or damaged ({error}); fetch it again") from None
+
+
+def read_weights(base: str, **options: Any) -> Any:
+    """A causal LM with its weights, all of them from safetensors.
+
+    Args:
+        base: a directory or a hub id.
+        options: of upstream's `from_pretrained`.
+
+    Raises:
+        UserError: the files lack weights that the configuration asks for, or hold them in another
+            shape; upstream would begin these at random.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        base,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # told below, in a sentence
+        **options,
+    )
+    model, found = loaded
+    shapes = [(name, tuple(file), tuple(own)) for name, file, own in found["mismatched_keys"]]
+    if shapes:
+        name, file, own = sorted(shapes)[0]
+        raise UserError(
+            f"model.name_or_path={base}: its weights are not of its configuration ({name} is "
+            f"{file} in the file and {own} by config.json; {len(shapes)} such); give the model "
+            "with the config.json that it was saved with"
+        )
+    if lacking := sorted(found["missing_keys"]):
+        raise UserError(
+            f"model.name_or_path={base}: its files lack {len(lacking)} of the weights of a "
+            f"{type(model).__name__} ({', '.join(lacking[:2])}), which would be random; give a "
+            "model saved whole, with its head over the vocabulary"
+        )
+    return model
 
 
 def conversion(path: str, *, adapter: bool) -> str:

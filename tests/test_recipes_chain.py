@@ -1,6 +1,7 @@
 """The chain from end to end on a model of two layers: what it writes, skips, redoes and refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def times(folder):
     }
 
 
-def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(world):
+def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(world, capsys):
     assert run(world) == 0
     folder = world / "run"
     for name in ("preset.yaml", "run.json", "results.json", "report.html", "report.md"):
@@ -80,8 +81,13 @@ def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(worl
     steps = [(d["task"], d["from"], d["to"]) for d in results["deltas"]]
     assert ("repetition", "base", "dpo") in steps and ("sums", "sft-all", "sft-dialogue") in steps
 
+    said = capsys.readouterr()
+    assert "repetition" in said.out and "mix by kind" in said.err
     before = times(folder)
     assert run(world) == 0
+    said = capsys.readouterr()
+    line = f"finished already, nothing was left to do; the report is {folder / 'report.html'}\n"
+    assert said.out == line and "mix by kind" not in said.err and "pairs   " not in said.err
     changed = {name for name, time in times(folder).items() if before.get(name) != time}
     assert not any(name.startswith(("1-", "2-", "3-", "eval", "data")) for name in changed)
 
@@ -293,13 +299,16 @@ def test_a_question_of_the_benchmark_is_not_trained_on(world, capsys):
     assert prompts and copy["messages"][:1] not in prompts
 
 
-def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys):
+def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys, caplog):
+    caplog.set_level("INFO")
     assert run(world, "--dry-run") == 0
     said = capsys.readouterr()
     shown, told = said.out, " ".join(said.err.split())
-    assert "math" in shown and "dialogue" in shown and "\x1b[32m" in shown
+    assert "math" in shown and "dialogue" in shown
+    assert "⟦0<|im_end|>⟧" in shown and "\x1b" not in said.out + said.err, "no terminal"
     assert "46.6%" in told, "the paper's mix stands beside ours"
     assert "24 of 24 trained turns end with a trained end-of-turn, 0 are cut" in told
+    assert re.search(r"dpo: at most 24 pairs, .* batches of 8, at most 3 steps", caplog.text)
     assert not (world / "run").exists()
 
 
@@ -386,6 +395,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2_before_training(world, capsys
         ("dpo.loss_type=kto", "kto is not offered"),
         ("sft_all.train_batch_size=7", "no multiple of"),
         ("sft_all.lr_scheduler_type=linearr", "linearr"),
+        ("sft_all.optim=paged_adamw_8bit", "sft_all.optim=paged_adamw_8bit is not installed here"),
     ],
 )
 def test_bad_settings_are_refused_before_training(world, capsys, override, words):

@@ -100,7 +100,7 @@ def test_a_preset_of_the_hub_dry_runs(hub, capsys):
     path = ROOT / "recipes" / "presets" / "smollm2_135m_full.yaml"
     assert train([str(path), *hub(path), "--dry-run"]) == 0
     shown = capsys.readouterr()
-    assert "\x1b[32m" in shown.out and "memory, GiB" in shown.err
+    assert "⟦" in shown.out and "memory, GiB" in shown.err
 
 
 def test_the_qlora_preset_dry_runs_on_a_gpu_and_is_refused_without_one(hub, capsys, monkeypatch):

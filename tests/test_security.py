@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT
 from datasets import Dataset
 from made_up_tasks import CHOICE, change
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_sft_trainer import train
 
 from eval.imported import import_measures
@@ -110,7 +110,7 @@ def adapter(folder, base, **changes):
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
     config |= {"base_model_name_or_path": str(base)} | changes
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    (folder / "adapter_model.safetensors").touch()
+    save_file({"none": torch.zeros(1)}, folder / "adapter_model.safetensors")
     return ModelSection(str(folder))
 
 

@@ -14,7 +14,15 @@ from dpo.reference import SHARD
 from recipes.base_vs_chat import main as compare
 from recipes.plan_run import main
 from recipes.sft_then_dpo import main as train
-from sft.budget import REFERENCE_ROWS, USABLE, Planner, Work, padding_of, pairs_work
+from sft.budget import (
+    REFERENCE_ROWS,
+    USABLE,
+    Planner,
+    Work,
+    padding_of,
+    pairs_work,
+)
+from sft.budget_table import check_memory, show_budget
 from sft.config import DpoStage, LoraSection, SftStage, UserError
 from sft.flops import costs_of_config, forward_flops, training_flops
 from sft.machine import Machine, named_machine
@@ -196,6 +204,33 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
     command = ["--base", base, "--chat", base, "--prompts", str(tmp_path / "rows.jsonl")]
     assert compare([*command, "--to", str(tmp_path / "compared")]) == 2
     assert re.search(r"base \(.*\) needs .* and a thimble has", capsys.readouterr().err)
+
+
+def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(caplog):
+    rows, pairs = work(), pairs_work(DpoStage(), [(30, 5, 7)] * 8, bound=True)
+    needed = planner().stage(rows).memory.total
+    check_memory(planner(machine=Machine("a card", 2 * needed)), [rows])
+    assert not caplog.text
+    check_memory(planner(machine=Machine("a card", 1.01 * needed)), [rows])
+    assert "sft-all needs" in caplog.text and "going on" in caplog.text
+    with pytest.raises(UserError, match=r"sft-all needs .* fits"):
+        check_memory(planner(machine=Machine("a card", needed - 1)), [rows])
+    caplog.clear()
+    check_memory(planner(machine=Machine("a card", 1e3)), [pairs])
+    assert "dpo, at most needs" in caplog.text
+
+
+def test_layers_that_the_plan_does_not_know_are_no_error(caplog):
+    config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=260)
+    check_memory(planner(config=config), [work()])
+    show_budget(planner(config=config), [work()])
+    assert "plan: none, it does not know the layers of a 'mamba' model" in caplog.text
+
+
+def test_target_modules_that_the_model_lacks_are_one_sentence():
+    lora = LoraSection(r=4, target_modules=["nonsense"])
+    with pytest.raises(UserError, match="a 'llama' model has no such layer; name layers of it"):
+        check_memory(planner(lora=lora), [work()])
 
 
 def test_a_device_that_is_not_known_is_one_sentence():

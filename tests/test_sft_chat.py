@@ -1,6 +1,7 @@
 """Masks against hand-made ids, upstream's own generation masks, and templates that must refuse."""
 
 import gzip
+import io
 import json
 import re
 
@@ -13,12 +14,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sft.chat import (
     EncodedChat,
+    bracketed,
     coloured,
     encode_chat,
     encode_chats,
     encode_prompt,
     ensure_template,
     main,
+    marking,
     stop_ids,
 )
 from sft.config import UserError
@@ -563,6 +566,18 @@ def test_preview_colours_what_is_trained(tiny_tokenizer):
     )
 
 
+def test_colours_are_for_terminals_that_want_them(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert marking(Terminal()) == (coloured, "green")
+    assert marking(io.StringIO())[0] is bracketed
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert marking(Terminal())[0] is bracketed
+
+
 def test_command_shows_a_row_of_each_kind(tiny_tokenizer, tiny_model, tmp_path, capsys):
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
@@ -578,7 +593,7 @@ def test_command_shows_a_row_of_each_kind(tiny_tokenizer, tiny_model, tmp_path, 
     assert main([str(preset)]) == 0
     shown = capsys.readouterr().out
     assert f"{tmp_path}/rows.jsonl:1 (talk)" in shown
-    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in shown
+    assert "⟦Hello you<|im_end|>⟧" in shown and "\x1b" not in shown, "no terminal"
     assert main([str(preset), "data.sft=[{path: none.jsonl}]"]) == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err
     assert main([]) == 2

@@ -112,6 +112,35 @@ def test_settings_that_could_not_take_effect_are_refused(preset_file, override, 
         load_preset(preset_file, overrides=[override])
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sft_all.per_device_train_batch_size=0", "must be at least 1"),
+        ("sft_all.learning_rate=-1", "must be a number, zero or above"),
+        ("dpo.learning_rate=.nan", "must be a number, zero or above"),
+        ("dpo.num_train_epochs=0", "trains nothing or never ends; give a number above 0"),
+        ("sft_all.deepspeed=zero3.json", "is decided by the launcher"),
+        ("dpo.beta=0", "must be above 0"),
+        ("pairs.samples_per_prompt=1", "must be at least 2"),
+        ("pairs.max_new_tokens=0", "must be at least 1"),
+        ("pairs.temperature=0", "or all answers to a prompt are one"),
+        ("lora={r: 4, lora_dropout: 1.0}", "must be a share"),
+        ("lora={r: 4, lora_alpha: 0}", "or the adapter adds nothing"),
+    ],
+)
+def test_numbers_that_would_fail_or_train_nothing_are_refused(preset_file, override, words):
+    key, _, value = override.partition("=")
+    if key == "lora":
+        preset_file.write_text(f"{GOOD}lora: {value}\n")
+        overrides = []
+    else:
+        overrides = [override]
+    with pytest.raises(UserError, match=words) as caught:
+        load_preset(preset_file, overrides=overrides)
+    assert key.replace("lora", "lora.lora_") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_batch_is_set_in_one_way_only(preset_file):
     both = ["sft_all.train_batch_size=8", "sft_all.gradient_accumulation_steps=2"]
     with pytest.raises(UserError, match="sets both"):

@@ -616,6 +616,29 @@ def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_pa
     assert result.counts[0].problems == [sentence]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            '{"prompt": "a", "resp',
+            "\\(the row ends in the middle, behind column 21\\); .* complete the row",
+        ),
+        ('{"messages": [', "\\(the row ends in the middle, behind column 14\\); "),
+        ('{"prompt": "a",   ', "\\(the row ends in the middle, behind column 15\\); "),
+        ('{"prompt": fal', "\\(the row ends in the middle, behind column 14\\); "),
+        ('{"prompt": "a" "b"}', r"\(Expecting ',' delimiter at column 16\)"),
+        ('{"prompt": falsch}', r"\(Expecting value at column 12\)"),
+        ("{}}", r"\(Extra data at column 3\)"),
+    ],
+)
+def test_a_line_that_is_cut_off_is_told_from_one_that_is_wrong(line, words, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for end in ("\n", "\r\n", ""):
+        path.write_bytes(f"{json.dumps(GOOD)}\n{line}{end}".encode())
+        with pytest.raises(UserError, match=rf"rows.jsonl:2: malformed JSON {words}"):
+            read(path)
+
+
 def parquet_bytes(rows):
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)

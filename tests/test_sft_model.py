@@ -143,10 +143,69 @@ def test_models_that_cannot_be_used_are_refused_before_loading(tmp_path, tiny_mo
             check_model(ModelSection(str(tmp_path / name)))
 
 
-def test_a_hub_id_that_cannot_be_reached_is_one_sentence():
-    with pytest.raises(UserError, match="no model could be read there") as caught:
-        check_model(ModelSection("some-org/some-model"))
+def config_of(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        ({"model_type": "bert"}, "an encoder whose tokens see what follows them"),
+        ({"model_type": "bart"}, "is a 'bart' model, not a causal language model"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "whose head is not over the vocab"),
+        (
+            {"num_attention_heads": 5},
+            r"\(The hidden size \(32\) is not a multiple of the number of",
+        ),
+        ({"hidden_size": "32"}, "'hidden_size' expected int.*correct its config.json"),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "a.Config"}},
+            "brings code of its own.*set model.trust_remote_code=true",
+        ),
+    ],
+)
+def test_a_configuration_of_no_causal_lm_is_one_sentence(harm, words, tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path)
+    config_of(tmp_path, **{"architectures": None} | harm)
+    with pytest.raises(UserError, match=words) as caught:
+        check_model(ModelSection(str(tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_whole_are_found_by_their_headers(tmp_path, tiny_model):
+    def told(words):
+        with pytest.raises(UserError, match=words) as caught:
+            check_model(ModelSection(str(tmp_path)))
+        assert "\n" not in str(caught.value)
+
+    tiny_model.save_pretrained(tmp_path, max_shard_size="40KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1 and check_model(ModelSection(str(tmp_path))) == str(tmp_path)
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[:-1])
+    told(f"{shards[1].name} is cut off or damaged .*; fetch it again")
+    shards[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    told("is Git's pointer to the weights, not the weights; run `git lfs pull`")
+    shards[1].unlink()
+    told("is named by the model's index and is not there")
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    told("is no index of weights")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 3}, r"lack 9 of the weights of a LlamaForCausalLM \(model.layers.2"),
+        ({"tie_word_embeddings": False}, r"lack 1 of the weights .*\(lm_head.weight\)"),
+        ({"intermediate_size": 96}, r"is \(32, 64\) in the file and \(32, 96\) by config.json"),
+    ],
+)
+def test_no_weight_is_ever_begun_at_random(changes, words, tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path)
+    config_of(tmp_path, **changes)
+    with pytest.raises(UserError, match=words):
+        load_model(str(tmp_path), PLACEMENT)
 
 
 SHAPE = FAMILY | {"head_dim": 8, "initializer_range": 0.2}

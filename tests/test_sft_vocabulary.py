@@ -1,12 +1,13 @@
 """Added tokens: one id each, a row each, trained in every way of training, saved and loaded."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_tiny_model
 from test_sft_chat import CHATML, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft.chat import encode_chat, stop_ids
 from sft.config import LoraSection, ModelSection, UserError
@@ -79,6 +80,26 @@ def test_a_token_is_one_id_and_ends_a_turn(base):
     assert len(plain("<|im_end|>")["input_ids"]) > 1
     assert stop_ids(tokenizer)[0] == ids[1]
     assert tokenizer.convert_ids_to_tokens(encode_chat(tokenizer, CHAT).input_ids)[0] == TOKENS[0]
+
+
+def test_a_token_beyond_the_embeddings_is_refused_or_given_one(base, tmp_path):
+    rows = AutoConfig.from_pretrained(base).vocab_size
+    settings = Path(base) / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"pad_token": "<|beyond|>"}))
+    with pytest.raises(UserError, match=rf"pad_token <\|beyond\|> is number {rows}, and the model"):
+        load_tokenizer(base, ModelSection(base))
+    own = ModelSection(base, add_tokens=["<|beyond|>"])
+    tokenizer = load_tokenizer(base, own)
+    grown = base_with_tokens(base, own, tokenizer, run=tmp_path / "run")
+    assert AutoConfig.from_pretrained(grown).vocab_size == rows + 1
+    assert load_tokenizer(grown, ModelSection(grown)).pad_token_id == rows
+
+
+def test_a_tokenizer_of_another_model_is_refused(base):
+    config = Path(base) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 100}))
+    with pytest.raises(UserError, match="tokens and the model embeddings for 100; give the token"):
+        load_tokenizer(base, ModelSection(base))
 
 
 def test_new_rows_are_the_mean_and_nothing_else_moves(base, grown, tmp_path):

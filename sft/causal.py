@@ -1,0 +1,41 @@
+"""Which models can be trained here: decoders with a head over the vocabulary."""
+
+import re
+
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from sft.config import UserError
+
+# A class with another head: LlamaForSequenceClassification, BertForPreTraining.
+OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]")
+
+
+def check_causal(config: PreTrainedConfig, *, given: str) -> None:
+    """Refuse a configuration that upstream's causal class would not, or would take for a decoder.
+
+    Args:
+        given: the model, as the user wrote it.
+
+    Raises:
+        UserError: of another kind: an encoder, an encoder-decoder, a model with another head.
+    """
+    at = f"model.name_or_path={given}"
+    kind = config.model_type
+    if type(config) not in AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
+        raise UserError(
+            f"{at} is a {kind!r} model, not a causal language model; choose a decoder such as "
+            "Llama or Qwen"
+        )
+    # Upstream gives BERT and its like a causal head, over attention that looks ahead.
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
+        raise UserError(
+            f"{at} is a {kind!r} model, an encoder whose tokens see what follows them, not a "
+            "causal language model; choose a decoder such as Llama or Qwen"
+        )
+    others = [name for name in config.architectures or () if OTHER_HEAD.search(name)]
+    if others:
+        raise UserError(
+            f"{at} was saved as {others[0]}, whose head is not over the vocabulary, so it is not a "
+            "causal language model; give the model that it was made from"
+        )

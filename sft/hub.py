@@ -1,0 +1,57 @@
+"""What the hub did not give, and why, in words that say what to do about it."""
+
+from collections.abc import Iterator
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+
+def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str | None:
+    """The reason and the remedy where the hub itself did not give `name`; None for other errors.
+
+    Args:
+        error: what a loader of upstream raised, with the hub's own error among its causes.
+        kind: model or dataset, as `hf download --repo-type` spells it.
+    """
+    causes = tuple(type(cause) for cause in _causes(error))
+
+    def among(*kinds: type[BaseException]) -> bool:
+        return any(issubclass(cause, kinds) for cause in causes)
+
+    # datasets.load cuts the causes of these two off.
+    gated = among(GatedRepoError) or "is a gated dataset on the Hub" in str(error)
+    missing = among(RepositoryNotFoundError) or "doesn't exist on the Hub" in str(error)
+    place = "datasets/" if kind == "dataset" else ""
+    if gated:
+        return (
+            "its authors give it to those who ask, and this machine has no access; ask on "
+            f"{constants.ENDPOINT}/{place}{name}, then run `hf auth login` here"
+        )
+    if missing:
+        return (
+            f"there is no such local path, and the hub has no such {kind} or keeps it private; "
+            "correct the name, or run `hf auth login` with an account that may read it"
+        )
+    if not among(LocalEntryNotFoundError, ConnectionError):
+        return None
+    if constants.HF_HUB_OFFLINE:
+        more = " --repo-type dataset" if kind == "dataset" else ""
+        return (
+            "there is no such local path, it is not in the cache of downloads, and HF_HUB_OFFLINE "
+            f"keeps this command off the hub; unset that, run `hf download {name}{more}` where "
+            "there is a network, or give a local path"
+        )
+    return (
+        "there is no such local path, it is not in the cache of downloads, and "
+        f"{constants.ENDPOINT} did not answer; check the network, or give a local path"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
