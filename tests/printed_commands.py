@@ -289,11 +289,11 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _compare(preset: Preset, _: Any) -> None:
-    """lm-eval's index takes long to read: its tasks are those of the paper's protocol, which
-    tests/test_eval_paper.py looks up."""
+    """Tasks are files of the preset, or else those of the paper's protocol, which
+    tests/test_eval_paper.py looks up: lm-eval's own index takes long to read."""
     protocol = (ROOT / "recipes/paper/protocol.yaml").read_text(encoding="utf-8")
     for task in preset.eval.tasks:
-        file = ROOT / f"recipes/paper/tasks/{task}.yaml"
+        file = ROOT / (preset.eval.task_dir or "recipes/paper/tasks") / f"{task}.yaml"
         if task not in yaml.safe_load(protocol)["eval"]["tasks"] and not file.is_file():
             raise UserError(f"{task} is no task of recipes/paper")
 
