@@ -1,5 +1,6 @@
 """The probe on models that learn to loop, by SFT and by DPO, and on a model that does not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tiny_world import chat
 from dpo.encode import encode_pairs
 from dpo.trainer import train_dpo
 from eval import repetition
-from eval.loops import CAP, loop_probe
+from eval.loops import loop_probe
 from sft.chat import encode_chat
 from sft.config import (
     DpoStage,
@@ -19,7 +20,6 @@ from sft.config import (
     ModelSection,
     Preset,
     RepetitionSection,
-    RunSection,
     SftStage,
     UserError,
 )
@@ -32,9 +32,9 @@ from sft.setting import Setting
 from sft.template import ensure_template
 from sft.trainer import train_sft
 from sft.watch import FILE as RECORD
-from sft.watch import Limits
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
+CAP = 128  # twice this has room in the tiny model's window
 SAID = [a + b for a in "abcdefgh" for b in "xyz"]
 ENDING = [chat(f"say {s}", f"{s} it is") for s in SAID]
 LOOPING = [chat(f"say {s}", f"{s} " * 15) for s in SAID]
@@ -47,17 +47,14 @@ def tokenizer():
     return tokenizer
 
 
-def setting_of(folder, tokenizer, **more):
+def setting_of(folder, tokenizer):
     """With the probe of a preset that names eight of the prompts."""
     folder.mkdir(exist_ok=True)
     prompts = folder / "prompts.jsonl"
     write_jsonl(prompts, [{"messages": rows[:1]} for rows in ENDING[::3]])
-    preset = Preset(
-        run=RunSection(**more), eval=EvalSection(repetition=RepetitionSection(str(prompts)))
-    )
-    limits = Limits.of(preset.run)
-    setting = Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits)
-    return Setting(**(vars(setting) | {"loop_probe": loop_probe(preset, setting)}))
+    preset = Preset(eval=EvalSection(repetition=RepetitionSection(str(prompts), cap=CAP)))
+    setting = Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
+    return replace(setting, loop_probe=loop_probe(preset, setting))
 
 
 def sft(model, chats, folder, tokenizer, *, epochs):
