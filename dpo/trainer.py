@@ -45,6 +45,7 @@ MEANS = (
 class DpoTrainer(PackedTrainer, DPOTrainer):
     """trl's DPOTrainer on token rows with reference log-probs in them (see `collate_pairs`)."""
 
+    stops_at_loops = True
     compute_dtype = torch.float32
     sums = torch.zeros(1 + len(MEANS))  # pairs, and of each of MEANS, of the step
 

@@ -37,25 +37,16 @@ def check_epochs(preset: Preset) -> None:
     """Refuse to measure weights that no process holds whole.
 
     Raises:
-        UserError: FSDP or DeepSpeed, by the launcher or by a stage's options.
+        UserError: the launcher asks for FSDP or DeepSpeed.
     """
     if not preset.eval.each_epoch.enabled:
         return
-    if by := sharded_by(preset):
+    if sharding.sharded():
         raise UserError(
-            f"eval.each_epoch.enabled=true measures in one process, and under {by} none holds all "
-            "weights; set it to false, or train on one GPU or with DDP "
+            f"eval.each_epoch.enabled=true measures in one process, and under {sharding.spread()} "
+            "none holds all weights; set it to false, or train on one GPU or with DDP "
             "(recipes/accelerate/ddp.yaml)"
         )
-
-
-def sharded_by(preset: Preset) -> str | None:
-    """What leaves no process all the weights that train: FSDP or DeepSpeed, by the launcher or by a
-    stage's options."""
-    found = [sharding.spread()] if sharding.sharded() else []
-    for stage in (preset.sft_all, preset.sft_dialogue, preset.dpo):
-        found += [name for name in ("FSDP", "DeepSpeed") if stage.trl.get(name.lower())]
-    return found[0] if found else None
 
 
 def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:

@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from eval import repetition
-from eval.epochs import sharded_by, spread
+from eval.epochs import spread
+from sft import sharding
 from sft.config import Preset, Source
 from sft.epochs import InTraining, Moment
 from sft.prompts import read_prompts
@@ -37,7 +38,8 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
     if measured.prompts is None:
         log.info("loops in training: not looked for, since eval.repetition.prompts is null")
         return None
-    if by := sharded_by(preset):
+    if sharding.sharded():
+        by = sharding.spread()
         log.info("loops in training: not looked for, under %s no process holds all weights", by)
         return None
     prompts = spread(read_prompts([Source(measured.prompts)]), PROMPTS)

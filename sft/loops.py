@@ -1,7 +1,8 @@
 """Answers that begin to loop while a stage trains, seen by a callable that this room is handed.
 
 It is called before the first step and a few times at equal distances, and says which share of some
-short answers repeats itself without end. `sft.watch` judges how far that has risen.
+short answers repeats itself without end. `sft.watch` judges how far that has risen. In SFT a rise
+is only told: math and code raise the rate, as the paper found, and what comes after lowers it.
 """
 
 from pathlib import Path
@@ -38,9 +39,10 @@ class LoopChecks(Measures):
         folder: Path,
         label: str,
         watch: StepWatch,
+        stops: bool,
     ) -> None:
         super().__init__(trainer, measure, folder=folder, label=label)
-        self.watch = watch
+        self.watch, self.stops = watch, stops
 
     def due(self, state: TrainerState) -> bool:
         checks = self.watch.limits.loop_checks
@@ -57,5 +59,10 @@ class LoopChecks(Measures):
             self.measure_if_due(state, control)
 
     def judge(self, step: int) -> None:
-        rates = {row["step"]: row["repetition"]["rate"] for row in from_main(self.rows)}
-        self.watch.judge_loops(rates, answers=self.folder / FOLDER / str(step))
+        found = {row["step"]: row["repetition"] for row in from_main(self.rows)}
+        self.watch.judge_loops(
+            {at: repetition["rate"] for at, repetition in found.items()},
+            answers=found[step]["n"],
+            folder=self.folder / FOLDER / str(step),
+            stops=self.stops,
+        )

@@ -54,6 +54,7 @@ class PackedTrainer(GuardedTrainer):
     """
 
     loss_is_scaled_for_ga: Any = True
+    stops_at_loops = False  # whether answers that begin to loop stop the stage
     schedule: functools.partial | None = None
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
@@ -269,7 +270,14 @@ def run_training(
         )
     if setting.loop_probe is not None:
         trainer.add_callback(
-            LoopChecks(trainer, setting.loop_probe, folder=folder, label=label, watch=trainer.watch)
+            LoopChecks(
+                trainer,
+                setting.loop_probe,
+                folder=folder,
+                label=label,
+                watch=trainer.watch,
+                stops=trainer.stops_at_loops,
+            )
         )
     checkpoint = resume_point(folder)
     started = time.monotonic()

@@ -32,6 +32,7 @@ FLOOR = 0.5  # nats: below, a loss is small whatever it was before
 DEAD = 3  # steps in a row without any gradient
 SKIPS = 10  # steps in a row that may be skipped
 COLLAPSE_OVER = 10  # steps that the mean change of the chosen answers is taken over
+LOOPS = 5  # answers more that loop: fewer are chance
 TEXT = 500  # characters of a row on record
 
 
@@ -106,18 +107,19 @@ def collapse(recent: Recent, limits: Limits) -> str | None:
     )
 
 
-def looping(rates: Mapping[int, float], limits: Limits) -> str | None:
+def looping(rates: Mapping[int, float], limits: Limits, *, answers: int) -> str | None:
     """A stage whose answers begin to repeat themselves, by how far it had come down before: a base
     model's often do from the start.
 
     Args:
-        rates: by the step, in their order, the share of answers that repeat themselves.
+        rates: by the step, in their order, the share of so many `answers` that repeat themselves.
     """
     *before, last = rates
     if not limits.loop_rise or not before:
         return None
     best = min(before, key=rates.__getitem__)
-    if rates[last] < rates[best] + limits.loop_rise:
+    rise = rates[last] - rates[best]
+    if rise < limits.loop_rise or rise * answers < LOOPS:
         return None
     return (
         f"{rates[last]:.0%} of short answers repeat themselves without end, {rates[best]:.0%} did "
@@ -181,18 +183,24 @@ class StepWatch:
             f"good checkpoint is kept: {ways}{'' if final else 'run.on_bad_step=skip (--rerun)'}"
         )
 
-    def judge_loops(self, rates: Mapping[int, float], *, answers: Path) -> None:
+    def judge_loops(
+        self, rates: Mapping[int, float], *, answers: int, folder: Path, stops: bool
+    ) -> None:
         """Look at the rates of a stage, the last of which is new; all processes call it.
 
+        Args:
+            answers: how many each rate is of; those of the last are in `folder`.
+            stops: whether a rise stops the stage where the policy is to stop.
+
         Raises:
-            UserError: answers begin to loop and the policy is to stop.
+            UserError: answers begin to loop, and that stops the stage.
         """
-        reason = looping(rates, self.limits)
+        reason = looping(rates, self.limits, answers=answers)
         if reason is None:
             return
-        step, stop = list(rates)[-1], not self.limits.skip
-        self._record(step, reason, action="stopped" if stop else "warned", answers=str(answers))
-        found = f"{self.label}: step {step}: {reason}; they are in {answers}"
+        step, stop = list(rates)[-1], stops and not self.limits.skip
+        self._record(step, reason, action="stopped" if stop else "warned", answers=str(folder))
+        found = f"{self.label}: step {step}: {reason}; they are in {folder}"
         if stop:
             raise UserError(
                 f"{found}, the last good checkpoint is kept: lower learning_rate, or let it go on "

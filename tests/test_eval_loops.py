@@ -1,5 +1,6 @@
 """The probe on models that learn to loop, by SFT and by DPO, and on a model that does not."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,13 +126,15 @@ def test_every_rate_can_be_computed_again_from_its_answers(healthy):
         assert len(answers) == 8 and {a["cap"] for a in answers} == {CAP}
 
 
-def test_sft_on_loops_is_stopped(healthy, tokenizer, tmp_path):
+def test_sft_on_loops_is_told_and_goes_on(healthy, tokenizer, tmp_path, caplog):
     model = same_as(healthy[0])
-    with pytest.raises(UserError, match=r"sft: step .* repeat themselves without end, 0% did at"):
-        sft(model, LOOPING, tmp_path, tokenizer, epochs=10)
-    (entry,) = read_jsonl(tmp_path / RECORD)
-    answers = read_jsonl(Path(entry["answers"]) / "generations.jsonl")
-    assert repetition.summarise(answers)["rate"] == rates(tmp_path)[entry["step"]] >= 0.3
+    sft(model, LOOPING, tmp_path, tokenizer, epochs=10)
+    first, *_ = read_jsonl(tmp_path / RECORD)
+    assert first["action"] == "warned"
+    assert re.search(r"sft: step .* repeat themselves without end, 0% did at", caplog.text)
+    answers = read_jsonl(Path(first["answers"]) / "generations.jsonl")
+    assert repetition.summarise(answers)["rate"] == rates(tmp_path)[first["step"]] >= 0.3
+    assert len(rates(tmp_path)) == 4
 
 
 def test_dpo_at_a_rate_far_too_high_loops_and_is_stopped(healthy, tokenizer, tmp_path):

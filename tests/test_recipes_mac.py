@@ -62,7 +62,7 @@ def test_the_mac_preset_plans_and_dry_runs_on_a_mac(mac, capsys):
     given = ("sft_all.torch_empty_cache_steps=10", "sft_dialogue.enabled=false")
     assert mac("smollm2_1.7b_lora_mac", *given, gib=5) == 0
     shown = capsys.readouterr()
-    assert "memory: of each device (this Mac)" in shown.err and "\x1b[32m" in shown.out
+    assert "memory: of each device (this Mac)" in shown.err and "⟦" in shown.out
 
 
 def test_what_a_mac_cannot_do_is_refused_with_what_it_can(mac, capsys):

@@ -19,7 +19,7 @@ from sft.placement import choose_placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting
-from sft.trainer import train_sft
+from sft.trainer import SftTrainer, train_sft
 from sft.watch import FILE as RECORD
 from sft.watch import Limits, looping
 
@@ -38,12 +38,17 @@ LOOKS = [0, 2, 4, 6]  # of nine steps
     ],
 )
 def test_a_rise_counts_from_the_lowest_rate_of_the_stage(rates, words):
-    found = looping(rates, Limits())
+    found = looping(rates, Limits(), answers=24)
     assert found is None if words is None else re.search(words, found)
 
 
 def test_any_rise_may_be_allowed():
-    assert looping({0: 0.0, 5: 1.0}, Limits(loop_rise=0)) is None
+    assert looping({0: 0.0, 5: 1.0}, Limits(loop_rise=0), answers=24) is None
+
+
+def test_a_rise_by_few_answers_is_chance():
+    assert looping({0: 0.0, 5: 1.0}, Limits(), answers=4) is None
+    assert looping({0: 0.0, 5: 1.0}, Limits(), answers=5)
 
 
 def test_looks_divide_a_stage_and_leave_its_end_to_the_measure():
@@ -104,7 +109,10 @@ def test_training_never_knows_that_it_was_looked_at(rows, tiny_tokenizer, tmp_pa
     assert not (tmp_path / "plain" / FILE).exists()
 
 
-def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(rows, tiny_tokenizer, tmp_path):
+def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
+    rows, tiny_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SftTrainer, "stops_at_loops", True)  # as DPO's does
     plain = train(rows, tiny_tokenizer, tmp_path / "plain", save_steps=1)
     run = tmp_path / "run"
     words = r"sft: step 4: 75% of short .*12% did at step 2 .*loops/4, the last good checkpoint"
@@ -120,10 +128,14 @@ def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(rows, tiny_t
     assert [row["step"] for row in read_rows(run / FILE)] == LOOKS
 
 
-def test_where_bad_steps_are_skipped_loops_are_warned_of(rows, tiny_tokenizer, tmp_path, caplog):
+@pytest.mark.parametrize(("stops", "skip"), [(False, False), (True, True)])
+def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
+    rows, tiny_tokenizer, tmp_path, caplog, monkeypatch, stops, skip
+):
+    monkeypatch.setattr(SftTrainer, "stops_at_loops", stops)
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
     with caplog.at_level(logging.WARNING):
-        warned = train(rows, tiny_tokenizer, tmp_path / "run", LOOPING, limits=Limits(skip=True))
+        warned = train(rows, tiny_tokenizer, tmp_path / "run", LOOPING, limits=Limits(skip=skip))
     same(plain, warned)
     (entry,) = read_jsonl(tmp_path / "run" / RECORD)
     assert (entry["step"], entry["action"]) == (4, "warned")
