@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import is_liger_kernel_available
 
-from sft.proof import ROUNDING, SLOPE_ROUNDING, Example, plain_sum
+from sft.proof import ROUNDING, SLOPE_ROUNDING, Example, caught_embeddings, plain_sum
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +59,10 @@ def exchange_if_same(model: Any, exchange: Callable[..., object]) -> None:
 def _reading(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-probability of an example, and its gradient by the embeddings."""
     example = Example.draw(model)
-    found: list[torch.Tensor] = []
-
-    def catch(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        found.append(output.detach().requires_grad_())
-        return found[0]
-
     device = next(model.parameters()).device
-    with torch.enable_grad(), model.get_input_embeddings().register_forward_hook(catch):
+    with torch.enable_grad(), caught_embeddings(model) as embeddings:
         total = plain_sum(model, example.trunk, example.first, device)
-        (slope,) = torch.autograd.grad(total, found)
+        (slope,) = torch.autograd.grad(total, embeddings)
     return total.detach() / len(example.first), slope.float()
 
 

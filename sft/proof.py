@@ -5,6 +5,8 @@ replaced by something slower that does not, aloud.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,17 +180,24 @@ def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:
     return f"gradients differ by {off:.3g} of their length, {leak:.3g} across branches"
 
 
-def _slopes(model: Any, batch: Batch, rows: RowKind, compute: torch.dtype) -> torch.Tensor:
-    """The gradient of the second branch's final states, in one direction, by the embeddings."""
-    embeddings: list[torch.Tensor] = []
+@contextmanager
+def caught_embeddings(model: Any) -> Iterator[list[torch.Tensor]]:
+    """What the embeddings give in a forward pass within, as leaves to take gradients by."""
+    caught: list[torch.Tensor] = []
 
     def catch(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        embeddings.append(output.detach().requires_grad_())
-        return embeddings[0]
+        caught.append(output.detach().requires_grad_())
+        return caught[-1]
 
+    with model.get_input_embeddings().register_forward_hook(catch):
+        yield caught
+
+
+def _slopes(model: Any, batch: Batch, rows: RowKind, compute: torch.dtype) -> torch.Tensor:
+    """The gradient of the second branch's final states, in one direction, by the embeddings."""
     device = batch.input_ids.device
     with (
-        model.get_input_embeddings().register_forward_hook(catch),
+        caught_embeddings(model) as embeddings,
         torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32),
     ):
         states = model.base_model(

@@ -57,6 +57,15 @@ def test_bfloat16_is_used_only_where_the_hardware_has_it(on_device, device, comp
     assert named == ["device", "dtype", "attention", "compile"]
 
 
+def test_on_cuda_no_attention_plans_anew_for_each_length(on_device, monkeypatch):
+    given = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", given.append)
+    for kind in ("cpu", "mps", "cuda"):
+        on_device(kind)
+        choose_placement(ModelSection())
+    assert given == [False]
+
+
 def test_a_dtype_that_would_be_emulated_is_refused_by_name(on_device):
     on_device("mps", chip="Apple M1")
     with pytest.raises(UserError, match=r"model\.dtype=bfloat16 is not native on mps .*M1"):
