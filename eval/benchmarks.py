@@ -12,7 +12,6 @@ from unittest.mock import patch
 
 import datasets
 import numpy as np
-from accelerate import PartialState
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
 from sft.run import write_jsonl
-from sft.shares import from_main
+from sft.shares import from_main, main_first
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def run_benchmark(
     """
     check_tasks([task], source=source, allow_code_execution=allow_code_execution)
     with quiet(), _seeded(seed):
-        with PartialState().main_process_first():  # whose cache the others find
+        with main_first():  # whose cache the others find
             loaded = load_tasks(
                 [task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned
             )

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
@@ -32,7 +31,7 @@ from sft.lengths import fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
-from sft.shares import from_main
+from sft.shares import from_main, main_first
 from sft.storage import writing
 from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
@@ -110,7 +109,7 @@ def prepare_chats(
 
 def read_shared_rows(path: Path) -> Dataset:
     """`read_token_rows` on all processes; the first one makes the cache that the others map."""
-    with PartialState().main_process_first():
+    with main_first():
         return read_token_rows(path)
 
 

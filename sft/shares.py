@@ -6,7 +6,7 @@ What one does for all it does alone: within `from_main` nothing is shared and no
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
@@ -89,10 +89,19 @@ def from_main(work: Callable[[], Result]) -> Result:
 def temporary_folder() -> Iterator[Path]:
     """A folder that goes with this start, the same one for all its processes (of one machine)."""
     folder = from_main(lambda: Path(tempfile.mkdtemp()))
-    state = PartialState()
+    index, count = _place()
     try:
         yield folder
-        state.wait_for_everyone()  # until none reads there any more
+        if count > 1:
+            PartialState().wait_for_everyone()  # until none reads there any more
     finally:
-        if state.is_main_process:
+        if index == 0:
             shutil.rmtree(folder)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The first process before the others, which find what it left in a cache."""
+    _, count = _place()
+    with PartialState().main_process_first() if count > 1 else nullcontext():
+        yield

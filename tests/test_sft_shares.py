@@ -9,7 +9,7 @@ SCRIPT = """
 import sys
 from accelerate import PartialState
 from sft.config import UserError
-from sft.shares import from_main, own_share, split
+from sft.shares import from_main, main_first, own_share, split, temporary_folder
 state = PartialState(cpu=True)
 rank = state.process_index
 
@@ -42,6 +42,15 @@ assert from_main(lambda: rank) == 0
 assert from_main(lambda: split([3, 4], square)) == [(9, 0), (16, 0)]
 assert from_main(lambda: [*own_share("ab"), from_main(lambda: rank)]) == ["a", "b", 0]
 assert own_share("ab") == ["ab"[rank]]
+
+def waiting():
+    "What waits for the others, and must not where one process is alone."
+    with temporary_folder() as folder:
+        assert folder.is_dir()
+    with main_first():
+        return rank
+
+assert (waiting(), from_main(waiting)) == (rank, 0)
 print("done")
 """
 
