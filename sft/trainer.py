@@ -78,18 +78,37 @@ class PackedTrainer(GuardedTrainer):
         return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's."""
+        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's.
+
+        Raises:
+            UserError: the learning rate is 0 at every step.
+        """
         if self.schedule is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        factor = functools.partial(
-            self.schedule,
-            total_steps=num_training_steps,
-            warmup_steps=self.args.get_warmup_steps(num_training_steps),
-        )
-        target: Any = optimizer or self.optimizer
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
-        self._created_lr_scheduler = True
+            super().create_scheduler(num_training_steps, optimizer)
+        else:
+            factor = functools.partial(
+                self.schedule,
+                total_steps=num_training_steps,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+            )
+            target: Any = optimizer or self.optimizer
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
+            self._created_lr_scheduler = True
+        self._refuse_no_rate(num_training_steps)
         return self.lr_scheduler
+
+    def _refuse_no_rate(self, steps: int) -> None:
+        """A few rows make a step or two, which a warm-up may hold at a learning rate of 0."""
+        for factor in getattr(self.lr_scheduler, "lr_lambdas", ()):
+            if any(factor(step) for step in range(steps)):
+                return
+            assert self.watch is not None, "see make_trainer"
+            label = self.watch.label
+            raise UserError(
+                f"{label}: it has {steps} step{'s' * (steps > 1)}, and the warm-up begins at a "
+                "learning rate of 0, so nothing would be trained; set "
+                f"{label.replace('-', '_')}.warmup_steps=0, or give it more rows or epochs"
+            )
 
     def step_share(
         self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None

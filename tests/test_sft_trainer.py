@@ -290,6 +290,17 @@ def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_token
     assert rates[0] == 1e-2 and rates[-1] == pytest.approx(1e-2 * 0.316)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "multi_step"])
+def test_a_stage_that_would_train_at_no_rate_is_refused(rows, tiny_tokenizer, tmp_path, schedule):
+    given = {"lr_scheduler_type": schedule, "max_steps": 1}
+    words = r"sft: it has 1 step, and the warm-up .* sft\.warmup_steps=0"
+    with pytest.raises(UserError, match=words):
+        train(rows, tiny_tokenizer, tmp_path / "none", warmup_steps=0.03, **given)
+    *_, model = train(rows, tiny_tokenizer, tmp_path / "some", warmup_steps=0, **given)
+    start = make_tiny_model()
+    assert not torch.equal(model.model.norm.weight, start.model.norm.weight)
+
+
 def test_a_batch_that_does_not_divide_is_refused(rows, tiny_tokenizer, tmp_path):
     with pytest.raises(UserError, match="train_batch_size=9 is no multiple of 4"):
         train(rows, tiny_tokenizer, tmp_path, batch=9)
