@@ -5,6 +5,7 @@ held by tests/test_sft_trainer.py.
 """
 
 import functools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from sft.schedule import SCHEDULES
 from sft.scoring import log_probs
 from sft.setting import Setting
 from sft.watch import PLACE, StepWatch, row_facts, with_places
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,7 @@ class PackedTrainer(GuardedTrainer):
         return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's.
-
-        Raises:
-            UserError: the learning rate is 0 at every step.
-        """
+        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's."""
         if self.schedule is None:
             super().create_scheduler(num_training_steps, optimizer)
         else:
@@ -94,21 +93,22 @@ class PackedTrainer(GuardedTrainer):
             target: Any = optimizer or self.optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
             self._created_lr_scheduler = True
-        self._refuse_no_rate(num_training_steps)
+        self._warn_of_no_rate(num_training_steps)
         return self.lr_scheduler
 
-    def _refuse_no_rate(self, steps: int) -> None:
+    def _warn_of_no_rate(self, steps: int) -> None:
         """A few rows make a step or two, which a warm-up may hold at a learning rate of 0."""
         for factor in getattr(self.lr_scheduler, "lr_lambdas", ()):
             if any(factor(step) for step in range(steps)):
                 return
             assert self.watch is not None, "see make_trainer"
             label = self.watch.label
-            raise UserError(
-                f"{label}: it has {steps} step{'s' * (steps > 1)}, and the warm-up begins at a "
-                "learning rate of 0, so nothing would be trained; set "
-                f"{label.replace('-', '_')}.warmup_steps=0, or give it more rows or epochs"
+            log.warning(
+                "%s: NOTHING is trained: it has %d step%s, and the warm-up begins at a learning "
+                "rate of 0; set %s.warmup_steps=0, or give it more rows or epochs",
+                *(label, steps, "s" * (steps > 1), label.replace("-", "_")),
             )
+            return
 
     def step_share(
         self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None
