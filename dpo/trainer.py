@@ -204,8 +204,8 @@ def train_dpo(
 
 @contextmanager
 def _unhashed() -> Iterator[None]:
-    """Spare upstream's hash of all weights, the key of its own cache of reference log-probs: ten
-    seconds for 1.5 B on an H200, and ours are there already."""
+    """Spare upstream's hash of all weights in float32, the key of its own cache of reference
+    log-probs: ours are there already."""
     plain = dpo_trainer.hash_module
     dpo_trainer.hash_module = lambda module: ""
     try:

@@ -1,9 +1,8 @@
 """LoRA's two passes with as few operations over activations as there are.
 
 peft makes `base(x) + B(A(x)) * scaling` of whole tensors one by one, and under autocast casts every
-input to float32 and back. That is a third of a step's time on a GPU, and keeps a copy of each input
-that nothing needs. Here the adapter's product is added inside its own matrix product, in both
-passes, and what is kept is the input and A(x).
+input to float32 and back, of which it keeps a copy that nothing needs. Here the adapter's product
+is added inside its own matrix product, in both passes, and what is kept is the input and A(x).
 """
 
 import types
