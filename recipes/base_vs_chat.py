@@ -92,10 +92,10 @@ def compare(preset: Preset, compared: Compared) -> None:
     if sections:
         placement = choose_placement(preset.model)
         check_backend(preset.eval, placement)
-    for name, section in sections.items():
         machine = replace(this_machine(placement), sharded=False)  # nothing is trained
-        planner = Planner(read_config(paths[name], section), LoraSection(), placement, machine)
-        planner.refuse_whole(f"{name} ({section.name_or_path})")
+        for name, section in sections.items():
+            planner = Planner(read_config(paths[name], section), LoraSection(), placement, machine)
+            planner.refuse_whole(f"{name} ({section.name_or_path})")
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)

@@ -136,16 +136,16 @@ def chain(
         stages = plan_stages(chats, preset, setting)
         pairs = given_pairs(preset, setting, benchmarks=benchmarks)
         prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
-        works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
         preferences = preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
         for work in preferences:
             log.info(preference_line(work))
-        works += preferences
-        if dry_run:
-            show_examples(chats, tokenizer)
-            show_budget(planner, works)
-            return
-        if before_this is None:
+        if before_this is None:  # as in a dry run, whose folder is new
+            works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
+            works += preferences
+            if dry_run:
+                show_examples(chats, tokenizer)
+                show_budget(planner, works)
+                return
             from_main(partial(check_memory, planner, works))
 
         # 3. Train and measure; each stage begins where the one before ended.

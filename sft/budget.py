@@ -5,7 +5,6 @@ Memory is that of `sft.memory` on the longest rows that can meet in a micro-batc
 Measuring, sampling pairs and writing checkpoints come on top of the hours.
 """
 
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +36,6 @@ from sft.placement import Placement
 from sft.plan import count_steps, step_rows
 from sft.scoring import batch_tokens
 
-log = logging.getLogger(__name__)
-
 GIB = 2**30
 # Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
 USABLE = 0.9
@@ -69,6 +66,11 @@ class Work:
     @property
     def tokens(self) -> int:
         return sum(_length(span) for span in self.spans)
+
+    @property
+    def title(self) -> str:
+        """How the stage is called where its figures are told."""
+        return f"{self.name}, at most" if self.bound else self.name
 
 
 @dataclass(frozen=True)
@@ -278,14 +280,14 @@ class Planner:
         found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
         advice = f"; {found} fits" if found else "; nothing that truing can change makes it fit"
         return (
-            f"{budget.work.name} needs {budget.memory.total / GIB:.1f} GiB on each device and "
+            f"{budget.work.title} needs {budget.memory.total / GIB:.1f} GiB on each device and "
             f"{self.machine.name} has {limit / GIB:.1f} GiB to use{advice}"
         )
 
     def _changes(self, budget: StageBudget) -> Iterator[tuple[str, int]]:
         """Settings that need less memory, each further from the preset than the one before."""
         work = budget.work
-        name = work.name.partition(",")[0].replace("-", "_")
+        name = work.name.replace("-", "_")
         planner, words = self, ""
         for key, value in (("activation_checkpointing", True), ("per_device_train_batch_size", 1)):
             if work.section.trl[key] != value:
@@ -373,10 +375,9 @@ def pairs_work(
     Args:
         bound: the pairs are still to be made, these are the most that can come.
     """
-    name = "dpo, at most" if bound else "dpo"
     spans = tuple(
         Span(i, 0, prompt, (chosen, rejected))
         for i, (prompt, chosen, rejected) in enumerate(lengths)
     )
     scored = tuple(sum(span.branches) for span in spans)
-    return Work(name, section, spans, scored, reference=True, bound=bound)
+    return Work("dpo", section, spans, scored, reference=True, bound=bound)

@@ -62,7 +62,7 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
     table = Table(box=box.SIMPLE_HEAD, title="plan", title_justify="left", pad_edge=False)
     table.add_column("")
     for budget in budgets:
-        table.add_column(budget.work.name, justify="right")
+        table.add_column(budget.work.title, justify="right")
     for label, cells in _lines(budgets):
         table.add_row(label, *cells)
     devices = f"{machine.count} x {machine.name}" if machine.count > 1 else machine.name
