@@ -7,7 +7,7 @@ from typing import Any
 
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind
-from sft.files import Record, RowError, read_records
+from sft.files import Record, read_records
 from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, apply_columns, held, read_question
 from sft.messages import (
     Message,
@@ -19,6 +19,7 @@ from sft.messages import (
     text_field,
     wrong_type,
 )
+from sft.row_errors import RowError
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -20,7 +20,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.api.task import ConfigurableTask
 
 from sft.config import Source, UserError
-from sft.files import RowError, read_records
+from sft.files import read_records
+from sft.row_errors import RowError
 
 READABLE = ("json", "csv", "parquet")  # dataset_path of tasks whose files are read here
 

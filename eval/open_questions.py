@@ -15,7 +15,8 @@ from eval.loading import backend_inputs, loaded
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import EvalSection, Source, UserError
-from sft.files import RowError, read_records
+from sft.files import read_records
+from sft.row_errors import RowError
 from sft.run import Stage, fingerprint, read_jsonl, write_jsonl
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, own_share, split

@@ -13,8 +13,9 @@ from eval.stats import wilson
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
-from sft.files import RowError, read_records
+from sft.files import read_records
 from sft.prompts import read_prompts
+from sft.row_errors import RowError
 
 # Of a prompt's row (with "harmful") and an answer; any callable serves.
 Judge = Callable[[Mapping[str, Any], str], Label]

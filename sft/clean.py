@@ -14,7 +14,8 @@ from sft.config import DataSection, Source, UserError, find_path
 from sft.data import Rows
 from sft.decontaminate import Benchmarks, Question, QuestionIndex, read_questions
 from sft.dedup import answer_text, near_duplicates, row_text
-from sft.files import RowError, read_records
+from sft.files import read_records
+from sft.row_errors import RowError
 from sft.run import Stage, fingerprint, write_jsonl
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config import Source, UserError
-from sft.files import Record, RowError, read_records
+from sft.files import Record, read_records
 from sft.formats import META, apply_columns, read_chats, read_text
 from sft.messages import Message
+from sft.row_errors import RowError
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ at other moments.
 
 import random
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Moment:
 InTraining = Callable[[Any, Moment], dict[str, Any]]
 
 
-class Measures(TrainerCallback):
+class Measures(TrainerCallback, ABC):
     """Calls `measure` at the moments that a subclass names; all processes have one.
 
     The main process measures and the others wait for it. A signal leaves the measure where it is:
@@ -60,13 +61,13 @@ class Measures(TrainerCallback):
         self.trainer, self.measure = trainer, measure
         self.folder, self.label = folder, label
 
+    @abstractmethod
     def due(self, state: TrainerState) -> bool:
         """Whether training stands where it is to be measured."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(self, state: TrainerState) -> Path:
         """The folder of what is measured now."""
-        raise NotImplementedError
 
     def judge(self, step: int) -> None:
         """Called by all processes when there is a row of this step that was not there before."""

@@ -16,8 +16,7 @@ from typing import IO, Any
 
 from sft.config import Source, UserError, find_path
 from sft.hub import hub_refusal
-from sft.row_errors import RowError as RowError
-from sft.row_errors import malformed, not_utf8, too_long, truncated
+from sft.row_errors import RowError, malformed, not_utf8, too_long, truncated
 
 MAX_RECORD_BYTES = 16 * 2**20  # a longer row is a broken file, and reading it would take the memory
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")

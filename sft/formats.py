@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config import UserError
-from sft.files import Record, RowError
+from sft.files import Record
 from sft.messages import (
     Message,
     as_turns,
@@ -19,6 +19,7 @@ from sft.messages import (
     text_field,
     wrong_type,
 )
+from sft.row_errors import RowError
 
 # Pairs of fields that hold a question and its answer, in the order in which they are tried.
 PAIRS = (

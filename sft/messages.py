@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sft.files import RowError, type_name
+from sft.files import type_name
+from sft.row_errors import RowError
 
 Message = dict[str, Any]
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sft.config import Source, UserError
-from sft.files import Record, RowError, read_records
+from sft.files import Record, read_records
 from sft.formats import META, apply_columns, read_chats
 from sft.messages import check_turns, read_messages
+from sft.row_errors import RowError
 
 LABELS = (*META, "category", "kind")
 

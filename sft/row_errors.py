@@ -54,23 +54,17 @@ def not_utf8(origin: str, error: UnicodeDecodeError) -> RowError:
 
 def malformed(origin: str, error: ValueError, *, line: bool = False) -> RowError:
     """What is wrong in a text of JSON, and where; `line` says that the text is a row's alone."""
-    what = ""
+    what, remedy = str(error)[:80], "correct the row"
     if isinstance(error, json.JSONDecodeError):
-        if line and _breaks_off(error):
-            return RowError(
-                origin,
-                rule="malformed JSON",
-                detail="malformed JSON (the row ends in the middle, behind column "
-                f"{len(error.doc)})",
-                remedy="a file holds one JSON object a line, or (.json) one array of them; "
-                "complete the row, or fetch the file again",
-            )
         what = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        if line and _breaks_off(error):
+            what = f"the row ends in the middle, behind column {len(error.doc)}"
+            remedy = "complete the row, or fetch the file again"
     return RowError(
         origin,
         rule="malformed JSON",
-        detail=f"malformed JSON ({what or str(error)[:80]})",
-        remedy="a file holds one JSON object a line, or (.json) one array of them; correct the row",
+        detail=f"malformed JSON ({what})",
+        remedy=f"a file holds one JSON object a line, or (.json) one array of them; {remedy}",
     )
 
 

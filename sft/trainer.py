@@ -98,17 +98,16 @@ class PackedTrainer(GuardedTrainer):
 
     def _warn_of_no_rate(self, steps: int) -> None:
         """A few rows make a step or two, which a warm-up may hold at a learning rate of 0."""
-        for factor in getattr(self.lr_scheduler, "lr_lambdas", ()):
-            if any(factor(step) for step in range(steps)):
-                return
-            assert self.watch is not None, "see make_trainer"
-            label = self.watch.label
-            log.warning(
-                "%s: NOTHING is trained: it has %d step%s, and the warm-up begins at a learning "
-                "rate of 0; set %s.warmup_steps=0, or give it more rows or epochs",
-                *(label, steps, "s" * (steps > 1), label.replace("-", "_")),
-            )
+        factors = getattr(self.lr_scheduler, "lr_lambdas", ())
+        if not factors or any(factors[0](step) for step in range(steps)):
             return
+        assert self.watch is not None, "see make_trainer"
+        label = self.watch.label
+        log.warning(
+            "%s: NOTHING is trained: it has %d step%s, and the warm-up begins at a learning rate "
+            "of 0; set %s.warmup_steps=0, or give it more rows or epochs",
+            *(label, steps, "s" * (steps > 1), label.replace("-", "_")),
+        )
 
     def step_share(
         self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None
