@@ -11,6 +11,7 @@ import ast
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -139,7 +140,12 @@ def commands_of_make(*targets: str) -> list[Command]:
         subprocess.CalledProcessError: it knows no such target.
     """
     command = ["make", "--dry-run", "--always-make", *targets]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # `make test` runs this too: a make inside a make would print which directory it enters.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    outside.pop("MFLAGS", None)
+    done = subprocess.run(
+        command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True
+    )
     return [Command(tuple(_words(line)), "Makefile") for line in _lines(done.stdout)]
 
 
