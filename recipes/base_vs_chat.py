@@ -32,6 +32,7 @@ from sft.config import (
     UserError,
     load_preset,
 )
+from sft.rules import check_measuring
 
 log = logging.getLogger("truing")
 
@@ -225,18 +226,21 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         "vllm_python": given.vllm,
     }
     repetition = {"prompts": given.prompts, "cap": given.cap}
+    section = replace(
+        section,
+        repetition=replace(section.repetition, **_present(repetition)),
+        safety=replace(section.safety, **_present({"prompts": given.safety})),
+        **_present(wanted),
+    )
+    if problems := check_measuring(section):
+        raise UserError("; ".join(problems))
     return Preset(
         run=RunSection(given.to, given.seed),
         model=models,
         sft_all=SftStage(enabled=False),
         sft_dialogue=SftStage(enabled=False),
         dpo=DpoStage(enabled=False),
-        eval=replace(
-            section,
-            repetition=replace(section.repetition, **_present(repetition)),
-            safety=replace(section.safety, **_present({"prompts": given.safety})),
-            **_present(wanted),
-        ),
+        eval=section,
     )
 
 

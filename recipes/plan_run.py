@@ -78,11 +78,17 @@ def plan(
     from sft.setting import Setting
 
     start_logging()
-    base = check_model(preset.model)
-    preset = fit_lengths(preset, context_window(base, preset.model))
     # Another device's 4-bit weights are no matter of this machine, which only makes the rows.
     elsewhere = replace(preset.model, load_in_4bit=False)
     here = choose_placement(elsewhere if device else preset.model)
+    if device is None:
+        machine, placement = this_machine(here), here
+    else:
+        machine, placement = named_machine(device), named_placement(preset.model)
+    if devices > 1:
+        machine = replace(machine, count=devices, sharded=sharded)
+    base = check_model(preset.model)
+    preset = fit_lengths(preset, context_window(base, preset.model))
     check_sft(preset, here)
     check_dpo(preset.dpo, here)
     tokenizer = load_tokenizer(base, preset.model)
@@ -95,13 +101,6 @@ def plan(
     pairs = given_pairs(preset, setting, benchmarks=benchmarks)
     prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
     works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
-
-    if device is None:
-        machine, placement = this_machine(here), here
-    else:
-        machine, placement = named_machine(device), named_placement(preset.model)
-    if devices > 1:
-        machine = replace(machine, count=devices, sharded=sharded)
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
     show_budget(planner, works)

@@ -4,6 +4,7 @@ import re
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from sft.config import UserError
 
@@ -22,7 +23,8 @@ def check_causal(config: PreTrainedConfig, *, given: str) -> None:
     """
     at = f"model.name_or_path={given}"
     kind = config.model_type
-    if type(config) not in AutoModelForCausalLM._model_mapping or config.is_encoder_decoder:
+    known = type(config) in AutoModelForCausalLM._model_mapping or _brings_one(config)
+    if not known or config.is_encoder_decoder:
         raise UserError(
             f"{at} is a {kind!r} model, not a causal language model; choose a decoder such as "
             "Llama or Qwen"
@@ -39,3 +41,13 @@ def check_causal(config: PreTrainedConfig, *, given: str) -> None:
             f"{at} was saved as {others[0]}, whose head is not over the vocabulary, so it is not a "
             "causal language model; give the model that it was made from"
         )
+
+
+def own_code(config: PreTrainedConfig) -> bool:
+    """Whether a configuration's class came from the model's own files, which only trust loads."""
+    return type(config).__module__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+
+def _brings_one(config: PreTrainedConfig) -> bool:
+    """Whether the model's own code, trusted by name, holds a causal class for its own kind."""
+    return own_code(config) and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})

@@ -1,5 +1,6 @@
 """Sources to chats, {"messages", "kind", "origin", ...}, and counts of what is left out and why."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -7,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sft.config import Source, UserError
@@ -21,6 +23,7 @@ DUPLICATE = "exact duplicate"  # the same record, field by field
 SAME_TEXT = "same text"  # another record that comes to the same chat
 OTHER_KIND, TEXT_KIND = "other", "text"
 CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
+LOOKED_ON = 10_000  # rows behind one that ends the reading, for how many more are like it
 EXAMPLES = 20  # problems of a source that are kept word for word
 
 
@@ -117,11 +120,12 @@ def _collect(
     dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     problems: list[str] = []
-    for item in found:
+    rows = iter(found)
+    for item in rows:
         rows_in += 1
         if isinstance(item, RowError):
             if on_error == "stop" and not item.counted:
-                raise item
+                raise _among_its_like(item, rows)
             dropped[item.rule] += 1
             problems.append(str(item))
             continue
@@ -150,6 +154,15 @@ def _collect(
         mended=dict(mended.most_common()),
         problems=problems[:EXAMPLES],
     )
+
+
+def _among_its_like(first: RowError, rest: Iterable[Found | RowError]) -> UserError:
+    following: list[Found | RowError] = []
+    # What ends the source early is told when this row is mended.
+    with contextlib.suppress(UserError):
+        following.extend(islice(rest, LOOKED_ON))
+    others = [row for row in following if isinstance(row, RowError) and not row.counted]
+    return first.among(others, looked_at=len(following))
 
 
 def _digest(value: Any) -> bytes:

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from sft.causal import own_code
 from sft.lora import fuse_adapters
 from sft.packing import Batch
 from sft.scoring import enable_scoring, log_probs
@@ -203,6 +204,7 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
             config,
             dtype=setup.compute if setup.lora else setup.weights,
             attn_implementation=setup.attention,
+            trust_remote_code=own_code(config),
         )
         enable_scoring(model)
         if setup.lora:

@@ -199,10 +199,12 @@ def on_processor(placement: Placement) -> Placement:
 
 def in_words(check: MergeCheck) -> str:
     """What a merge did to the logits, in a sentence."""
+    beside = f"{check.share:.1%} of what training changed"
+    if check.changed <= EQUAL:
+        beside = "and training had changed none of them"
     return (
         f"on {check.positions} positions of real rows logits are off by {check.lost:.2g} (root "
-        f"mean square), {check.share:.1%} of what training changed; the same next token at "
-        f"{check.agree:.1%}"
+        f"mean square), {beside}; the same next token at {check.agree:.1%}"
     )
 
 

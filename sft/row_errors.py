@@ -1,6 +1,8 @@
 """Rows that cannot be used, each told in one sentence with its file and line."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 
 from sft.config import UserError
 
@@ -20,6 +22,16 @@ class RowError(UserError):
         self.origin = origin
         self.rule = rule
         self.counted = counted
+
+    def among(self, others: Sequence["RowError"], *, looked_at: int) -> UserError:
+        """The same, with how many of the next `looked_at` rows are as bad; itself if none is."""
+        if not others:
+            return self
+        rules = Counter(other.rule for other in others)
+        each = ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
+        drop = "" if "data.on_error=drop" in str(self) else "; data.on_error=drop leaves such out"
+        more = f"{len(others):,} of the next {looked_at:,} rows cannot be used either ({each})"
+        return UserError(f"{self}; {more}{drop}")
 
 
 def too_long(origin: str, size: int, *, limit: int) -> RowError:

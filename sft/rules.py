@@ -50,19 +50,7 @@ def check_rules(preset: Preset) -> list[str]:
         section, key = where.split(".")
         for i, source in enumerate(getattr(getattr(preset, section), key)):
             problems += _check_source(source, where=where, at=f"{where}[{i}]")
-    for where, value in (
-        ("repetition.cap", preset.eval.repetition.cap),
-        ("safety.cap", preset.eval.safety.cap),
-    ):
-        if value < 1:
-            problems.append(f"eval.{where}={value} must be at least one token")
-    if preset.eval.repetition.temperature < 0:
-        problems.append(
-            f"eval.repetition.temperature={preset.eval.repetition.temperature:g} must not be "
-            "negative; 0 leaves the sampled measure out"
-        )
-    problems += _check_each_epoch(preset.eval)
-    problems += _check_backend(preset.eval)
+    problems += check_measuring(preset.eval)
     problems += _check_pairs(preset)
     for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise"):
         value = getattr(preset.run, name)
@@ -98,6 +86,25 @@ def check_rules(preset: Preset) -> list[str]:
     return problems
 
 
+def check_measuring(section: EvalSection) -> list[str]:
+    """Rules of what is measured, wherever its options were given."""
+    problems = []
+    for where, value in (
+        ("repetition.cap", section.repetition.cap),
+        ("safety.cap", section.safety.cap),
+    ):
+        if value < 1:
+            problems.append(f"eval.{where}={value} must be at least one token")
+    if section.repetition.temperature < 0:
+        problems.append(
+            f"eval.repetition.temperature={section.repetition.temperature:g} must not be "
+            "negative; 0 leaves the sampled measure out"
+        )
+    problems += _check_asking(section)
+    problems += _check_each_epoch(section)
+    return problems + _check_backend(section)
+
+
 def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
     """Numbers of a stage that upstream takes and that then train nothing, or fail in its midst."""
     problems = []
@@ -108,6 +115,12 @@ def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
         count = options.get(name)
         if isinstance(count, int) and count < 1:
             problems.append(f"{stage}.{name}={count} must be at least 1")
+    often = options.get("save_steps")
+    if isinstance(often, int | float) and not often > 0:
+        problems.append(
+            f"{stage}.save_steps={often:g} keeps no checkpoint to go on from; give a number of "
+            "steps, or a share of them below 1"
+        )
     rate = options.get("learning_rate")
     if isinstance(rate, float) and not 0 <= rate < math.inf:
         problems.append(f"{stage}.learning_rate={rate:g} must be a number, zero or above")
@@ -145,6 +158,22 @@ def _check_pairs(preset: Preset) -> list[str]:
             f"pairs.temperature={own.temperature:g} must be above 0, or all answers to a prompt "
             "are one"
         )
+    return problems
+
+
+def _check_asking(section: EvalSection) -> list[str]:
+    problems = []
+    if section.limit is not None and section.limit < 1:
+        problems.append(
+            f"eval.limit={section.limit} must be at least one document of each task, or null for "
+            "all; eval.tasks=[] leaves the benchmarks out"
+        )
+    asked = {"eval": section} | {f"eval.per_task.{t}": own for t, own in section.per_task.items()}
+    for at, own in asked.items():
+        for name in ("base_shots", "chat_shots"):
+            if (getattr(own, name) or 0) < 0:
+                count = getattr(own, name)
+                problems.append(f"{at}.{name}={count} must be a number of examples, 0 or more")
     return problems
 
 

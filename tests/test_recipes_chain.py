@@ -507,3 +507,49 @@ def test_a_stage_that_keeps_what_was_won_is_kept(world, stage):
     for row in last["evidence"]:
         table = [r for r in results["deltas"] if r["task"] == row["task"] and r["to"] == row["to"]]
         assert any(r["delta"] == row["delta"] and r["p"] == row["p"] for r in table)
+
+
+CONFIGURATION = """
+from transformers import LlamaConfig
+
+class TwinConfig(LlamaConfig):
+    model_type = "twin"
+"""
+MODELING = """
+from transformers import LlamaForCausalLM
+
+from .configuration_twin import TwinConfig
+
+class TwinForCausalLM(LlamaForCausalLM):
+    config_class = TwinConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_takes_the_same_road_once_it_is_trusted(world, capsys):
+    """A Llama by another name, whose class transformers lacks, must end with a Llama's weights."""
+    short = ["sft_dialogue.enabled=false", "dpo.enabled=false", "eval.tasks=[]", "lora.r=2"]
+    assert run(world, *short, f"run.dir={world}/known") == 0
+    base = world / "base"
+    (base / "configuration_twin.py").write_text(CONFIGURATION)
+    (base / "modeling_twin.py").write_text(MODELING)
+    auto = {
+        "AutoConfig": "configuration_twin.TwinConfig",
+        "AutoModelForCausalLM": "modeling_twin.TwinForCausalLM",
+    }
+    config = json.loads((base / "config.json").read_text())
+    own = {"model_type": "twin", "architectures": ["TwinForCausalLM"]}
+    headless = {"auto_map": {"AutoConfig": auto["AutoConfig"]}}
+    (base / "config.json").write_text(json.dumps(config | own | headless))
+    capsys.readouterr()
+    assert run(world, *short, "model.trust_remote_code=true") == 2
+    assert "'twin' model, not a causal language model" in capsys.readouterr().err
+    (base / "config.json").write_text(json.dumps(config | own | {"auto_map": auto}))
+    assert run(world, *short) == 2
+    assert "set model.trust_remote_code=true" in capsys.readouterr().err
+    assert run(world, *short, "model.trust_remote_code=true") == 0
+    known, twin = (
+        load_file(world / folder / "1-sft-all/model/adapter_model.safetensors")
+        for folder in ("known", "run")
+    )
+    assert known.keys() == twin.keys()
+    assert all(torch.equal(known[name], twin[name]) for name in known)

@@ -93,6 +93,15 @@ def refusal(given, capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
+    given = [*arguments(world), "--limit", "0", "--base-shots", "-1"]
+    assert refusal(given, capsys) == (
+        "error: eval.limit=0 must be at least one document of each task, or null for all; "
+        "eval.tasks=[] leaves the benchmarks out; eval.base_shots=-1 must be a number of examples, "
+        "0 or more"
+    )
+
+
 @pytest.mark.parametrize("place", ["kernel", "closed", "file"])
 def test_a_folder_that_cannot_be_written_is_one_sentence_before_any_model(
     world, capsys, place, monkeypatch

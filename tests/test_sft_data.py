@@ -526,6 +526,19 @@ def test_counts_add_up_and_problems_are_listed(tmp_path):
     assert result.rows[-1]["messages"][0]["content"] == "q"
 
 
+def test_a_bad_row_is_told_with_how_many_more_there_are(tmp_path):
+    empty = {"prompt": "q", "response": ""}
+    path = write(tmp_path / "rows.jsonl", [GOOD, empty, GOOD, {"a": 1}, empty, empty])
+    with pytest.raises(UserError, match=r"rows.jsonl:2: .*is empty;.*") as caught:
+        read(path)
+    assert str(caught.value).endswith(
+        "; 3 of the next 4 rows cannot be used either (2 empty answer, 1 unknown format)"
+    )
+    alone = write(tmp_path / "alone.jsonl", [GOOD, empty, GOOD])
+    with pytest.raises(UserError, match=r"data\.on_error=drop$"):
+        read(alone)
+
+
 def test_duplicates_are_dropped_within_and_across_sources(tmp_path):
     a = write(tmp_path / "a.jsonl", [GOOD, GOOD])
     b = write(tmp_path / "b.jsonl", [{"prompt": "c", "response": "b"}, GOOD])
