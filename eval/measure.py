@@ -43,7 +43,7 @@ def check_measures(section: EvalSection) -> None:
 
     Raises:
         UserError: a task is unknown or runs programs that are not allowed, or the prompts for
-            repetition or safety cannot be read.
+            repetition or safety cannot be read, or no answer could be counted as repeating.
     """
     check_tasks(
         section.tasks,
@@ -52,6 +52,7 @@ def check_measures(section: EvalSection) -> None:
         allow_code_execution=section.allow_code_execution,
     )
     if section.repetition.prompts:
+        repetition.check_cap(section.repetition.cap)
         read_prompts([Source(section.repetition.prompts)])
     if section.safety.prompts:
         safety.read_safety_prompts(section.safety.prompts)

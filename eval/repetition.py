@@ -288,6 +288,19 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
     return stored | {"repeats": repeats(stored)}
 
 
+def check_cap(cap: int) -> None:
+    """Refuse a cap at which the rate would be 0 whatever a model writes.
+
+    Raises:
+        UserError: twice the cap is shorter than the shortest loop that counts.
+    """
+    if 2 * cap < MIN_TOKENS:
+        raise UserError(
+            f"eval.repetition.cap={cap}: a loop counts from {MIN_TOKENS} tokens on and is followed "
+            f"to twice the cap, so none could be found; give at least {MIN_TOKENS // 2}"
+        )
+
+
 def check_prompts(
     model: Any,
     tokenizer: Any,
@@ -316,7 +329,8 @@ def check_prompts(
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
     room = None if window is None else (window - len(contexts[longest])) // times
     if room is not None and room < cap:
-        remedy = f"lower the cap to {room}" if room > 0 else "shorten or drop the prompt"
+        enough = 2 * room >= MIN_TOKENS
+        remedy = f"lower the cap to {room}" if enough else "shorten or drop the prompt"
         raise UserError(
             f"eval.repetition.cap={cap}: prompt {prompts[longest]['id']} has "
             f"{len(contexts[longest])} tokens and the model's window is {window}, too small for "

@@ -13,6 +13,7 @@ from eval.repetition import (
     MIN_COPIES,
     MIN_TOKENS,
     Loop,
+    check_cap,
     check_prompts,
     find_loop,
     measure,
@@ -241,12 +242,20 @@ def test_a_loop_longer_than_a_quarter_of_the_cap_is_seen():
     assert not repeats(stored((unit * 5)[: 2 * cap - 1], "cap"))
 
 
+def test_the_smallest_cap_is_that_at_which_the_shortest_loop_can_count():
+    with pytest.raises(UserError, match="so none could be found; give at least 32"):
+        check_cap(31)
+    check_cap(32)
+    shortest = {"token_ids": [7] * 64, "finish_reason": "cap", "cap": 32}
+    assert repeats(shortest) and not repeats(shortest | {"token_ids": [7] * 62, "cap": 31})
+
+
 def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     model = enable_scoring(make_tiny_model(max_position_embeddings=128))
     with pytest.raises(UserError, match=r"cap=60: prompt p2 has \d+ tokens .* lower the cap to \d"):
         measure(model, tiny_tokenizer, PROMPTS, cap=60)
-    with pytest.raises(UserError, match=r"4 times the cap \(double_cap\); lower the cap to \d"):
+    with pytest.raises(UserError, match=r"4 times .* shorten or drop the prompt"):
         check_prompts(model, tiny_tokenizer, PROMPTS, cap=25, times=4)
     with pytest.raises(UserError, match="id p0 occurs twice"):
         measure(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)
