@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 
 from sft.blocks import FLEX
-from sft.budget import GIB, Planner, StageBudget, Work, plannable
+from sft.budget import GIB, USABLE, Planner, StageBudget, Work, plannable
 from sft.config import UserError
 from sft.console import show
 from sft.flops import Parameters
@@ -47,6 +47,8 @@ def check_memory(planner: Planner, works: Sequence[Work]) -> None:
     if not plannable(planner.config):
         return
     for work in works:
+        if planner.bound(work) <= USABLE * planner.machine.memory:
+            continue
         budget = planner.stage(work)
         sentence = planner.too_large(budget)
         bound = work.bound or planner.placement.attention == FLEX

@@ -37,6 +37,8 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, 
 CONFIG = AutoConfig.for_model("llama", num_hidden_layers=2, **SHAPE)
 GPU = Placement(torch.device("cuda"), torch.float32, torch.bfloat16, "sdpa", ())
 
+CPU = Placement(torch.device("cpu"), torch.float32, torch.float32, "eager", ())
+
 
 def planner(**options):
     plain = {
@@ -204,6 +206,25 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
     command = ["--base", base, "--chat", base, "--prompts", str(tmp_path / "rows.jsonl")]
     assert compare([*command, "--to", str(tmp_path / "compared")]) == 2
     assert re.search(r"base \(.*\) needs .* and a thimble has", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lora", "placement"),
+    [
+        ({}, 4, GPU),
+        ({}, 0, replace(GPU, attention="eager")),
+        ({"num_key_value_heads": 1}, 0, CPU),
+        ({"vocab_size": 30_000, "num_hidden_layers": 1}, 4, CPU),
+        ({"intermediate_size": 2000, "num_hidden_layers": 1}, 0, CPU),
+    ],
+)
+def test_the_bound_is_above_what_the_plan_finds(shape, lora, placement):
+    config = AutoConfig.for_model("llama", **({"num_hidden_layers": 2} | SHAPE | shape))
+    plan = planner(config=config, placement=placement, lora=LoraSection(r=lora))
+    pairs = pairs_work(DpoStage(), [(60, 20, 20)] * 70)
+    many = work((30,) * 200, per_device_train_batch_size=50)
+    for rows in (work((900, 5)), many, pairs):
+        assert plan.bound(rows) > 1.5 * plan.memory(rows, accumulates=True).total
 
 
 def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(caplog):
