@@ -33,7 +33,10 @@ def _load(name: str, *, source: Tasks) -> list[Question]:
         with quiet():
             tasks = load_tasks([name], source=source, shots=0, seed=0)
     except UserError as error:
-        log.warning("no check of the rows against the questions of %s: %s", name, error)
+        log.warning(
+            "no check of the rows against the questions of %s, which no run could measure: %s",
+            *(name, error),
+        )
         return []
     questions: list[Question] = []
     for task in tasks.values():
