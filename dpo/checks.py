@@ -74,7 +74,7 @@ def pairs_table(facts: PairFacts) -> Table:
         ("left out, equal answers", f"{facts.equal:,}"),
         ("mean tokens of chosen", f"{facts.chosen_tokens:.1f}"),
         ("mean tokens of rejected", f"{facts.rejected_tokens:.1f}"),
-        ("chosen is the longer", f"{facts.chosen_longer:.1%}"),
+        ("chosen is the longer (a tie counts half)", f"{facts.chosen_longer:.1%}"),
         ("sampled answers without an ending", f"{facts.unfinished:,}"),
     ):
         table.add_row(name, value)

@@ -140,8 +140,8 @@ def still_needed(row: dict[str, Any]) -> str:
     """What n questions would show, and how many would show this change; '' where it is shown."""
     if significant(row) or row.get("visible") is None:
         return ""
-    more = f", this change from {row['needed']:,} questions" if row.get("needed") else ""
-    return f"visible from {100 * row['visible']:.1f}{more}"
+    more = f"; this one, with {row['needed']:,} questions" if row.get("needed") else ""
+    return f"n shows changes from {100 * row['visible']:.1f} points on{more}"
 
 
 def console_table(results: dict[str, Any]) -> Table:
@@ -248,7 +248,8 @@ def results_tables(results: dict[str, Any]) -> list[str]:
             ]
             for row in results["deltas"]
         ]
-        head = ["measure", "step", "change, points", "95% interval", "after Holm", "n", "test", ""]
+        head = ["measure", "step", "change, points", "95% interval", "after Holm"]
+        head += ["n", "test", "power"]
         lines += ["", "## Changes", "", *md_table(head, changes)]
     if rows:
         lines += ["", md(CAPTION)]

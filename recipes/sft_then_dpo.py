@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             chain(preset, fresh=given.fresh, rerun=given.rerun)
 
-    return run_command(work)
+    return run_command(work, goes_on=not given.dry_run)
 
 
 def chain(

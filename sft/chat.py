@@ -298,8 +298,10 @@ def main(argv: Sequence[str]) -> int:
         path = resolve_model_path(preset.model.name_or_path)
         tokenizer = load_tokenizer(path, preset.model)
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
-        show, _ = marking(sys.stdout)
-        for row in {row["kind"]: row for row in reversed(rows)}.values():
+        show, words = marking(sys.stdout)
+        first = {row["kind"]: row for row in reversed(rows)}
+        print(f"{len(rows):,} rows, the first of each kind below; trained tokens are {words}")
+        for row in first.values():
             print(f"\n{row['origin']} ({row['kind']})")
             (encoded,) = encode_chats(tokenizer, [row], turns=preset.data.turns)
             if isinstance(encoded, UserError):

@@ -10,11 +10,14 @@ from sft.signals import Interrupted, handled
 from sft.storage import fault
 
 
-def run_command(work: Callable[[], None]) -> int:
+def run_command(work: Callable[[], None], *, goes_on: bool = True) -> int:
     """Do `work`; returns the exit code.
 
     2 for a mistake that the user can mend, 1 for a disk that did not take a write or a process of
     the run that was lost, 128 + n where signal n asked for the end. Anything else raises.
+
+    Args:
+        goes_on: whether the same command, started again, finds what this one has done.
     """
     try:
         with handled():
@@ -22,7 +25,7 @@ def run_command(work: Callable[[], None]) -> int:
     except UserError as error:
         return _say(f"error: {error}", 2)
     except Interrupted as stop:
-        return _say(str(stop), stop.exit_code)
+        return _say(str(stop) if goes_on else stop.ended, stop.exit_code)
     except OSError as error:
         if (sentence := fault(error)) is None:
             raise

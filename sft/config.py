@@ -259,7 +259,20 @@ def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
+_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+
+
 def _name(hint: Any) -> str:
+    """What a type takes, in the words of a preset."""
+    if _is_union(hint):
+        return " or ".join(_name(option) for option in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    if typing.get_origin(hint) is list:
+        (of,) = typing.get_args(hint) or (Any,)
+        return "a list [{path: ...}, ...]" if of is Source else "a list"
+    if hint in _NAMES:
+        return _NAMES[hint]
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 

@@ -135,6 +135,8 @@ def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code)
     except (OSError, ValueError) as error:
+        if refusal := hub_refusal(error, name=path):
+            raise UserError(f"model.name_or_path={path}: {refusal}") from None
         reason = str(error).strip().splitlines()[0]
         if Path(path).is_dir() and not any(Path(path).glob("*token*")):
             reason = "it holds no tokenizer.json"

@@ -28,7 +28,8 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int, *, saved: str = "") -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name}{saved}; the same command goes on from there")
+        self.ended = f"stopped by {name}{saved}"
+        super().__init__(f"{self.ended}; the same command goes on from there")
         self.exit_code = 128 + signum
 
 

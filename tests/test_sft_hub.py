@@ -18,10 +18,14 @@ ASK = """
 import sys
 from sft.config import ModelSection, Source, UserError
 from sft.files import read_records
-from sft.model import check_model
+from sft.model import check_model, load_tokenizer
 
 for name in sys.argv[1:]:
-    for ask in (lambda: check_model(ModelSection(name)), lambda: next(read_records(Source(name)))):
+    for ask in (
+        lambda: check_model(ModelSection(name)),
+        lambda: load_tokenizer(name, ModelSection(name)),
+        lambda: next(read_records(Source(name))),
+    ):
         try:
             ask()
         except UserError as error:
@@ -71,8 +75,9 @@ def test_gated_and_missing_names_are_told_apart_each_in_one_sentence(hub, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     told = done.stdout.splitlines()
-    assert len(told) == 4 and all(line.startswith("0 ") for line in told)
-    model, rows, no_model, no_rows = told
+    assert len(told) == 6 and all(line.startswith("0 ") for line in told)
+    model, tokenizer, rows, no_model, no_tokenizer, no_rows = told
+    assert (tokenizer, no_tokenizer) == (model, no_model)
     assert "model.name_or_path=gated/one: its authors give it to those who ask, and" in model
     assert f"ask on {hub}/gated/one, then run `hf auth login` here" in model
     assert f"ask on {hub}/datasets/gated/one, then" in rows

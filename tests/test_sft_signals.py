@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sft.command import run_command
+from sft.signals import Interrupted
 
 SCRIPT = """
 import hashlib, sys, time
@@ -56,6 +57,14 @@ def test_a_signal_ends_the_run_with_its_own_code_and_one_sentence(where, signum,
     assert child.returncode == code
     assert ("step done" in said[0]) == (where == "step")
     assert "Traceback" not in said[1] and f"stopped by {signum.name}" in said[1]
+
+
+def test_what_keeps_nothing_does_not_say_that_it_goes_on(capsys):
+    def work():
+        raise Interrupted(signal.SIGTERM)
+
+    assert run_command(work, goes_on=False) == 143
+    assert capsys.readouterr().err == "\nstopped by SIGTERM\n"
 
 
 def test_the_second_signal_ends_it_at_once_whatever_it_does():
