@@ -21,6 +21,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from sft.config import Source, UserError
 from sft.files import read_records
+from sft.hub import reach_hub
 from sft.row_errors import RowError
 
 READABLE = ("json", "csv", "parquet")  # dataset_path of tasks whose files are read here
@@ -74,6 +75,7 @@ class LocalTask(ConfigurableTask):
         given = dataset_kwargs or {}
         remote = "://" in str(given.get("data_files", "://"))
         if remote or self.config.dataset_path not in READABLE:
+            reach_hub()
             super().download(dataset_kwargs, **kwargs)
             return
         files = given["data_files"]

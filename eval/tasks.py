@@ -26,6 +26,7 @@ from eval import code_tasks, instructions
 from eval.local import LocalTask
 from eval.programs import find_isolation
 from sft.config import EvalSection, TaskOptions, UserError, find_path
+from sft.hub import reach_hub
 from sft.plain_yaml import refuse_bomb
 from sft.run import fingerprint
 from sft.secret import hidden
@@ -139,6 +140,7 @@ def load_tasks(
     for name, config in source.configs(names).items():
         try:
             if config is None:
+                reach_hub()
                 loaded = _lm_eval_tasks().load([name])["tasks"]
             else:
                 # A copy: lm-eval changes the configs that it is given.

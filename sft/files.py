@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sft.config import Source, UserError, find_path
-from sft.hub import hub_refusal
+from sft.hub import hub_refusal, reach_hub
 from sft.row_errors import RowError, malformed, not_utf8, too_long, truncated
 
 MAX_RECORD_BYTES = 16 * 2**20  # a longer row is a broken file, and reading it would take the memory
@@ -306,6 +306,7 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    reach_hub()
     number = 0
     try:
         for row in load_dataset(name, split=split, streaming=True):

@@ -1,13 +1,48 @@
 """What the hub did not give, and why, in words that say what to do about it."""
 
+import logging
+import os
+import socket
 from collections.abc import Iterator
+from functools import cache
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import datasets
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+
+log = logging.getLogger(__name__)
+
+DOOR = 5.0  # seconds that the hub has to open a connection
+
+
+@cache
+def reach_hub() -> bool:
+    """Knock once, before the first thing that is wanted from the hub; False where it does not open.
+
+    Then every library is kept off it, as HF_HUB_OFFLINE=1 would, and takes what lies in the cache:
+    each would try several times over, a minute for every file. Behind a proxy nobody knocks.
+    """
+    if constants.HF_HUB_OFFLINE or getproxies():
+        return True
+    address = urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=DOOR).close()
+    except OSError as error:
+        log.warning(
+            "hub: %s does not answer (%s); going on with what lies on this machine",
+            *(constants.ENDPOINT, error),
+        )
+        os.environ["HF_HUB_OFFLINE"] = "1"  # of processes that this one starts
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        return False
+    return True
 
 
 def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str | None:
@@ -38,7 +73,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         )
     if not among(LocalEntryNotFoundError, ConnectionError):
         return None
-    if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE and reach_hub():
         more = " --repo-type dataset" if kind == "dataset" else ""
         return (
             "there is no such local path, it is not in the cache of downloads, and HF_HUB_OFFLINE "

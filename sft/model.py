@@ -27,7 +27,7 @@ from sft.causal import check_causal
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
-from sft.hub import hub_refusal
+from sft.hub import hub_refusal, reach_hub
 from sft.kernels import settle_kernels
 from sft.lora import fuse_adapters
 from sft.placement import Placement
@@ -55,6 +55,7 @@ def resolve_model_path(name_or_path: str) -> str:
                 f"model.name_or_path={name_or_path}: no such directory; give a local model "
                 "directory or a hub id like org/name"
             )
+        reach_hub()
         return name_or_path
     if not found.is_dir():
         raise UserError(f"model.name_or_path={name_or_path} is a file; give the model's directory")

@@ -1,6 +1,7 @@
 """What a hub refuses, told by a stand-in that answers as the real one does."""
 
 import os
+import socket
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,19 +63,34 @@ def hub():
     server.server_close()
 
 
-def test_gated_and_missing_names_are_told_apart_each_in_one_sentence(hub, tmp_path):
+def asked(folder, *names, endpoint):
     env = {k: v for k, v in os.environ.items() if "PROXY" not in k.upper()}
-    env |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", ASK, "gated/one", "gone/one"],
-        env=env | {"HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"},
+        [sys.executable, "-c", ASK, *names],
+        env=env | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
+    with socket.socket() as closed:  # bound and not listened on: nobody answers there
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = asked(tmp_path, "some/one", endpoint=endpoint)
     told = done.stdout.splitlines()
+    assert len(told) == 3
+    assert all(f"{endpoint} did not answer; check the network" in line for line in told)
+    assert done.stderr.count("does not answer") == 1 and "Retry" not in done.stderr
+
+
+def test_gated_and_missing_names_are_told_apart_each_in_one_sentence(hub, tmp_path):
+    told = asked(tmp_path, "gated/one", "gone/one", endpoint=hub).stdout.splitlines()
     assert len(told) == 6 and all(line.startswith("0 ") for line in told)
     model, tokenizer, rows, no_model, no_tokenizer, no_rows = told
     assert (tokenizer, no_tokenizer) == (model, no_model)
