@@ -28,7 +28,7 @@ from sft.flops import (
     training_flops,
 )
 from sft.machine import Machine
-from sft.memory import Memory, Setup, nf4_bytes, scoring_memory, step_memory
+from sft.memory import Memory, Setup, memory_bound, nf4_bytes, scoring_memory, step_memory
 from sft.model import attention_for, lora_config
 from sft.packing import FLAT_BUCKET, Batch, Document, RowKind, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
@@ -198,16 +198,7 @@ class Planner:
         )
 
     def bound(self, work: Work) -> int:
-        """Bytes that the stage stays far below, counted at once, where `memory` takes seconds.
-
-        Weights, gradients, moments and copies at 20 bytes a parameter; 16 bytes for every token and
-        input or output of a matrix, of which in * out parameters have 2 * in * out / min(in, out)
-        at most; 32 for every score of attention, as if all were kept.
-        """
-        config = self.config.get_text_config()
-        heads, layers = config.num_attention_heads, config.num_hidden_layers
-        each = getattr(config, "head_dim", None) or config.hidden_size // heads
-        narrowest = each * (getattr(config, "num_key_value_heads", None) or heads)
+        """Bytes that the stage stays far below, counted at once, where `memory` takes seconds."""
         device = self.placement.device
         most = max(pass_tokens(device, sharded=self.sharded), batch_tokens(device))
         lengths = sorted(map(_length, work.spans), reverse=True)
@@ -215,8 +206,7 @@ class Planner:
         rows = max(rows, REFERENCE_ROWS) if work.reference else rows
         tokens = min(sum(lengths[:rows]), max(most, lengths[0]))
         every = self.parameters.total
-        widths = 2 * every // min(narrowest, config.hidden_size)
-        return 20 * every + tokens * (16 * widths + 32 * lengths[0] * heads * layers)
+        return memory_bound(self.config, parameters=every, tokens=tokens, longest=lengths[0])
 
     def _fullest(self, work: Work, *, rows: int, tokens: int, packing: bool) -> Batch:
         """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""

@@ -70,6 +70,21 @@ def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memo
     return _to_depth(config, lambda shape: _run_scoring(shape, batch, setup))
 
 
+def memory_bound(config: PreTrainedConfig, *, parameters: int, tokens: int, longest: int) -> int:
+    """Bytes that a step on `tokens` tokens, in rows of `longest` at most, stays far below.
+
+    Weights, gradients, moments and copies at 20 bytes a parameter; 16 bytes for every token and
+    input or output of a matrix, of which in * out parameters have 2 * in * out / min(in, out) at
+    most; 32 for every score of attention, as if all were kept.
+    """
+    inner = config.get_text_config()
+    heads, layers = inner.num_attention_heads, inner.num_hidden_layers
+    each = getattr(inner, "head_dim", None) or inner.hidden_size // heads
+    narrowest = each * (getattr(inner, "num_key_value_heads", None) or heads)
+    widths = 2 * parameters // min(narrowest, inner.hidden_size)
+    return 20 * parameters + tokens * (16 * widths + 32 * longest * heads * layers)
+
+
 def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]) -> Memory:
     depth = config.num_hidden_layers
     period = _period(config)

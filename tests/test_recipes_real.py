@@ -50,7 +50,7 @@ def write_tasks(folder):
     [
         ("stories260K", "alpaca_en_first10k.jsonl.gz", "lf_dpo_en_demo.jsonl", 100, list(TASKS)),
         # Its window of 128 tokens is shorter than the questions.
-        ("poem-zh-750k", "alpaca_zh_translated_9k.jsonl.gz", "lf_dpo_zh_demo.jsonl", 30, []),
+        ("poem-zh-750k", "alpaca_zh_translated_9k.jsonl.gz", "lf_dpo_zh_demo.jsonl", 32, []),
     ],
 )
 def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences, cap, tasks):
