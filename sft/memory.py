@@ -146,6 +146,8 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.add.Tensor and self._like_embedding(found, args[0]):
+            self._gives_way(args[0])
         for tensor in tree_leaves(found):
             if isinstance(tensor, torch.Tensor):
                 wide = tensor.ndim == 2 and tensor.shape[1] == self.vocabulary
@@ -154,6 +156,17 @@ class _Alive(TorchDispatchMode):
         if sum(self.now.values()) > sum(self.peaks[half].values()):
             self.peaks[half] = dict(self.now)
         return found
+
+    def _like_embedding(self, *tensors: torch.Tensor) -> bool:
+        return all(t.ndim == 2 and t.shape[0] == self.vocabulary for t in tensors)
+
+    def _gives_way(self, gradient: torch.Tensor) -> None:
+        """The engine adds the two gradients of a tied matrix in the place of the first; with the
+        tensors of this mode it makes a third."""
+        key = gradient.untyped_storage()._cdata
+        kind, size = self.kinds[key]
+        self.now[kind] -= size
+        self.kinds[key] = (kind, 0)
 
     def _gradient(self, parameter: torch.Tensor) -> None:
         """A parameter's gradient is there: what held it was an activation until now."""

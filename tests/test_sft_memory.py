@@ -100,3 +100,10 @@ def test_checkpointing_leaves_of_each_layer_its_input():
     assert (deep.activations - shallow.activations) == pytest.approx(
         4 * tokens * width * 4, rel=0.05
     )
+
+
+def test_gradients_of_a_tied_matrix_are_added_in_the_place_of_one():
+    model = config(1, vocabulary=9000, tie_word_embeddings=True)
+    found = step_memory(model, batch(rows=1, length=16), setup())
+    matrix = 4 * 9000 * SHAPE["hidden_size"]
+    assert 2 * matrix < found.activations < 2.5 * matrix
