@@ -255,7 +255,8 @@ def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
     model = enable_scoring(make_tiny_model(max_position_embeddings=128))
     with pytest.raises(UserError, match=r"cap=60: prompt p2 has \d+ tokens .* lower the cap to \d"):
         measure(model, tiny_tokenizer, PROMPTS, cap=60)
-    with pytest.raises(UserError, match=r"4 times .* shorten or drop the prompt"):
+    words = r"4 times the cap \(double_cap\); shorten or drop the prompt"
+    with pytest.raises(UserError, match=words):
         check_prompts(model, tiny_tokenizer, PROMPTS, cap=25, times=4)
     with pytest.raises(UserError, match="id p0 occurs twice"):
         measure(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)

@@ -149,6 +149,7 @@ def test_presets_of_the_hub_name_licences_and_what_stage_2_needs(path):
     assert preset.model.name_or_path in CONFIGS and preset.model.license
     assert all(source.path in ROWS and source.license for source in sources)
     assert set(preset.sft_dialogue.kinds) <= {source.kind for source in preset.data.sft}
+    assert "GiB" in path.read_text(encoding="utf-8").partition("\nrun:")[0]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
