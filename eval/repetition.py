@@ -23,6 +23,7 @@ from sft.run import fingerprint
 MAX_PERIOD = 256
 MIN_COPIES = 4
 MIN_TOKENS = 64
+SMALLEST_CAP = MIN_TOKENS // 2  # a loop is followed to twice the cap, so below this none counts
 # Copies that a loop has made by the cap, if it is to count at twice the cap.
 BEGUN_COPIES = 2
 
@@ -294,10 +295,10 @@ def check_cap(cap: int) -> None:
     Raises:
         UserError: twice the cap is shorter than the shortest loop that counts.
     """
-    if 2 * cap < MIN_TOKENS:
+    if cap < SMALLEST_CAP:
         raise UserError(
             f"eval.repetition.cap={cap}: a loop counts from {MIN_TOKENS} tokens on and is followed "
-            f"to twice the cap, so none could be found; give at least {MIN_TOKENS // 2}"
+            f"to twice the cap, so none could be found; give at least {SMALLEST_CAP}"
         )
 
 
@@ -329,7 +330,7 @@ def check_prompts(
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
     room = None if window is None else (window - len(contexts[longest])) // times
     if room is not None and room < cap:
-        enough = 2 * room >= MIN_TOKENS
+        enough = room >= SMALLEST_CAP
         remedy = f"lower the cap to {room}" if enough else "shorten or drop the prompt"
         raise UserError(
             f"eval.repetition.cap={cap}: prompt {prompts[longest]['id']} has "

@@ -28,7 +28,7 @@ from sft.flops import (
     training_flops,
 )
 from sft.machine import Machine
-from sft.memory import Memory, Setup, memory_bound, nf4_bytes, scoring_memory, step_memory
+from sft.memory import Memory, Setup, memory_ceiling, nf4_bytes, scoring_memory, step_memory
 from sft.model import attention_for, lora_config
 from sft.packing import FLAT_BUCKET, Batch, Document, RowKind, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
@@ -197,7 +197,7 @@ class Planner:
             load_in_4bit=self.placement.load_in_4bit,
         )
 
-    def bound(self, work: Work) -> int:
+    def ceiling(self, work: Work) -> int:
         """Bytes that the stage stays far below, counted at once, where `memory` takes seconds."""
         device = self.placement.device
         most = max(pass_tokens(device, sharded=self.sharded), batch_tokens(device))
@@ -206,7 +206,7 @@ class Planner:
         rows = max(rows, REFERENCE_ROWS) if work.reference else rows
         tokens = min(sum(lengths[:rows]), max(most, lengths[0]))
         every = self.parameters.total
-        return memory_bound(self.config, parameters=every, tokens=tokens, longest=lengths[0])
+        return memory_ceiling(self.config, parameters=every, tokens=tokens, longest=lengths[0])
 
     def _fullest(self, work: Work, *, rows: int, tokens: int, packing: bool) -> Batch:
         """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""

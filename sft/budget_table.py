@@ -47,7 +47,7 @@ def check_memory(planner: Planner, works: Sequence[Work]) -> None:
     if not plannable(planner.config):
         return
     for work in works:
-        if planner.bound(work) <= USABLE * planner.machine.memory:
+        if planner.ceiling(work) <= USABLE * planner.machine.memory:
             continue
         budget = planner.stage(work)
         sentence = planner.too_large(budget)

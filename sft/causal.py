@@ -1,6 +1,7 @@
-"""Which models can be trained here: decoders with a head over the vocabulary."""
+"""Which models can be trained here: decoders with a head over the vocabulary; and their shapes."""
 
 import re
+from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -43,11 +44,17 @@ def check_causal(config: PreTrainedConfig, *, given: str) -> None:
         )
 
 
-def own_code(config: PreTrainedConfig) -> bool:
+def model_of_config(config: PreTrainedConfig, **options: Any) -> Any:
+    """The causal LM that a configuration describes, on torch's default device, no weights loaded;
+    by code of its own where that, once trusted, made the configuration."""
+    return AutoModelForCausalLM.from_config(config, trust_remote_code=_own_code(config), **options)
+
+
+def _own_code(config: PreTrainedConfig) -> bool:
     """Whether a configuration's class came from the model's own files, which only trust loads."""
     return type(config).__module__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def _brings_one(config: PreTrainedConfig) -> bool:
     """Whether the model's own code, trusted by name, holds a causal class for its own kind."""
-    return own_code(config) and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return _own_code(config) and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from sft.causal import own_code
+from sft.causal import model_of_config
 from sft.config import UserError
 from sft.packing import Span
 
@@ -62,8 +62,7 @@ def parameters_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = 
 def _meta_model(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
     """Built on torch's meta device: shapes without memory, in a fraction of a second."""
     with torch.device("meta"):
-        trusted = own_code(config)
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+        model = model_of_config(config)
         return model if lora is None else get_peft_model(model, lora)
 
 

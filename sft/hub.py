@@ -1,4 +1,4 @@
-"""What the hub did not give, and why, in words that say what to do about it."""
+"""Whether the hub answers; and what it did not give, in words that say what to do about it."""
 
 import logging
 import os
@@ -73,7 +73,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         )
     if not among(LocalEntryNotFoundError, ConnectionError):
         return None
-    if constants.HF_HUB_OFFLINE and reach_hub():
+    if constants.HF_HUB_OFFLINE and reach_hub():  # by the user's wish, not by our own knock
         more = " --repo-type dataset" if kind == "dataset" else ""
         return (
             "there is no such local path, it is not in the cache of downloads, and HF_HUB_OFFLINE "

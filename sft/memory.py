@@ -18,9 +18,9 @@ from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from sft.causal import own_code
+from sft.causal import model_of_config
 from sft.lora import fuse_adapters
 from sft.packing import Batch
 from sft.scoring import enable_scoring, log_probs
@@ -70,7 +70,7 @@ def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memo
     return _to_depth(config, lambda shape: _run_scoring(shape, batch, setup))
 
 
-def memory_bound(config: PreTrainedConfig, *, parameters: int, tokens: int, longest: int) -> int:
+def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, longest: int) -> int:
     """Bytes that a step on `tokens` tokens, in rows of `longest` at most, stays far below.
 
     Weights, gradients, moments and copies at 20 bytes a parameter; 16 bytes for every token and
@@ -228,11 +228,10 @@ def _run_scoring(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[M
 
 def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
+        model = model_of_config(
             config,
             dtype=setup.compute if setup.lora else setup.weights,
             attn_implementation=setup.attention,
-            trust_remote_code=own_code(config),
         )
         enable_scoring(model)
         if setup.lora:

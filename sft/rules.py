@@ -171,8 +171,8 @@ def _check_asking(section: EvalSection) -> list[str]:
     asked = {"eval": section} | {f"eval.per_task.{t}": own for t, own in section.per_task.items()}
     for at, own in asked.items():
         for name in ("base_shots", "chat_shots"):
-            if (getattr(own, name) or 0) < 0:
-                count = getattr(own, name)
+            count = getattr(own, name)
+            if count is not None and count < 0:
                 problems.append(f"{at}.{name}={count} must be a number of examples, 0 or more")
     return problems
 

@@ -36,7 +36,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "vocab_size": 300}
 CONFIG = AutoConfig.for_model("llama", num_hidden_layers=2, **SHAPE)
 GPU = Placement(torch.device("cuda"), torch.float32, torch.bfloat16, "sdpa", ())
-
 CPU = Placement(torch.device("cpu"), torch.float32, torch.float32, "eager", ())
 
 
@@ -218,13 +217,13 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
         ({"intermediate_size": 2000, "num_hidden_layers": 1}, 0, CPU),
     ],
 )
-def test_the_bound_is_above_what_the_plan_finds(shape, lora, placement):
+def test_the_ceiling_is_above_what_the_plan_finds(shape, lora, placement):
     config = AutoConfig.for_model("llama", **({"num_hidden_layers": 2} | SHAPE | shape))
     plan = planner(config=config, placement=placement, lora=LoraSection(r=lora))
     pairs = pairs_work(DpoStage(), [(60, 20, 20)] * 70)
     many = work((30,) * 200, per_device_train_batch_size=50)
     for rows in (work((900, 5)), many, pairs):
-        assert plan.bound(rows) > 1.5 * plan.memory(rows, accumulates=True).total
+        assert plan.ceiling(rows) > 1.5 * plan.memory(rows, accumulates=True).total
 
 
 def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(caplog):
