@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from sft.config import UserError
 from sft.packing import Span
+from sft.tiles import pieces, tiled_attention
 
 DOCUMENTS = "documents"
 
@@ -47,12 +48,29 @@ def document_attention(
                 f"attention with {name} is not computed document by document; set "
                 "model.attn_implementation=eager"
             )
+    window = kwargs.get("sliding_window")
+    if torch.is_autocast_enabled(query.device.type):  # rotary positions leave float32
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    near = window is not None and window < key.shape[2]
+    if not near and not kwargs.get("dropout") and _tiles_are_faster(query):
+        before = key.shape[2] - query.shape[2]
+        tiled = [
+            tiled_attention(
+                query[r : r + 1],
+                key[r : r + 1],
+                value[r : r + 1],
+                pieces([span for span in documents if span.row == r], before=before),
+                scale=kwargs.get("scaling"),
+            )
+            for r in range(query.shape[0])
+        ]
+        return (torch.cat(tiled) if len(tiled) > 1 else tiled[0]).transpose(1, 2), None
     options = {
         "dropout_p": kwargs.get("dropout", 0.0),
         "scale": kwargs.get("scaling"),
         "enable_gqa": query.shape[1] != key.shape[1],
     }
-    window = kwargs.get("sliding_window")
     rows = [
         _row(
             [t[r : r + 1] for t in (query, key, value)],
@@ -63,6 +81,11 @@ def document_attention(
         for r in range(query.shape[0])
     ]
     return torch.cat(rows).transpose(1, 2), None
+
+
+def _tiles_are_faster(query: torch.Tensor) -> bool:
+    """Whether to compute in the tiles of `sft.tiles` rather than in torch's kernel."""
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
 def _row(

@@ -13,7 +13,7 @@ from sft.packing import Batch
 
 # Side of the square matrices whose product tells a device's peak: what fills it, and no more.
 CPU_SIDE, SIDE = 1024, 8192
-PROBE_SECONDS = 0.2
+PROBE_SECONDS = 0.06
 
 # What a log line has of this: it depends on the machine and on where a run was taken up again.
 MEASURED = (
@@ -90,7 +90,7 @@ def _costs(model: Any) -> Costs | None:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some square matrix products in `dtype`; takes a fifth of a second."""
+    """FLOP/s of the best of some square matrix products in `dtype`."""
     side = CPU_SIDE if device.type == "cpu" else SIDE
     generator = torch.Generator(device).manual_seed(0)  # equal values would run faster on a GPU
     left = torch.randn(side, side, dtype=dtype, device=device, generator=generator)

@@ -58,7 +58,7 @@ def settle_layout(model: Any, *, training: torch.dtype | None = None) -> None:
         UserError: not even single rows score as the model's own forward does.
     """
     name, attention = model.config.model_type, attention_of(model)
-    flaw = flex_flaw(model, training=training) if attention == FLEX else layout_flaw(model)
+    flaw = own_flaw(model, training=training) if attention in OWN else layout_flaw(model)
     if flaw and attention in OWN:
         log.info("attention: %s, %s: %s)", OWN[attention], name, flaw)
         model.set_attn_implementation("sdpa")
@@ -144,9 +144,9 @@ def plain_sum(model: Any, prompt: Any, completion: Any, device: torch.device) ->
     return picked.sum()
 
 
-def flex_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
-    """What is wrong with flex attention, or None: it compiles here for scoring and for training,
-    and both give what they must."""
+def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
+    """What is wrong with attention of ours, or None: it runs (flex attention: compiles) here for
+    scoring and for training, and both give what they must."""
     # What is compiled differs in more ways than torch allows for by itself.
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     was_training = model.training
@@ -154,6 +154,8 @@ def flex_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
         flaw = layout_flaw(model)
         if flaw is None and training is not None:
             flaw = _backward_flaw(model, training)
+    except UserError:
+        raise
     except (RuntimeError, ValueError) as error:  # compilers', kernels' and upstream's refusals
         flaw = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     model.train(was_training)
@@ -161,7 +163,7 @@ def flex_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
 
 
 def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:
-    """What is wrong with gradients over block masks.
+    """What is wrong with gradients over packed rows.
 
     That of a branch's final states by the embeddings must be zero at each token which the branch
     does not see, and elsewhere what it is over a dense mask.
@@ -171,7 +173,7 @@ def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:
         model.train()
         log_probs(model, batch)  # upstream refuses dropout, which is there in training alone
         model.eval()
-    ours, dense = (_slopes(model, batch, rows, compute) for rows in ("blocks", "masked"))
+    ours, dense = (_slopes(model, batch, rows, compute) for rows in (rows_of(model), "masked"))
     sees = (batch.document == 0) & ((batch.branch == 0) | (batch.branch == 2))
     leak = ours[~sees].abs().max().item()
     off = ((ours - dense).norm() / dense.norm()).item()

@@ -13,7 +13,7 @@ from sft.attention import DOCUMENTS
 from sft.blocks import FLEX, block_mask
 from sft.packing import BLOCK, Document, Segment, attention_mask, lay_out, pack
 from sft.prefix import read_prefix
-from sft.proof import flex_flaw, layout_flaw, settle_layout
+from sft.proof import layout_flaw, own_flaw, settle_layout
 from sft.scoring import (
     attention_of,
     enable_scoring,
@@ -134,11 +134,11 @@ def exact(module, query, key, value, mask, **kwargs):
 def test_the_proof_passes_what_computes_the_mask_and_refuses_attention_that_drops_out(monkeypatch):
     monkeypatch.setattr("sft.blocks.flex_attention_forward", exact)
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
-    assert flex_flaw(model, training=torch.float32) is None
-    assert flex_flaw(model, training=torch.bfloat16) is None
+    assert own_flaw(model, training=torch.float32) is None
+    assert own_flaw(model, training=torch.bfloat16) is None
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX, attention_dropout=0.1))
-    assert flex_flaw(model, training=None) is None
-    assert "does not support `dropout`" in flex_flaw(model, training=torch.float32)
+    assert own_flaw(model, training=None) is None
+    assert "does not support `dropout`" in own_flaw(model, training=torch.float32)
     assert not model.training
 
 
@@ -171,7 +171,7 @@ def test_a_gradient_that_a_branch_should_not_have_is_found(monkeypatch):
 
     monkeypatch.setattr("sft.blocks.flex_attention_forward", leaky)
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
-    assert "across branches" in flex_flaw(model, training=torch.float32)
+    assert "across branches" in own_flaw(model, training=torch.float32)
 
 
 ROWS = [document(150, 40, 9, 60), document(70), document(3, 30, 200), document(20, 5)]

@@ -25,13 +25,19 @@ def expected(layer, states, target, softcap=None):
     return log_probs.log_softmax(1).gather(1, target[:, None]).squeeze(1), logits.argmax(1)
 
 
+def slices(monkeypatch, *, rows, columns):
+    monkeypatch.setattr(head, "ROWS", rows)
+    monkeypatch.setattr(head, "CPU_SLICE", rows * columns)
+
+
 @pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("rows", [1, 4, 13])
+@pytest.mark.parametrize("rows, columns", [(1, 50), (4, 50), (13, 50), (4, 7), (13, 1)])
 @pytest.mark.parametrize("kept", [0, 2**26])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_log_probs_and_gradients_are_those_of_log_softmax(
-    trained, rows, kept, softcap, monkeypatch
+    trained, rows, columns, kept, softcap, monkeypatch
 ):
+    slices(monkeypatch, rows=rows, columns=columns)
     monkeypatch.setattr(head, "CPU_CHUNK", rows * VOCABULARY)
     monkeypatch.setattr(head, "KEPT", kept)
     layer, states, target = layer_and_states()
@@ -148,13 +154,42 @@ def test_a_head_with_a_bias_or_a_hook_is_called_as_the_model_calls_it():
 
 
 @pytest.mark.parametrize("trained", [True, False])
+def test_a_largest_logit_in_a_later_slice_is_as_good_as_one_in_the_first(trained, monkeypatch):
+    """Logits that rise and fall by hundreds from slice to slice, in float32: sums beside an earlier
+    maximum must shrink to nothing, and never overflow."""
+    slices(monkeypatch, rows=2, columns=3)
+    monkeypatch.setattr(head, "KEPT", 0)
+    logits = torch.tensor([[-900.0, 0, 500, 499, 501, 500, -1, 88.5, 501.5, 0]] * 3)
+    layer = torch.nn.Linear(3, 10, bias=False).requires_grad_(trained)
+    layer.weight.data = logits.T.contiguous()
+    states = torch.eye(3)[[0, 1, 2, 0]].requires_grad_()
+    target = torch.tensor([8, 4, 0, 7])
+    scores = score_states(states, layer, target, softcap=None)
+    wanted, best = expected(layer, states, target)
+    torch.testing.assert_close(scores.log_probs, wanted, rtol=1e-6, atol=1e-4)
+    assert torch.equal(scores.is_argmax, best == target)
+    (slope,) = torch.autograd.grad(scores.log_probs.sum(), states)
+    (wanted_slope,) = torch.autograd.grad(wanted.sum(), states)
+    torch.testing.assert_close(slope, wanted_slope, rtol=1e-4, atol=1e-3)
+
+
+def test_of_equal_logits_the_first_is_the_choice_of_greedy_decoding(monkeypatch):
+    slices(monkeypatch, rows=4, columns=2)
+    layer = torch.nn.Linear(1, 6, bias=False)
+    layer.weight.data = torch.tensor([[1.0], [3], [2], [3], [3], [0]])
+    target = torch.tensor([1, 3, 4, 0])
+    found = score_states(torch.ones(4, 1), layer, target, softcap=None)
+    assert found.is_argmax.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("trained", [True, False])
 def test_no_tensor_as_large_as_the_logits_outlives_its_chunk(trained, monkeypatch):
     """With a vocabulary of 152 k, all logits of 64 tokens would be 9.7 million values."""
-    monkeypatch.setattr(head, "CPU_CHUNK", 4 * 152_000)
+    slices(monkeypatch, rows=64, columns=4096)
     monkeypatch.setattr(head, "KEPT", 0)
     torch.manual_seed(0)
-    layer = torch.nn.Linear(2, 152_000, bias=False).requires_grad_(trained)
-    states = torch.randn(64, 2, requires_grad=True)
+    layer = torch.nn.Linear(1, 152_000, bias=False).requires_grad_(trained)
+    states = torch.randn(64, 1, requires_grad=True)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -168,4 +203,4 @@ def test_no_tensor_as_large_as_the_logits_outlives_its_chunk(trained, monkeypatc
     with Watch():
         target = torch.arange(64)
         score_states(states, layer, target, softcap=None).log_probs.sum().backward()
-    assert largest == 4 * 152_000
+    assert largest == 64 * 4096

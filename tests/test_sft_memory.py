@@ -85,7 +85,7 @@ def test_logits_are_those_of_scored_tokens_only():
     model = config(1, vocabulary=5000)
     found = step_memory(model, batch(rows=3, length=48), setup())
     copies = found.logits / (4 * 5000 * 3 * 24)  # float32, V, scored tokens
-    assert copies in (2, 3)  # the logits, their gradient, and softmax between
+    assert copies == 1  # powers, which its backward pass turns into gradients slice by slice
     longer = step_memory(model, batch(rows=3, length=96), setup())
     assert longer.logits == 2 * found.logits
 

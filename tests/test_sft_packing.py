@@ -132,8 +132,9 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypa
     model = enable_scoring(tiny_model)
     batch = pack(DOCUMENTS, row_length=64)
     results = []
-    for budget in (2**26, 260 * 4):
-        monkeypatch.setattr("sft.head.CPU_CHUNK", budget)
+    for rows, budget in ((1024, 2**21), (4, 4 * 100)):
+        monkeypatch.setattr("sft.head.ROWS", rows)
+        monkeypatch.setattr("sft.head.CPU_SLICE", budget)
         model.zero_grad()
         scores = score(model, batch)
         scores.log_probs.sum().backward()
