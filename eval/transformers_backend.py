@@ -4,7 +4,7 @@ A context that several questions share is computed once, and so is what contexts
 log-probabilities are taken of scored tokens only, their log-sum-exp in float32.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class TransformersBackend(Backend):
         for shared, groups in _families(list(contexts.values()), shares=shares):
             prefix = None
             if shared:
-                prefix = read_prefix(self.model, groups[0][0].question.context[:shared])
+                prefix = read_prefix(self.model, _context(groups[0])[:shared])
             groups.sort(key=_size, reverse=True)
             for batch in _batches(groups, budget=self._budget, shared=shared):
                 asked = [one.place for group in batch for one in group]
@@ -79,7 +79,7 @@ class TransformersBackend(Backend):
         documents = []
         before = prefix.length if prefix else 0
         for group in groups:
-            context = group[0].question.context[before:]
+            context = _context(group)[before:]
             tails = [one.question.continuation for one in group]
             branches = tuple(Segment(tail, [True] * len(tail)) for tail in tails)
             documents.append(Document(Segment(context, [False] * len(context)), branches))
@@ -110,26 +110,42 @@ def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
 
 
 def _size(group: _Group) -> int:
-    return len(group[0].question.context) + sum(len(one.question.continuation) for one in group)
+    return len(_context(group)) + sum(len(one.question.continuation) for one in group)
 
 
-def _families(groups: Sequence[_Group], *, shares: bool) -> Iterable[tuple[int, list[_Group]]]:
+def _families(groups: Sequence[_Group], *, shares: bool) -> list[tuple[int, list[_Group]]]:
     """Groups whose contexts begin alike, with the number of tokens that they share; 0 for those
     that stand alone, and for all where a model cannot share."""
+    if not shares:
+        return [(0, list(groups))]
+    found = list(_parts(groups, shared=_shared(groups)))
+    alone = [group for shared, family in found if not shared for group in family]
+    return [family for family in found if family[0]] + ([(0, alone)] if alone else [])
+
+
+def _parts(groups: Sequence[_Group], *, shared: int) -> Iterator[tuple[int, list[_Group]]]:
+    """A family of groups, or smaller ones where that saves tokens: the examples of a few questions
+    lack the question itself, and would leave all others little to share."""
     starts: dict[tuple[int, ...], list[_Group]] = {}
     for group in groups:
-        start = group[0].question.context[:MIN_SHARED] if shares else ()
-        starts.setdefault(start, []).append(group)
-    alone = []
-    for family in starts.values():
-        contexts = [group[0].question.context for group in family]
-        shared = shared_length(contexts) if shares else 0
-        if shared:
-            yield shared, family
+        starts.setdefault(_context(group)[shared : shared + MIN_SHARED], []).append(group)
+    rest = []
+    for part in starts.values():
+        more = _shared(part)
+        if len(part) < len(groups) and len(part) * (more - shared) > more:
+            yield from _parts(part, shared=more)
         else:
-            alone += family
-    if alone:
-        yield 0, alone
+            rest += part
+    if rest:
+        yield _shared(rest), rest
+
+
+def _context(group: _Group) -> tuple[int, ...]:
+    return group[0].question.context
+
+
+def _shared(groups: Sequence[_Group]) -> int:
+    return shared_length([_context(group) for group in groups])
 
 
 def _batches(groups: Sequence[_Group], *, budget: int, shared: int) -> Iterable[list[_Group]]:

@@ -125,6 +125,35 @@ def test_questions_behind_shared_examples_score_as_in_lm_eval(
     assert (sum(lengths) < 0.8 * whole) == (window is None)
 
 
+def test_examples_that_lack_the_question_itself_keep_no_others_from_sharing(
+    tiny_tokenizer, monkeypatch
+):
+    """As where a file has one split: the first questions are examples too, and lack themselves."""
+    model = make_tiny_model(max_position_embeddings=512, attn_implementation="documents")
+    texts = [f"{letter * 3} is what number in the alphabet? It is {letter}. " for letter in "abcde"]
+    asked = []
+    for place in range(12):
+        examples = "".join([text for i, text in enumerate(texts) if i != place][:4])
+        own = texts[place] if place < len(texts) else f"And {place}? "
+        asked.append((examples + own, [" one", " two"]))
+    ours = Engine(enable_scoring(model), tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices(asked)))
+    lengths = []
+    read = model.forward
+
+    def counting(*args, **kwargs):
+        lengths.append(kwargs["input_ids"].numel())
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counting)
+    Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    # The first four are read alone, the fifth and those after it behind the same examples.
+    alone = sum(len(context) + 8 for context, _ in asked[:4])
+    shared = len("".join(texts[:4]))
+    behind = sum(len(context) - shared + 8 for context, _ in asked[4:])
+    assert sum(lengths) <= 1.02 * (alone + shared + behind)  # rows are padded a little
+
+
 def test_what_greedy_decoding_writes_is_marked_greedy(model, tiny_tokenizer):
     engine = Engine(model, tiny_tokenizer, chat=False)
     ids = tiny_tokenizer("Once upon a time")["input_ids"]
