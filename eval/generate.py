@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from eval.cache import preallocated_cache, sees_everything
+from sft.few_rows import few_rows
 
 # Steps between two looks at the rows: stop strings, loops, compaction, and on GPUs the only sync.
 CHECK_EVERY = 8
@@ -78,20 +79,21 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        for rows in _batches([len(p) for p in prompts], caps, budget=budget):
-            batch = _Batch(
-                model,
-                [prompts[r] for r in rows],
-                [caps[r] for r in rows],
-                seeds=[seeds[r] for r in rows] if seeds is not None and temperature > 0 else None,
-            )
-            rule = StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
-            for ended in batch.run(rule, temperature=temperature, top_p=top_p):
-                for slot, token_ids, text, reason in ended:
-                    row = rows[slot]
-                    results[row] = Generation(list(prompts[row]), token_ids, text, reason)
-                if progress is not None:
-                    progress(len(ended))
+        with few_rows(model):
+            for rows in _batches([len(p) for p in prompts], caps, budget=budget):
+                batch = _Batch(
+                    model,
+                    [prompts[r] for r in rows],
+                    [caps[r] for r in rows],
+                    seeds=[seeds[r] for r in rows] if seeds and temperature > 0 else None,
+                )
+                rule = StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
+                for ended in batch.run(rule, temperature=temperature, top_p=top_p):
+                    for slot, token_ids, text, reason in ended:
+                        row = rows[slot]
+                        results[row] = Generation(list(prompts[row]), token_ids, text, reason)
+                    if progress is not None:
+                        progress(len(ended))
     finally:
         model.train(was_training)
     return [result for result in results if result is not None]

@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch.autograd.function import once_differentiable
 
+from sft.few_rows import linear
 from sft.sharding import sharded
 
 
@@ -84,7 +85,7 @@ class _Sum(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         low, high = down.to(x.dtype), up.to(x.dtype)
         inner = _product(rows, low.T, scaling)
-        out = torch.nn.functional.linear(rows, weight, bias).addmm_(inner, high.T)
+        out = linear(rows, weight, bias).addmm_(inner, high.T)
         ctx.save_for_backward(rows, inner, weight, low, high)
         ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (down.dtype, up.dtype)
         return out.view(*x.shape[:-1], out.shape[-1])

@@ -1,7 +1,7 @@
 """Attention of packed rows in bfloat16 on a CPU, as matrix products of a tile of queries.
 
 torch's own kernel for the CPU multiplies small blocks one by one; in bfloat16 it takes 1.5 to 2
-times as long as this, its backward pass with it (`python tests/benchmarks/attention_speed.py`).
+times as long as this, its backward pass with it (`python tests/benchmarks/kernel_speed.py`).
 Here the scores of some queries against all keys that they see are one product, small enough for the
 caches; like the kernel, the backward pass computes probabilities again. Scores and probabilities
 are rounded to the inputs' dtype: the output and the gradient by queries lie up to twice as far from
