@@ -116,7 +116,7 @@ def _size(group: _Group) -> int:
 def _families(groups: Sequence[_Group], *, shares: bool) -> list[tuple[int, list[_Group]]]:
     """Groups whose contexts begin alike, with the number of tokens that they share; 0 for those
     that stand alone, and for all where a model cannot share."""
-    if not shares:
+    if not shares or not groups:
         return [(0, list(groups))]
     found = list(_parts(groups, shared=_shared(groups)))
     alone = [group for shared, family in found if not shared for group in family]

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from eval.engine import Engine
+from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, ensure_template, stop_ids
 from sft.config import UserError
 from sft.scoring import enable_scoring
@@ -152,6 +153,10 @@ def test_examples_that_lack_the_question_itself_keep_no_others_from_sharing(
     shared = len("".join(texts[:4]))
     behind = sum(len(context) - shared + 8 for context, _ in asked[4:])
     assert sum(lengths) <= 1.02 * (alone + shared + behind)  # rows are padded a little
+
+
+def test_nothing_to_ask_has_no_scores(model, tiny_tokenizer):
+    assert backend_of(enable_scoring(model), tiny_tokenizer).score([]) == []
 
 
 def test_what_greedy_decoding_writes_is_marked_greedy(model, tiny_tokenizer):
