@@ -6,6 +6,7 @@ model's own matrices, so that grouped queries, gated layers, experts and adapter
 Element-wise work (norms, softmax, rotations, state-space scans) is left out, as it is there.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def _meta_model(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
     """Built on torch's meta device: shapes without memory, in a fraction of a second."""
     with torch.device("meta"):
         model = model_of_config(config)
-        return model if lora is None else get_peft_model(model, lora)
+        # A copy: peft writes the names of this model's layers into what it is given.
+        return model if lora is None else get_peft_model(model, copy.deepcopy(lora))
 
 
 def parameters_of_model(model: Any) -> Parameters:

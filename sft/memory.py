@@ -235,7 +235,8 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
         )
         enable_scoring(model)
         if setup.lora:
-            model = fuse_adapters(get_peft_model(model, setup.lora))
+            # A copy: peft writes the layers' names of one depth into what it is given.
+            model = fuse_adapters(get_peft_model(model, copy.deepcopy(setup.lora)))
     return model
 
 

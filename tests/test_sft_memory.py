@@ -99,7 +99,7 @@ def test_checkpointing_leaves_of_each_layer_its_input():
     )
     assert (deep.activations - shallow.activations) == pytest.approx(
         4 * tokens * width * 4, rel=0.05
-    )
+    ), (shallow, deep)
 
 
 def test_gradients_of_a_tied_matrix_are_added_in_the_place_of_one():
@@ -107,3 +107,11 @@ def test_gradients_of_a_tied_matrix_are_added_in_the_place_of_one():
     found = step_memory(model, batch(rows=1, length=16), setup())
     matrix = 4 * 9000 * SHAPE["hidden_size"]
     assert 2 * matrix < found.activations < 2.5 * matrix
+
+
+def test_a_plan_leaves_the_adapters_settings_as_they_were():
+    """peft writes the layers of the model at hand into them: half of a deeper one would be left."""
+    lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    step_memory(config(1), batch(), setup(lora=lora))
+    costs_of_config(config(1), lora=lora)
+    assert lora.target_modules == "all-linear"
