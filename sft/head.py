@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 # Logits alive at once where a module makes them, float32.
 CPU_CHUNK, CHUNK = 2**25, 2**26
 # Logits of one slice: what caches hold on a CPU, what fills a GPU; and the tokens in it at most.
-CPU_SLICE, SLICE, ROWS = 2**21, 2**26, 1024
+CPU_SLICE, SLICE, ROWS = 2**21, 2**24, 1024
 # Powers that a trained head keeps for its backward pass: a quarter of a GiB.
 KEPT = 2**26
 # exp(x) = exp2(x * LOG2_E), which takes a third of the time on a CPU.
