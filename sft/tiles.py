@@ -59,12 +59,12 @@ def tiled_attention(
 
     Args:
         query: [1, H, L, D].
-        key, value: [1, G, S, D], G dividing H; head h reads group h // (H / G).
+        key, value: [1, G, S, D] and [1, G, S, E], G dividing H; head h reads group h // (H / G).
         row: the row's pieces; tokens outside of them get zeros.
         scale: of the scores, 1 / sqrt(D) where None.
 
     Returns:
-        [1, H, L, D], laid out in memory as [1, L, H, D].
+        [1, H, L, E], laid out in memory as [1, L, H, E].
     """
     given = query.shape[-1] ** -0.5 if scale is None else scale
     return _Tiled.apply(query, key, value, tuple(row), given)
@@ -84,7 +84,7 @@ class _Tiled(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.row, ctx.scale = row, scale
-        out = _like(query).zero_()
+        out = _like(query, value.shape[-1]).zero_()
         groups = key.shape[1]
         room = _room(query, row)
         for piece in row:
@@ -99,7 +99,7 @@ class _Tiled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value = ctx.saved_tensors
-        by_query = _like(query).zero_()
+        by_query = _like(query, query.shape[-1]).zero_()
         # Added up over tiles and branches, so in float32 at least.
         exact = torch.promote_types(key.dtype, torch.float32)
         by_key, by_value = (t.new_zeros(t.shape[1:], dtype=exact) for t in (key, value))
@@ -123,9 +123,9 @@ class _Tiled(torch.autograd.Function):
         return by_query, by_key.to(key.dtype)[None], by_value.to(value.dtype)[None], None, None
 
 
-def _like(states: torch.Tensor) -> torch.Tensor:
-    """Room for [1, H, L, D], laid out as [1, L, H, D]: what the projections around it read."""
-    one, heads, length, width = states.shape
+def _like(states: torch.Tensor, width: int) -> torch.Tensor:
+    """Room for [1, H, L, width], laid out as [1, L, H, width]: what the projections read."""
+    one, heads, length, _ = states.shape
     return states.new_empty((one, length, heads, width)).transpose(1, 2)
 
 
@@ -162,7 +162,7 @@ def _scatter(total: torch.Tensor, piece: Piece, gradient: torch.Tensor) -> None:
 
 
 def _grouped(states: torch.Tensor, at: slice, groups: int) -> torch.Tensor:
-    """Queries of a tile by the keys that they share: [1, H, L, D] -> [G, H / G * n, D]."""
+    """Rows of a tile by the keys that their heads share: [1, H, L, D] -> [G, H / G * n, D]."""
     return states[0, :, at].reshape(groups, -1, states.shape[-1])
 
 

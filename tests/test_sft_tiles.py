@@ -40,17 +40,17 @@ def seen_by(spans, *, before, length):
     return mask
 
 
-def drawn(length, before, *, heads=6, groups=2, width=8, dtype=torch.float64):
+def drawn(length, before, *, heads=6, groups=2, width=8, values=None, dtype=torch.float64):
     """Queries, keys and values as a model's projections lay them out, and a gradient."""
     torch.manual_seed(0)
 
-    def states(heads, length):
-        values = torch.randn(1, length, heads, width, dtype=dtype)
-        return values.transpose(1, 2).requires_grad_()
+    def states(heads, length, width):
+        found = torch.randn(1, length, heads, width, dtype=dtype)
+        return found.transpose(1, 2).requires_grad_()
 
-    total = before + length
-    inputs = [states(heads, length), states(groups, total), states(groups, total)]
-    return inputs, torch.randn(1, heads, length, width, dtype=dtype)
+    total, own = before + length, values or width
+    inputs = [states(heads, length, width), states(groups, total, width)]
+    return [*inputs, states(groups, total, own)], torch.randn(1, heads, length, own, dtype=dtype)
 
 
 def with_gradients(output, inputs, grad):
@@ -62,12 +62,20 @@ documents = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_si
 
 @settings(max_examples=60, deadline=None)
 @given(
-    documents, st.integers(0, 5), st.integers(0, 3), st.integers(1, 6), st.sampled_from([1, 200])
+    documents,
+    st.integers(0, 5),
+    st.integers(0, 3),
+    st.integers(1, 6),
+    st.sampled_from([1, 200]),
+    st.sampled_from([8, 5]),
 )
-def test_any_documents_in_any_tiles_are_those_of_a_dense_mask(lengths, before, padding, tile, room):
+def test_any_documents_in_any_tiles_are_those_of_a_dense_mask(
+    lengths, before, padding, tile, room, values
+):
+    """Also where values are of another width than keys, as in latent attention."""
     spans, length = spans_of(lengths)
     length += padding
-    inputs, grad = drawn(length, before)
+    inputs, grad = drawn(length, before, values=values)
     mask = seen_by(spans, before=before, length=length)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "TILE", tile)
