@@ -184,7 +184,9 @@ def sampled_pairs(
         if not pairs:
             raise UserError(
                 f"no pair could be built from {len(prompts)} prompts: the judge saw no answer "
-                "better than another; raise pairs.samples_per_prompt or pairs.temperature"
+                "better than another; raise pairs.samples_per_prompt, pairs.temperature or, where "
+                "answers are cut, pairs.max_new_tokens, name preferences of your own "
+                "(data.preference), or end without DPO (dpo.enabled=false), and add --rerun"
             )
         _encode(pairs, preset, setting, folder=stage.folder / ROWS)
 

@@ -3,6 +3,7 @@
 Everything in it is read from the run: preset.yaml, results.json, data/, run.json.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def model_card(
         checked: what was proved about it.
     """
     results = read_json(run / "results.json")
-    lines = ["---", yaml.safe_dump(_metadata(preset), sort_keys=False).rstrip(), "---", ""]
+    metadata = _metadata(preset, trained=stage_facts(run), last=model)
+    lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
     lines += [f"# {md(name)}", ""]
     how = how_trained(asdict(preset.lora), asdict(preset.model)) + ", merged" * bool(preset.lora.r)
     lines += [
@@ -43,23 +45,27 @@ def model_card(
     if results and model in results["models"]:
         lines += [md(headline(results).answer), "", *results_tables(results)]
     else:
-        lines += ["This model was not measured."]
+        lines += [
+            "The run had not ended when this was exported, so nothing is compared here."
+            if not results
+            else "This model was not measured."
+        ]
     lines += ["", "## How it was made", "", *_stages(run, preset, last=model)]
-    lines += ["", "## Data and licences", "", *_licences(run, preset)]
+    lines += ["", "## Data and licences", "", *_licences(run, preset, dpo=model == "dpo")]
     return "\n".join(lines) + "\n"
 
 
-def _metadata(preset: Preset) -> dict[str, Any]:
+def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str, Any]:
     """What the hub reads: https://huggingface.co/docs/hub/model-cards."""
-    sources = [*preset.data.sft, *preset.data.preference]
-    stages = [preset.sft_all.enabled or preset.sft_dialogue.enabled, preset.dpo.enabled]
+    sources = [*preset.data.sft, *(preset.data.preference if last == "dpo" else [])]
+    sft = any(name != "dpo" for name in trained)
     facts = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": _hub_id(preset.model.name_or_path),
         "datasets": [s.path for s in sources if _hub_id(s.path)],
         "license": preset.model.license,
-        "tags": ["truing", *(t for t, on in zip(("sft", "dpo"), stages, strict=True) if on)],
+        "tags": ["truing", *["sft"] * sft, *["dpo"] * (last == "dpo")],
     }
     return {key: value for key, value in facts.items() if value}
 
@@ -101,14 +107,15 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
     ]
 
 
-def _licences(run: Path, preset: Preset) -> list[str]:
+def _licences(run: Path, preset: Preset, *, dpo: bool) -> list[str]:
     counted = read_json(run / "data" / "data.json") or {}
     kept = {entry["source"]: entry["kept"] for entry in counted.get("sources", [])}
     rows = [["base", preset.model.name_or_path, preset.model.license or UNSTATED, ""]]
+    given = preset.data.preference
     uses: tuple[tuple[str, list[Source]], ...] = (
         ("chats", preset.data.sft),
-        ("preferences", preset.data.preference),
-        ("prompts for its own answers", preset.pairs.prompts if not preset.data.preference else []),
+        ("preferences", preset.data.preference if dpo else []),
+        ("prompts for its own answers", preset.pairs.prompts if dpo and not given else []),
     )
     for use, sources in uses:
         for source in sources:

@@ -92,7 +92,8 @@ def check_tasks(
         if missing:
             missing = [name for name in missing if name not in _lm_eval_tasks().all_tasks]
         if missing:
-            near = difflib.get_close_matches(missing[0], [*local, *_lm_eval_tasks().all_tasks], n=3)
+            known = {*local, *_lm_eval_tasks().all_tasks}
+            near = difflib.get_close_matches(missing[0], sorted(known), n=3)
             hint = f"; the nearest are {', '.join(near)}" if near else ""
             where = f" nor in {source.folder}" if source.folder else ""
             raise UserError(f"{key}: {missing[0]!r} is no task of lm-eval{where}{hint}")

@@ -119,6 +119,8 @@ def export(
         dtype=published,
         trust_remote_code=trust,
     )
+    if not (run / "results.json").is_file():
+        log.warning("%s had not ended: this is its model after %s, and is not compared", run, name)
     checked = [f"weights: published in {str(published).removeprefix('torch.')}; {in_words(check)}"]
     if in_4bit:
         found = over_4bit(

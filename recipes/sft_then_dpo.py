@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("preset", nargs="?", default=str(QUICKSTART), help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true", help="check and count, train nothing")
-    parser.add_argument("--fresh", action="store_true", help="empty run.dir first")
-    parser.add_argument("--rerun", action="store_true", help="redo what a changed preset touches")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--fresh", action="store_true", help="empty run.dir first")
+    again.add_argument("--rerun", action="store_true", help="redo what a changed preset touches")
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",

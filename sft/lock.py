@@ -45,6 +45,10 @@ def one_writer(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = os.fdopen(os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"run.dir={folder} is a file, or lies in one; set run.dir= to a folder"
+        ) from None
     except OSError as error:
         raise UserError(
             f"run.dir={folder} cannot be written ({error.strerror}); set run.dir= to a folder of "

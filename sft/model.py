@@ -35,7 +35,7 @@ from sft.proof import settle_layout
 from sft.quantised import nf4
 from sft.run import is_adapter
 from sft.scoring import enable_scoring
-from sft.storage import fault
+from sft.storage import as_others, fault
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.weights import check_adapter, check_weights, read_weights
 
@@ -316,3 +316,4 @@ def save_model(
     model.save_pretrained(folder, state_dict=weights)
     bare.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    as_others(folder)

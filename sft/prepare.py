@@ -201,8 +201,8 @@ def rows_of_stage(
     if missing:
         raise UserError(
             f"{where}.kinds={kinds}: no row is of kind {', '.join(missing)}; the rows are "
-            f"{', '.join(f'{n} {kind}' for kind, n in present.items())}; name one of these, "
-            "or give the sources a kind"
+            f"{', '.join(f'{n} {kind}' for kind, n in present.items())}; name one of these in "
+            f"{where}.kinds, give the sources a kind, or set {where}.enabled=false"
         )
     of_kind = rows.select([i for i, k in enumerate(of_rows) if not kinds or k in kinds])
     lengths = row_lengths(of_kind)

@@ -72,7 +72,13 @@ def check_rules(preset: Preset) -> list[str]:
         )
     problems += _check_lora(preset)
     for stage in ("sft_all", "sft_dialogue", "dpo"):
-        problems += _check_numbers(stage, getattr(preset, stage).trl)
+        section = getattr(preset, stage)
+        problems += _check_numbers(stage, section.trl)
+        if section.train_batch_size < 0:
+            problems.append(
+                f"{stage}.train_batch_size={section.train_batch_size} must not be negative; 0 "
+                "leaves it to per_device_train_batch_size and gradient_accumulation_steps"
+            )
     for stage in ("sft_all", "sft_dialogue"):
         if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
             problems.append(f"{stage}.loss_type is nll here; remove it")

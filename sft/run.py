@@ -354,8 +354,10 @@ class _Claim:
 
 
 def _anything_done(folder: Path) -> bool:
-    """Whether a run got further than a start that its own data or preset ended."""
-    return any(any(folder.rglob(name)) for name in ("done.json", "checkpoint-*"))
+    """Whether a run got further than a start that its own data or preset ended: prepared rows are
+    no more than that, and are prepared again where they changed."""
+    found = (p for name in ("done.json", "checkpoint-*") for p in folder.rglob(name))
+    return any(path.relative_to(folder).parts[0] != "data" for path in found)
 
 
 def _differences(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:

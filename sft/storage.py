@@ -172,6 +172,16 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
+def as_others(folder: Path) -> None:
+    """Give a folder's files the rights that new files have: safetensors leaves its own to their
+    owner alone, and a server may run as somebody else."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file's contents; a large one is read once for as long as size and time stay."""
     facts = path.stat()

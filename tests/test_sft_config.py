@@ -117,6 +117,7 @@ def test_settings_that_could_not_take_effect_are_refused(preset_file, override, 
     ("override", "words"),
     [
         ("sft_all.per_device_train_batch_size=0", "must be at least 1"),
+        ("dpo.train_batch_size=-4", "must not be negative; 0 leaves it to per_device_train_batch"),
         ("sft_all.learning_rate=-1", "must be a number, zero or above"),
         ("dpo.learning_rate=.nan", "must be a number, zero or above"),
         ("dpo.num_train_epochs=0", "trains nothing or never ends; give a number above 0"),

@@ -73,7 +73,9 @@ def stage_in(folder):
 
 def test_a_start_that_its_own_preset_ended_does_not_hold_up_the_corrected_one(tmp_path):
     with pytest.raises(UserError, match="no such file"), open_run(preset(tmp_path / "r")) as folder:
-        Stage(folder / "data", {"sources": "wrong"}).begin()
+        stage = Stage(folder / "data", {"sources": "wrong"})
+        stage.begin()
+        stage.finish(outputs=[], facts={})  # rows are prepared before a cap is found too large
         raise UserError("x: no such file")
     with open_run(preset(tmp_path / "r", seed=1)) as folder:
         (folder / "1-sft-all" / "checkpoint-2").mkdir(parents=True)
@@ -193,7 +195,7 @@ def test_work_on_other_inputs_that_was_half_thrown_away_is_thrown_away_wholly(tm
 def test_an_unwritable_path_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"cannot be written .*; set run\.dir="),
+        pytest.raises(UserError, match=r"is a file, or lies in one; set run\.dir= to a folder"),
         open_run(preset(tmp_path / "file" / "run")),
     ):
         pass
