@@ -20,7 +20,8 @@ from eval.kept import Unit, not_written
 from eval.loading import backend_inputs, loaded
 from eval.repetition_views import detail
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
-from sft.config import EvalSection, Source, TaskOptions, UserError
+from eval.transformers_backend import backend_of
+from sft.config import EvalSection, RepetitionSection, Source, TaskOptions, UserError
 from sft.prompts import read_prompts
 from sft.run import (
     Stage,
@@ -61,6 +62,23 @@ def check_measures(section: EvalSection) -> None:
             "eval names neither tasks nor repetition.prompts nor safety.prompts; name at least "
             "one, or nothing shows what training did"
         )
+
+
+def check_room(section: EvalSection, tokenizer: Any, *, window: int | None) -> None:
+    """Refuse prompts for repetition that leave a model's window too little room for the cap.
+
+    Raises:
+        UserError: so it is; it says what would fit.
+    """
+    if (path := section.repetition.prompts) is not None:
+        prompts, cap = read_prompts([Source(path)]), section.repetition.cap
+        times = _times(section.repetition)
+        repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
+
+
+def _times(section: RepetitionSection) -> int:
+    """How many times the cap an answer may be followed to."""
+    return 4 if section.double_cap else 2
 
 
 def measure(
@@ -193,8 +211,9 @@ class _Measured:
         greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
 
         def run() -> dict[str, Any]:
-            times = 4 if section.double_cap else 2
-            repetition.check_prompts(self._model, tokenizer, prompts, cap=cap, times=times)
+            times = _times(section)
+            window = backend_of(self._model, tokenizer).window
+            repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
             with self._bar(prompts, "repetition") as bar:
                 measured = partial(
                     repetition.measure, self._model, tokenizer, cap=cap, progress=bar.update

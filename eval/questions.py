@@ -34,7 +34,7 @@ def _load(name: str, *, source: Tasks) -> list[Question]:
             tasks = load_tasks([name], source=source, shots=0, seed=0)
     except UserError as error:
         log.warning(
-            "no check of the rows against the questions of %s, which no run could measure: %s",
+            "no check of the rows against the questions of %s, with which a run would stop: %s",
             *(name, error),
         )
         return []

@@ -101,7 +101,8 @@ def measure(
     Raises:
         UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
     """
-    contexts = check_prompts(model, tokenizer, prompts, cap=cap)
+    window = backend_of(model, tokenizer).window
+    contexts = check_prompts(tokenizer, prompts, window=window, cap=cap)
     decoder = _Decoder(backend_of(model, tokenizer), stop_ids(tokenizer))
     rows = [_Row(context) for context in contexts]
     for row, stored in zip(rows, begun or [], strict=begun is not None):
@@ -143,7 +144,8 @@ def measure_sampled(
     Raises:
         UserError: as `measure`.
     """
-    contexts = check_prompts(model, tokenizer, prompts, cap=cap)
+    window = backend_of(model, tokenizer).window
+    contexts = check_prompts(tokenizer, prompts, window=window, cap=cap)
     stops = stop_ids(tokenizer)
     # By the prompt's id: neither order nor company of the prompts moves an answer.
     seeds = [int(fingerprint([seed, prompt["id"]])[:12], 16) for prompt in prompts]
@@ -303,10 +305,10 @@ def check_cap(cap: int) -> None:
 
 
 def check_prompts(
-    model: Any,
     tokenizer: Any,
     prompts: Sequence[Mapping[str, Any]],
     *,
+    window: int | None,
     cap: int,
     times: int = 2,
 ) -> list[list[int]]:
@@ -326,7 +328,6 @@ def check_prompts(
             )
         seen.add(prompt["id"])
     contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
-    window = backend_of(model, tokenizer).window
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
     room = None if window is None else (window - len(contexts[longest])) // times
     if room is not None and room < cap:

@@ -64,13 +64,13 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.backend import check_one_backend
     from eval.imported import import_measures
     from eval.loading import check_backend
-    from eval.measure import check_measures, measure
+    from eval.measure import check_measures, check_room, measure
     from eval.results import write_results
     from eval.tables import console_table
     from sft.budget import Planner
     from sft.console import farewell, start_logging
     from sft.machine import this_machine
-    from sft.model import check_model, has_template, load_tokenizer, read_config
+    from sft.model import check_model, context_window, has_template, load_tokenizer, read_config
     from sft.placement import choose_placement
     from sft.run import open_run, write_environment
     from sft.setting import Setting
@@ -82,6 +82,9 @@ def compare(preset: Preset, compared: Compared) -> None:
     if sections:
         check_measures(preset.eval)
     tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in sections}
+    for name, tokenizer in tokenizers.items():
+        window = context_window(paths[name], sections[name])
+        check_room(preset.eval, tokenizer, window=window)
     _say_differences(tokenizers)
     for name, section in sections.items():
         if name != "base" and not has_template(paths[name], section):

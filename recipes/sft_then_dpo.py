@@ -73,7 +73,7 @@ def chain(
     from eval.judge import rule_judge
     from eval.loading import backend_inputs, check_backend
     from eval.loops import loop_probe
-    from eval.measure import check_measures, measure
+    from eval.measure import check_measures, check_room, measure
     from eval.questions import asked
     from eval.results import write_results
     from eval.sampling import sampler
@@ -106,6 +106,7 @@ def chain(
     check_gates(preset)
     check_epochs(preset)
     tokenizer = load_tokenizer(base, preset.model)
+    check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
     planner.refuse_whole()

@@ -4,9 +4,9 @@ import pytest
 from conftest import make_tiny_model
 
 from eval import repetition, safety
-from eval.measure import check_measures, measure
+from eval.measure import check_measures, check_room, measure
 from eval.results import write_results
-from sft.chat import ensure_template
+from sft.chat import encode_prompt, ensure_template
 from sft.config import (
     EvalSection,
     ModelSection,
@@ -106,3 +106,23 @@ def test_safety_prompts_are_read_before_any_model(tmp_path):
     section.safety.prompts = str(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"none.jsonl: no such file"):
         check_measures(section)
+
+
+@pytest.mark.parametrize("double_cap", [False, True])
+def test_a_cap_for_which_a_window_is_too_small_is_refused_before_anything_is_measured(
+    double_cap, tiny_tokenizer, tmp_path
+):
+    ensure_template(tiny_tokenizer)
+    prompts = [{"id": "a", "messages": [{"role": "user", "content": "hello"}]}]
+    write_jsonl(tmp_path / "prompts.jsonl", prompts)
+    length = len(encode_prompt(tiny_tokenizer, prompts[0]["messages"]))
+    section = EvalSection(
+        repetition=RepetitionSection(
+            prompts=str(tmp_path / "prompts.jsonl"), cap=40, double_cap=double_cap
+        )
+    )
+    needed = length + 40 * (4 if double_cap else 2)
+    check_room(section, tiny_tokenizer, window=needed)
+    check_room(section, tiny_tokenizer, window=None)
+    with pytest.raises(UserError, match=r"cap=40: prompt a has"):
+        check_room(section, tiny_tokenizer, window=needed - 1)

@@ -257,7 +257,7 @@ def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
         measure(model, tiny_tokenizer, PROMPTS, cap=60)
     words = r"4 times the cap \(double_cap\); shorten or drop the prompt"
     with pytest.raises(UserError, match=words):
-        check_prompts(model, tiny_tokenizer, PROMPTS, cap=25, times=4)
+        check_prompts(tiny_tokenizer, PROMPTS, window=128, cap=25, times=4)
     with pytest.raises(UserError, match="id p0 occurs twice"):
         measure(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)
     with pytest.raises(UserError, match="needs prompts"):

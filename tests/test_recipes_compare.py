@@ -102,9 +102,16 @@ def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     )
 
 
-@pytest.mark.parametrize("place", ["kernel", "closed", "file"])
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("kernel", "cannot be written"),
+        ("closed", "cannot be written"),
+        ("file", "is a file, or lies in one"),
+    ],
+)
 def test_a_folder_that_cannot_be_written_is_one_sentence_before_any_model(
-    world, capsys, place, monkeypatch
+    world, capsys, place, words, monkeypatch
 ):
     to = world / place
     if place == "kernel":
@@ -117,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_before_any_model(
         to.mkdir(mode=0o555)
     monkeypatch.delattr("transformers.AutoModelForCausalLM.from_pretrained")  # never called
     sentence = refusal(arguments(world, to=to), capsys)
-    assert sentence.startswith("error: ") and "cannot be written" in sentence
+    assert sentence.startswith("error: ") and words in sentence
 
 
 def test_prompts_that_do_not_fit_are_counted_on_record_and_refused_beyond_a_share(world, capsys):
