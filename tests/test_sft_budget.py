@@ -203,7 +203,7 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
     assert not (tmp_path / "run").exists()
     base = str(tmp_path / "base")
     command = ["--base", base, "--chat", base, "--prompts", str(tmp_path / "rows.jsonl")]
-    assert compare([*command, "--to", str(tmp_path / "compared")]) == 2
+    assert compare([*command, "--cap", "64", "--to", str(tmp_path / "compared")]) == 2
     assert re.search(r"base \(.*\) needs .* and a thimble has", capsys.readouterr().err)
 
 
