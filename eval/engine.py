@@ -211,7 +211,7 @@ class Engine(LM):
         if cut > CUT_SHARE * total:
             raise UserError(
                 f"{task}: {cut} of {total} prompts are longer than the model's window of "
-                f"{self.window} tokens; lower the number of shots or leave the task out"
+                f"{self.window} tokens; ask with fewer shots, if it has any, or leave the task out"
             )
         if cut:
             log.warning(

@@ -318,6 +318,8 @@ def _find_data(name: str, file: _TaskFile, data: str | None) -> str:
         rule = "data_files are relative to the task file, or in the folder eval.data_dir="
     else:
         inside = Path(data).expanduser()
+        if not inside.is_dir():
+            raise UserError(f"eval.data_dir={data} is no folder; name the one that holds {name}")
         places = [inside / name, *sorted(inside.glob(f"*/{glob.escape(name.lstrip('/'))}"))]
         rule = f"put it into eval.data_dir={data} or a folder in there, or leave the task out"
     for place in places:

@@ -168,13 +168,18 @@ def _compared(given: argparse.Namespace) -> Compared:
     """Models and samples by name.
 
     Raises:
-        UserError: fewer than two of them, or two of one name.
+        UserError: fewer than two of them, two of one name, or samples that are not there.
     """
     named = [("base", _model_of(given.base))] if given.base else []
     for text in given.chat:
         name, path = _named(text, alone="chat" if len(given.chat) == 1 else None)
         named.append((name, _model_of(path)))
     samples = [_named(text, alone=None) for text in given.samples]
+    for _, path in samples:
+        if not Path(path).expanduser().exists():
+            raise UserError(
+                f"--samples {path}: no such file or folder; give a run, or what lm-eval wrote"
+            )
     names = [name for name, _ in (*named, *samples)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -237,6 +242,11 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
     )
     if problems := check_measuring(section):
         raise UserError("; ".join(problems))
+    asked = section.tasks or section.repetition.prompts or section.safety.prompts
+    if (given.base or given.chat) and not asked:
+        raise UserError(
+            "nothing is asked of the models; give --tasks, --prompts or --safety, or a preset"
+        )
     return Preset(
         run=RunSection(given.to, given.seed),
         model=models,

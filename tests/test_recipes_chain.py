@@ -20,6 +20,7 @@ from recipes.sft_then_dpo import main
 from sft.run import read_json, read_jsonl, write_jsonl
 
 MODELS = ["base", "sft-all", "sft-dialogue", "dpo"]
+PAPER = Path(__file__).parents[1] / "recipes" / "paper"
 STAGES = ["1-sft-all", "2-sft-dialogue", "3-dpo"]
 
 
@@ -456,6 +457,13 @@ def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
 
     base = str(world / "base")
     assert "name at least two models" in sentence("--base", base)
+    assert "--samples runs/nope: no such file or folder" in sentence("--samples", "runs/nope")
+    assert "give --tasks, --prompts or --safety" in sentence("--base", base, "--chat", base)
+    nowhere = sentence(
+        *("--base", base, "--chat", base, "--tasks", "copa"),
+        *("--task-dir", str(PAPER / "tasks"), "--data-dir", "/nothere"),
+    )
+    assert "eval.data_dir=/nothere is no folder" in nowhere
     assert "two of what is compared are called 'base'" in sentence(
         "--base", base, "--samples", base
     )
