@@ -77,6 +77,11 @@ def compare(preset: Preset, compared: Compared) -> None:
     from sft.shares import from_main
 
     start_logging()
+    for path in compared.samples.values():
+        if not Path(path).expanduser().exists():
+            raise UserError(
+                f"--samples {path}: no such file or folder; give a run, or what lm-eval wrote"
+            )
     sections = {name: replace(preset.model, name_or_path=p) for name, p in compared.models.items()}
     paths = {name: check_model(section) for name, section in sections.items()}
     if sections:
@@ -168,18 +173,13 @@ def _compared(given: argparse.Namespace) -> Compared:
     """Models and samples by name.
 
     Raises:
-        UserError: fewer than two of them, two of one name, or samples that are not there.
+        UserError: fewer than two of them, or two of one name.
     """
     named = [("base", _model_of(given.base))] if given.base else []
     for text in given.chat:
         name, path = _named(text, alone="chat" if len(given.chat) == 1 else None)
         named.append((name, _model_of(path)))
     samples = [_named(text, alone=None) for text in given.samples]
-    for _, path in samples:
-        if not Path(path).expanduser().exists():
-            raise UserError(
-                f"--samples {path}: no such file or folder; give a run, or what lm-eval wrote"
-            )
     names = [name for name, _ in (*named, *samples)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

@@ -457,7 +457,9 @@ def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
 
     base = str(world / "base")
     assert "name at least two models" in sentence("--base", base)
-    assert "--samples runs/nope: no such file or folder" in sentence("--samples", "runs/nope")
+    assert "--samples runs/nope: no such file or folder" in sentence(
+        *("--base", base, "--samples", "runs/nope", "--tasks", "copa")
+    )
     assert "give --tasks, --prompts or --safety" in sentence("--base", base, "--chat", base)
     nowhere = sentence(
         *("--base", base, "--chat", base, "--tasks", "copa"),
