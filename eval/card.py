@@ -45,11 +45,8 @@ def model_card(
     if results and model in results["models"]:
         lines += [md(headline(results).answer), "", *results_tables(results)]
     else:
-        lines += [
-            "The run had not ended when this was exported, so nothing is compared here."
-            if not results
-            else "This model was not measured."
-        ]
+        unended = "The run had not ended when this was exported, so nothing is compared here."
+        lines += ["This model was not measured." if results else unended]
     lines += ["", "## How it was made", "", *_stages(run, preset, last=model)]
     lines += ["", "## Data and licences", "", *_licences(run, preset, dpo=model == "dpo")]
     return "\n".join(lines) + "\n"

@@ -52,35 +52,23 @@ def document_attention(
     if torch.is_autocast_enabled(query.device.type):  # rotary positions leave float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    near = window is not None and window < key.shape[2]
-    if not near and not kwargs.get("dropout") and _tiles_are_faster(query):
-        before = key.shape[2] - query.shape[2]
-        tiled = [
-            tiled_attention(
-                query[r : r + 1],
-                key[r : r + 1],
-                value[r : r + 1],
-                pieces([span for span in documents if span.row == r], before=before),
-                scale=kwargs.get("scaling"),
-            )
-            for r in range(query.shape[0])
-        ]
-        return (torch.cat(tiled) if len(tiled) > 1 else tiled[0]).transpose(1, 2), None
     options = {
         "dropout_p": kwargs.get("dropout", 0.0),
         "scale": kwargs.get("scaling"),
         "enable_gqa": query.shape[1] != key.shape[1],
     }
-    rows = [
-        _row(
-            [t[r : r + 1] for t in (query, key, value)],
-            [span for span in documents if span.row == r],
-            window=window,
-            options=options,
-        )
-        for r in range(query.shape[0])
-    ]
-    return torch.cat(rows).transpose(1, 2), None
+    near = window is not None and window < key.shape[2]
+    tiled = not near and not options["dropout_p"] and _tiles_are_faster(query)
+    rows = []
+    for r in range(query.shape[0]):
+        own, keys, values = (t[r : r + 1] for t in (query, key, value))
+        spans = [span for span in documents if span.row == r]
+        if tiled:
+            seen = pieces(spans, before=key.shape[2] - query.shape[2])
+            rows.append(tiled_attention(own, keys, values, seen, scale=options["scale"]))
+        else:
+            rows.append(_row([own, keys, values], spans, window=window, options=options))
+    return (torch.cat(rows) if len(rows) > 1 else rows[0]).transpose(1, 2), None
 
 
 def _tiles_are_faster(query: torch.Tensor) -> bool:

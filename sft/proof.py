@@ -147,8 +147,10 @@ def plain_sum(model: Any, prompt: Any, completion: Any, device: torch.device) ->
 def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
     """What is wrong with attention of ours, or None: it runs (flex attention: compiles) here for
     scoring and for training, and both give what they must."""
-    # What is compiled differs in more ways than torch allows for by itself.
-    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    if attention_of(model) == FLEX:
+        # What is compiled differs in more ways than torch allows for by itself.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(VARIANTS, limits.recompile_limit)
     was_training = model.training
     try:
         flaw = layout_flaw(model)
