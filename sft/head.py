@@ -209,17 +209,18 @@ class _Sums:
         self.total = hidden.new_zeros(self.target.shape, dtype=_exact(hidden))
         self.best = torch.full_like(self.total, -torch.inf)
         self.picked = torch.zeros_like(self.total)
-        self.place = torch.zeros_like(self.target)
+        self.hit = torch.zeros_like(self.target, dtype=torch.bool)
 
     def add(
         self, logits: torch.Tensor, part: slice, columns: slice
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """exp(logits - their largest so far) [n, columns], in their place, and by how much sums
         of earlier slices shrink [n, 1]."""
-        top, place = logits.max(1, keepdim=True)
-        before, own = self.best[part], _within(self.target[part], columns)
-        self.picked[part] = torch.where(own[1], logits.gather(1, own[0]), self.picked[part])
-        self.place[part] = torch.where(top > before, place + columns.start, self.place[part])
+        top = logits.amax(1, keepdim=True)
+        before, (place, own) = self.best[part], _within(self.target[part], columns)
+        self.picked[part] = torch.where(own, logits.gather(1, place), self.picked[part])
+        largest, leads = _is_largest(logits, place, own), top > before
+        self.hit[part] = torch.where(own, largest & leads, self.hit[part] & ~leads)
         best = torch.maximum(before, top)
         shrunk = torch.exp(before - best)
         powers = _powers(logits, best)
@@ -231,7 +232,8 @@ class _Sums:
         return (self.picked - self.best - self.total.log()).squeeze(1)
 
     def hits(self) -> torch.Tensor:
-        return (self.place == self.target).squeeze(1)
+        """Whether the target's logit is the largest, of equal ones the first, as argmax has it."""
+        return self.hit.squeeze(1)
 
 
 class _Room:
@@ -281,6 +283,19 @@ def _within(target: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.T
     place = target - columns.start
     last = columns.stop - columns.start - 1
     return place.clamp(0, last), (place >= 0) & (place <= last)
+
+
+def _is_largest(logits: torch.Tensor, place: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Whether the logit at `place` is its row's first largest [n, 1], where `own`; else anything.
+
+    A CPU takes ten times as long to find where a maximum is as to find the maximum, so it looks at
+    no other rows; a GPU would wait for their number.
+    """
+    if logits.device.type != "cpu":
+        return logits.argmax(1, keepdim=True) == place
+    found, rows = torch.zeros_like(own), own.squeeze(1)
+    found[rows] = logits[rows].argmax(1, keepdim=True) == place[rows]
+    return found
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

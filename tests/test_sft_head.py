@@ -173,8 +173,9 @@ def test_a_largest_logit_in_a_later_slice_is_as_good_as_one_in_the_first(trained
     torch.testing.assert_close(slope, wanted_slope, rtol=1e-4, atol=1e-3)
 
 
-def test_of_equal_logits_the_first_is_the_choice_of_greedy_decoding(monkeypatch):
-    slices(monkeypatch, rows=4, columns=2)
+@pytest.mark.parametrize("columns", [1, 2, 3, 6])
+def test_of_equal_logits_the_first_is_the_choice_of_greedy_decoding(columns, monkeypatch):
+    slices(monkeypatch, rows=4, columns=columns)
     layer = torch.nn.Linear(1, 6, bias=False)
     layer.weight.data = torch.tensor([[1.0], [3], [2], [3], [3], [0]])
     target = torch.tensor([1, 3, 4, 0])
