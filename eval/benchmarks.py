@@ -17,6 +17,7 @@ from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
 from eval import code_tasks, instructions
+from eval.answers import cap_answers
 from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
 from eval.shots import FittedShots
@@ -40,6 +41,7 @@ class Ask:
         pinned: a task file's own `num_fewshot: 0` stands.
         metric: the task's first one when None; `eval.scores.CHOICE_METRICS` for multiple choice.
         filter: the task's first one when None.
+        max_gen_toks: tokens of a written answer; the task's own number when None.
     """
 
     chat: bool
@@ -47,6 +49,7 @@ class Ask:
     pinned: bool = True
     metric: str | None = None
     filter: str | None = None
+    max_gen_toks: int | None = None
 
 
 def run_benchmark(
@@ -83,6 +86,8 @@ def run_benchmark(
                 [task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned
             )
         _check_offered(loaded)
+        if ask.max_gen_toks is not None:
+            cap_answers(loaded, ask.max_gen_toks)
         judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
         engine = TurnedEngine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
         fitted = {name: FittedShots(one, engine) for name, one in loaded.items()}
@@ -151,6 +156,8 @@ def _format(
         log.warning("%s: %d questions with fewer than %d examples, to fit", name, fewer, shots)
     rolling = all(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in tasks.values())
     entry: dict[str, Any] = {"shots": shots, "chat_template": ask.chat and not rolling}
+    if ask.max_gen_toks is not None:
+        entry["max_gen_toks"] = ask.max_gen_toks
     if fewer:
         entry["fewer_shots"] = fewer
     if any(code_tasks.runs_programs(task) for task in tasks.values()):

@@ -18,6 +18,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from eval.answers import DEFAULT_NEW_TOKENS, no_room
 from eval.backend import Question, Scored
 from eval.generate import FinishReason, Generation
 from eval.transformers_backend import backend_of
@@ -27,8 +28,7 @@ from sft.shares import own_share, split
 
 log = logging.getLogger(__name__)
 
-# lm-eval's limits where task and model name none (huggingface.py, max_gen_toks and max_length).
-DEFAULT_NEW_TOKENS = 256
+# lm-eval's where a model names none (huggingface.py, max_length).
 DEFAULT_WINDOW = 2048
 # Prompts that are cut to fit the model's window change the question; more than this is refused.
 CUT_SHARE = 0.1
@@ -265,10 +265,7 @@ class Engine(LM):
         prompts = self.encode([request.args[0] for request in requests])
         room = (self.window or DEFAULT_WINDOW) - cap
         if room <= 0:
-            raise UserError(
-                f"{task}: {cap} new tokens do not fit the model's window of {self.window}; set "
-                "max_gen_toks lower in the task"
-            )
+            raise UserError(no_room(str(task), cap, window=self.window))
         self._report_cuts(
             sum(len(prompt) > room for prompt in prompts), len(prompts), task=str(task)
         )

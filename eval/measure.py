@@ -12,6 +12,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval import repetition, safety
+from eval.answers import check_answers
 from eval.backend import Backend
 from eval.benchmarks import Ask, place_of, run_benchmark
 from eval.delta import REPETITION
@@ -65,11 +66,13 @@ def check_measures(section: EvalSection) -> None:
 
 
 def check_room(section: EvalSection, tokenizer: Any, *, window: int | None) -> None:
-    """Refuse prompts for repetition that leave a model's window too little room for the cap.
+    """Refuse prompts for repetition that leave a model's window too little room for the cap, and
+    tasks whose answers alone may fill it.
 
     Raises:
         UserError: so it is; it says what would fit.
     """
+    check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
     if (path := section.repetition.prompts) is not None:
         prompts, cap = read_prompts([Source(path)]), section.repetition.cap
         times = _times(section.repetition)
@@ -314,4 +317,5 @@ def ask_of(task: str, section: EvalSection, *, chat: bool) -> Ask:
         pinned=shots is None,
         metric=own.metric,
         filter=own.filter,
+        max_gen_toks=own.max_gen_toks,
     )

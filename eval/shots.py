@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm_eval.api.task import Task
-from lm_eval.models.utils import normalize_gen_kwargs
 
-from eval.engine import DEFAULT_NEW_TOKENS, DEFAULT_WINDOW, Engine
+from eval.answers import answer_cap
+from eval.engine import DEFAULT_WINDOW, Engine
 
 
 class FittedShots:
@@ -45,8 +45,7 @@ class FittedShots:
     def _answer_length(self, doc: Any) -> int:
         """Tokens of the longest answer, or more."""
         if self._task.OUTPUT_TYPE == "generate_until":
-            settings = dict(self._task.get_config("generation_kwargs") or {})
-            return normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)["max_gen_toks"]
+            return answer_cap(self._task.get_config("generation_kwargs") or {})
         answers: Sequence[Any] = [self._task.doc_to_target(doc)]
         if self._task.OUTPUT_TYPE == "multiple_choice":
             answers = self._task.doc_to_choice(doc)

@@ -71,6 +71,13 @@ class Tasks:
             for name in names
         }
 
+    def all_configs(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Those of lm-eval too, as its index has them."""
+        return {
+            name: _lm_eval_tasks().task_index[name].cfg or {} if config is None else config
+            for name, config in self.configs(names).items()
+        }
+
 
 def check_tasks(
     names: Sequence[str],
@@ -97,10 +104,7 @@ def check_tasks(
             hint = f"; the nearest are {', '.join(near)}" if near else ""
             where = f" nor in {source.folder}" if source.folder else ""
             raise UserError(f"{key}: {missing[0]!r} is no task of lm-eval{where}{hint}")
-    configs = {
-        name: _lm_eval_tasks().task_index[name].cfg or {} if config is None else config
-        for name, config in source.configs(names).items()
-    }
+    configs = source.all_configs(names)
     for name, config in configs.items():
         instructions.checks_instructions(config)
         if name in local:

@@ -180,6 +180,11 @@ def _check_asking(section: EvalSection) -> list[str]:
             count = getattr(own, name)
             if count is not None and count < 0:
                 problems.append(f"{at}.{name}={count} must be a number of examples, 0 or more")
+    for task, one in section.per_task.items():
+        if one.max_gen_toks is not None and one.max_gen_toks < 1:
+            problems.append(
+                f"eval.per_task.{task}.max_gen_toks={one.max_gen_toks} must be at least one token"
+            )
     return problems
 
 
@@ -207,6 +212,14 @@ def _check_each_epoch(section: EvalSection) -> list[str]:
 
 
 def _check_backend(section: EvalSection) -> list[str]:
+    parts = section.in_parts
+    if not (isinstance(parts, bool) or parts == "auto"):
+        return [f"eval.in_parts={parts!r} is not one of true, false, auto"]
+    if parts is True and section.backend == "vllm":
+        return [
+            "eval.in_parts=true is for eval.backend=transformers; vLLM loads a whole model in each "
+            "process; remove one of them"
+        ]
     if not section.vllm_python or section.backend == "vllm":
         return []
     return [

@@ -162,6 +162,7 @@ class TaskOptions:
     chat_shots: int | None = None
     metric: str | None = None  # the task's first metric otherwise; see eval.scores
     filter: str | None = None  # the task's first filter otherwise
+    max_gen_toks: int | None = None  # tokens of a written answer; the task's own number otherwise
 
 
 @dataclass
@@ -191,6 +192,8 @@ class EvalSection:
     each_epoch: EachEpochSection = field(default_factory=EachEpochSection)
     backend: str = "transformers"  # transformers, vllm; one for all models that are compared
     vllm_python: str | None = None  # the Python that has vLLM; absent: this one
+    # Under FSDP2: measure with each process's part of the weights; auto: where none holds all.
+    in_parts: bool | str = "auto"
 
 
 @dataclass

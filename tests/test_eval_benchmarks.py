@@ -6,7 +6,7 @@ import yaml
 from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from made_up_tasks import CHOICE, NAMES, change
+from made_up_tasks import CHOICE, NAMES, WRITTEN, change
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import Ask, run_benchmark, summarise
@@ -279,6 +279,23 @@ def test_a_metric_or_filter_that_a_task_lacks_is_refused(model, tiny_tokenizer, 
         run(model, tiny_tokenizer, task_dir, tmp_path, metric="f1")
     with pytest.raises(UserError, match=r"per_task.mine_choice.filter=strict is not .* has none"):
         run(model, tiny_tokenizer, task_dir, tmp_path, filter="strict")
+
+
+def test_answers_are_as_long_as_the_preset_says(model, tiny_tokenizer, task_dir, tmp_path):
+    # max_tokens is lm-eval's other name, which counts where max_gen_toks is not there.
+    settings = {"until": ["nowhere"], "do_sample": False, "max_tokens": 9}
+    file = task_dir / "mine_written.yaml"
+    file.write_text(yaml.safe_dump(WRITTEN | {"generation_kwargs": settings}))
+    answers = {}
+    for cap in (None, 9, 5):
+        entry = run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[1:], max_gen_toks=cap)
+        assert entry["mine_written"].get("max_gen_toks") == cap
+        answers[cap] = [row["answer"] for row in read(tmp_path / "mine_written.jsonl")]
+    assert answers[None] == answers[9]
+    assert all(a.startswith(b) for a, b in zip(answers[9], answers[5], strict=True))
+    assert any(len(a) > len(b) for a, b in zip(answers[9], answers[5], strict=True))
+    with pytest.raises(UserError, match=r"mine_choice.max_gen_toks=5 has no effect"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[:1], max_gen_toks=5)
 
 
 def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_dir, tmp_path):

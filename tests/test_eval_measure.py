@@ -14,6 +14,7 @@ from sft.config import (
     RepetitionSection,
     RunSection,
     SafetySection,
+    TaskOptions,
     UserError,
 )
 from sft.placement import choose_placement
@@ -106,6 +107,20 @@ def test_safety_prompts_are_read_before_any_model(tmp_path):
     section.safety.prompts = str(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"none.jsonl: no such file"):
         check_measures(section)
+
+
+def test_answers_that_fill_a_window_are_refused_before_anything_is_measured(task_dir):
+    """The task writes up to 16 tokens."""
+    section = EvalSection(
+        tasks=["mine_choice", "mine_written"],
+        task_dir=str(task_dir),
+        repetition=RepetitionSection(None),
+    )
+    check_room(section, None, window=17)
+    with pytest.raises(UserError, match=r"mine_written: 16 new tokens .*\.max_gen_toks lower"):
+        check_room(section, None, window=16)
+    section.per_task["mine_written"] = TaskOptions(max_gen_toks=8)
+    check_room(section, None, window=16)
 
 
 @pytest.mark.parametrize("double_cap", [False, True])

@@ -1,0 +1,70 @@
+"""How many tokens an answer may have that a model writes to a task's question."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm_eval.api.task import Task
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from eval.tasks import Tasks
+from sft.config import TaskOptions, UserError
+
+DEFAULT_NEW_TOKENS = 256  # lm-eval's, where a task names none (huggingface.py, max_gen_toks)
+
+# lm-eval's other names for max_gen_toks (lm_eval.models.utils.normalize_gen_kwargs).
+ALIASES = ("max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def check_answers(
+    names: Sequence[str],
+    *,
+    source: Tasks,
+    options: Mapping[str, TaskOptions],
+    window: int | None,
+) -> None:
+    """Refuse tasks whose answers leave a model's window no room for a question, as far as their
+    files say so; the engine looks again.
+
+    Raises:
+        UserError: there is one.
+    """
+    if window is None:
+        return
+    for name, config in source.all_configs(names).items():
+        if config.get("output_type") != "generate_until":
+            continue
+        own = options.get(name, TaskOptions()).max_gen_toks
+        cap = answer_cap(config.get("generation_kwargs") or {}) if own is None else own
+        if cap >= window:
+            raise UserError(no_room(name, cap, window=window))
+
+
+def no_room(task: str, cap: int, *, window: int | None) -> str:
+    """What to say of answers that fill a window."""
+    return (
+        f"{task}: {cap} new tokens do not fit the model's window of {window}; set "
+        f"eval.per_task.{task}.max_gen_toks lower"
+    )
+
+
+def answer_cap(settings: Mapping[str, Any]) -> int:
+    """Tokens that an answer may have by a task's `generation_kwargs`."""
+    return normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)["max_gen_toks"]
+
+
+def cap_answers(tasks: Mapping[str, Task], cap: int) -> None:
+    """Let written answers have `cap` tokens.
+
+    Raises:
+        UserError: a task has no such answers.
+    """
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            raise UserError(
+                f"eval.per_task.{name}.max_gen_toks={cap} has no effect, since nothing is written "
+                "there but choices are scored; remove it"
+            )
+        settings = dict(task.get_config("generation_kwargs") or {})
+        for alias in ALIASES:
+            settings.pop(alias, None)
+        task.set_config(key="generation_kwargs", value=settings | {"max_gen_toks": cap})
