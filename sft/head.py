@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_triton_available
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
@@ -79,6 +80,9 @@ def settle_head(model: Any) -> None:
     model's own head; what is decided is logged."""
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.weight.device.type != "cuda":
+        return
+    if isinstance(head.weight, DTensor):
+        log.info("head: in chunks (its weights are spread over processes)")
         return
     if not is_triton_available():
         log.info("head: in chunks (trl's fused kernel needs the package triton)")
@@ -289,9 +293,9 @@ def _is_largest(logits: torch.Tensor, place: torch.Tensor, own: torch.Tensor) ->
     """Whether the logit at `place` is its row's first largest [n, 1], where `own`; else anything.
 
     A CPU takes ten times as long to find where a maximum is as to find the maximum, so it looks at
-    no other rows; a GPU would wait for their number.
+    no other rows; a GPU would wait for their number, and the tensors of a plan have none.
     """
-    if logits.device.type != "cpu":
+    if logits.device.type != "cpu" or type(logits) is not torch.Tensor:
         return logits.argmax(1, keepdim=True) == place
     found, rows = torch.zeros_like(own), own.squeeze(1)
     found[rows] = logits[rows].argmax(1, keepdim=True) == place[rows]
