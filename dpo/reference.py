@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from sft.lockstep import follow, together
 from sft.packing import Document, Segment, best_fit, lay_out
 from sft.run import fingerprint, read_json, write_json
 from sft.scoring import batch_tokens, log_probs, rows_of, sequence_sums
@@ -40,9 +41,9 @@ def reference_log_probs(
 ) -> list[tuple[float, float]]:
     """Log-probs of chosen and rejected under `model` as it stands, one pair of sums a row.
 
-    Finished shards in `folder` are read, the rest are computed and written; processes share them.
-    The caller names `folder` after the hashes of weights
-    and rows, so a shard can never be stale.
+    Finished shards in `folder` are read, the rest are computed and written; processes share them,
+    also where each has its part of the weights alone. The caller names `folder` after the hashes of
+    weights and rows, so a shard can never be stale.
     """
     state = PartialState()
     count = -(-len(rows) // SHARD)
@@ -52,24 +53,32 @@ def reference_log_probs(
     folder.mkdir(parents=True, exist_ok=True)
     was_training = model.training
     model.eval()
-    for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
-        shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
-        sums: list[list[float]] = [[]] * len(shard)
-        for part in best_fit([len(d) for d in shard], row_length=batch_tokens(device)):
-            batch = lay_out([shard[j] for j in part], packing=True, rows=rows_of(model))
-            batch = batch.to(device)
-            with (
-                torch.no_grad(),
-                torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-            ):
-                pairs = sequence_sums(log_probs(model, batch), batch).view(-1, 2).tolist()
-            for j, pair in zip(part, pairs, strict=True):
-                sums[j] = pair
-        write_json(paths[i], {"sums": sums, "sha256": fingerprint(sums)})
+    with together(model):
+        for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
+            shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
+            sums = _sums(model, shard, device=device, autocast=autocast)
+            write_json(paths[i], {"sums": sums, "sha256": fingerprint(sums)})
+        follow()
     model.train(was_training)
     state.wait_for_everyone()
     shards = [read_shard(path) for path in paths]
     return [(chosen, rejected) for shard in shards for chosen, rejected in shard or []]
+
+
+def _sums(
+    model: Any, shard: Sequence[Document], *, device: torch.device, autocast: torch.dtype | None
+) -> list[list[float]]:
+    sums: list[list[float]] = [[]] * len(shard)
+    for part in best_fit([len(d) for d in shard], row_length=batch_tokens(device)):
+        batch = lay_out([shard[j] for j in part], packing=True, rows=rows_of(model)).to(device)
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+        ):
+            pairs = sequence_sums(log_probs(model, batch), batch).view(-1, 2).tolist()
+        for j, pair in zip(part, pairs, strict=True):
+            sums[j] = pair
+    return sums
 
 
 def read_shard(path: Path) -> list[list[float]] | None:

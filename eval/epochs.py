@@ -23,29 +23,26 @@ from eval.measure import ask_of
 from eval.stats import BITS_PER_BYTE
 from eval.tasks import Tasks
 from eval.wording import percent, percent_range
-from sft import sharding
 from sft.config import EvalSection, Preset, Source, UserError
 from sft.epochs import InTraining, Moment, read_rows
 from sft.prompts import read_prompts
 from sft.run import STAGE_FOLDERS, write_jsonl
 from sft.setting import Setting
+from sft.sharding import spread as spread_by
 
 log = logging.getLogger(__name__)
 
 
 def check_epochs(preset: Preset) -> None:
-    """Refuse to measure weights that no process holds whole.
+    """Refuse to measure weights that processes cannot lend each other in training.
 
     Raises:
-        UserError: the launcher asks for FSDP or DeepSpeed.
+        UserError: the launcher asks for DeepSpeed.
     """
-    if not preset.eval.each_epoch.enabled:
-        return
-    if sharding.sharded():
+    if preset.eval.each_epoch.enabled and spread_by() == "DeepSpeed":
         raise UserError(
-            f"eval.each_epoch.enabled=true measures in one process, and under {sharding.spread()} "
-            "none holds all weights; set it to false, or train on one GPU or with DDP "
-            "(recipes/accelerate/ddp.yaml)"
+            "eval.each_epoch.enabled=true measures in one process, and under DeepSpeed none holds "
+            "all weights; set it to false, or train with recipes/accelerate/fsdp2.yaml or ddp.yaml"
         )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from eval.cache import preallocated_cache, sees_everything
 from sft.few_rows import few_rows
+from sft.lockstep import reading
 
 # Steps between two looks at the rows: stop strings, loops, compaction, and on GPUs the only sync.
 CHECK_EVERY = 8
@@ -79,7 +80,7 @@ def generate(
     was_training = model.training
     model.eval()
     try:
-        with few_rows(model):
+        with few_rows(model), reading(model):
             for rows in _batches([len(p) for p in prompts], caps, budget=budget):
                 batch = _Batch(
                     model,
@@ -220,7 +221,6 @@ class _Batch:
         self.caps = torch.tensor(caps, device=device)
         self.uniform = None if seeds is None else _uniforms(seeds, self.room).to(device)
 
-    @torch.inference_mode()
     def run(self, rule: StopRule, *, temperature: float, top_p: float) -> Iterator[list[_Ended]]:
         """Decode until every row has ended, yielding rows as they end."""
         device = self.tokens.device

@@ -15,6 +15,7 @@ from eval.backend import BACKEND, Backend
 from eval.transformers_backend import TransformersBackend, ids_of
 from eval.vllm_backend import check_vllm, find_vllm, vllm_backend
 from sft.config import EvalSection, UserError
+from sft.lockstep import together
 from sft.merge import on_processor
 from sft.model import free_memory, load_model
 from sft.placement import Placement
@@ -54,7 +55,8 @@ def backend_inputs(section: EvalSection, setting: Setting) -> dict[str, str]:
 def loaded(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
     """The model or adapter at `path`, ready to score and write; its GPU memory is free at the end
     where another process held it. All processes call it: each has the whole model, or a vLLM with
-    it, on its own device.
+    it, on its own device; or all have it in parts, where the setting says so, and make each pass
+    together.
 
     Raises:
         UserError: vLLM does not load the model.
@@ -68,8 +70,10 @@ def loaded(path: str, setting: Setting, section: EvalSection) -> Iterator[Backen
             setting.placement,
             dtype=setting.placement.inference,
             trust_remote_code=setting.trust_remote_code,
+            parts=setting.parts,
         )
-        yield TransformersBackend(model, setting.tokenizer)
+        with together(model):
+            yield TransformersBackend(model, setting.tokenizer)
 
 
 @contextmanager

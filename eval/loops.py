@@ -11,12 +11,12 @@ from typing import Any
 
 from eval import repetition
 from eval.epochs import spread
-from sft import sharding
 from sft.config import Preset, Source
 from sft.epochs import InTraining, Moment
 from sft.prompts import read_prompts
 from sft.run import write_jsonl
 from sft.setting import Setting
+from sft.sharding import spread as spread_by
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +38,8 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
     if measured.prompts is None:
         log.info("loops in training: not looked for, since eval.repetition.prompts is null")
         return None
-    if sharding.sharded():
-        by = sharding.spread()
-        log.info("loops in training: not looked for, under %s no process holds all weights", by)
+    if spread_by() == "DeepSpeed":
+        log.info("loops in training: not looked for, under DeepSpeed no process holds all weights")
         return None
     prompts = spread(read_prompts([Source(measured.prompts)]), PROMPTS)
     cap = min(CAP, measured.cap)

@@ -12,6 +12,7 @@ import torch
 
 from eval.backend import Backend, Question, Scored
 from eval.generate import MIN_SHARED, Generation, generate, shared_length
+from sft.lockstep import reading
 from sft.packing import Document, Segment
 from sft.prefix import Prefix, read_prefix, takes_prefix
 from sft.scoring import batch_tokens, rows_of, score, scoring_batch, sequence_sums
@@ -50,9 +51,14 @@ class TransformersBackend(Backend):
     def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Generation]:
         return generate(self.model, self.tokenizer, prompts, **options)
 
-    @torch.inference_mode()
     def score(
         self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
+    ) -> list[Scored]:
+        with reading(self.model):
+            return self._score(questions, progress)
+
+    def _score(
+        self, questions: Sequence[Question], progress: Callable[[int], object] | None
     ) -> list[Scored]:
         contexts: dict[tuple[int, ...], _Group] = {}
         for place, question in enumerate(questions):

@@ -67,13 +67,14 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.measure import check_measures, check_room, measure
     from eval.results import write_results
     from eval.tables import console_table
-    from sft.budget import Planner
     from sft.console import farewell, start_logging
+    from sft.holding import Holding
     from sft.machine import this_machine
     from sft.model import check_model, context_window, has_template, load_tokenizer, read_config
     from sft.placement import choose_placement
-    from sft.run import open_run, write_environment
+    from sft.run import is_adapter, open_run, write_environment
     from sft.setting import Setting
+    from sft.sharding import reads_parts
     from sft.shares import from_main
 
     start_logging()
@@ -98,13 +99,17 @@ def compare(preset: Preset, compared: Compared) -> None:
                 "model.chat_template in a preset, or give a base model as --base",
                 *(name, section.name_or_path),
             )
+    parts: dict[str, bool] = {}
     if sections:
         placement = choose_placement(preset.model)
         check_backend(preset.eval, placement)
-        machine = replace(this_machine(placement), sharded=False)  # nothing is trained
         for name, section in sections.items():
-            planner = Planner(read_config(paths[name], section), LoraSection(), placement, machine)
-            planner.refuse_whole(f"{name} ({section.name_or_path})")
+            config = read_config(paths[name], section)
+            lends = reads_parts(config) and not is_adapter(paths[name])
+            machine = replace(this_machine(placement), sharded=lends)
+            holding = Holding(config, LoraSection(), placement, machine)
+            parts[name] = holding.in_parts(preset.eval.in_parts)
+            holding.refuse_whole(f"{name} ({section.name_or_path})")
     growing = ("eval.tasks", "eval.same_format")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
@@ -117,6 +122,7 @@ def compare(preset: Preset, compared: Compared) -> None:
         check_one_backend(measured_by)
         for name, tokenizer in tokenizers.items():
             setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+            setting = replace(setting, parts=parts[name])
             measure(name, paths[name], setting, preset.eval, replaces=False)
         names = [*compared.models, *compared.samples]
         results = from_main(lambda: write_results(folder, names))

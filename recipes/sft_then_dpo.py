@@ -109,6 +109,7 @@ def chain(
     check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
+    parts = planner.in_parts(preset.eval.in_parts)
     planner.refuse_whole()
     benchmarks = asked(preset.eval)
     inputs = run_inputs(
@@ -116,7 +117,10 @@ def chain(
     )
 
     # No inputs of anything.
-    free = ("eval.each_epoch", "run.report_to", "run.loop_checks", "run.loop_rise")
+    free = (
+        *("eval.each_epoch", "eval.in_parts"),
+        *("run.report_to", "run.loop_checks", "run.loop_rise"),
+    )
     with (
         open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder,
         reporting(preset, folder) as trackers,
@@ -127,6 +131,7 @@ def chain(
             setting,
             trackers=trackers,
             tables=before_this is None,
+            parts=parts,
             after_epoch=epoch_measure(preset.eval, setting),
             loop_probe=loop_probe(preset, setting),
         )

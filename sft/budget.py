@@ -7,38 +7,28 @@ Measuring, sampling pairs and writing checkpoints come on top of the hours.
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
-from peft import LoraConfig, NoMatchingPeftModuleError
-from transformers import PreTrainedConfig
 
 from sft.attention import DOCUMENTS
 from sft.blocks import FLEX
-from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
+from sft.config import DpoStage, ModelSection, SftStage, UserError
 from sft.flops import (
-    Costs,
-    Parameters,
-    costs_of_config,
     forward_flops,
-    parameters_of_config,
     training_flops,
 )
-from sft.machine import Machine
-from sft.memory import Memory, Setup, memory_ceiling, nf4_bytes, scoring_memory, step_memory
-from sft.model import attention_for, lora_config
+from sft.holding import GIB, Holding
+from sft.memory import Memory, Setup, memory_ceiling, scoring_memory, step_memory
+from sft.model import attention_for
 from sft.packing import FLAT_BUCKET, Batch, Document, RowKind, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
 from sft.placement import Placement
 from sft.plan import count_steps, step_rows
 from sft.scoring import batch_tokens
 
-GIB = 2**30
-# Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
-USABLE = 0.9
 SAMPLED = 2000  # micro-batches that padding is counted on
 REFERENCE_ROWS = 64  # pairs whose reference is taken at once, see `dpo.reference`
 
@@ -86,13 +76,9 @@ class StageBudget:
 
 
 @dataclass(frozen=True)
-class Planner:
+class Planner(Holding):
     """What all stages have in common: the model, how it trains, and on what."""
 
-    config: PreTrainedConfig
-    lora: LoraSection
-    placement: Placement
-    machine: Machine
     utilisation: float = 0.4  # of the peak; dense models of billions train at 0.3 to 0.5
 
     def stage(self, work: Work) -> StageBudget:
@@ -116,27 +102,6 @@ class Planner:
         wanted = self.placement.attention
         return attention_for(self.config, "sdpa" if wanted == FLEX else wanted)
 
-    @cached_property
-    def costs(self) -> Costs:
-        return self._read(costs_of_config)
-
-    @cached_property
-    def parameters(self) -> Parameters:
-        return self._read(parameters_of_config)
-
-    def _read(self, of_config: Callable[..., Any]) -> Any:
-        try:
-            return of_config(self.config, lora=self._adapter)
-        except NoMatchingPeftModuleError:
-            raise UserError(
-                f"lora.target_modules={self.lora.target_modules}: a {self.config.model_type!r} "
-                "model has no such layer; name layers of it, or all-linear"
-            ) from None
-
-    @property
-    def _adapter(self) -> LoraConfig | None:
-        return lora_config(self.lora) if self.lora.r else None
-
     def _epoch_flops(self, work: Work) -> int:
         costs = self.costs
         total = training_flops(costs, work.spans, scored=sum(work.scored))
@@ -157,11 +122,6 @@ class Planner:
             return training
         return max(training, self._reference(work), key=lambda memory: memory.total)
 
-    @property
-    def sharded(self) -> bool:
-        """Whether training spreads the weights over several devices."""
-        return self.machine.sharded and self.machine.count > 1
-
     def _training(self, work: Work, *, accumulates: bool) -> Memory:
         rows = work.section.trl["per_device_train_batch_size"]
         most = pass_tokens(self.placement.device, sharded=self.sharded)
@@ -181,16 +141,20 @@ class Planner:
         return whole
 
     def _reference(self, work: Work) -> Memory:
-        """As `dpo.reference` takes it: many pairs at once whatever the micro-batch, of the whole
-        model, which is spread only afterwards."""
+        """As `dpo.reference` takes it, many pairs at once whatever the micro-batch: of the whole
+        model, or of the parts that the devices lend each other."""
         tokens = batch_tokens(self.placement.device)
         batch = self._fullest(work, rows=REFERENCE_ROWS, tokens=tokens, packing=True)
-        return scoring_memory(self.config, batch, self._setup)
+        if not self.lends:
+            return scoring_memory(self.config, batch, self._setup)
+        gathered = replace(self._setup, weights=self.placement.compute)
+        whole = scoring_memory(self.config, batch, gathered)
+        return replace(whole, weights=self.part)
 
     @property
     def _setup(self) -> Setup:
         return Setup(
-            lora=self._adapter,
+            lora=self.adapter,
             weights=self.placement.weights,
             compute=self.placement.compute,
             attention=self.attention,
@@ -217,61 +181,14 @@ class Planner:
         kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
         return lay_out([documents[i] for i in fullest], packing=packing, rows=kind)
 
-    @property
-    def whole(self) -> int:
-        """Bytes of the whole model's weights on each device at the most, outside of training steps:
-        when it is measured, and when a stage has loaded it and not yet spread it."""
-        parameters, placement = self.parameters, self.placement
-        width = placement.inference.itemsize
-        matrices = parameters.attention + parameters.mlp
-        rest = parameters.total - parameters.adapter - matrices
-        each = nf4_bytes(matrices) if placement.load_in_4bit else width * matrices
-        measured = each + width * rest + 4 * parameters.adapter
-        if not self.sharded:
-            return measured  # a training step holds as much
-        frozen = parameters.total - parameters.trainable
-        loaded = placement.compute if self.lora.r else placement.weights
-        return max(measured, loaded.itemsize * frozen + 4 * parameters.trainable)
-
-    def refuse_whole(self, name: str = "the whole model") -> None:
-        """Say so where a device cannot hold the whole model, before anything is loaded.
-
-        Raises:
-            UserError: it cannot; with LoRA where that is enough.
-        """
-        if not plannable(self.config):
-            return
-        limit = USABLE * self.machine.memory
-        if self.whole <= limit:
-            return
-        again = " and before training spreads it" if self.sharded else ""
-        adapter = replace(self, lora=replace(self.lora, r=self.lora.r or 16))
-        remedy = (
-            "lora.r=16 fits"
-            if adapter.whole <= limit
-            else "choose a smaller model, or devices with more memory"
-        )
-        raise UserError(
-            f"{name} needs {self.whole / GIB:.1f} GiB on each device, where every process "
-            f"holds it to measure it{again}, and {self.machine.name} has {limit / GIB:.1f} GiB to "
-            f"use; {remedy}"
-        )
-
     def _shard(self, whole: Memory) -> Memory:
-        """FSDP2 as accelerate sets it up: float32 shards, two layers and what is outside of the
-        layers gathered in the compute dtype."""
-        parameters, count = self.parameters, self.machine.count
-        frozen = parameters.total - parameters.trainable
-        width = torch.finfo(self.placement.compute).bits // 8
-        outside = parameters.embedding + parameters.head
-        layer = (parameters.total - outside) / self.config.num_hidden_layers
-        gathered = width * (outside + 2 * layer)
-        stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
+        """Weights, gradients and moments in parts, as FSDP2 spreads them."""
+        trained = self.parameters.trainable / self.machine.count
         return replace(
             whole,
-            weights=round(stored / count + gathered),
-            gradients=round(4 * parameters.trainable / count),
-            optimiser=round(8 * parameters.trainable / count),
+            weights=self.part,
+            gradients=round(4 * trained),
+            optimiser=round(8 * trained),
         )
 
     def refuse_too_large(self, budget: StageBudget) -> None:
@@ -285,7 +202,7 @@ class Planner:
 
     def too_large(self, budget: StageBudget) -> str | None:
         """What to change where a stage does not fit its device; None where it does."""
-        limit = USABLE * self.machine.memory
+        limit = self.limit
         if budget.memory.total <= limit:
             return None
         found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
@@ -326,12 +243,6 @@ class Planner:
                 machine = replace(self.machine, count=count, sharded=True)
                 memory = replace(self, machine=machine).memory(work, accumulates=True)
                 yield f"FSDP over {count} such devices with{full or ' this preset'}", memory.total
-
-
-def plannable(config: PreTrainedConfig) -> bool:
-    """Whether the plan knows a model's layers: attention and MLP, of one stack."""
-    names = ("num_attention_heads", "num_hidden_layers")
-    return all(getattr(config, name, None) is not None for name in names)
 
 
 def padding_of(work: Work, placement: Placement) -> float:

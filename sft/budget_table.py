@@ -8,10 +8,11 @@ from rich.console import Group
 from rich.table import Table
 
 from sft.blocks import FLEX
-from sft.budget import GIB, USABLE, Planner, StageBudget, Work, plannable
+from sft.budget import Planner, StageBudget, Work
 from sft.config import UserError
 from sft.console import show
 from sft.flops import Parameters
+from sft.holding import GIB, plannable
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def check_memory(planner: Planner, works: Sequence[Work]) -> None:
     if not plannable(planner.config):
         return
     for work in works:
-        if planner.ceiling(work) <= USABLE * planner.machine.memory:
+        if planner.ceiling(work) <= planner.limit:
             continue
         budget = planner.stage(work)
         sentence = planner.too_large(budget)
@@ -72,8 +73,7 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
     notes = [
         f"memory: of each device ({devices}{spread}), at the worst moment of a step on the longest "
         "rows, or of taking the reference, which is log-probs on disk and takes none in training",
-        f"whole model: {planner.whole / GIB:.2f} GiB of weights on each device while it is measured"
-        f"{', or loaded to be spread' if planner.sharded else ''}",
+        _whole(planner),
     ]
     if budgets and budgets[0].hours is not None:
         notes.append(
@@ -81,6 +81,17 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
             "and device; measuring and sampling come on top"
         )
     return Group(_sizes(planner.parameters), table, *notes)
+
+
+def _whole(planner: Planner) -> str:
+    if planner.in_parts("auto"):
+        size = planner.measured / GIB
+        return f"whole model: {size:.2f} GiB of weights, on no device; it is measured in parts"
+    loaded = planner.sharded and not planner.lends
+    return (
+        f"whole model: {planner.whole / GIB:.2f} GiB of weights on each device while it is measured"
+        f"{', or loaded to be spread' if loaded else ''}"
+    )
 
 
 def _sizes(parameters: Parameters) -> str:

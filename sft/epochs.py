@@ -22,6 +22,8 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.guarded import GuardedTrainer
+from sft.lockstep import together
+from sft.sharding import sharded
 from sft.shares import from_main
 from sft.signals import leaving_on_signal
 from sft.storage import read_jsonl, write_jsonl
@@ -49,7 +51,8 @@ InTraining = Callable[[Any, Moment], dict[str, Any]]
 class Measures(TrainerCallback, ABC):
     """Calls `measure` at the moments that a subclass names; all processes have one.
 
-    The main process measures and the others wait for it. A signal leaves the measure where it is:
+    The main process measures and the others wait for it, or give it their parts of the weights. A
+    signal leaves the measure where it is:
     the trainer saves a checkpoint and ends, and the next start measures first.
     """
 
@@ -89,8 +92,9 @@ class Measures(TrainerCallback, ABC):
         if not self.due(state):
             return
         began = time.monotonic()
-        # Here the others wait.
-        fresh = from_main(lambda: self._measure(state))
+        model: Any = self.trainer.model
+        with together(model), untouched(model):  # here the others wait, or follow
+            fresh = from_main(lambda: self._measure(state))
         self.trainer.share_signals()
         if self.trainer.stop_signal:
             control.should_save = control.should_training_stop = True
@@ -105,9 +109,8 @@ class Measures(TrainerCallback, ABC):
             return False
         epoch, place = float(state.epoch or 0), self.place(state)
         place.mkdir(parents=True, exist_ok=True)
-        model: Any = self.trainer.model
-        with untouched(model), leaving_on_signal():
-            found = self.measure(model, Moment(self.label, epoch, step, place))
+        with leaving_on_signal(at_once=not sharded()):
+            found = self.measure(self.trainer.model, Moment(self.label, epoch, step, place))
             write_jsonl(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
         clear_device_cache()
         return len(self.rows()) > len(rows)

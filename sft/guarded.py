@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -40,6 +41,8 @@ class GuardedTrainer(Trainer):
         Raises:
             Interrupted: a signal asked for the end, and a checkpoint was saved.
         """
+        if isinstance(self.model, FSDPModule):  # read in parts: upstream has nothing to wrap
+            self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
         self.add_callback(_StepEnds(self, checkpoint))
         with at_next_step():
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -8,7 +8,7 @@ from accelerate import PartialState
 
 from sft.config import UserError
 from sft.placement import Placement
-from sft.sharding import sharded
+from sft.sharding import sharded, spread
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Machine:
     peak: float | None = None
     count: int = 1
     sharded: bool = False  # weights, gradients and moments spread over the devices (FSDP, ZeRO-3)
+    loads_whole: bool = False  # spread after each has loaded all of them (ZeRO-3)
 
 
 # Memory and dense bfloat16 peak of the makers' data sheets (without sparsity).
@@ -57,4 +58,5 @@ def this_machine(placement: Placement) -> Machine:
         found = Machine("this Mac", torch.mps.recommended_max_memory())
     else:
         found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
-    return replace(found, count=state.num_processes, sharded=sharded())
+    by_deepspeed = spread() == "DeepSpeed"
+    return replace(found, count=state.num_processes, sharded=sharded(), loads_whole=by_deepspeed)

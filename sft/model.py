@@ -35,6 +35,7 @@ from sft.proof import settle_layout
 from sft.quantised import nf4
 from sft.run import is_adapter
 from sft.scoring import enable_scoring
+from sft.sharding import hand_over, in_parts, let_go, reads_parts
 from sft.storage import as_others, fault
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.weights import check_adapter, check_weights, read_weights
@@ -169,12 +170,14 @@ def load_model(
     dtype: torch.dtype | None = None,
     trainable: bool = False,
     trust_remote_code: bool = False,
+    parts: bool = False,
 ) -> Any:
     """Load a model or a LoRA adapter directory onto its device, ready to score packed rows.
 
     Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
     4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
+    With `parts` all processes call it, and each holds its part of a whole model's weights.
     """
     free_memory()
     check_adapter(path, given=path)
@@ -183,6 +186,8 @@ def load_model(
     more: dict[str, Any] = {}
     if placement.load_in_4bit:
         more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
+    elif parts:
+        more = in_parts(compute=placement.compute, weights=dtype)
     base = adapter_base(path) if adapter else path
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -206,13 +211,15 @@ def load_model(
             f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "
             "them (pickled weights are not loaded)"
         ) from None
-    enable_scoring(model).to(placement.device)
+    model = hand_over(model) if parts else model.to(placement.device)
+    enable_scoring(model)
     settle_kernels(model)
     settle_head(model)
     settle_layout(model, training=placement.compute if trainable else None)
+    let_go(model)
     if adapter:
-        model = PeftModel.from_pretrained(model, path, is_trainable=trainable)
-    return model.to(placement.device)
+        model = PeftModel.from_pretrained(model, path, is_trainable=trainable).to(placement.device)
+    return model
 
 
 def attention_for(config: PreTrainedConfig, attention: str) -> str:
@@ -255,11 +262,19 @@ def load_trainable(
 
     Under LoRA the frozen weights take the compute dtype (or 4 bits) and the adapter float32; an
     adapter from the stage before is trained on, a whole model gets a new one, beside which the
-    embeddings of `tokens` are trained. Otherwise everything trains, in float32.
+    embeddings of `tokens` are trained. Otherwise everything trains, in float32, and under FSDP2
+    each process reads its part of it, where transformers can.
     """
-    dtype = placement.compute if lora.r else placement.weights
+    config = AutoConfig.from_pretrained(
+        adapter_base(path) if is_adapter(path) else path, trust_remote_code=trust_remote_code
+    )
     model = load_model(
-        path, placement, dtype=dtype, trainable=True, trust_remote_code=trust_remote_code
+        path,
+        placement,
+        dtype=placement.compute if lora.r else placement.weights,
+        trainable=True,
+        trust_remote_code=trust_remote_code,
+        parts=not lora.r and reads_parts(config),
     )
     if not lora.r:
         return model

@@ -43,9 +43,8 @@ def takes_prefix(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-@torch.inference_mode()
 def read_prefix(model: Any, ids: Sequence[int]) -> Prefix:
-    """Read `ids` with a model of which `takes_prefix` holds."""
+    """Read `ids` with a model of which `takes_prefix` holds, within `sft.lockstep.reading`."""
     cache = DynamicCache(config=model.config)
     cache.layers = [FixedLayer() for _ in cache.layers]
     device = next(model.parameters()).device

@@ -23,7 +23,7 @@ class Setting:
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
     `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end and
     `loop_probe` a few times within, `trackers` are told, `tables` shows what it trains on; none is
-    an input of it.
+    an input of it. With `parts` models are measured in parts (`sft.lockstep`).
     """
 
     folder: Path
@@ -38,6 +38,7 @@ class Setting:
     loop_probe: InTraining | None = None
     trackers: Trackers = field(default_factory=Trackers)
     tables: bool = True
+    parts: bool = False
 
     @classmethod
     def of(

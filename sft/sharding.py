@@ -1,7 +1,9 @@
 """The processes that a launcher started, and weights spread over them (FSDP2, ZeRO-3).
 
-Weights are spread for training alone: reference log-probs and measures are taken of whole models,
-which each process loads by itself.
+Under FSDP2 all that is trained in full is read in parts, a process its own, from which reference
+log-probs are taken too. Measures are taken of whole models, which each process loads by itself,
+unless no device holds one (`sft.lockstep`). An adapter's base, and under ZeRO-3 every model, is
+loaded whole before it is spread.
 """
 
 import importlib.util
@@ -19,6 +21,8 @@ from accelerate.utils import (
 )
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.distributed import DistributedConfig
 
 from sft.config import UserError
 
@@ -107,6 +111,49 @@ def _by_fsdp() -> bool:
 
 def _by_deepspeed() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+
+
+def reads_parts(config: PreTrainedConfig) -> bool:
+    """Whether each process reads its part of such a model alone, to train all of it."""
+    return _by_fsdp() and known_in_parts(config)
+
+
+def known_in_parts(config: PreTrainedConfig) -> bool:
+    """Whether transformers knows which weights of the family to gather at once."""
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    inner = getattr(config.get_text_config(), "base_model_fsdp_plan", None)
+    return bool(inner and getattr(kind, "_fsdp_plan", None))
+
+
+def in_parts(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` is given for that: transformers' own loading in shards, gathered and
+    multiplied in the compute dtype; gradients are summed in float32."""
+    cast = compute is torch.bfloat16 and weights is not compute
+    return {
+        "distributed_config": DistributedConfig(
+            fsdp_size=PartialState().num_processes,
+            fsdp_mixed_precision=cast,
+            fsdp_cpu_offload=parse_flag_from_env("FSDP_OFFLOAD_PARAMS"),
+        )
+    }
+
+
+def hand_over(model: Any) -> Any:
+    """A model that was read in parts, for accelerate to train and ours to save: upstream's trainer
+    would neither keep nor read its optimiser's state, and its `save_pretrained` wait for all."""
+    model._is_distributed_loading_by_transformers = False
+    del model.config.distributed_config
+    if not parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True):
+        model.set_reshard_after_forward(False)
+    return model
+
+
+def let_go(model: Any) -> None:
+    """Hand back what a pass without a backward pass has gathered, last layers and embeddings: a
+    trainer would take them for the weights."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def allow_cpu_shards() -> None:

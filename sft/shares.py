@@ -14,6 +14,7 @@ from typing import TypeVar
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from sft import lockstep
 from sft.config import UserError
 
 Item = TypeVar("Item")
@@ -54,6 +55,7 @@ def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]])
         assert len(done) == len(own), "work returns a result an item"
     except UserError as error:
         failed = error
+    lockstep.follow()
     shares = gather_object([(done, failed)])
     for _, reason in shares:
         if reason is not None:
@@ -79,6 +81,7 @@ def from_main(work: Callable[[], Result]) -> Result:
             told[1] = error
         finally:
             _alone.reset(before)
+    lockstep.follow()
     broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]

@@ -30,6 +30,10 @@ def check(report, *, parts):
             assert found["trajectory"]["prepared by"] == ["0", "0"], "rows and pairs, once each"
         if "killed" in parts:
             assert found["killed"]["same bits"], layout
+        if "watched" in parts:
+            assert found["watched"]["same bits"], layout
+            assert found["watched"]["epochs.jsonl"] == [[3, 6], [2, 4], [1, 2]]
+            assert found["watched"]["loops.jsonl"] == [[0, 1, 3, 4], [0, 1, 2, 3], [0, 1]]
         if "measured" in parts:
             assert found["measured"]["other"] == [] and found["measured"]["files"] == 18, layout
             assert found["measured"]["log_probs"] <= 1e-4
@@ -39,17 +43,19 @@ def check(report, *, parts):
 
 @pytest.mark.slow
 def test_two_shards_go_the_way_of_one_process_and_measure_the_same(tmp_path):
-    parts = ("trajectory", "measured", "refused")
-    check(many_processes(tmp_path, "--layouts", "fsdp-2", "--parts", *parts), parts=parts)
+    """As parts of weights that they lend each other, never holding them whole."""
+    parts = ("trajectory", "watched", "measured", "refused")
+    check(many_processes(tmp_path, "--layouts", "parts-2", "--parts", *parts), parts=parts)
 
 
 @long
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [[], ["--lora"]], ids=["full", "lora"])
 def test_two_and_four_processes_go_the_way_of_one_and_on_from_a_kill(tmp_path, lora):
-    parts = ("trajectory", "killed", "crossed", "measured")
-    report = many_processes(tmp_path, "--parts", *parts, *lora)
-    assert list(report) == ["ddp-2", "fsdp-2", "ddp-4", "fsdp-4"]
+    parts = ("trajectory", "killed", "watched", "crossed", "measured")
+    layouts = ["ddp-2", "fsdp-2", "ddp-4", "fsdp-4", *["parts-2", "parts-4"] * (not lora)]
+    report = many_processes(tmp_path, "--layouts", *layouts, "--parts", *parts, *lora)
+    assert list(report) == layouts
     check(report, parts=parts)
 
 

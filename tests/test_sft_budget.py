@@ -16,7 +16,6 @@ from recipes.plan_run import main
 from recipes.sft_then_dpo import main as train
 from sft.budget import (
     REFERENCE_ROWS,
-    USABLE,
     Planner,
     Work,
     padding_of,
@@ -25,6 +24,7 @@ from sft.budget import (
 from sft.budget_table import check_memory, show_budget
 from sft.config import DpoStage, LoraSection, SftStage, UserError
 from sft.flops import costs_of_config, forward_flops, training_flops
+from sft.holding import USABLE
 from sft.machine import Machine, named_machine
 from sft.memory import nf4_bytes
 from sft.packing import Span
@@ -150,10 +150,15 @@ def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
     assert scored.total > step.total
     more = pairs_work(section, [(60, 20, 20)] * 99)  # another shard, taken after the first
     assert plan.memory(more, accumulates=True) == scored
-    # Spread weights are taken whole there, in float32 and cast.
+    # Spread weights are taken in parts, two layers and what is outside of them gathered.
     spread = replace(plan, lora=LoraSection(), machine=Machine("a device", 1e12, None, 4, True))
-    parameters = costs_of_config(config).parameters.total
-    assert 0 <= spread._reference(many).weights - 4 * parameters < 1000
+    parameters = costs_of_config(config).parameters
+    outside = parameters.embedding + parameters.head
+    layer = (parameters.total - outside) // config.num_hidden_layers
+    assert spread._reference(many).weights == parameters.total + 2 * (outside + 2 * layer)
+    # By DeepSpeed whole, in float32 and cast.
+    by_deepspeed = replace(spread, machine=replace(spread.machine, loads_whole=True))
+    assert 0 <= by_deepspeed._reference(many).weights - 4 * parameters.total < 1000
 
 
 def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
@@ -161,7 +166,9 @@ def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
     plain = planner()
     assert plain.whole == 2 * parameters.total  # measured in bfloat16
     four = Machine("a device", 1e12, None, 4, sharded=True)
-    assert replace(plain, machine=four).whole == 4 * parameters.total  # loaded, not yet spread
+    assert replace(plain, machine=four).whole == 2 * parameters.total  # each reads its part
+    late = replace(four, loads_whole=True)
+    assert replace(plain, machine=late).whole == 4 * parameters.total  # loaded, not yet spread
     adapter = replace(plain, machine=four, lora=LoraSection(r=4)).parameters.adapter
     assert replace(plain, machine=four, lora=LoraSection(r=4)).whole == 2 * parameters.total + (
         4 * adapter
@@ -171,24 +178,58 @@ def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
     assert packed.whole == nf4_bytes(matrices) + 2 * (parameters.total - matrices)
 
 
-def test_a_model_that_no_device_holds_whole_is_one_sentence():
-    """The paper's 67B, whose training steps alone would fit: 67.4 B parameters."""
+@pytest.fixture
+def large():
+    """The paper's 67B, whose training steps fit 32 devices: 67.4 B parameters."""
     kind, shape = CONFIGS["deepseek-ai/deepseek-llm-67b-base"]
-    config = AutoConfig.for_model(kind, **shape)
+    return AutoConfig.for_model(kind, **shape)
+
+
+def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     many = replace(named_machine("h100"), count=32, sharded=True)
+    plan = planner(config=large, machine=many)
+    plan.refuse_whole()
+    assert plan.in_parts("auto") and plan.whole == 0
+    roomy = replace(plan, machine=replace(many, memory=160e9))
+    assert not roomy.in_parts("auto") and roomy.in_parts(True)
+    assert roomy.whole == 2 * plan.parameters.total
+    assert not plan.in_parts(False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"machine": named_machine("h100")},
+        {"machine": replace(named_machine("h100"), count=8)},
+        {"machine": Machine("a device", 80e9, None, 8, sharded=True, loads_whole=True)},
+        {"lora": LoraSection(r=8)},
+        {"config": AutoConfig.for_model("gpt2", n_embd=64, n_layer=2, n_head=2)},
+    ],
+    ids=["one", "ddp", "zero3", "lora", "gpt2"],
+)
+def test_parts_that_nobody_could_lend_are_refused(large, options):
+    many = replace(named_machine("h100"), count=32, sharded=True)
+    plan = planner(**({"config": large, "machine": many} | options))
+    assert not plan.in_parts("auto")
+    with pytest.raises(UserError, match=r"eval\.in_parts=true .* needs FSDP2 .*; set it to auto"):
+        plan.in_parts(True)
+
+
+def test_a_model_that_no_device_holds_whole_is_one_sentence(large):
+    many = replace(named_machine("h100"), count=32, sharded=True, loads_whole=True)
     with pytest.raises(UserError) as caught:
-        planner(config=config, machine=many).refuse_whole()
+        planner(config=large, machine=many).refuse_whole()
     assert str(caught.value) == (
         "the whole model needs 251.2 GiB on each device, where every process holds it to measure "
-        "it and before training spreads it, and NVIDIA H100 SXM has 67.1 GiB to use; choose a "
-        "smaller model, or devices with more memory"
+        "it and before training spreads it, and NVIDIA H100 SXM has 67.1 GiB to use; FSDP2 lends "
+        "parts of it (recipes/accelerate/fsdp2.yaml, lora.r=0)"
     )
-    with pytest.raises(UserError, match=r"needs 125\.6 GiB on each device, .* to measure it, and"):
-        planner(config=config, machine=named_machine("h100")).refuse_whole()
-    wide = Machine("a device", 160e9, None, 32, sharded=True)
+    with pytest.raises(UserError, match=r"needs 125\.6 GiB .* to measure it, and .*; choose a sma"):
+        planner(config=large, machine=named_machine("h100")).refuse_whole()
+    wide = Machine("a device", 160e9, None, 32, sharded=True, loads_whole=True)
     with pytest.raises(UserError, match=r"lora\.r=16 fits"):
-        planner(config=config, machine=wide).refuse_whole()
-    planner(config=config, machine=wide, lora=LoraSection(r=16)).refuse_whole()
+        planner(config=large, machine=wide).refuse_whole()
+    planner(config=large, machine=wide, lora=LoraSection(r=16)).refuse_whole()
 
 
 def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(

@@ -4,9 +4,10 @@
 
 On tiny models in float32. For each layout: how far losses, gradient norms and weights of every
 stage lie from those of one process; whether the weights of a run that was killed in the middle of a
-stage are the same to the bit; whether a run goes on by another layout from stage to stage, both
-ways; and, with the weights of one process, whether the layout's answers, pairs and scores are the
-same to the byte, and its log-probs within rounding (other batches, other rounding).
+stage are the same to the bit, and those of a run that was measured by epoch; whether a run goes on
+by another layout from stage to stage, both ways; and, with the weights of one process, whether the
+layout's answers, pairs and scores are the same to the byte, and its log-probs within rounding
+(other batches, other rounding). "parts" is FSDP2 with `eval.in_parts=true`.
 """
 
 import argparse
@@ -27,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 import torch  # noqa: E402
 from chain_process import Chain, Trap, launcher_environment  # noqa: E402
 from conftest import ROOT, make_tiny_tokenizer  # noqa: E402
-from kill_resume import CHEAP, LORA, MODULES  # noqa: E402
+from kill_resume import CHEAP, EPOCHS, LORA, MODULES  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
@@ -43,8 +44,8 @@ STAGE = {
     "save_total_limit": 2,
     "logging_steps": 1,
 }
-CONFIGS = {"ddp": "ddp.yaml", "fsdp": "fsdp2.yaml"}
-LAYOUTS = ("ddp-2", "fsdp-2", "ddp-4", "fsdp-4")
+CONFIGS = {"ddp": "ddp.yaml", "fsdp": "fsdp2.yaml", "parts": "fsdp2.yaml"}
+LAYOUTS = ("ddp-2", "fsdp-2", "parts-2", "ddp-4", "fsdp-4", "parts-4")
 # Both double the cap and sample, so that every measure is taken.
 MORE = ["eval.repetition.double_cap=true", "eval.repetition.temperature=0.8"]
 
@@ -93,6 +94,8 @@ class World:
         environment = {}
         if kind in CONFIGS:
             environment = launcher_environment(ROOT / "recipes" / "accelerate" / CONFIGS[kind])
+        if kind == "parts":
+            more = (*more, "eval.in_parts=true")
         argv = [str(self.folder / "preset.yaml"), *self.options, *more, f"run.dir={run}"]
         return Chain(self.folder, argv, run=run, processes=int(count or 1), environment=environment)
 
@@ -132,6 +135,23 @@ def killed(world: World, layout: str) -> dict:
     same = all(torch.equal(mine[name], theirs[name]) for name in mine)
     shutil.rmtree(run)
     return {"kills": len(STAGES), "same bits": same}
+
+
+def watched(world: World, layout: str) -> dict:
+    """Measured at each epoch's end as well: the same bits as without? And at which steps each stage
+    was measured, and looked at for loops."""
+    whole, run = world.folder / layout, world.folder / "watched"
+    if not whole.exists():
+        world.start(whole, layout)
+    world.start(run, layout, *EPOCHS)
+    mine, theirs = weights(whole), weights(run)
+    same = all(torch.equal(mine[name], theirs[name]) for name in mine)
+    steps = {
+        name: [[row["step"] for row in read_jsonl(run / stage / name)] for stage in STAGES]
+        for name in ("epochs.jsonl", "loops.jsonl")
+    }
+    shutil.rmtree(run)
+    return {"same bits": same} | steps
 
 
 def crossed(world: World, layout: str) -> dict:
@@ -213,7 +233,7 @@ def refused(world: World, layout: str) -> dict:
     """Numbers of processes that cannot be, each refused in one sentence with nothing begun."""
     kind, run = layout.partition("-")[0], world.folder / "refused"
     cases = {f"{kind}-3": "is no multiple of 6"}  # 8 rows a step, 2 at a time
-    if kind == "fsdp":
+    if kind != "ddp":
         cases["fsdp-1"] = "FSDP, which spreads weights over processes, and started one"
     found = {}
     for start, words in cases.items():
@@ -227,6 +247,7 @@ def refused(world: World, layout: str) -> dict:
 PARTS = {
     "trajectory": trajectory,
     "killed": killed,
+    "watched": watched,
     "crossed": crossed,
     "measured": measured,
     "refused": refused,
