@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,25 @@ def write_as(path, row):
     else:
         text = json.dumps([row] if path.suffix == ".json" else row)
         path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def in_two_processes(script: str, *args: str) -> None:
+    """Run a script by two processes that can meet (gloo); each has to end by printing "done"."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *args],
+            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for child in children:
+        out, err = child.communicate(timeout=240)
+        assert out == "done\n", err[-2000:]

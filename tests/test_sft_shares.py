@@ -1,9 +1,6 @@
 """Work shared by processes: order, empty shares, and errors that reach all of them."""
 
-import os
-import socket
-import subprocess
-import sys
+from conftest import in_two_processes
 
 SCRIPT = """
 import sys
@@ -56,21 +53,4 @@ print("done")
 
 
 def test_two_processes_share_work_and_errors():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT],
-            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    for child in children:
-        out, err = child.communicate(timeout=240)
-        assert out == "done\n", err[-2000:]
+    in_two_processes(SCRIPT)
