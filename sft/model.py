@@ -187,7 +187,8 @@ def load_model(
     if placement.load_in_4bit:
         more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
     elif parts:
-        more = in_parts(compute=placement.compute, weights=dtype)
+        compute = placement.compute if trainable else dtype
+        more = in_parts(compute=compute, weights=dtype)
     base = adapter_base(path) if adapter else path
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 import torch
 import yaml
 from conftest import make_tiny_model
 from hub_stand_in import CONFIGS
+from rich.console import Console
 from transformers import AutoConfig
 
 from dpo.reference import SHARD
@@ -21,7 +23,7 @@ from sft.budget import (
     padding_of,
     pairs_work,
 )
-from sft.budget_table import check_memory, show_budget
+from sft.budget_table import budget_table, check_memory, show_budget
 from sft.config import DpoStage, LoraSection, SftStage, UserError
 from sft.flops import costs_of_config, forward_flops, training_flops
 from sft.holding import USABLE
@@ -190,6 +192,11 @@ def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     plan = planner(config=large, machine=many)
     plan.refuse_whole()
     assert plan.in_parts("auto") and plan.whole == 0
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(budget_table(plan, []))
+    assert "whole model: 125.59 GiB of weights, on no device; it is measured in parts" in (
+        console.export_text()
+    )
     roomy = replace(plan, machine=replace(many, memory=160e9))
     assert not roomy.in_parts("auto") and roomy.in_parts(True)
     assert roomy.whole == 2 * plan.parameters.total

@@ -1,9 +1,14 @@
 """What a launcher asks for and cannot be: one sentence, before anything is read."""
 
+from dataclasses import fields
+
 import pytest
+import torch
+from transformers import AutoConfig
+from transformers.distributed import DistributedConfig
 
 from sft.config import UserError
-from sft.sharding import join_processes, sharded, spread, whole_weights
+from sft.sharding import in_parts, join_processes, known_in_parts, sharded, spread, whole_weights
 
 
 @pytest.fixture
@@ -46,6 +51,31 @@ def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
     launched(WORLD_SIZE="16", LOCAL_WORLD_SIZE="8")
     with pytest.raises(UserError, match=r"8 processes on this machine, which has 2 GPU.*s 2$"):
         join_processes()
+
+
+def test_the_names_of_transformers_by_which_parts_are_read_are_still_there(tiny_model):
+    """Those of `in_parts` and `hand_over`; the rest is tried in test_sft_lockstep.py."""
+    assert tiny_model._is_distributed_loading_by_transformers is False
+    tiny_model._is_distributed_loading_by_transformers = True
+    assert tiny_model.is_distributed_loading_by_transformers is True
+    assert {"fsdp_size", "fsdp_mixed_precision", "fsdp_cpu_offload"} <= {
+        field.name for field in fields(DistributedConfig)
+    }
+    assert known_in_parts(tiny_model.config)
+    assert not known_in_parts(AutoConfig.for_model("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("compute", "offload", "cast"),
+    [(torch.bfloat16, "false", True), (torch.float32, "true", False)],
+)
+def test_parts_are_gathered_as_the_stage_computes(launched, compute, offload, cast):
+    launched(FSDP_OFFLOAD_PARAMS=offload)
+    asked = in_parts(compute=compute, weights=torch.float32)["distributed_config"]
+    assert asked.fsdp_mixed_precision is cast
+    assert asked.fsdp_cpu_offload is (offload == "true")
+    plain = in_parts(compute=compute, weights=compute)["distributed_config"]
+    assert plain.fsdp_mixed_precision is False  # measured: the weights have the dtype already
 
 
 def test_weights_are_whole_where_no_launcher_spreads_them(launched, tiny_model):
