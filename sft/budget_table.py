@@ -101,6 +101,12 @@ def _sizes(parameters: Parameters) -> str:
     return f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained"
 
 
+def _hours(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    return f"{hours:.3g}" if hours >= 0.01 else "<0.01"
+
+
 def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
     lines = [
         ("rows", [f"{len(b.work.spans):,}" for b in budgets]),
@@ -110,7 +116,7 @@ def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
         ("operations", [f"{b.flops:.3g}" for b in budgets]),
     ]
     if any(b.hours is not None for b in budgets):
-        hours = [f"{b.hours:.3g}" if b.hours is not None else "" for b in budgets]
+        hours = [_hours(b.hours) for b in budgets]
         lines.append(("hours", hours))
     for part in PARTS:
         lines.append((f"{part}, GiB", [f"{getattr(b.memory, part) / GIB:.2f}" for b in budgets]))

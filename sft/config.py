@@ -164,7 +164,12 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
         # OmegaConf's loader, because PyYAML's own reads 1e-5 as a string.
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        return [f"override {override!r} is no YAML value: {' '.join(str(error).split())}"]
+        # Of libyaml's words the fact alone: its places are those of a text that nobody wrote.
+        fact = getattr(error, "problem", None) or str(error).split("\n")[0]
+        return [
+            f"override {override!r} is no YAML value ({fact}); write it as a preset's file has it, "
+            "in quotes for the shell where it has spaces or brackets"
+        ]
     target = given
     for depth, part in enumerate(parts[:-1]):
         if target.get(part) is None:

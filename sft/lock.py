@@ -123,7 +123,7 @@ def _who(holder: dict[str, Any]) -> str:
 
 def _in_use(folder: Path, holder: dict[str, Any]) -> str:
     who = _who(holder) if holder else "another process"
-    return f"run.dir={folder} is in use by {who}; wait for it or set run.dir= to another folder"
+    return f"{folder} is in use by {who}; wait for it, or give another folder (run.dir=, --to)"
 
 
 class _Held(threading.Thread):

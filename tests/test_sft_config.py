@@ -149,6 +149,14 @@ def test_numbers_that_would_fail_or_train_nothing_are_refused(preset_file, overr
     assert "\n" not in str(caught.value)
 
 
+def test_a_broken_override_is_told_without_the_parser_s_places(preset_file):
+    with pytest.raises(UserError) as caught:
+        load_preset(preset_file, overrides=["eval.tasks=[gsm8k"])
+    said = str(caught.value)
+    assert "override 'eval.tasks=[gsm8k' is no YAML value (did not find expected" in said
+    assert "line" not in said and "\n" not in said
+
+
 def test_a_batch_is_set_in_one_way_only(preset_file):
     both = ["sft_all.train_batch_size=8", "sft_all.gradient_accumulation_steps=2"]
     with pytest.raises(UserError, match="sets both"):
