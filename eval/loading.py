@@ -14,6 +14,7 @@ from transformers import AutoConfig, GenerationConfig
 from eval.backend import BACKEND, Backend
 from eval.transformers_backend import TransformersBackend, ids_of
 from eval.vllm_backend import check_vllm, find_vllm, vllm_backend
+from sft.causal import window_of
 from sft.config import EvalSection, UserError
 from sft.lockstep import together
 from sft.merge import on_processor
@@ -102,7 +103,7 @@ def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Back
             tokenizer_folder=scratch / "tokenizer",
             dtype=setting.placement.inference,
             device=setting.placement.device,
-            window=getattr(config.get_text_config(), "max_position_embeddings", None),
+            window=window_of(config),
             eos_ids=_eos_ids(whole, config),
             seed=setting.seed,
             trust_remote_code=trust,

@@ -12,6 +12,7 @@ import torch
 
 from eval.backend import Backend, Question, Scored
 from eval.generate import MIN_SHARED, Generation, generate, shared_length
+from sft.causal import window_of
 from sft.lockstep import reading
 from sft.packing import Document, Segment
 from sft.prefix import Prefix, read_prefix, takes_prefix
@@ -40,7 +41,7 @@ class TransformersBackend(Backend):
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.window = window_of(model.config)
         self._budget = batch_tokens(next(model.parameters()).device)
 
     @property

@@ -44,6 +44,17 @@ def check_causal(config: PreTrainedConfig, *, given: str) -> None:
         )
 
 
+def window_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a sequence may have: the positions that the model was made for, where its
+    configuration says, and no more than a chunk where layers attend in chunks (Llama 4), which
+    packed rows do not know."""
+    text = config.get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None)]
+    if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
+        limits.append(getattr(text, "attention_chunk_size", None))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def model_of_config(config: PreTrainedConfig, **options: Any) -> Any:
     """The causal LM that a configuration describes, on torch's default device, no weights loaded;
     by code of its own where that, once trusted, made the configuration."""

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from sft.adapters import CONFIG, adapter_base
-from sft.causal import check_causal
+from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
@@ -120,9 +120,8 @@ def read_config(path: str, section: ModelSection) -> Any:
 
 
 def context_window(path: str, section: ModelSection) -> int | None:
-    """How many positions the model was made for, where its configuration says."""
-    config = read_config(path, section)
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """How many tokens a sequence may have (see `sft.causal.window_of`)."""
+    return window_of(read_config(path, section))
 
 
 def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ from sft.packing import Batch, Document, RowKind, Segment, lay_out
 from sft.scoring import (
     attention_inputs,
     attention_of,
+    decoder_of,
     log_probs,
     read_apart,
     rows_of,
@@ -204,7 +205,7 @@ def _slopes(model: Any, batch: Batch, rows: RowKind, compute: torch.dtype) -> to
         caught_embeddings(model) as embeddings,
         torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32),
     ):
-        states = model.base_model(
+        states = decoder_of(model)(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             use_cache=False,

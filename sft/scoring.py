@@ -46,7 +46,8 @@ def enable_scoring(model: Any) -> Any:
     Call it on the bare causal LM, before PEFT or a distributed wrapper. Repeating is harmless.
 
     Raises:
-        UserError: the model scales its logits in a way that is not implemented here.
+        UserError: the model scales its logits in a way that is not implemented here, or has
+            nothing below its head that could be called alone.
     """
     if model in _enabled:
         return model
@@ -57,6 +58,11 @@ def enable_scoring(model: Any) -> Any:
                 f"model type {config.model_type!r} scales its logits ({name}="
                 f"{getattr(config, name)}), which is not supported; choose another base model"
             )
+    if decoder_of(model) is model:
+        raise UserError(
+            f"model type {config.model_type!r}: what lies below its head has no name by which "
+            "transformers would give it, which is not supported; choose another base model"
+        )
     softcap = getattr(config, "final_logit_softcapping", None)
     original = model.forward
 
@@ -65,13 +71,20 @@ def enable_scoring(model: Any) -> Any:
         if scored is None:
             return original(*args, **kwargs)
         source, target = scored
-        hidden = self.base_model(*args, **kwargs, use_cache=False).last_hidden_state
+        hidden = decoder_of(self)(*args, **kwargs, use_cache=False).last_hidden_state
         states = hidden.flatten(0, 1)[source]
         return score_states(states, self.get_output_embeddings(), target, softcap=softcap)
 
     model.forward = types.MethodType(forward, model)
     _enabled.add(model)
     return model
+
+
+def decoder_of(model: Any) -> Any:
+    """What lies below the head of a bare causal LM; the model itself where upstream does not say.
+    Llama 4 has it under another name than the one that its class gives."""
+    below = model.base_model
+    return getattr(model, "model", model) if below is model else below
 
 
 def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.attention import document_attention
+from sft.causal import window_of
 from sft.packing import Document, Segment, attention_mask, best_fit, lay_out, pack, unshared
 from sft.proof import layout_flaw, settle_layout
 from sft.scoring import (
@@ -194,6 +195,34 @@ def test_a_layer_sees_no_further_in_packed_rows_than_alone(name, attention):
         wide = model(input_ids=texts[0][None]).logits[0, :-1].float()
         wide = wide.log_softmax(-1).gather(1, texts[0][1:, None]).sum()
     assert abs(wide - sums[0]) > 0.1, "the window must matter for this test to say anything"
+
+
+def test_sequences_are_no_longer_than_the_chunks_that_layers_attend_in():
+    """Llama 4's layers see their own chunk of a sequence alone, which packed rows do not know."""
+    torch.manual_seed(0)
+    chunks = {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 12}
+    config = transformers.Llama4TextConfig(
+        **FAMILY | chunks | {"moe_layers": [], "intermediate_size_mlp": 64, "head_dim": 8},
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="documents")
+    model = enable_scoring(model.eval())
+    assert window_of(config) == 12
+    assert window_of(make_tiny_model(max_position_embeddings=64).config) == 64
+
+    def apart(length):
+        """How far a sequence's log-prob in a packed row lies from the model's own."""
+        lot = torch.Generator().manual_seed(length)
+        text = torch.randint(3, 260, (length,), generator=lot)
+        batch = pack([chat(text.tolist()), chat([5, 6, 7])], row_length=80)
+        with torch.no_grad():
+            logits = model(input_ids=text[None]).logits[0, :-1].log_softmax(-1)
+            alone = logits.gather(1, text[1:, None]).sum()
+            sums = sequence_sums(log_probs(model, batch), batch)
+        return min((total - alone).abs().item() for total in sums)
+
+    assert apart(12) < 1e-4 < 0.01 < apart(30)
 
 
 # A convolution, a linear attention, a state space beside attention, and one alone.
