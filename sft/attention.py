@@ -108,7 +108,7 @@ def _row(
             whole = [torch.cat(both, 2) for both in zip(trunk, branch[1:], strict=True)]
             outputs.append(_attend(branch[0], *whole, window=window, options=options))
         at += 1 + len(span.branches)
-    outputs.append(torch.zeros_like(pieces[-1][0]))
+    outputs.append(query.new_zeros(*query.shape[:2], padding, value.shape[3]))  # of values' width
     return torch.cat(outputs, dim=2)
 
 

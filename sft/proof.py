@@ -5,9 +5,10 @@ replaced by something slower that does not, aloud.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +60,15 @@ def settle_layout(model: Any, *, training: torch.dtype | None = None) -> None:
         UserError: not even single rows score as the model's own forward does.
     """
     name, attention = model.config.model_type, attention_of(model)
-    flaw = own_flaw(model, training=training) if attention in OWN else layout_flaw(model)
+    flaw = own_flaw(model, training=training) if attention in OWN else _tried(model)
     if flaw and attention in OWN:
         log.info("attention: %s, %s: %s)", OWN[attention], name, flaw)
         model.set_attn_implementation("sdpa")
-        flaw = layout_flaw(model)
+        flaw = _tried(model)
     if flaw:
         log.info("packing: off, prompts are not shared (%s in packed rows: %s)", name, flaw)
         read_apart(model)
-        if flaw := layout_flaw(model):
+        if flaw := _tried(model):
             raise UserError(
                 f"rows do not score as single sequences do on {name!r} with {attention_of(model)} "
                 f"attention ({flaw}); set model.attn_implementation=sdpa or eager, or choose "
@@ -152,17 +153,22 @@ def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
         # What is compiled differs in more ways than torch allows for by itself.
         limits = torch._dynamo.config
         limits.recompile_limit = max(VARIANTS, limits.recompile_limit)
+    flaw = _tried(model)
+    if flaw is None and training is not None:
+        flaw = _tried(model, partial(_backward_flaw, compute=training))
+    return flaw
+
+
+def _tried(model: Any, proof: Callable[[Any], str | None] = layout_flaw) -> str | None:
+    """What a proof finds, or what compilers, kernels and upstream refuse: Bloom builds its
+    positions from a mask of two dimensions, and has no name for others."""
     was_training = model.training
     try:
-        flaw = layout_flaw(model)
-        if flaw is None and training is not None:
-            flaw = _backward_flaw(model, training)
-    except UserError:
-        raise
-    except (RuntimeError, ValueError) as error:  # compilers', kernels' and upstream's refusals
-        flaw = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    model.train(was_training)
-    return flaw
+        return proof(model)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    finally:
+        model.train(was_training)
 
 
 def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:

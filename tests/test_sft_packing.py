@@ -243,6 +243,34 @@ CARRYING = {
 }
 
 
+@pytest.mark.parametrize("name", ["DeepseekV2", "DeepseekV3"])
+def test_values_of_another_width_than_keys_go_by_document(name):
+    torch.manual_seed(0)
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
+    heads = {"num_key_value_heads": 4, "v_head_dim": 8, "head_dim": 8, "first_k_dense_replace": 2}
+    config = getattr(transformers, f"{name}Config")(**FAMILY | ranks | heads)
+    kind = transformers.AutoModelForCausalLM
+    model = enable_scoring(kind.from_config(config, attn_implementation="documents").eval())
+    settle_layout(model, training=torch.float32)
+    assert rows_of(model) == "flat"
+    model.config._attn_implementation = "sdpa"  # what it is held against reads masks over rows
+    batch = lay_out(DOCUMENTS, packing=True, rows="masked")
+    over_rows = sequence_sums(log_probs(model, batch), batch)
+    model.config._attn_implementation = "documents"
+    batch = lay_out(DOCUMENTS, packing=True, rows="flat")
+    torch.testing.assert_close(sequence_sums(log_probs(model, batch), batch), over_rows)
+
+
+def test_a_model_that_takes_no_mask_over_rows_gets_a_row_for_each_sequence():
+    """Bloom builds its biases from a mask of padding."""
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=260, hidden_size=32, n_layer=2, n_head=4)
+    kind = transformers.AutoModelForCausalLM
+    model = enable_scoring(kind.from_config(config, attn_implementation="eager").eval())
+    settle_layout(model)
+    assert rows_of(model) == "apart" and layout_flaw(model) is None
+
+
 @pytest.mark.parametrize("name", CARRYING)
 def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, caplog):
     torch.manual_seed(0)
