@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from eval.answers import DEFAULT_NEW_TOKENS, no_room
 from eval.backend import Question, Scored
-from eval.generate import FinishReason, Generation
+from eval.generate import Generation
+from eval.stopping import FinishReason
 from eval.transformers_backend import backend_of
 from sft.chat import stop_ids
 from sft.config import UserError

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eval.backend import Backend, Question
-from eval.generate import FinishReason
 from eval.stats import wilson
+from eval.stopping import FinishReason
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import UserError

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from eval.backend import Backend, Question, Scored
-from eval.generate import MIN_SHARED, Generation, generate, shared_length
+from eval.decode import MIN_SHARED, shared_length
+from eval.generate import Generation, generate
 from sft.causal import window_of
 from sft.lockstep import reading
 from sft.packing import Document, Segment

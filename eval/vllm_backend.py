@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from eval.backend import Backend, Question, Scored
-from eval.generate import Generation, StopRule
+from eval.generate import Generation
+from eval.stopping import StopRule
 from sft.config import UserError
 
 log = logging.getLogger(__name__)

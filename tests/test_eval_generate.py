@@ -3,9 +3,22 @@ import torch
 from conftest import make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    OpenAIGPTConfig,
+    TrOCRConfig,
+)
 
-from eval.generate import CHECK_EVERY, generate, sample
+from eval.decode import sample
+from eval.generate import generate
+from eval.padding import takes_padding
+from eval.stopping import CHECK_EVERY
+from sft.config import UserError
 
 EOS = 0
 
@@ -45,6 +58,58 @@ def sliding_model():
             **SIZE,
         )
     )
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def test_a_model_that_counts_padding_gets_batches_of_one_length(tiny_tokenizer):
+    """TrOCR's decoder takes a token's position from its place in the row."""
+    config = TrOCRConfig(vocab_size=260, d_model=32, decoder_layers=2, decoder_attention_heads=4)
+    model = random_model(config)
+    for weight in model.parameters():
+        weight.data.normal_(0, 0.2)
+    assert not takes_padding(model)
+    lengths = []
+    model.register_forward_pre_hook(
+        lambda _, args, given: lengths.append(given["input_ids"].shape), with_kwargs=True
+    )
+    prompts = [list(range(first, first + n)) for first, n in ((4, 3), (20, 9), (50, 3), (70, 5))]
+    found = greedy(model, tiny_tokenizer, prompts, max_new_tokens=12, stop_ids=[])
+    assert [shape for shape in lengths if shape[1] > 1] == [(1, 9), (1, 5), (2, 3)]
+    for prompt, generation in zip(prompts, found, strict=True):
+        assert generation.token_ids == plainly(model, prompt, 12)
+
+
+def plainly(model, prompt, count):
+    """Greedy decoding without a cache."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=260, hidden_size=32, num_hidden_layers=2),
+        OpenAIGPTConfig(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_model_that_goes_on_otherwise_with_a_cache_is_refused_by_name(config, tiny_tokenizer):
+    model = random_model(config)
+    with pytest.raises(UserError, match=rf"a '{config.model_type}' model goes on otherwise with a"):
+        greedy(model, tiny_tokenizer, [[5, 6]])
+
+
+def test_attention_takes_padding():
+    assert takes_padding(make_tiny_model()) and takes_padding(sliding_model())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

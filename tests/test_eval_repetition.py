@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.generate import generate
+from eval.padding import takes_padding
 from eval.repetition import (
     MAX_PERIOD,
     MIN_COPIES,
@@ -134,6 +135,7 @@ def test_an_early_stop_saves_the_rest_of_the_cap_and_agrees_with_the_full_run(
 ):
     ensure_template(tiny_tokenizer)
     model, cap = looping_model(width, seed), 200
+    takes_padding(model)  # whose proof has passes of its own
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     full = plain_rows(model, tiny_tokenizer, cap=cap)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sft.attention import document_attention
 from sft.causal import window_of
+from sft.config import UserError
 from sft.packing import Document, Segment, attention_mask, best_fit, lay_out, pack, unshared
 from sft.proof import layout_flaw, settle_layout
 from sft.scoring import (
@@ -271,6 +272,13 @@ def test_a_model_that_takes_no_mask_over_rows_gets_a_row_for_each_sequence():
     assert rows_of(model) == "apart" and layout_flaw(model) is None
 
 
+def test_a_model_whose_tokens_see_what_follows_is_refused_by_name():
+    config = transformers.BertGenerationConfig(**FAMILY, is_decoder=False)
+    model = enable_scoring(transformers.AutoModelForCausalLM.from_config(config))
+    with pytest.raises(UserError, match=r"a 'bert-generation' model sees the tokens that follow"):
+        settle_layout(model)
+
+
 @pytest.mark.parametrize("name", CARRYING)
 def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, caplog):
     torch.manual_seed(0)
@@ -304,7 +312,7 @@ def test_the_proof_refuses_a_layer_that_sees_what_is_not_there():
     assert rows_of(model) == "masked"
 
     def mix(module, inputs, output):
-        return output + 0.1 * output.mean(1, keepdim=True)
+        return output + 0.1 * output.mean(0, keepdim=True)  # over rows
 
     model.model.layers[0].mlp.register_forward_hook(mix)
     with pytest.raises(ValueError, match="rows do not score as single sequences"):
