@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
-from sft.sharding import PATIENCE, let_go
+from sft.sharding import let_go
 from sft.signals import leave
 
 
@@ -26,8 +26,6 @@ class _Walk:
 
     def __init__(self, model: Any) -> None:
         self.model, self.following = model, False
-        # Flags travel between processors: a GPU would be waited for at each pass.
-        self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         # Before FSDP's own hook, which gathers the first weights.
         self.hook = model.register_forward_pre_hook(self._announce, prepend=True)
 
@@ -38,8 +36,8 @@ class _Walk:
 
     def _passes(self, own: bool) -> bool:
         """Whether any process makes a pass of its own now."""
-        flag = torch.tensor([own], dtype=torch.int32)
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX, group=self.group)
+        flag = torch.tensor([own], dtype=torch.int32, device=PartialState().device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
         return bool(flag.item())
 
     def follow(self) -> None:
@@ -54,10 +52,6 @@ class _Walk:
         finally:
             self.following = False
             self.model.train(was_training)
-
-    def end(self) -> None:
-        self.hook.remove()
-        distributed.destroy_process_group(self.group)
 
 
 _walk: ContextVar[_Walk | None] = ContextVar("walk", default=None)
@@ -86,7 +80,7 @@ def together(model: Any) -> Iterator[None]:
             yield
     finally:
         _walk.reset(before)
-        walk.end()
+        walk.hook.remove()
         let_go(model)
 
 
