@@ -212,11 +212,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict[str, Any]:
     arguments = [list(given.values()) for given in line["arguments"].values()]
+    config = file.results.get("configs", {}).get(file.task, {})
     row = {
         "doc_id": str(line["doc_id"]),
         "doc_hash": line["doc_hash"],
         "prompt": str(arguments[0][0]),
-        "cluster": None,
+        "cluster": _passage(config, line.get("doc")),
         "filter": line["filter"],
         "target": str(line.get("target")),
     }
@@ -224,7 +225,6 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
     if isinstance(pair, list) and metric in (None, BITS_PER_BYTE):
         log_prob, size = float(pair[0]), int(pair[1])
         return row | {"metric": BITS_PER_BYTE, "log_prob": log_prob, "bytes": size}
-    config = file.results.get("configs", {}).get(file.task, {})
     listed = [entry["metric"] for entry in config.get("metric_list", [])]
     for name in [metric] if metric else [*listed, *line["metrics"]]:
         value = line.get(name)
@@ -235,6 +235,15 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
         f"{file.path}: document {line['doc_id']} has no {metric or 'metric'} in [0, 1]; it has "
         f"{', '.join(line['metrics'])}"
     )
+
+
+def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
+    """What questions of one passage share, where the task's file named it in our way."""
+    metadata = config.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(doc, dict) or "cluster" not in metadata:
+        return None
+    value = doc.get(str(metadata["cluster"]))
+    return None if value is None else str(value)
 
 
 def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:

@@ -141,6 +141,8 @@ def still_needed(row: dict[str, Any]) -> str:
     if significant(row) or row.get("visible") is None:
         return ""
     more = f"; this one, with {row['needed']:,} questions" if row.get("needed") else ""
+    if more and row["needed"] <= row["n"]:  # seen, but for what Holm takes off
+        more = "; this one, were it the only comparison"
     return f"n shows changes from {100 * row['visible']:.1f} points on{more}"
 
 

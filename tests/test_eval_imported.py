@@ -69,8 +69,12 @@ def test_a_log_pairs_with_what_is_measured_here(logged, task_dir, tmp_path, tiny
         assert compare(name, ours, theirs, names=("a", "b")).delta == pytest.approx(0, abs=1e-4)
         for mine, read in zip(ours, theirs, strict=True):
             assert {
-                k: read[k] for k in ("doc_hash", "version", "template", "prompt", "metric")
-            } == {k: mine[k] for k in ("doc_hash", "version", "template", "prompt", "metric")}
+                k: read[k]
+                for k in ("doc_hash", "version", "template", "prompt", "metric", "cluster")
+            } == {
+                k: mine[k]
+                for k in ("doc_hash", "version", "template", "prompt", "metric", "cluster")
+            }
             assert mine.get("answer") == read.get("answer")
 
 

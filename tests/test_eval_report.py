@@ -15,7 +15,7 @@ from rich.console import Console
 from eval import showcase
 from eval.plots import write_picture
 from eval.report import console_table, csp_hash, read_curves, write_report
-from eval.tables import measures
+from eval.tables import measures, still_needed
 from sft.config import UserError
 
 VOID = {"meta", "br", "link", "img", "input"}
@@ -389,3 +389,13 @@ def test_curves_are_the_logs_in_the_order_of_the_stages(finished: Path) -> None:
     rows = [json.loads(line) for line in lines]
     assert curves[2].loss == tuple((row["step"], row["loss"]) for row in rows)
     assert curves[2].learning_rate == tuple((row["step"], row["learning_rate"]) for row in rows)
+
+
+def test_what_is_still_needed_is_never_fewer_questions_than_were_asked() -> None:
+    row = delta_row("maths", 0.06, p=0.2) | {"visible": 0.05, "needed": 400}
+    words = "n shows changes from 5.0 points on; this one, "
+    assert still_needed(row) == words + "with 400 questions"
+    # Enough for one comparison, and yet Holm took it off.
+    assert still_needed(row | {"needed": 250}) == words + "were it the only comparison"
+    assert still_needed(row | {"needed": None}) == "n shows changes from 5.0 points on"
+    assert still_needed(row | {"p_holm": 0.01}) == ""
