@@ -17,6 +17,7 @@ from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
 from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
 from eval.stats import BITS_PER_BYTE
+from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.run import read_json, write_json, write_jsonl
 from sft.storage import is_plain_name
@@ -126,6 +127,8 @@ def _copy(source: Path, folder: Path) -> str | None:
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
     for name in scores.get("benchmarks", {}) | scores.get("language", {}):
         _plain(name, source / "scores.json")
+    more = [f"{name}.jsonl" for name in MORE_SAMPLES]
+    files += [name for name in more if (source / name).is_file()]
     for name in files + ["generations.jsonl"] * ("repetition" in scores):
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")

@@ -46,8 +46,6 @@ PANELS = 12  # stages whose curves are drawn; a chain has three
 MANY_ROWS = 8
 # Rows shown of data.json and run.json; the files themselves are linked.
 FACTS = 200
-# Answers of the optional measures, linked where they are there.
-MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
 Results = dict[str, Any]
 
 
@@ -102,7 +100,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     texts = results.get("language", {}).get("benchmarks", {})
     read = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in texts}
     curves = read_curves(run_dir)
-    more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in MORE_SAMPLES}
+    more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in stored.MORE_SAMPLES}
     return {
         "run_name": wording.visible(run_dir.resolve().name),
         "trained": _trained(preset, results),

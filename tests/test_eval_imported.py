@@ -162,3 +162,15 @@ def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
         file.write_text("\n".join([lines[0], bad]))
         with pytest.raises(UserError, match=sentence):
             import_measures(file, tmp_path / "b", section=EvalSection())
+
+
+def test_every_file_behind_a_number_of_another_run_comes_with_it(tmp_path):
+    source = tmp_path / "run" / "eval" / "chat"
+    (source / "samples").mkdir(parents=True)
+    names = ("safety", "generations", "generations-sampled", "generations-double-cap")
+    for name in (*names, "samples/quiz"):
+        (source / f"{name}.jsonl").write_text("{}\n", "utf-8")
+    scores = {"benchmarks": {"quiz": {}}, "repetition": {}, "safety": {}}
+    (source / "scores.json").write_text(json.dumps(scores), "utf-8")
+    import_measures(source, tmp_path / "here", section=EvalSection())
+    assert all((tmp_path / "here" / f"{name}.jsonl").is_file() for name in names)
