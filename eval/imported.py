@@ -199,6 +199,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         for number, text in enumerate(stream, start=1):
             try:
                 line = json.loads(text)
+                if "\\ud" in text.lower():  # half a character, which no file of ours can hold
+                    whole = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
+                    line = json.loads(whole)
             except ValueError as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
             lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]

@@ -406,3 +406,24 @@ def test_bits_of_one_text_are_whole_json_without_an_interval():
         {"t": {m: [row | {"doc_hash": "h", "doc_id": "0"}] for m in "ab"}}, models="ab"
     )
     assert deltas[0]["ci"] is None and json.dumps(deltas, allow_nan=False)
+
+
+def test_a_row_that_is_no_text_is_refused_by_its_place(tmp_path):
+    rows = [{"query": "a", "choices": ["x", "y"], "gold": 0}] * 2
+    rows[1] = rows[1] | {"choices": ["x", "\ud800"]}
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    config = {
+        "task": "half",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "half.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: holds half a character"):
+        load_tasks(["half"], source=Tasks(str(tmp_path)), shots=0, seed=0)

@@ -164,6 +164,17 @@ def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
             import_measures(file, tmp_path / "b", section=EvalSection())
 
 
+def test_half_a_character_in_a_log_is_no_reason_to_fail(logged, tmp_path):
+    file = next(logged.glob("samples_mine_written_*.jsonl"))
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["filtered_resps"] = ["half \ud800, whole \U0001f600"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    import_measures(file, tmp_path / "a", section=EvalSection())
+    rows = read_jsonl(tmp_path / "a" / "samples" / "mine_written.jsonl")
+    assert {row["answer"] for row in rows} == {"half ?, whole \U0001f600"}
+
+
 def test_every_file_behind_a_number_of_another_run_comes_with_it(tmp_path):
     source = tmp_path / "run" / "eval" / "chat"
     (source / "samples").mkdir(parents=True)
