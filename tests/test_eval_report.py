@@ -451,3 +451,11 @@ def test_holm_runs_over_benchmarks_and_texts_together(tmp_path: Path) -> None:
     results = write_results(tmp_path, ["a", "b"])
     (row,) = results["deltas"]
     assert row["p_holm"] == pytest.approx(2 * row["p"])
+
+
+def test_questions_that_got_fewer_examples_are_counted_beside_the_shots() -> None:
+    results = make_results()
+    entry = results["benchmarks"]["world_math"][MODELS[0]]
+    entry |= {"shots": 5, "fewer_shots": 1200, "chat_template": False}
+    cell = next(m for m in measures(results) if m.name == "world_math").cells[0]
+    assert cell is not None and cell.note == "5-shot (fewer for 1,200)"
