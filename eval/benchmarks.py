@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eval import code_tasks, instructions
 from eval.answers import cap_answers
+from eval.delta import clusters_of
 from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
 from eval.shots import FittedShots
@@ -132,11 +133,12 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
     if metric == BITS_PER_BYTE:
         ratio = bits_per_byte([r["log_prob"] for r in rows], [r["bytes"] for r in rows])
-        return {BITS_PER_BYTE: ratio.value, "ci": list(ratio.ci), "n": len(rows), "metric": metric}
+        ci = None if ratio.ci is None else list(ratio.ci)
+        return {BITS_PER_BYTE: ratio.value, "ci": ci, "n": len(rows), "metric": metric}
     scores = [row["score"] for row in rows]
     return {
         "score": sum(scores) / len(scores),
-        "ci": list(score_interval(scores)),
+        "ci": list(score_interval(scores, clusters=clusters_of(rows))),
         "n": len(scores),
         "metric": metric,
     }

@@ -25,7 +25,7 @@ class Delta:
 
     task: str
     delta: float
-    ci: tuple[float, float]
+    ci: tuple[float, float] | None
     p: float
     p_holm: float
     n: int
@@ -73,7 +73,7 @@ def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
     """Rows of plain data, with Holm's p over all of them."""
     adjusted = holm([delta.p for delta in deltas])
     return [
-        asdict(replace(delta, p_holm=p_holm)) | {"ci": list(delta.ci)}
+        asdict(replace(delta, p_holm=p_holm)) | {"ci": None if delta.ci is None else list(delta.ci)}
         for delta, p_holm in zip(deltas, adjusted, strict=True)
     ]
 
@@ -100,12 +100,17 @@ def _compared(task: str, first: Rows, second: Rows) -> Comparison:
     if all(row.get("metric") == BITS_PER_BYTE for row in first):
         logs = [[float(row["log_prob"]) for row in rows] for rows in (first, second)]
         return compare_bits(*logs, sizes=[row["bytes"] for row in first])
-    clusters = [_cluster(row) for row in first]
     return compare_paired(
         [_score(task, row) for row in first],
         [_score(task, row) for row in second],
-        clusters=clusters if any(cluster[0] for cluster in clusters) else None,
+        clusters=clusters_of(first) or clusters_of(second),  # one may be older, or imported
     )
+
+
+def clusters_of(rows: Rows) -> list[tuple[bool, str]] | None:
+    """What each row's score hangs on: its passage, or itself alone; None where none has one."""
+    clusters = [_cluster(row) for row in rows]
+    return clusters if any(shared for shared, _ in clusters) else None
 
 
 def _by_document(task: str, rows: Rows) -> dict[tuple[str, int], Mapping[str, Any]]:

@@ -65,7 +65,8 @@ class Engine(LM):
         self.window = self.backend.window
         bos = tokenizer.bos_token_id
         probe = tokenizer("a")["input_ids"]
-        self.adds_bos = bos is not None and not chat and probe[0] == bos
+        self._brings_bos = bos is not None and probe[0] == bos
+        self.adds_bos = self._brings_bos and not chat
 
     @property
     def tokenizer_name(self) -> str:
@@ -104,13 +105,12 @@ class Engine(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-probability of each text, given BOS (or eos), in windows of the model's length.
 
-        The text's own tokens alone: lm-eval scores the BOS too that a tokenizer adds, behind a
-        first one.
+        As in lm-eval, whose logs are compared with this, a BOS that the tokenizer adds is part of
+        the text: it is scored too, behind a first one, in whatever format other tasks are asked.
         """
         questions, places = [], []
         texts = [request.args[0] for request in requests]
-        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        for place, ids in enumerate(encoded):
+        for place, ids in enumerate(self._encode(texts, bos=self._brings_bos)):
             windows = get_rolling_token_windows(
                 token_list=ids,
                 prefix_token=self._prefix,
@@ -150,13 +150,16 @@ class Engine(LM):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with exactly one BOS where one belongs, whether or not the text brings it."""
+        return self._encode(texts, bos=self.adds_bos)
+
+    def _encode(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
         if not texts:
             return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        if not self.adds_bos:
+        if not bos:
             return encoded
-        bos = self.tokenizer.bos_token_id
-        return [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+        first = self.tokenizer.bos_token_id
+        return [ids if ids[:1] == [first] else [first, *ids] for ids in encoded]
 
     @property
     def _prefix(self) -> int:

@@ -17,6 +17,7 @@ from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
 from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
 from eval.stats import BITS_PER_BYTE
+from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.run import read_json, write_json, write_jsonl
 from sft.storage import is_plain_name
@@ -126,6 +127,8 @@ def _copy(source: Path, folder: Path) -> str | None:
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
     for name in scores.get("benchmarks", {}) | scores.get("language", {}):
         _plain(name, source / "scores.json")
+    more = [f"{name}.jsonl" for name in MORE_SAMPLES]
+    files += [name for name in more if (source / name).is_file()]
     for name in files + ["generations.jsonl"] * ("repetition" in scores):
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
@@ -196,6 +199,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         for number, text in enumerate(stream, start=1):
             try:
                 line = json.loads(text)
+                if "\\ud" in text.lower():  # half a character, which no file of ours can hold
+                    whole = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
+                    line = json.loads(whole)
             except ValueError as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
             lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]
@@ -212,11 +218,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict[str, Any]:
     arguments = [list(given.values()) for given in line["arguments"].values()]
+    config = file.results.get("configs", {}).get(file.task, {})
     row = {
         "doc_id": str(line["doc_id"]),
         "doc_hash": line["doc_hash"],
         "prompt": str(arguments[0][0]),
-        "cluster": None,
+        "cluster": _passage(config, line.get("doc")),
         "filter": line["filter"],
         "target": str(line.get("target")),
     }
@@ -224,7 +231,6 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
     if isinstance(pair, list) and metric in (None, BITS_PER_BYTE):
         log_prob, size = float(pair[0]), int(pair[1])
         return row | {"metric": BITS_PER_BYTE, "log_prob": log_prob, "bytes": size}
-    config = file.results.get("configs", {}).get(file.task, {})
     listed = [entry["metric"] for entry in config.get("metric_list", [])]
     for name in [metric] if metric else [*listed, *line["metrics"]]:
         value = line.get(name)
@@ -235,6 +241,15 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
         f"{file.path}: document {line['doc_id']} has no {metric or 'metric'} in [0, 1]; it has "
         f"{', '.join(line['metrics'])}"
     )
+
+
+def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
+    """What questions of one passage share, where the task's file named it in our way."""
+    metadata = config.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(doc, dict) or "cluster" not in metadata:
+        return None
+    value = doc.get(str(metadata["cluster"]))
+    return None if value is None else str(value)
 
 
 def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:

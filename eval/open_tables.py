@@ -63,10 +63,11 @@ def _pairs(pairs: dict[str, Any]) -> Table:
         place = percent(entry["same_place"])
         table.add_row(Text(name), *counts, rate, p_value(entry["p"]), place)
     table.caption_justify = "left"
+    unread = sum(entry["unread"] for entry in pairs.values())
     table.caption = (
         "Each pair judged in both orders; a win needs both. A tie is half a win. Same place: the "
         "judge named the place, not the model."
-    )
+    ) + (f" {unread} pairs without a verdict in both orders are left out." if unread else "")
     return table
 
 

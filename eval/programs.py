@@ -249,8 +249,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(report: bytes, mark: bytes, *, code: int) -> str:
-    before, found, error = report.partition(mark)
-    if found and not before:
+    before, *errors = report.split(mark)  # one of each process that the program has forked
+    if errors and not before:
+        error = next(filter(None, errors), b"")
         return " ".join(error.decode("utf-8", "replace").split()) or "passed"
     number = code - 128 if code > 128 else -code
     if number == signal.SIGXCPU:

@@ -46,8 +46,6 @@ PANELS = 12  # stages whose curves are drawn; a chain has three
 MANY_ROWS = 8
 # Rows shown of data.json and run.json; the files themselves are linked.
 FACTS = 200
-# Answers of the optional measures, linked where they are there.
-MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
 Results = dict[str, Any]
 
 
@@ -99,8 +97,10 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     preset = wording.visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
     generations = _sample_files(run_dir, models, "generations.jsonl")
     samples = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in tasks}
+    texts = results.get("language", {}).get("benchmarks", {})
+    read = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in texts}
     curves = read_curves(run_dir)
-    more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in MORE_SAMPLES}
+    more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in stored.MORE_SAMPLES}
     return {
         "run_name": wording.visible(run_dir.resolve().name),
         "trained": _trained(preset, results),
@@ -115,6 +115,8 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "isolations": isolations(results),
         "pairs": wording.transitions(results),
         "delta_groups": _delta_groups(results),
+        "in_bits": wording.in_bits(results),
+        "comparisons": len(results["deltas"]) + len(wording.in_bits(results)),
         "change_filters": _change_filters(results),
         "one_format": one_format(results),
         "bars": plots.scale([end for rate in rates.values() for end in rate["ci"]], zero=True),
@@ -126,7 +128,9 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
             showcase.choose_questions({t: files for t, files in samples.items() if files}),
             models=models,
         ),
-        "tests": list(dict.fromkeys(row["test"] for row in results["deltas"])),
+        "tests": list(
+            dict.fromkeys(r["test"] for r in (*results["deltas"], *wording.in_bits(results)))
+        ),
         "facts": {
             name: _facts(_read_json(run_dir / file))[:FACTS]
             for name, file in (("Data", "data/data.json"), ("Run", "run.json"))
@@ -137,7 +141,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "logs": {_stage(curve): f"{quote(curve.stage)}/log.jsonl" for curve in curves},
         "MANY_ROWS": MANY_ROWS,
         "showcase": showcase,
-        "links": _links(run_dir, {"generations": generations} | samples | more),
+        "links": _links(run_dir, {"generations": generations} | samples | read | more),
         "plots": plots,
         "detector": repetition,
         "accent": lambda name: plots.accent(name, models),
@@ -155,6 +159,7 @@ def _environment() -> Environment:
     filters: tuple[Callable[..., Any], ...] = (
         *(wording.percent, wording.percent_range, wording.points, wording.points_range),
         *(wording.p_value, wording.significant, showcase.shown, showcase.folded),
+        *(wording.bits_change, wording.bits_range),
         *(wording.duration, csp_hash, judge_note, still_needed),
     )
     environment.filters |= {function.__name__: function for function in filters}

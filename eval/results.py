@@ -36,14 +36,13 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         }
         samples[REPETITION] = {name: read_jsonl(file) for name, file in files.items()}
     samples = _of_all(samples | _samples(folder, results["benchmarks"]), models)
-    results["deltas"] = delta_table(samples, models=models)
     language = _by_task(scores, "language")
+    texts = _of_all(_samples(folder, language), models)
+    deltas = delta_table(samples | texts, models=models)  # Holm runs over both
+    results["deltas"] = [row for row in deltas if row["task"] not in texts]
     if language:
-        texts = _of_all(_samples(folder, language), models)
-        results["language"] = {
-            "benchmarks": language,
-            "deltas": delta_table(texts, models=models),
-        }
+        in_bits = [row for row in deltas if row["task"] in texts]
+        results["language"] = {"benchmarks": language, "deltas": in_bits}
     for form in scores[models[0]].get("same_format", {}):
         if any(form not in own.get("same_format", {}) for own in scores.values()):
             continue  # measured before, elsewhere, and not in this format

@@ -5,7 +5,7 @@ Fractions are in [0, 1] throughout; a difference is `second - first`.
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize
@@ -30,7 +30,7 @@ class Comparison:
     """
 
     delta: float
-    ci: tuple[float, float]
+    ci: tuple[float, float] | None  # None: one text alone, whose bits have no bounds
     p: float
     n: int
     test: str
@@ -42,13 +42,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of two sums with its interval."""
+    """A ratio of two sums with its interval, None of a single text, which shows no spread."""
 
     value: float
-    ci: tuple[float, float]
+    ci: tuple[float, float] | None
 
 
-def wilson(successes: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
+def wilson(successes: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927); (0, 1) when n is 0.
 
     Unlike the Wald interval it has a width at 0 and 1, which is where repetition rates live.
@@ -92,9 +92,17 @@ def score_interval(
     clusters: Sequence[Hashable] | None = None,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Interval of a mean score in [0, 1]: Wilson for right/wrong, t (clipped) for fractions."""
-    if clusters is None and is_binary(values):
-        return wilson(round(sum(values)), len(values), level=level)
+    """Interval of a mean score in [0, 1]: Wilson for right/wrong, t (clipped) for fractions.
+
+    With `clusters` [n], right/wrong scores count as the fewer independent ones that would err as
+    much (Korn and Graubard 1998, Survey Methodology 24:193-201).
+    """
+    if is_binary(values):
+        right = round(sum(values))
+        if clusters is None:
+            return wilson(right, len(values), level=level)
+        effective = _effective_size(values, clusters, level=level)
+        return wilson(right / len(values) * effective, effective, level=level)
     low, high = mean_interval(values, clusters=clusters, level=level)
     return max(low, 0.0), min(high, 1.0)
 
@@ -178,7 +186,10 @@ def compare_paired(
     interval = mean_interval(differences, clusters=clusters, level=level)
     clipped = max(interval[0], -1.0), min(interval[1], 1.0)
     test = "paired t" if clusters is None else "paired t, clustered"
-    return _compared(delta, clipped, differences, clusters, test=test)
+    found = _compared(delta, clipped, differences, clusters, test=test)
+    # A few passages can leave an error so large that no change between scores would show.
+    none = found.visible is not None and found.visible > 1
+    return replace(found, visible=None) if none else found
 
 
 def compare_bits(
@@ -186,13 +197,13 @@ def compare_bits(
 ) -> Comparison:
     """Paired difference of bits per byte, second - first, of log-probabilities [n] in nats."""
     values = _bits([b - a for a, b in zip(first, second, strict=True)], sizes)
-    return _compared(float(np.mean(values)), mean_interval(values), values, None, test="paired t")
+    return _compared(float(np.mean(values)), _bounded(values), values, None, test="paired t")
 
 
 def bits_per_byte(log_probs: Sequence[float], sizes: Sequence[int]) -> Ratio:
     """Bits per byte, sum(bits) / sum(bytes), of texts: log-probabilities [n] in nats, sizes [n]."""
     values = _bits(log_probs, sizes)
-    return Ratio(float(np.mean(values)), mean_interval(values))
+    return Ratio(float(np.mean(values)), _bounded(values))
 
 
 def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float | None:
@@ -202,7 +213,7 @@ def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float
     Biometrics 43:207-211, equation 3), where `discord`, the share of pairs that disagree, is at
     least d. None when n is too small for any: if all n changed, the exact test would not see it.
     """
-    if 2 * 0.5**n >= 1 - level:
+    if n < _fewest(level):
         return None
     z, z_power = _z(level), float(distributions.norm.ppf(POWER))
 
@@ -210,16 +221,18 @@ def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float
         share = max(discord, d)
         return math.sqrt(n) * d - z * math.sqrt(share) - z_power * math.sqrt(share - d * d)
 
-    return float(optimize.brentq(short, 0.0, 1.0, xtol=1e-9))
+    # Not from 0 on, which is a root, too, where no pair disagrees.
+    return float(optimize.brentq(short, 1e-9, 1.0, xtol=1e-9))
 
 
 def needed_pairs(delta: float, discord: float, *, level: float = LEVEL) -> int | None:
-    """Pairs that show a difference of `delta` with probability POWER; Connor's formula for n."""
+    """Pairs that show a difference of `delta` with probability POWER; Connor's formula for n, or
+    as many as the exact test sees anything in."""
     if delta == 0:
         return None
     z, z_power = _z(level), float(distributions.norm.ppf(POWER))
     root = z * math.sqrt(discord) + z_power * math.sqrt(discord - delta * delta)
-    return math.ceil((root / delta) ** 2)
+    return max(math.ceil((root / delta) ** 2), _fewest(level))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -242,6 +255,16 @@ def _z(level: float) -> float:
     return float(distributions.norm.ppf(0.5 + level / 2))
 
 
+def _fewest(level: float) -> int:
+    """Pairs that the exact test sees if every one of them changes alike: 6 at 95 %."""
+    return math.floor(1 - math.log2(1 - level)) + 1
+
+
+def _bounded(values: Sequence[float]) -> tuple[float, float] | None:
+    """`mean_interval`, None where it would have no ends."""
+    return mean_interval(values) if len(values) > 1 else None
+
+
 def _standard_error(
     values: Sequence[float], clusters: Sequence[Hashable] | None
 ) -> tuple[float, int]:
@@ -259,6 +282,20 @@ def _standard_error(
     return math.sqrt(variance) / len(values), groups - 1
 
 
+def _effective_size(
+    values: Sequence[float], clusters: Sequence[Hashable], *, level: float
+) -> float:
+    """Independent right/wrong scores that say as much as these; of scores that are all alike, as
+    many as there are clusters."""
+    error, freedom = _standard_error(values, clusters)
+    if freedom < 1:
+        return 0.0
+    n, share = len(values), float(np.mean(values))
+    alone = share * (1 - share) / n
+    effect = max(1.0, error**2 / alone) if alone else n / (freedom + 1)
+    return n / effect * (_z(level) / float(distributions.t.ppf(0.5 + level / 2, freedom))) ** 2
+
+
 def _t_test(values: Sequence[float], clusters: Sequence[Hashable] | None) -> float:
     """Two-sided p-value of mean 0."""
     error, freedom = _standard_error(values, clusters)
@@ -274,7 +311,7 @@ def _t_test(values: Sequence[float], clusters: Sequence[Hashable] | None) -> flo
 
 def _compared(
     delta: float,
-    interval: tuple[float, float],
+    interval: tuple[float, float] | None,
     differences: Sequence[float],
     clusters: Sequence[Hashable] | None,
     *,

@@ -10,6 +10,9 @@ from eval.wording import REPETITION, visible
 from sft.config import UserError
 from sft.storage import is_inside
 
+# Answers of the optional measures, linked where they are there.
+MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
+
 
 def sample_file(run_dir: Path, *, model: str, name: str) -> Path | None:
     """eval/<model>/<name> if it is there and the names do not lead out of eval/."""

@@ -14,9 +14,11 @@ from eval.stats import BITS_PER_BYTE
 from eval.stored import sample_href, task_href
 from eval.wording import (
     DASH,
-    MINUS,
     REPETITION,
     Headline,
+    bits_change,
+    bits_range,
+    in_bits,
     overall,
     p_value,
     percent,
@@ -141,6 +143,8 @@ def still_needed(row: dict[str, Any]) -> str:
     if significant(row) or row.get("visible") is None:
         return ""
     more = f"; this one, with {row['needed']:,} questions" if row.get("needed") else ""
+    if more and row["needed"] <= row["n"]:  # seen, but for what Holm takes off
+        more = "; this one, were it the only comparison"
     return f"n shows changes from {100 * row['visible']:.1f} points on{more}"
 
 
@@ -156,8 +160,7 @@ def console_table(results: dict[str, Any]) -> Table:
         table.add_column(Text(model), justify="right", overflow="fold")
     if pair:
         table.add_column(Text(f"{pair[0]} \u2192 {pair[1]}"), justify="right", overflow="fold")
-    texts = results.get("language", {})
-    compared = [*results.get("deltas", []), *texts.get("deltas", [])]
+    compared = [*results.get("deltas", []), *in_bits(results)]
     changes = {row["task"]: row for row in compared if _pair(row) == pair}
     for measure in measures(results):
         line = [Text(measure.name, style="bold")]
@@ -167,8 +170,8 @@ def console_table(results: dict[str, Any]) -> Table:
             # A star where the change stands after Holm, so that colour is not needed.
             star = "*" if significant(change) else " "
             p = p_value(change.get("p_holm")) + " "
-            in_bits = measure.name in texts.get("benchmarks", {})
-            delta = bits_change(change["delta"]) if in_bits else points(change["delta"])
+            texts = change in in_bits(results)
+            delta = bits_change(change["delta"]) if texts else points(change["delta"])
             line.append(_two_lines(delta + star, p))
         table.add_row(*line)
     table.caption, table.caption_justify = CAPTION, "left"
@@ -234,7 +237,7 @@ def results_tables(results: dict[str, Any]) -> list[str]:
             for m in rows
         ]
         lines += md_table(["", "", *results["models"]], cells)
-    if results.get("deltas"):
+    if results.get("deltas") or in_bits(results):
         changes = [
             [
                 row["task"],
@@ -247,6 +250,19 @@ def results_tables(results: dict[str, Any]) -> list[str]:
                 still_needed(row),
             ]
             for row in results["deltas"]
+        ]
+        changes += [
+            [
+                row["task"],
+                f"{row['from']} \u2192 {row['to']}",
+                bits_change(row["delta"]) + " bits per byte" + " *" * significant(row),
+                bits_range(row["ci"]),
+                p_value(row["p_holm"]),
+                f"{row['n']:,}",
+                row["test"],
+                "",
+            ]
+            for row in in_bits(results)
         ]
         head = ["measure", "step", "change, points", "95% interval", "after Holm"]
         head += ["n", "test", "power"]
@@ -266,8 +282,10 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
 def _score(entry: dict[str, Any], href: str | None) -> Cell:
     shots = "" if entry["shots"] is None else f"{entry['shots']}-shot"
     told, cut = entry.get("description", ""), entry.get("cut_prompts", 0)
+    fewer = entry.get("fewer_shots", 0)
     parts = (
-        *(shots, "chat" if entry.get("chat_template") else "", told and f"description {told}"),
+        f"{shots} (fewer for {fewer:,})" if fewer else shots,
+        *("chat" if entry.get("chat_template") else "", told and f"description {told}"),
         f"{cut:,} prompt{'s' * (cut != 1)} cut" if cut else "",
     )
     note = ", ".join(filter(None, parts))
@@ -310,11 +328,6 @@ def _bits(entry: dict[str, Any], href: str | None) -> Cell:
     value, ends = entry[BITS_PER_BYTE], entry.get("ci") or ()
     ci = DASH.join(f"{end:.3f}" for end in ends)
     return Cell(f"{value:.4f}", ci, f"n = {entry['n']:,}", href, value)
-
-
-def bits_change(delta: float) -> str:
-    """Bits per byte, always signed."""
-    return f"{delta:+.4f}".replace("-", MINUS)
 
 
 def _pair(row: dict[str, Any]) -> tuple[str, str]:

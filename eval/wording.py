@@ -69,6 +69,21 @@ def points_range(ci: Sequence[float | None] | None) -> str:
     return DASH if ci is None else f"{points(ci[0])} to {points(ci[1])}"
 
 
+def bits_change(delta: float) -> str:
+    """Bits per byte, always signed."""
+    return f"{delta:+.4f}".replace("-", MINUS)
+
+
+def bits_range(ci: Sequence[float] | None) -> str:
+    """(-0.02, 0.01) -> '\u22120.0200 to +0.0100'."""
+    return DASH if ci is None else f"{bits_change(ci[0])} to {bits_change(ci[1])}"
+
+
+def in_bits(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Changes of texts that were read, in bits per byte; rows as those of `deltas`."""
+    return results.get("language", {}).get("deltas", [])
+
+
 def p_value(p: float | None) -> str:
     """'p = 0.034', 'p < 0.001'; 'not tested' for None."""
     if not _finite(p):
@@ -94,7 +109,8 @@ def significant(row: dict[str, Any]) -> bool:
 
 def transitions(results: dict[str, Any]) -> list[tuple[str, str]]:
     """The compared pairs (from, to), in the order of `deltas`, each once."""
-    return list(dict.fromkeys((row["from"], row["to"]) for row in results.get("deltas", [])))
+    rows = [*results.get("deltas", []), *in_bits(results)]
+    return list(dict.fromkeys((row["from"], row["to"]) for row in rows))
 
 
 def overall(results: dict[str, Any]) -> tuple[str, str] | None:
@@ -118,13 +134,15 @@ def headline(results: dict[str, Any]) -> Headline:
     steps = tuple(
         Step(
             f"{a} \u2192 {b}",
-            f"{_capital(_repetition(results, (a, b)))}; {_benchmarks(results, (a, b))}.",
+            f"{_capital(_repetition(results, (a, b)))}; {_benchmarks(results, (a, b))}."
+            f"{_texts(results, (a, b))}",
         )
         for a, b in transitions(results)
         if (a, b) != pair
     )
     subject = f"From {pair[0]} to {pair[1]}"
     answer = f"{subject}, {_repetition(results, pair)}. {_capital(_benchmarks(results, pair))}."
+    answer += _texts(results, pair)
     return Headline(title, answer, steps)
 
 
@@ -210,6 +228,16 @@ def _benchmarks(results: dict[str, Any], pair: tuple[str, str]) -> str:
     if flat:
         clauses.append(f"{len(flat)} did not change significantly{_still_possible(flat)}")
     return "; ".join(clauses)
+
+
+def _texts(results: dict[str, Any], pair: tuple[str, str]) -> str:
+    """A sentence on bits per byte; '' where no texts were read."""
+    rows = [row for row in in_bits(results) if (row["from"], row["to"]) == pair]
+    parts = [
+        f"{r['task']} {bits_change(r['delta'])} ({p_value(r['p_holm'])})" for r in rows[:NAMED]
+    ]
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f" Bits per byte, lower is better: {', '.join(parts)}{more}." if rows else ""
 
 
 def _count(group: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:

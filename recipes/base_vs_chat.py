@@ -153,7 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", help="lm-eval task names, comma-separated")
     parser.add_argument("--task-dir", help="folder of task YAML files of your own")
     parser.add_argument("--data-dir", help="folder of their data files")
-    parser.add_argument("--same-format", help="plain, chat, or both: all models asked so too")
+    parser.add_argument(
+        "--same-format",
+        choices=("plain", "chat", "both"),
+        help="all models asked so too",
+    )
     parser.add_argument(
         "--prompts",
         help="prompts for the repetition rate, for example ours: eval/prompts/repetition.jsonl",
@@ -227,7 +231,8 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         section = EvalSection(repetition=RepetitionSection(None))
         models = ModelSection(model)
     wanted: dict[str, Any] = {
-        "tasks": given.tasks and [task for task in given.tasks.split(",") if task],
+        "tasks": given.tasks
+        and [name for task in given.tasks.split(",") if (name := task.strip())],
         "task_dir": given.task_dir,
         "data_dir": given.data_dir,
         "same_format": given.same_format

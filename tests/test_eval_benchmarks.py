@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import Ask, run_benchmark, summarise
 from eval.delta import delta_table
-from eval.stats import wilson
+from eval.stats import score_interval, wilson
 from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks, tasks_fingerprint
 from sft.chat import ensure_template
@@ -54,7 +54,10 @@ def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp
         assert entry == summarise(rows) | {"shots": 2, "chat_template": False}
         right = sum(row["score"] for row in rows)
         assert entry["n"] == 8 and entry["score"] == right / 8
-        assert entry["ci"] == list(wilson(int(right), 8))
+        passages = [row["cluster"] for row in rows if row["cluster"] is not None]
+        scores = [row["score"] for row in rows]
+        assert entry["ci"] == list(score_interval(scores, clusters=passages or None))
+        assert passages or entry["ci"] == list(wilson(int(right), 8))
         for row in rows:
             assert row["prompt"].startswith("Question: what is number 7?\nAnswer:")
             assert row["score"] == float(row["answer"] == row["target"])
@@ -393,3 +396,34 @@ def test_an_answer_cut_in_a_loop_says_so(tiny_tokenizer, task_dir, tmp_path):
         tail = text[loop["start"] :]
         unit = tail[: loop["period"]]
         assert (unit * (loop["copies"] + 1)).startswith(tail) and loop["copies"] >= 4
+
+
+def test_bits_of_one_text_are_whole_json_without_an_interval():
+    row = {"metric": "bits_per_byte", "log_prob": -10.0, "bytes": 5}
+    entry = summarise([row])
+    assert entry["ci"] is None and json.dumps(entry, allow_nan=False)
+    deltas = delta_table(
+        {"t": {m: [row | {"doc_hash": "h", "doc_id": "0"}] for m in "ab"}}, models="ab"
+    )
+    assert deltas[0]["ci"] is None and json.dumps(deltas, allow_nan=False)
+
+
+def test_a_row_that_is_no_text_is_refused_by_its_place(tmp_path):
+    rows = [{"query": "a", "choices": ["x", "y"], "gold": 0}] * 2
+    rows[1] = rows[1] | {"choices": ["x", "\ud800"]}
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    config = {
+        "task": "half",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (tmp_path / "half.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: holds half a character"):
+        load_tasks(["half"], source=Tasks(str(tmp_path)), shots=0, seed=0)

@@ -70,12 +70,15 @@ def test_contract_of_the_table_and_holm_over_all_of_it():
     assert isinstance(table[0]["ci"], list) and table[0]["n"] == 20
 
 
-def test_shared_passages_are_clustered():
+def test_shared_passages_are_clustered_whichever_model_s_rows_name_them():
     first, second = rows([0, 0, 1, 0, 1, 0]), rows([1, 1, 1, 0, 0, 0])
     for sample in (first, second):
         for i, row in enumerate(sample):
             row["cluster"] = f"passage {i // 2}"
     assert compare("t", first, second, names=("a", "b")).test == "paired t, clustered"
+    apart = [{**row, "cluster": None} for row in first]
+    assert compare("t", apart, second, names=("a", "b")).test == "paired t, clustered"
+    assert compare("t", second, apart, names=("a", "b")).test == "paired t, clustered"
 
 
 def test_different_documents_are_refused_by_name():

@@ -69,8 +69,12 @@ def test_a_log_pairs_with_what_is_measured_here(logged, task_dir, tmp_path, tiny
         assert compare(name, ours, theirs, names=("a", "b")).delta == pytest.approx(0, abs=1e-4)
         for mine, read in zip(ours, theirs, strict=True):
             assert {
-                k: read[k] for k in ("doc_hash", "version", "template", "prompt", "metric")
-            } == {k: mine[k] for k in ("doc_hash", "version", "template", "prompt", "metric")}
+                k: read[k]
+                for k in ("doc_hash", "version", "template", "prompt", "metric", "cluster")
+            } == {
+                k: mine[k]
+                for k in ("doc_hash", "version", "template", "prompt", "metric", "cluster")
+            }
             assert mine.get("answer") == read.get("answer")
 
 
@@ -158,3 +162,26 @@ def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
         file.write_text("\n".join([lines[0], bad]))
         with pytest.raises(UserError, match=sentence):
             import_measures(file, tmp_path / "b", section=EvalSection())
+
+
+def test_half_a_character_in_a_log_is_no_reason_to_fail(logged, tmp_path):
+    file = next(logged.glob("samples_mine_written_*.jsonl"))
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["filtered_resps"] = ["half \ud800, whole \U0001f600"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    import_measures(file, tmp_path / "a", section=EvalSection())
+    rows = read_jsonl(tmp_path / "a" / "samples" / "mine_written.jsonl")
+    assert {row["answer"] for row in rows} == {"half ?, whole \U0001f600"}
+
+
+def test_every_file_behind_a_number_of_another_run_comes_with_it(tmp_path):
+    source = tmp_path / "run" / "eval" / "chat"
+    (source / "samples").mkdir(parents=True)
+    names = ("safety", "generations", "generations-sampled", "generations-double-cap")
+    for name in (*names, "samples/quiz"):
+        (source / f"{name}.jsonl").write_text("{}\n", "utf-8")
+    scores = {"benchmarks": {"quiz": {}}, "repetition": {}, "safety": {}}
+    (source / "scores.json").write_text(json.dumps(scores), "utf-8")
+    import_measures(source, tmp_path / "here", section=EvalSection())
+    assert all((tmp_path / "here" / f"{name}.jsonl").is_file() for name in names)

@@ -1,16 +1,19 @@
 """Open-ended judging: questions, what the judge sees, verdicts, tables, resuming, the recipe."""
 
+import io
 import re
 import statistics
 
 import pytest
 from conftest import make_tiny_model
 from judge_server import completion, says, serving
+from rich.console import Console
 
 from eval.endpoint import Reply
 from eval.judging import grade_table, judge_all, pair_table, usage
 from eval.open_ended import comparing, defused, grading, judge_item, read_verdict
 from eval.open_questions import Question, answer, read_questions
+from eval.open_tables import open_ended_table
 from recipes import open_ended
 from sft.chat import ensure_template
 from sft.config import UserError
@@ -171,6 +174,21 @@ def test_the_pair_table_by_hand():
     assert table["categories"] == {"stem": 1.0, "math": pytest.approx(2 / 4)}
     assert table["p"] == 1.0  # 2 against 1
     assert table["ci"][0] < 0.6 < table["ci"][1]
+
+
+def test_what_no_verdict_was_read_of_is_said_under_both_tables():
+    rows = [*pair_rows("1", "BA"), *pair_rows("2", ["B", None])]
+    results = {
+        "judge": {"model": "j"},
+        "grades": grade_table([grade("1", "stem", 9.0, model="x"), grade("2", "stem", None)]),
+        "pairs": {"x -> y": pair_table(rows, first="x", second="y")},
+        "usage": usage([], prices=None),
+    }
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(open_ended_table(results))
+    told = " ".join(console.export_text().split())
+    assert "1 replies without a verdict are left out" in told
+    assert "1 pairs without a verdict in both orders are left out" in told
 
 
 def grade(question, category, verdict, turn=1, model="m"):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from eval import cell
-from eval.programs import Isolation, Limits, find_isolation, run_program
+from eval.programs import Isolation, Limits, _reason, find_isolation, run_program
 
 LIMITS = Limits(
     cpu_seconds=1,
@@ -239,3 +239,13 @@ def test_what_cannot_be_set_up_is_said_and_is_no_verdict(monkeypatch):
     monkeypatch.setattr(cell, "__file__", "/nowhere/cell.py")
     with pytest.raises(OSError, match="ended as it began"):
         run_program("pass", isolation=Isolation(False, "any"))
+
+
+def test_a_program_of_several_processes_fails_by_the_first_error_alone():
+    """Each of them reports behind the mark, which is no part of what is told."""
+    mark = b"0123abcd"
+    report = mark + b"OSError: no more (line 3)" + mark + mark + b"OSError: no more (line 3)"
+    assert _reason(report, mark, code=0) == "OSError: no more (line 3)"
+    assert _reason(mark + mark + b"late", mark, code=0) == "late"
+    assert _reason(mark + mark, mark, code=0) == "passed"
+    assert _reason(b"x" + mark, mark, code=0) == "ended before its last line (exit code 0)"

@@ -15,7 +15,8 @@ from rich.console import Console
 from eval import showcase
 from eval.plots import write_picture
 from eval.report import console_table, csp_hash, read_curves, write_report
-from eval.tables import measures
+from eval.results import write_results
+from eval.tables import measures, still_needed
 from sft.config import UserError
 
 VOID = {"meta", "br", "link", "img", "input"}
@@ -389,3 +390,72 @@ def test_curves_are_the_logs_in_the_order_of_the_stages(finished: Path) -> None:
     rows = [json.loads(line) for line in lines]
     assert curves[2].loss == tuple((row["step"], row["loss"]) for row in rows)
     assert curves[2].learning_rate == tuple((row["step"], row["learning_rate"]) for row in rows)
+
+
+def test_what_is_still_needed_is_never_fewer_questions_than_were_asked() -> None:
+    row = delta_row("maths", 0.06, p=0.2) | {"visible": 0.05, "needed": 400}
+    words = "n shows changes from 5.0 points on; this one, "
+    assert still_needed(row) == words + "with 400 questions"
+    # Enough for one comparison, and yet Holm took it off.
+    assert still_needed(row | {"needed": 250}) == words + "were it the only comparison"
+    assert still_needed(row | {"needed": None}) == "n shows changes from 5.0 points on"
+    assert still_needed(row | {"p_holm": 0.01}) == ""
+
+
+def test_a_change_in_bits_per_byte_is_told_and_counts_among_the_comparisons(tmp_path: Path) -> None:
+    """It stood in the terminal alone; a page of texts alone said that nothing was compared."""
+    run_dir = tmp_path / "texts"
+    for model, shift in (("a", 0.0), ("b", 1.0)):
+        rows = [
+            {
+                **{"doc_id": str(i), "doc_hash": f"h{i}", "prompt": "text", "cluster": None},
+                **{"metric": "bits_per_byte", "score": 2.0},
+                **{"log_prob": -50.0 - i - shift - 0.1 * (i % 3), "bytes": 40},
+            }
+            for i in range(12)
+        ]
+        write_rows(run_dir / "eval" / model / "samples" / "wiki.jsonl", rows)
+        entry = {"bits_per_byte": 2.0, "ci": [1.9, 2.1], "n": 12, "shots": 0}
+        scores = {"benchmarks": {}, "language": {"wiki": entry | {"metric": "bits_per_byte"}}}
+        (run_dir / "eval" / model / "scores.json").write_text(json.dumps(scores), "utf-8")
+    results = write_results(run_dir, ["a", "b"])
+    (row,) = results["language"]["deltas"]
+    root = Page((run_dir / "report.html").read_text("utf-8")).root
+    told = f"Bits per byte, lower is better: wiki {row['delta']:+.4f} (p < 0.001)."
+    assert told in text_of(root)
+    section = root.find(".//section[@id='bits']")
+    assert section is not None and f"{row['delta']:+.4f}*" in text_of(section)
+    hrefs = [a.get("href") for a in section.iter("a")]
+    assert hrefs == ["eval/a/samples/wiki.jsonl", "eval/b/samples/wiki.jsonl"]
+    assert "Holm's method over all 1 comparisons" in text_of(root)
+    record = root.find(".//ul[@class='links']")
+    assert record is not None and "b: wiki" in text_of(record)
+    assert f"{row['delta']:+.4f} bits per byte \\*" in (run_dir / "report.md").read_text("utf-8")
+
+
+def test_holm_runs_over_benchmarks_and_texts_together(tmp_path: Path) -> None:
+    for model, right in (("a", 0), ("b", 1)):
+        common = [{"doc_id": str(i), "doc_hash": f"h{i}", "prompt": "t"} for i in range(8)]
+        scored = {"metric": "acc", "score": right, "answer": "x", "target": "y"}
+        read = {"metric": "bits_per_byte", "score": 2.0, "bytes": 9}
+        folder = tmp_path / "eval" / model
+        write_rows(folder / "samples" / "quiz.jsonl", [row | scored for row in common])
+        texts = [row | read | {"log_prob": -9.0 - (i + right) % 3} for i, row in enumerate(common)]
+        write_rows(folder / "samples" / "wiki.jsonl", texts)
+        entry = {"ci": [0.0, 1.0], "n": 8, "shots": 0, "chat_template": False}
+        scores = {
+            "benchmarks": {"quiz": entry | {"metric": "acc", "score": right}},
+            "language": {"wiki": entry | {"metric": "bits_per_byte", "bits_per_byte": 2.0}},
+        }
+        (folder / "scores.json").write_text(json.dumps(scores), "utf-8")
+    results = write_results(tmp_path, ["a", "b"])
+    (row,) = results["deltas"]
+    assert row["p_holm"] == pytest.approx(2 * row["p"])
+
+
+def test_questions_that_got_fewer_examples_are_counted_beside_the_shots() -> None:
+    results = make_results()
+    entry = results["benchmarks"]["world_math"][MODELS[0]]
+    entry |= {"shots": 5, "fewer_shots": 1200, "chat_template": False}
+    cell = next(m for m in measures(results) if m.name == "world_math").cells[0]
+    assert cell is not None and cell.note == "5-shot (fewer for 1,200)"

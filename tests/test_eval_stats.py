@@ -45,6 +45,27 @@ def test_score_interval_is_wilson_for_verdicts_and_stays_in_range_for_fractions(
     assert score_interval([0.5]) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.5, 0.9])
+def test_score_intervals_cover_where_questions_share_a_passage(rate):
+    rng = np.random.default_rng(11)
+    clusters = np.arange(40).repeat(5).tolist()
+    covered = {"clustered": 0, "plain": 0}
+    for _ in range(300):
+        passage = rng.beta(2 * rate, 2 * (1 - rate), 40).repeat(5)
+        scores = (rng.random(200) < passage).astype(float).tolist()
+        for name, passages in (("clustered", clusters), ("plain", None)):
+            low, high = score_interval(scores, clusters=passages)
+            covered[name] += low <= rate <= high
+    assert covered["clustered"] > 0.9 * 300  # 300 draws: 1.3 points
+    assert covered["plain"] < 0.9 * 300
+
+
+def test_score_intervals_of_passages_have_a_width_at_the_ends():
+    low, high = score_interval([1.0] * 8, clusters=[0, 0, 1, 1, 2, 2, 3, 3])
+    assert high == 1.0 and low < wilson(4, 4)[0] < wilson(8, 8)[0]
+    assert score_interval([1.0, 1.0], clusters=[0, 0]) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (9, 2), (40, 40), (3, 30)])
 def test_mcnemar_is_the_two_sided_binomial(b, c):
     n = b + c
@@ -164,6 +185,17 @@ def test_too_few_questions_show_nothing():
     assert needed_pairs(0.0, 0.3) is None
     few = compare_paired([1, 0], [1, 0])
     assert (few.gained, few.lost, few.visible, few.needed) == (0, 0, None, None)
+    # Five pairs that all change have an exact p of 0.06.
+    assert compare_paired([0] * 5, [1] * 5).needed == needed_pairs(1.0, 1.0) == 6
+    # Two passages: a change of 700 points is none that scores could make.
+    passages = compare_paired([0, 0, 1, 1], [1, 1, 1, 1], clusters=[0, 0, 1, 1])
+    assert passages.visible is None and passages.p == pytest.approx(0.5)
+
+
+def test_pairs_that_never_disagree_still_say_what_they_could_have_shown():
+    same = compare_paired([1] * 60 + [0] * 40, [1] * 60 + [0] * 40)
+    assert same.visible == visible_proportion(0.0, 100) == pytest.approx(0.0767, abs=1e-4)
+    assert needed_pairs(same.visible, same.visible) == pytest.approx(100, abs=1)
 
 
 def test_a_comparison_says_what_changed_and_how_many_questions_it_takes():
@@ -215,6 +247,12 @@ def test_bits_are_compared_in_pairs_and_hold_their_level():
     # Unpaired, the spread of the texts alone would be ten times this.
     assert np.std(deltas) < 0.01
     assert compare_bits([-10.0, -20.0], [-9.0, -18.0], sizes=[10, 20]).delta < 0
+
+
+def test_bits_of_one_text_have_no_interval():
+    assert bits_per_byte([-10.0], [5]).ci is None
+    alone = compare_bits([-10.0], [-9.0], sizes=[5])
+    assert alone.ci is None and alone.p == 1.0
 
 
 @pytest.mark.parametrize("questions", [1, 4])

@@ -102,6 +102,18 @@ def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     )
 
 
+def test_a_format_that_there_is_not_is_refused_and_spaces_between_tasks_are_none_of_them(
+    world, capsys
+):
+    """Another word was taken for plain, and measured and reported under its own name."""
+    with pytest.raises(SystemExit) as stopped:
+        base_vs_chat.main([*arguments(world), "--same-format", "chatty"])
+    assert stopped.value.code == 2
+    assert "invalid choice: 'chatty'" in capsys.readouterr().err
+    asked = refusal([*arguments(world), "--tasks", "sums, summs"], capsys)
+    assert asked.startswith("error: eval.tasks: 'summs' is no task")
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
