@@ -168,5 +168,6 @@ def _unpaired(
             parts.append(f"only {name} has {', '.join(only[:_SHOWN])}{more}")
     return (
         f"{task}: {names[0]} and {names[1]} were measured on different documents "
-        f"({'; '.join(parts)}); measure both on the same ones to compare them"
+        f"({'; '.join(parts)}); measure both on the same ones to compare them, or "
+        "name the tasks that can be compared (base_vs_chat.py --tasks)"
     )

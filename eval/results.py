@@ -1,6 +1,7 @@
 """The table of all models of a run: measures joined, compared in pairs, written and reported."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,23 +10,36 @@ from eval.epochs import rows_in_training
 from eval.formats import same_format
 from eval.report import write_report
 from sft import epochs, loops
+from sft.config import UserError
 from sft.run import read_json, read_jsonl, stage_facts, write_json
 
 log = logging.getLogger(__name__)
 
 
-def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
+def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) -> dict[str, Any]:
     """Join what was measured into results.json, report.html and report.md; returns the results.
 
     Args:
         models: names under eval/, in the order of the chain.
+        only: the tasks that count; all where it names none.
+
+    Raises:
+        UserError: one of `only` was not measured, or two models cannot be compared.
     """
     scores = {name: read_json(folder / "eval" / name / "scores.json") for name in models}
     results: dict[str, Any] = {
         "models": models,
         "repetition": {n: s["repetition"] for n, s in scores.items() if "repetition" in s},
-        "benchmarks": _by_task(scores, "benchmarks"),
+        "benchmarks": _by_task(scores, "benchmarks", only),
     }
+    language = _by_task(scores, "language", only)
+    for task in only:
+        if task not in results["benchmarks"] and task not in language:
+            known = [*_by_task(scores, "benchmarks"), *_by_task(scores, "language")]
+            raise UserError(
+                f"task {task} was not measured for any of {', '.join(models)}; they have "
+                f"{', '.join(known) or 'none'}"
+            )
     for key in ("repetition_detail", "safety"):
         if found := {n: s[key] for n, s in scores.items() if key in s}:
             results[key] = found
@@ -36,7 +50,6 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
         }
         samples[REPETITION] = {name: read_jsonl(file) for name, file in files.items()}
     samples = _of_all(samples | _samples(folder, results["benchmarks"]), models)
-    language = _by_task(scores, "language")
     texts = _of_all(_samples(folder, language), models)
     deltas = delta_table(samples | texts, models=models)  # Holm runs over both
     results["deltas"] = [row for row in deltas if row["task"] not in texts]
@@ -62,11 +75,15 @@ def write_results(folder: Path, models: list[str]) -> dict[str, Any]:
     return results
 
 
-def _by_task(scores: dict[str, Any], place: str) -> dict[str, dict[str, Any]]:
+def _by_task(
+    scores: dict[str, Any], place: str, only: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Entries of one part of every model's scores.json: task, then model."""
     table: dict[str, dict[str, Any]] = {}
     for name, own in scores.items():
         for task, entry in own.get(place, {}).items():
+            if only and task not in only:
+                continue
             table.setdefault(task, {})[name] = entry
     return table
 

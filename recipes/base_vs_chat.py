@@ -125,7 +125,8 @@ def compare(preset: Preset, compared: Compared) -> None:
             setting = replace(setting, parts=parts[name])
             measure(name, paths[name], setting, preset.eval, replaces=False)
         names = [*compared.models, *compared.samples]
-        results = from_main(lambda: write_results(folder, names))
+        only = [] if compared.models else preset.eval.tasks
+        results = from_main(lambda: write_results(folder, names, only=only))
         farewell(console_table(results), folder=folder, model=next(reversed(paths.values()), None))
 
 
@@ -150,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--preset", help="a YAML file whose section `eval` says what is measured")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the preset")
-    parser.add_argument("--tasks", help="lm-eval task names, comma-separated")
+    parser.add_argument(
+        "--tasks", help="lm-eval task names, comma-separated; of --samples alone those that count"
+    )
     parser.add_argument("--task-dir", help="folder of task YAML files of your own")
     parser.add_argument("--data-dir", help="folder of their data files")
     parser.add_argument(

@@ -93,6 +93,22 @@ def refusal(given, capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_of_samples_alone_the_tasks_that_can_be_compared_can_be_named(world, capsys):
+    assert base_vs_chat.main(arguments(world, tasks="sums,long", to="whole")) == 0
+    own = world / "whole" / "eval" / "chat" / "samples" / "long.jsonl"
+    rows = read_jsonl(own)
+    write_jsonl(own, [rows[0] | {"doc_id": "new", "doc_hash": "new"}, *rows[1:]])
+    given = [arg for n in ("base", "chat") for arg in ("--samples", str(own.parents[2] / n))]
+    told = refusal([*given, "--to", str(world / "all")], capsys)
+    assert "long: base and chat were measured on different documents" in told
+    assert "name the tasks that can be compared (base_vs_chat.py --tasks)" in told
+    told = refusal([*given, "--to", str(world / "none"), "--tasks", "sum"], capsys)
+    assert told == "error: task sum was not measured for any of base, chat; they have sums, long"
+    to = world / "some"
+    assert base_vs_chat.main([*given, "--to", str(to), "--tasks", "sums"]) == 0
+    assert list(read_json(to / "results.json")["benchmarks"]) == ["sums"]
+
+
 def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     given = [*arguments(world), "--limit", "0", "--base-shots", "-1"]
     assert refusal(given, capsys) == (
