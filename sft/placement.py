@@ -37,8 +37,15 @@ class Placement:
 
     @property
     def inference(self) -> torch.dtype:
-        """Dtype of the weights when a model only answers: as stored on CPU, native elsewhere."""
-        return self.weights if self.device.type == "cpu" else self.compute
+        """Dtype of the weights when a model only answers."""
+        return inference_dtype(self.device, self.weights, self.compute)
+
+
+def inference_dtype(
+    device: torch.device, weights: torch.dtype, compute: torch.dtype
+) -> torch.dtype:
+    """That of trained weights on a CPU, that of matrix products elsewhere."""
+    return weights if device.type == "cpu" else compute
 
 
 def choose_placement(section: ModelSection) -> Placement:
@@ -72,7 +79,8 @@ def choose_placement(section: ModelSection) -> Placement:
     attention, why_attention = _choose_attention(section.attn_implementation, device)
     reasons: tuple[str, ...] = (
         f"device: {device.type} ({_device_name(device)})",
-        f"dtype: weights float32, matrix products {str(compute)[6:]} ({why_native})",
+        f"dtype: trained weights float32, matrix products {str(compute)[6:]} ({why_native}); "
+        f"measured in {str(inference_dtype(device, torch.float32, compute))[6:]}",
         f"attention: {attention} ({why_attention})",
         f"compile: {_compile(attention)}",
     )
