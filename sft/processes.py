@@ -106,8 +106,11 @@ def end_with_parent() -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the records of an earlier start."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    """Remove the records of an earlier start; of a link in their place the link alone."""
+    records = folder / FOLDER
+    if records.is_symlink():
+        records.unlink()
+    shutil.rmtree(records, ignore_errors=True)
 
 
 class _Watch(threading.Thread):

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 CACHED_FROM = 1 << 22  # bytes
+SEAL = "sha256"  # of a record, beside what it holds
 GONE = ".gone-"  # what a folder is called from the moment that it counts for nothing
 
 REMEDIES = {
@@ -145,6 +146,27 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """`write_json` of a mapping, with the hash that `read_record` holds it against."""
+    write_json(path, record | {SEAL: _seal(record)})
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A mapping that `write_record` wrote, or one from before it that has `keys`; None where there
+    is none or it is damaged."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not set(keys) <= set(record):
+        return None
+    seal = record.pop(SEAL, None)
+    return record if seal in (None, _seal(record)) else None
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """Of what is read again, in which every key is a text."""
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -72,6 +72,26 @@ def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sour
     assert marker.stat().st_mtime_ns != first
 
 
+def test_a_run_may_lie_in_a_folder_whose_name_is_a_pattern(sources, setting, tmp_path):
+    setting = replace(setting, folder=tmp_path / "run [1] {a,b} * ? 火")
+    assert len(prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)) == 12
+
+
+@pytest.mark.parametrize("harm", ["flipped", "emptied", "missing"])
+@pytest.mark.parametrize("name", ["*.arrow", "dataset_info.json", "made.json"])
+def test_a_damaged_cache_of_rows_is_made_again(sources, setting, caplog, name, harm):
+    section = DataSection(sources)
+    before = prepare_chats(section, setting, benchmarks=NOTHING).to_list()
+    (file,) = (setting.folder / "data" / ".cache").rglob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if harm != "missing":
+        file.write_bytes(content if harm == "flipped" else b"")
+    assert prepare_chats(section, setting, benchmarks=NOTHING).to_list() == before
+    assert ("damaged; making it again" in caplog.text) == (f"{name} {harm}" != "made.json missing")
+
+
 LONG = "Which bird follows the fishing boats of the northern islands out to sea every morning?"
 
 
