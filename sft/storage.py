@@ -29,6 +29,7 @@ REMEDIES = {
     errno.ESTALE: "check the network file system",
 }
 _NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
+_NO_SPACE = "Not enough disk space"  # datasets', before it writes anything
 # Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
 
@@ -86,6 +87,8 @@ def _number(error: BaseException | None) -> int:
         found = _NUMBER.search(str(error))
         if found:
             return int(next(group for group in found.groups() if group))
+        if _NO_SPACE in str(error):
+            return errno.ENOSPC
         error = error.__cause__ or error.__context__
     return 0
 
@@ -94,7 +97,10 @@ def _is_torch_writer(error: Exception) -> bool:
     """torch's zip writer says where it failed, not why."""
     return isinstance(error, RuntimeError) and any(
         words in str(error)
-        for words in ("PytorchStreamWriter", "inline_container", "unexpected pos")
+        for words in (
+            *("PytorchStreamWriter", "inline_container", "unexpected pos"),
+            "iostream error",  # where it is at the end that there is no room
+        )
     )
 
 

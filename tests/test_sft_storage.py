@@ -40,12 +40,27 @@ def save_safetensors(path):
     save_file({"a": torch.zeros(50_000)}, path)
 
 
+def save_little(path):
+    torch.save({"a": 1}, path)  # it fails where the file is closed
+
+
+def want_space(path):
+    raise OSError("Not enough disk space. Needed: Unknown size (download: Unknown size)")
+
+
 @pytest.mark.parametrize(
-    "write", [lambda path: write_json(path, ["x" * 50_000]), save_torch, save_safetensors]
+    ("write", "size"),
+    [
+        (lambda path: write_json(path, ["x" * 50_000]), 10_000),
+        (save_torch, 10_000),
+        (save_little, 100),
+        (save_safetensors, 10_000),
+        (want_space, 10_000),
+    ],
 )
-def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write):
+def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write, size):
     path = tmp_path / "file"
-    with pytest.raises(WriteFailed) as failed, files_of_at_most(10_000), writing(path):
+    with pytest.raises(WriteFailed) as failed, files_of_at_most(size), writing(path):
         write(path)
     sentence = fault(failed.value)
     assert str(path) in sentence and "\n" not in sentence
