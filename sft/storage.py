@@ -64,14 +64,17 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     """Give the failures of libraries that write `path` one type; `more` are theirs by name.
 
     Raises:
-        WriteFailed: torch, safetensors, pyarrow or the operating system could not write.
+        WriteFailed: torch, safetensors, tokenizers, pyarrow or the operating system could not
+            write.
     """
     kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
         yield
     except WriteFailed:
         raise
-    except kinds as error:
+    except Exception as error:
+        if not isinstance(error, kinds) and type(error) is not Exception:  # tokenizers' own
+            raise
         number = _number(error)
         if number not in REMEDIES and not _is_torch_writer(error):
             raise

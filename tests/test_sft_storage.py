@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from sft.storage import (
     GONE,
@@ -44,6 +46,10 @@ def save_little(path):
     torch.save({"a": 1}, path)  # it fails where the file is closed
 
 
+def save_tokenizer(path):
+    Tokenizer(BPE({f"{i}": i for i in range(5_000)}, [])).save(str(path))
+
+
 def want_space(path):
     raise OSError("Not enough disk space. Needed: Unknown size (download: Unknown size)")
 
@@ -55,6 +61,7 @@ def want_space(path):
         (save_torch, 10_000),
         (save_little, 100),
         (save_safetensors, 10_000),
+        (save_tokenizer, 10_000),
         (want_space, 10_000),
     ],
 )
