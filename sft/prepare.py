@@ -28,6 +28,7 @@ from sft.clean import (
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
 from sft.decontaminate import Benchmarks
+from sft.files import existing_file
 from sft.lengths import fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
@@ -143,9 +144,15 @@ def _cached(cache: Path) -> dict[str, str]:
 
 
 def source_fingerprint(source: Source) -> str:
-    """The hash of a local file, or the name of a hub data set."""
+    """The hash of a local file, or the name of a hub data set.
+
+    Raises:
+        UserError: what is there is no file of rows, and might take for ever to hash.
+    """
     path = find_path(source.path)
-    return fingerprint(path) if path else f"hub:{source.path}:{source.split}"
+    if path is None:
+        return f"hub:{source.path}:{source.split}"
+    return fingerprint(existing_file(source.path, path))
 
 
 def _prepare(

@@ -15,7 +15,7 @@ from sft.mix import take_count, take_share
 from sft.model import context_window
 from sft.placement import Placement
 from sft.plan import fit_lengths
-from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage
+from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage, source_fingerprint
 from sft.prompts import read_prompts
 from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
@@ -326,3 +326,11 @@ def test_the_context_is_read_from_the_configuration(name, tmp_path):
     getattr(transformers, name)(**({key: 77} if key else {})).save_pretrained(tmp_path)
     found = context_window(str(tmp_path), ModelSection())
     assert found == (77 if key else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/dev/zero", "a device or a pipe"), ("/dev", "is a folder")]
+)
+def test_what_is_no_file_is_refused_before_it_is_hashed(path, words):
+    with pytest.raises(UserError, match=words):
+        source_fingerprint(Source(path))
