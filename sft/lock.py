@@ -62,6 +62,8 @@ def one_writer(folder: Path) -> Iterator[None]:
             "yours"
         ) from None
     with stream:
+        if not (folder / NAME).is_file():  # reading a pipe never ends
+            raise UserError(f"run.dir={folder}: {NAME} is no file; remove it")
         by_kernel = _take(stream, folder)
         holder = _read(folder)
         here = platform.node()
@@ -119,7 +121,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """The holder's record; opened anew each time, which is what makes NFS look."""
     try:
         record = json.loads((folder / NAME).read_text() or "{}")
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -102,6 +102,8 @@ def test_a_removal_that_was_cut_off_is_finished_later(tmp_path):
 def test_a_damaged_json_file_reads_as_none(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\0" * 40)
     assert read_json(tmp_path / "x.json") is None
+    (tmp_path / "x.json").write_text("[" * 500_000)
+    assert read_json(tmp_path / "x.json") is None
 
 
 @pytest.mark.parametrize("size", [100, 5 << 20])
