@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.config import UserError
-from sft.run import read_json, write_json
+from sft.storage import file_hash, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class Unit:
         return self.folder / self.file
 
     def kept(self) -> dict[str, Any] | None:
-        """The entry, if it was measured from the same inputs and its rows are still there."""
-        record = read_json(self._record)
+        """The entry, if it was measured from the same inputs and its rows are as they were."""
+        record = read_record(self._record, "inputs", "size", "entry")
         if record is None or record["inputs"] != self.inputs or not self.rows.is_file():
             return None
-        return record["entry"] if self.rows.stat().st_size == record["size"] else None
+        if self.rows.stat().st_size != record["size"]:
+            return None
+        # Records of before say nothing of what the rows hold.
+        same = record.get("rows") in (None, file_hash(self.rows))
+        return record["entry"] if same else None
 
     def keep(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Record the entry of rows that were written; the record comes last, and whole.
@@ -44,7 +48,8 @@ class Unit:
         try:
             self._record.parent.mkdir(parents=True, exist_ok=True)
             size = self.rows.stat().st_size
-            write_json(self._record, {"inputs": self.inputs, "size": size, "entry": entry})
+            facts = {"inputs": self.inputs, "size": size, "rows": file_hash(self.rows)}
+            write_record(self._record, facts | {"entry": entry})
         except OSError as error:
             raise not_written(self._record, error) from None
         return entry

@@ -27,13 +27,13 @@ from sft.prompts import read_prompts
 from sft.run import (
     Stage,
     fingerprint,
-    read_json,
     read_jsonl,
     write_json,
     write_jsonl,
 )
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, own_share, split
+from sft.storage import read_record
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class _Measured:
 
     def refuse_other_weights(self) -> None:
         """So that what was computed for another model is not written over."""
-        done = read_json(self.folder / "done.json")
+        done = read_record(self.folder / "done.json", "inputs")
         if done is not None and done["inputs"]["weights"] != self._common["weights"]:
             raise UserError(
                 f"{self.folder} holds measures of another model than {self.path}; give it another "

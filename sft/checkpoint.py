@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from sft.config import UserError
 from sft.sharding import spread
-from sft.storage import file_hash, read_json, remove, sweep, sync, sync_tree, write_json
+from sft.storage import file_hash, read_record, remove, sweep, sync, sync_tree, write_record
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def seal(checkpoint: Path) -> None:
             for p in files
         },
     }
-    write_json(checkpoint / MANIFEST, manifest)
+    write_record(checkpoint / MANIFEST, manifest)
 
 
 def flaw(checkpoint: Path) -> str | None:
@@ -70,7 +70,7 @@ def flaw(checkpoint: Path) -> str | None:
 
 
 def _manifest(checkpoint: Path) -> Any:
-    return read_json(checkpoint / MANIFEST)
+    return read_record(checkpoint / MANIFEST)
 
 
 def _sizes_flaw(checkpoint: Path, manifest: Any) -> str | None:

@@ -7,6 +7,8 @@ start the former are dropped, to be measured again, and the latter is measured. 
 at other moments.
 """
 
+import json
+import logging
 import random
 import time
 from abc import ABC, abstractmethod
@@ -26,7 +28,9 @@ from sft.lockstep import together
 from sft.sharding import sharded
 from sft.shares import from_main
 from sft.signals import leaving_on_signal
-from sft.storage import read_jsonl, write_jsonl
+from sft.storage import write_jsonl
+
+log = logging.getLogger(__name__)
 
 FILE = "epochs.jsonl"
 FOLDER = "epochs"
@@ -136,8 +140,18 @@ class EpochMeasures(Measures):
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of measures, which may not be there."""
-    return read_jsonl(path) if path.is_file() else []
+    """The rows of a file of measures, which may not be there; without damaged ones, aloud."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and {"epoch", "step"} <= set(row):
+            rows.append(row)
+        else:
+            log.warning("%s is damaged; a row of it is left out", path)
+    return rows
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def read_records(source: Source) -> Iterator[Record | RowError]:
     path = find_path(source.path)
     if path is None and _is_hub_id(source.path):
         return _read_hub(source.path, split=source.split)
-    return _read_file(_existing(source.path, path))
+    return _read_file(existing_file(source.path, path))
 
 
 def _is_hub_id(path: str) -> bool:
@@ -60,7 +60,12 @@ def _suffix(path: str | Path) -> str:
     return next((s + z for s in SUFFIXES for z in ("", ".gz") if name.endswith(s + z)), "")
 
 
-def _existing(given: str, path: Path | None) -> Path:
+def existing_file(given: str, path: Path | None) -> Path:
+    """The file that `given` was found to be.
+
+    Raises:
+        UserError: there is none, or it is nothing that rows could be read from.
+    """
     if path is None:
         folder = Path(given).expanduser().parent
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
@@ -74,6 +79,8 @@ def _existing(given: str, path: Path | None) -> Path:
         raise UserError(f"{given}: no such file; {hint}")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name one of its files")
+    if not path.is_file():
+        raise UserError(f"{path}: is a device or a pipe; save what it gives as a file")
     if not _suffix(path):
         raise UserError(f"{path}: unknown format; save it as one of {', '.join(SUFFIXES)}")
     return path

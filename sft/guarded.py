@@ -159,6 +159,8 @@ class _StepEnds(TrainerCallback):
     ) -> None:
         if self.checkpoint is not None:
             self.trainer.restore_unlogged(self.checkpoint)
+        elif self.trainer.watch is not None:
+            self.trainer.watch.resume({}, step=0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -44,17 +44,26 @@ def one_writer(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = os.fdopen(os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644), "r+b", 0)
+        # Not through a link: what it leads to would be emptied.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        stream = os.fdopen(os.open(folder / NAME, flags, 0o644), "r+b", 0)
     except (FileExistsError, NotADirectoryError):
         raise UserError(
             f"run.dir={folder} is a file, or lies in one; set run.dir= to a folder"
         ) from None
     except OSError as error:
+        if error.errno == errno.ELOOP and (folder / NAME).is_symlink():
+            raise UserError(
+                f"run.dir={folder}: {NAME} is a link, which would have what it leads to written "
+                "over; remove it"
+            ) from None
         raise UserError(
             f"run.dir={folder} cannot be written ({error.strerror}); set run.dir= to a folder of "
             "yours"
         ) from None
     with stream:
+        if not (folder / NAME).is_file():  # reading a pipe never ends
+            raise UserError(f"run.dir={folder}: {NAME} is no file; remove it")
         by_kernel = _take(stream, folder)
         holder = _read(folder)
         here = platform.node()
@@ -112,7 +121,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """The holder's record; opened anew each time, which is what makes NFS look."""
     try:
         record = json.loads((folder / NAME).read_text() or "{}")
-    except (ValueError, OSError):
+    except (ValueError, OSError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

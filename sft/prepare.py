@@ -1,5 +1,6 @@
 """Sources to token rows: read, cleaned, mixed, tokenised, checked, kept in the data folder."""
 
+import glob
 import hashlib
 import logging
 from collections import Counter
@@ -27,12 +28,13 @@ from sft.clean import (
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
 from sft.decontaminate import Benchmarks
+from sft.files import existing_file
 from sft.lengths import fit_row
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, main_first
-from sft.storage import writing
+from sft.storage import file_hash, read_record, remove, write_record, writing
 from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
 log = logging.getLogger(__name__)
@@ -114,18 +116,43 @@ def read_shared_rows(path: Path) -> Dataset:
 
 
 def read_token_rows(path: Path) -> Dataset:
-    """Rows of a Parquet file, mapped from a cache beside it."""
+    """Rows of a Parquet file, mapped from a cache beside it; one that is not as it was made, which
+    upstream would not notice, is made anew."""
     if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
         return Dataset(pq.read_table(path))
     cache = path.parent / ".cache"
+    made = cache / "made.json"
     with writing(cache, DatasetGenerationError):
-        return Dataset.from_parquet(str(path), cache_dir=str(cache))
+        if cache.exists() and read_record(made) != _cached(cache):
+            if made.is_file():
+                log.warning("%s is damaged; making it again", cache)
+            remove(cache)
+        # Upstream takes a path for a pattern.
+        rows = Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(cache))
+        if read_record(made) != (files := _cached(cache)):
+            write_record(made, files)
+        return rows
+
+
+def _cached(cache: Path) -> dict[str, str]:
+    """The hashes of a cache's files, but of those that only lock and of the record of them."""
+    return {
+        str(file.relative_to(cache)): file_hash(file)
+        for file in sorted(cache.rglob("*"))
+        if file.is_file() and file.suffix != ".lock" and file.name != "made.json"
+    }
 
 
 def source_fingerprint(source: Source) -> str:
-    """The hash of a local file, or the name of a hub data set."""
+    """The hash of a local file, or the name of a hub data set.
+
+    Raises:
+        UserError: what is there is no file of rows, and might take for ever to hash.
+    """
     path = find_path(source.path)
-    return fingerprint(path) if path else f"hub:{source.path}:{source.split}"
+    if path is None:
+        return f"hub:{source.path}:{source.split}"
+    return fingerprint(existing_file(source.path, path))
 
 
 def _prepare(

@@ -81,6 +81,8 @@ def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
         yield
         return
     _watch = watch
+    if count > 1:
+        watch._write()
     watch.start()
     try:
         yield
@@ -106,8 +108,11 @@ def end_with_parent() -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the records of an earlier start."""
-    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    """Remove the records of an earlier start; of a link in their place the link alone."""
+    records = folder / FOLDER
+    if records.is_symlink():
+        records.unlink()
+    shutil.rmtree(records, ignore_errors=True)
 
 
 class _Watch(threading.Thread):
@@ -119,6 +124,7 @@ class _Watch(threading.Thread):
         self.launcher = os.getppid() if _launched() else 0
         self.needed = count > 1 or bool(self.launcher)
         self.beat = 0
+        self.begun = time.monotonic()
         self.seen: dict[int, tuple[int, float]] = {}  # rank: last beat, and when it came
         self.peers: dict[int, dict[str, Any]] = {}
         self.ended = threading.Event()
@@ -129,7 +135,8 @@ class _Watch(threading.Thread):
         while not self.ended.wait(1.0):
             now = time.monotonic()
             if now - last > 5:  # this process itself stood still: nobody else is to blame
-                self.seen.clear()
+                self.seen = {rank: (beat, now) for rank, (beat, _) in self.seen.items()}
+                self.begun = now
                 if _progress.begun is not None:
                     _progress.begun = now
             last = now
@@ -177,6 +184,10 @@ class _Watch(threading.Thread):
                 )
             if record["ended"] and silent > 5:
                 return f"{_name(rank, record)} ended: {record['ended']}"
+        waited = time.monotonic() - self.begun
+        for rank in range(self.count):
+            if rank != self.rank and rank not in self.peers and waited > SILENT:
+                return f"process {rank} has given no sign of life since it began ({waited:.0f} s)"
         return None
 
     def _stuck(self) -> str | None:

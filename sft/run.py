@@ -35,12 +35,14 @@ from sft.storage import (
     is_inside,
     read_json,
     read_jsonl,
+    read_record,
     remove,
     sweep,
     sync,
     temporary_name,
     write_json,
     write_jsonl,
+    write_record,
     write_text,
 )
 
@@ -88,7 +90,10 @@ class Stage:
 
     def finished(self) -> dict[str, Any] | None:
         """The facts recorded at its end, if the inputs match and the outputs are as written."""
-        done = read_json(self.folder / "done.json")
+        marker = self.folder / "done.json"
+        done = read_record(marker, "inputs", "outputs", "facts")
+        if done is None and marker.is_file():
+            log.warning("%s: %s is damaged; doing it again", self.name, marker.name)
         if done is None or done["inputs"] != self.inputs:
             return None
         for name, written in done["outputs"].items():
@@ -103,7 +108,7 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         marker = self.folder / "begun.json"
-        begun = read_json(marker)
+        begun = read_record(marker, "inputs")
         if marker.is_file() and (begun is None or begun["inputs"] != self.inputs):
             before = begun["inputs"] if begun else {}
             changed = [k for k in self.inputs if before.get(k) != self.inputs[k]]
@@ -114,7 +119,7 @@ class Stage:
                     remove(entry)
         # Last, so that a kill in between leaves nothing that looks as if it were of these inputs.
         (self.folder / "done.json").unlink(missing_ok=True)
-        write_json(marker, {"inputs": self.inputs})
+        write_record(marker, {"inputs": self.inputs})
 
     def finish(self, *, outputs: list[str], facts: dict[str, Any]) -> dict[str, Any]:
         """Record that the stage is done: hashes of `outputs` (files or folders) once the disk holds
@@ -129,7 +134,7 @@ class Stage:
                     written = name if file == path else str(file.relative_to(self.folder))
                     files[written] = settled_hash(file)
         sync(self.folder)
-        write_json(
+        write_record(
             self.folder / "done.json", {"inputs": self.inputs, "outputs": files, "facts": facts}
         )
         return facts
@@ -232,7 +237,7 @@ def write_environment(
         "preset_sha256": fingerprint(resolved(preset)),
         "inputs": dict(inputs or {}),
     }
-    before = read_json(folder / "run.json")
+    before = read_record(folder / "run.json")
     if before is not None and _anything_done(folder):
         told = ("python", "versions", "platform", "cpu_threads", "device", "git")
         pairs = {
@@ -293,7 +298,8 @@ class _Claim:
         if not fresh:
             self._refuse_links()
         if fresh:
-            for entry in entries:
+            # The draft of preset.yaml too: it may be a link, which would be written through.
+            for entry in [*entries, temporary_name(recorded)]:
                 if entry != recorded:
                     remove(entry)
         elif recorded.is_file() and _anything_done(self.folder):
@@ -336,7 +342,10 @@ class _Claim:
                 f"run.dir={self.folder} holds a run of another preset (it differs in "
                 f"{', '.join(keys)}); {self.ways_on}"
             )
-        record = read_json(self.folder / "run.json") or {}
+        kept = self.folder / "run.json"
+        record = read_record(kept) or {}
+        if not record and kept.is_file():
+            log.warning("%s is damaged; stages alone tell what has changed since then", kept)
         read = record.get("inputs", {})
         changed = [name for name, value in self.inputs.items() if read.get(name, value) != value]
         if changed:

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 CACHED_FROM = 1 << 22  # bytes
+SEAL = "sha256"  # of a record, beside what it holds
 GONE = ".gone-"  # what a folder is called from the moment that it counts for nothing
 
 REMEDIES = {
@@ -28,6 +29,7 @@ REMEDIES = {
     errno.ESTALE: "check the network file system",
 }
 _NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
+_NO_SPACE = "Not enough disk space"  # datasets', before it writes anything
 # Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
 
@@ -62,14 +64,17 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     """Give the failures of libraries that write `path` one type; `more` are theirs by name.
 
     Raises:
-        WriteFailed: torch, safetensors, pyarrow or the operating system could not write.
+        WriteFailed: torch, safetensors, tokenizers, pyarrow or the operating system could not
+            write.
     """
     kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
         yield
     except WriteFailed:
         raise
-    except kinds as error:
+    except Exception as error:
+        if not isinstance(error, kinds) and type(error) is not Exception:  # tokenizers' own
+            raise
         number = _number(error)
         if number not in REMEDIES and not _is_torch_writer(error):
             raise
@@ -85,6 +90,8 @@ def _number(error: BaseException | None) -> int:
         found = _NUMBER.search(str(error))
         if found:
             return int(next(group for group in found.groups() if group))
+        if _NO_SPACE in str(error):
+            return errno.ENOSPC
         error = error.__cause__ or error.__context__
     return 0
 
@@ -93,7 +100,10 @@ def _is_torch_writer(error: Exception) -> bool:
     """torch's zip writer says where it failed, not why."""
     return isinstance(error, RuntimeError) and any(
         words in str(error)
-        for words in ("PytorchStreamWriter", "inline_container", "unexpected pos")
+        for words in (
+            *("PytorchStreamWriter", "inline_container", "unexpected pos"),
+            "iostream error",  # where it is at the end that there is no room
+        )
     )
 
 
@@ -143,8 +153,29 @@ def read_json(path: Path) -> Any:
     """The file's content, or None where there is no such file or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """`write_json` of a mapping, with the hash that `read_record` holds it against."""
+    write_json(path, record | {SEAL: _seal(record)})
+
+
+def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
+    """A mapping that `write_record` wrote, or one from before it that has `keys`; None where there
+    is none or it is damaged."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not set(keys) <= set(record):
+        return None
+    seal = record.pop(SEAL, None)
+    return record if seal in (None, _seal(record)) else None
+
+
+def _seal(record: dict[str, Any]) -> str:
+    """Of what is read again, in which every key is a text."""
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

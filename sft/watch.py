@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 
 from sft.config import UserError
 from sft.sections import RunSection
-from sft.storage import writing
+from sft.storage import write_text, writing
 
 log = logging.getLogger(__name__)
 
@@ -217,23 +217,22 @@ class StepWatch:
         """Go on behind `step` with what the checkpoint remembers; later records are undone."""
         self.recent = Recent(**recent)
         if PartialState().is_main_process and self.path.is_file():
-            lines = self.path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= step]
-            self.path.write_text("".join(kept))
+            lines = self.path.read_text("utf-8", "replace").splitlines(keepends=True)
+            write_text(self.path, "".join(line for line in lines if _step(line) <= step))
 
     def _record(self, step: int, reason: str, *, action: str, **facts: str) -> None:
         rows = [self.describe(place) for place in gather_object(self.places)]
         entry = {"step": step, "reason": reason, **facts, "action": action, "rows": rows}
         if PartialState().is_main_process:
-            with writing(self.path), self.path.open("a") as stream:
+            with writing(self.path), self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _step(line: str) -> float:
-    """The step of a recorded line; beyond all steps where a kill cut it short."""
+    """The step of a recorded line; beyond all steps where a kill cut it short, or it is damaged."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
         return math.inf
 
 

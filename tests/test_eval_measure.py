@@ -4,6 +4,7 @@ import pytest
 from conftest import make_tiny_model
 
 from eval import repetition, safety
+from eval.kept import Unit
 from eval.measure import check_measures, check_room, measure
 from eval.results import write_results
 from sft.chat import encode_prompt, ensure_template
@@ -98,6 +99,21 @@ def test_the_report_shows_the_optional_measures_and_links_their_answers(measured
     assert "agree with people on 81.2% of 1,407 answers (kappa 0.65)" in page
     for file in ("safety", "generations-sampled", "generations-double-cap"):
         assert f'href="eval/base/{file}.jsonl"' in page
+
+
+def test_answers_of_the_same_size_with_another_byte_are_given_again(measured):
+    folder, _ = measured
+    (record,) = (folder / "eval" / "base" / "kept").glob("repetition.json")
+    unit = Unit(
+        folder / "eval/base", "repetition", "generations.jsonl", read_json(record)["inputs"]
+    )
+    assert unit.kept() is not None
+    rows = unit.rows.read_bytes()
+    unit.rows.write_bytes(rows[:-2] + b"]" + rows[-1:])
+    assert unit.kept() is None
+    unit.rows.write_bytes(rows)
+    record.write_text(record.read_text().replace('"rate": ', '"rate": 1', 1))
+    assert unit.kept() is None
 
 
 def test_safety_prompts_are_read_before_any_model(tmp_path):

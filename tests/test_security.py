@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,6 +47,7 @@ from sft.config import (
 from sft.console import WithoutSecrets
 from sft.data import read_sft
 from sft.model import check_model, load_tokenizer
+from sft.processes import clear, watching
 from sft.run import open_run, write_environment, write_json
 from sft.secret import hidden
 from sft.weights import conversion
@@ -351,6 +353,32 @@ def test_links_that_lead_out_of_a_run_directory_are_refused(tmp_path):
     with open_run(preset, fresh=True):
         pass
     assert (tmp_path / "secret.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", [".lock", ".preset.yaml.tmp", "preset.yaml"])
+def test_nothing_is_written_through_a_link_before_links_are_refused(tmp_path, name, fresh):
+    preset = Preset(run=RunSection(str(tmp_path / "run")), model=ModelSection("m"))
+    with open_run(preset) as folder:
+        pass
+    (tmp_path / "secret.txt").write_text("kept")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret.txt")
+    refused = pytest.raises(UserError, match=re.escape(f"{name} is a link"))
+    with nullcontext() if fresh and name != ".lock" else refused, open_run(preset, fresh=fresh):
+        pass
+    assert (tmp_path / "secret.txt").read_text() == "kept"
+
+
+def test_records_of_processes_are_not_written_through_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "0.json").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".processes").symlink_to(tmp_path / "elsewhere")
+    clear(tmp_path / "run")
+    with watching(tmp_path / "run", rank=0, count=2):
+        pass
+    assert (tmp_path / "elsewhere" / "0.json").read_text() == "kept"
 
 
 # Data that might be unpickled

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import re
 import tracemalloc
 
@@ -748,6 +749,9 @@ def test_missing_file_names_the_nearest(tmp_path):
         read(tmp_path / "nowhere/alpaca.jsonl")
     with pytest.raises(UserError, match="is a folder"):
         read(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="is a device or a pipe; save what it gives as a file"):
+        read(tmp_path / "pipe.jsonl")
 
 
 def test_a_line_beyond_the_limit_is_skipped_in_bounded_memory(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from sft.command import run_command
 from sft.config import LoraSection, ModelSection, SftStage
 from sft.epochs import FILE, read_rows, untouched
 from sft.placement import choose_placement
-from sft.run import read_jsonl
+from sft.run import read_jsonl, write_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting
 from sft.trainer import train_sft
@@ -186,3 +186,13 @@ def test_a_signal_leaves_the_measure_and_saves(rows, tiny_tokenizer, tmp_path, s
     assert [p.name for p in half.glob("checkpoint-*")] == [f"checkpoint-{step}"]
     same(whole, train(rows, tiny_tokenizer, half, fingers, save_steps=50))
     assert read_rows(half / FILE) == read_rows(tmp_path / "whole" / FILE)
+
+
+def test_a_damaged_row_of_measures_is_left_out_aloud(tmp_path, caplog):
+    rows = [{"epoch": 1.0, "step": 3}, {"epoch": 2.0, "step": 6}, {"epoch": 3.0, "step": 9}]
+    write_jsonl(tmp_path / FILE, rows)
+    assert read_rows(tmp_path / FILE) == rows
+    content = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(content.replace(b"6}", b"6\xfb"))
+    assert read_rows(tmp_path / FILE) == [rows[0], rows[2]]
+    assert f"{FILE} is damaged; a row of it is left out" in caplog.text

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
@@ -90,7 +91,14 @@ def test_a_record_of_another_host_that_stands_still_is_stale(tmp_path, request, 
         assert time.monotonic() - begun < 8, "nothing to wait for behind an orderly end"
 
 
-def test_a_damaged_lock_file_does_not_hold_up_the_run(tmp_path, quick):
-    tmp_path.joinpath(NAME).write_bytes(b"\0" * 50)
+def test_a_pipe_in_place_of_the_lock_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(UserError, match=r"\.lock is no file; remove it"), one_writer(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"\0" * 50, b"[" * 500_000])
+def test_a_damaged_lock_file_does_not_hold_up_the_run(tmp_path, quick, content):
+    tmp_path.joinpath(NAME).write_bytes(content)
     with one_writer(tmp_path):
         pass

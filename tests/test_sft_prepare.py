@@ -15,7 +15,7 @@ from sft.mix import take_count, take_share
 from sft.model import context_window
 from sft.placement import Placement
 from sft.plan import fit_lengths
-from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage
+from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage, source_fingerprint
 from sft.prompts import read_prompts
 from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
@@ -70,6 +70,26 @@ def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sour
     setting.tokenizer.chat_template = setting.tokenizer.chat_template.replace("\n", "")
     prepare_chats(section, setting, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns != first
+
+
+def test_a_run_may_lie_in_a_folder_whose_name_is_a_pattern(sources, setting, tmp_path):
+    setting = replace(setting, folder=tmp_path / "run [1] {a,b} * ? 火")
+    assert len(prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)) == 12
+
+
+@pytest.mark.parametrize("harm", ["flipped", "emptied", "missing"])
+@pytest.mark.parametrize("name", ["*.arrow", "dataset_info.json", "made.json"])
+def test_a_damaged_cache_of_rows_is_made_again(sources, setting, caplog, name, harm):
+    section = DataSection(sources)
+    before = prepare_chats(section, setting, benchmarks=NOTHING).to_list()
+    (file,) = (setting.folder / "data" / ".cache").rglob(name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink()
+    if harm != "missing":
+        file.write_bytes(content if harm == "flipped" else b"")
+    assert prepare_chats(section, setting, benchmarks=NOTHING).to_list() == before
+    assert ("damaged; making it again" in caplog.text) == (f"{name} {harm}" != "made.json missing")
 
 
 LONG = "Which bird follows the fishing boats of the northern islands out to sea every morning?"
@@ -306,3 +326,11 @@ def test_the_context_is_read_from_the_configuration(name, tmp_path):
     getattr(transformers, name)(**({key: 77} if key else {})).save_pretrained(tmp_path)
     found = context_window(str(tmp_path), ModelSection())
     assert found == (77 if key else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/dev/zero", "a device or a pipe"), ("/dev", "is a folder")]
+)
+def test_what_is_no_file_is_refused_before_it_is_hashed(path, words):
+    with pytest.raises(UserError, match=words):
+        source_fingerprint(Source(path))

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from sft.processes import watching
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -64,6 +66,23 @@ def test_one_process_takes_the_other_with_it_and_says_why(tmp_path, what, words)
         for child in children:
             child.kill()
             child.communicate()
+
+
+def test_a_process_that_hangs_before_its_first_sign_of_life_is_named_too(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), "0", "alone"],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert child.returncode == 1
+    assert "error: process 1 has given no sign of life since it began" in child.stderr
+
+
+def test_the_first_sign_of_life_is_given_before_anything_else(tmp_path):
+    with watching(tmp_path, rank=1, count=2):
+        assert (tmp_path / ".processes" / "1.json").is_file()
 
 
 def test_a_process_whose_launcher_is_gone_ends_as_on_sigterm(tmp_path):

@@ -183,6 +183,39 @@ def test_an_output_of_the_same_size_with_other_bytes_is_done_again(tmp_path, nam
     assert stage.finished() is None
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("done.json", '"loss": 1.5', '"loss": 1.7'),  # one bit
+        ("done.json", '"inputs"', '"inputr"'),
+        ("done.json", "{", "["),
+        ("begun.json", '"inputs"', '"inputr"'),
+    ],
+)
+def test_a_record_with_one_bit_wrong_is_told_and_the_work_done_again(
+    tmp_path, caplog, name, old, new
+):
+    stage = Stage(tmp_path / "1-a", {"rows": "x"})
+    stage.begin()
+    stage.finish(outputs=[], facts={"loss": 1.5})
+    assert stage.finished() == {"loss": 1.5}
+    path = stage.folder / name
+    path.write_text(path.read_text().replace(old, new, 1))
+    assert (stage.finished() is None) == (name == "done.json")
+    stage.begin()
+    assert stage.finished() is None
+    assert ("done.json is damaged" in caplog.text) == (name == "done.json")
+
+
+def test_a_record_of_before_records_had_hashes_still_counts(tmp_path):
+    stage = Stage(tmp_path / "1-a", {"rows": "x"})
+    stage.begin()
+    write_json(
+        stage.folder / "done.json", {"inputs": {"rows": "x"}, "outputs": {}, "facts": {"loss": 1.5}}
+    )
+    assert stage.finished() == {"loss": 1.5}
+
+
 def test_work_on_other_inputs_that_was_half_thrown_away_is_thrown_away_wholly(tmp_path):
     stage = Stage(tmp_path / "1-a", {"rows": "x"})
     stage.begin()

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from sft.storage import (
     GONE,
@@ -40,12 +42,32 @@ def save_safetensors(path):
     save_file({"a": torch.zeros(50_000)}, path)
 
 
+def save_little(path):
+    torch.save({"a": 1}, path)  # it fails where the file is closed
+
+
+def save_tokenizer(path):
+    Tokenizer(BPE({f"{i}": i for i in range(5_000)}, [])).save(str(path))
+
+
+def want_space(path):
+    raise OSError("Not enough disk space. Needed: Unknown size (download: Unknown size)")
+
+
 @pytest.mark.parametrize(
-    "write", [lambda path: write_json(path, ["x" * 50_000]), save_torch, save_safetensors]
+    ("write", "size"),
+    [
+        (lambda path: write_json(path, ["x" * 50_000]), 10_000),
+        (save_torch, 10_000),
+        (save_little, 100),
+        (save_safetensors, 10_000),
+        (save_tokenizer, 10_000),
+        (want_space, 10_000),
+    ],
 )
-def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write):
+def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write, size):
     path = tmp_path / "file"
-    with pytest.raises(WriteFailed) as failed, files_of_at_most(10_000), writing(path):
+    with pytest.raises(WriteFailed) as failed, files_of_at_most(size), writing(path):
         write(path)
     sentence = fault(failed.value)
     assert str(path) in sentence and "\n" not in sentence
@@ -79,6 +101,8 @@ def test_a_removal_that_was_cut_off_is_finished_later(tmp_path):
 
 def test_a_damaged_json_file_reads_as_none(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\0" * 40)
+    assert read_json(tmp_path / "x.json") is None
+    (tmp_path / "x.json").write_text("[" * 500_000)
     assert read_json(tmp_path / "x.json") is None
 
 

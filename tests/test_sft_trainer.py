@@ -24,9 +24,10 @@ from sft.data import read_sft
 from sft.model import load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
 from sft.placement import choose_placement
-from sft.run import read_json, read_jsonl, write_json
+from sft.run import read_jsonl
 from sft.scoring import enable_scoring, log_probs, read_apart, rows_of
 from sft.setting import Setting
+from sft.storage import read_record, write_record
 from sft.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -205,7 +206,7 @@ def test_between_the_last_checkpoint_and_the_model_nothing_more_is_trained(
 def test_another_number_of_processes_is_refused(rows, tiny_tokenizer, tmp_path):
     train(rows, tiny_tokenizer, tmp_path, save_steps=3)
     manifest = tmp_path / "checkpoint-6" / "manifest.json"
-    write_json(manifest, read_json(manifest) | {"processes": 2})
+    write_record(manifest, read_record(manifest) | {"processes": 2})
     with pytest.raises(UserError, match=r"written by 2 process.*--num_processes 2, or"):
         train(rows, tiny_tokenizer, tmp_path, save_steps=3)
 
@@ -250,7 +251,9 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     assert [entry[0] for entry in synced].count(None) == 1
 
 
-@pytest.mark.parametrize("harm", ["missing", "short", "zeroed", "flipped", "unsealed", "damaged"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "short", "zeroed", "flipped", "unsealed", "damaged", "manifest"]
+)
 def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
     rows, tiny_tokenizer, tmp_path, harm
 ):
@@ -266,6 +269,9 @@ def test_a_harmed_checkpoint_is_recognised_and_the_one_before_is_taken(
         weights.write_bytes(bytes(len(content)))
     elif harm == "damaged":
         (newest / "manifest.json").write_bytes(bytes(200))
+    elif harm == "manifest":
+        text = (newest / "manifest.json").read_text()
+        (newest / "manifest.json").write_text(text.replace('"processes": 1', '"processes": 3'))
     elif harm == "flipped":
         content[len(content) // 2] ^= 1
         weights.write_bytes(content)

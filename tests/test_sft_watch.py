@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from datasets import Dataset
 from sft.checkpoint import flaw, newest_first
 from sft.config import LoraSection, ModelSection, SftStage, UserError
 from sft.placement import choose_placement
-from sft.run import read_jsonl
+from sft.run import read_jsonl, write_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting
 from sft.trainer import train_sft
-from sft.watch import COLLAPSE_OVER, FILE, Limits, Recent, collapse, verdict
+from sft.watch import COLLAPSE_OVER, FILE, Limits, Recent, StepWatch, collapse, verdict
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 USUAL = Recent(losses=[1.0, 1.2, 0.9, 1.1, 1.0, 1.3])
@@ -112,6 +113,26 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_rows_on_record(tiny_tok
     with pytest.raises(UserError, match="the loss is nan"):
         train(tmp_path, tiny_tokenizer, limits=Limits())
     assert read_jsonl(tmp_path / FILE) == [entry]
+
+
+def test_a_bad_step_before_the_first_checkpoint_is_recorded_once(tiny_tokenizer, tmp_path):
+    for _ in range(2):
+        with pytest.raises(UserError, match="the loss is nan"):
+            train(tmp_path, tiny_tokenizer, limits=Limits(), save_steps=100)
+    assert len(read_jsonl(tmp_path / FILE)) == 1
+
+
+def test_a_kill_while_records_are_taken_back_loses_none_of_them(tmp_path, monkeypatch):
+    kept = [{"step": step, "reason": "é"} for step in (1, 2)]
+    write_jsonl(tmp_path / FILE, [*kept, {"step": 3}])
+    watch = StepWatch(tmp_path, label="sft", limits=Limits(), describe=dict)
+    monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        watch.resume({}, step=2)
+    monkeypatch.undo()
+    assert read_jsonl(tmp_path / FILE) == [*kept, {"step": 3}]
+    watch.resume({}, step=2)
+    assert read_jsonl(tmp_path / FILE) == kept
 
 
 def test_a_skipped_step_changes_no_weight_and_the_others_do(tiny_tokenizer, tmp_path):
