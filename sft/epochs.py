@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from sft.lockstep import together
 from sft.sharding import sharded
 from sft.shares import from_main
 from sft.signals import leaving_on_signal
-from sft.storage import write_jsonl
+from sft.storage import sealed, unsealed, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Measures(TrainerCallback, ABC):
     ) -> None:
         path = self.folder / self.file
         if state.is_world_process_zero and path.is_file():
-            write_jsonl(path, [row for row in self.rows() if row["step"] <= state.global_step])
+            _write_rows(path, [row for row in self.rows() if row["step"] <= state.global_step])
         self.measure_if_due(state, control)
 
     def measure_if_due(self, state: TrainerState, control: TrainerControl) -> None:
@@ -115,7 +115,7 @@ class Measures(TrainerCallback, ABC):
         place.mkdir(parents=True, exist_ok=True)
         with leaving_on_signal(at_once=not sharded()):
             found = self.measure(self.trainer.model, Moment(self.label, epoch, step, place))
-            write_jsonl(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
+            _write_rows(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
         clear_device_cache()
         return len(self.rows()) > len(rows)
 
@@ -139,18 +139,22 @@ class EpochMeasures(Measures):
             self.measure_if_due(state, control)
 
 
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_jsonl(path, [sealed(row) for row in rows])
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of measures, which may not be there; without damaged ones, aloud."""
     rows = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = unsealed(json.loads(line), "epoch", "step")
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict) and {"epoch", "step"} <= set(row):
-            rows.append(row)
-        else:
+        if row is None:
             log.warning("%s is damaged; a row of it is left out", path)
+        else:
+            rows.append(row)
     return rows
 
 

@@ -40,8 +40,13 @@ def one_writer(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process.
 
     Raises:
-        UserError: it cannot be written, or another process holds it (then who, and where).
+        UserError: it cannot be written or used, or another process holds it (then who, and where).
     """
+    if "::" in str(folder):
+        raise UserError(
+            f"run.dir={folder} holds `::`, by which datasets would read it as an address within "
+            "another; choose a path without"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Not through a link: what it leads to would be emptied.

@@ -159,13 +159,22 @@ def read_json(path: Path) -> Any:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """`write_json` of a mapping, with the hash that `read_record` holds it against."""
-    write_json(path, record | {SEAL: _seal(record)})
+    write_json(path, sealed(record))
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
     """A mapping that `write_record` wrote, or one from before it that has `keys`; None where there
     is none or it is damaged."""
-    record = read_json(path)
+    return unsealed(read_json(path), *keys)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with its own hash in it."""
+    return record | {SEAL: _seal(record)}
+
+
+def unsealed(record: Any, *keys: str) -> dict[str, Any] | None:
+    """What was `sealed`, or has no seal but `keys`; None for anything else, or where it differs."""
     if not isinstance(record, dict) or not set(keys) <= set(record):
         return None
     seal = record.pop(SEAL, None)

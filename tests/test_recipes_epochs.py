@@ -10,6 +10,7 @@ from eval import benchmarks, repetition
 from eval.epochs import check_epochs, spread
 from recipes.sft_then_dpo import main
 from sft.config import UserError, load_preset
+from sft.epochs import read_rows
 from sft.run import STAGE_FOLDERS, read_json, read_jsonl
 
 ON = "eval.each_epoch={enabled: true, prompts: 4, limit: 5}"
@@ -49,7 +50,7 @@ def test_every_figure_by_epoch_can_be_computed_again_from_its_files(world):
     found = read_json(world / "measured" / "results.json")["epochs"]
     for stage, rows in found.items():
         folder = world / "measured" / STAGE_FOLDERS[stage]
-        assert rows == read_jsonl(folder / "epochs.jsonl")
+        assert rows == read_rows(folder / "epochs.jsonl")
         assert [row["epoch"] for row in rows] == [1, 2]
         for row in rows:
             place = folder / "epochs" / f"{row['epoch']:g}"
@@ -97,7 +98,7 @@ def test_looks_at_loops_in_training_are_in_the_results_and_the_report(world):
     found = read_json(run / "results.json")["loops"]
     assert list(found) == list(STAGE_FOLDERS)
     for stage, rows in found.items():
-        assert rows == read_jsonl(run / STAGE_FOLDERS[stage] / "loops.jsonl")
+        assert rows == read_rows(run / STAGE_FOLDERS[stage] / "loops.jsonl")
         assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
         for row in rows:
             answers = run / STAGE_FOLDERS[stage] / "loops" / str(row["step"]) / "generations.jsonl"

@@ -20,6 +20,7 @@ from sft.placement import choose_placement
 from sft.run import read_jsonl, write_jsonl
 from sft.scoring import enable_scoring
 from sft.setting import Setting
+from sft.storage import sealed
 from sft.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -196,3 +197,12 @@ def test_a_damaged_row_of_measures_is_left_out_aloud(tmp_path, caplog):
     (tmp_path / FILE).write_bytes(content.replace(b"6}", b"6\xfb"))
     assert read_rows(tmp_path / FILE) == [rows[0], rows[2]]
     assert f"{FILE} is damaged; a row of it is left out" in caplog.text
+
+
+def test_a_row_of_measures_knows_when_a_number_in_it_has_changed(tmp_path, caplog):
+    row = {"epoch": 1.0, "step": 3, "repetition": {"rate": 0.25, "n": 4}}
+    write_jsonl(tmp_path / FILE, [sealed(row)])
+    assert read_rows(tmp_path / FILE) == [row]
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes().replace(b"0.25", b"0.75"))
+    assert read_rows(tmp_path / FILE) == []
+    assert "is damaged" in caplog.text

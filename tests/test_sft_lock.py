@@ -102,3 +102,12 @@ def test_a_damaged_lock_file_does_not_hold_up_the_run(tmp_path, quick, content):
     tmp_path.joinpath(NAME).write_bytes(content)
     with one_writer(tmp_path):
         pass
+
+
+def test_a_folder_that_datasets_would_take_for_an_address_is_refused(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"run.dir=.*a::b holds `::`"),
+        one_writer(tmp_path / "a::b"),
+    ):
+        raise AssertionError
+    assert not list(tmp_path.iterdir())
