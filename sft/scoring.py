@@ -48,6 +48,7 @@ def enable_scoring(model: Any) -> Any:
     Raises:
         UserError: the model scales its logits in a way that is not implemented here.
     """
+    quieten_routers(model)
     if model in _enabled:
         return model
     config = model.config.get_text_config()
@@ -72,6 +73,15 @@ def enable_scoring(model: Any) -> Any:
     model.forward = types.MethodType(forward, model)
     _enabled.add(model)
     return model
+
+
+def quieten_routers(model: Any) -> None:
+    """Have no logits of routers given beside the others, whatever a configuration says: no loss
+    here counts them, and upstream's count fails where padded rows go on behind a cache. trl's
+    SFTTrainer asks for them, and models that it trained say so."""
+    config = model.config.get_text_config()
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
 
 
 def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:

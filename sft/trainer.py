@@ -31,7 +31,7 @@ from sft.optimiser import check_optimiser
 from sft.passes import Layout, collate_chats
 from sft.placement import Placement
 from sft.schedule import SCHEDULES
-from sft.scoring import log_probs
+from sft.scoring import log_probs, quieten_routers
 from sft.setting import Setting
 from sft.watch import PLACE, StepWatch, row_facts, with_places
 
@@ -264,6 +264,7 @@ def make_trainer(
                 with_places, collate=functools.partial(collate, layout=layout)
             ),
         )
+    quieten_routers(model)
 
     def describe(place: int) -> dict[str, Any]:
         return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
