@@ -64,7 +64,7 @@ class Holding:
             self.sharded
             and not self.machine.loads_whole
             and not self.lora.r
-            and known_in_parts(self.config)
+            and known_in_parts(self.config, processes=self.machine.count)
         )
 
     def in_parts(self, asked: bool | str) -> bool:
