@@ -110,7 +110,7 @@ def compare(preset: Preset, compared: Compared) -> None:
             holding = Holding(config, LoraSection(), placement, machine)
             parts[name] = holding.in_parts(preset.eval.in_parts)
             holding.refuse_whole(f"{name} ({section.name_or_path})")
-    growing = ("eval.tasks", "eval.same_format")
+    growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
         measured_by: dict[str, str | None] = dict.fromkeys(compared.models, preset.eval.backend)

@@ -93,6 +93,16 @@ def refusal(given, capsys):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def test_where_weights_lie_changes_no_measure(world):
+    given = [*arguments(world), "--preset", str(world / "preset.yaml")]
+    assert base_vs_chat.main([*given, "eval.repetition.prompts=null"]) == 0
+    file = world / "two" / "eval" / "base" / "samples" / "sums.jsonl"
+    before = file.stat().st_mtime_ns
+    again = [*given, "eval.repetition.prompts=null", "eval.in_parts=false"]
+    assert base_vs_chat.main(again) == 0
+    assert file.stat().st_mtime_ns == before
+
+
 def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     given = [*arguments(world), "--limit", "0", "--base-shots", "-1"]
     assert refusal(given, capsys) == (
