@@ -210,7 +210,8 @@ def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float
         share = max(discord, d)
         return math.sqrt(n) * d - z * math.sqrt(share) - z_power * math.sqrt(share - d * d)
 
-    return float(optimize.brentq(short, 0.0, 1.0, xtol=1e-9))
+    # From half a pair on: nothing lies below, but 0 itself where no pair disagrees.
+    return float(optimize.brentq(short, 0.5 / n, 1.0, xtol=1e-9))
 
 
 def needed_pairs(delta: float, discord: float, *, level: float = LEVEL) -> int | None:
