@@ -5,9 +5,10 @@
     python recipes/base_vs_chat.py --base B --chat sft=DIR --chat dpo=DIR --tasks mmlu
     python recipes/base_vs_chat.py --samples A --samples B      # measured before: nothing runs
 
-A model is a directory, a hub id, or a run of sft_then_dpo.py (its last model). What is measured is
-kept, each task when it is done: start the same command again and only what is missing is done, and
-so it is with more tasks in --tasks. Other settings or models want a folder of their own (--to).
+A model is a directory, a hub id, or a run of sft_then_dpo.py (the last model that it kept). What is
+measured is kept, each task when it is done: start the same command again and only what is missing
+is done, and so it is with more tasks in --tasks. Other settings or models want a folder of their
+own (--to).
 """
 
 import argparse
@@ -208,10 +209,12 @@ def _named(text: str, *, alone: str | None) -> tuple[str, str]:
 
 
 def _model_of(path: str) -> str:
-    """The last model of a run of sft_then_dpo.py; any other path is itself."""
+    """The last model that a run of sft_then_dpo.py kept; any other path is itself."""
+    from eval.gate import set_aside
     from sft.run import last_model
 
-    found = last_model(Path(path).expanduser())
+    run = Path(path).expanduser()
+    found = last_model(run, without=set_aside(run))
     return path if found is None else str(found)
 
 
