@@ -146,6 +146,22 @@ class SftTrainer(PackedTrainer, SFTTrainer):
         return self.step_share(total, inputs, num_items_in_batch)
 
 
+def check_batch(label: str, section: SftStage | DpoStage, *, processes: int) -> int:
+    """Rows that the processes take at a time.
+
+    Raises:
+        UserError: `train_batch_size` is no multiple of them.
+    """
+    micro = section.trl["per_device_train_batch_size"] * processes
+    if section.train_batch_size % micro:
+        raise UserError(
+            f"{label}: train_batch_size={section.train_batch_size} is no multiple of "
+            f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
+            "one of them"
+        )
+    return micro
+
+
 def training_arguments(
     config: type[TrainingArguments],
     section: SftStage | DpoStage,
@@ -173,13 +189,7 @@ def training_arguments(
         options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
     if section.train_batch_size:
         processes = PartialState().num_processes
-        micro = options["per_device_train_batch_size"] * processes
-        if section.train_batch_size % micro:
-            raise UserError(
-                f"{folder.name}: train_batch_size={section.train_batch_size} is no multiple of "
-                f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
-                "one of them"
-            )
+        micro = check_batch(folder.name, section, processes=processes)
         options["gradient_accumulation_steps"] = section.train_batch_size // micro
     try:
         args = config(
