@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from eval.gate import set_aside
 from eval.tables import md, md_table, results_tables
 from eval.wording import headline
 from sft.config import DpoStage, Preset, SftStage, Source, find_path
@@ -45,11 +46,20 @@ def model_card(
     if results and model in results["models"]:
         lines += [md(headline(results).answer), "", *results_tables(results)]
     else:
-        unended = "The run had not ended when this was exported, so nothing is compared here."
-        lines += ["This model was not measured." if results else unended]
+        lines += [md(_uncompared(results, model))]
     lines += ["", "## How it was made", "", *_stages(run, preset, last=model)]
     lines += ["", "## Data and licences", "", *_licences(run, preset, dpo=model == "dpo")]
     return "\n".join(lines) + "\n"
+
+
+def _uncompared(results: dict[str, Any] | None, model: str) -> str:
+    """Why a model has no results."""
+    if not results:
+        return "The run had not ended when this was exported, so nothing is compared here."
+    for decision in results.get("decisions", []):
+        if decision["stage"] == model and decision["verdict"] == "set aside":
+            return f"The run set this model aside: {decision['reason']}."
+    return "This model was not measured."
 
 
 def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str, Any]:
@@ -72,9 +82,10 @@ def _hub_id(path: str) -> str | None:
 
 
 def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
-    """A row for each stage up to the model that is exported, then what it ran on."""
+    """A row for each stage that led to the model that is exported, then what it ran on."""
     facts = stage_facts(run)
-    names = list(facts)
+    aside = set_aside(run) - {last}
+    names = [name for name in facts if name not in aside]
     sections: dict[str, SftStage | DpoStage] = {
         "sft-all": preset.sft_all,
         "sft-dialogue": preset.sft_dialogue,

@@ -89,6 +89,14 @@ def write_decisions(folder: Path, decisions: Sequence[Decision]) -> None:
     """decisions.json, where any stage was decided on."""
     if decisions:
         write_json(folder / FILE, [asdict(decision) for decision in decisions])
+    else:
+        (folder / FILE).unlink(missing_ok=True)  # of a preset that let some be
+
+
+def set_aside(folder: Path) -> set[str]:
+    """The stages of a run whose models were not kept: nothing after them began there."""
+    decisions = read_json(folder / FILE) or []
+    return {each["stage"] for each in decisions if each["verdict"] == "set aside"}
 
 
 def _rows(folder: Path, model: str, name: str) -> list[dict[str, Any]]:

@@ -5,9 +5,10 @@
     python recipes/base_vs_chat.py --base B --chat sft=DIR --chat dpo=DIR --tasks mmlu
     python recipes/base_vs_chat.py --samples A --samples B      # measured before: nothing runs
 
-A model is a directory, a hub id, or a run of sft_then_dpo.py (its last model). What is measured is
-kept, each task when it is done: start the same command again and only what is missing is done, and
-so it is with more tasks in --tasks. Other settings or models want a folder of their own (--to).
+A model is a directory, a hub id, or a run of sft_then_dpo.py (the last model that it kept). What is
+measured is kept, each task when it is done: start the same command again and only what is missing
+is done, and so it is with more tasks in --tasks. Other settings or models want a folder of their
+own (--to).
 """
 
 import argparse
@@ -110,7 +111,7 @@ def compare(preset: Preset, compared: Compared) -> None:
             holding = Holding(config, LoraSection(), placement, machine)
             parts[name] = holding.in_parts(preset.eval.in_parts)
             holding.refuse_whole(f"{name} ({section.name_or_path})")
-    growing = ("eval.tasks", "eval.same_format")
+    growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
         measured_by: dict[str, str | None] = dict.fromkeys(compared.models, preset.eval.backend)
@@ -215,10 +216,12 @@ def _named(text: str, *, alone: str | None) -> tuple[str, str]:
 
 
 def _model_of(path: str) -> str:
-    """The last model of a run of sft_then_dpo.py; any other path is itself."""
+    """The last model that a run of sft_then_dpo.py kept; any other path is itself."""
+    from eval.gate import set_aside
     from sft.run import last_model
 
-    found = last_model(Path(path).expanduser())
+    run = Path(path).expanduser()
+    found = last_model(run, without=set_aside(run))
     return path if found is None else str(found)
 
 

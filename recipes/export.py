@@ -1,6 +1,6 @@
 """A finished run's model, ready for others: merged weights, template, stops, card, Modelfile.
 
-    python recipes/export.py RUN --to DIR                       # the last model of the run
+    python recipes/export.py RUN --to DIR                       # the last model that was kept
     python recipes/export.py RUN --to DIR --model sft-all --dtype float32
     python recipes/export.py RUN --to DIR --push-to ORG/NAME --dry-run    # list, upload nothing
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("--to", type=Path, required=True, help="a new folder for the model")
-    parser.add_argument("--model", help="sft-all, sft-dialogue or dpo; absent: the last one")
+    parser.add_argument("--model", help="sft-all, sft-dialogue or dpo; absent: the last one kept")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="the base's")
     parser.add_argument("--push-to", metavar="ORG/NAME", help="upload to the hub, as private")
     parser.add_argument("--dry-run", action="store_true", help="with --push-to: upload nothing")
@@ -170,8 +170,9 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
     """The preset of a run and the name of the model to export.
 
     Raises:
-        UserError: the folder is no run, or that stage is not finished.
+        UserError: the folder is no run, or that stage is not finished, or none was kept.
     """
+    from eval.gate import set_aside
     from sft.run import stage_facts
 
     if not (run / "preset.yaml").is_file():
@@ -181,7 +182,13 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
         raise UserError(f"{run}: no stage is finished; start its command again")
     if model is not None and model not in finished:
         raise UserError(f"--model {model}: finished are {', '.join(finished)}; name one of these")
-    return load_preset(run / "preset.yaml"), model or finished[-1]
+    kept = [name for name in finished if name not in set_aside(run)]
+    if model is None and not kept:
+        raise UserError(
+            f"{run}: {finished[-1]} was set aside by its gate, and no other stage is finished; "
+            f"give --model {finished[-1]} to export it all the same"
+        )
+    return load_preset(run / "preset.yaml"), model or kept[-1]
 
 
 def answers(run: Path, model: str) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak (0.4)")
     given = parser.parse_intermixed_args(argv)
     try:
+        if given.devices < 1:
+            raise UserError(f"--devices {given.devices} must be 1 or more")
         if given.sharded and given.devices < 2:
             raise UserError("--sharded spreads weights over devices; give --devices 2 or more")
         if not 0 < given.utilisation <= 1:
@@ -61,7 +63,8 @@ def plan(
     """Prepare the rows as a run does, then count what its stages take.
 
     Raises:
-        UserError: a device of that name is not known, or a stage does not fit it.
+        UserError: a device of that name is not known, a batch does not divide over so many, or a
+            stage does not fit.
     """
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.budget import preference_work
@@ -76,6 +79,7 @@ def plan(
     from sft.plan import check_sft, fit_lengths, plan_stages, split_length
     from sft.prepare import prepare_chats
     from sft.setting import Setting
+    from sft.trainer import check_batch
 
     start_logging()
     # Another device's 4-bit weights are no matter of this machine, which only makes the rows.
@@ -101,8 +105,11 @@ def plan(
     pairs = given_pairs(preset, setting, benchmarks=benchmarks)
     prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
     works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
+    for work in works:
+        check_batch(work.name, work.section, processes=devices)
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
+    planner.in_parts(preset.eval.in_parts)
     show_budget(planner, works)
 
 

@@ -64,7 +64,7 @@ class Holding:
             self.sharded
             and not self.machine.loads_whole
             and not self.lora.r
-            and known_in_parts(self.config)
+            and known_in_parts(self.config, processes=self.machine.count)
         )
 
     def in_parts(self, asked: bool | str) -> bool:
@@ -74,10 +74,17 @@ class Holding:
             asked: `eval.in_parts` of the preset.
 
         Raises:
-            UserError: it is asked for and cannot be.
+            UserError: it is asked for and cannot be, or refused and has to be.
         """
+        needed = plannable(self.config) and self.lends and self.measured > self.limit
         if asked == "auto":
-            return plannable(self.config) and self.lends and self.measured > self.limit
+            return needed
+        if needed and not asked:
+            raise UserError(
+                f"eval.in_parts=false has every process hold the whole model to measure it, which "
+                f"needs {self.measured / GIB:.1f} GiB on each device, and {self.machine.name} has "
+                f"{self.limit / GIB:.1f} GiB to use; set it to auto"
+            )
         if asked and not self.lends:
             raise UserError(
                 "eval.in_parts=true has processes lend each other their parts of the weights, "

@@ -10,7 +10,7 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -217,9 +217,10 @@ def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: record["facts"] for name, record in done.items() if record is not None}
 
 
-def last_model(folder: Path) -> Path | None:
-    """The model that the last finished training stage of a run wrote; None where there is none."""
-    places = [folder / place for place in STAGE_FOLDERS.values()]
+def last_model(folder: Path, *, without: Collection[str] = ()) -> Path | None:
+    """The model that the last finished training stage of a run wrote, but for those stages; None
+    where there is none."""
+    places = [folder / place for name, place in STAGE_FOLDERS.items() if name not in without]
     models = [place / "model" for place in places if (place / "done.json").is_file()]
     return models[-1] if models else None
 

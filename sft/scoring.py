@@ -49,6 +49,7 @@ def enable_scoring(model: Any) -> Any:
         UserError: the model scales its logits in a way that is not implemented here, or has
             nothing below its head that could be called alone.
     """
+    quieten_routers(model)
     if model in _enabled:
         return model
     config = model.config.get_text_config()
@@ -85,6 +86,15 @@ def decoder_of(model: Any) -> Any:
     Llama 4 has it under another name than the one that its class gives."""
     below = model.base_model
     return getattr(model, "model", model) if below is model else below
+
+
+def quieten_routers(model: Any) -> None:
+    """Have no logits of routers given beside the others, whatever a configuration says: no loss
+    here counts them, and upstream's count fails where padded rows go on behind a cache. trl's
+    SFTTrainer asks for them, and models that it trained say so."""
+    config = model.config.get_text_config()
+    if hasattr(config, "output_router_logits"):
+        config.output_router_logits = False
 
 
 def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:

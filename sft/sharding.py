@@ -28,6 +28,8 @@ from sft.config import UserError
 
 log = logging.getLogger(__name__)
 
+# What configurations call the number of a layer's experts.
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 # Processes wait for each other, for hours at times; `sft.processes` tells who is lost.
 PATIENCE = timedelta(days=30)
 
@@ -115,14 +117,19 @@ def _by_deepspeed() -> bool:
 
 def reads_parts(config: PreTrainedConfig) -> bool:
     """Whether each process reads its part of such a model alone, to train all of it."""
-    return _by_fsdp() and known_in_parts(config)
+    return _by_fsdp() and known_in_parts(config, processes=PartialState().num_processes)
 
 
-def known_in_parts(config: PreTrainedConfig) -> bool:
-    """Whether transformers knows which weights of the family to gather at once."""
+def known_in_parts(config: PreTrainedConfig, *, processes: int) -> bool:
+    """Whether transformers knows which weights of the family to gather at once, and can read so
+    many parts of them: it stacks a process's share of the experts, and fails where there is none.
+    """
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    inner = getattr(config.get_text_config(), "base_model_fsdp_plan", None)
-    return bool(inner and getattr(kind, "_fsdp_plan", None))
+    text = config.get_text_config()
+    inner = getattr(text, "base_model_fsdp_plan", None)
+    experts = next((n for name in EXPERTS if (n := getattr(text, name, None))), processes)
+    share = -(-experts // processes)  # the last process has the rest
+    return bool(inner and getattr(kind, "_fsdp_plan", None)) and share * (processes - 1) < experts
 
 
 def in_parts(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from sft.optimiser import check_optimiser
 from sft.passes import Layout, collate_chats
 from sft.placement import Placement
 from sft.schedule import SCHEDULES
-from sft.scoring import log_probs
+from sft.scoring import log_probs, quieten_routers
 from sft.setting import Setting
 from sft.watch import PLACE, StepWatch, row_facts, with_places
 
@@ -146,6 +146,22 @@ class SftTrainer(PackedTrainer, SFTTrainer):
         return self.step_share(total, inputs, num_items_in_batch)
 
 
+def check_batch(label: str, section: SftStage | DpoStage, *, processes: int) -> int:
+    """Rows that the processes take at a time.
+
+    Raises:
+        UserError: `train_batch_size` is no multiple of them.
+    """
+    micro = section.trl["per_device_train_batch_size"] * processes
+    if section.train_batch_size % micro:
+        raise UserError(
+            f"{label}: train_batch_size={section.train_batch_size} is no multiple of "
+            f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
+            "one of them"
+        )
+    return micro
+
+
 def training_arguments(
     config: type[TrainingArguments],
     section: SftStage | DpoStage,
@@ -173,13 +189,7 @@ def training_arguments(
         options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
     if section.train_batch_size:
         processes = PartialState().num_processes
-        micro = options["per_device_train_batch_size"] * processes
-        if section.train_batch_size % micro:
-            raise UserError(
-                f"{folder.name}: train_batch_size={section.train_batch_size} is no multiple of "
-                f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
-                "one of them"
-            )
+        micro = check_batch(folder.name, section, processes=processes)
         options["gradient_accumulation_steps"] = section.train_batch_size // micro
     try:
         args = config(
@@ -264,6 +274,7 @@ def make_trainer(
                 with_places, collate=functools.partial(collate, layout=layout)
             ),
         )
+    quieten_routers(model)
 
     def describe(place: int) -> dict[str, Any]:
         return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)

@@ -109,6 +109,16 @@ def test_of_samples_alone_the_tasks_that_can_be_compared_can_be_named(world, cap
     assert list(read_json(to / "results.json")["benchmarks"]) == ["sums"]
 
 
+def test_where_weights_lie_changes_no_measure(world):
+    given = [*arguments(world), "--preset", str(world / "preset.yaml")]
+    assert base_vs_chat.main([*given, "eval.repetition.prompts=null"]) == 0
+    file = world / "two" / "eval" / "base" / "samples" / "sums.jsonl"
+    before = file.stat().st_mtime_ns
+    again = [*given, "eval.repetition.prompts=null", "eval.in_parts=false"]
+    assert base_vs_chat.main(again) == 0
+    assert file.stat().st_mtime_ns == before
+
+
 def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     given = [*arguments(world), "--limit", "0", "--base-shots", "-1"]
     assert refusal(given, capsys) == (

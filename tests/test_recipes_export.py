@@ -1,6 +1,7 @@
 """A run's model handed on: merged, compared, with card and Modelfile, and refused where wrong."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,14 +11,16 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes.export import main
+from eval.gate import write_decisions
+from recipes.base_vs_chat import _model_of
+from recipes.export import find_model, main
 from recipes.sft_then_dpo import main as train
 from sft.chat import encode_prompt
 from sft.config import UserError
 from sft.merge import compare_logits, publish
 from sft.model import load_model
 from sft.placement import Placement
-from sft.run import write_jsonl
+from sft.run import read_json, write_json, write_jsonl
 from sft.template import ensure_template
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
@@ -112,6 +115,28 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, words):
     assert main([str(run), "--to", str(tmp_path / "out"), *arguments]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_the_gate_set_aside_is_not_handed_on_unless_named(run, tmp_path, capsys):
+    """Neither exported nor compared as the run's model, nor told among what led to one."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    shutil.copytree(own / "1-sft-all", own / "2-sft-dialogue")
+    decided = [{"stage": "sft-dialogue", "verdict": "set aside", "reason": "worse on sums"}]
+    write_json(own / "decisions.json", decided)
+    write_json(own / "results.json", read_json(own / "results.json") | {"decisions": decided})
+    assert _model_of(str(own)) == str(own / "1-sft-all" / "model")
+    assert find_model(own, None)[1] == "sft-all"
+    for name, told in (("sft-all", "| sft-all |"), ("sft-dialogue", "aside: worse on sums.")):
+        assert main([str(own), "--to", str(tmp_path / name), "--model", name]) == 0
+        card = (tmp_path / name / "README.md").read_text()
+        assert told in card and ("| sft-dialogue |" in card) == (name == "sft-dialogue")
+    shutil.rmtree(own / "1-sft-all")
+    capsys.readouterr()
+    assert main([str(own), "--to", str(tmp_path / "no")]) == 2
+    assert "set aside by its gate, and no other stage is finished" in capsys.readouterr().err
+    write_decisions(own, [])
+    assert find_model(own, None)[1] == "sft-dialogue"
 
 
 def test_folders_that_are_no_run_or_not_empty_are_refused(run, tmp_path, capsys):

@@ -200,7 +200,9 @@ def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     roomy = replace(plan, machine=replace(many, memory=160e9))
     assert not roomy.in_parts("auto") and roomy.in_parts(True)
     assert roomy.whole == 2 * plan.parameters.total
-    assert not plan.in_parts(False)
+    assert not roomy.in_parts(False)
+    with pytest.raises(UserError, match=r"in_parts=false .* 125\.6 GiB .* 67\.1 GiB .* to auto$"):
+        plan.in_parts(False)
 
 
 @pytest.mark.parametrize(
@@ -366,6 +368,12 @@ def test_a_dry_run_shows_the_plan(preset, capsys):
             "model.load_in_4bit=true keeps them whole on each",
         ),
         (["--utilisation", "1.5"], "at most 1"),
+        (["--devices", "0"], "--devices 0 must be 1 or more"),
+        (
+            ["--device", "h100", "--devices", "3"],
+            "train_batch_size=8 is no multiple of 12",
+        ),
+        (["--device", "h100", "eval.in_parts=true"], "needs FSDP2"),
     ],
 )
 def test_mistakes_are_one_sentence(preset, capsys, arguments, words):

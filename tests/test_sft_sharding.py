@@ -61,8 +61,24 @@ def test_the_names_of_transformers_by_which_parts_are_read_are_still_there(tiny_
     assert {"fsdp_size", "fsdp_mixed_precision", "fsdp_cpu_offload"} <= {
         field.name for field in fields(DistributedConfig)
     }
-    assert known_in_parts(tiny_model.config)
-    assert not known_in_parts(AutoConfig.for_model("gpt2"))
+    assert known_in_parts(tiny_model.config, processes=64)
+    assert not known_in_parts(AutoConfig.for_model("gpt2"), processes=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "experts", "parts", "known"),
+    [
+        ("mixtral", {"num_local_experts": 8}, 8, True),
+        ("mixtral", {"num_local_experts": 8}, 16, False),
+        ("mixtral", {"num_local_experts": 8}, 5, False),  # two each, and none for the fifth
+        ("qwen2_moe", {"num_experts": 60}, 32, False),
+        ("deepseek_v3", {"n_routed_experts": 256}, 64, True),
+    ],
+)
+def test_a_process_without_experts_reads_no_part(kind, experts, parts, known):
+    """transformers would end in "stack expects a non-empty TensorList"."""
+    config = AutoConfig.for_model(kind, **experts)
+    assert known_in_parts(config, processes=parts) is known
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from conftest import FAMILY, make_tiny_model
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from eval.generate import generate
 from sft.chat import EncodedChat, encode_chats
 from sft.checkpoint import draft_folder, flaw, last_good, newest_first, publish
 from sft.command import run_command
@@ -325,6 +326,22 @@ def test_saved_models_load_and_stop_on_the_end_of_turn(tiny_tokenizer, tmp_path)
     assert end in loaded.generation_config.eos_token_id
     assert (tmp_path / "model" / "chat_template.jinja").is_file()
     assert not list(Path(tmp_path).rglob("*.bin"))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_experts_are_trained_and_sampled_from_without_their_routers_logits(
+    rows, tiny_tokenizer, tmp_path, asked
+):
+    """trl's SFTTrainer switches them on, and upstream's count of them fails on padded prompts."""
+    torch.manual_seed(0)
+    config = MixtralConfig(**FAMILY, num_local_experts=4, output_router_logits=asked)
+    model = enable_scoring(MixtralForCausalLM(config))
+    prompts = [[5, 6, 7], [8]]
+    generate(model, tiny_tokenizer, prompts, max_new_tokens=4, stop_ids=[])
+    train(rows, tiny_tokenizer, tmp_path, model=model, max_steps=1)
+    assert model.config.output_router_logits is False
+    assert model.config.router_aux_loss_coef == MixtralConfig().router_aux_loss_coef
+    generate(model, tiny_tokenizer, prompts, max_new_tokens=4, stop_ids=[])
 
 
 @pytest.mark.slow
