@@ -109,7 +109,7 @@ def compare(preset: Preset, compared: Compared) -> None:
             lends = reads_parts(config) and not is_adapter(paths[name])
             machine = replace(this_machine(placement), sharded=lends)
             holding = Holding(config, LoraSection(), placement, machine)
-            parts[name] = holding.in_parts(preset.eval.in_parts)
+            parts[name] = holding.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
             holding.refuse_whole(f"{name} ({section.name_or_path})")
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:

@@ -109,7 +109,7 @@ def chain(
     check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
-    parts = planner.in_parts(preset.eval.in_parts)
+    parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     planner.refuse_whole()
     benchmarks = asked(preset.eval)
     inputs = run_inputs(

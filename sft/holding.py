@@ -67,24 +67,27 @@ class Holding:
             and known_in_parts(self.config, processes=self.machine.count)
         )
 
-    def in_parts(self, asked: bool | str) -> bool:
+    def in_parts(self, asked: bool | str, *, backend: str = "transformers") -> bool:
         """Whether models are measured in parts; `auto` where no device holds one whole.
 
         Args:
             asked: `eval.in_parts` of the preset.
+            backend: `eval.backend`; vLLM loads a whole model in each process.
 
         Raises:
             UserError: it is asked for and cannot be, or refused and has to be.
         """
         needed = plannable(self.config) and self.lends and self.measured > self.limit
+        if needed and (not asked or backend == "vllm"):
+            setting = "in_parts=false" if not asked else "backend=vllm"
+            raise UserError(
+                f"eval.{setting} has every process hold the whole model to measure it, which "
+                f"needs {self.measured / GIB:.1f} GiB on each device, and {self.machine.name} has "
+                f"{self.limit / GIB:.1f} GiB to use; set eval.in_parts=auto and "
+                "eval.backend=transformers"
+            )
         if asked == "auto":
             return needed
-        if needed and not asked:
-            raise UserError(
-                f"eval.in_parts=false has every process hold the whole model to measure it, which "
-                f"needs {self.measured / GIB:.1f} GiB on each device, and {self.machine.name} has "
-                f"{self.limit / GIB:.1f} GiB to use; set it to auto"
-            )
         if asked and not self.lends:
             raise UserError(
                 "eval.in_parts=true has processes lend each other their parts of the weights, "

@@ -201,8 +201,14 @@ def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     assert not roomy.in_parts("auto") and roomy.in_parts(True)
     assert roomy.whole == 2 * plan.parameters.total
     assert not roomy.in_parts(False)
-    with pytest.raises(UserError, match=r"in_parts=false .* 125\.6 GiB .* 67\.1 GiB .* to auto$"):
+    words = (
+        r" has every process hold .* 125\.6 GiB .* 67\.1 GiB to use; set eval\.in_parts=auto and"
+    )
+    with pytest.raises(UserError, match=r"eval\.in_parts=false" + words):
         plan.in_parts(False)
+    with pytest.raises(UserError, match=r"eval\.backend=vllm" + words):
+        plan.in_parts("auto", backend="vllm")
+    assert not roomy.in_parts("auto", backend="vllm")
 
 
 @pytest.mark.parametrize(
