@@ -40,6 +40,8 @@ ADDED = {
         *("--tasks", "sums", "--task-dir", "tasks", "--to", "runs/by-protocol"),
         *("eval.per_task={}", "eval.repetition.prompts=null"),
     ],
+    # 8 devices of 4 rows each.
+    "--sharded": [f"{s}.train_batch_size=32" for s in ("sft_all", "sft_dialogue", "dpo")],
     "--samples": ["--to", "runs/of-samples"],
     "--rerun": ["sft_dialogue.enabled=false", "dpo.enabled=false"],
 }
