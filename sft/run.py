@@ -292,10 +292,7 @@ class _Claim:
         ours = {LOCK, PROCESSES, temporary_name(recorded).name}
         entries = [entry for entry in self.folder.iterdir() if entry.name not in ours]
         if entries and not recorded.is_file():
-            raise UserError(
-                f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
-                "folder"
-            )
+            self._refuse_others(recorded, asked=fresh or rerun)
         if not fresh:
             self._refuse_links()
         if fresh:
@@ -310,7 +307,27 @@ class _Claim:
                 for place in STAGE_FOLDERS.values():
                     if not (self.folder / place / "done.json").is_file():
                         drop_others(self.folder / place)
+        self._write(recorded)
+
+    def _write(self, recorded: Path) -> None:
         write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
+
+    def _refuse_others(self, recorded: Path, *, asked: bool) -> None:
+        """Files that are no run's; or, unless one of the ways on was asked for, those of a run that
+        has lost its preset, if this is not known to be it."""
+        record = read_record(self.folder / "run.json", "preset_sha256")
+        if record is None:
+            raise UserError(
+                f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
+                "folder"
+            )
+        if not asked and record["preset_sha256"] != fingerprint(self.preset):
+            raise UserError(
+                f"{recorded} is gone, and this is not the preset that the run began with; "
+                f"{self.ways_on}"
+            )
+        log.warning("%s is gone; it is written again", recorded)
+        self._write(recorded)
 
     def _refuse_links(self) -> None:
         """What is written to a link is written to where it leads."""

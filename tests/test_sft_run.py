@@ -160,6 +160,30 @@ def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog
     assert (folder / "2-sft-dialogue" / "checkpoint-4").is_dir(), "its own it can go on with"
 
 
+def test_a_run_that_has_lost_its_preset_alone_is_gone_on_with_if_it_is_that_one(tmp_path, caplog):
+    def begun():
+        with open_run(preset(tmp_path / "r"), rerun=True) as folder:
+            write_environment(folder, preset(folder))
+            stage_in(folder)
+        (folder / "preset.yaml").unlink()
+        return folder
+
+    folder = begun()
+    with open_run(preset(folder)):
+        assert (folder / "preset.yaml").is_file()
+    assert "preset.yaml is gone; it is written again" in caplog.text
+    folder = begun()
+    other = preset(folder, seed=3)
+    words = r"is gone, and this is not the preset .* --rerun"
+    with pytest.raises(UserError, match=words), open_run(other):
+        pass
+    with open_run(other, rerun=True):
+        assert list(folder.rglob("done.json"))
+    (folder / "preset.yaml").unlink()
+    with open_run(other, fresh=True):
+        assert not list(folder.rglob("done.json"))
+
+
 def test_fresh_empties_runs_only(tmp_path):
     (tmp_path / "thesis.tex").touch()
     refuse(tmp_path, "not from a run", fresh=True)
