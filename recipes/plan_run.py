@@ -109,8 +109,8 @@ def plan(
         check_batch(work.name, work.section, processes=devices)
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
-    planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-    show_budget(planner, works)
+    parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
+    show_budget(planner, works, parts=parts)
 
 
 if __name__ == "__main__":

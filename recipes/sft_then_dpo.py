@@ -151,7 +151,7 @@ def chain(
             works += preferences
             if dry_run:
                 show_examples(chats, tokenizer)
-                show_budget(planner, works)
+                show_budget(planner, works, parts=parts)
                 return
             from_main(partial(check_memory, planner, works))
 

@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 PARTS = ("weights", "gradients", "optimiser", "activations", "logits")
 
 
-def show_budget(planner: Planner, works: Sequence[Work]) -> None:
+def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> None:
     """Print what the stages take, where the plan knows the model's layers.
+
+    Args:
+        parts: whether models are measured in parts, see `Planner.in_parts`.
 
     Raises:
         UserError: one of them does not fit its device, or the whole model does not.
@@ -30,7 +33,7 @@ def show_budget(planner: Planner, works: Sequence[Work]) -> None:
         log.warning("plan: none, it does not know the layers of a %r model", kind)
         return
     budgets = [planner.stage(work) for work in works]
-    show(budget_table(planner, budgets))
+    show(budget_table(planner, budgets, parts=parts))
     planner.refuse_whole()
     for budget in budgets:
         planner.refuse_too_large(budget)
@@ -59,7 +62,7 @@ def check_memory(planner: Planner, works: Sequence[Work]) -> None:
             log.warning("%s; going on, since that is the most that it may need", sentence)
 
 
-def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
+def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: bool) -> Group:
     """Rows, tokens, operations, hours and memory by part of each stage, below the model's size."""
     machine = planner.machine
     table = Table(box=box.SIMPLE_HEAD, title="plan", title_justify="left", pad_edge=False)
@@ -73,7 +76,7 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
     notes = [
         f"memory: of each device ({devices}{spread}), at the worst moment of a step on the longest "
         "rows, or of taking the reference, which is log-probs on disk and takes none in training",
-        _whole(planner),
+        _whole(planner, parts=parts),
     ]
     if budgets and budgets[0].hours is not None:
         notes.append(
@@ -83,8 +86,8 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget]) -> Group:
     return Group(_sizes(planner.parameters), table, *notes)
 
 
-def _whole(planner: Planner) -> str:
-    if planner.in_parts("auto"):
+def _whole(planner: Planner, *, parts: bool) -> str:
+    if parts:
         size = planner.measured / GIB
         return f"whole model: {size:.2f} GiB of weights, on no device; it is measured in parts"
     loaded = planner.sharded and not planner.lends

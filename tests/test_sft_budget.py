@@ -193,7 +193,7 @@ def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     plan.refuse_whole()
     assert plan.in_parts("auto") and plan.whole == 0
     console = Console(width=200, record=True, file=StringIO())
-    console.print(budget_table(plan, []))
+    console.print(budget_table(plan, [], parts=plan.in_parts("auto")))
     assert "whole model: 125.59 GiB of weights, on no device; it is measured in parts" in (
         console.export_text()
     )
@@ -299,7 +299,7 @@ def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(
 def test_layers_that_the_plan_does_not_know_are_no_error(caplog):
     config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=260)
     check_memory(planner(config=config), [work()])
-    show_budget(planner(config=config), [work()])
+    show_budget(planner(config=config), [work()], parts=False)
     assert "plan: none, it does not know the layers of a 'mamba' model" in caplog.text
 
 
