@@ -98,7 +98,7 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
             [
                 name,
                 f"{options['learning_rate']:g}",
-                f"{options['num_train_epochs']:g}",
+                f"{options['num_train_epochs']:g}" if options.get("max_steps", -1) <= 0 else "",
                 f"{done['steps']:,}",
                 f"{done['tokens']:,}",
                 f"{done['loss_first']:.3f} \u2192 {done['loss_last']:.3f}",
@@ -116,8 +116,10 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
 
 
 def _licences(run: Path, preset: Preset, *, dpo: bool) -> list[str]:
-    counted = read_json(run / "data" / "data.json") or {}
-    kept = {entry["source"]: entry["kept"] for entry in counted.get("sources", [])}
+    kept: dict[tuple[str, str], int] = {}
+    for use, file in (("chats", "data"), ("preferences", "preference")):
+        counted = read_json(run / "data" / f"{file}.json") or {}
+        kept |= {(use, entry["source"]): entry["kept"] for entry in counted.get("sources", [])}
     rows = [["base", preset.model.name_or_path, preset.model.license or UNSTATED, ""]]
     given = preset.data.preference
     uses: tuple[tuple[str, list[Source]], ...] = (
@@ -127,10 +129,12 @@ def _licences(run: Path, preset: Preset, *, dpo: bool) -> list[str]:
     )
     for use, sources in uses:
         for source in sources:
-            rows_kept = kept.get(source.path) if use == "chats" else None
-            shown = f"{rows_kept:,}" if rows_kept is not None else ""
+            read = kept.get((use, source.path))
+            shown = f"{read:,}" if read is not None else ""
+            if read is not None and source.count is not None and source.count < read:
+                shown = f"{source.count:,} of {read:,}"
             rows.append([use, source.path, source.license or UNSTATED, shown])
-    lines = md_table(["", "source", "licence", "rows"], rows)
+    lines = md_table(["", "source", "licence", "rows taken"], rows)
     if any(row[2] == UNSTATED for row in rows):
         lines += [
             "",

@@ -128,7 +128,9 @@ def compare(preset: Preset, compared: Compared) -> None:
         names = [*compared.models, *compared.samples]
         only = [] if compared.models else preset.eval.tasks
         results = from_main(lambda: write_results(folder, names, only=only))
-        farewell(console_table(results), folder=folder, model=next(reversed(paths.values()), None))
+        name = next(reversed(paths), None)  # to talk to, if it is one for that
+        talks = name is not None and has_template(paths[name], sections[name])
+        farewell(console_table(results), folder=folder, model=paths[name] if talks else None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from sft.checkpoint import draft_folder, publish
 from sft.meter import Meter
 from sft.processes import step_begins, step_ends
-from sft.sharding import allow_cpu_shards
+from sft.sharding import allow_cpu_shards, outputs_as_they_are
 from sft.signals import Interrupted, at_next_step, requested
 from sft.storage import read_json, remove, write_json, writing
 from sft.watch import StepWatch
@@ -44,7 +44,7 @@ class GuardedTrainer(Trainer):
         if isinstance(self.model, FSDPModule):  # read in parts: upstream has nothing to wrap
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
         self.add_callback(_StepEnds(self, checkpoint))
-        with at_next_step():
+        with at_next_step(), outputs_as_they_are():
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if signum := self.stop_signal or requested():
             raise Interrupted(signum, saved=f" at step {self.state.global_step}, saved")

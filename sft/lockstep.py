@@ -6,7 +6,6 @@ its passes, and one that has no more of its own follows: for each pass of the ot
 over a single token, until nobody announces any. `sft.shares` follows at the end of every share.
 """
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +16,7 @@ from accelerate import PartialState
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
-from sft.sharding import let_go
+from sft.sharding import let_go, outputs_as_they_are
 from sft.signals import leave
 
 
@@ -75,8 +74,7 @@ def together(model: Any) -> Iterator[None]:
     walk = _Walk(model)
     before = _walk.set(walk)
     try:
-        with warnings.catch_warnings():  # of gradients, which no pass here has
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        with outputs_as_they_are():
             yield
     finally:
         _walk.reset(before)

@@ -1,5 +1,6 @@
 """What each stage is about to do, counted from its real rows before anything is paid for."""
 
+import difflib
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from sft.adapters import CONFIG
 from sft.chat import EncodedChat, marking
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import DpoStage, Preset, SftStage, UserError, find_path
+from sft.mix import PAPER_SHARES
 from sft.placement import Placement
 from sft.prepare import StageRows, row_lengths, rows_of_stage
 from sft.run import is_adapter, read_json, write_json
@@ -124,6 +126,7 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
     for kind, length in zip(kinds, row_lengths(chats), strict=True):
         tokens[kind] += length
     setting.show(mix_table(Counter(kinds), tokens))
+    _warn_of_near_kinds(Counter(kinds), preset)
     for name, section in _enabled(preset):
         max_length = section.trl["max_length"]
         found = rows_of_stage(
@@ -145,13 +148,27 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
     return planned
 
 
+def _warn_of_near_kinds(counts: Counter[str], preset: Preset) -> None:
+    """A misspelt kind leaves its rows out of the stages that are of the right one."""
+    known = {*PAPER_SHARES, *(kind for _, section in _enabled(preset) for kind in section.kinds)}
+    for kind, count in counts.items():
+        near = difflib.get_close_matches(kind, sorted(known - {kind}), n=1, cutoff=0.8)
+        if kind not in known and near:
+            log.warning(
+                "kind %s, of %d rows, is near %s and another: a stage of that kind leaves these "
+                "rows out; correct it in data.sft if it is the same",
+                *(kind, count, near[0]),
+            )
+
+
 def _summary(found: StageRows, section: SftStage) -> str:
     batch = step_rows(section, processes=PartialState().num_processes)
     steps = count_steps(len(found.rows), batch=batch, options=section.trl)
     counted = total(found.checked)
+    plural = "s" * (steps != 1)
     return (
         f"{counted.rows:,} rows, {counted.tokens:,} tokens an epoch "
-        f"({counted.trained_tokens / counted.tokens:.0%} trained), {steps:,} steps"
+        f"({counted.trained_tokens / counted.tokens:.0%} trained), {steps:,} step{plural}"
     )
 
 

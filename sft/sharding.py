@@ -9,6 +9,9 @@ loaded whole before it is spread.
 import importlib.util
 import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -153,6 +156,14 @@ def hand_over(model: Any) -> Any:
     if not parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True):
         model.set_reshard_after_forward(False)
     return model
+
+
+@contextmanager
+def outputs_as_they_are() -> Iterator[None]:
+    """Without FSDP2's warning of outputs that are views: nothing here writes into an output."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        yield
 
 
 def let_go(model: Any) -> None:

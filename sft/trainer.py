@@ -81,33 +81,33 @@ class PackedTrainer(GuardedTrainer):
         return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's."""
-        if self.schedule is None:
-            super().create_scheduler(num_training_steps, optimizer)
-        else:
-            factor = functools.partial(
-                self.schedule,
-                total_steps=num_training_steps,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+        """Ours where `lr_scheduler_type` names one of `sft.schedule`, else upstream's; without a
+        warm-up that would hold every step at a learning rate of 0, as of a stage of one step."""
+        self._make_scheduler(num_training_steps, optimizer)
+        factors = getattr(self.lr_scheduler, "lr_lambdas", ())
+        rates = any(factor(step) for factor in factors[:1] for step in range(num_training_steps))
+        if factors and not rates and self.args.get_warmup_steps(num_training_steps):
+            assert self.watch is not None, "see make_trainer"
+            log.warning(
+                "%s: no warm-up: it has %d step%s, which would have a learning rate of 0",
+                *(self.watch.label, num_training_steps, "s" * (num_training_steps > 1)),
             )
-            target: Any = optimizer or self.optimizer
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
-            self._created_lr_scheduler = True
-        self._warn_of_no_rate(num_training_steps)
+            self.args.warmup_steps, self.lr_scheduler = 0, None
+            self._make_scheduler(num_training_steps, optimizer)
         return self.lr_scheduler
 
-    def _warn_of_no_rate(self, steps: int) -> None:
-        """A few rows make a step or two, which a warm-up may hold at a learning rate of 0."""
-        factors = getattr(self.lr_scheduler, "lr_lambdas", ())
-        if not factors or any(factors[0](step) for step in range(steps)):
+    def _make_scheduler(self, num_training_steps: int, optimizer: Any) -> None:
+        if self.schedule is None:
+            super().create_scheduler(num_training_steps, optimizer)
             return
-        assert self.watch is not None, "see make_trainer"
-        label = self.watch.label
-        log.warning(
-            "%s: NOTHING is trained: it has %d step%s, and the warm-up begins at a learning rate "
-            "of 0; set %s.warmup_steps=0, or give it more rows or epochs",
-            *(label, steps, "s" * (steps > 1), label.replace("-", "_")),
+        factor = functools.partial(
+            self.schedule,
+            total_steps=num_training_steps,
+            warmup_steps=self.args.get_warmup_steps(num_training_steps),
         )
+        target: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
+        self._created_lr_scheduler = True
 
     def step_share(
         self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None

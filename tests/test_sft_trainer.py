@@ -298,16 +298,19 @@ def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_token
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "multi_step"])
-def test_a_stage_that_trains_at_no_rate_is_told(rows, tiny_tokenizer, tmp_path, schedule, caplog):
+def test_a_warm_up_never_takes_all_steps(rows, tiny_tokenizer, tmp_path, schedule, caplog):
+    """Of one step upstream rounds it up to that step, which would train nothing."""
     given = {"lr_scheduler_type": schedule, "max_steps": 1}
     start = make_tiny_model().model.norm.weight
-    *_, same = train(rows, tiny_tokenizer, tmp_path / "none", warmup_steps=0.03, **given)
-    assert "sft: NOTHING is trained: it has 1 step" in caplog.text
-    assert torch.equal(same.model.norm.weight, start)
+    *_, plain = train(rows, tiny_tokenizer, tmp_path / "without", warmup_steps=0, **given)
+    assert "warm-up" not in caplog.text
+    *_, same = train(rows, tiny_tokenizer, tmp_path / "with", warmup_steps=0.03, **given)
+    assert "sft: no warm-up: it has 1 step, which would have a learning rate of 0" in caplog.text
+    assert torch.equal(same.model.norm.weight, plain.model.norm.weight)
+    assert not torch.equal(same.model.norm.weight, start)
     caplog.clear()
-    *_, moved = train(rows, tiny_tokenizer, tmp_path / "some", warmup_steps=0, **given)
-    assert "NOTHING" not in caplog.text
-    assert not torch.equal(moved.model.norm.weight, start)
+    train(rows, tiny_tokenizer, tmp_path / "two", warmup_steps=0.03, **given | {"max_steps": 2})
+    assert "warm-up" not in caplog.text
 
 
 def test_a_batch_that_does_not_divide_is_refused(rows, tiny_tokenizer, tmp_path):
