@@ -267,6 +267,17 @@ def end_of_turn(folder):
     return AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|im_end|>")
 
 
+def test_a_kind_that_is_nearly_another_is_warned_of_and_a_new_one_is_not(world, caplog):
+    rows = [{"messages": chat(f"tell {c}", c * 2)} for c in "abc"]
+    write_jsonl(world / "more.jsonl", rows)
+    for kind, warned in (("dialog", True), ("poems", False)):
+        more = f"{{path: {world / 'more.jsonl'}, kind: {kind}}}"
+        sources = f"data.sft=[{{path: {world / 'rows.jsonl'}}}, {more}]"
+        caplog.clear()
+        assert main([str(world / "preset.yaml"), sources, "--dry-run"]) == 0
+        assert ("kind dialog, of 3 rows, is near dialogue and another" in caplog.text) is warned
+
+
 def test_given_preferences_take_the_place_of_sampled_ones(world):
     write_jsonl(
         world / "given.jsonl",

@@ -1,6 +1,7 @@
 """A run's model handed on: merged, compared, with card and Modelfile, and refused where wrong."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -94,6 +95,7 @@ def test_the_card_holds_results_licences_and_how_it_was_made(run, tmp_path):
     for words in ("repetition", rate, "cc-by-4.0", "rows.jsonl", "| sft-all |", "0.05", "Seed 0"):
         assert words.replace("-", "\\-") in card.text or words in card.text, words
     assert "published in float32" in card.text
+    assert re.search(r"^\| chats \| .*rows.*jsonl \| cc.*4.*0 \| 16 \|$", card.text, re.MULTILINE)
     assert "preference" not in card.text  # what a DPO that was left out would have read
     weights, config = (
         (tmp_path / "out" / n).stat().st_mode for n in ("model.safetensors", "config.json")
