@@ -94,7 +94,7 @@ def _read_file(path: Path) -> Iterator[Record | RowError]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
     if not head:
-        raise UserError(f"{path} is empty; give it rows, or leave it out of the sources")
+        raise UserError(f"{path} is empty; give it rows, or leave it out")
     for magic, name, right in (
         (b"\x1f\x8b", "gzip", suffix.endswith(".gz")),
         (b"PAR1", "Parquet", suffix == ".parquet"),

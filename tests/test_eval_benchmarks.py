@@ -190,7 +190,7 @@ def test_too_many_shots_and_empty_tasks_are_refused(model, tiny_tokenizer, task_
     with pytest.raises(UserError, match="mine_choice has 3 few-shot examples but 4 are asked for"):
         run(model, tiny_tokenizer, task_dir, tmp_path, shots=4)
     (task_dir.parent / "data/choice.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"task mine_choice: .*choice.jsonl: is empty"):
+    with pytest.raises(UserError, match=r"task mine_choice: .*choice.jsonl is empty; give it rows"):
         run(model, tiny_tokenizer, task_dir, tmp_path)
 
 
