@@ -11,9 +11,6 @@ from sft.config import TaskOptions, UserError
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where a task names none (huggingface.py, max_gen_toks)
 
-# lm-eval's other names for max_gen_toks (lm_eval.models.utils.normalize_gen_kwargs).
-ALIASES = ("max_new_tokens", "max_tokens", "max_completion_tokens")
-
 
 def check_answers(
     names: Sequence[str],
@@ -64,7 +61,6 @@ def cap_answers(tasks: Mapping[str, Task], cap: int) -> None:
                 f"eval.per_task.{name}.max_gen_toks={cap} has no effect, since nothing is written "
                 "there but choices are scored; remove it"
             )
-        settings = dict(task.get_config("generation_kwargs") or {})
-        for alias in ALIASES:
-            settings.pop(alias, None)
+        # Which lm-eval takes before its other names (lm_eval.models.utils.normalize_gen_kwargs).
+        settings = task.get_config("generation_kwargs") or {}
         task.set_config(key="generation_kwargs", value=settings | {"max_gen_toks": cap})

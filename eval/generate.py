@@ -72,27 +72,22 @@ def generate(
         raise ValueError(f"sampling at temperature {temperature:g} needs one seed for each prompt")
     budget = max_batch_tokens or _token_budget(model)
     results: list[Generation | None] = [None] * len(prompts)
-    was_training = model.training
-    model.eval()
-    try:
-        with few_rows(model), reading(model):
-            padded = takes_padding(model)
-            for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
-                batch = Batch(
-                    model,
-                    [prompts[r] for r in rows],
-                    [caps[r] for r in rows],
-                    seeds=[seeds[r] for r in rows] if seeds and temperature > 0 else None,
-                )
-                rule = StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
-                for ended in batch.run(rule, temperature=temperature, top_p=top_p):
-                    for slot, token_ids, text, reason in ended:
-                        row = rows[slot]
-                        results[row] = Generation(list(prompts[row]), token_ids, text, reason)
-                    if progress is not None:
-                        progress(len(ended))
-    finally:
-        model.train(was_training)
+    with few_rows(model), reading(model):
+        padded = takes_padding(model)
+        for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
+            batch = Batch(
+                model,
+                [prompts[r] for r in rows],
+                [caps[r] for r in rows],
+                seeds=[seeds[r] for r in rows] if seeds and temperature > 0 else None,
+            )
+            rule = StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
+            for ended in batch.run(rule, temperature=temperature, top_p=top_p):
+                for slot, token_ids, text, reason in ended:
+                    row = rows[slot]
+                    results[row] = Generation(list(prompts[row]), token_ids, text, reason)
+                if progress is not None:
+                    progress(len(ended))
     return [result for result in results if result is not None]
 
 

@@ -66,8 +66,6 @@ class TransformersBackend(Backend):
         for place, question in enumerate(questions):
             contexts.setdefault(question.context, []).append(_Numbered(place, question))
         found: dict[int, Scored] = {}
-        was_training = self.model.training
-        self.model.eval()
         shares = rows_of(self.model) != "apart" and takes_prefix(self.model)
         for shared, groups in _families(list(contexts.values()), shares=shares):
             prefix = None
@@ -79,7 +77,6 @@ class TransformersBackend(Backend):
                 found |= zip(asked, self._forward(batch, prefix=prefix), strict=True)
                 if progress is not None:
                     progress(len(asked))
-        self.model.train(was_training)
         return [found[place] for place in range(len(questions))]
 
     def _forward(self, groups: Sequence[_Group], *, prefix: Prefix | None) -> list[Scored]:

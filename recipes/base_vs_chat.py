@@ -93,8 +93,9 @@ def compare(preset: Preset, compared: Compared) -> None:
         window = context_window(paths[name], sections[name])
         check_room(preset.eval, tokenizer, window=window)
     _say_differences(tokenizers)
+    templated = {name: has_template(paths[name], section) for name, section in sections.items()}
     for name, section in sections.items():
-        if name != "base" and not has_template(paths[name], section):
+        if name != "base" and not templated[name]:
             log.warning(
                 "%s: %s has no chat template, so it is asked in ours, which it may not know; set "
                 "model.chat_template in a preset, or give a base model as --base",
@@ -128,9 +129,9 @@ def compare(preset: Preset, compared: Compared) -> None:
         names = [*compared.models, *compared.samples]
         only = [] if compared.models else preset.eval.tasks
         results = from_main(lambda: write_results(folder, names, only=only))
-        name = next(reversed(paths), None)  # to talk to, if it is one for that
-        talks = name is not None and has_template(paths[name], sections[name])
-        farewell(console_table(results), folder=folder, model=paths[name] if talks else None)
+        last = next(reversed(paths), None)
+        talks = last is not None and templated[last]
+        farewell(console_table(results), folder=folder, model=paths[last] if talks else None)
 
 
 def _parser() -> argparse.ArgumentParser:

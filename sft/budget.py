@@ -16,10 +16,7 @@ import torch
 from sft.attention import DOCUMENTS
 from sft.blocks import FLEX
 from sft.config import DpoStage, ModelSection, SftStage, UserError
-from sft.flops import (
-    forward_flops,
-    training_flops,
-)
+from sft.flops import forward_flops, training_flops
 from sft.holding import GIB, Holding
 from sft.memory import Memory, Setup, memory_ceiling, scoring_memory, step_memory
 from sft.model import attention_for

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
+from sft.scoring import evaluating
 from sft.sharding import let_go, outputs_as_they_are
 from sft.signals import leave
 
@@ -41,16 +42,13 @@ class _Walk:
 
     def follow(self) -> None:
         token = torch.zeros((1, 1), dtype=torch.long, device=PartialState().device)
-        was_training = self.model.training
-        self.model.eval()
         self.following = True
         try:
-            while self._passes(False):
-                with torch.no_grad():
+            with reading(self.model):
+                while self._passes(False):
                     self.model(input_ids=token, use_cache=False)
         finally:
             self.following = False
-            self.model.train(was_training)
 
 
 _walk: ContextVar[_Walk | None] = ContextVar("walk", default=None)
@@ -58,9 +56,10 @@ _walk: ContextVar[_Walk | None] = ContextVar("walk", default=None)
 
 @contextmanager
 def reading(model: Any) -> Iterator[None]:
-    """Passes without gradients. What FSDP gathers for the first time in inference mode could not be
-    trained on later, so that is for whole models alone."""
-    with torch.no_grad(), torch.inference_mode(not isinstance(model, FSDPModule)):
+    """Passes in evaluation mode, without gradients. What FSDP gathers for the first time in
+    inference mode could not be trained on later, so that is for whole models alone."""
+    whole = not isinstance(model, FSDPModule)
+    with evaluating(model), torch.no_grad(), torch.inference_mode(whole):
         yield
 
 

@@ -176,7 +176,8 @@ def load_model(
     Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
     weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
     4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
-    With `parts` all processes call it, and each holds its part of a whole model's weights.
+    With `parts` all processes call it, and under FSDP2 each holds its part of a whole model's
+    weights, where transformers can read it so.
     """
     free_memory()
     check_adapter(path, given=path)
@@ -185,15 +186,15 @@ def load_model(
     more: dict[str, Any] = {}
     if placement.load_in_4bit:
         more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
-    elif parts:
-        compute = placement.compute if trainable else dtype
-        more = in_parts(compute=compute, weights=dtype)
     base = adapter_base(path) if adapter else path
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         attention = attention_for(config, placement.attention)
         if attention != placement.attention:
             log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
+        parts = parts and reads_parts(config)
+        if parts:
+            more = in_parts(compute=placement.compute if trainable else dtype, weights=dtype)
         model = read_weights(
             base,
             dtype=dtype,
@@ -265,16 +266,13 @@ def load_trainable(
     embeddings of `tokens` are trained. Otherwise everything trains, in float32, and under FSDP2
     each process reads its part of it, where transformers can.
     """
-    config = AutoConfig.from_pretrained(
-        adapter_base(path) if is_adapter(path) else path, trust_remote_code=trust_remote_code
-    )
     model = load_model(
         path,
         placement,
         dtype=placement.compute if lora.r else placement.weights,
         trainable=True,
         trust_remote_code=trust_remote_code,
-        parts=not lora.r and reads_parts(config),
+        parts=not lora.r,
     )
     if not lora.r:
         return model

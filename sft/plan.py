@@ -125,8 +125,9 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
     tokens: Counter[str] = Counter()
     for kind, length in zip(kinds, row_lengths(chats), strict=True):
         tokens[kind] += length
-    setting.show(mix_table(Counter(kinds), tokens))
-    _warn_of_near_kinds(Counter(kinds), preset)
+    rows = Counter(kinds)
+    setting.show(mix_table(rows, tokens))
+    _warn_of_near_kinds(rows, preset)
     for name, section in _enabled(preset):
         max_length = section.trl["max_length"]
         found = rows_of_stage(

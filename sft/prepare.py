@@ -123,14 +123,15 @@ def read_token_rows(path: Path) -> Dataset:
     cache = path.parent / ".cache"
     made = cache / "made.json"
     with writing(cache, DatasetGenerationError):
-        if cache.exists() and read_record(made) != _cached(cache):
+        intact = made.is_file() and read_record(made) == _cached(cache)
+        if cache.exists() and not intact:
             if made.is_file():
                 log.warning("%s is damaged; making it again", cache)
             remove(cache)
         # Upstream takes a path for a pattern.
         rows = Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(cache))
-        if read_record(made) != (files := _cached(cache)):
-            write_record(made, files)
+        if not intact:
+            write_record(made, _cached(cache))
         return rows
 
 

@@ -21,6 +21,7 @@ from sft.scoring import (
     attention_inputs,
     attention_of,
     decoder_of,
+    evaluating,
     log_probs,
     read_apart,
     rows_of,
@@ -95,11 +96,8 @@ def looks_ahead(model: Any) -> bool:
     tokens = torch.tensor([Example.draw(model).trunk], device=weight.device)
     other = tokens.clone()
     other[0, -1] = 1 - tokens[0, -1].clamp(max=1)  # 0 or 1, and another
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         before, after = (model(input_ids=t).logits[0, :-1].float() for t in (tokens, other))
-    model.train(was_training)
     return ((before - after).norm() / before.norm()).item() > AHEAD[weight.dtype]
 
 
@@ -135,8 +133,7 @@ def layout_flaw(model: Any) -> str | None:
     A trunk with two branches and a neighbour share one row. Each sequence's log-prob must equal
     that of the model's own forward on the sequence alone, within the rounding of its weights, and
     changing a branch or the neighbour must leave the others exactly as they were where they share a
-    row. Takes
-    milliseconds on small models.
+    row. Takes milliseconds on small models.
     """
     example = Example.draw(model)
     other = Example(example.trunk, example.first[::-1], example.second, example.lone[::-1])
@@ -147,9 +144,7 @@ def layout_flaw(model: Any) -> str | None:
         values = log_probs(model, batch)
         return sequence_sums(values, batch), values[batch.sequence == 1]
 
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         (sums, second), (_, unchanged) = packed(example), packed(other)
         pairs = [
             (example.trunk, example.first),
@@ -157,7 +152,6 @@ def layout_flaw(model: Any) -> str | None:
             (example.lone[:1], example.lone[1:]),
         ]
         alone = torch.stack([plain_sum(model, *pair, weight.device) for pair in pairs])
-    model.train(was_training)
     lengths = torch.tensor([len(completion) for _, completion in pairs], device=weight.device)
     worst = ((sums - alone).abs() / lengths).max().item()
     leak = (unchanged - second).abs().max().item()
@@ -192,13 +186,11 @@ def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
 def _tried(model: Any, proof: Callable[[Any], str | None] = layout_flaw) -> str | None:
     """What a proof finds, or what compilers, kernels and upstream refuse: Bloom builds its
     positions from a mask of two dimensions, and has no name for others."""
-    was_training = model.training
     try:
-        return proof(model)
+        with evaluating(model):
+            return proof(model)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    finally:
-        model.train(was_training)
 
 
 def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:

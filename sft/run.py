@@ -292,7 +292,7 @@ class _Claim:
         ours = {LOCK, PROCESSES, temporary_name(recorded).name}
         entries = [entry for entry in self.folder.iterdir() if entry.name not in ours]
         if entries and not recorded.is_file():
-            self._refuse_others(recorded, asked=fresh or rerun)
+            self._restore_preset(recorded, asked=fresh or rerun)
         if not fresh:
             self._refuse_links()
         if fresh:
@@ -312,9 +312,12 @@ class _Claim:
     def _write(self, recorded: Path) -> None:
         write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
 
-    def _refuse_others(self, recorded: Path, *, asked: bool) -> None:
-        """Files that are no run's; or, unless one of the ways on was asked for, those of a run that
-        has lost its preset, if this is not known to be it."""
+    def _restore_preset(self, recorded: Path, *, asked: bool) -> None:
+        """Write what a run has lost, if this is known to be it, or a way on was `asked` for.
+
+        Raises:
+            UserError: it is another, or the files are of no run.
+        """
         record = read_record(self.folder / "run.json", "preset_sha256")
         if record is None:
             raise UserError(

@@ -9,7 +9,8 @@ trl's `add_fused_lm_head`, which off Triton projects every position).
 import functools
 import types
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,6 +96,17 @@ def quieten_routers(model: Any) -> None:
     config = model.config.get_text_config()
     if hasattr(config, "output_router_logits"):
         config.output_router_logits = False
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A model in evaluation mode; at the end in the one that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:

@@ -85,8 +85,8 @@ class PackedTrainer(GuardedTrainer):
         warm-up that would hold every step at a learning rate of 0, as of a stage of one step."""
         self._make_scheduler(num_training_steps, optimizer)
         factors = getattr(self.lr_scheduler, "lr_lambdas", ())
-        rates = any(factor(step) for factor in factors[:1] for step in range(num_training_steps))
-        if factors and not rates and self.args.get_warmup_steps(num_training_steps):
+        idle = factors and not any(map(factors[0], range(num_training_steps)))
+        if idle and self.args.get_warmup_steps(num_training_steps):
             assert self.watch is not None, "see make_trainer"
             log.warning(
                 "%s: no warm-up: it has %d step%s, which would have a learning rate of 0",

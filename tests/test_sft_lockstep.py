@@ -4,7 +4,8 @@ import pytest
 from conftest import in_two_processes, make_tiny_model
 
 SCRIPT = """
-import sys
+import os, sys
+os.environ["ACCELERATE_USE_FSDP"] = "true"
 import torch
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
