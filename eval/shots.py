@@ -4,7 +4,8 @@ The paper: "test-shots is the maximum, fewer might be applied because of limited
 2401.02954, Table 5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.api.task import Task
@@ -14,7 +15,10 @@ from eval.engine import DEFAULT_WINDOW, Engine
 
 
 class FittedShots:
-    """Stands before a task's `fewshot_context` and asks it for as many examples as fit.
+    """Wraps a task's `fewshot_context` and asks it for as many examples as fit.
+
+    Each question draws once, as many examples as the task names. So its examples are lm-eval's,
+    whatever the questions before it needed, and one that does not fit keeps the first of them.
 
     Attributes:
         fewer: by prompt, the examples of a question that got fewer than the task names.
@@ -28,12 +32,15 @@ class FittedShots:
 
     def prompt(self, doc: Any, num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
         """lm-eval's prompt of the question, with the most examples that leave room to answer."""
+        if num_fewshot == 0:
+            return self._prompt(doc, *args, num_fewshot=0, **kwargs)
         room = (self._engine.window or DEFAULT_WINDOW) - self._answer_length(doc)
-        for shots in range(num_fewshot, -1, -1):
-            prompt = self._prompt(doc, *args, num_fewshot=shots, **kwargs)
-            texts = [prompt] if isinstance(prompt, str) else prompt
-            if shots == 0 or all(self._fits(text, room) for text in texts):
-                break
+        with _drawn_once(self._task.sampler):
+            for shots in range(num_fewshot, -1, -1):
+                prompt = self._prompt(doc, *args, num_fewshot=shots, **kwargs)
+                texts = [prompt] if isinstance(prompt, str) else prompt
+                if shots == 0 or all(self._fits(text, room) for text in texts):
+                    break
         if shots < num_fewshot:
             self.fewer[texts[0]] = shots
         return prompt
@@ -50,3 +57,21 @@ class FittedShots:
         if self._task.OUTPUT_TYPE == "multiple_choice":
             answers = self._task.doc_to_choice(doc)
         return max(len(f" {answer}".encode()) for answer in answers)
+
+
+@contextmanager
+def _drawn_once(sampler: Any) -> Iterator[None]:
+    """Let `sampler.sample` draw at its first call alone; later ones get the first of those."""
+    draw = sampler.sample
+    drawn: list[Any] = []
+
+    def sample(n: int, *args: Any, **kwargs: Any) -> Sequence[Any]:
+        if not drawn:
+            drawn.extend(draw(n, *args, **kwargs))
+        return drawn[:n]
+
+    sampler.sample = sample
+    try:
+        yield
+    finally:
+        del sampler.sample  # the instance's, which hides the class's

@@ -9,7 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from made_up_tasks import CHOICE, NAMES, WRITTEN, change
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.benchmarks import Ask, run_benchmark, summarise
+from eval.benchmarks import Ask, quiet, run_benchmark, summarise
 from eval.delta import delta_table
 from eval.stats import score_interval, wilson
 from eval.system_turn import TurnedEngine
@@ -312,6 +312,39 @@ def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_d
             assert "what is number 7?" in row["prompt"]
     wide = run(enable_scoring(make_tiny_model()), tiny_tokenizer, task_dir, tmp_path, shots=3)
     assert all("fewer_shots" not in entry for entry in wide.values())
+
+
+def test_one_long_question_leaves_the_examples_of_the_others_alone(
+    tiny_tokenizer, task_dir, tmp_path
+):
+    """With examples drawn at random, lm-eval's way: the window decides on the long one alone."""
+    rows = [
+        json.loads(line) for line in (task_dir / "../data/choice.jsonl").read_text().splitlines()
+    ]
+    rows[2]["question"] = "what is number 2, " + "and so on, " * 12 + "?"
+    shots = [row | {"question": f"example {i}?"} for i, row in enumerate(rows[:2] * 6)]
+    for name, part in (("choice", rows), ("shots", shots)):
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (task_dir / f"../data/{name}.jsonl").write_text(lines)
+    drawn = {"fewshot_config": {"sampler": "default"}}
+    for config in (CHOICE, WRITTEN):
+        (task_dir / f"{config['task']}.yaml").write_text(yaml.safe_dump(config | drawn))
+    prompts = {}
+    for window in (240, 4096):
+        model = enable_scoring(make_tiny_model(max_position_embeddings=window))
+        entries = run(model, tiny_tokenizer, task_dir, tmp_path, shots=3)
+        for name in NAMES:
+            assert entries[name].get("fewer_shots", 0) == (window == 240)
+            prompts[name, window] = [row["prompt"] for row in read(tmp_path / f"{name}.jsonl")]
+    for name, task in load_tasks(NAMES, source=Tasks(str(task_dir)), shots=3, seed=0).items():
+        with quiet():
+            task.build_all_requests(rank=0, world_size=1)
+        asked = list(dict.fromkeys(instance.args[0] for instance in task.instances))
+        assert prompts[name, 4096] == asked
+        small, long = prompts[name, 240], asked[2]
+        assert [p for p in small if "so on" not in p] == [p for p in asked if p != long]
+        kept = small[2].removesuffix(small[2][small[2].index("Question: what is number 2") :])
+        assert 1 <= kept.count("example") < 3 and long.startswith(kept)
 
 
 REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
