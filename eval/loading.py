@@ -12,9 +12,10 @@ from accelerate import PartialState
 from transformers import AutoConfig, GenerationConfig
 
 from eval.backend import BACKEND, Backend
-from eval.transformers_backend import TransformersBackend, ids_of
+from eval.transformers_backend import TransformersBackend
 from eval.vllm_backend import check_vllm, find_vllm, vllm_backend
 from sft.causal import window_of
+from sft.chat import ids_of
 from sft.config import EvalSection, UserError
 from sft.lockstep import together
 from sft.merge import on_processor

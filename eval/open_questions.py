@@ -156,10 +156,11 @@ def answer(
                 for i, question in enumerate(questions)
                 if question.temperature == temperature and turn < len(question.turns)
             ]
-            generations = backend_of(model, tokenizer).generate(
+            backend = backend_of(model, tokenizer)
+            generations = backend.generate(
                 [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked],
                 max_new_tokens=cap,
-                stop_ids=stop_ids(tokenizer),
+                stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
                 temperature=temperature,
                 seeds=[int(fingerprint([seed, questions[i].id, turn])[:12], 16) for i in asked],
                 progress=progress,

@@ -101,9 +101,9 @@ def measure(
     Raises:
         UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
     """
-    window = backend_of(model, tokenizer).window
-    contexts = check_prompts(tokenizer, prompts, window=window, cap=cap)
-    decoder = _Decoder(backend_of(model, tokenizer), stop_ids(tokenizer))
+    backend = backend_of(model, tokenizer)
+    contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
+    decoder = _Decoder(backend, stop_ids(tokenizer, also=backend.eos_ids))
     rows = [_Row(context) for context in contexts]
     for row, stored in zip(rows, begun or [], strict=begun is not None):
         row.tokens, row.reason = list(stored["token_ids"]), stored["finish_reason"]
@@ -144,15 +144,14 @@ def measure_sampled(
     Raises:
         UserError: as `measure`.
     """
-    window = backend_of(model, tokenizer).window
-    contexts = check_prompts(tokenizer, prompts, window=window, cap=cap)
-    stops = stop_ids(tokenizer)
+    backend = backend_of(model, tokenizer)
+    contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
     # By the prompt's id: neither order nor company of the prompts moves an answer.
     seeds = [int(fingerprint([seed, prompt["id"]])[:12], 16) for prompt in prompts]
-    generations = backend_of(model, tokenizer).generate(
+    generations = backend.generate(
         contexts,
         max_new_tokens=2 * cap,
-        stop_ids=stops,
+        stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
         temperature=temperature,
         seeds=seeds,
         stop_when=lambda ids: len(ids) >= cap and find_loop(ids, cap=cap) is None,

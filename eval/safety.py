@@ -88,7 +88,7 @@ def measure(
     generations = backend.generate(
         contexts,
         max_new_tokens=cap,
-        stop_ids=stop_ids(tokenizer),
+        stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
         progress=progress,
     )
     return [

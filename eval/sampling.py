@@ -40,7 +40,7 @@ def sampler(
                 return backend.generate(
                     [encode_prompt(setting.tokenizer, messages) for messages, _ in asked],
                     max_new_tokens=section.max_new_tokens,
-                    stop_ids=stop_ids(setting.tokenizer),
+                    stop_ids=stop_ids(setting.tokenizer, also=backend.eos_ids),
                     temperature=section.temperature,
                     top_p=section.top_p,
                     seeds=[seed for _, seed in asked],

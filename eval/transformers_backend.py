@@ -14,6 +14,7 @@ from eval.backend import Backend, Question, Scored
 from eval.decode import MIN_SHARED, shared_length
 from eval.generate import Generation, generate
 from sft.causal import window_of
+from sft.chat import ids_of
 from sft.lockstep import reading
 from sft.packing import Document, Segment
 from sft.prefix import Prefix, read_prefix, takes_prefix
@@ -105,13 +106,6 @@ class TransformersBackend(Backend):
             agrees[owner] &= hit == 1
             agreed[owner] += agrees[owner]
         return [Scored(*one) for one in zip(flat[:count], agreed, strict=True)]
-
-
-def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
-    """The eos ids of a generation config, which holds one, several or none."""
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def _size(group: _Group) -> int:

@@ -42,13 +42,21 @@ class EncodedChat:
     untrained_turns: int = 0  # assistant turns kept as context, see sft.mask
 
 
-def stop_ids(tokenizer) -> list[int]:
-    """Ids that end an assistant turn: the template's end-of-turn first, then eos.
+def stop_ids(tokenizer, *, also: Iterable[int] = ()) -> list[int]:
+    """Ids that end an assistant turn: the template's end-of-turn first, then eos, then `also`, the
+    eos ids of the model's own generation settings.
 
     Raises:
         UserError: the template does not end its turns.
     """
-    return list(find_ending(tokenizer).ids)
+    return list(dict.fromkeys([*find_ending(tokenizer).ids, *also]))
+
+
+def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
+    """The eos ids of a generation config, which holds one, several or none."""
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list) else (eos,)
 
 
 def encode_chat(

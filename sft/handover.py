@@ -4,7 +4,6 @@ A tokenizer whose configuration says all that other readers need, an Ollama Mode
 that one conversation becomes the same token ids wherever the model is used.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sft.chat import encode_chat, encode_prompt, stop_ids
+from sft.chat import encode_chat, encode_prompt, ids_of, stop_ids
 from sft.config import UserError
-from sft.mask import Message, find_ending
+from sft.mask import Message
 from sft.ollama import Turns, modelfile, probes, regular_turns, write
 from sft.run import read_json, write_json, write_text
 
@@ -49,7 +48,8 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def write_modelfile(
     folder: Path, tokenizer: PreTrainedTokenizerBase, *, window: int | None
 ) -> Turns:
-    """Write folder/Modelfile; returns the fixed texts of the template.
+    """Write folder/Modelfile, which stops where folder/generation_config.json does; returns the
+    fixed texts of the template.
 
     Raises:
         UserError: the template cannot be said in Ollama's language, or its text becomes other ids.
@@ -63,7 +63,7 @@ def write_modelfile(
             )
     text = modelfile(
         turns,
-        stops=find_ending(tokenizer).texts,
+        stops=list(filter(None, tokenizer.batch_decode([[stop] for stop in _eos_ids(folder)]))),
         window=window,
         adds_bos=adds_bos(tokenizer),
     )
@@ -112,13 +112,18 @@ def prove_same_ids(
                     f"training ({_difference(ids, prompt)}); the chat template or the tokenizer "
                     "was changed after training"
                 )
-    stops = json.loads((folder / "generation_config.json").read_text("utf-8"))["eos_token_id"]
-    if stops != stop_ids(tokenizer):
+    stops = _eos_ids(folder)
+    if not set(stop_ids(tokenizer)) <= set(stops):
         raise UserError(
             f"{folder}: generation stops on {stops}, training ended turns with "
             f"{stop_ids(tokenizer)}; export again"
         )
     return Proof(len(chats), tuple(ways))
+
+
+def _eos_ids(folder: Path) -> list[int]:
+    """What ends an answer of the model in `folder`."""
+    return list(ids_of(read_json(folder / "generation_config.json")["eos_token_id"]))
 
 
 def _ids_of_text(tokenizer: Any, turns: Turns, chat: Sequence[Message]) -> list[int]:

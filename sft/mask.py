@@ -318,10 +318,14 @@ def _common_prefix(a: str, b: str) -> str:
 
 
 def control_tokens(tokenizer) -> list[str]:
-    """Texts that the tokenizer reads as one special token, in any order."""
+    """Texts that the tokenizer reads as one special token, in any order.
+
+    The unknown token is none, since unknown text becomes it; unless it begins or ends texts, too
+    (GPT-2, whose bytes leave nothing unknown).
+    """
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= set(tokenizer.all_special_tokens)
-    return sorted(special - {str(tokenizer.unk_token)})
+    return sorted(special - ({tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}))
 
 
 def control_pattern(tokenizer) -> tuple[re.Pattern, dict[str, int]]:

@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from sft.adapters import adapter_base
-from sft.chat import stop_ids
+from sft.chat import ids_of, stop_ids
 from sft.config import UserError
 from sft.model import load_model, save_model
 from sft.placement import Placement
@@ -94,7 +94,8 @@ def publish(
     if isinstance(model, PeftModel):
         model = model.merge_and_unload()
     # Ends of turn stand in the configuration too: some readers look nowhere else.
-    model.config.eos_token_id = stop_ids(tokenizer)
+    also = ids_of(model.generation_config.eos_token_id)
+    model.config.eos_token_id = stop_ids(tokenizer, also=also)
     with writing(folder):
         save_model(model.to(dtype), tokenizer, folder)
     del model

@@ -24,7 +24,7 @@ from transformers import (
 
 from sft.adapters import CONFIG, adapter_base
 from sft.causal import check_causal, window_of
-from sft.chat import ensure_template, stop_ids
+from sft.chat import ensure_template, ids_of, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
 from sft.hub import hub_refusal, reach_hub
@@ -319,12 +319,15 @@ def save_model(
 ) -> None:
     """Write weights (safetensors), tokenizer with template, and generation settings that stop.
 
-    `generation_config.json` gets every token that ends an assistant turn as an eos id. `weights`
-    are those of a model that does not hold them whole (`sft.sharding.whole_weights`).
+    `generation_config.json` gets every token that ends an assistant turn as an eos id, and keeps
+    those that the model had. `weights` are those of a model that does not hold them whole
+    (`sft.sharding.whole_weights`).
     """
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
-    bare.generation_config.eos_token_id = stop_ids(tokenizer)
+    bare.generation_config.eos_token_id = stop_ids(
+        tokenizer, also=ids_of(bare.generation_config.eos_token_id)
+    )
     bare.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder, state_dict=weights)
     bare.generation_config.save_pretrained(folder)

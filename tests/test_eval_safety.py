@@ -7,6 +7,7 @@ from dataclasses import asdict
 import pytest
 from conftest import make_tiny_model
 
+from eval import open_questions, repetition
 from eval.safety import measure, read_safety_prompts, rules, summarise
 from eval.safety_rules import AGREEMENT, Agreement, agreement, classify
 from eval.stats import wilson
@@ -178,3 +179,21 @@ def test_any_callable_judges_and_the_rows_hold_what_it_saw(tiny_tokenizer):
     assert entry["agreement"] is None
     with pytest.raises(UserError, match=r"eval.safety.cap=500: a prompt has \d+ tokens"):
         measure(make_tiny_model(), tiny_tokenizer, prompts, cap=500)
+
+
+def test_every_measure_stops_on_the_models_own_ends_too(tiny_tokenizer):
+    """A model whose generation settings name several ends, of which the template writes one."""
+    ensure_template(tiny_tokenizer)
+    prompt = {"id": "a", "messages": [{"role": "user", "content": "hi"}], "category": "any"}
+    prompts = [prompt | {"harmful": True, "language": "en"}]
+    model = make_tiny_model()
+    first = measure(model, tiny_tokenizer, prompts, cap=8)[0]["token_ids"][0]
+    model.generation_config.eos_token_id = [0, first]
+    question = open_questions.Question("a", "any", ("hi",), ("",))
+    (answered,) = open_questions.answer(model, tiny_tokenizer, [question], cap=8, seed=0)
+    ended = [
+        measure(model, tiny_tokenizer, prompts, cap=8)[0],
+        repetition.measure(model, tiny_tokenizer, prompts, cap=70)[0],
+        *answered["turns"],
+    ]
+    assert [(row["token_ids"], row["finish_reason"]) for row in ended] == [([first], "stop_id")] * 3

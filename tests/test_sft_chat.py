@@ -169,6 +169,19 @@ def test_real_tokenizers_train_the_expected_ids(name, real_data):
 
 
 @pytest.mark.real
+def test_an_unknown_token_that_is_eos_ends_turns(real_data):
+    """As the configurations of GPT-2, Pythia, GPT-NeoX and Phi-2 declare them."""
+    roles = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers/gpt2", **roles)
+    ensure_template(tokenizer)
+    prompt, answer, _, stops = EXPECTED["gpt2"]
+    assert encode_chat(tokenizer, SUM).input_ids == prompt + answer
+    assert stop_ids(tokenizer) == stops
+    with pytest.raises(UserError, match=r"contains.*endoftext"):
+        encode_chat(tokenizer, [SUM[0], {"role": "assistant", "content": "a<|endoftext|>"}])
+
+
+@pytest.mark.real
 @pytest.mark.parametrize("name", EXPECTED)
 def test_real_tokenizers_hold_the_invariants_on_awkward_answers(name, real_data):
     tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)

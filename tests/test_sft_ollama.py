@@ -164,7 +164,12 @@ def test_real_tokenizers_give_the_same_ids_everywhere(real_data, tmp_path, name,
     tokenizer = AutoTokenizer.from_pretrained(real_data / "tokenizers" / name)
     ensure_template(tokenizer)
     folder = saved(tokenizer, tmp_path)
+    own = tokenizer.convert_tokens_to_ids("<tool_call>")  # of the base's generation settings
+    stops = stop_ids(tokenizer, also=[own] if own else [])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
     turns = write_modelfile(folder, tokenizer, window=4096)
+    written = re.findall('PARAMETER stop "(.*)"', (folder / "Modelfile").read_text("utf-8"))
+    assert tokenizer.convert_tokens_to_ids(written) == stops
     go = template_of((folder / "Modelfile").read_text(encoding="utf-8"))
     proof = prove_same_ids(tokenizer, folder=folder, turns=turns)
     assert proof.ways[-1] == "Ollama's template"
