@@ -8,7 +8,16 @@ from typing import Any
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind
 from sft.files import Record, read_records
-from sft.formats import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, apply_columns, held, read_question
+from sft.formats import (
+    CONTENT,
+    OUTPUT_PAIRS,
+    PAIRS,
+    SIDES,
+    apply_columns,
+    held,
+    read_question,
+    unknown_format,
+)
 from sft.messages import (
     Message,
     as_turns,
@@ -104,12 +113,8 @@ def _read_pair(fields: dict[str, Any], origin: str) -> Pair:
     if "completions" in fields and read_question(fields, origin):
         return _read_scored(fields, origin)
     _refuse_others(fields, origin)
-    raise RowError(
-        origin,
-        rule="unknown format",
-        detail=f"the fields {', '.join(map(str, fields)) or '(none)'} are no known preference",
-        remedy="name them, for example columns={prompt: FIELD, chosen: FIELD, rejected: FIELD}",
-    )
+    columns = "prompt: FIELD, chosen: FIELD, rejected: FIELD"
+    raise unknown_format(fields, origin, wanted="preference", columns=columns)
 
 
 def _refuse_others(fields: dict[str, Any], origin: str) -> None:

@@ -9,7 +9,6 @@ and its `metadata`:
     cluster: a field that questions of one passage share
 """
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -141,12 +140,5 @@ def _records(name: str) -> list[dict[str, Any]]:
     for record in read_records(Source(str(name))):
         if isinstance(record, RowError):
             raise record
-        try:
-            json.dumps(record.fields, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{record.origin}: holds half a character (a lone surrogate), which no tokenizer "
-                "reads; correct the row"
-            ) from None
         rows.append(record.fields)
     return rows

@@ -1,34 +1,22 @@
-"""Files to records: JSON, JSONL, Parquet and CSV, each record with its file and line.
+"""Files and hub datasets to records: JSON, JSONL, Parquet and CSV, each with its file and line.
 
 A record that cannot be read comes back as a RowError value in its place, so that the caller decides
 whether to stop; a file that cannot be read at all raises.
 """
 
-import csv
 import difflib
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sft.config import Source, UserError, find_path
+from sft.csv_rows import read_csv
 from sft.hub import hub_refusal, reach_hub
-from sft.row_errors import RowError, malformed, not_utf8, too_long, truncated
+from sft.json_rows import read_json
+from sft.records import Record as Record
+from sft.row_errors import RowError, equal_names
 
-MAX_RECORD_BYTES = 16 * 2**20  # a longer row is a broken file, and reading it would take the memory
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
-WHITE = " \t\r\n"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One row as it stands in the file; `origin` is path:line (path:row for Parquet and hubs)."""
-
-    origin: str
-    fields: dict[str, Any]
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
 def read_records(source: Source) -> Iterator[Record | RowError]:
@@ -105,132 +93,9 @@ def _read_file(path: Path) -> Iterator[Record | RowError]:
     if suffix == ".parquet":
         return _read_parquet(path)
     kind = suffix.removesuffix(".gz")
-    if kind == ".csv":
-        return _read_csv(path)
-    return _read_json(path, lines=kind != ".json")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _read_json(path: Path, *, lines: bool) -> Iterator[Record | RowError]:
-    """A row a line, or, in a .json file, one array of rows."""
-    if not lines:
-        with _open(path) as file:
-            try:
-                first = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-            except (EOFError, OSError, zlib.error):
-                first = b""
-        if first == b"[":
-            yield from _read_array(path)
-            return
-    for origin, line in _lines(path):
-        if isinstance(line, RowError):
-            yield line
-        elif line.strip(WHITE):
-            yield _record(origin, line)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str | RowError]]:
-    """Decoded lines with their origins; what cannot be decoded is a RowError in its place."""
-    number, origin = 0, f"{path}:1"
-    with _open(path) as file:
-        while True:
-            number += 1
-            origin = f"{path}:{number}"
-            try:
-                line = file.readline(MAX_RECORD_BYTES + 1)
-                if len(line) > MAX_RECORD_BYTES:
-                    size = len(line)
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(MAX_RECORD_BYTES)
-                        size += len(line)
-                    yield origin, too_long(origin, size, limit=MAX_RECORD_BYTES)
-                    continue
-            except (EOFError, OSError, zlib.error) as error:
-                yield origin, truncated(origin, error)
-                return
-            if not line:
-                return
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield origin, not_utf8(origin, error)
-                continue
-            yield origin, text
-
-
-def _record(origin: str, text: str) -> Record | RowError:
-    text = text.rstrip(WHITE)  # or what is wrong behind it would stand in a line of its own
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        return RowError(
-            origin, rule="nested too deeply", detail="JSON nested too deeply", remedy="flatten it"
-        )
-    except ValueError as error:
-        return malformed(origin, error, line=True)
-    return _as_record(origin, value)
-
-
-def _as_record(origin: str, value: Any) -> Record | RowError:
-    if not isinstance(value, dict):
-        return RowError(
-            origin,
-            rule="not an object",
-            detail=f"the row is {type_name(value)}, not an object with named fields",
-            remedy='write {"messages": [...]} or another known format',
-        )
-    return Record(origin, value)
-
-
-def _read_array(path: Path) -> Iterator[Record | RowError]:
-    """The rows of one JSON array. The text is held whole; the rows are decoded one by one."""
-    try:
-        with _open(path) as file:
-            data = file.read()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        yield not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error)
-        return
-    except (EOFError, OSError, zlib.error) as error:
-        yield truncated(f"{path}:1", error)
-        return
-    decoder = json.JSONDecoder()
-    at, line, counted = text.index("[") + 1, 1, 0
-    comma, rows = False, 0  # whether a separator comes next
-    while True:
-        while at < len(text) and text[at] in WHITE:
-            at += 1
-        line += text.count("\n", counted, at)
-        counted, origin = at, f"{path}:{line}"
-        if text[at : at + 1] == "]" and (comma or not rows):
-            rest = text[at + 1 :].strip(WHITE)
-            if rest:
-                yield malformed(origin, ValueError(f"{rest[:20]!r} behind the array"))
-            return
-        if comma:
-            if text[at : at + 1] != ",":
-                yield malformed(origin, ValueError("',' or ']' expected behind a row"))
-                return
-            at, comma = at + 1, False
-            continue
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except RecursionError:
-            yield RowError(
-                origin,
-                rule="nested too deeply",
-                detail="JSON nested too deeply",
-                remedy="flatten it",
-            )
-            return
-        except ValueError as error:
-            yield malformed(origin, error)
-            return
-        yield _as_record(origin, value)
-        comma, rows = True, rows + 1
+    if kind in (".csv", ".tsv"):
+        return read_csv(path, tabs=kind == ".tsv")
+    return read_json(path)
 
 
 def _read_parquet(path: Path) -> Iterator[Record | RowError]:
@@ -240,6 +105,10 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield equal_names(f"{path}:1", twice, of="schema")
+            return
         for batch in file.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
@@ -265,50 +134,6 @@ def _present(value: Any) -> Any:
     return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _read_csv(path: Path) -> Iterator[Record | RowError]:
-    """Rows of a CSV file with a header. Every cell is text."""
-    failed: list[RowError] = []
-    place = [f"{path}:1"]
-
-    def texts() -> Iterator[str]:
-        for origin, line in _lines(path):
-            place[0] = origin
-            if isinstance(line, RowError):
-                failed.append(line)
-                return
-            yield line
-
-    csv.field_size_limit(MAX_RECORD_BYTES)
-    reader = csv.reader(texts(), strict=True)
-    header: list[str] | None = None
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield RowError(
-                place[0],
-                rule="malformed CSV",
-                detail=f"malformed CSV ({error})",
-                remedy="quote the field that holds a comma, a quote or a line break",
-            )
-            return
-        yield from failed
-        if cells is None or failed:
-            return
-        if header is None:
-            header = cells
-        elif len(cells) != len(header):
-            if cells:
-                yield RowError(
-                    place[0],
-                    rule="malformed CSV",
-                    detail=f"{len(cells)} fields where the header names {len(header)}",
-                    remedy="quote the field that holds a comma, a quote or a line break",
-                )
-        else:
-            yield Record(place[0], dict(zip(header, cells, strict=True)))
-
-
 def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -328,17 +153,3 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
             f"({' '.join(str(error).split())[:160]}); check the name, the split {split!r} and the "
             "network"
         ) from None
-
-
-def type_name(value: Any) -> str:
-    """What a user calls the type of a JSON value."""
-    names = {
-        type(None): "null",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names.get(type(value), type(value).__name__)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config import UserError
-from sft.files import Record
+from sft.json_rows import is_rows
 from sft.messages import (
     Message,
     as_turns,
@@ -19,6 +19,7 @@ from sft.messages import (
     text_field,
     wrong_type,
 )
+from sft.records import Record
 from sft.row_errors import RowError
 
 # Pairs of fields that hold a question and its answer, in the order in which they are tried.
@@ -142,12 +143,19 @@ def _conversations(fields: dict[str, Any], origin: str, *, tree_paths: str) -> l
     lists = [name for name, value in fields.items() if _is_conversation(name, value)]
     if len(lists) == 1:
         return [_led(lead, _read_rounds(fields[lists[0]], origin, where=lists[0]))]
-    raise RowError(
-        origin,
-        rule="unknown format",
-        detail=f"the fields {', '.join(map(str, fields)) or '(none)'} are no known format",
-        remedy="name them, for example columns={prompt: FIELD, response: FIELD}",
-    )
+    raise unknown_format(fields, origin, wanted="format", columns="prompt: FIELD, response: FIELD")
+
+
+def unknown_format(fields: dict[str, Any], origin: str, *, wanted: str, columns: str) -> RowError:
+    """No known format has these fields; `columns` is an example of a mapping that helps."""
+    names = ", ".join(map(str, fields)) or "(none)"
+    remedy = f"name them, for example columns={{{columns}}}"
+    held = next((name for name, value in fields.items() if value and is_rows(value)), None)
+    if held is not None:
+        rows = f"{held!r} is a list of {len(fields[held])} objects"
+        remedy = f"{rows}: if these are the rows, save that list alone; else {remedy}"
+    detail = f"the fields {names} are no known {wanted}"
+    return RowError(origin, rule="unknown format", detail=detail, remedy=remedy)
 
 
 def _refuse_preferences(fields: dict[str, Any], origin: str) -> None:

@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sft.files import type_name
-from sft.row_errors import RowError
+from sft.row_errors import RowError, half_pair, invalid_text, type_name
 
 Message = dict[str, Any]
 
@@ -115,7 +114,7 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
         if isinstance(call.get("id"), str):
             made["id"] = call["id"]
         calls.append(made)
-    return calls
+    return _whole(calls, origin, where=where)
 
 
 def read_tools(value: Any, origin: str) -> list[dict] | None:
@@ -125,7 +124,15 @@ def read_tools(value: Any, origin: str) -> list[dict] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise wrong_type(origin, "tools", value, "a list of function descriptions")
-    return [t if "function" in t else {"type": "function", "function": t} for t in value]
+    tools = [t if "function" in t else {"type": "function", "function": t} for t in value]
+    return _whole(tools, origin, where="tools")
+
+
+def _whole(value: list[dict], origin: str, *, where: str) -> list[dict]:
+    """Structure as it is, which may have come out of a text of JSON in a row of JSON."""
+    if place := half_pair(value, where=where):
+        raise invalid_text(origin, where=place, what="half a surrogate pair")
+    return value
 
 
 def decoded(value: Any) -> Any:
@@ -154,9 +161,7 @@ def text_field(value: Any, origin: str, *, where: str) -> str:
         raise wrong_type(origin, where, value, "text")
     if NO_TEXT.search(value):
         what = "a NUL character" if "\x00" in value else "half a surrogate pair"
-        raise RowError(
-            origin, rule="invalid text", detail=f"{where} holds {what}", remedy="remove it"
-        )
+        raise invalid_text(origin, where=where, what=what)
     return value
 
 

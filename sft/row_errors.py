@@ -1,10 +1,14 @@
 """Rows that cannot be used, each told in one sentence with its file and line."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from sft.config import UserError
+
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class RowError(UserError):
@@ -17,8 +21,10 @@ class RowError(UserError):
     def __init__(
         self, origin: str, *, rule: str, detail: str, remedy: str, counted: bool = False
     ) -> None:
-        # A field's name may hold line breaks; the message stays one line.
-        super().__init__(" ".join(f"{origin}: {detail}; {remedy}".splitlines()))
+        # A field's name may hold line breaks or half a surrogate pair; the message stays one line
+        # that can be written.
+        line = " ".join(f"{origin}: {detail}; {remedy}".splitlines())
+        super().__init__(line.encode(errors="backslashreplace").decode())
         self.origin = origin
         self.rule = rule
         self.counted = counted
@@ -72,12 +78,21 @@ def malformed(origin: str, error: ValueError, *, line: bool = False) -> RowError
         if line and _breaks_off(error):
             what = f"the row ends in the middle, behind column {len(error.doc)}"
             remedy = "complete the row, or fetch the file again"
+        elif line and error.msg == "Extra data":
+            what, remedy = _extra(error, what), "write one object a line, nothing behind it"
     return RowError(
         origin,
         rule="malformed JSON",
         detail=f"malformed JSON ({what})",
         remedy=f"a file holds one JSON object a line, or (.json) one array of them; {remedy}",
     )
+
+
+def _extra(error: json.JSONDecodeError, what: str) -> str:
+    rest = error.doc[error.pos :].strip()
+    if rest == ",":
+        return f"a comma behind the object, as in an array, at column {error.colno}"
+    return f"another object behind the first, at column {error.colno}" if rest[0] == "{" else what
 
 
 def _breaks_off(error: json.JSONDecodeError) -> bool:
@@ -87,3 +102,47 @@ def _breaks_off(error: json.JSONDecodeError) -> bool:
     return error.msg.startswith("Unterminated string") or any(
         word.startswith(rest) for word in ("true", "false", "null", "-")
     )
+
+
+def equal_names(origin: str, names: Sequence[str], *, of: str) -> RowError:
+    """Columns of one name, of which only the last would be read."""
+    return RowError(
+        origin,
+        rule="equal column names",
+        detail=f"the {of} names {', '.join(names)} more than once",
+        remedy="give each column a name of its own",
+    )
+
+
+def invalid_text(origin: str, *, where: str, what: str) -> RowError:
+    """Text with a character that no tokenizer or file takes."""
+    return RowError(origin, rule="invalid text", detail=f"{where} holds {what}", remedy="remove it")
+
+
+def half_pair(value: Any, *, where: str = "") -> str:
+    """Where in JSON data half a surrogate pair stands, in a name or a text; "" if nowhere."""
+    if isinstance(value, str):
+        return (where or "the row") if HALF_PAIR.search(value) else ""
+    if isinstance(value, dict):
+        inner = [(name, f"{where}.{name}" if where else name) for name in value]
+        named = (half_pair(name, where=f"the name {place!r}") for name, place in inner)
+        below = (half_pair(value[name], where=place) for name, place in inner)
+        return next(filter(None, (*named, *below)), "")
+    if isinstance(value, list):
+        below = (half_pair(one, where=f"{where}[{i}]") for i, one in enumerate(value))
+        return next(filter(None, below), "")
+    return ""
+
+
+def type_name(value: Any) -> str:
+    """What a user calls the type of a JSON value."""
+    names = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -14,7 +14,7 @@ from conftest import KINDS_OF_FILE, long, write_as
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft import files
+from sft import records
 from sft.config import Source, UserError
 from sft.data import read_sft
 
@@ -427,13 +427,35 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
     (tmp_path / "b.json").write_text(text)
+    # Layouts that exporters write under any suffix: one array, one object around it, objects over
+    # several lines, line ends of classic Mac OS.
+    array = json.dumps(rows)
+    pretty = [json.dumps(row, indent=2, ensure_ascii=False) for row in rows]
+    for suffix in ("json", "jsonl"):
+        for name, layout in {
+            "array": array,
+            "array lines": "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
+            "array open": "[" + ",\n".join(map(json.dumps, rows)) + "]",
+            "wrapped": f'{{"data": {array}}}',
+            "wrapped pretty": json.dumps({"rows": rows}, indent=4),
+            "pretty": "\n".join(pretty) + "\n",
+            "mac": text.replace("\n", "\r"),
+            "mac pretty": "\r".join(pretty).replace("\n", "\r"),
+        }.items():
+            (tmp_path / f"{name}.{suffix}").write_bytes(layout.encode())
     (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with (tmp_path / "a.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["prompt", "response"])
-        writer.writeheader()
-        writer.writerows(rows)
+    tables = {"a.csv": {}, "semicolon.csv": {"delimiter": ";"}, "tab.csv": {"delimiter": "\t"}}
+    tables |= {"bar.csv": {"delimiter": "|"}, "mac.csv": {"lineterminator": "\r"}}
+    tables |= {"a.tsv": {"delimiter": "\t"}, "quoted.csv": {"quoting": csv.QUOTE_ALL}}
+    for name, form in tables.items():
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "response"], **form)
+            writer.writeheader()
+            writer.writerows(rows)
+    excel = (tmp_path / "semicolon.csv").read_text()
+    (tmp_path / "excel.csv").write_text(f"sep=;\n{excel}")
     for path in sorted(tmp_path.iterdir()):
         got = [row["messages"] for row in read(path).rows]
         assert [[m["content"] for m in chat] for chat in got] == [
@@ -449,6 +471,27 @@ def test_origin_is_the_line_that_an_editor_shows(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{json.dumps(GOOD)}\n\n")
     assert read(path).rows[0]["origin"] == f"{path}:2"
+    for text in (
+        '{\n"data": [\n{"prompt": "a", "response": "b"},\n{"prompt": "c", "response": "d"}]}',
+        '\n\n{"prompt": "a",\n"response": "b"}{"prompt": "c",\n"response": "d"}',
+    ):
+        path.write_text(text)
+        assert [row["origin"] for row in read(path).rows] == [f"{path}:3", f"{path}:4"]
+
+
+def test_one_object_of_a_chat_is_a_row_and_no_list_of_rows(tmp_path):
+    for row in ({"data": CHAT}, {"items": CHAT}, {"data": ["a", "b"]}, {"messages": CHAT}):
+        (tmp_path / "row.json").write_text(json.dumps(row, indent=1))
+        assert messages_of(tmp_path, row) == read(tmp_path / "row.json").rows[0]["messages"] == CHAT
+
+
+def test_a_first_line_that_is_cut_off_costs_itself_alone(tmp_path):
+    """It begins as pretty-printed JSON does."""
+    for line in ('{"prompt": "a", "respon', '{"prompt": "a",', '{"messages": [', '[{"role": "us'):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(f"{line}\n{json.dumps(GOOD)}\n")
+        result = read(path, on_error="drop")
+        assert len(result.rows) == 1 and result.counts[0].dropped == {"malformed JSON": 1}
 
 
 def test_a_call_has_its_own_arguments_alone_in_a_typed_table(tmp_path):
@@ -589,6 +632,7 @@ BAD_BYTES = [
     ("wrong type", json.dumps({"messages": [{**CHAT[0], "content": None}, CHAT[1]]}).encode()),
     ("wrong type", json.dumps({"messages": "[" * 100_000}).encode()),
 ]
+HALF_CALL = {"function": {"name": "f", "arguments": json.dumps({"x": "\udead"})}}
 MORE_WRONG = [
     ("wrong type", {"messages": "hello"}),
     ("wrong type", {"messages": [*CHAT[:1], {"role": "assistant", "content": None}]}),
@@ -603,6 +647,11 @@ MORE_WRONG = [
     ("unknown role", {"messages": [{"role": None, "content": "a"}, CHAT[1]]}),
     ("no assistant turn", {"messages": []}),
     ("invalid text", {"prompt": "a\ud800", "response": "b"}),
+    *(("invalid text", {**GOOD, name: "\ud800"}) for name in ("id", "kind", "language", "more")),
+    ("invalid text", {**GOOD, "reference": [{"x": ["\udfff"]}]}),
+    ("invalid text", {**GOOD, "a\ud800": 1}),
+    ("invalid text", {**GOOD, "tools": json.dumps([{"name": "f", "description": "\ud83d"}])}),
+    ("invalid text", {"messages": [CHAT[0], {**CHAT[1], "tool_calls": [HALF_CALL]}]}),
     ("empty text", {"text": " "}),
     ("wrong type", {"text": 3}),
     ("unknown format", {}),
@@ -660,6 +709,11 @@ def parquet_bytes(rows):
 
 
 PARQUET = parquet_bytes([GOOD])
+TWICE = pyarrow.BufferOutputStream()
+pyarrow.parquet.write_table(
+    pyarrow.table([["a"], ["b"], ["c"]], names=["prompt", "response", "response"]), TWICE
+)
+TWICE = TWICE.getvalue().to_pybytes()
 BAD_FILES = {
     "empty.jsonl": (b"", "is empty"),
     "blank.jsonl": (b"\n\n", "no usable row"),
@@ -672,13 +726,36 @@ BAD_FILES = {
     "open.json": (b'[{"prompt": "a", "response": "b"}', "':?,' or ']' expected"),
     "comma.json": (b'[{"prompt": "a", "response": "b"},]', "malformed JSON"),
     "tail.json": (b'[{"prompt": "a", "response": "b"}] x', "behind the array"),
-    "one.json": (b'{\n"data": []}', "one array of them"),
+    "none.json": (b'{\n"data": []}', "no usable row .it has none"),
+    "beside.json": (
+        b'{\n"version": 1,\n"data": [{"prompt": "a", "response": "b"}]}',
+        "'data' is a list of 1 objects: if these are the rows, save that list alone",
+    ),
+    "columns.json": (
+        b'{"prompt": ["a", "c"], "response": ["b", "d"]}',
+        r"one object of columns \(prompt, response\)",
+    ),
+    "pandas.json": (
+        b'{"prompt": {"0": "a"}, "response": {"0": "b"}}',
+        r"one object of columns \(prompt, response\)",
+    ),
+    "named.json": (
+        b'{"x": {"prompt": "a", "response": "b"}, "y": {"prompt": "c"}}',
+        r"one object of rows by name \(x, y\)",
+    ),
+    "commas.jsonl": (b'{"prompt": "a", "response": "b"},\n{}', ":1: .*a comma behind the object"),
+    "comma.jsonl": (b'{\n"prompt": "a", "response": "b"},\n{}', ":2: .*a comma between two"),
+    "two.jsonl": (b'{"prompt": "a"}{"prompt": "b"}', ":1: .*another object behind the first"),
+    "twice.jsonl": (b'{"prompt": "a", "prompt": "c", "response": "b"}', ":1: .*'prompt' stands tw"),
+    "twice.csv": (b"prompt,response,response\na,b,c\n", ":1: the header names response more"),
+    "nameless.csv": (b"prompt,response,,\na,b,,\na,b,c,\n", ":3: cells in several columns with"),
     "quote.csv": (b'prompt,response\n"a,b\n', ":2: malformed CSV"),
     "wide.csv": (b"prompt,response\na,b,c\n", ":2: 3 fields where the header names 2"),
     "latin.csv": (b"prompt,response\na,\xe9\n", ":2: .* is not UTF-8"),
     "nul.csv": (b"prompt,response\na,b\n\0,c\n", ":3: .*NUL"),
     "nul.json": (b'[{"prompt": "a\0", "response": "b"}]', ":1: malformed JSON"),
     "deep.json": (b"[" * 100_000, ":1: JSON nested too deeply"),
+    "twice.parquet": (TWICE, ":1: the schema names response more than once"),
     "half.parquet": (PARQUET[: len(PARQUET) // 2], ":1: unreadable Parquet"),
     "real.jsonl": (PARQUET, ":1: is a Parquet file"),
     "real.csv": (PARQUET, ":1: is a Parquet file"),
@@ -755,7 +832,7 @@ def test_missing_file_names_the_nearest(tmp_path):
 
 
 def test_a_line_beyond_the_limit_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "x" * 5000, "response": "b"}) + f"\n{json.dumps(GOOD)}\n")
     with pytest.raises(UserError, match=r"rows.jsonl:1: the row has"):
