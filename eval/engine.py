@@ -26,6 +26,7 @@ from eval.transformers_backend import backend_of
 from sft.chat import stop_ids
 from sft.config import UserError
 from sft.shares import own_share, split
+from sft.template_date import apply_template
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class Engine(LM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The conversation as text; without a generation prompt its last turn is left open."""
-        return self.tokenizer.apply_chat_template(
+        return apply_template(
+            self.tokenizer,
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,

@@ -74,6 +74,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from sft.model import check_model, context_window, has_template, load_tokenizer, read_config
     from sft.placement import choose_placement
     from sft.run import is_adapter, open_run, write_environment
+    from sft.run_date import with_date
     from sft.setting import Setting
     from sft.sharding import reads_parts
     from sft.shares import from_main
@@ -88,7 +89,11 @@ def compare(preset: Preset, compared: Compared) -> None:
     paths = {name: check_model(section) for name, section in sections.items()}
     if sections:
         check_measures(preset.eval)
-    tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in sections}
+    preset = with_date(preset, models=list(paths.values()))
+    date = preset.run.date
+    tokenizers = {
+        n: load_tokenizer(paths[n], section, date=date) for n, section in sections.items()
+    }
     for name, tokenizer in tokenizers.items():
         window = context_window(paths[name], sections[name])
         check_room(preset.eval, tokenizer, window=window)
@@ -233,12 +238,12 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
     if given.preset:
         overrides = [f"model.name_or_path={model}", *_MEASURE_ALONE, *given.overrides]
         preset = load_preset(given.preset, overrides=overrides)
-        section, models = preset.eval, preset.model
+        section, models, date = preset.eval, preset.model, preset.run.date
     elif given.overrides:
         raise UserError(f"{given.overrides[0]!r} overrides a preset; name one with --preset")
     else:
         section = EvalSection(repetition=RepetitionSection(None))
-        models = ModelSection(model)
+        models, date = ModelSection(model), None
     wanted: dict[str, Any] = {
         "tasks": given.tasks
         and [name for task in given.tasks.split(",") if (name := task.strip())],
@@ -268,7 +273,7 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
             "nothing is asked of the models; give --tasks, --prompts or --safety, or a preset"
         )
     return Preset(
-        run=RunSection(given.to, given.seed),
+        run=RunSection(given.to, given.seed, date),
         model=models,
         sft_all=SftStage(enabled=False),
         sft_dialogue=SftStage(enabled=False),

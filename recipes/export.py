@@ -92,11 +92,12 @@ def export(
     from sft.model import context_window, load_tokenizer, resolve_model_path
     from sft.placement import choose_placement
     from sft.quantised import require_bitsandbytes
+    from sft.template_date import writes_date
 
     start_logging()
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
     section = ModelSection(trained, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(trained, section)
+    tokenizer = load_tokenizer(trained, section, date=preset.run.date)
     start = run / "base" / "model"  # where tokens were added to it
     base = str(start) if start.is_dir() else resolve_model_path(preset.model.name_or_path)
     trust = trust_remote_code
@@ -141,6 +142,12 @@ def export(
         turns = write_modelfile(working, tokenizer, window=context_window(trained, section))
     except UserError as reason:
         checked.append(f"Modelfile: none, {reason}")
+    if writes_date(tokenizer):
+        fixed = ", the Modelfile always this one" if turns else ""
+        checked.append(
+            f"date: the chat template writes the date; training and measuring wrote "
+            f"{preset.run.date} (run.date), the published template writes the day of use{fixed}"
+        )
     recorded = answers(run, name)[:RECORDED]
     proof = prove_same_ids(
         tokenizer, folder=working, recorded=recorded, turns=turns, trust_remote_code=trust

@@ -66,6 +66,7 @@ def run(given: argparse.Namespace) -> None:
     from sft.model import check_model, load_tokenizer
     from sft.placement import choose_placement
     from sft.run import open_run, write_environment, write_json
+    from sft.run_date import with_date
     from sft.setting import Setting
 
     start_logging()
@@ -87,7 +88,6 @@ def run(given: argparse.Namespace) -> None:
         judge([{"role": "user", "content": "Say OK."}])
     sections = {name: ModelSection(path) for name, path in named.items()}
     paths = {name: check_model(section) for name, section in sections.items()}
-    tokenizers = {name: load_tokenizer(paths[name], sections[name]) for name in named}
     preset = Preset(
         run=RunSection(given.to, given.seed),
         model=next(iter(sections.values())),
@@ -96,6 +96,9 @@ def run(given: argparse.Namespace) -> None:
         dpo=DpoStage(enabled=False),
         eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
     )
+    preset = with_date(preset, models=list(paths.values()))
+    date = preset.run.date
+    tokenizers = {name: load_tokenizer(paths[name], sections[name], date=date) for name in named}
     placement = choose_placement(preset.model)
     check_backend(preset.eval, placement)
     with open_run(preset, ways_on="give --to a new folder") as folder:

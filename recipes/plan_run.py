@@ -78,6 +78,7 @@ def plan(
     from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, split_length
     from sft.prepare import prepare_chats
+    from sft.run_date import with_date
     from sft.setting import Setting
     from sft.trainer import check_batch
 
@@ -95,7 +96,7 @@ def plan(
     preset = fit_lengths(preset, context_window(base, preset.model))
     check_sft(preset, here)
     check_dpo(preset.dpo, here)
-    tokenizer = load_tokenizer(base, preset.model)
+    tokenizer = load_tokenizer(base, preset.model, date=with_date(preset).run.date)
     setting = Setting.of(preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here)
     benchmarks = asked(preset.eval)
     chats = prepare_chats(

@@ -88,6 +88,7 @@ def chain(
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.run import open_run, read_json, write_environment
+    from sft.run_date import with_date
     from sft.setting import Setting
     from sft.shares import from_main
     from sft.stage import run_sft_stage
@@ -97,6 +98,7 @@ def chain(
     # 1. What can be wrong is found before anything is trained.
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
+    preset = with_date(preset, fresh=fresh)
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
     base = check_model(preset.model)
@@ -105,7 +107,7 @@ def chain(
     check_backend(preset.eval, placement)
     check_gates(preset)
     check_epochs(preset)
-    tokenizer = load_tokenizer(base, preset.model)
+    tokenizer = load_tokenizer(base, preset.model, date=preset.run.date)
     check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, this_machine(placement))

@@ -25,6 +25,7 @@ from sft.mask import (
     render,
 )
 from sft.template import ensure_template as ensure_template
+from sft.template_date import apply_template
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ def _follow_tags(
     tokenizer, row: dict, chat: EncodedChat, *, last_only: bool
 ) -> EncodedChat | UserError:
     """The mask that the template's own {% generation %} blocks give, where it has them."""
-    tagged = tokenizer.apply_chat_template(
-        list(row["messages"]),
+    tagged = apply_template(
+        tokenizer,
+        row["messages"],
         tools=row.get("tools"),
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -297,6 +299,7 @@ def main(argv: Sequence[str]) -> int:
     from sft.config import load_preset
     from sft.data import read_sft
     from sft.model import load_tokenizer, resolve_model_path
+    from sft.run_date import with_date
 
     if not argv or argv[0].startswith("-"):
         print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
@@ -304,7 +307,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         preset = load_preset(argv[0], overrides=argv[1:])
         path = resolve_model_path(preset.model.name_or_path)
-        tokenizer = load_tokenizer(path, preset.model)
+        tokenizer = load_tokenizer(path, preset.model, date=with_date(preset).run.date)
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
         show, words = marking(sys.stdout)
         first = {row["kind"]: row for row in reversed(rows)}

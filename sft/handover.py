@@ -16,6 +16,7 @@ from sft.config import UserError
 from sft.mask import Message
 from sft.ollama import Turns, modelfile, probes, regular_turns, write
 from sft.run import read_json, write_json, write_text
+from sft.template_date import apply_template, date_of, writes_date
 
 ANSWER = {"role": "assistant", "content": "Fine."}
 
@@ -66,6 +67,7 @@ def write_modelfile(
         stops=list(filter(None, tokenizer.batch_decode([[stop] for stop in _eos_ids(folder)]))),
         window=window,
         adds_bos=adds_bos(tokenizer),
+        day=date_of(tokenizer) if writes_date(tokenizer) else None,
     )
     write_text(folder / "Modelfile", text)
     return turns
@@ -100,8 +102,13 @@ def prove_same_ids(
         prompt = encode_prompt(tokenizer, chat)
         trained = encode_chat(tokenizer, [*chat, ANSWER]).input_ids[: len(prompt)]
         # As transformers/cli/serving/chat_completion.py asks for them.
-        asked = exported.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True
+        asked = apply_template(
+            exported,
+            chat,
+            day=date_of(tokenizer),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
         )["input_ids"]
         found = [trained, stored or prompt, asked]
         found += [_ids_of_text(exported, turns, chat)] if turns else []

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 
 from sft.config import UserError
+from sft.template_date import apply_template
 from sft.time_limit import cpu_seconds
 
 Message = dict[str, Any]
@@ -89,8 +90,8 @@ def render(
     try:
         # transformers renders in jinja2's sandbox, which bounds neither time nor size.
         with cpu_seconds(PATIENCE):
-            text = tokenizer.apply_chat_template(
-                list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
+            text = apply_template(
+                tokenizer, messages, tools=tools, tokenize=False, add_generation_prompt=prompt
             )
         if len(text) > LONGEST:
             raise ValueError(f"it writes {len(text):,} characters")

@@ -37,6 +37,7 @@ from sft.run import is_adapter
 from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
 from sft.storage import as_others, fault
+from sft.template_date import asks_date, set_date
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.weights import check_adapter, check_weights, read_weights
 
@@ -124,11 +125,16 @@ def context_window(path: str, section: ModelSection) -> int | None:
     return window_of(read_config(path, section))
 
 
-def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, section: ModelSection, *, date: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer with a chat template and a pad token.
 
     Labels go by position here, so a pad token that equals eos does no harm; one is still needed
     for generation.
+
+    Args:
+        date: the run's (`run.date`), which the template writes wherever it writes today's.
 
     Raises:
         UserError: there is none, it is another model's, or its template does not end its turns.
@@ -147,6 +153,10 @@ def load_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
         ) from None
     add_tokens(tokenizer, section.add_tokens)
     log.info("%s", ensure_template(tokenizer, template=section.chat_template))
+    if date is not None:
+        set_date(tokenizer, date)
+        if asks_date(tokenizer):
+            log.info("chat template: it writes the date, in this run always %s (run.date)", date)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     rows = read_config(path, section).get_text_config().vocab_size

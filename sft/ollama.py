@@ -33,7 +33,7 @@ class Turns:
 def regular_turns(tokenizer: Any) -> Turns:
     """The fixed texts of the tokenizer's template, verified on conversations of several turns.
 
-    A date that the template writes (Llama 3.2) becomes today's for good.
+    A date that the template writes (Llama 3.2) becomes one of these texts, as the tokenizer's date.
 
     Raises:
         UserError: the template is not regular (it moves, joins or rewrites turns).
@@ -75,13 +75,21 @@ def write(turns: Turns, messages: Sequence[Message]) -> str:
     return "".join([*written, turns.asks])
 
 
-def modelfile(turns: Turns, *, stops: Sequence[str], window: int | None, adds_bos: bool) -> str:
+def modelfile(
+    turns: Turns,
+    *,
+    stops: Sequence[str],
+    window: int | None,
+    adds_bos: bool,
+    day: str | None = None,
+) -> str:
     """The text of an Ollama Modelfile that stands beside the safetensors.
 
     Args:
         stops: texts that end an answer.
         window: tokens of context, where the model's configuration says.
         adds_bos: the tokenizer itself puts BOS in front of a text.
+        day: the date among the fixed texts, where the chat template writes one.
 
     Raises:
         UserError: the template holds what Go's template language reads as its own.
@@ -101,7 +109,9 @@ def modelfile(turns: Turns, *, stops: Sequence[str], window: int | None, adds_bo
         # Inside an action, so that a line break at the end of the prompt is kept.
         + f"{{{{ if .Messages }}}}{turns.asks}{{{{ end }}}}"
     )
-    lines = ["FROM .", f'TEMPLATE """{template}"""']
+    note = f"# The chat template writes the date of each day. Below it is always {day} (run.date)."
+    lines = [note] if day else []
+    lines += ["FROM .", f'TEMPLATE """{template}"""']
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines += [f"PARAMETER num_ctx {window}"] if window else []
     # As the model was measured: greedy.

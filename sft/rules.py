@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from sft.sections import (
@@ -33,6 +34,7 @@ def check_rules(preset: Preset) -> list[str]:
                 problems.append(
                     f"{where} lists {value!r}, which is not one of {', '.join(allowed)}"
                 )
+    problems += _check_date(preset.run.date)
     if not preset.model.name_or_path:
         problems.append("model.name_or_path is missing; name a local directory or a hub id")
     if not preset.data.sft and (preset.sft_all.enabled or preset.sft_dialogue.enabled):
@@ -90,6 +92,15 @@ def check_rules(preset: Preset) -> list[str]:
                 "decides the second, remove one"
             )
     return problems
+
+
+def _check_date(day: str | None) -> list[str]:
+    try:
+        if day is None or date.fromisoformat(day).isoformat() == day:
+            return []
+    except ValueError:
+        pass
+    return [f"run.date={day!r} is not a date; write it as year, month and day, like 2026-01-31"]
 
 
 def check_measuring(section: EvalSection) -> list[str]:

@@ -80,9 +80,8 @@ class Stage:
 
     folder: Path
     inputs: dict[str, str]
-    keep: tuple[
-        str, ...
-    ] = ()  # entries that outlive a change of inputs: they have keys of their own
+    # Entries that outlive a change of inputs: they have keys of their own.
+    keep: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -235,6 +234,7 @@ def write_environment(
     libraries = (*LIBRARIES, *["bitsandbytes"] * preset.model.load_in_4bit)
     facts = _environment(state, libraries) | {
         "seed": preset.run.seed,
+        "date": preset.run.date,
         "preset_sha256": fingerprint(resolved(preset)),
         "inputs": dict(inputs or {}),
     }

@@ -9,6 +9,7 @@ from typing import Any
 class RunSection:
     dir: str = "runs/quickstart"
     seed: int = 0
+    date: str | None = None  # YYYY-MM-DD that chat templates write; absent: of the first start
     on_bad_step: str = "stop"  # a loss or gradient that is not finite, dead or jumps: stop, skip
     spike_factor: float = 10.0  # times the median loss of the last 20 steps; 0: jumps are allowed
     collapse_nats: float = 2.0  # chosen answers may lose so much a token in DPO; 0: any amount

@@ -12,6 +12,7 @@ from sft.console import show
 from sft.epochs import InTraining
 from sft.placement import Placement
 from sft.run import fingerprint, model_fingerprint
+from sft.template_date import asks_date, date_of
 from sft.trackers import Trackers
 from sft.watch import Limits
 
@@ -73,6 +74,8 @@ class Setting:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The hash of vocabulary, merges, special tokens and chat template."""
+    """The hash of vocabulary, merges, special tokens and chat template, with the date where the
+    template writes one."""
     core = tokenizer.backend_tokenizer.to_str()
-    return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer)])
+    day = [date_of(tokenizer)] if asks_date(tokenizer) else []
+    return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer), *day])
