@@ -219,6 +219,7 @@ def test_our_own_keys_are_these():
     assert plain == {
         "run": [
             "collapse_nats",
+            "date",
             "dir",
             "loop_checks",
             "loop_rise",
