@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.engine import Engine
 from sft.config import UserError
-from sft.mask import TEMPLATE_ERRORS
+from sft.render import TEMPLATE_ERRORS
 
 log = logging.getLogger(__name__)
 

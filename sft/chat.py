@@ -12,18 +12,9 @@ from itertools import islice
 from typing import IO, Any
 
 from sft.config import UserError
-from sft.mask import (
-    Chat,
-    Message,
-    control_pattern,
-    control_tokens,
-    find_ending,
-    find_turns,
-    has_generation_tags,
-    refuse_control_tokens,
-    refuse_lost_context,
-    render,
-)
+from sft.ending import control_pattern, control_tokens, find_ending, has_generation_tags
+from sft.mask import Chat, find_turns, refuse_control_tokens, refuse_lost_context
+from sft.render import Message, render
 from sft.template import ensure_template as ensure_template
 from sft.template_date import apply_template
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sft.chat import stop_ids
 from sft.config import UserError
-from sft.mask import control_tokens, find_ending, has_generation_tags
+from sft.ending import control_tokens, find_ending, has_generation_tags
 from sft.mix import PAPER_SHARES, share_of_kind
 
 EXAMPLES = 3  # places that a violation names

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sft.chat import encode_chat, encode_prompt, ids_of, stop_ids
 from sft.config import UserError
-from sft.mask import Message
 from sft.ollama import Turns, modelfile, probes, regular_turns, write
+from sft.render import Message
 from sft.run import read_json, write_json, write_text
 from sft.template_date import apply_template, date_of, writes_date
 

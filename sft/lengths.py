@@ -11,7 +11,7 @@ from typing import Any
 
 from sft.chat import EncodedChat, encode_chats
 from sft.config import UserError
-from sft.mask import Message
+from sft.render import Message
 
 
 @dataclass(frozen=True)

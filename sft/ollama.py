@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.config import UserError
-from sft.mask import Message, find_ending, render
+from sft.ending import find_ending
+from sft.render import Message, render
 
 # Private-use characters, which no template looks for.
 SYSTEM, FIRST, ANSWER, SECOND = "\ue004", "\ue005", "\ue006", "\ue007"

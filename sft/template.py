@@ -1,7 +1,7 @@
 """The chat template: the tokenizer's own, the user's, or ours where there is none."""
 
 from sft.config import UserError, find_path
-from sft.mask import find_ending
+from sft.ending import find_ending
 
 # Special tokens that end a text in public vocabularies, for tokenizers that do not name theirs.
 KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")

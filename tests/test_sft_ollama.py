@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from sft.chat import encode_prompt, stop_ids
 from sft.config import UserError
 from sft.handover import adds_bos, complete_tokenizer, prove_same_ids, write_modelfile
-from sft.mask import render
 from sft.ollama import modelfile, probes, regular_turns
+from sft.render import render
 from sft.template import ensure_template
 
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from recipes import base_vs_chat, export, sft_then_dpo
 from sft.chat import encode_chat, encode_prompt, ensure_template
 from sft.config import Preset, RunSection, UserError, load_preset
-from sft.mask import render
+from sft.render import render
 from sft.run import read_json, read_jsonl, write_json, write_jsonl
 from sft.run_date import with_date
 from sft.template_date import apply_template, set_date
