@@ -120,7 +120,8 @@ def _licences(run: Path, preset: Preset, *, dpo: bool) -> list[str]:
     for use, file in (("chats", "data"), ("preferences", "preference")):
         counted = read_json(run / "data" / f"{file}.json") or {}
         kept |= {(use, entry["source"]): entry["kept"] for entry in counted.get("sources", [])}
-    rows = [["base", preset.model.name_or_path, preset.model.license or UNSTATED, ""]]
+    commit = f" at revision {preset.model.revision}" if preset.model.revision else ""
+    rows = [["base", preset.model.name_or_path + commit, preset.model.license or UNSTATED, ""]]
     given = preset.data.preference
     uses: tuple[tuple[str, list[Source]], ...] = (
         ("chats", preset.data.sft),

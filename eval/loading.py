@@ -21,6 +21,7 @@ from sft.lockstep import together
 from sft.merge import on_processor
 from sft.model import free_memory, load_model
 from sft.placement import Placement
+from sft.revisions import located, split_revision
 from sft.run import is_adapter
 from sft.setting import Setting
 from sft.shares import from_main
@@ -88,14 +89,14 @@ def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Back
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         whole = _merged(path, setting, scratch / "model") if is_adapter(path) else path
         # Ours, with the tokens that were added; vLLM reads the model's type beside it.
-        config = AutoConfig.from_pretrained(whole, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(**located(whole), trust_remote_code=trust)
         config.save_pretrained(scratch / "tokenizer")
         setting.tokenizer.save_pretrained(scratch / "tokenizer")
         return whole
 
     try:
         whole = from_main(prepare)
-        config = AutoConfig.from_pretrained(whole, trust_remote_code=trust)
+        config = AutoConfig.from_pretrained(**located(whole), trust_remote_code=trust)
         free_memory()
         with vllm_backend(
             whole,
@@ -128,8 +129,9 @@ def _merged(path: str, setting: Setting, folder: Path) -> str:
 
 def _eos_ids(path: str, config: Any) -> tuple[int, ...]:
     """The eos ids that transformers would give the loaded model."""
+    name, at = split_revision(path)
     try:
-        settings = GenerationConfig.from_pretrained(path)
+        settings = GenerationConfig.from_pretrained(name, **({"revision": at} if at else {}))
     except OSError:  # there is no such file
         settings = GenerationConfig.from_model_config(config)
     return ids_of(settings.eos_token_id)

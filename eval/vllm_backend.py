@@ -28,6 +28,7 @@ from eval.backend import Backend, Question, Scored
 from eval.generate import Generation
 from eval.stopping import StopRule
 from sft.config import UserError
+from sft.revisions import split_revision
 
 log = logging.getLogger(__name__)
 
@@ -138,8 +139,10 @@ def vllm_backend(
     Raises:
         UserError: vLLM does not load the model.
     """
+    name, revision = split_revision(path)
     load: dict[str, Any] = {
-        "model": path,
+        "model": name,
+        **({"revision": revision} if revision else {}),
         "tokenizer": str(tokenizer_folder),
         "dtype": str(dtype).removeprefix("torch."),
         "load_format": "safetensors",  # pickled weights are not loaded

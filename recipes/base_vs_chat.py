@@ -5,7 +5,8 @@
     python recipes/base_vs_chat.py --base B --chat sft=DIR --chat dpo=DIR --tasks mmlu
     python recipes/base_vs_chat.py --samples A --samples B      # measured before: nothing runs
 
-A model is a directory, a hub id, or a run of sft_then_dpo.py (the last model that it kept). What is
+A model is a directory, a hub id (org/name or org/name@revision), or a run of sft_then_dpo.py (the
+last model that it kept). What is
 measured is kept, each task when it is done: start the same command again and only what is missing
 is done, and so it is with more tasks in --tasks. Other settings or models want a folder of their
 own (--to).
@@ -238,7 +239,8 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
     if given.preset:
         overrides = [f"model.name_or_path={model}", *_MEASURE_ALONE, *given.overrides]
         preset = load_preset(given.preset, overrides=overrides)
-        section, models, date = preset.eval, preset.model, preset.run.date
+        section, date = preset.eval, preset.run.date
+        models = replace(preset.model, revision=None)
     elif given.overrides:
         raise UserError(f"{given.overrides[0]!r} overrides a preset; name one with --preset")
     else:

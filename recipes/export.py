@@ -99,7 +99,12 @@ def export(
     section = ModelSection(trained, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(trained, section, date=preset.run.date)
     start = run / "base" / "model"  # where tokens were added to it
-    base = str(start) if start.is_dir() else resolve_model_path(preset.model.name_or_path)
+    model = preset.model
+    base = (
+        str(start)
+        if start.is_dir()
+        else resolve_model_path(model.name_or_path, revision=model.revision)
+    )
     trust = trust_remote_code
     published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
     placement = choose_placement(replace(preset.model, load_in_4bit=False))

@@ -87,6 +87,7 @@ def chain(
     from sft.placement import choose_placement
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
+    from sft.revisions import pin_revisions
     from sft.run import open_run, read_json, write_environment
     from sft.run_date import with_date
     from sft.setting import Setting
@@ -96,6 +97,8 @@ def chain(
     from sft.vocabulary import base_with_tokens
 
     # 1. What can be wrong is found before anything is trained.
+    keep = not (fresh or rerun)
+    preset, revisions = from_main(partial(pin_revisions, preset, keep=keep))
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
     preset = with_date(preset, fresh=fresh)
@@ -137,7 +140,7 @@ def chain(
             after_epoch=epoch_measure(preset.eval, setting),
             loop_probe=loop_probe(preset, setting),
         )
-        write_environment(folder, preset, inputs=inputs)
+        write_environment(folder, preset, inputs=inputs, revisions=revisions)
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.
         split_at = split_length(preset)

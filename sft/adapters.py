@@ -12,12 +12,15 @@ BASE = "base_model_name_or_path"
 
 
 def adapter_base(path: str | Path) -> str:
-    """The model that an adapter is over: a hub id, or a directory.
+    """The model that an adapter is over: a directory, or a hub id with the revision it records.
 
     A base that lies in the adapter's own run (one with added tokens, or merged between stages) is
     looked for where the run is now.
     """
-    recorded: str = read_json(Path(path) / CONFIG)[BASE]
+    config = read_json(Path(path) / CONFIG)
+    recorded: str = config[BASE]
+    if config.get("revision") and not Path(recorded).is_dir():
+        return f"{recorded}@{config['revision']}"
     run = Path(path).resolve().parent.parent
     own = _place_in_run(recorded)
     if own is None or not (run / own / "config.json").is_file():
@@ -41,7 +44,9 @@ def name_own_bases(models: list[Path]) -> None:
     """Have the adapters of a run name their bases where the run is now, for other readers."""
     for folder in models:
         config: dict[str, Any] | None = read_json(folder / CONFIG)
-        if config is not None and config[BASE] != (now := adapter_base(folder)):
+        if config is None or config.get("revision"):
+            continue
+        if config[BASE] != (now := adapter_base(folder)):
             write_json(folder / CONFIG, config | {BASE: now})
 
 

@@ -297,7 +297,7 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         preset = load_preset(argv[0], overrides=argv[1:])
-        path = resolve_model_path(preset.model.name_or_path)
+        path = resolve_model_path(preset.model.name_or_path, revision=preset.model.revision)
         tokenizer = load_tokenizer(path, preset.model, date=with_date(preset).run.date)
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
         show, words = marking(sys.stdout)

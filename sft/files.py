@@ -26,12 +26,23 @@ def read_records(source: Source) -> Iterator[Record | RowError]:
         UserError: no such file or dataset; contents of another kind than the name says.
     """
     path = find_path(source.path)
-    if path is None and _is_hub_id(source.path):
-        return _read_hub(source.path, split=source.split)
+    if path is None and is_dataset_id(source.path):
+        return _read_hub(source)
+    _refuse_hub_options(source)
     return _read_file(existing_file(source.path, path))
 
 
-def _is_hub_id(path: str) -> bool:
+def _refuse_hub_options(source: Source) -> None:
+    given = {"name": source.name, "revision": source.revision}
+    if named := [key for key, value in given.items() if value is not None]:
+        raise UserError(
+            f"{source.path}: {named[0]}={given[named[0]]} belongs to a dataset on the hub, and "
+            "this is a local file; leave it out"
+        )
+
+
+def is_dataset_id(path: str) -> bool:
+    """Whether a path that is not on this machine has the form of a dataset's hub id."""
     owner, _, name = path.partition("/")
     return (
         bool(owner and name)
@@ -134,14 +145,18 @@ def _present(value: Any) -> Any:
     return [_present(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
+def _read_hub(source: Source) -> Iterator[Record | RowError]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     reach_hub()
+    name, split = source.path, source.split
     number = 0
     try:
-        for row in load_dataset(name, split=split, streaming=True):
+        rows = load_dataset(
+            name, source.name, split=split, revision=source.revision, streaming=True
+        )
+        for row in rows:
             number += 1
             yield Record(f"{name}[{split}]:{number}", _without_nulls(row))
     except (DatasetsError, OSError, ValueError) as error:
@@ -150,6 +165,6 @@ def _read_hub(name: str, *, split: str) -> Iterator[Record | RowError]:
         what = f"breaks off behind row {number}" if number else "is not what the hub gives"
         raise UserError(
             f"{name}: there is no such local file, and the dataset of this name {what} "
-            f"({' '.join(str(error).split())[:160]}); check the name, the split {split!r} and the "
-            "network"
+            f"({' '.join(str(error).split())[:160]}); check the path, the `name` of its "
+            f"configuration, the split {split!r} and the network"
         ) from None

@@ -52,6 +52,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         error: what a loader of upstream raised, with the hub's own error among its causes.
         kind: model or dataset, as `hf download --repo-type` spells it.
     """
+    name = name.partition("@")[0]  # without its revision
     causes = tuple(type(cause) for cause in _causes(error))
 
     def among(*kinds: type[BaseException]) -> bool:

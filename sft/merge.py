@@ -22,6 +22,7 @@ from sft.chat import ids_of, stop_ids
 from sft.config import UserError
 from sft.model import load_model, save_model
 from sft.placement import Placement
+from sft.revisions import located
 from sft.run import Stage, is_adapter
 from sft.setting import Setting
 from sft.shares import from_main
@@ -232,7 +233,7 @@ def stored_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """The dtype that a model's weights are kept in, as its configuration says; else float32."""
     if is_adapter(path):
         path = adapter_base(path)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(**located(path), trust_remote_code=trust_remote_code)
     return config.dtype or torch.float32
 
 

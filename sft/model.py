@@ -27,12 +27,13 @@ from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, ids_of, stop_ids
 from sft.config import LoraSection, ModelSection, UserError, find_path
 from sft.head import settle_head
-from sft.hub import hub_refusal, reach_hub
+from sft.hub import hub_refusal
 from sft.kernels import settle_kernels
 from sft.lora import fuse_adapters
 from sft.placement import Placement
 from sft.proof import settle_layout
 from sft.quantised import nf4
+from sft.revisions import is_hub_id, located, resolve_commit, split_revision
 from sft.run import is_adapter
 from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
@@ -44,21 +45,37 @@ from sft.weights import check_adapter, check_weights, read_weights
 log = logging.getLogger(__name__)
 
 
-def resolve_model_path(name_or_path: str) -> str:
-    """A local directory, found as presets' paths are, or the hub id unchanged.
+def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str:
+    """A local directory, found as presets' paths are, or `org/name@commit` for a hub id; without
+    the commit where neither the hub nor the cache of downloads names it.
+
+    Args:
+        name_or_path: may hold the revision itself, as `org/name@revision`.
 
     Raises:
-        UserError: it looks like a path but is none, or the directory holds no model.
+        UserError: it looks like a path but is none, the directory holds no model, or the revision
+            is unknown, given twice, or given for a local directory.
     """
+    name, own = split_revision(name_or_path)
+    if own is not None and revision is not None and own != revision:
+        raise UserError(
+            f"model.name_or_path={name_or_path} and model.revision={revision} name two revisions; "
+            "give one"
+        )
     found = find_path(name_or_path)
     if found is None:
-        if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        if not is_hub_id(name):
             raise UserError(
                 f"model.name_or_path={name_or_path}: no such directory; give a local model "
                 "directory or a hub id like org/name"
             )
-        reach_hub()
-        return name_or_path
+        commit = resolve_commit(name, revision=own or revision)
+        return name if commit is None else f"{name}@{commit}"
+    if revision is not None:
+        raise UserError(
+            f"model.revision={revision}: model.name_or_path={name_or_path} is a local directory, "
+            "which has no revisions; leave model.revision out"
+        )
     if not found.is_dir():
         raise UserError(f"model.name_or_path={name_or_path} is a file; give the model's directory")
     if not any((found / f).is_file() for f in ("config.json", CONFIG)):
@@ -77,7 +94,7 @@ def check_model(section: ModelSection) -> str:
     Raises:
         UserError: there is no such model, it is no causal LM, or it has no safetensors weights.
     """
-    path = resolve_model_path(section.name_or_path)
+    path = resolve_model_path(section.name_or_path, revision=section.revision)
     check_adapter(path, given=section.name_or_path)
     try:
         config = read_config(path, section)
@@ -117,7 +134,7 @@ def read_config(path: str, section: ModelSection) -> Any:
     """A model's configuration; of an adapter that of its base."""
     if is_adapter(path):
         path = adapter_base(path)
-    return AutoConfig.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+    return AutoConfig.from_pretrained(**located(path), trust_remote_code=section.trust_remote_code)
 
 
 def context_window(path: str, section: ModelSection) -> int | None:
@@ -140,7 +157,9 @@ def load_tokenizer(
         UserError: there is none, it is another model's, or its template does not end its turns.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            **located(path), trust_remote_code=section.trust_remote_code
+        )
     except (OSError, ValueError) as error:
         if refusal := hub_refusal(error, name=path):
             raise UserError(f"model.name_or_path={path}: {refusal}") from None
@@ -168,7 +187,9 @@ def has_template(path: str, section: ModelSection) -> bool:
     """Whether a chat template is given or stored with the tokenizer, so that ours is not used."""
     if section.chat_template is not None:
         return True
-    stored = AutoTokenizer.from_pretrained(path, trust_remote_code=section.trust_remote_code)
+    stored = AutoTokenizer.from_pretrained(
+        **located(path), trust_remote_code=section.trust_remote_code
+    )
     return stored.chat_template is not None
 
 
@@ -198,7 +219,7 @@ def load_model(
         more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
     base = adapter_base(path) if adapter else path
     try:
-        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(**located(base), trust_remote_code=trust_remote_code)
         attention = attention_for(config, placement.attention)
         if attention != placement.attention:
             log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
@@ -295,7 +316,8 @@ def load_trainable(
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
     set_seed(seed)  # the adapter's first weights are random
-    return fuse_adapters(get_peft_model(model, config))
+    _, revision = split_revision(path)
+    return fuse_adapters(get_peft_model(model, config, revision=revision))
 
 
 def _scale(lora: LoraSection) -> str:

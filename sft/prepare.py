@@ -145,14 +145,16 @@ def _cached(cache: Path) -> dict[str, str]:
 
 
 def source_fingerprint(source: Source) -> str:
-    """The hash of a local file, or the name of a hub data set.
+    """The hash of a local file, or the name, split, configuration and revision of a hub dataset.
 
     Raises:
         UserError: what is there is no file of rows, and might take for ever to hash.
     """
     path = find_path(source.path)
     if path is None:
-        return f"hub:{source.path}:{source.split}"
+        name = f":name={source.name}" if source.name else ""
+        revision = f"@{source.revision}" if source.revision else ""
+        return f"hub:{source.path}{revision}:{source.split}{name}"
     return fingerprint(existing_file(source.path, path))
 
 

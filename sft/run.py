@@ -225,9 +225,17 @@ def last_model(folder: Path, *, without: Collection[str] = ()) -> Path | None:
 
 
 def write_environment(
-    folder: Path, preset: Preset, *, inputs: Mapping[str, str] | None = None
+    folder: Path,
+    preset: Preset,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    revisions: Mapping[str, str] | None = None,
 ) -> None:
-    """run.json: what a reader needs to repeat the run; says what of it is not as it was."""
+    """run.json: what a reader needs to repeat the run; says what of it is not as it was.
+
+    Args:
+        revisions: the commit of each hub repository that is read (`sft.revisions.pin_revisions`).
+    """
     state = PartialState()
     if not state.is_main_process:
         return
@@ -237,6 +245,7 @@ def write_environment(
         "date": preset.run.date,
         "preset_sha256": fingerprint(resolved(preset)),
         "inputs": dict(inputs or {}),
+        "revisions": dict(revisions or {}),
     }
     before = read_record(folder / "run.json")
     if before is not None and _anything_done(folder):

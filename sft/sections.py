@@ -21,6 +21,7 @@ class RunSection:
 @dataclass
 class ModelSection:
     name_or_path: str = ""
+    revision: str | None = None  # branch, tag or commit on the hub; absent: the main branch
     dtype: str = "auto"  # auto, float32, bfloat16, float16
     load_in_4bit: bool = False  # QLoRA: frozen weights in NF4 (bitsandbytes); LoRA on CUDA alone
     attn_implementation: str = "auto"  # auto, documents, flex, sdpa, eager
@@ -57,6 +58,8 @@ class Source:
     """Where rows come from: a local file or a hub id, and how to read it."""
 
     path: str = ""
+    name: str | None = None  # configuration of a dataset on the hub
+    revision: str | None = None  # its branch, tag or commit; absent: the main branch
     kind: str | None = None  # math, code, dialogue, safety, ...; absent: the row's own `kind`
     kind_rule: dict[str, str] = field(default_factory=dict)  # kind: regex searched in user turns
     weight: float = 1.0  # share of the rows taken, or times that they are repeated

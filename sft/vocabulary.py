@@ -10,6 +10,7 @@ from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokeni
 
 from sft.adapters import adapter_base
 from sft.config import ModelSection, UserError
+from sft.revisions import located
 from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
 from sft.shares import from_main
 from sft.storage import writing
@@ -81,7 +82,7 @@ def base_with_tokens(
     if not section.add_tokens:
         return base
     trust = section.trust_remote_code
-    known = AutoTokenizer.from_pretrained(base, trust_remote_code=trust).get_vocab()
+    known = AutoTokenizer.from_pretrained(**located(base), trust_remote_code=trust).get_vocab()
     rows = _embeddings(base, trust_remote_code=trust)
     new = [token for token in section.add_tokens if known.get(token, rows) >= rows]
     if not new:
@@ -120,7 +121,7 @@ def base_with_tokens(
 def _embeddings(base: str, *, trust_remote_code: bool) -> int:
     """How many rows the embedding has, by the configuration; of an adapter that of its base."""
     path = adapter_base(base) if is_adapter(base) else base
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    config = AutoConfig.from_pretrained(**located(path), trust_remote_code=trust_remote_code)
     return config.get_text_config().vocab_size
 
 

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from sft.adapters import BASE, CONFIG, adapter_base
 from sft.config import UserError
+from sft.revisions import located
 from sft.run import is_adapter, read_json
 
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
@@ -115,7 +116,7 @@ def read_weights(base: str, **options: Any) -> Any:
     """A causal LM with its weights, all of them from safetensors.
 
     Args:
-        base: a directory or a hub id.
+        base: a directory, or a hub id with or without `@revision`.
         options: of upstream's `from_pretrained`.
 
     Raises:
@@ -123,7 +124,7 @@ def read_weights(base: str, **options: Any) -> Any:
             shape; upstream would begin these at random.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        base,
+        **located(base),
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told below, in a sentence

@@ -236,6 +236,7 @@ def test_our_own_keys_are_these():
             "license",
             "load_in_4bit",
             "name_or_path",
+            "revision",
             "trust_remote_code",
         ],
         "lora": [
