@@ -131,7 +131,7 @@ def _eos_ids(path: str, config: Any) -> tuple[int, ...]:
     """The eos ids that transformers would give the loaded model."""
     name, at = split_revision(path)
     try:
-        settings = GenerationConfig.from_pretrained(name, **({"revision": at} if at else {}))
+        settings = GenerationConfig.from_pretrained(name, revision=at or "main")
     except OSError:  # there is no such file
         settings = GenerationConfig.from_model_config(config)
     return ids_of(settings.eos_token_id)
