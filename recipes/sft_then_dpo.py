@@ -97,13 +97,13 @@ def chain(
     from sft.vocabulary import base_with_tokens
 
     # 1. What can be wrong is found before anything is trained.
-    keep = not (fresh or rerun)
-    preset, revisions = from_main(partial(pin_revisions, preset, keep=keep))
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
     preset = with_date(preset, fresh=fresh)
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
+    keep = not (fresh or rerun)
+    preset, revisions = from_main(partial(pin_revisions, preset, keep=keep))
     base = check_model(preset.model)
     preset = fit_lengths(preset, context_window(base, preset.model))
     check_measures(preset.eval)
