@@ -70,11 +70,12 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.results import write_results
     from eval.tables import console_table
     from sft.console import farewell, start_logging
+    from sft.environment import write_environment
     from sft.holding import Holding
     from sft.machine import this_machine
     from sft.model import check_model, context_window, has_template, load_tokenizer, read_config
     from sft.placement import choose_placement
-    from sft.run import is_adapter, open_run, write_environment
+    from sft.run import is_adapter, open_run
     from sft.run_date import with_date
     from sft.setting import Setting
     from sft.sharding import reads_parts

@@ -63,9 +63,10 @@ def run(given: argparse.Namespace) -> None:
     from eval.open_questions import answers_of, read_questions
     from eval.open_tables import open_ended_table
     from sft.console import start_logging
+    from sft.environment import write_environment
     from sft.model import check_model, load_tokenizer
     from sft.placement import choose_placement
-    from sft.run import open_run, write_environment, write_json
+    from sft.run import open_run, write_json
     from sft.run_date import with_date
     from sft.setting import Setting
 

@@ -81,6 +81,7 @@ def chain(
     from sft.budget import Planner, chats_work
     from sft.budget_table import check_memory, show_budget
     from sft.console import farewell
+    from sft.environment import write_environment
     from sft.inputs import run_inputs
     from sft.machine import this_machine
     from sft.model import check_model, context_window, load_tokenizer, read_config
@@ -88,7 +89,7 @@ def chain(
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.revisions import pin_revisions
-    from sft.run import open_run, read_json, write_environment
+    from sft.run import open_run, read_json
     from sft.run_date import with_date
     from sft.setting import Setting
     from sft.shares import from_main

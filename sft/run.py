@@ -8,16 +8,12 @@ match and whose outputs are whole is skipped and any other is done again.
 import hashlib
 import json
 import logging
-import platform
-import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
 from omegaconf import OmegaConf
@@ -25,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sft.adapters import CONFIG, adapter_base, name_own_bases, settled_hash
 from sft.checkpoint import drop_others
-from sft.config import CHECKOUT, Preset, UserError, resolved
+from sft.config import Preset, UserError, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
 from sft.plain_yaml import refuse_bomb
@@ -56,7 +52,6 @@ __all__ = [
     "read_json",
     "read_jsonl",
     "stage_facts",
-    "write_environment",
     "write_json",
     "write_jsonl",
     "write_text",
@@ -71,7 +66,6 @@ WAYS_ON = (
     "set run.dir= to a new folder, or pass --rerun to redo what the change touches, or --fresh to "
     "start from nothing"
 )
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm-eval")
 
 
 @dataclass(frozen=True)
@@ -224,67 +218,6 @@ def last_model(folder: Path, *, without: Collection[str] = ()) -> Path | None:
     return models[-1] if models else None
 
 
-def write_environment(
-    folder: Path,
-    preset: Preset,
-    *,
-    inputs: Mapping[str, str] | None = None,
-    revisions: Mapping[str, str] | None = None,
-) -> None:
-    """run.json: what a reader needs to repeat the run; says what of it is not as it was.
-
-    Args:
-        revisions: the commit of each hub repository that is read (`sft.revisions.pin_revisions`).
-    """
-    state = PartialState()
-    if not state.is_main_process:
-        return
-    libraries = (*LIBRARIES, *["bitsandbytes"] * preset.model.load_in_4bit)
-    facts = _environment(state, libraries) | {
-        "seed": preset.run.seed,
-        "date": preset.run.date,
-        "preset_sha256": fingerprint(resolved(preset)),
-        "inputs": dict(inputs or {}),
-        "revisions": dict(revisions or {}),
-    }
-    before = read_record(folder / "run.json")
-    if before is not None and _anything_done(folder):
-        told = ("python", "versions", "platform", "cpu_threads", "device", "git")
-        pairs = {
-            key: (old, new)
-            for name in told
-            for key, old, new in _differences(before.get(name), facts[name], name)
-        }
-        for key, (old, new) in sorted(pairs.items()):
-            log.warning(
-                "%s: %s when this run was last here, now %s; what it goes on with may differ in "
-                "the last digits",
-                key.removeprefix("versions."),
-                old,
-                new,
-            )
-    write_json(folder / "run.json", facts)
-
-
-def _environment(state: PartialState, libraries: Sequence[str]) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in libraries},
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "device": gpu or str(state.device),
-        "num_processes": state.num_processes,
-        "git": commit.stdout.strip() or None,
-    }
-
-
 @dataclass(frozen=True)
 class _Claim:
     """A start's claim to a run directory, held against what is there."""
@@ -309,7 +242,7 @@ class _Claim:
             for entry in [*entries, temporary_name(recorded)]:
                 if entry != recorded:
                     remove(entry)
-        elif recorded.is_file() and _anything_done(self.folder):
+        elif recorded.is_file() and anything_done(self.folder):
             if not rerun:
                 self._refuse_changes(recorded)
             else:
@@ -361,7 +294,7 @@ class _Claim:
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
-        changed_keys = {key for key, _, _ in _differences(before, self.preset)}
+        changed_keys = {key for key, _, _ in differences(before, self.preset)}
         keys = sorted(
             key
             for key in changed_keys
@@ -392,18 +325,18 @@ class _Claim:
             )
 
 
-def _anything_done(folder: Path) -> bool:
+def anything_done(folder: Path) -> bool:
     """Whether a run got further than a start that its own data or preset ended: prepared rows are
     no more than that, and are prepared again where they changed."""
     found = (p for name in ("done.json", "checkpoint-*") for p in folder.rglob(name))
     return any(path.relative_to(folder).parts[0] != "data" for path in found)
 
 
-def _differences(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The places where two nested mappings differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
             path = f"{at}.{key}" if at else key
-            yield from _differences(before.get(key), now.get(key), path)
+            yield from differences(before.get(key), now.get(key), path)
     elif before != now:
         yield at, before, now

@@ -46,9 +46,10 @@ from sft.config import (
 )
 from sft.console import WithoutSecrets
 from sft.data import read_sft
+from sft.environment import write_environment
 from sft.model import check_model, load_tokenizer
 from sft.processes import clear, watching
-from sft.run import open_run, write_environment, write_json
+from sft.run import open_run, write_json
 from sft.secret import hidden
 from sft.weights import conversion
 

@@ -60,7 +60,7 @@ logging.basicConfig(format="%(message)s")
 from huggingface_hub import constants
 from sft.config import load_preset
 from sft.revisions import pin_revisions
-from sft.run import write_environment
+from sft.environment import write_environment
 
 for line in sys.stdin:
     keep, overrides, constants.HF_HUB_OFFLINE = json.loads(line)

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from sft.config import ModelSection, Preset, RunSection, UserError
-from sft.run import Stage, fingerprint, open_run, read_json, write_environment, write_json
+from sft.environment import write_environment
+from sft.run import Stage, fingerprint, open_run, read_json, write_json
 
 
 def preset(folder, seed=0):
