@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sft.config import Source, UserError
-from sft.data import Found, Rows, collect, metadata, read_kind
-from sft.files import Record, read_records
+from sft.data import Found, Rows, collect, metadata, read_kind, read_rows
+from sft.fields import Fields
 from sft.formats import (
     CONTENT,
     OUTPUT_PAIRS,
     PAIRS,
     SIDES,
-    apply_columns,
+    Row,
     held,
+    lost_texts,
     read_question,
     unknown_format,
 )
@@ -29,6 +30,7 @@ from sft.messages import (
     wrong_type,
 )
 from sft.row_errors import RowError
+from sft.unfit import refuse_media, refuse_places, refuse_unpaired
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -66,28 +68,30 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Ro
             under "stop"; always for a missing file, a file of chats or of KTO labels, and a source
             without a usable pair.
     """
-    return collect([(source.path, _pairs(source)) for source in sources], on_error=on_error)
+    return collect([(source, _pairs(source)) for source in sources], on_error=on_error)
 
 
 def _pairs(source: Source) -> Iterator[Found | RowError]:
-    for record in read_records(source):
-        if isinstance(record, RowError):
-            yield record
+    for item in read_rows(source):
+        if isinstance(item, RowError):
+            yield item
             continue
+        record, named = item
         try:
-            renamed = apply_columns(record, source.columns)
-            row, mended = _row(renamed, source)
+            row, mended = _row(named, source)
         except RowError as error:
             yield error
             continue
-        yield Found(row, raw=record.fields, mended=mended)
+        unread = lost_texts(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
+        yield Found(row, raw=record.fields, mended=mended, unread=unread)
 
 
-def _row(record: Record, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
-    origin = record.origin
-    fields = {k: v for k, v in record.fields.items() if v is not None}
+def _row(record: Row, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
+    fields, origin = record.fields, record.origin
+    refuse_media(fields, origin)
     prompt, chosen, rejected = _read_pair(fields, origin)
     prompt, mended = cut_lead(prompt)
+    refuse_places(prompt, origin)
     _check(prompt, chosen, rejected, origin)
     row: dict[str, Any] = {
         "prompt": prompt,
@@ -101,7 +105,7 @@ def _row(record: Record, source: Source) -> tuple[dict[str, Any], tuple[str, ...
     return row | metadata(record), mended
 
 
-def _read_pair(fields: dict[str, Any], origin: str) -> Pair:
+def _read_pair(fields: Fields, origin: str) -> Pair:
     for better, worse in held(SIDES, fields):
         return _read_sides(fields, better, worse, origin)
     for first, second in held(OUTPUT_PAIRS, fields):
@@ -117,13 +121,14 @@ def _read_pair(fields: dict[str, Any], origin: str) -> Pair:
     raise unknown_format(fields, origin, wanted="preference", columns=columns)
 
 
-def _refuse_others(fields: dict[str, Any], origin: str) -> None:
+def _refuse_others(fields: Fields, origin: str) -> None:
     chat = {"messages", "conversations", "conversation"} & fields.keys()
-    if isinstance(fields.get("label"), bool):
-        raise UserError(
-            f"{origin}: the row is a KTO label (one answer marked good or bad), not a pair; DPO "
-            "needs chosen and rejected answers to the same prompt"
-        )
+    refuse_unpaired(
+        fields,
+        origin,
+        wanted="a pair",
+        remedy="DPO needs chosen and rejected answers to the same prompt",
+    )
     if chat or held(PAIRS, fields):
         raise UserError(
             f"{origin}: the row is a chat without a rejected answer, not a preference; list the "
@@ -135,7 +140,7 @@ def _refuse_others(fields: dict[str, Any], origin: str) -> None:
         )
 
 
-def _read_sides(fields: dict[str, Any], better: str, worse: str, origin: str) -> Pair:
+def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
     chosen, rejected = (_answer(fields[side], origin, side) for side in (better, worse))
     whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
     if whole[0] != whole[1]:
@@ -180,10 +185,14 @@ def read_transcript(text: str, origin: str) -> list[Message]:
     ]
 
 
-def _verdict(fields: dict[str, Any], origin: str) -> int:
+def _verdict(fields: Fields, origin: str) -> int:
     """FIRST, SECOND or TIE from a label, a preference in [1, 2], a field of VERDICTS, a signed
     strength (HelpSteer: below 0 the first) or the majority of votes."""
-    votes = [v for k, v in fields.items() if k.startswith("annotator") and _number(v) is not None]
+    votes = [
+        fields[name]
+        for name in fields
+        if name.startswith("annotator") and _number(fields.peek(name)) is not None
+    ]
     if "label" in fields:
         return _choice(fields["label"], origin, where="label")
     if "preference" in fields:
@@ -249,7 +258,7 @@ def _tie(origin: str) -> RowError:
     )
 
 
-def _read_scored(fields: dict[str, Any], origin: str) -> Pair:
+def _read_scored(fields: Fields, origin: str) -> Pair:
     """UltraFeedback: completions with scores; the best against the worst."""
     completions = decoded(fields["completions"])
     scored = []

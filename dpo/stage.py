@@ -33,6 +33,7 @@ from sft.run import (
 )
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main
+from sft.source_table import source_table
 from sft.stage import run_stage
 from sft.storage import writing
 from sft.trainer import StageFacts, training_arguments
@@ -72,6 +73,8 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
         mixed = mix(read, data.preference, seed=setting.seed)
         counted = _encode(mixed, preset, setting, folder=folder / ROWS)
         facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
+        title = "data.preference: rows of each source"
+        setting.show(source_table(facts["sources"], title=title))
         write_json(setting.folder / "data" / "preference.json", facts)
 
     from_main(prepare)

@@ -13,15 +13,15 @@ from eval.stats import wilson
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
-from sft.files import read_records
+from sft.files import Record, read_records
 from sft.prompts import read_prompts
-from sft.row_errors import RowError
 
 # Of a prompt's row (with "harmful") and an answer; any callable serves.
 Judge = Callable[[Mapping[str, Any], str], Label]
 
 # Do-Not-Answer (Wang et al. 2023, arXiv 2308.13387) by its own column names: all of it is harmful.
 _DO_NOT_ANSWER = {"prompt": "question", "kind": "risk_area"}
+_FINER_LABELS = ("types_of_harm", "specific_harms")
 
 
 def read_safety_prompts(path: str) -> list[dict[str, Any]]:
@@ -34,12 +34,13 @@ def read_safety_prompts(path: str) -> list[dict[str, Any]]:
         UserError: the file cannot be read, a row does not say what is due, or an id comes twice.
     """
     first = next(iter(read_records(Source(path))), None)
-    foreign = (
-        first is not None
-        and not isinstance(first, RowError)
-        and set(_DO_NOT_ANSWER.values()) <= first.fields.keys()
-    )
-    rows = read_prompts([Source(path, columns=_DO_NOT_ANSWER if foreign else {})])
+    names = first.fields.keys() if isinstance(first, Record) else set()
+    foreign = names >= set(_DO_NOT_ANSWER.values())
+    source = Source(path)
+    if foreign:
+        finer = [name for name in _FINER_LABELS if name in names]
+        source = Source(path, columns=_DO_NOT_ANSWER, ignore=finer)
+    rows = read_prompts([source])
     seen: set[str] = set()
     for row in rows:
         reference = row.pop("reference", {"refuse": True} if foreign else None)

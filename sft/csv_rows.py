@@ -82,7 +82,7 @@ def _row(origin: str, header: list[str], cells: list[str]) -> Record | RowError:
     nameless = [cell for name, cell in zip(header, cells, strict=True) if not name]
     if len(nameless) > 1 and any(nameless):
         return _malformed(origin, "cells in several columns without a name")
-    return Record(origin, dict(zip(header, cells, strict=True)))
+    return Record(origin, dict(zip(header, cells, strict=True)), cells=True)
 
 
 def _malformed(origin: str, what: str) -> RowError:

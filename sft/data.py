@@ -6,14 +6,15 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from sft.config import Source, UserError
+from sft.fields import Unread
 from sft.files import Record, read_records
-from sft.formats import META, apply_columns, read_chats, read_text
+from sft.formats import META, Row, apply_columns, lost_texts, read_chats, read_text
 from sft.messages import Message
 from sft.row_errors import RowError
 
@@ -36,6 +37,7 @@ class SourceCount:
     kept: int
     dropped: dict[str, int]  # by rule
     mended: dict[str, int]  # rows kept with something cut, by rule
+    unread: dict[str, int]  # rows with text in a field that nothing read, by field
     problems: list[str]  # the first sentences, with file and line
 
 
@@ -73,7 +75,7 @@ def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
         UserError: one sentence with file and line, the rule and the remedy; always for a missing
             file, a file of another kind (preferences) and a source without a usable row.
     """
-    return collect([(source.path, _chats(source)) for source in sources], on_error=on_error)
+    return collect([(source, _chats(source)) for source in sources], on_error=on_error)
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,19 @@ class Found:
     row: dict[str, Any]
     raw: Any
     mended: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)  # see `unread_texts`
 
 
-def collect(sources: Iterable[tuple[str, Iterable[Found | RowError]]], *, on_error: str) -> Rows:
+def collect(sources: Iterable[tuple[Source, Iterable[Found | RowError]]], *, on_error: str) -> Rows:
     """Keep, count or stop: the one policy for chats and preferences.
 
     Args:
-        sources: name and contents: usable rows in order, and in the place of the others why they
-            are not.
+        sources: each with its contents: usable rows in order, and in the place of the others why
+            they are not.
 
     Raises:
-        UserError: the first problem under "stop"; a source without a usable row under either.
+        UserError: the first problem under "stop"; under either a source without a usable row, or
+            of which a field with content would be left out of most rows.
     """
     assert on_error in ("stop", "drop"), on_error
     read = Rows(rows=[], counts=[], repeats=[])
@@ -104,14 +108,16 @@ def collect(sources: Iterable[tuple[str, Iterable[Found | RowError]]], *, on_err
         read.counts.append(count)
         if count.dropped:
             left_out = ", ".join(f"{n} {rule}" for rule, n in count.dropped.items())
-            log.info("%s: %d of %d rows kept (%s)", source, count.kept, count.rows_in, left_out)
+            log.info(
+                "%s: %d of %d rows kept (%s)", source.path, count.kept, count.rows_in, left_out
+            )
     return read
 
 
 def _collect(
     found: Iterable[Found | RowError],
     *,
-    source: str,
+    source: Source,
     on_error: str,
     seen: dict[str, dict[bytes, str]],
     into: Rows,
@@ -120,6 +126,7 @@ def _collect(
     dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     problems: list[str] = []
+    unread = Unread(source.ignore)
     rows = iter(found)
     for item in rows:
         rows_in += 1
@@ -130,6 +137,7 @@ def _collect(
             problems.append(str(item))
             continue
         origin = item.row["origin"]
+        unread.add(origin, item.unread)
         digests = {DUPLICATE: _digest(item.raw), SAME_TEXT: _digest(_said(item.row))}
         rule = next((rule for rule, digest in digests.items() if digest in seen[rule]), None)
         if rule is not None:
@@ -145,13 +153,15 @@ def _collect(
     if not kept and not (dropped[DUPLICATE] or dropped[SAME_TEXT]):
         why = ", ".join(f"{n} {rule}" for rule, n in dropped.most_common() if n) or "it has none"
         first = f"; first: {problems[0]}" if problems else ""
-        raise UserError(f"{source}: no usable row ({why}); a source holds at least one{first}")
+        raise UserError(f"{source.path}: no usable row ({why}); a source holds at least one{first}")
+    unread.refuse_lost()
     return SourceCount(
-        source=source,
+        source=source.path,
         rows_in=rows_in,
         kept=kept,
         dropped=dict(dropped.most_common()),
         mended=dict(mended.most_common()),
+        unread=dict(unread.counts.most_common()),
         problems=problems[:EXAMPLES],
     )
 
@@ -176,21 +186,54 @@ def _said(row: dict[str, Any]) -> dict[str, Any]:
     return {k: row[k] for k in keys if k in row}
 
 
-def _chats(source: Source) -> Iterator[Found | RowError]:
+def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
+    """The records of a source with their rows under our names.
+
+    Raises:
+        UserError: at the end, a field of `ignore` that no record has.
+    """
+    missing = set(source.ignore)
     for record in read_records(source):
         if isinstance(record, RowError):
             yield record
             continue
+        missing -= record.fields.keys()
         try:
-            found = list(_read(apply_columns(record, source.columns), source))
+            row = apply_columns(record, source.columns, ignore=source.ignore)
         except RowError as error:
             yield error
             continue
-        for part, (row, mended) in enumerate(found):
-            yield Found(row, raw=(part, record.fields), mended=mended)
+        yield record, row
+    # Keys of messages are named as messages[].key.
+    if missing := {name for name in missing if "[]." not in name}:
+        raise UserError(
+            f"{source.path}: ignore names {', '.join(map(repr, sorted(missing)))}, which no "
+            "row has; correct the name"
+        )
 
 
-def _read(record: Record, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+def _chats(source: Source) -> Iterator[Found | RowError]:
+    for item in read_rows(source):
+        if isinstance(item, RowError):
+            yield item
+            continue
+        record, row = item
+        try:
+            found = list(_read(row, source))
+        except RowError as error:
+            yield error
+            continue
+        said = [message for read, _ in found for message in _messages(read)]
+        unread = lost_texts(row, said)
+        for part, (read, mended) in enumerate(found):
+            yield Found(read, raw=(part, record.fields), mended=mended, unread=unread)
+
+
+def _messages(row: dict[str, Any]) -> list[Message]:
+    return row["messages"] if "messages" in row else [{"content": row["text"]}]
+
+
+def _read(record: Row, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """The rows of a record, each with what was mended in it."""
     if (text := read_text(record)) is not None:
         said = [{"role": "user", "content": text}]
@@ -218,7 +261,7 @@ def _without_annotations(message: Message) -> Message:
 
 
 def read_kind(
-    record: Record, source: Source, *, said: Sequence[Message], default: str = OTHER_KIND
+    record: Row, source: Source, *, said: Sequence[Message], default: str = OTHER_KIND
 ) -> str:
     """The first kind whose rule finds its pattern in what the user says, else the source's kind,
     else the row's own, else `default`.
@@ -243,6 +286,6 @@ def read_kind(
     return kind
 
 
-def metadata(record: Record) -> dict[str, Any]:
+def metadata(record: Row) -> dict[str, Any]:
     """Fields that pass through unchanged where the record has them."""
     return {key: record.fields[key] for key in META if record.fields.get(key) is not None}

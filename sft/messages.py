@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from sft.fields import Fields
 from sft.row_errors import RowError, half_pair, invalid_text, type_name
 
 Message = dict[str, Any]
@@ -30,16 +31,48 @@ NO_TEXT = re.compile("[\x00\ud800-\udfff]")  # NUL, half a surrogate pair
 EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 
 
+# Keys of an object that holds a question and its answer.
+ROUNDS = (("human", "assistant"), ("input", "output"))
+KNOWN_KEYS = frozenset(
+    {"role", "from", "content", "value", "tool_calls", "function_call", *EXTRA_KEYS}
+    | {key for keys in ROUNDS for key in keys}
+)
+# Fields that hold messages by their name, and such as hold either a text or messages.
+CHATS = ("messages", "conversations", "conversation", "conversation_a", "conversation_b")
+EITHER = ("prompt", "completion", "chosen", "rejected")
+
+
+def decode_chats(fields: Fields) -> None:
+    """Replace JSON text by the messages that it holds, in fields that may hold messages.
+
+    A text stays a text, whatever it parses to, where only its look speaks for messages. It is taken
+    for messages under a name of CHATS; in a field of EITHER of a CSV file, which has no other way
+    to write them; and in other files where both chosen and rejected, or both prompt and completion,
+    are lists of messages.
+    """
+    for name in CHATS:
+        if isinstance(found := decoded(fields.peek(name)), list):
+            fields.put(name, found)
+    chats = {
+        name: found
+        for name in EITHER
+        if isinstance(fields.peek(name), str) and is_chat(found := decoded(fields.peek(name)))
+    }
+    lists = {name for name in EITHER if isinstance(chats.get(name, fields.peek(name)), list)}
+    if not fields.cells:
+        whole = [pair for pair in (EITHER[:2], EITHER[2:]) if set(pair) <= lists]
+        chats = {name: found for name, found in chats.items() if whole and name in lists}
+    for name, found in chats.items():
+        fields.put(name, found)
+
+
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
-    """A text (one turn of `role`), a message, or a list of messages (or its JSON text)."""
-    structure = decoded(value)
-    if isinstance(value, str) and not is_messages(structure):
-        structure = value  # an answer such as "[1, 2]" is text, whatever it parses to
-    if isinstance(structure, dict):
-        return read_messages([structure], origin, where=where)
-    if isinstance(structure, list):
-        return read_messages(structure, origin, where=where)
-    return [{"role": role, "content": text_field(structure, origin, where=where)}]
+    """A text (one turn of `role`), a message, or a list of messages."""
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        return read_messages(value, origin, where=where)
+    return [{"role": role, "content": text_field(value, origin, where=where)}]
 
 
 def is_messages(value: Any) -> bool:
@@ -48,6 +81,32 @@ def is_messages(value: Any) -> bool:
     return bool(turns) and all(
         isinstance(turn, dict)
         and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
+        for turn in turns
+    )
+
+
+def unknown_keys(value: Any) -> dict[str, list[Any]]:
+    """Keys of messages that nothing reads, with their values; none where this is no chat."""
+    turns = value if isinstance(value, list) else [value]
+    if not (is_messages(value) or (turns and all(map(_is_round, turns)))):
+        return {}
+    found: dict[str, list[Any]] = {}
+    for turn in turns:
+        for key in turn.keys() - KNOWN_KEYS:
+            if turn[key] not in (None, "", [], {}):
+                found.setdefault(str(key), []).append(turn[key])
+    return dict(sorted(found.items()))
+
+
+def _is_round(turn: Any) -> bool:
+    return isinstance(turn, dict) and any(set(keys) <= turn.keys() for keys in ROUNDS)
+
+
+def is_chat(value: Any) -> bool:
+    """Whether this is a message or a list of them, by their keys and roles."""
+    turns = value if isinstance(value, list) else [value]
+    return is_messages(value) and all(
+        isinstance(role := turn.get("role", turn.get("from")), str) and role in ROLES
         for turn in turns
     )
 

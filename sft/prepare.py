@@ -34,7 +34,8 @@ from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, main_first
-from sft.storage import file_hash, read_record, remove, write_record, writing
+from sft.source_table import source_table
+from sft.storage import file_hash, read_json, read_record, remove, write_record, writing
 from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ def prepare_chats(
             )
 
     from_main(prepare)
+    facts = read_json(stage.folder / "data.json")
+    setting.show(source_table(facts["sources"], title="data.sft: rows of each source"))
     return read_shared_rows(stage.folder / "sft.parquet")
 
 

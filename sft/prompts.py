@@ -1,54 +1,95 @@
 """Prompts for sampling and measuring: conversations that wait for an answer."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from sft.config import Source, UserError
-from sft.files import Record, read_records
-from sft.formats import META, apply_columns, read_chats
-from sft.messages import check_turns, read_messages
+from sft.data import read_rows
+from sft.fields import Unread
+from sft.formats import (
+    META,
+    PAIRS,
+    Row,
+    held,
+    lost_texts,
+    read_chats,
+    read_question,
+)
+from sft.messages import CHATS, ROLES, Message, check_turns, is_chat, read_messages
 from sft.row_errors import RowError
+from sft.unfit import refuse_media, refuse_places
 
+SEVERAL = {*CHATS, "instances", "message_tree_id"}
+REMEDY = (
+    "call it context if it belongs to the question, else remove it from the file (in pairs.prompts "
+    "columns={{context: {name}}} or ignore=[{names}] do it)"
+)
 LABELS = (*META, "category", "kind")
+ANSWER = re.compile(
+    r"(answer|response|output|completion|solution|target|chosen|rejected|explanation|rationale"
+    r"|continuation|test|chain_of_thought)s?(_?[0-9a-z])?$"
+)
 
 
 def read_prompts(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """Rows of {"messages", "id", "category", "language"} and, where the file has it, "reference".
 
-    A row is a list of messages that ends with a user turn, a `prompt` text, or any chat that SFT
-    reads, whose last answer is cut off. Prompts that repeat an earlier one are left out.
+    A row is a list of messages that ends with a user turn, a question with the fields that belong
+    to it, or any chat that SFT reads, whose last answer is cut off. Prompts that repeat an earlier
+    one are left out.
 
     Raises:
-        UserError: one sentence with file and line for the first row that is neither.
+        UserError: one sentence with file and line for the first row that is neither, or for a field
+            with content that nothing read.
     """
     rows: dict[str, dict[str, Any]] = {}
     for source in sources:
-        for record in read_records(source):
-            if isinstance(record, RowError):
-                raise record
-            record = apply_columns(record, source.columns)
+        unread = Unread(source.ignore)
+        for item in read_rows(source):
+            if isinstance(item, RowError):
+                raise item
+            record = item[1]
             messages = _waiting(record)
+            unread.add(record.origin, _lost(record, messages))
             labels = {k: record.fields[k] for k in LABELS if record.fields.get(k) is not None}
             category = labels.pop("category", None) or labels.pop("kind", None) or source.kind
             labels.pop("kind", None)
             row = {"messages": messages, "category": category or "all", "language": ""} | labels
             row["id"] = str(row.get("id", f"{len(rows)}"))
             rows.setdefault(str([(m["role"], m["content"]) for m in messages]), row)
+        unread.refuse_lost(remedy=REMEDY)
     if sources and not rows:
         raise UserError(f"{sources[0].path}: no prompts; a file of prompts holds at least one")
     return list(rows.values())
 
 
-def _waiting(record: Record) -> list[dict[str, Any]]:
-    fields = record.fields
-    if isinstance(fields.get("prompt"), str) and not fields.keys() & {"response", "completion"}:
-        return [{"role": "user", "content": fields["prompt"]}]
-    messages = fields.get("messages")
-    if isinstance(messages, list):
-        turns = read_messages(messages, record.origin, where="messages")
-        if turns and turns[-1]["role"] == "user":
-            check_turns(turns, record.origin)
-            return turns
-    chat = read_chats(record)[0].messages
-    last = max(i for i, message in enumerate(chat) if message["role"] == "assistant")
-    return chat[:last]
+def _waiting(row: Row) -> list[Message]:
+    fields, origin = row.fields, row.origin
+    refuse_media(fields, origin)
+    answered = fields.keys() & {"response", "completion"}
+    if isinstance(fields.peek("prompt"), str) and not answered:
+        turns = read_question(fields, origin)
+    elif isinstance(fields.peek("messages"), list) and _ends_asking(fields.peek("messages")):
+        turns = read_messages(fields["messages"], origin, where="messages")
+    elif not (fields.keys() & SEVERAL or held(PAIRS, fields)) and read_question(fields, origin):
+        turns = read_question(fields, origin)
+    else:
+        turns = read_chats(row)[0].messages
+        last = max(i for i, message in enumerate(turns) if message["role"] == "assistant")
+        return turns[:last]
+    refuse_places(turns, origin)
+    check_turns(turns, origin)
+    return turns
+
+
+def _ends_asking(messages: list[Any]) -> bool:
+    """Whether the last of the messages is the user's."""
+    last = messages[-1] if messages else {}
+    return is_chat(last) and ROLES[str(last.get("role", last.get("from")))] == "user"
+
+
+def _lost(row: Row, messages: Sequence[Message]) -> dict[str, str]:
+    """The fields with text that nothing read, but for answers, which a prompt goes without."""
+    lost = lost_texts(row, messages)
+    return {name: text for name, text in lost.items() if not ANSWER.search(name.lower())}

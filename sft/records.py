@@ -20,6 +20,7 @@ class Record:
 
     origin: str
     fields: dict[str, Any]
+    cells: bool = False  # every field is text, since the file (CSV) has no other type
 
 
 def open_bytes(path: Path) -> IO[bytes]:

@@ -65,6 +65,7 @@ class Source:
     weight: float = 1.0  # share of the rows taken, or times that they are repeated
     count: int | None = None  # instead of weight: how many rows, exactly
     columns: dict[str, str] = field(default_factory=dict)
+    ignore: list[str] = field(default_factory=list)  # fields that are left out on purpose
     split: str = "train"
     strip_calculator: bool = False  # remove GSM8K's <<6*7=42>>; the line "#### 42" stays
     tree_paths: str = "best"  # of an Open-Assistant tree: best (the top-ranked), all
