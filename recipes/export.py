@@ -10,6 +10,7 @@ compared with the trained one's on real rows of the run, and its token ids with 
 
 import argparse
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -161,7 +162,8 @@ def export(
     for line in checked:
         log.info("%s", line)
     shutil.copy(run / "preset.yaml", working / "preset.yaml")
-    use = ways_to_use(".", name=to.name, ollama=turns is not None)
+    ways = ways_to_use(".", name=to.name, ollama=turns is not None)
+    use = [f"    {line}" for line in ways]
     card = model_card(run, preset, name=to.name, model=name, use=use, checked=checked)
     (working / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(to, ignore_errors=True)
@@ -171,11 +173,15 @@ def export(
 
 def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:
     """Commands that talk to the model in `folder`, or make it ready for another program."""
-    lines = [f"transformers serve, and beside it: transformers chat {folder}"]
+    from sft.console import chat_commands
+
+    at, called = shlex.quote(folder), shlex.quote(name)
+    lines = chat_commands(folder)
     if ollama:
-        lines.append(f"ollama create {name} -f {folder}/Modelfile && ollama run {name}")
-    lines.append(f"mlx_lm.convert --hf-path {folder} --mlx-path {name}-mlx -q    # on a Mac")
-    return [f"        {line}" for line in lines]
+        file = shlex.quote(f"{folder}/Modelfile")
+        lines.append(f"ollama  ollama create {called} -f {file} && ollama run {called}")
+    mlx = shlex.quote(f"{name}-mlx")
+    return [*lines, f"mac     mlx_lm.convert --hf-path {at} --mlx-path {mlx} -q"]
 
 
 def find_model(run: Path, model: str | None) -> tuple[Preset, str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 
-from sft.adapters import is_dora
+from sft.run import is_adapter
 from sft.secret import hidden
 from sft.sharding import join_processes
 
@@ -51,7 +52,7 @@ def show(table: Any) -> None:
 
 
 def farewell(table: Any, *, folder: Path, model: str | None) -> None:
-    """The table, where the report is, and how to talk to the model, if there is one.
+    """The table, where the report is, and how to chat with the model, if there is one.
 
     Args:
         table: absent where the run was finished already, of which a line tells.
@@ -68,9 +69,24 @@ def farewell(table: Any, *, folder: Path, model: str | None) -> None:
     if model is None:
         return
     print(f"model   {model}")
-    if is_dora(model):
-        print(f"talk    python recipes/export.py {folder} --to DIR, which merges it:")
-        print("        transformers itself reads a DoRA adapter without its lengths")
-        return
-    print(f"talk    transformers serve, and beside it: transformers chat {model}")
-    print("        (pip install 'transformers[serving]')")
+    if not is_adapter(model):
+        print(*chat_commands(model), sep="\n")
+    elif (run := run_of(model)) is not None:
+        print(f"chat    python recipes/export.py {shlex.quote(str(run))} --to DIR")
+        print("        merges the adapter and prints the commands to chat with it")
+    else:
+        print(f"chat    {model}/README.md shows how to load the adapter with peft")
+
+
+def run_of(model: str) -> Path | None:
+    """The directory of the training run that a stage's model lies in; None for other models."""
+    run = Path(model).parent.parent
+    return run if (run / "preset.yaml").is_file() and Path(model).name == "model" else None
+
+
+def chat_commands(model: str) -> list[str]:
+    """Lines with the commands that serve a whole model and chat with it."""
+    return [
+        "chat    pip install 'transformers[serving]'; transformers serve",
+        f"        and in another terminal: transformers chat {shlex.quote(model)}",
+    ]

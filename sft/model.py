@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from sft.adapter_card import write_adapter_card
 from sft.adapters import CONFIG, adapter_base
 from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, ids_of, stop_ids
@@ -352,8 +353,8 @@ def save_model(
     """Write weights (safetensors), tokenizer with template, and generation settings that stop.
 
     `generation_config.json` gets every token that ends an assistant turn as an eos id, and keeps
-    those that the model had. `weights` are those of a model that does not hold them whole
-    (`sft.sharding.whole_weights`).
+    those that the model had; the README of an adapter's folder shows how to load it with these.
+    `weights` are those of a model that does not hold them whole (`sft.sharding.whole_weights`).
     """
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
@@ -364,4 +365,6 @@ def save_model(
     model.save_pretrained(folder, state_dict=weights)
     bare.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        write_adapter_card(folder)
     as_others(folder)

@@ -6,15 +6,17 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from conftest import make_tiny_model, make_tiny_tokenizer
 from peft import AutoPeftModelForCausalLM
 from tiny_world import build_world
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from recipes.export import main as export
 from recipes.sft_then_dpo import main as train
 from sft import merge
 from sft.adapters import adapter_base, settled_hash
+from sft.chat import stop_ids
 from sft.config import LoraSection, ModelSection, Preset, UserError
 from sft.console import farewell
 from sft.flops import costs_of_config
@@ -43,13 +45,13 @@ def base(tmp_path):
     return str(tmp_path / "base"), tokenizer
 
 
-def adapted(path, lora):
+def adapted(path, lora, tokens=()):
     """A trainable model whose adapter is anything but zero, as after training."""
-    model = load_trainable(path, FLOAT, lora=lora, **OPTIONS)
+    model = load_trainable(path, FLOAT, lora=lora, tokens=tokens, **OPTIONS)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name or "magnitude" in name:
+            if any(part in name for part in ("lora_B", "magnitude", "tokens_delta")):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 
@@ -229,13 +231,56 @@ def test_a_chain_of_merged_bases_is_measured_skipped_exported_and_moved(tmp_path
     assert "lora.between_stages" in capsys.readouterr().err
 
 
-def test_a_dora_adapter_is_not_offered_to_readers_that_lose_its_lengths(base, tmp_path, capsys):
+def test_the_end_of_a_run_prints_commands_that_work_for_the_model(base, tmp_path, capsys):
+    """`transformers serve` and `chat` load whole models alone: an adapter is exported first."""
     path, _ = base
-    for dora in (False, True):
-        lora = LoraSection(r=2, use_dora=dora)
-        adapted(path, lora).save_pretrained(tmp_path / "model")
-        farewell("", folder=tmp_path, model=str(tmp_path / "model"))
-        assert ("transformers chat" in capsys.readouterr().out) is not dora
+    farewell("", folder=tmp_path, model=path)
+    assert f"transformers chat {path}" in capsys.readouterr().out
+    run = tmp_path / "a run"
+    adapted(path, LoraSection(r=2)).save_pretrained(run / "1-sft-all" / "model")
+    (run / "preset.yaml").touch()
+    for folder, model in ((tmp_path, run / "1-sft-all" / "model"), (run, run / "1-sft-all/model")):
+        farewell("", folder=folder, model=str(model))
+        shown = capsys.readouterr().out
+        assert f"python recipes/export.py '{run}' --to DIR" in shown
+        assert "transformers chat" not in shown
+    adapted(path, LoraSection(r=2)).save_pretrained(tmp_path / "alone")
+    farewell("", folder=tmp_path, model=str(tmp_path / "alone"))
+    shown = capsys.readouterr().out
+    assert "export.py" not in shown and f"{tmp_path}/alone/README.md shows how to load" in shown
+
+
+@pytest.mark.parametrize(("dora", "tokens"), [(False, ()), (True, ()), (False, (2, 3))])
+def test_the_code_in_an_adapters_readme_loads_a_model_that_ends_its_turn(
+    base, tmp_path, monkeypatch, capfd, dora, tokens
+):
+    path, tokenizer = base
+    model = adapted(path, LoraSection(r=2, use_dora=dora), tokens)
+    with torch.no_grad():
+        ids = torch.tensor([IDS])
+        expected = model(ids).logits
+        # The first token of the answer is the one that ends a turn here.
+        first = int(model.generate(ids, max_new_tokens=1, do_sample=False)[0, -1])
+    own = GenerationConfig.from_pretrained(path).eos_token_id
+    assert first != own
+    save_model(model, tokenizer, tmp_path / "adapter")
+    settings = GenerationConfig.from_pretrained(tmp_path / "adapter")
+    assert set(stop_ids(tokenizer)) <= set(settings.eos_token_id)
+    settings.eos_token_id = [*settings.eos_token_id, first]
+    settings.save_pretrained(tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "peft" and "base_model" not in front  # a local base
+    code = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "adapter")
+    names: dict = {}
+    capfd.readouterr()
+    exec(code, names)
+    assert "MISSING" not in capfd.readouterr().err
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](ids).logits, expected)
+        written = names["model"].generate(input_ids=ids, max_new_tokens=8, do_sample=False)
+    assert written[0, len(IDS) :].tolist() == [first]
 
 
 def adapter_at(folder, base):
