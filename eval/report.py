@@ -33,6 +33,7 @@ from eval.tables import (
     still_needed,
 )
 from eval.wording import REPETITION
+from sft.command import run_command
 from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
@@ -312,17 +313,17 @@ def main() -> int:
         print("usage: python -m eval.report RUN_DIR [PICTURE.png]", file=sys.stderr)
         return 2
     run_dir, *picture = map(Path, sys.argv[1:])
-    try:
+
+    def work() -> None:
         write_report(run_dir)
         results = _read_results(run_dir)
         for path in picture:
             plots.write_picture(results, logs=read_curves(run_dir), path=path)
         Console().print(console_table(results))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"report  {run_dir / 'report.html'}", *(f"picture {path}" for path in picture), sep="\n")
-    return 0
+        lines = (f"report  {run_dir / 'report.html'}", *(f"picture {path}" for path in picture))
+        print(*lines, sep="\n")
+
+    return run_command(work, goes_on=False)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sft.command import run_command
 from sft.config import ModelSection, Preset, UserError, load_preset
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
@@ -28,7 +29,7 @@ log = logging.getLogger("truing")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and export; 2 for a mistake that the user can mend."""
+    """Parse the command line and export; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="run the Python files that came with the model; the run's own word is not enough",
     )
     given = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         if given.dry_run and not given.push_to:
             raise UserError("--dry-run lists what --push-to would upload; give both, or neither")
         if given.push_to:
@@ -58,10 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if given.push_to:
             push(given.to, name=given.push_to, dry_run=given.dry_run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work, goes_on=False)
 
 
 def export(

@@ -14,11 +14,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from sft.command import run_command
 from sft.config import DpoStage, EvalSection, ModelSection, Preset, RunSection, SftStage, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, answer and judge; 2 for a mistake that the user can mend."""
+    """Parse the command line, answer and judge; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,12 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--to", default="runs/open-ended", help="folder for what comes out")
     given = parser.parse_args(argv)
-    try:
-        run(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(given))
 
 
 def run(given: argparse.Namespace) -> None:

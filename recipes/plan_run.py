@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sft.command import run_command
 from sft.config import Preset, UserError, load_preset
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and plan; 2 for a mistake that the user can mend."""
+    """Parse the command line and plan; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sharded", action="store_true", help="weights are spread over them")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak (0.4)")
     given = parser.parse_intermixed_args(argv)
-    try:
+
+    def work() -> None:
         if given.devices < 1:
             raise UserError(f"--devices {given.devices} must be 1 or more")
         if given.sharded and given.devices < 2:
@@ -51,10 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sharded=given.sharded,
                 utilisation=given.utilisation,
             )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work, goes_on=False)
 
 
 def plan(

@@ -287,6 +287,7 @@ def _spans(tokenizer, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
 def main(argv: Sequence[str]) -> int:
     """Print a row of each kind in a preset's chats as the model will see it."""
     # Here, because the model layer stands above this one.
+    from sft.command import run_command
     from sft.config import load_preset
     from sft.data import read_sft
     from sft.model import load_tokenizer, resolve_model_path
@@ -295,7 +296,8 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
         return 2
-    try:
+
+    def work() -> None:
         preset = load_preset(argv[0], overrides=argv[1:])
         path = resolve_model_path(preset.model.name_or_path, revision=preset.model.revision)
         tokenizer = load_tokenizer(path, preset.model, date=with_date(preset).run.date)
@@ -309,10 +311,8 @@ def main(argv: Sequence[str]) -> int:
             if isinstance(encoded, UserError):
                 raise UserError(f"{row['origin']}: {encoded}")
             print(show(tokenizer, encoded))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command(work, goes_on=False)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ unrenamed; beside them stand the few of ours that `sft.sections` names.
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -163,6 +164,12 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
     try:
         # OmegaConf's loader, because PyYAML's own reads 1e-5 as a string.
         value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
+    except UnicodeEncodeError:
+        return [
+            f"override {override!r} holds bytes that are no text in the locale's encoding "
+            f"({sys.getfilesystemencoding()}); write it in UTF-8 under a UTF-8 locale, or put it "
+            "into the preset's file"
+        ]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         # Of libyaml's words the fact alone: its places are those of a text that nobody wrote.
         fact = getattr(error, "problem", None) or str(error).split("\n")[0]

@@ -131,8 +131,8 @@ def read_token_rows(path: Path) -> Dataset:
             if made.is_file():
                 log.warning("%s is damaged; making it again", cache)
             remove(cache)
-        # Upstream takes a path for a pattern.
-        rows = Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(cache))
+        # Upstream takes a path for a pattern, and the current folder before a relative one too.
+        rows = Dataset.from_parquet(glob.escape(str(path.resolve())), cache_dir=str(cache))
         if not intact:
             write_record(made, _cached(cache))
         return rows

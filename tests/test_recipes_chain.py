@@ -1,8 +1,10 @@
 """The chain from end to end on a model of two layers: what it writes, skips, redoes and refuses."""
 
+import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from eval import repetition
 from eval.delta import compare
 from recipes import base_vs_chat
 from recipes.sft_then_dpo import main
+from sft.chat import main as preview
 from sft.run import read_json, read_jsonl, write_jsonl
 
 MODELS = ["base", "sft-all", "sft-dialogue", "dpo"]
@@ -322,6 +325,27 @@ def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys, caplog
     assert "24 of 24 trained turns end with a trained end-of-turn, 0 are cut" in told
     assert re.search(r"dpo: at most 24 pairs, .* batches of 8, at most 3 steps", caplog.text)
     assert not (world / "run").exists()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+@pytest.mark.parametrize("command", ["preview", "dry run"])
+def test_rows_are_shown_on_a_stdout_of_any_encoding(world, monkeypatch, command, encoding):
+    """Its encoding lacks characters of rows, paths and tables, and the brackets of trained text."""
+    rows = read_jsonl(world / "rows.jsonl")
+    rows[0] = {"messages": chat("你", "é你"), "kind": "数学"}
+    write_jsonl(world / "数.jsonl", rows)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    sources = f"data.sft=[{{path: {world / '数.jsonl'}}}]"
+    if command == "preview":
+        assert preview([str(world / "preset.yaml"), sources]) == 0
+    else:
+        assert run(world, "--dry-run", sources) == 0
+    stdout.flush()
+    said = stdout.buffer.getvalue().decode(encoding)
+    answer = "é\\u4f60" if encoding == "latin-1" else "\\xe9\\u4f60"
+    assert f"[[{answer}<|im_end|>]]" in said and "trained tokens are in [[ ]]" in said
+    assert "\\u6570\\u5b66" in said and "\\u6570.jsonl:1" in said
 
 
 def test_programs_of_models_run_only_when_asked_for(world, capsys):

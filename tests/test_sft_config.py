@@ -1,6 +1,7 @@
 """Presets: types, overrides, and every mistake reported at once."""
 
 import dataclasses
+import os
 
 import pytest
 from omegaconf import OmegaConf
@@ -155,6 +156,8 @@ def test_a_broken_override_is_told_without_the_parser_s_places(preset_file):
     said = str(caught.value)
     assert "override 'eval.tasks=[gsm8k' is no YAML value (did not find expected" in said
     assert "line" not in said and "\n" not in said
+    with pytest.raises(UserError, match="holds bytes that are no text in the locale's encoding"):
+        load_preset(preset_file, overrides=[os.fsdecode(b"run.dir=\xff")])
 
 
 def test_a_batch_is_set_in_one_way_only(preset_file):

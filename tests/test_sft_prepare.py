@@ -1,7 +1,10 @@
 """Sources become the rows that the preset describes: weights, kinds, lengths, and a cache."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -15,7 +18,13 @@ from sft.mix import take_count, take_share
 from sft.model import context_window
 from sft.placement import Placement
 from sft.plan import fit_lengths
-from sft.prepare import prepare_chats, rows_fingerprint, rows_of_stage, source_fingerprint
+from sft.prepare import (
+    prepare_chats,
+    read_token_rows,
+    rows_fingerprint,
+    rows_of_stage,
+    source_fingerprint,
+)
 from sft.prompts import read_prompts
 from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
@@ -334,3 +343,13 @@ def test_the_context_is_read_from_the_configuration(name, tmp_path):
 def test_what_is_no_file_is_refused_before_it_is_hashed(path, words):
     with pytest.raises(UserError, match=words):
         source_fingerprint(Source(path))
+
+
+def test_a_relative_folder_below_one_with_brackets_is_read(tmp_path, monkeypatch):
+    """Upstream takes paths for patterns."""
+    folder = tmp_path / "a [b] *c"
+    (folder / "run").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    rows = pa.table({"input_ids": [[1, 2]]})
+    pq.write_table(rows, "run/sft.parquet")
+    assert read_token_rows(Path("run/sft.parquet"))["input_ids"][:] == [[1, 2]]
