@@ -13,8 +13,9 @@ from typing import IO, Any
 
 from sft.config import UserError
 from sft.ending import control_pattern, control_tokens, find_ending, has_generation_tags
-from sft.mask import Chat, find_turns, refuse_control_tokens, refuse_lost_context
+from sft.mask import Chat, find_turns, refuse_control_tokens
 from sft.render import Message, render
+from sft.shown import refuse_lost_context
 from sft.template import ensure_template as ensure_template
 from sft.template_date import apply_template
 
@@ -94,8 +95,8 @@ def encode_chats(
         encoded = map(partial(_mark, tokenizer, prompts, stops), found, ids, seams)
         for row, chat in zip(batch, chats, strict=True):
             result = next(encoded) if isinstance(chat, Chat) else chat
-            if tags and isinstance(result, EncodedChat) and "text" not in row:
-                result = _follow_tags(tokenizer, row, result, last_only=turns == "last")
+            if tags and isinstance(chat, Chat) and isinstance(result, EncodedChat):
+                result = _follow_tags(tokenizer, row, result, lost=chat.lost, turns=turns)
             yield result
 
 
@@ -190,9 +191,10 @@ def _begins(ids: list[int], at: int, prompt: list[int]) -> bool:
 
 
 def _follow_tags(
-    tokenizer, row: dict, chat: EncodedChat, *, last_only: bool
+    tokenizer, row: dict, chat: EncodedChat, *, lost: frozenset[int], turns: str
 ) -> EncodedChat | UserError:
-    """The mask that the template's own {% generation %} blocks give, where it has them."""
+    """The mask that the template's own {% generation %} blocks give, where it has them; without
+    the `lost` turns, of which the blocks hold only a part."""
     tagged = apply_template(
         tokenizer,
         row["messages"],
@@ -202,21 +204,33 @@ def _follow_tags(
     )
     if tagged["input_ids"] != chat.input_ids:
         return chat  # the answer merges with its prompt; only our own spans fit these ids
-    trained = [bool(flag) for flag in tagged["assistant_masks"]]
+    runs = _runs([bool(flag) for flag in tagged["assistant_masks"]])
     stops = set(stop_ids(tokenizer))
     # A turn of the history may end with another token (gpt-oss), the last one never.
     ends = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
-    starts = [i for i, flag in enumerate(trained) if flag and not (i and trained[i - 1])]
-    for start in starts:
-        end = next((i for i in range(start, len(trained)) if not trained[i]), len(trained))
-        if not (stops if start == starts[-1] else ends) & set(chat.input_ids[start:end]):
+    for run in runs:
+        if not (stops if run == runs[-1] else ends) & set(chat.input_ids[run.start : run.stop]):
             return UserError(
                 "a {% generation %} block of the chat template leaves out the end-of-turn token; "
                 "move {% endgeneration %} behind it"
             )
-    if last_only and starts:
-        trained = [flag and i >= starts[-1] for i, flag in enumerate(trained)]
-    return EncodedChat(chat.input_ids, trained, chat.untrained_turns)
+    untrained = chat.untrained_turns
+    if turns == "last":
+        runs = runs[-1:]
+    elif len(runs) == sum(message.get("role") == "assistant" for message in row["messages"]):
+        runs = [run for number, run in enumerate(runs) if number not in lost]
+        untrained = len(lost)
+    elif lost:  # which block is which turn is not known
+        runs = [run for run in runs if any(chat.trained[run.start : run.stop])]
+    kept = {i for run in runs for i in run}
+    return EncodedChat(chat.input_ids, [i in kept for i in range(len(chat.input_ids))], untrained)
+
+
+def _runs(flags: list[bool]) -> list[range]:
+    """Where the flags are set without a break."""
+    starts = [i for i, flag in enumerate(flags) if flag and not (i and flags[i - 1])]
+    ends = [i for i in range(1, len(flags) + 1) if flags[i - 1] and not any(flags[i : i + 1])]
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def encode_prompt(
@@ -232,7 +246,7 @@ def encode_prompt(
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=True)
-    refuse_lost_context(text, messages)
+    refuse_lost_context(tokenizer, messages, text=text, tools=tools)
     return _encode(tokenizer, [text])[0]
 
 

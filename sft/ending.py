@@ -43,10 +43,10 @@ def find_ending(tokenizer) -> Ending:
         UserError: no template, or one that writes no control token behind the answer.
     """
     special = (tokenizer.bos_token, tokenizer.eos_token)
-    return _find_ending(tokenizer, _template_text(tokenizer), special)
+    return _find_ending(tokenizer, template_text(tokenizer), special)
 
 
-def _template_text(tokenizer) -> str:
+def template_text(tokenizer) -> str:
     """The template, or, where a tokenizer has several by name, all of them as one text."""
     template = tokenizer.chat_template
     return template if isinstance(template, str) else json.dumps(template)
@@ -97,7 +97,7 @@ def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
 
 def has_generation_tags(tokenizer) -> bool:
     """Whether the template marks what the assistant says with {% generation %} itself."""
-    return GENERATION.search(_template_text(tokenizer)) is not None
+    return GENERATION.search(template_text(tokenizer)) is not None
 
 
 def _choose(tokenizer, tail: str, asked: str) -> str | None:

@@ -6,15 +6,13 @@ writes differently once it is history (thinking removed, another end token) woul
 has to be produced; it stays context.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft.config import UserError
-from sft.ending import SAID, SAID_CALL, common_prefix, find_ending
+from sft.ending import common_prefix, find_ending
 from sft.render import Message, render
-
-REASONING = ("reasoning_content", "thinking", "reasoning")
+from sft.shown import arguments_of, marked, pieces, refuse_lost_context, squeeze
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,23 @@ class Turn:
 
 @dataclass(frozen=True)
 class Chat:
-    """A rendered conversation, the turns to train and the number of turns left as context."""
+    """A rendered conversation, the turns to train and the number of turns left as context.
+
+    `lost` are the assistant turns, counted from 0, of whose words the template leaves some out.
+    """
 
     text: str
     turns: tuple[Turn, ...]
     untrained: int
+    lost: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Context:
+    """Why an assistant turn is not trained; `lost`: the template leaves out some of its words."""
+
+    reason: str
+    lost: bool = False
 
 
 def find_turns(
@@ -47,15 +57,15 @@ def find_turns(
     if not messages or messages[-1].get("role") != "assistant":
         raise UserError("the conversation does not end with an assistant turn; cut or drop the row")
     for number, message in enumerate(messages, start=1):
-        if message.get("role") == "assistant" and not any(map(str.strip, _pieces(message))):
+        if message.get("role") == "assistant" and not any(map(str.strip, pieces(message))):
             raise UserError(f"message {number} (assistant) is empty; fill it or drop the row")
     ending = find_ending(tokenizer)
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
-    refuse_lost_context(text, messages)
+    refuse_lost_context(tokenizer, messages, text=text, tools=tools)
     places = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
-    turns, untrained = [], 0
-    for place in places:
+    turns, untrained, lost = [], 0, set()
+    for number, place in enumerate(places):
         last = place == places[-1]
         found = None
         if last or not last_only:
@@ -63,25 +73,27 @@ def find_turns(
         if isinstance(found, Turn):
             turns.append(found)
         elif last:
+            assert found is not None
             raise UserError(
-                f"the last assistant turn cannot be trained: {found}; change the row or the "
+                f"the last assistant turn cannot be trained: {found.reason}; change the row or the "
                 "template (model.chat_template)"
             )
         else:
             untrained += 1
-    return Chat(text=text, turns=tuple(turns), untrained=untrained)
+            lost |= {number} if found is not None and found.lost else set()
+    return Chat(text=text, turns=tuple(turns), untrained=untrained, lost=frozenset(lost))
 
 
-def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str:
+def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | Context:
     """The turn at `messages[place]`, or why it cannot be trained."""
     message = messages[place]
     try:
         prompt = render(tokenizer, messages[:place], tools=tools, prompt=True)
     except UserError as error:
-        return str(error)
+        return Context(str(error))
     if not text.startswith(prompt):
         at = len(common_prefix(text, prompt))
-        return (
+        return Context(
             f"the template's generation prompt goes on with {prompt[at : at + 30]!r} where the "
             f"turn has {text[at : at + 30]!r}"
         )
@@ -89,7 +101,8 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str
     stops = [(text.find(stop, start), stop) for stop in ending.texts]
     begin, stop = min(((at, stop) for at, stop in stops if at >= 0), default=(-1, ""))
     if begin < 0:
-        return f"the template does not end it with {' or '.join(map(repr, ending.texts))}"
+        ends = " or ".join(map(repr, ending.texts))
+        return Context(f"the template does not end it with {ends}")
     end = begin + len(stop)
     content = message.get("content") or ""
     if message.keys() <= {"role", "content"} and text[start:end] in (
@@ -98,71 +111,26 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | str
     ):
         return Turn(start=start, end=end)
     # Not what a plain fresh turn looks like: tool calls, reasoning, or a rewritten answer.
-    body = _squeeze(text[start:begin])
-    lost = [piece for piece in _pieces(message) if _squeeze(piece) not in body]
+    body = squeeze(text[start:begin])
+    lost = [piece for piece in pieces(message) if squeeze(piece) not in body]
     if lost or not _writes(tokenizer, messages, place, tools=tools):
-        return f"the template leaves out or rewrites {(lost or _pieces(message))[0][:40]!r}"
+        piece = (lost or pieces(message))[0][:40]
+        return Context(f"the template leaves out or rewrites {piece!r}", lost=True)
     if place + 1 < len(messages):
         # As history the turn must read as it does when it has just been produced.
         fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False) + ending.closing
         if not fresh.startswith(text[:end]):
-            return "the template writes it differently once it is history"
+            return Context("the template writes it differently once it is history")
     return Turn(start=start, end=end)
 
 
 def _writes(tokenizer, messages, place, *, tools) -> bool:
-    """Whether the template writes what the assistant says at `place`, whatever it says.
-
-    A sentinel takes the place of the content, of a turn of tool calls alone that of a name: a short
-    answer could be found in the template's own text.
-    """
-    message = messages[place]
-    if message.get("content"):
-        message = {**message, "content": SAID}
-    else:
-        message = {**message, "tool_calls": [{"type": "function", "function": SAID_CALL}]}
+    """Whether the template writes what the assistant says at `place`, whatever it says: a short
+    answer, or the name of a function, could be found in the template's own text."""
+    message, marks = marked(messages[place])
     changed = [*messages[:place], message, *messages[place + 1 :]]
-    return SAID in render(tokenizer, changed, tools=tools, prompt=False)
-
-
-def refuse_lost_context(text: str, messages: Sequence[Message]) -> None:
-    """An answer is not trained or generated from a context that the template does not show.
-
-    Raises:
-        UserError: naming the message that is missing from the rendered text.
-    """
-    for number, message in enumerate(messages, start=1):
-        needed = [message.get("content") or ""]
-        if message.get("role") == "assistant":  # its thinking may be left out of the history
-            needed = _names(message)
-        for piece in needed:
-            if not _shows(text, piece):
-                what = "tool call" if message.get("role") == "assistant" else "message"
-                raise UserError(
-                    f"the chat template leaves out the {what} of turn {number} "
-                    f"({message.get('role')}: {piece[:30]!r}); change the row or the template"
-                )
-
-
-def _shows(text: str, piece: str) -> bool:
-    """Whether the text holds the piece: as it is, but for white space, or quoted as JSON."""
-    quoted = json.dumps(piece, ensure_ascii=False)[1:-1]
-    return piece.strip() in text or quoted in text or _squeeze(piece) in _squeeze(text)
-
-
-def _pieces(message: Message) -> list[str]:
-    """What the assistant says in this message: content, reasoning, names of the calls."""
-    said = [message.get("content")] + [message.get(key) for key in REASONING]
-    return [piece for piece in said if piece] + _names(message)
-
-
-def _names(message: Message) -> list[str]:
-    return [call.get("function", call)["name"] for call in message.get("tool_calls") or []]
-
-
-def _squeeze(text: str) -> str:
-    """Without white space, which templates trim and add around content."""
-    return "".join(text.split())
+    text = render(tokenizer, changed, tools=tools, prompt=False)
+    return all(mark in text for mark in marks)
 
 
 def refuse_control_tokens(tokenizer, messages: Sequence[Message]) -> None:
@@ -174,7 +142,7 @@ def refuse_control_tokens(tokenizer, messages: Sequence[Message]) -> None:
     forbidden = set(find_ending(tokenizer).texts) | {tokenizer.bos_token}
     forbidden.discard(None)
     for number, message in enumerate(messages, start=1):
-        for piece in _pieces(message):
+        for piece in pieces(message) + arguments_of(message):
             for token in forbidden:
                 if token in piece:
                     raise UserError(

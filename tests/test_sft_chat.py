@@ -534,7 +534,7 @@ def test_a_short_answer_is_not_found_in_the_templates_own_text():
     """The template drops content beside a tool call; "add" stands in the call's name."""
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-        "{% if m.tool_calls %}{{ m.tool_calls[0].function.name }}{% else %}{{ m.content }}"
+        "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}"
         "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
@@ -554,6 +554,71 @@ def test_a_template_that_hides_tool_turns_is_refused(tiny_tokenizer):
     tiny_tokenizer.chat_template = CHATML
     with pytest.raises(UserError, match="leaves out the tool call of turn 2"):
         encode_chat(tiny_tokenizer, CALLS)
+
+
+# As SmolLM3, LFM2 and Falcon-H1: the list of tools holds every name, a call is not written.
+LISTS_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}{% endif %}"
+)
+TAGGED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("body", [CHATML, TAGGED], ids=["plain", "generation"])
+def test_a_call_that_only_the_list_of_tools_names_is_refused(tiny_tokenizer, body):
+    tiny_tokenizer.chat_template = LISTS_TOOLS + body
+    said = [CALLS[0], {**CALLS[1], "content": "I add."}, *CALLS[2:]]  # its words are written
+    for row in (CALLS, said, CALLS[:2]):
+        with pytest.raises(UserError, match=r"leaves out the tool call of turn 2 .*'add'"):
+            encode_chat(tiny_tokenizer, row, tools=[TOOL])
+    with pytest.raises(UserError, match="leaves out the tool call of turn 2"):
+        encode_prompt(tiny_tokenizer, CALLS[:3], tools=[TOOL])
+    tiny_tokenizer.chat_template = LISTS_TOOLS + body.replace(
+        "m.content + '<|im_end|>' }}{% endg",
+        "m.content + (m.tool_calls | default('') | tojson) + '<|im_end|>' }}{% endg",
+    ).replace(
+        "+ message['content'] ",
+        "+ message['content'] + (message.tool_calls | default('') | tojson)",
+    )
+    first, last = spans(tiny_tokenizer, encode_chat(tiny_tokenizer, CALLS, tools=[TOOL]))
+    assert '"name": "add"' in first and last.startswith("Two.")
+
+
+def test_arguments_that_the_template_leaves_out_are_refused(tiny_tokenizer):
+    tiny_tokenizer.chat_template = TAGGED.replace(
+        "m.content +", "m.content + (m.tool_calls or [{}])[0].get('function', {}).get('name', '') +"
+    )
+    with pytest.raises(UserError, match="leaves out the tool call of turn 2"):
+        encode_chat(tiny_tokenizer, CALLS)
+
+
+def test_a_short_message_is_not_found_in_the_templates_own_text(tiny_tokenizer):
+    tiny_tokenizer.chat_template = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'tool' %}"
+    )
+    messages = [ONE[0], ONE[1], {"role": "tool", "content": "user"}, TWO[3]]
+    with pytest.raises(UserError, match="leaves out the message of turn 3"):
+        encode_chat(tiny_tokenizer, messages)
+
+
+def test_a_generation_block_does_not_train_a_turn_that_it_holds_in_part(tiny_tokenizer):
+    """Thinking is written in the last turn alone; the block of the first holds its answer."""
+    tiny_tokenizer.chat_template = TAGGED.replace(
+        "m.content +", "(m.reasoning_content | default('') if loop.last else '') + m.content +"
+    )
+    thought = {**ONE[1], "reasoning_content": "hm, "}
+    messages = [ONE[0], thought, TWO[2], {**TWO[3], "reasoning_content": "so, "}]
+    chat = encode_chat(tiny_tokenizer, messages)
+    assert spans(tiny_tokenizer, chat) == ["so, Bye now<|im_end|>"]
+    assert chat.untrained_turns == 1
+    plain = encode_chat(tiny_tokenizer, [ONE[0], ONE[1], *messages[2:]])
+    assert spans(tiny_tokenizer, plain) == ["Hello you<|im_end|>", "so, Bye now<|im_end|>"]
+    assert plain.untrained_turns == 0
 
 
 def test_last_turn_only(tiny_tokenizer):
