@@ -93,6 +93,7 @@ def export(
     from sft.model import context_window, load_tokenizer, resolve_model_path
     from sft.placement import choose_placement
     from sft.quantised import require_bitsandbytes
+    from sft.system_prompt import default_system, quoted
     from sft.template_date import writes_date
 
     start_logging()
@@ -148,6 +149,12 @@ def export(
         turns = write_modelfile(working, tokenizer, window=context_window(trained, section))
     except UserError as reason:
         checked.append(f"Modelfile: none, {reason}")
+    if default := default_system(tokenizer):
+        where = "the template and the Modelfile write" if turns else "the template writes"
+        checked.append(
+            f"system prompt: where a chat has no system turn, {where} {quoted(default)}, as in "
+            "training"
+        )
     if writes_date(tokenizer):
         fixed = ", the Modelfile always this one" if turns else ""
         checked.append(

@@ -96,7 +96,12 @@ def plan(
     preset = fit_lengths(preset, context_window(base, preset.model))
     check_sft(preset, here)
     check_dpo(preset.dpo, here)
-    tokenizer = load_tokenizer(base, preset.model, date=with_date(preset).run.date)
+    tokenizer = load_tokenizer(
+        base,
+        preset.model,
+        date=with_date(preset).run.date,
+        system_prompt=preset.data.system_prompt,
+    )
     setting = Setting.of(preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here)
     benchmarks = asked(preset.eval)
     chats = prepare_chats(

@@ -111,7 +111,9 @@ def chain(
     check_backend(preset.eval, placement)
     check_gates(preset)
     check_epochs(preset)
-    tokenizer = load_tokenizer(base, preset.model, date=preset.run.date)
+    tokenizer = load_tokenizer(
+        base, preset.model, date=preset.run.date, system_prompt=preset.data.system_prompt
+    )
     check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
     config = read_config(base, preset.model)
     planner = Planner(config, preset.lora, placement, this_machine(placement))

@@ -314,7 +314,12 @@ def main(argv: Sequence[str]) -> int:
     def work() -> None:
         preset = load_preset(argv[0], overrides=argv[1:])
         path = resolve_model_path(preset.model.name_or_path, revision=preset.model.revision)
-        tokenizer = load_tokenizer(path, preset.model, date=with_date(preset).run.date)
+        tokenizer = load_tokenizer(
+            path,
+            preset.model,
+            date=with_date(preset).run.date,
+            system_prompt=preset.data.system_prompt,
+        )
         rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
         show, words = marking(sys.stdout)
         first = {row["kind"]: row for row in reversed(rows)}

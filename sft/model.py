@@ -39,6 +39,7 @@ from sft.run import is_adapter
 from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
 from sft.storage import as_others, fault
+from sft.system_prompt import OWN, default_system, quoted, set_system_prompt
 from sft.template_date import asks_date, set_date
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.weights import check_adapter, check_weights, read_weights
@@ -144,7 +145,7 @@ def context_window(path: str, section: ModelSection) -> int | None:
 
 
 def load_tokenizer(
-    path: str, section: ModelSection, *, date: str | None = None
+    path: str, section: ModelSection, *, date: str | None = None, system_prompt: str = OWN
 ) -> PreTrainedTokenizerBase:
     """The tokenizer with a chat template and a pad token.
 
@@ -153,6 +154,7 @@ def load_tokenizer(
 
     Args:
         date: the run's (`run.date`), which the template writes wherever it writes today's.
+        system_prompt: `data.system_prompt`, see `sft.system_prompt`.
 
     Raises:
         UserError: there is none, it is another model's, or its template does not end its turns.
@@ -173,6 +175,11 @@ def load_tokenizer(
         ) from None
     add_tokens(tokenizer, section.add_tokens)
     log.info("%s", ensure_template(tokenizer, template=section.chat_template))
+    set_system_prompt(tokenizer, system_prompt)
+    if default := default_system(tokenizer):
+        log.info(
+            "chat template: it writes a system turn where a chat has none: %s", quoted(default)
+        )
     if date is not None:
         set_date(tokenizer, date)
         if asks_date(tokenizer):

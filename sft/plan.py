@@ -24,6 +24,7 @@ from sft.placement import Placement
 from sft.prepare import StageRows, row_lengths, rows_of_stage
 from sft.run import is_adapter, read_json, write_json
 from sft.setting import Setting
+from sft.system_prompt import OWN, default_system, quoted
 from sft.trainer import training_arguments
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,7 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
         tokens[kind] += length
     rows = Counter(kinds)
     setting.show(mix_table(rows, tokens))
+    _show_system_prompt(preset, setting)
     _warn_of_near_kinds(rows, preset)
     for name, section in _enabled(preset):
         max_length = section.trl["max_length"]
@@ -147,6 +149,20 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
     if PartialState().is_main_process and read_json(file) != facts:
         write_json(file, facts)
     return planned
+
+
+def _show_system_prompt(preset: Preset, setting: Setting) -> None:
+    """What the template writes in rows without a system turn, and how many these are."""
+    default = default_system(setting.tokenizer)
+    facts = read_json(setting.folder / "data" / "data.json")
+    if default is None or not facts["without_system"]:
+        return
+    whose = "the template's own" if preset.data.system_prompt == OWN else "data.system_prompt"
+    setting.show(
+        f"system prompt: {facts['without_system']:,} of {sum(facts['kinds'].values()):,} rows have "
+        f"no system turn, and the template writes {quoted(default)} there ({whose}; "
+        "data.system_prompt=none or a text changes it)\n"
+    )
 
 
 def _warn_of_near_kinds(counts: Counter[str], preset: Preset) -> None:

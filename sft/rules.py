@@ -48,6 +48,10 @@ def check_rules(preset: Preset) -> list[str]:
             f"data.near_duplicates={preset.data.near_duplicates} must be an overlap from 0 (exact "
             "duplicates only) to 1"
         )
+    if not preset.data.system_prompt.strip():
+        problems.append(
+            "data.system_prompt is empty; give a text, none, or template (what the template writes)"
+        )
     for where in SOURCE_OPTIONS:
         section, key = where.split(".")
         for i, source in enumerate(getattr(getattr(preset, section), key)):

@@ -80,6 +80,8 @@ class DataSection:
     near_duplicates: float = 0.8  # overlap from which a chat is a duplicate; 0: exact ones only
     decontaminate_tasks: bool = True  # no training on questions of eval.tasks
     decontaminate: list[str] = field(default_factory=list)  # nor on those in these files
+    # Where a chat has no system turn: template (what the template writes), none, or a text.
+    system_prompt: str = "template"
     turns: str = "all"  # assistant turns that are trained: all, last
     too_long: str = "drop"  # rows beyond max_length: drop, truncate, split
 

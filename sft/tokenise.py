@@ -21,6 +21,7 @@ from sft.data import EXAMPLES
 from sft.lengths import encode_within
 from sft.processes import end_with_parent
 from sft.signals import HANDLED
+from sft.system_prompt import lacks_system
 
 SCHEMA = pa.schema(
     {
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
         "trained": pa.list_(pa.bool_()),
     }
 )
+COUNTS = ("tokens", "trained_tokens", "untrained_turns", "pieces", "without_system")
 ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
 # Fewer chats are done before another process would have helped.
 SHARED_FROM = 4 * ROWS_AT_ONCE
@@ -77,9 +79,7 @@ def write_token_rows(
     return {
         "not_tokenised": {"count": len(problems), "problems": problems[:EXAMPLES]},
         "kinds": dict(kinds),
-        **{
-            name: counts[name] for name in ("tokens", "trained_tokens", "untrained_turns", "pieces")
-        },
+        **{name: counts[name] for name in COUNTS},
     }
 
 
@@ -103,6 +103,7 @@ def encode_part(
         counts["trained_tokens"] += sum(encoded.trained)
         counts["untrained_turns"] += encoded.untrained_turns
         counts["pieces"] += "piece" in chat
+        counts["without_system"] += "messages" in chat and lacks_system(chat["messages"])
     return Part(pa.Table.from_pylist(rows, SCHEMA), counts, problems)
 
 

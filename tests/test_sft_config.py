@@ -258,6 +258,7 @@ def test_our_own_keys_are_these():
             "on_error",
             "preference",
             "sft",
+            "system_prompt",
             "too_long",
             "turns",
         ],
