@@ -17,7 +17,7 @@ from sft.mask import refuse_control_tokens
 from sft.render import Message, render
 
 OWN, NONE = "template", "none"
-GIVEN = "\ue008"  # private use, see `sft.mask`
+GIVEN = "\ue008"  # private use, see `sft.ending`
 QUESTION = {"role": "user", "content": ASKED}
 INSTRUCTED = [{"role": "system", "content": GIVEN}, QUESTION]
 
