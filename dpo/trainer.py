@@ -34,6 +34,8 @@ SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
 # What a log line holds beside the loss, under trl's names where it has them.
 MEANS = (
+    "rewards/chosen",
+    "rewards/rejected",
     "rewards/margins",
     "rewards/accuracies",
     "logps/chosen_per_token",
@@ -106,8 +108,10 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             self.sums = self.sums.to(weight.device) + torch.stack(
                 [
                     weight,
+                    weight * self.beta * (scores.chosen - scores.ref_chosen),
+                    weight * self.beta * (scores.rejected - scores.ref_rejected),
                     weight * self.beta * scores.h,
-                    weight * (scores.h > 0),
+                    weight * preferred(scores),
                     weight * scores.chosen / scores.chosen_tokens,
                     weight * scores.rejected / scores.rejected_tokens,
                     weight * (scores.chosen - scores.ref_chosen) / scores.chosen_tokens,
@@ -124,6 +128,17 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
         for name, value in zip(MEANS, sums, strict=True):
             self._metrics["train"][name].append(value / count)
         return sums[-1] / count
+
+
+def preferred(scores: PairScores) -> torch.Tensor:
+    """1 where the chosen answer has the larger reward, 0 where the rejected one has it, and a half
+    where the difference is within the rounding of the four sums, [B].
+
+    trl counts `chosen_rewards > rejected_rewards`, which before the first update is chance.
+    """
+    sums = (scores.chosen, scores.rejected, scores.ref_chosen, scores.ref_rejected)
+    rounding = torch.finfo(torch.float32).eps * torch.stack(sums).abs().sum(0)
+    return torch.where(scores.h.abs() <= rounding, 0.5, (scores.h > 0).float())
 
 
 def collate_pairs(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:

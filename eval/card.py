@@ -104,7 +104,8 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
                 f"{done['loss_first']:.3f} \u2192 {done['loss_last']:.3f}",
             ]
         )
-    head = ["stage", "learning rate", "epochs", "steps", "tokens", "loss"]
+    loss = "loss, mean of the first and of the last quarter of the steps (at most 50)"
+    head = ["stage", "learning rate", "epochs", "steps", "tokens", loss]
     made = read_json(run / "run.json") or {}
     versions = ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items())
     return [

@@ -10,7 +10,6 @@ stages. Rows are kept in STAGE/epochs.jsonl, all answers in STAGE/epochs/EPOCH/.
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from eval.measure import ask_of
 from eval.stats import BITS_PER_BYTE
 from eval.tasks import Tasks
 from eval.wording import percent, percent_range
-from sft.config import EvalSection, Preset, Source, UserError
+from sft.config import EvalSection, Preset, UserError
 from sft.epochs import InTraining, Moment, read_rows
-from sft.prompts import read_prompts
+from sft.prompts import spread
 from sft.run import STAGE_FOLDERS, write_jsonl
 from sft.setting import Setting
 from sft.sharding import spread as spread_by
@@ -60,7 +59,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
         return None
     prompts: list[dict[str, Any]] = []
     if own.prompts and section.repetition.prompts:
-        prompts = spread(read_prompts([Source(section.repetition.prompts)]), own.prompts)
+        prompts = spread(repetition.read(section.repetition), own.prompts)
     tasks = section.tasks if own.tasks is None else own.tasks
 
     def measure(model: Any, end: Moment) -> dict[str, Any]:
@@ -94,13 +93,6 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
         return row
 
     return measure
-
-
-def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` rows at equal distances, since files of prompts have their kinds in blocks; all rows
-    where there are no more."""
-    count = min(count, len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def rows_in_training(folder: Path, file: str) -> dict[str, list[dict[str, Any]]]:

@@ -10,10 +10,9 @@ import time
 from typing import Any
 
 from eval import repetition
-from eval.epochs import spread
-from sft.config import Preset, Source
+from sft.config import Preset
 from sft.epochs import InTraining, Moment
-from sft.prompts import read_prompts
+from sft.prompts import spread
 from sft.run import write_jsonl
 from sft.setting import Setting
 from sft.sharding import spread as spread_by
@@ -41,7 +40,7 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
     if spread_by() == "DeepSpeed":
         log.info("loops in training: not looked for, under DeepSpeed no process holds all weights")
         return None
-    prompts = spread(read_prompts([Source(measured.prompts)]), PROMPTS)
+    prompts = spread(repetition.read(measured), PROMPTS)
     cap = min(CAP, measured.cap)
 
     def probe(model: Any, moment: Moment) -> dict[str, Any]:

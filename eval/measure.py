@@ -22,8 +22,7 @@ from eval.loading import backend_inputs, loaded
 from eval.repetition_views import detail
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from eval.transformers_backend import backend_of
-from sft.config import EvalSection, RepetitionSection, Source, TaskOptions, UserError
-from sft.prompts import read_prompts
+from sft.config import EvalSection, RepetitionSection, TaskOptions, UserError
 from sft.run import (
     Stage,
     fingerprint,
@@ -55,7 +54,7 @@ def check_measures(section: EvalSection) -> None:
     )
     if section.repetition.prompts:
         repetition.check_cap(section.repetition.cap)
-        read_prompts([Source(section.repetition.prompts)])
+        repetition.read(section.repetition)
     if section.safety.prompts:
         safety.read_safety_prompts(section.safety.prompts)
     if not (section.tasks or section.repetition.prompts or section.safety.prompts):
@@ -73,8 +72,8 @@ def check_room(section: EvalSection, tokenizer: Any, *, window: int | None) -> N
         UserError: so it is; it says what would fit.
     """
     check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
-    if (path := section.repetition.prompts) is not None:
-        prompts, cap = read_prompts([Source(path)]), section.repetition.cap
+    if section.repetition.prompts is not None:
+        prompts, cap = repetition.read(section.repetition), section.repetition.cap
         times = _times(section.repetition)
         repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
 
@@ -150,7 +149,7 @@ class _Measured:
             others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}
             self.scores.setdefault("same_format", {})[form] = others
         if self.section.repetition.prompts:
-            self._repetition(self.section.repetition.prompts)
+            self._repetition()
         if self.section.safety.prompts:
             self.scores["safety"] = self._safety(self.section.safety.prompts)
         from_main(self._finish)
@@ -205,11 +204,11 @@ class _Measured:
             ),
         )
 
-    def _repetition(self, path: str) -> None:
+    def _repetition(self) -> None:
         """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
         each a unit of its own."""
         section, tokenizer = self.section.repetition, self.setting.tokenizer
-        prompts, cap = read_prompts([Source(path)]), section.cap
+        prompts, cap = repetition.read(section), section.cap
         asked = fingerprint([prompts, cap])
         greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
 
@@ -267,7 +266,8 @@ class _Measured:
             more["sampled"] = self._kept(sampled, run_sampled)
 
     def _safety(self, path: str) -> dict[str, Any]:
-        prompts, cap = safety.read_safety_prompts(path), self.section.safety.cap
+        cap, limit = self.section.safety.cap, self.section.safety.limit
+        prompts = safety.read_safety_prompts(path, limit=limit)
         unit = self._unit("safety", "safety.jsonl", prompts=fingerprint([prompts, cap]))
 
         def run() -> dict[str, Any]:

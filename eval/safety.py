@@ -14,7 +14,7 @@ from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
 from sft.files import Record, read_records
-from sft.prompts import read_prompts
+from sft.prompts import read_prompts, spread
 
 # Of a prompt's row (with "harmful") and an answer; any callable serves.
 Judge = Callable[[Mapping[str, Any], str], Label]
@@ -24,11 +24,12 @@ _DO_NOT_ANSWER = {"prompt": "question", "kind": "risk_area"}
 _FINER_LABELS = ("types_of_harm", "specific_harms")
 
 
-def read_safety_prompts(path: str) -> list[dict[str, Any]]:
+def read_safety_prompts(path: str, *, limit: int | None = None) -> list[dict[str, Any]]:
     """Rows of {"id", "messages", "category", "language", "harmful"} from a file of prompts.
 
     A row says whether a refusal is due: `reference: {"refuse": true | false}`. The file of
-    Do-Not-Answer is read as it is, with its five risk areas as categories.
+    Do-Not-Answer is read as it is, with its five risk areas as categories. `limit` takes so many
+    rows at equal distances.
 
     Raises:
         UserError: the file cannot be read, a row does not say what is due, or an id comes twice.
@@ -54,7 +55,7 @@ def read_safety_prompts(path: str) -> list[dict[str, Any]]:
             raise UserError(f"{path}: safety prompt id {row['id']} occurs twice; make ids unique")
         seen.add(row["id"])
         row["harmful"] = due
-    return rows
+    return spread(rows, limit)
 
 
 def rules(prompt: Mapping[str, Any], answer: str) -> Label:

@@ -163,7 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", help="a YAML file whose section `eval` says what is measured")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the preset")
     parser.add_argument(
-        "--tasks", help="lm-eval task names, comma-separated; of --samples alone those that count"
+        "--tasks",
+        help="lm-eval task names, comma-separated: of a preset these alone are measured, without "
+        "its repetition and safety prompts; of --samples alone those that count",
     )
     parser.add_argument("--task-dir", help="folder of task YAML files of your own")
     parser.add_argument("--data-dir", help="folder of their data files")
@@ -180,7 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cap", type=int, help="tokens of an answer (400)")
     parser.add_argument("--base-shots", type=int, help="examples for the base model (5)")
     parser.add_argument("--chat-shots", type=int, help="examples for the chat models (0)")
-    parser.add_argument("--limit", type=int, help="documents of each task")
+    parser.add_argument(
+        "--limit", type=int, help="documents of each task, prompts for repetition and for safety"
+    )
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",
@@ -261,11 +265,14 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         "backend": given.vllm and "vllm",
         "vllm_python": given.vllm,
     }
-    repetition = {"prompts": given.prompts, "cap": given.cap}
+    if given.tasks:
+        section = _narrowed(section, given.overrides)
+    repetition = {"prompts": given.prompts, "cap": given.cap, "limit": given.limit}
+    safety = {"prompts": given.safety, "limit": given.limit}
     section = replace(
         section,
         repetition=replace(section.repetition, **_present(repetition)),
-        safety=replace(section.safety, **_present({"prompts": given.safety})),
+        safety=replace(section.safety, **_present(safety)),
         **_present(wanted),
     )
     if problems := check_measuring(section):
@@ -283,6 +290,17 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         dpo=DpoStage(enabled=False),
         eval=section,
     )
+
+
+def _narrowed(section: EvalSection, overrides: Sequence[str]) -> EvalSection:
+    """The section without the prompts that the preset names, but for those of an override."""
+    keys = {override.partition("=")[0] for override in overrides}
+    left_out = {
+        name: replace(getattr(section, name), prompts=None)
+        for name in ("repetition", "safety")
+        if not keys & {f"eval.{name}", f"eval.{name}.prompts"}
+    }
+    return replace(section, **left_out)
 
 
 def _present(given: dict[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,7 @@ class GuardedTrainer(Trainer):
 
     def _unlogged(self) -> dict[str, Any]:
         return {
+            "seconds": self.meter.training_seconds(),
             "loss": self._tr_loss.item(),
             "last_logged": self._globalstep_last_logged,
             "metrics": dict(self._train_metrics()),
@@ -139,6 +140,7 @@ class GuardedTrainer(Trainer):
     def restore_unlogged(self, checkpoint: Path) -> None:
         """Take up the sums where the checkpoint left them; upstream begins them anew."""
         kept = read_json(checkpoint / self._unlogged_name())
+        self.meter.earlier = kept.get("seconds", 0.0)  # absent in checkpoints of older versions
         self._tr_loss.fill_(kept["loss"])
         self._globalstep_last_logged = kept["last_logged"]
         for name, values in kept["metrics"].items():

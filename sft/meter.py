@@ -18,7 +18,7 @@ PROBE_SECONDS = 0.06
 # What a log line has of this: it depends on the machine and on where a run was taken up again.
 MEASURED = (
     *("tokens_per_second", "trained_tokens_per_second", "padding", "memory_gib"),
-    *("tflops_per_second", "peak_share"),
+    *("tflops_per_second", "peak_share", "train_runtime", "train_tokens_per_second"),
 )
 
 
@@ -34,7 +34,9 @@ class Meter:
         self.device, self.peak = device, peak
         self.costs = _costs(model)
         self.left_out = 0.0  # seconds since the start
+        self.earlier = 0.0  # seconds of training before the checkpoint that this start resumes from
         self._restart()
+        self.started = self.since
 
     def _restart(self) -> None:
         self.tokens = self.trained = self.cells = self.flops = 0
@@ -52,6 +54,10 @@ class Meter:
         """Not to count the last so many seconds, in which nothing was trained."""
         self.since += seconds
         self.left_out += seconds
+
+    def training_seconds(self) -> float:
+        """Seconds of training so far, over all starts and without what was left out."""
+        return self.earlier + time.monotonic() - self.started - self.left_out
 
     def read(self, add_up: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """The log line's entries, over all processes, and a new start.

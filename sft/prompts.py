@@ -64,6 +64,13 @@ def read_prompts(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def spread(rows: Sequence[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+    """`count` rows at equal distances, since files of prompts have their kinds in blocks; all rows
+    where there are no more, or `count` is None."""
+    count = len(rows) if count is None else min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
 def _waiting(row: Row) -> list[Message]:
     fields, origin = row.fields, row.origin
     refuse_media(fields, origin)

@@ -116,6 +116,12 @@ def check_measuring(section: EvalSection) -> list[str]:
     ):
         if value < 1:
             problems.append(f"eval.{where}={value} must be at least one token")
+    for where, own in (("repetition", section.repetition), ("safety", section.safety)):
+        if own.prompts and own.limit is not None and own.limit < 1:
+            problems.append(
+                f"eval.{where}.limit={own.limit} must be at least one prompt, or null for all; "
+                f"eval.{where}.prompts=null leaves the measure out"
+            )
     if section.repetition.temperature < 0:
         problems.append(
             f"eval.repetition.temperature={section.repetition.temperature:g} must not be "

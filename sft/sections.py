@@ -152,6 +152,7 @@ class RepetitionSection:
     cap: int = 400  # tokens; a response that loops is followed to twice this
     temperature: float = 0.0  # above 0: measured again on answers sampled at this
     double_cap: bool = False  # measured again at twice the cap, from where the first ended
+    limit: int | None = None  # prompts, at equal distances in the file; absent: all of them
 
 
 @dataclass
@@ -159,6 +160,7 @@ class SafetySection:
     # Prompts with the answer that is due: {"prompt", "category", "reference": {"refuse": true}}.
     prompts: str | None = None  # ours: eval/prompts/safety.jsonl; absent: no safety measure
     cap: int = 256  # tokens of an answer
+    limit: int | None = None  # prompts, at equal distances in the file; absent: all of them
 
 
 @dataclass

@@ -7,8 +7,7 @@ held by tests/test_sft_trainer.py.
 import functools
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
+from torch.utils.data import RandomSampler, Sampler
 from transformers import PrinterCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -38,9 +38,20 @@ from sft.watch import PLACE, StepWatch, row_facts, with_places
 log = logging.getLogger(__name__)
 
 
+# `loss_first` and `loss_last` are means over this share of the steps, and over so many at most:
+# a step's few rows differ from another's by more than training changes.
+SMOOTHED, SMOOTHED_STEPS = 0.25, 50
+
+
 @dataclass(frozen=True)
 class StageFacts:
-    """What a stage did; the `stages` entry of results.json."""
+    """What a stage did; the `stages` entry of results.json.
+
+    Attributes:
+        tokens: read in training, over all epochs.
+        seconds: of training alone, over all starts; what was measured in between is left out.
+        loss_first, loss_last: means over the first and the last steps, see `smoothed_losses`.
+    """
 
     tokens: int
     steps: int
@@ -59,6 +70,15 @@ class PackedTrainer(GuardedTrainer):
     loss_is_scaled_for_ga: Any = True
     stops_at_loops = False  # whether answers that begin to loop stop the stage
     schedule: functools.partial | None = None
+    filled_from: int | None = None  # rows of the data set from here on fill up the last step
+
+    def get_train_dataloader(self) -> Any:
+        """Upstream's, with the rows that fill up the last step at the end of every epoch."""
+        loader: Any = super().get_train_dataloader()  # accelerate's
+        sampler = loader.get_sampler()
+        if self.filled_from is not None and isinstance(sampler, RandomSampler):
+            loader.set_sampler(FillersLast(sampler, first=self.filled_from))
+        return loader
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
@@ -117,10 +137,14 @@ class PackedTrainer(GuardedTrainer):
         return total * self.accelerator.num_processes / count.clamp(min=1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to a loss what `sft.meter` counted since the one before."""
+        """Adds to a loss what `sft.meter` counted since the one before. Upstream's time begins with
+        this start and holds what is measured in between, so it is replaced by that of training."""
         if "loss" in logs:
+            seconds = self.meter.training_seconds()
             logs |= self.meter.read(self.accelerator.reduce)
-        super().log(logs, start_time)
+            logs["train_runtime"] = round(seconds, 4)
+            logs["train_tokens_per_second"] = round(self.state.num_input_tokens_seen / seconds, 3)
+        super().log(logs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """None: upstream's count walks over all modules each step, and `sft.meter` has its own."""
@@ -226,6 +250,26 @@ def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: i
     return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
 
 
+class FillersLast(Sampler[int]):
+    """The order of another sampler with the indices from `first` on moved to the end.
+
+    Of 5 rows and 3 fillers in steps of 4, a shuffle 6 0 3 5 4 1 7 2 becomes 0 3 4 1 | 2 6 5 7.
+    """
+
+    def __init__(self, sampler: Any, *, first: int) -> None:
+        self.sampler, self.first = sampler, first
+
+    def __iter__(self) -> Iterator[int]:
+        yield from sorted(self.sampler, key=lambda index: index >= self.first)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the shuffle of an epoch (accelerate calls this)."""
+        self.sampler.set_epoch(epoch)
+
+
 @contextmanager
 def kept_dtypes(model: Any) -> Iterator[None]:
     """Hold what is trained as it is while a trainer of trl is made.
@@ -280,6 +324,8 @@ def make_trainer(
         return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
 
     trainer.schedule = schedule
+    if len(trainer.train_dataset) > len(rows):
+        trainer.filled_from = len(rows)
     trainer.watch = StepWatch(folder, label=label, limits=setting.limits, describe=describe)
     return trainer
 
@@ -309,20 +355,36 @@ def run_training(
             )
         )
     checkpoint = resume_point(folder)
-    started = time.monotonic()
     trainer.train_to_the_end(checkpoint)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not losses or not math.isfinite(losses[-1]):
-        raise UserError(
-            f"{label}: the loss ended at {losses[-1] if losses else None}; lower learning_rate"
-        )
+    seconds = trainer.meter.training_seconds()
+    losses = {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e}
+    last = list(losses.values())[-1] if losses else None
+    if last is None or not math.isfinite(last):
+        raise UserError(f"{label}: the loss ended at {last}; lower learning_rate")
+    first_mean, last_mean = smoothed_losses(losses)
     return StageFacts(
         tokens=int(trainer.state.num_input_tokens_seen),
         steps=trainer.state.global_step,
-        seconds=round(time.monotonic() - started - trainer.meter.left_out, 3),
-        loss_first=losses[0],
-        loss_last=losses[-1],
+        seconds=round(seconds, 3),
+        loss_first=first_mean,
+        loss_last=last_mean,
     )
+
+
+def smoothed_losses(losses: Mapping[int, float]) -> tuple[float, float]:
+    """The mean loss of the first and of the last steps: a quarter of them each, at most 50.
+
+    Args:
+        losses: by step, the mean over the steps since the one logged before. A mean that reaches
+            over the border of the first or last quarter counts with the steps within.
+    """
+    steps = list(losses)
+    span = min(max(1, round(SMOOTHED * steps[-1])), SMOOTHED_STEPS)
+    first = last = 0.0
+    for before, step in zip([0, *steps], steps, strict=False):
+        first += losses[step] * max(0, min(step, span) - before)
+        last += losses[step] * max(0, step - max(before, steps[-1] - span))
+    return first / span, last / span
 
 
 def train_sft(

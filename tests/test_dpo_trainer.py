@@ -69,7 +69,34 @@ def test_the_margin_is_zero_at_the_first_step_and_grows(tiny_tokenizer, tmp_path
     log = train(fresh(), tmp_path, tiny_tokenizer, num_train_epochs=4.0)
     assert abs(log[0]["rewards/margins"]) < 1e-4
     assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert log[0]["rewards/accuracies"] == 0.5  # a margin within rounding is no preference
     assert log[-1]["rewards/margins"] > 0.05 and log[-1]["rewards/accuracies"] > 0.9
+    for line in log:
+        difference = line["rewards/chosen"] - line["rewards/rejected"]
+        assert line["rewards/margins"] == pytest.approx(difference, abs=1e-5)
+
+
+def summed_log_prob(model, prompt, answer):
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].float()
+    log_probs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    return log_probs.gather(1, torch.tensor(answer)[:, None]).sum().item()
+
+
+def test_the_logged_rewards_are_those_of_trl(tiny_tokenizer, tmp_path):
+    """Means over pairs of beta times the gain on the reference, from Hugging Face's own logits."""
+    rows = make_pairs(4)
+    options = {"lr_scheduler_type": "constant", "warmup_steps": 0, "beta": 0.3}
+    model = fresh()
+    train(model, tmp_path / "one", tiny_tokenizer, rows=rows, max_steps=1, **options)
+    log = train(fresh(), tmp_path / "two", tiny_tokenizer, rows=rows, max_steps=2, **options)
+    for side in ("chosen", "rejected"):
+        gains = [
+            summed_log_prob(model, row["prompt_ids"], row[f"{side}_ids"])
+            - summed_log_prob(make_tiny_model(), row["prompt_ids"], row[f"{side}_ids"])
+            for row in rows
+        ]
+        assert log[1][f"rewards/{side}"] == pytest.approx(0.3 * sum(gains) / 4, rel=1e-3)
 
 
 @pytest.mark.parametrize(

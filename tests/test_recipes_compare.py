@@ -208,3 +208,34 @@ def test_a_chat_model_without_a_template_is_named(world, caplog):
     caplog.set_level(logging.WARNING)
     assert base_vs_chat.main(arguments(world)) == 0
     assert f"chat: {world / 'other'} has no chat template, so it is asked in ours" in caplog.text
+
+
+def measured(world, to, *more):
+    models = ["--base", str(world / "base"), "--chat", str(world / "other")]
+    preset = ["--preset", str(world / "preset.yaml"), "--to", str(world / to)]
+    assert base_vs_chat.main([*models, *preset, *more]) == 0
+    return read_json(world / to / "results.json")
+
+
+def test_tasks_narrow_a_preset_to_tasks_and_the_limit_holds_for_all(world):
+    safety = world / "safety.jsonl"
+    due = [{"prompt": f"say {i}?", "reference": {"refuse": i % 2 == 0}} for i in range(10)]
+    write_jsonl(safety, due)
+    asked = (f"eval.safety.prompts={safety}", "eval.safety.cap=8")
+    tasks = measured(world, "narrow", "--tasks", "sums", "--limit", "3", "eval.safety.cap=8")
+    assert tasks["repetition"] == {} and "safety" not in tasks
+    assert tasks["benchmarks"]["sums"]["base"]["n"] == 3
+    named = measured(world, "named", "--tasks", "sums", "--limit", "3", *asked)
+    assert named["repetition"] == {} and named["safety"]["base"]["secure"]["n"] == 2
+    every = measured(world, "all", "--limit", "4", *asked)
+    assert every["benchmarks"]["sums"]["base"]["n"] == every["repetition"]["chat"]["n"] == 4
+    # Prompts 0, 2, 5 and 7 of ten, at equal distances: two of each kind.
+    rates = every["safety"]["chat"]
+    assert rates["secure"]["n"] == rates["over_refusal"]["n"] == 2
+    rows = read_jsonl(world / "all" / "eval" / "base" / "generations.jsonl")
+    assert [row["id"] for row in rows] == ["0", "1", "3", "4"]
+
+
+def test_a_limit_of_no_prompts_is_refused(world, capsys):
+    given = [*arguments(world), "--limit", "0", "--prompts", str(world / "prompts.jsonl")]
+    assert "eval.repetition.limit=0 must be at least one prompt" in refusal(given, capsys)

@@ -7,10 +7,11 @@ from conftest import make_tiny_tokenizer
 from tiny_world import build_world
 
 from eval import benchmarks, repetition
-from eval.epochs import check_epochs, spread
+from eval.epochs import check_epochs
 from recipes.sft_then_dpo import main
 from sft.config import UserError, load_preset
 from sft.epochs import read_rows
+from sft.prompts import spread
 from sft.run import STAGE_FOLDERS, read_json, read_jsonl
 
 ON = "eval.each_epoch={enabled: true, prompts: 4, limit: 5}"
@@ -118,7 +119,7 @@ def test_switched_on_later_finished_stages_stay_as_they_are(world):
 def test_prompts_are_taken_from_all_parts_of_the_file():
     rows = [{"id": i} for i in range(10)]
     assert [row["id"] for row in spread(rows, 4)] == [0, 2, 5, 7]
-    assert spread(rows, 99) == rows
+    assert spread(rows, 99) == spread(rows, None) == rows
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from sft.packing import Document, Segment, pack
 
 
 def test_a_reading_is_what_passed_since_the_one_before(monkeypatch):
-    clock = iter([100.0, 104.0, 104.0, 105.0, 105.0])
+    clock = iter([100.0, 104.0, 104.0, 105.0, 105.0, 112.0])
     monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     model = make_tiny_model()
     chat = Document(Segment([5, 6, 7, 8, 9], [False, False, True, True, True]))
@@ -31,3 +31,6 @@ def test_a_reading_is_what_passed_since_the_one_before(monkeypatch):
     assert two_processes["peak_share"] == pytest.approx(0.5, rel=1e-3)
     counted.add(batch)
     assert counted.read(lambda sums: sums)["tokens_per_second"] == 10 / 1
+    counted.leave_out(3.0)
+    counted.earlier = 20.0  # of a start before this one
+    assert counted.training_seconds() == 20 + 12 - 3

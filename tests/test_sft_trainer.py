@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,11 @@ from sft.data import read_sft
 from sft.model import load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
 from sft.placement import choose_placement
-from sft.run import read_jsonl
+from sft.run import read_json, read_jsonl
 from sft.scoring import enable_scoring, log_probs, read_apart, rows_of
 from sft.setting import Setting
 from sft.storage import read_record, write_record
-from sft.trainer import train_sft
+from sft.trainer import FillersLast, smoothed_losses, train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
@@ -110,6 +111,31 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
     assert facts.tokens == 2 * (sum(len(ids) for ids in rows["input_ids"]) + 3)
 
 
+def test_rows_that_fill_up_the_last_step_are_in_that_step(tiny_tokenizer, tmp_path):
+    """21 rows of 10 tokens in steps of 8: 8, 8 and 5 of them, and 3 fillers of a token, each epoch
+    in another order."""
+    trained = [False] + [True] * 9
+    rows = Dataset.from_list([{"input_ids": [i] * 10, "trained": trained} for i in range(5, 26)])
+    facts, _, _ = train(rows, tiny_tokenizer, tmp_path, micro=2)
+    log = read_jsonl(tmp_path / "log.jsonl")
+    seen = [0, *(line["num_input_tokens_seen"] for line in log)]
+    steps = [after - before for before, after in pairwise(seen)]
+    assert steps == [80, 80, 53, 80, 80, 53]
+    assert facts.steps == 6
+
+
+def test_fillers_go_last_and_the_shuffle_of_the_rows_stays():
+    class Shuffled(list):
+        def set_epoch(self, epoch):
+            self.reverse()
+
+    order = Shuffled([6, 0, 3, 5, 4, 1, 7, 2])
+    last = FillersLast(order, first=5)
+    assert list(last) == [0, 3, 4, 1, 2, 6, 5, 7] and len(last) == 8
+    last.set_epoch(1)
+    assert list(last) == [2, 1, 4, 3, 0, 7, 5, 6]
+
+
 @pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
 def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, attention):
     model = enable_scoring(make_tiny_model(attn_implementation=attention))
@@ -146,8 +172,16 @@ def test_a_run_that_stops_midway_ends_with_the_weights_of_one_that_did_not(
     train(rows, tiny_tokenizer, tmp_path / "half", save_steps=2)
     # As after a kill between steps 4 and 6: the log is ahead of the newest checkpoint.
     shutil.rmtree(tmp_path / "half" / "checkpoint-6")
-    _, log, resumed = train(rows, tiny_tokenizer, tmp_path / "half", save_steps=2)
+    before = read_json(tmp_path / "half" / "checkpoint-4" / "unlogged-0.json")["seconds"]
+    facts, log, resumed = train(rows, tiny_tokenizer, tmp_path / "half", save_steps=2)
     assert log == whole_log
+    lines = read_jsonl(tmp_path / "half" / "log.jsonl")
+    times = [line["train_runtime"] for line in lines]
+    assert times == sorted(times) and times[-1] < facts.seconds + 1e-3
+    assert 0 < times[3] <= before + 1e-3 < times[4]
+    for line in lines:  # the tokens of all starts over the time of all starts
+        speed = line["num_input_tokens_seen"] / line["train_runtime"]
+        assert line["train_tokens_per_second"] == pytest.approx(speed, rel=0.01)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -191,6 +225,26 @@ def lora_model():
     torch.manual_seed(3)
     config = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
     return get_peft_model(enable_scoring(make_tiny_model()), config)
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_the_losses_of_a_stage_are_means_of_its_first_and_last_steps(
+    rows, tiny_tokenizer, tmp_path, each
+):
+    options = {"num_train_epochs": 4.0, "logging_steps": 1}
+    _, every, _ = train(rows, tiny_tokenizer, tmp_path / "every", **options)
+    facts, _, _ = train(rows, tiny_tokenizer, tmp_path, **options | {"logging_steps": each})
+    losses = [loss for loss, _ in every]
+    assert len(losses) == 12  # of which a quarter is 3
+    assert facts.loss_first == pytest.approx(sum(losses[:3]) / 3, rel=1e-4)
+    assert facts.loss_last == pytest.approx(sum(losses[-3:]) / 3, rel=1e-4)
+
+
+def test_the_losses_of_a_long_stage_are_means_of_fifty_steps():
+    noisy = {step: 2.0 + (-1) ** step for step in range(1, 1001)}
+    assert smoothed_losses(noisy) == (2.0, 2.0)
+    assert smoothed_losses({1: 3.0}) == (3.0, 3.0)
+    assert smoothed_losses({1: 4.0, 10: 2.0, 12: 1.0}) == ((4 + 2 * 2) / 3, (2 + 2 * 1) / 3)
 
 
 @pytest.mark.parametrize("end", [{"max_steps": 4}, {"num_train_epochs": 1.5}])
