@@ -21,9 +21,9 @@ from sft.packing import Batch
 from sft.passes import Layout, in_passes
 from sft.scoring import log_probs, sequence_sums
 from sft.setting import Setting
+from sft.stage_facts import StageFacts
 from sft.trainer import (
     PackedTrainer,
-    StageFacts,
     make_trainer,
     run_training,
     training_arguments,

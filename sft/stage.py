@@ -16,8 +16,9 @@ from sft.prepare import rows_fingerprint
 from sft.run import STAGE_FOLDERS, Stage, fingerprint, is_adapter
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.sharding import whole_weights
+from sft.stage_facts import StageFacts
 from sft.storage import remove, sync_tree, writing
-from sft.trainer import StageFacts, train_sft
+from sft.trainer import train_sft
 
 log = logging.getLogger(__name__)
 

@@ -7,22 +7,22 @@ held by tests/test_sft_trainer.py.
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, concatenate_datasets
-from torch.utils.data import RandomSampler, Sampler
+from datasets import Dataset
+from torch.utils.data import RandomSampler
 from transformers import PrinterCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from sft.checkpoint import resume_point
 from sft.config import DpoStage, SftStage, UserError
 from sft.epochs import EpochMeasures
+from sft.fillers import FillersLast, fill_last_step
 from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.loops import LoopChecks
@@ -33,31 +33,10 @@ from sft.placement import Placement
 from sft.schedule import SCHEDULES
 from sft.scoring import log_probs, quieten_routers
 from sft.setting import Setting
+from sft.stage_facts import StageFacts, smoothed_losses
 from sft.watch import PLACE, StepWatch, row_facts, with_places
 
 log = logging.getLogger(__name__)
-
-
-# `loss_first` and `loss_last` are means over this share of the steps, and over so many at most:
-# a step's few rows differ from another's by more than training changes.
-SMOOTHED, SMOOTHED_STEPS = 0.25, 50
-
-
-@dataclass(frozen=True)
-class StageFacts:
-    """What a stage did; the `stages` entry of results.json.
-
-    Attributes:
-        tokens: read in training, over all epochs.
-        seconds: of training alone, over all starts; what was measured in between is left out.
-        loss_first, loss_last: means over the first and the last steps, see `smoothed_losses`.
-    """
-
-    tokens: int
-    steps: int
-    seconds: float
-    loss_first: float
-    loss_last: float
 
 
 class PackedTrainer(GuardedTrainer):
@@ -238,38 +217,6 @@ def training_arguments(
     return args, schedule
 
 
-def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: int) -> Dataset:
-    """Append rows that train nothing until every step has `train_batch_size` rows.
-
-    Otherwise processes would round an epoch's last step up by repeating rows, each number of
-    processes differently.
-    """
-    missing = -len(rows) % train_batch_size if train_batch_size else 0
-    if not missing:
-        return rows
-    return concatenate_datasets([rows, Dataset.from_list([filler] * missing, rows.features)])
-
-
-class FillersLast(Sampler[int]):
-    """The order of another sampler with the indices from `first` on moved to the end.
-
-    Of 5 rows and 3 fillers in steps of 4, a shuffle 6 0 3 5 4 1 7 2 becomes 0 3 4 1 | 2 6 5 7.
-    """
-
-    def __init__(self, sampler: Any, *, first: int) -> None:
-        self.sampler, self.first = sampler, first
-
-    def __iter__(self) -> Iterator[int]:
-        yield from sorted(self.sampler, key=lambda index: index >= self.first)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Select the shuffle of an epoch (accelerate calls this)."""
-        self.sampler.set_epoch(epoch)
-
-
 @contextmanager
 def kept_dtypes(model: Any) -> Iterator[None]:
     """Hold what is trained as it is while a trainer of trl is made.
@@ -369,22 +316,6 @@ def run_training(
         loss_first=first_mean,
         loss_last=last_mean,
     )
-
-
-def smoothed_losses(losses: Mapping[int, float]) -> tuple[float, float]:
-    """The mean loss of the first and of the last steps: a quarter of them each, at most 50.
-
-    Args:
-        losses: by step, the mean over the steps since the one logged before. A mean that reaches
-            over the border of the first or last quarter counts with the steps within.
-    """
-    steps = list(losses)
-    span = min(max(1, round(SMOOTHED * steps[-1])), SMOOTHED_STEPS)
-    first = last = 0.0
-    for before, step in zip([0, *steps], steps, strict=False):
-        first += losses[step] * max(0, min(step, span) - before)
-        last += losses[step] * max(0, step - max(before, steps[-1] - span))
-    return first / span, last / span
 
 
 def train_sft(

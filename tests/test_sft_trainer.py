@@ -23,14 +23,16 @@ from sft.checkpoint import draft_folder, flaw, last_good, newest_first, publish
 from sft.command import run_command
 from sft.config import LoraSection, ModelSection, SftStage, Source, UserError
 from sft.data import read_sft
+from sft.fillers import FillersLast
 from sft.model import load_tokenizer, load_trainable
 from sft.passes import Layout, collate_chats
 from sft.placement import choose_placement
 from sft.run import read_json, read_jsonl
 from sft.scoring import enable_scoring, log_probs, read_apart, rows_of
 from sft.setting import Setting
+from sft.stage_facts import smoothed_losses
 from sft.storage import read_record, write_record
-from sft.trainer import FillersLast, smoothed_losses, train_sft
+from sft.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
