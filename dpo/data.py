@@ -19,6 +19,7 @@ from sft.formats import (
     read_question,
     unknown_format,
 )
+from sft.marks import without_marks
 from sft.messages import (
     Message,
     as_turns,
@@ -89,7 +90,7 @@ def _pairs(source: Source) -> Iterator[Found | RowError]:
 def _row(record: Row, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     fields, origin = record.fields, record.origin
     refuse_media(fields, origin)
-    prompt, chosen, rejected = _read_pair(fields, origin)
+    prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin))
     prompt, mended = cut_lead(prompt)
     refuse_places(prompt, origin)
     _check(prompt, chosen, rejected, origin)

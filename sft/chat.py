@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from sft.config import UserError
 from sft.ending import control_pattern, control_tokens, find_ending, has_generation_tags
+from sft.marks import has_marks
 from sft.mask import Chat, find_turns, refuse_control_tokens
 from sft.render import Message, render
 from sft.shown import refuse_lost_context
@@ -202,7 +203,7 @@ def _follow_tags(
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    if tagged["input_ids"] != chat.input_ids:
+    if tagged["input_ids"] != chat.input_ids or has_marks(row["messages"]):
         return chat  # the answer merges with its prompt; only our own spans fit these ids
     runs = _runs([bool(flag) for flag in tagged["assistant_masks"]])
     stops = set(stop_ids(tokenizer))

@@ -8,6 +8,7 @@ from typing import Any
 from sft.config import UserError
 from sft.fields import Fields, unread_texts
 from sft.json_rows import is_rows
+from sft.marks import TRAINED, mark_turns, read_mark
 from sft.messages import (
     ROUNDS,
     Message,
@@ -169,6 +170,7 @@ def read_chats(row: Row, *, tree_paths: str = "best") -> list[Chat]:
     chats = []
     for messages in _conversations(fields, origin, tree_paths=tree_paths):
         refuse_places(messages, origin)
+        mark_turns(messages, fields, origin)
         checked, mended = check_chat(messages, origin)
         chats.append(Chat(messages=checked, tools=tools, mended=mended))
     refuse_bad_answers(fields, origin)
@@ -328,6 +330,8 @@ def _read_rounds(value: Any, origin: str, *, where: str) -> list[Message]:
             wanted = f"an object with {keys[0]} and {keys[1]}"
             raise wrong_type(origin, f"{where}[{i}]", turn, wanted)
         messages += _exchange(turn[keys[0]], turn[keys[1]], origin, where=f"{where}[{i}]")
+        if read_mark(turn, origin, where=f"{where}[{i}]") is False:
+            messages[-1][TRAINED] = False
     return messages
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sft.chat import EncodedChat, encode_chats
 from sft.config import UserError
+from sft.marks import is_trained
 from sft.render import Message
 
 
@@ -109,7 +110,8 @@ def _split(
                 break
         assert best is not None
         end, piece, encoded = best
-        pieces.insert(0, (piece, encoded))
+        if any(m["role"] == "assistant" and is_trained(m) for m in piece["messages"]):
+            pieces.insert(0, (piece, encoded))
     return pieces
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sft.config import UserError
 from sft.ending import common_prefix, find_ending
+from sft.marks import is_trained
 from sft.render import Message, render
 from sft.shown import arguments_of, marked, pieces, refuse_lost_context, squeeze
 
@@ -63,7 +64,9 @@ def find_turns(
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
     refuse_lost_context(tokenizer, messages, text=text, tools=tools)
-    places = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    places = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and is_trained(m)]
+    if not places:
+        raise UserError("every assistant turn is marked as not trained; drop the row")
     turns, untrained, lost = [], 0, set()
     for number, place in enumerate(places):
         last = place == places[-1]

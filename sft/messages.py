@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sft.fields import Fields
+from sft.marks import KEYS, LISTS, TRAINED, is_trained, read_mark
 from sft.row_errors import RowError, half_pair, invalid_text, type_name
 
 Message = dict[str, Any]
@@ -35,6 +36,7 @@ EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasonin
 ROUNDS = (("human", "assistant"), ("input", "output"))
 KNOWN_KEYS = frozenset(
     {"role", "from", "content", "value", "tool_calls", "function_call", *EXTRA_KEYS}
+    | KEYS
     | {key for keys in ROUNDS for key in keys}
 )
 # Fields that hold messages by their name, and such as hold either a text or messages.
@@ -50,7 +52,7 @@ def decode_chats(fields: Fields) -> None:
     to write them; and in other files where both chosen and rejected, or both prompt and completion,
     are lists of messages.
     """
-    for name in CHATS:
+    for name in (*CHATS, *LISTS):
         if isinstance(found := decoded(fields.peek(name)), list):
             fields.put(name, found)
     chats = {
@@ -132,12 +134,16 @@ def _message(turn: Any, origin: str, *, where: str) -> Message:
     message: Message = {"role": role}
     if raw_role == "function_call":
         message |= {"content": "", "tool_calls": _read_calls(content, origin, where=where)}
+        if read_mark(turn, origin, where=where) is False:
+            message[TRAINED] = False
         return message
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
     if calls:
         message["tool_calls"] = _read_calls(calls, origin, where=f"{where}.tool_calls")
         content = "" if content is None else content
     message["content"] = text_field(content, origin, where=f"{where} ({role})")
+    if role == "assistant" and read_mark(turn, origin, where=where) is False:
+        message[TRAINED] = False
     for key in EXTRA_KEYS:
         if turn.get(key) is not None:
             message[key] = text_field(turn[key], origin, where=f"{where}.{key}")
@@ -236,11 +242,12 @@ def wrong_type(origin: str, where: str, value: Any, wanted: str) -> RowError:
 def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tuple[str, ...]]:
     """The rules of a chat to imitate; returns it with what was mended.
 
-    Turns after the last answer teach nothing and are cut; so is what the assistant says before the
-    user has spoken, which no generation prompt leads to; so is an empty system turn.
+    Turns after the last trained answer teach nothing and are cut; so is what the assistant says
+    before the user has spoken, which no generation prompt leads to; so is an empty system turn.
 
     Raises:
-        RowError: no assistant turn, an empty answer or question, a misplaced system turn.
+        RowError: no assistant turn, or none that is trained, an empty answer or question, a
+            misplaced system turn.
     """
     if not any(message["role"] == "assistant" for message in messages):
         raise RowError(
@@ -250,10 +257,21 @@ def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tup
             remedy="add the answer or remove the row",
         )
     mended = []
-    end = max(i for i, message in enumerate(messages) if message["role"] == "assistant") + 1
-    if end < len(messages):
-        messages = messages[:end]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    trained = [i for i in answers if is_trained(messages[i])]
+    if not trained:
+        raise RowError(
+            origin,
+            rule="marked as not trained",
+            detail="every answer is marked as not trained",
+            remedy="such a row teaches nothing",
+            counted=True,
+        )
+    if answers[-1] + 1 < len(messages):
         mended.append("turns after the last answer cut")
+    if trained != answers:
+        mended.append("answers marked as not trained")
+    messages = messages[: trained[-1] + 1]
     messages, cut = cut_lead(messages)
     check_turns(messages, origin)
     return messages, (*mended, *cut)

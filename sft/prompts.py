@@ -16,6 +16,7 @@ from sft.formats import (
     read_chats,
     read_question,
 )
+from sft.marks import without_marks
 from sft.messages import CHATS, ROLES, Message, check_turns, is_chat, read_messages
 from sft.row_errors import RowError
 from sft.unfit import refuse_media, refuse_places
@@ -84,10 +85,10 @@ def _waiting(row: Row) -> list[Message]:
     else:
         turns = read_chats(row)[0].messages
         last = max(i for i, message in enumerate(turns) if message["role"] == "assistant")
-        return turns[:last]
+        return without_marks(turns[:last])
     refuse_places(turns, origin)
     check_turns(turns, origin)
-    return turns
+    return without_marks(turns)
 
 
 def _ends_asking(messages: list[Any]) -> bool:

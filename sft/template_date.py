@@ -12,6 +12,8 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+from sft.marks import without_marks
+
 CALL = "strftime_now"
 # Directives of strftime that a date answers; of times, midnight's.
 _DIRECTIVES = "aAbBcdDeFGhHIjmMpRSTuUVwWxXyYzZ"
@@ -53,7 +55,7 @@ def apply_template(
     if day is not None and asks_date(tokenizer):
         template = tokenizer.get_chat_template(None, tools)
         options["chat_template"] = _on_day(template, day)
-    return tokenizer.apply_chat_template(list(messages), tools=tools, **options)
+    return tokenizer.apply_chat_template(without_marks(messages), tools=tools, **options)
 
 
 def writes_date(tokenizer: Any) -> bool:
