@@ -62,7 +62,8 @@ def find_turns(
             raise UserError(f"message {number} (assistant) is empty; fill it or drop the row")
     ending = find_ending(tokenizer)
     refuse_control_tokens(tokenizer, messages)
-    text = render(tokenizer, messages, tools=tools, prompt=False) + ending.closing
+    text = render(tokenizer, messages, tools=tools, prompt=False)
+    text += ending.closing_of(messages[-1])
     refuse_lost_context(tokenizer, messages, text=text, tools=tools)
     places = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and is_trained(m)]
     if not places:
@@ -121,7 +122,8 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | Con
         return Context(f"the template leaves out or rewrites {piece!r}", lost=True)
     if place + 1 < len(messages):
         # As history the turn must read as it does when it has just been produced.
-        fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False) + ending.closing
+        fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False)
+        fresh += ending.closing_of(message)
         if not fresh.startswith(text[:end]):
             return Context("the template writes it differently once it is history")
     return Turn(start=start, end=end)

@@ -122,11 +122,13 @@ def modelfile(
 def _find(tokenizer: Any) -> Turns | None:
     user, answer = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
     second = {"role": "user", "content": SECOND}
-    closing = find_ending(tokenizer).closing
     front, to_answer, between, asks = _split(
         render(tokenizer, [user, answer, second], prompt=True), FIRST, ANSWER, SECOND
     )
-    said = render(tokenizer, [user, answer], prompt=False) + closing
+    said = render(tokenizer, [user, answer], prompt=False)
+    closing = find_ending(tokenizer).closing
+    if render(tokenizer, [user, answer], prompt=True).startswith(said + closing):
+        said += closing  # else it is the next turn's role token
     after_answer = said.partition(ANSWER)[2]
     if not between.startswith(after_answer):
         after_answer = ""

@@ -118,6 +118,20 @@ def test_a_template_that_is_not_regular_is_refused(tiny_tokenizer, template):
         regular_turns(tiny_tokenizer)
 
 
+def test_a_turn_that_the_next_role_ends(tiny_tokenizer):
+    """GLM: `<|user|>` ends the answer and begins the next question, so it is written once."""
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    turns = regular_turns(tiny_tokenizer)
+    assert turns.around["user"] == ("<|user|>", "")
+    assert turns.around["assistant"] == ("<|assistant|>", "")
+    (first, *_) = stop_ids(tiny_tokenizer)
+    assert tiny_tokenizer.decode([first]) == "<|user|>"
+
+
 def test_go_syntax_in_a_template_is_refused(tiny_tokenizer):
     braces = "{{ '{' + '{ .X }' + '}' }}"
     tiny_tokenizer.chat_template = (
