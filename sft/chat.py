@@ -327,7 +327,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"{len(rows):,} rows, the first of each kind below; trained tokens are {words}")
         for row in first.values():
             print(f"\n{row['origin']} ({row['kind']})")
-            (encoded,) = encode_chats(tokenizer, [row], turns=preset.data.turns)
+            turns = "all" if preset.data.turns == "all" else "last"  # of each turn the last row
+            (encoded,) = encode_chats(tokenizer, [row], turns=turns)
             if isinstance(encoded, UserError):
                 raise UserError(f"{row['origin']}: {encoded}")
             print(show(tokenizer, encoded))

@@ -46,12 +46,14 @@ class Tally:
     tokens: int = 0
     trained_tokens: int = 0
     turns: int = 0  # trained
+    untrained: int = 0  # assistant turns that are context alone
     cut: int = 0  # rows whose last answer breaks off at the length
     left_out: int = 0  # rows that are longer than the length
 
-    def add(self, tokens: int, trained_tokens: int, turns: int, cut: bool) -> None:
+    def add(self, tokens: int, trained_tokens: int, turns: int, untrained: int, cut: bool) -> None:
         """Count one more row."""
         self.rows += 1
+        self.untrained += untrained
         self.tokens += tokens
         self.trained_tokens += trained_tokens
         self.turns += turns
@@ -130,8 +132,8 @@ def _check(
 
 
 def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
-    """Tally and check rows of the columns `origin`, `kind`, `input_ids`, `trained` and, where rows
-    were cut, `cut`."""
+    """Tally and check rows of the columns `origin`, `kind`, `input_ids`, `trained`, `untrained`
+    and, where rows were cut, `cut`."""
     checked = Checked()
     for table in tables:
         lengths = pc.list_value_length(table["input_ids"]).to_numpy()
@@ -144,7 +146,9 @@ def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
         # Trained tokens up to the end of each row, so that an empty one comes to none.
         upto = np.append(0, np.cumsum(trained))[np.append(0, np.cumsum(lengths))]
         origins, kinds = table["origin"].to_pylist(), table["kind"].to_pylist()
-        counted = zip(*(c.tolist() for c in (lengths, np.diff(upto), turns, cut)), strict=True)
+        untrained = table["untrained"].to_numpy()
+        columns = (lengths, np.diff(upto), turns, untrained, cut)
+        counted = zip(*(column.tolist() for column in columns), strict=True)
         for origin, kind, counts in zip(origins, kinds, counted, strict=True):
             checked.tally(origin, kind).add(*counts)
         for rule, rows in broken.items():
@@ -191,7 +195,7 @@ def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("source", overflow="fold")
     table.add_column("kind")
-    for heading in ("rows", "tokens", "trained", "turns", "cut", "left out"):
+    for heading in ("rows", "tokens", "trained", "turns", "not trained", "cut", "left out"):
         table.add_column(heading, justify="right")
     sources = dict.fromkeys(source for source, _ in checked.tallies)
     unique = len({PurePath(source).name for source in sources}) == len(sources)
@@ -205,13 +209,16 @@ def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
         table,
         f"checked on every row: {rules.leading_bos} BOS at its start; {ended:,} of "
         f"{over_all.turns:,} trained turns end with a trained end-of-turn, {over_all.cut:,} are "
-        "cut; none is empty; it begins with its generation prompt, token for token\n",
+        "cut; none is empty; it begins with its generation prompt, token for token; of "
+        f"{over_all.turns + over_all.untrained:,} assistant turns {over_all.untrained:,} are not "
+        "trained\n",
     )
 
 
 def _cells(tally: Tally) -> list[str]:
     share = f"{tally.trained_tokens / tally.tokens:.1%}" if tally.tokens else "-"
-    counts = [tally.rows, tally.tokens, share, tally.turns, tally.cut, tally.left_out]
+    counts = [tally.rows, tally.tokens, share, tally.turns, tally.untrained]
+    counts += [tally.cut, tally.left_out]
     return [f"{count:,}" if isinstance(count, int) else str(count) for count in counts]
 
 

@@ -5,8 +5,8 @@ a chat of its own; cutting and the windows of a plain text are a matter of token
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import tee
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise, tee
 from typing import Any
 
 from sft.chat import EncodedChat, encode_chats
@@ -54,6 +54,11 @@ def is_text(trained: Sequence[bool]) -> bool:
     return len(trained) > 1 and not trained[0] and all(trained[1:])
 
 
+def count_turns(trained: Sequence[bool]) -> int:
+    """How many turns of a token row are trained: unbroken runs of trained tokens."""
+    return sum(flag and not before for before, flag in pairwise([False, *trained]))
+
+
 def _windows(ids: list[int], *, size: int, bos: int | None) -> list[Piece]:
     """Windows of which each token but the first is trained, once over all of them."""
     pieces, start = [], 1
@@ -74,7 +79,15 @@ def encode_within(
     A piece, marked by the key "piece", holds the system turn and as many rounds as fit. A round
     that is too long alone stays so and is left to `fit_row`. Where only the last answer is trained,
     only the last piece counts.
+
+    Args:
+        turns: the assistant turns that are trained: "all" of them that the template writes alike as
+            history, the "last", or "each" in a row of its own behind its own prompt. Of a row of
+            "each", `untrained_turns` counts turns of the chat that have no row, at its last one.
     """
+    if turns == "each":
+        yield from _each_turn(tokenizer, chats, split_at=split_at)
+        return
     chats, again = tee(chats)
     for chat, encoded in zip(chats, encode_chats(tokenizer, again, turns=turns), strict=True):
         if (
@@ -88,6 +101,33 @@ def encode_within(
             continue
         pieces = _split(tokenizer, chat, turns=turns, size=split_at)
         yield from pieces[-1:] if turns == "last" else pieces
+
+
+def _each_turn(
+    tokenizer: Any, chats: Iterable[dict[str, Any]], *, split_at: int | None
+) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
+    """A row for each assistant turn of each chat: the chat up to it, with its last turn trained."""
+    chats, again = tee(chats)
+    rows = (row for chat in again for row in one_per_turn(chat))
+    encoded = encode_within(tokenizer, rows, turns="last", split_at=split_at)
+    for chat in chats:
+        *earlier, (last, found) = islice(encoded, len(one_per_turn(chat)))
+        if isinstance(found, UserError):  # the chat as a whole is wrong
+            yield last, found
+            continue
+        kept = [(row, each) for row, each in earlier if isinstance(each, EncodedChat)]
+        for row, each in kept:
+            yield row, replace(each, untrained_turns=0)
+        yield last, replace(found, untrained_turns=len(earlier) - len(kept))
+
+
+def one_per_turn(chat: dict[str, Any]) -> list[dict[str, Any]]:
+    """The chat up to each of its assistant turns; a plain text, or a chat without one, as it is."""
+    messages = chat.get("messages", [])
+    ends = [i for i, message in enumerate(messages, 1) if message.get("role") == "assistant"]
+    if not ends or ends[-1] != len(messages):
+        return [chat]
+    return [chat | {"messages": messages[:end]} for end in ends]
 
 
 def _split(

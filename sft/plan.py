@@ -143,12 +143,30 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
         setting.show(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
+        _warn_of_untrained(found, preset.data.turns, name=name)
         planned.append(PlannedStage(name, section, found.rows))
         facts[name] = as_facts(found.checked)
     file = setting.folder / "data" / "checks.json"
     if PartialState().is_main_process and read_json(file) != facts:
         write_json(file, facts)
     return planned
+
+
+def _warn_of_untrained(found: StageRows, turns: str, *, name: str) -> None:
+    """Answers that are no target although `data.turns` asks for them."""
+    counts = total(found.checked)
+    if not counts.untrained or turns == "last":
+        return
+    ways = {
+        "all": "the template writes them differently once they are history; data.turns=each "
+        "trains every turn behind its own prompt",
+        "each": "the template cannot write them as the last turn of a chat, or max_length cuts "
+        "them off",
+    }
+    log.warning(
+        "%s: %d of %d assistant turns are context and not trained: %s",
+        *(name, counts.untrained, counts.turns + counts.untrained, ways[turns]),
+    )
 
 
 def _show_system_prompt(preset: Preset, setting: Setting) -> None:

@@ -29,7 +29,7 @@ from sft.config import DataSection, Source, UserError, find_path
 from sft.data import read_sft
 from sft.decontaminate import Benchmarks
 from sft.files import existing_file
-from sft.lengths import fit_row
+from sft.lengths import count_turns, fit_row, is_text
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
@@ -59,7 +59,7 @@ class StageRows:
 def prepare_chats(
     section: DataSection, setting: Setting, *, benchmarks: Benchmarks, split_at: int | None = None
 ) -> Dataset:
-    """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`.
+    """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`, `untrained`.
 
     With `data.too_long: split`, chats of more than `split_at` tokens come in pieces.
 
@@ -246,7 +246,10 @@ def rows_of_stage(
     for row in of_kind.select(longer):
         chat = EncodedChat(row["input_ids"], row["trained"])
         fitted = fit_row(chat, max_length=max_length, too_long=section.too_long, bos=rules.bos)
-        pieces += [row | vars(piece) for piece in fitted]
+        gone = 0 if is_text(chat.trained) else count_turns(chat.trained)
+        gone -= sum(count_turns(piece.trained) for piece in fitted) if gone else 0
+        untrained = {"untrained": row["untrained"] + gone}
+        pieces += [row | vars(piece) | untrained for piece in fitted]
         left_out += [] if fitted else [row]
     chosen = of_kind.select(fitting)
     tables = chain(

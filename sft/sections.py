@@ -82,7 +82,7 @@ class DataSection:
     decontaminate: list[str] = field(default_factory=list)  # nor on those in these files
     # Where a chat has no system turn: template (what the template writes), none, or a text.
     system_prompt: str = "template"
-    turns: str = "all"  # assistant turns that are trained: all, last
+    turns: str = "all"  # assistant turns that are trained: all, last, each
     too_long: str = "drop"  # rows beyond max_length: drop, truncate, split
 
 
@@ -225,7 +225,7 @@ CHOICES = {
     "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),
     "eval.backend": ("transformers", "vllm"),
-    "data.turns": ("all", "last"),
+    "data.turns": ("all", "last", "each"),
     "data.too_long": ("drop", "truncate", "split"),
 }
 

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         "kind": pa.string(),
         "input_ids": pa.list_(pa.int32()),
         "trained": pa.list_(pa.bool_()),
+        "untrained": pa.int32(),  # assistant turns of the chat that no row trains
     }
 )
 COUNTS = ("tokens", "trained_tokens", "untrained_turns", "pieces", "without_system")
@@ -98,6 +99,7 @@ def encode_part(
             problems.append(f"{chat['origin']}: {encoded}")
             continue
         row = {"origin": chat["origin"], "kind": chat["kind"]}
+        row |= {"untrained": encoded.untrained_turns}
         rows.append(row | {"input_ids": encoded.input_ids, "trained": encoded.trained})
         counts["tokens"] += len(encoded.input_ids)
         counts["trained_tokens"] += sum(encoded.trained)

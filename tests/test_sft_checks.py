@@ -74,7 +74,8 @@ def test_no_bos_is_asked_where_the_template_writes_none():
 
 def row(place, ids=GOOD, trained=MASK, **more):
     flags = [bool(flag) for flag in trained]
-    return {"origin": place, "kind": "k", "input_ids": ids, "trained": flags, **more}
+    facts = {"origin": place, "kind": "k", "untrained": 0}
+    return {**facts, "input_ids": ids, "trained": flags, **more}
 
 
 def table(*rows):
@@ -106,18 +107,19 @@ def shown(renderable):
 
 def test_the_table_counts_every_row_by_source_and_kind():
     cut = table(row("a.jsonl:2", GOOD[:-1], MASK[:-1], cut=True))
-    checked = check_rows([table(row("a.jsonl:1"), row("hub[x]:9")), cut], rules=RULES)
+    whole = table(row("a.jsonl:1", untrained=3), row("hub[x]:9", untrained=1))
+    checked = check_rows([whole, cut], rules=RULES)
     checked.tally("a.jsonl:4", "k").left_out += 1
     whole = total(checked)
     assert (whole.rows, whole.tokens, whole.trained_tokens) == (3, 20, 11)
-    assert (whole.turns, whole.cut, whole.left_out) == (6, 1, 1)
+    assert (whole.turns, whole.untrained, whole.cut, whole.left_out) == (6, 4, 1, 1)
     text = shown(stage_table(checked, title="sft-all", rules=RULES))
     (a,) = [line.split() for line in text.splitlines() if "a.jsonl" in line]
-    assert a == ["a.jsonl", "k", "2", "13", "53.8%", "4", "1", "1"]
+    assert a == ["a.jsonl", "k", "2", "13", "53.8%", "4", "3", "1", "1"]
     assert "hub[x]" in text, "brackets of a split are no markup"
-    assert "5 of 6 trained turns end with a trained end-of-turn, 1 are cut" in " ".join(
-        text.split()
-    )
+    said = " ".join(text.split())
+    assert "5 of 6 trained turns end with a trained end-of-turn, 1 are cut" in said
+    assert "of 10 assistant turns 4 are not trained" in said
 
 
 def test_the_mix_stands_beside_the_papers():

@@ -5,11 +5,13 @@ from itertools import pairwise
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_sft_chat import THINKING, make_tokenizer
 
-from sft.chat import EncodedChat, encode_chat, encode_chats, ensure_template
+from sft.chat import EncodedChat, encode_chat, encode_chats, encode_prompt, ensure_template
 from sft.checks import Rules, check_row
-from sft.config import UserError
-from sft.lengths import encode_within, fit_row, split_rounds
+from sft.config import Source, UserError
+from sft.data import read_sft
+from sft.lengths import count_turns, encode_within, fit_row, split_rounds
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 END = 9
@@ -141,3 +143,57 @@ def test_texts_and_bad_rows_pass_in_their_places(tiny_tokenizer):
     assert text.trained == [False] + [True] * 99
     assert isinstance(bad, UserError)
     assert good == next(encode_chats(tiny_tokenizer, rows[2:]))
+
+
+WITH_CALLS = THINKING.replace(
+    "+ c + '<", "+ c + (m.tool_calls | tojson if m.tool_calls else '') + '<"
+)
+
+
+def test_each_turn_has_a_row_with_the_prompt_that_it_is_generated_from(tiny_tokenizer):
+    """Qwen3 writes an empty thinking block in the last turn alone."""
+    tiny_tokenizer.chat_template = THINKING
+    messages = chat("a", "b", "c", "d", "e", "f", system="s")
+    rows = [
+        {"messages": messages, "origin": "f:1", "kind": "k"},
+        {"text": "plain", "origin": "f:2", "kind": "k"},
+    ]
+    found = list(encode_within(tiny_tokenizer, rows, turns="each", split_at=None))
+    assert [row["origin"] for row, _ in found] == ["f:1", "f:1", "f:1", "f:2"]
+    for (_, encoded), end in zip(found, (3, 5, 7), strict=False):
+        prompt = encode_prompt(tiny_tokenizer, messages[: end - 1])
+        assert encoded.input_ids[: len(prompt)] == prompt
+        assert not any(encoded.trained[: len(prompt)])
+        trained = [i for i, flag in zip(encoded.input_ids, encoded.trained, strict=True) if flag]
+        answer = messages[end - 1]["content"]
+        assert tiny_tokenizer.decode(trained) == f"<think>\n\n</think>\n\n{answer}<|im_end|>"
+        assert encoded.untrained_turns == 0
+    (whole,) = encode_chats(tiny_tokenizer, rows[:1])
+    assert whole.untrained_turns == 2
+
+
+def test_of_each_turn_those_that_the_template_cannot_write_last_are_counted(tiny_tokenizer):
+    tiny_tokenizer.chat_template = (
+        "{% if messages | length == 2 and messages[0].content == 'a' %}"
+        "{{ raise_exception('too short') }}{% endif %}" + THINKING
+    )
+    ensure = {"origin": "f:1", "kind": "k"}
+    rows = [{"messages": chat("a", "b", "c", "d"), **ensure}, {"messages": chat("a"), **ensure}]
+    (_, kept), (_, bad) = encode_within(tiny_tokenizer, rows, turns="each", split_at=None)
+    assert kept.untrained_turns == 1 and isinstance(bad, UserError)
+
+
+@pytest.mark.real
+def test_all_turns_of_real_tool_calls_are_trained(real_data):
+    path = str(real_data / "sft/lf_glaive_toolcall_en_demo.jsonl")
+    rows = read_sft([Source(path=path, kind="k")], on_error="drop").rows
+    assistant = sum(m["role"] == "assistant" for row in rows for m in row["messages"])
+    tokenizer = make_tokenizer(WITH_CALLS)
+
+    def counts(turns):
+        encoded = [e for _, e in encode_within(tokenizer, rows, turns=turns, split_at=None)]
+        trained = sum(count_turns(row.trained) for row in encoded)
+        return len(encoded), trained, sum(row.untrained_turns for row in encoded)
+
+    assert counts("all") == (len(rows), len(rows), assistant - len(rows))
+    assert counts("each") == (assistant, assistant, 0)
