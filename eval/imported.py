@@ -40,7 +40,8 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | 
         section: `per_task` says which metric and filter count, else a task's first.
 
     Raises:
-        UserError: nothing measured is there, a line is not lm-eval's, or two backends measured.
+        UserError: nothing measured is there, a line is not lm-eval's, or the logs are of two models
+            or of two backends.
     """
     own = _own_folder(path)
     samples = {} if own else _newest(path)
@@ -77,6 +78,7 @@ class _Samples:
 
     path: Path
     task: str
+    date: str
     results: Mapping[str, Any]
 
     @property
@@ -91,6 +93,13 @@ class _Samples:
         """lm-eval's name for what computed, empty where its results do not say."""
         return self.results.get("model_source") or ""
 
+    @property
+    def model(self) -> str | None:
+        """lm-eval's name of the model, with the commit where it knows one; None without results."""
+        name = self.results.get("model_name") or self.results.get("model_name_sanitized")
+        commit = (self.results.get("config") or {}).get("model_sha")
+        return f"{name} at {commit}" if name and commit else name
+
 
 def _own_folder(path: Path) -> Path | None:
     """eval/<model> of a run of ours: the one given, or that of a run's last model."""
@@ -98,6 +107,32 @@ def _own_folder(path: Path) -> Path | None:
     if isinstance(results, dict) and isinstance(results.get("models"), list):
         path = path / "eval" / _plain(str(results["models"][-1]), path / "results.json")
     return path if (path / "scores.json").is_file() else None
+
+
+def _refuse_two_models(path: Path, samples: Sequence[_Samples]) -> None:
+    """Logs of several models are several sides of a comparison, never tasks of one.
+
+    Files without results are of the model whose other files are in their folder, or of one that
+    the folder is named after.
+
+    Raises:
+        UserError: there are two.
+    """
+    known = {file.path.parent: file.model for file in samples if file.model}
+    places: dict[str, Path] = {}
+    for file in samples:
+        folder = file.path.parent
+        places.setdefault(file.model or known.get(folder) or folder.name, folder)
+    if len(places) > 1:
+        (first, one), (second, other) = list(places.items())[:2]
+        remedy = (
+            f"name one of their folders, {one} or {other}"
+            if one != other
+            else "move the files of one into a folder of its own"
+        )
+        raise UserError(
+            f"{path} holds lm-eval's logs of two models, {first} and {second}; {remedy}"
+        )
 
 
 def _backend_of(samples: Mapping[str, _Samples]) -> str | None:
@@ -139,20 +174,25 @@ def _copy(source: Path, folder: Path) -> str | None:
 
 
 def _newest(path: Path) -> dict[str, _Samples]:
-    """lm-eval's samples by task, the newest of each."""
-    found: dict[str, tuple[str, Path]] = {}
-    for file in [path] if path.is_file() else path.rglob("samples_*.jsonl"):
-        match = _NAME.fullmatch(file.name)
-        if match is not None:
-            dated = (match["date"], file)
-            found[match["task"]] = max(found.get(match["task"], dated), dated)
-    samples = {}
-    for task, (date, file) in sorted(found.items()):
-        beside = sorted(file.parent.glob(f"*_{date}.json"))
-        if not beside:
-            log.warning("%s: no results_%s.json beside it, so its version is unknown", file, date)
-        samples[task] = _Samples(file, task, read_json(beside[0]) if beside else {})
-    return samples
+    """lm-eval's samples by task, the newest of each.
+
+    Raises:
+        UserError: they are of two models.
+    """
+    found = []
+    for file in [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl")):
+        if (match := _NAME.fullmatch(file.name)) is not None:
+            beside = sorted(file.parent.glob(f"*_{match['date']}.json"))
+            results = read_json(beside[0]) if beside else {}
+            found.append(_Samples(file, match["task"], match["date"], results))
+    _refuse_two_models(path, found)
+    newest = {file.task: file for file in sorted(found, key=lambda file: (file.date, file.path))}
+    for file in newest.values():
+        if not file.results:
+            log.warning(
+                "%s: no results_%s.json beside it, so its version is unknown", file.path, file.date
+            )
+    return dict(sorted(newest.items()))
 
 
 def _grouped(samples: Mapping[str, _Samples]) -> dict[str, list[_Samples]]:

@@ -30,7 +30,9 @@ TEXT = CHOICE | {
 }
 
 
-def log_with_lm_eval(model, tokenizer, folder, out, *, names, shots=0, groups=None):
+def log_with_lm_eval(
+    model, tokenizer, folder, out, *, names, shots=0, groups=None, model_name="org__model"
+):
     """What `lm_eval --log_samples --output_path OUT` writes (evaluator and tracker are its own)."""
     loaded = load_tasks(names, source=Tasks(str(folder)), shots=shots, seed=0)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
@@ -38,7 +40,8 @@ def log_with_lm_eval(model, tokenizer, folder, out, *, names, shots=0, groups=No
         results = evaluate(lm, {"tasks": loaded, "groups": groups or {}}, bootstrap_iters=0)
     samples = results.pop("samples")
     tracker = EvaluationTracker(output_path=str(out))
-    tracker.general_config_tracker.model_name_sanitized = "org__model"
+    tracker.general_config_tracker.model_name_sanitized = model_name
+    tracker.general_config_tracker.model_name = model_name.replace("__", "/")
     tracker.save_results_aggregated(results=results | (groups or {}), samples=samples)
     for name, rows in samples.items():
         tracker.save_results_samples(task_name=name, samples=rows)
@@ -148,6 +151,45 @@ def test_the_backend_of_a_log_is_known_and_a_log_of_two_is_refused(logged, tmp_p
     file.rename(file.with_name(file.name.replace(date, other)))
     with pytest.raises(UserError, match=r"different backends.*: mine_\w+ by vllm, mine_text by tr"):
         imported("both")
+
+
+def test_logs_of_two_models_are_not_one_model(logged, task_dir, tmp_path, tiny_tokenizer):
+    """One task of another model, or of another commit, under one folder, newer or older."""
+    section, log = EvalSection(), tmp_path / "log"
+    other = log_with_lm_eval(
+        make_tiny_model(seed=2),
+        tiny_tokenizer,
+        task_dir,
+        log,
+        names=["mine_written"],
+        model_name="org__other",
+    )
+    assert other.parent == logged.parent == log
+    with pytest.raises(
+        UserError, match=r"of two models, org/\w+ and org/\w+; .*org__(model|other)"
+    ):
+        import_measures(log, tmp_path / "a", section=section)
+    for name, folder in (("b", logged), ("c", other)):
+        import_measures(folder, tmp_path / name, section=section)
+    # Without results a folder is all there is to tell models by.
+    for results in log.rglob("results_*.json"):
+        results.rename(results.with_suffix(".away"))
+    with pytest.raises(UserError, match="of two models, org__model and org__other; name one"):
+        import_measures(log, tmp_path / "d", section=section)
+    for results in log.rglob("results_*.away"):
+        results.rename(results.with_suffix(".json"))
+    (record,) = other.glob("results_*.json")
+    for file in other.glob("*_*.json*"):
+        shutil.move(file, logged / file.name)
+    (moved,) = (logged / record.name,)
+    moved.write_text(
+        json.dumps(
+            json.loads(moved.read_text())
+            | {"model_name": "org/model", "config": {"model_sha": "0123abc"}}
+        )
+    )
+    with pytest.raises(UserError, match=r"org/model at 0123abc.*; move the files of one into a f"):
+        import_measures(logged, tmp_path / "e", section=section)
 
 
 def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
