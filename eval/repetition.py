@@ -20,11 +20,11 @@ from sft.prompts import read_prompts, spread
 from sft.run import fingerprint
 
 # Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
-# and a line of dashes are shorter. A period above 256 does not fit the usual caps four times.
-MAX_PERIOD = 256
+# and a line of dashes are shorter. A period has no bound but that its copies fit.
 MIN_COPIES = 4
 MIN_TOKENS = 64
-SMALLEST_CAP = MIN_TOKENS // 2  # a loop is followed to twice the cap, so below this none counts
+# From here on every loop that has begun by the cap and lasts to twice the cap has MIN_TOKENS.
+SMALLEST_CAP = MIN_TOKENS
 # Copies that a loop has made by the cap, if it is to count at twice the cap.
 BEGUN_COPIES = 2
 
@@ -44,7 +44,7 @@ def find_loop(
     """The loop that the tokens end in, with the smallest period that qualifies; O(n).
 
     The Z-function of the reversed tokens gives, for every period at once, how far back the tail
-    keeps it. A loop needs period <= MAX_PERIOD, MIN_COPIES whole copies and MIN_TOKENS tokens.
+    keeps it. A loop needs MIN_COPIES whole copies and MIN_TOKENS tokens.
 
     Args:
         cap: look instead for a loop, however short so far, that had `copies` whole copies by this
@@ -52,9 +52,10 @@ def find_loop(
     """
     tail = list(token_ids)[::-1]
     n = len(tail)
-    agree = [0] * min(MAX_PERIOD + 1, n)
+    longest = n // MIN_COPIES if cap is None else min(cap // copies, n - 1)
+    agree = [0] * (longest + 1)
     left = right = 0
-    for period in range(1, len(agree)):
+    for period in range(1, longest + 1):
         length = min(right - period, agree[period - left]) if period < right else 0
         while period + length < n and tail[length] == tail[period + length]:
             length += 1
@@ -177,15 +178,13 @@ def measure_sampled(
     return stored
 
 
-def repeats(
-    row: Mapping[str, Any], *, copies: int = BEGUN_COPIES, min_tokens: int = MIN_TOKENS
-) -> bool:
+def repeats(row: Mapping[str, Any], *, copies: int = BEGUN_COPIES) -> bool:
     """Whether a stored row is endless: in one loop from before the cap to twice the cap."""
     tokens, cap = row["token_ids"], row["cap"]
     if row["finish_reason"] != "cap" or len(tokens) < 2 * cap:
         return False
     loop = find_loop(tokens[: 2 * cap], cap=cap, copies=copies)
-    return loop is not None and 2 * cap - loop.start >= min_tokens
+    return loop is not None and 2 * cap - loop.start >= MIN_TOKENS
 
 
 def unfinished(row: Mapping[str, Any]) -> bool:
@@ -302,15 +301,15 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
 
 
 def check_cap(cap: int) -> None:
-    """Refuse a cap at which the rate would be 0 whatever a model writes.
+    """Refuse a cap at which loops that last to its double could be too short to count.
 
     Raises:
-        UserError: twice the cap is shorter than the shortest loop that counts.
+        UserError: the cap is shorter than the shortest loop that counts.
     """
     if cap < SMALLEST_CAP:
         raise UserError(
-            f"eval.repetition.cap={cap}: a loop counts from {MIN_TOKENS} tokens on and is followed "
-            f"to twice the cap, so none could be found; give at least {SMALLEST_CAP}"
+            f"eval.repetition.cap={cap}: a loop counts from {MIN_TOKENS} tokens on, so a shorter "
+            f"cap would miss some; give at least {SMALLEST_CAP}"
         )
 
 

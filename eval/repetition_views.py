@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eval.repetition import BEGUN_COPIES, MIN_TOKENS, find_loop, repeats, unfinished
+from eval.repetition import BEGUN_COPIES, find_loop, repeats, unfinished
 from eval.stats import wilson
 
 Row = Mapping[str, Any]
@@ -49,16 +49,15 @@ def groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def sensitivity(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rate under other thresholds; the first entry is the definition itself.
 
-    Stricter: more copies begun by the cap, longer loops. Looser: shorter loops, and loops that run
-    at the cap, whether or not they survive its doubling. Also as if the cap had been half of this.
-    All are exact on stored rows, since every loop of BEGUN_COPIES at the cap was followed on.
+    Stricter: more copies begun by the cap. Looser: loops that run at the cap, whether or not they
+    survive its doubling. Also as if the cap had been half of this. There is none with another
+    MIN_TOKENS, since a loop that has begun by the cap and lasts to its double has more tokens than
+    the cap. All are exact on stored rows, since every loop of BEGUN_COPIES at the cap was followed.
     """
     variants: list[tuple[str, Callable[[Row], bool]]] = [
         ("as defined", repeats),
         (f"{BEGUN_COPIES + 1} copies by the cap", lambda r: repeats(r, copies=BEGUN_COPIES + 1)),
         (f"{BEGUN_COPIES + 2} copies by the cap", lambda r: repeats(r, copies=BEGUN_COPIES + 2)),
-        (f"{MIN_TOKENS // 2} tokens", lambda r: repeats(r, min_tokens=MIN_TOKENS // 2)),
-        (f"{MIN_TOKENS * 2} tokens", lambda r: repeats(r, min_tokens=MIN_TOKENS * 2)),
         ("loops at the cap, not followed", loops_at_cap),
         ("half the cap", lambda r: repeats(halved(r))),
     ]

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.generate import generate
 from eval.padding import takes_padding
 from eval.repetition import (
-    MAX_PERIOD,
     MIN_COPIES,
     MIN_TOKENS,
     Loop,
@@ -32,7 +31,7 @@ from sft.scoring import enable_scoring
 def brute_force(tokens):
     """The definition, word for word."""
     n = len(tokens)
-    for period in range(1, min(MAX_PERIOD, n - 1) + 1):
+    for period in range(1, n):
         start = n - period
         while start > 0 and tokens[start - 1] == tokens[start - 1 + period]:
             start -= 1
@@ -64,9 +63,9 @@ def test_find_loop_equals_the_definition_on_noise(tokens):
 
 
 def test_find_loop_limits():
-    unit = list(range(1000, 1000 + MAX_PERIOD))
-    assert find_loop([7, 8, *unit * 4]) == Loop(MAX_PERIOD, 4, 2)
-    assert find_loop([*unit, 1] * 5) is None
+    unit = list(range(1000, 1400))
+    assert find_loop([7, 8, *unit * 4]) == Loop(400, 4, 2)
+    assert find_loop([*unit, 1] * 5) == Loop(401, 5, 0)
     assert find_loop(unit * 3 + unit[:-1]) is None
     assert find_loop([1, 2, 3] * 21) is None, "63 tokens are too few"
     assert find_loop([9, 1, 2, 3] + [1, 2, 3] * 21 + [1, 2]) == Loop(3, 22, 1)
@@ -109,7 +108,7 @@ def periodic_since(tokens, cap):
     """By the definition: with some period, each token from two copies before the cap on repeats."""
     return len(tokens) >= 2 * cap and any(
         all(tokens[i] == tokens[i - period] for i in range(cap - period, 2 * cap))
-        for period in range(1, min(MAX_PERIOD, cap // 2) + 1)
+        for period in range(1, cap // 2 + 1)
     )
 
 
@@ -244,19 +243,35 @@ def test_a_loop_longer_than_a_quarter_of_the_cap_is_seen():
     assert not repeats(stored((unit * 5)[: 2 * cap - 1], "cap"))
 
 
-def test_the_smallest_cap_is_that_at_which_the_shortest_loop_can_count():
-    with pytest.raises(UserError, match="so none could be found; give at least 32"):
-        check_cap(31)
-    check_cap(32)
-    shortest = {"token_ids": [7] * 64, "finish_reason": "cap", "cap": 32}
-    assert repeats(shortest) and not repeats(shortest | {"token_ids": [7] * 62, "cap": 31})
+@pytest.mark.parametrize("period", [256, 257, 283, 310, 400, 500])
+def test_a_period_has_no_bound_but_the_cap(period):
+    cap, unit = 1000, list(range(period))
+    head = list(range(5000, 5000 + cap - 2 * period))  # so that two copies end at the cap
+    tokens = [*head, *unit * 8][: 2 * cap]
+    assert repeats(stored(tokens, "cap", cap=cap))
+    assert find_loop(tokens, cap=cap) == Loop(period, (2 * cap - len(head)) // period, len(head))
+    assert not repeats(stored([1, *tokens[:-1]], "cap", cap=cap)), "a token later"
+    assert not repeats(stored([*tokens[:-1], 1], "cap", cap=cap)), "left at the last token"
+
+
+def test_from_the_smallest_cap_on_no_loop_is_too_short_to_count():
+    """Every loop that has begun twice by the cap and lasts to its double has 64 tokens."""
+    with pytest.raises(UserError, match="so a shorter cap would miss some; give at least 64"):
+        check_cap(63)
+    check_cap(64)
+    for cap, found in ((64, True), (60, False)):
+        shortest = [*range(100, 98 + cap), *[7] * (cap + 2)]
+        assert find_loop(shortest, cap=cap) == Loop(1, cap + 2, cap - 2)
+        assert repeats(stored(shortest, "cap", cap=cap)) == found
 
 
 def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
-    model = enable_scoring(make_tiny_model(max_position_embeddings=128))
-    with pytest.raises(UserError, match=r"cap=60: prompt p2 has \d+ tokens .* lower the cap to \d"):
-        measure(model, tiny_tokenizer, PROMPTS, cap=60)
+    model = enable_scoring(make_tiny_model(max_position_embeddings=256))
+    with pytest.raises(
+        UserError, match=r"cap=120: prompt p2 has \d+ tokens .* lower the cap to \d"
+    ):
+        measure(model, tiny_tokenizer, PROMPTS, cap=120)
     words = r"4 times the cap \(double_cap\); shorten or drop the prompt"
     with pytest.raises(UserError, match=words):
         check_prompts(tiny_tokenizer, PROMPTS, window=128, cap=25, times=4)

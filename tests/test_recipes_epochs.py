@@ -15,7 +15,7 @@ from sft.prompts import spread
 from sft.run import STAGE_FOLDERS, read_json, read_jsonl
 
 ON = "eval.each_epoch={enabled: true, prompts: 4, limit: 5}"
-LORA = ("lora.r=4", "lora.lora_dropout=0.1", "eval.repetition.cap=32")
+LORA = ("lora.r=4", "lora.lora_dropout=0.1", "eval.repetition.cap=64")
 
 
 @pytest.fixture(scope="module")

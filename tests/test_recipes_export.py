@@ -51,7 +51,7 @@ def run(tmp_path_factory):
         "sft_all": {"learning_rate": 5e-2, "num_train_epochs": 2, "max_length": 64},
         "sft_dialogue": {"enabled": False},
         "dpo": {"enabled": False},
-        "eval": {"repetition": {"prompts": str(folder / "prompts.jsonl"), "cap": 32}},
+        "eval": {"repetition": {"prompts": str(folder / "prompts.jsonl"), "cap": 64}},
     }
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
     assert train([str(folder / "preset.yaml")]) == 0

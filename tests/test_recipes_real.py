@@ -1,10 +1,12 @@
 """The whole chain on real rows, real pretrained models and real benchmark questions."""
 
+import shutil
+
 import pytest
 import yaml
 
 from recipes.sft_then_dpo import main
-from sft.run import read_json, read_jsonl, write_jsonl
+from sft.run import read_json, read_jsonl, write_json, write_jsonl
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -49,12 +51,16 @@ def write_tasks(folder):
     ("model", "alpaca", "preferences", "cap", "tasks"),
     [
         ("stories260K", "alpaca_en_first10k.jsonl.gz", "lf_dpo_en_demo.jsonl", 100, list(TASKS)),
-        # Its window of 128 tokens is shorter than the questions.
-        ("poem-zh-750k", "alpaca_zh_translated_9k.jsonl.gz", "lf_dpo_zh_demo.jsonl", 32, []),
+        # Its window, doubled here, is shorter than the questions.
+        ("poem-zh-750k", "alpaca_zh_translated_9k.jsonl.gz", "lf_dpo_zh_demo.jsonl", 64, []),
     ],
 )
 def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences, cap, tasks):
     write_tasks(tmp_path / "tasks")
+    shutil.copytree(real_data / "models" / model, tmp_path / model)
+    config = read_json(tmp_path / model / "config.json")
+    window = 2 * config["max_position_embeddings"]
+    write_json(tmp_path / model / "config.json", config | {"max_position_embeddings": window})
     texts = ["Tell me a story.", "写一首诗。", "Hi", "明月"]
     prompts = [
         {"id": text, "messages": [{"role": "user", "content": text}], "language": "en"}
@@ -70,7 +76,7 @@ def test_the_chain_on_real_data(real_data, tmp_path, model, alpaca, preferences,
     }
     preset = {
         "run": {"dir": str(tmp_path / "run")},
-        "model": {"name_or_path": str(real_data / "models" / model)},
+        "model": {"name_or_path": str(tmp_path / model)},
         "data": {
             "sft": [
                 {"path": str(real_data / "sft" / alpaca), "kind": "dialogue", "weight": 0.01},

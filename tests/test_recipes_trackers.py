@@ -9,7 +9,7 @@ from sft.meter import MEASURED
 from sft.run import STAGE_FOLDERS, read_json, read_jsonl
 
 MODELS = {"base": "eval/base", **STAGE_FOLDERS}
-MORE = ("eval.repetition.cap=32", "eval.each_epoch={enabled: true, prompts: 3, limit: 4}")
+MORE = ("eval.repetition.cap=64", "eval.each_epoch={enabled: true, prompts: 3, limit: 4}")
 TOLD = "run.report_to=[tensorboard]"
 
 

@@ -44,7 +44,7 @@ STAGE = {
     "save_steps": 2,
     "logging_steps": 2,
 }
-CHEAP = ["eval.repetition.cap=32", "pairs.samples_per_prompt=2"]
+CHEAP = ["eval.repetition.cap=64", "pairs.samples_per_prompt=2"]
 LORA = ["lora.r=4", "lora.lora_dropout=0.1"]
 EPOCHS = ["eval.each_epoch={enabled: true, prompts: 3, limit: 4}"]
 VARIANTS = {
