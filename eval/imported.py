@@ -15,7 +15,8 @@ from typing import Any
 
 from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
-from eval.scores import CHOICE_METRICS, MUTUAL, choice_values, template_id
+from eval.math_answers import grade
+from eval.scores import CHOICE_METRICS, MATH_EQUAL, MUTUAL, choice_values, template_id
 from eval.stats import BITS_PER_BYTE
 from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
@@ -274,6 +275,8 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
     listed = [entry["metric"] for entry in config.get("metric_list", [])]
     for name in [metric] if metric else [*listed, *line["metrics"]]:
         value = line.get(name)
+        if name == MATH_EQUAL and value is None and isinstance(line["filtered_resps"][0], str):
+            value = grade(line["filtered_resps"][0], line.get("target"))
         if isinstance(value, int | float) and 0 <= value <= 1:
             answer = _answer(name, line, arguments)
             return row | {"metric": name, "score": float(value), "answer": answer}

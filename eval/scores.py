@@ -3,7 +3,8 @@
 Metrics of multiple choice are normalisations of log-probabilities: `acc` none, `acc_norm` by
 characters, `acc_bytes` by bytes, `acc_mutual_info` by the choice without its context, as in lm-eval
 (api/task.py); `acc_per_token` by tokens, the paper's length normalisation (perplexity of each
-option, arXiv 2401.02954, section 5.1), which lm-eval lacks.
+option, arXiv 2401.02954, section 5.1), which lm-eval lacks. `math_equal` is for written answers to
+questions of mathematics, see `eval.math_answers`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from lm_eval.api.registry import register_metric
 from lm_eval.api.task import Task
 
+from eval import math_answers
 from eval.engine import Engine
 from eval.repetition import find_loop
 from eval.stats import BITS_PER_BYTE
@@ -24,6 +26,7 @@ from sft.run import fingerprint
 PER_TOKEN = "acc_per_token"
 MUTUAL = "acc_mutual_info"
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", MUTUAL, PER_TOKEN)
+MATH_EQUAL = "math_equal"
 
 # What decides what a model is asked and how its answer is judged; a change makes another task.
 _TEMPLATE = (
@@ -38,6 +41,14 @@ _TEMPLATE = (
 def _passed_through(items: Any) -> Any:
     """A metric by name, so that task files can list it; `_choice_row` computes it."""
     return items
+
+
+@register_metric(
+    metric=MATH_EQUAL, higher_is_better=True, output_type="generate_until", aggregation="mean"
+)
+def _math_equal(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """For task files that list it; lm-eval gives one answer with one target."""
+    return math_answers.grade(predictions[0], references[0])
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Judged:
         offered = [given for given in listed if isinstance(given, str)]
         if task.OUTPUT_TYPE == "multiple_choice":
             offered += CHOICE_METRICS
+        if task.OUTPUT_TYPE == "generate_until":
+            offered.append(MATH_EQUAL)
         filters = [f["name"] for f in task.get_config("filter_list") or [{"name": "none"}]]
         for key, wanted, known in (("metric", metric, offered), ("filter", filter, filters)):
             if wanted is not None and wanted not in known:
@@ -116,7 +129,10 @@ def stored_row(
     metric, score = _own_score(task, sample, judged=judged)
     if task.OUTPUT_TYPE == "generate_until":
         reason = engine.finish_reasons[(judged.name, sample["doc_id"])]
-        row |= {"finish_reason": reason, "filtered": str(sample["filtered_resps"][0])}
+        filtered = str(sample["filtered_resps"][0])
+        if metric == MATH_EQUAL:
+            filtered = math_answers.final_answer(filtered)
+        row |= {"finish_reason": reason, "filtered": filtered}
     if "outcome" in sample:
         row["outcome"] = sample["outcome"]
     answer = str(sample["resps"][0][0])
@@ -144,6 +160,9 @@ def _text_row(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own_score(task: Task, sample: Mapping[str, Any], *, judged: Judged) -> tuple[str, float]:
     """The metric asked for, else the task's first, with one value in [0, 1] for each document."""
+    if judged.metric == MATH_EQUAL and MATH_EQUAL not in sample:
+        answer = str(sample["filtered_resps"][0])
+        return MATH_EQUAL, math_answers.grade(answer, sample["target"])
     listed = [entry["metric"] for entry in task.get_config("metric_list") or []]
     for name in [judged.metric] if judged.metric else [*listed, *sample["metrics"]]:
         value = sample.get(name) if isinstance(name, str) else None

@@ -284,6 +284,30 @@ def test_a_metric_or_filter_that_a_task_lacks_is_refused(model, tiny_tokenizer, 
         run(model, tiny_tokenizer, task_dir, tmp_path, filter="strict")
 
 
+def test_written_answers_are_graded_by_value_where_that_is_asked_for(
+    tiny_tokenizer, task_dir, tmp_path, monkeypatch
+):
+    """A task that does not list math_equal; its documents' targets are results."""
+    rows = [{"question": "one half?", "choices": ["\\frac{1}{2}"], "gold": 0, "passage": "p"}]
+    (task_dir / "../data/choice.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    monkeypatch.setattr(
+        TurnedEngine,
+        "generate_until",
+        lambda self, requests: (
+            self.finish_reasons.update({("mine_written", 0): "stop_id"})
+            or ["So $1 - 0.5$ is it. The answer is \\boxed{0.5}."]
+        ),
+    )
+    model = enable_scoring(make_tiny_model())
+    entries = run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[1:])
+    assert entries["mine_written"]["metric"] == "exact_match"
+    assert entries["mine_written"]["score"] == 0
+    entries = run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[1:], metric="math_equal")
+    (row,) = read(tmp_path / "mine_written.jsonl")
+    assert entries["mine_written"]["metric"] == row["metric"] == "math_equal"
+    assert row["score"] == 1 and row["filtered"] == "0.5" and "boxed" in row["answer"]
+
+
 def test_answers_are_as_long_as_the_preset_says(model, tiny_tokenizer, task_dir, tmp_path):
     # max_tokens is lm-eval's other name, which counts where max_gen_toks is not there.
     settings = {"until": ["nowhere"], "do_sample": False, "max_tokens": 9}

@@ -17,7 +17,7 @@ from eval.tasks import Tasks, check_tasks, load_tasks
 from recipes import base_vs_chat
 from sft.config import Source, UserError, load_preset
 from sft.files import read_records
-from sft.run import read_json, read_jsonl
+from sft.run import read_json, read_jsonl, write_jsonl
 
 FOLDER = ROOT / "recipes" / "paper"
 LETTERS = "ABCD"
@@ -46,6 +46,7 @@ WRITTEN = {
     "agieval_gaokao_mathcloze": lambda row: [
         f"{row['answer']}\n问题",
         f"由题意得 $x$。\n所以答案是：{row['answer']}。",
+        f"由题意得 $x = 2$。\n\\[\\boxed{{{row['answer'].replace('$', '')}}}\\]",
     ],
 }
 CHOICES = {
@@ -61,7 +62,39 @@ CHOICES = {
 TEXTS = ("lambada_openai", "lambada_text")
 # Judged by programs of ours: tests/test_eval_code_tasks.py, tests/test_eval_instructions.py.
 OWN = ["humaneval", "leetcode", "ifeval"]
-NAMES = [*WRITTEN, *CHOICES, *TEXTS, *OWN]
+# Of data that is not among the real files: rows of their form, ours.
+MATH = {
+    "hendrycks_math": [
+        {
+            "problem": "What is half of a third?",
+            "solution": "We have $\\frac{1}{2}\\cdot\\frac{1}{3}=\\boxed{\\frac{1}{6}}$.",
+            "level": "Level 1",
+            "type": "Prealgebra",
+        },
+        {
+            "problem": "For which $x$ is $\\sqrt{x-2}$ below $1$?",
+            "solution": "From $2$ on, up to $3$: $x \\in \\boxed{[2,3)}$ is it.",
+            "level": "Level 2",
+            "type": "Algebra",
+        },
+    ],
+    "cmath": [
+        {"grade": 3, "question": "一块地的四分之三种菜，其余的占几分之几？", "golden": "1/4"},
+        {"grade": 4, "question": "一盒有12支笔，6盒有多少支？", "golden": "72"},
+    ],
+}
+FILES = {"hendrycks_math": "math_test.jsonl", "cmath": "cmath.jsonl"}
+MATH_ANSWERS = {
+    "hendrycks_math": (
+        lambda row: row["solution"],
+        lambda row: {"1": "The answer is 0.5/3.", "2": "The answer is $[2, 3)$."}[row["level"][-1]],
+    ),
+    "cmath": (
+        lambda row: f"先想一想，有3步。\n所以是{row['golden']}。",
+        lambda row: {3: "剩下的占百分之25。", 4: "6×12=72（支）\n答：6盒有72支。"}[row["grade"]],
+    ),
+}
+NAMES = [*WRITTEN, *CHOICES, *TEXTS, *OWN, *MATH]
 
 
 class Oracle(LM):
@@ -104,7 +137,8 @@ def load(name, source, *, shots=0):
 def score(task, oracle, *, limit):
     with quiet():
         result = evaluate(oracle, {"tasks": {"t": task}}, limit=limit, bootstrap_iters=0)
-    return [sample["exact_match"] for sample in result["samples"]["t"]]
+    metric = task.get_config("metric_list")[0]["metric"]
+    return [sample[metric] for sample in result["samples"]["t"]]
 
 
 def test_every_file_is_tried_here():
@@ -125,6 +159,7 @@ def test_the_protocol_names_tasks_of_lm_eval_and_the_papers_shots():
     assert {name: shots[name] for name in zero} == {name: (k, 0) for name, k in zero.items()}
     assert shots["triviaqa"] == (5, 5) and shots["drop"] == (1, 1)
     metrics = {name: o.metric for name, o in section.per_task.items()}
+    assert metrics["hendrycks_math"] == "math_equal"
     for name in ("arc_easy", "arc_challenge", "openbookqa"):
         assert metrics[name] == "acc_mutual_info"
     assert metrics["hellaswag"] == "acc_per_token"
@@ -148,6 +183,27 @@ def test_answers_to_the_next_question_score_as_seldom_as_they_agree(source, name
     targets = [str(task.doc_to_target(doc)) for doc in docs]
     same = sum(a == b for a, b in zip(targets, targets[1:] + targets[:1], strict=True))
     assert sum(score(task, Oracle(WRITTEN[name], form=0, wrong=True), limit=100)) <= same + 3
+
+
+@pytest.mark.parametrize("name", MATH)
+def test_worked_answers_score_one_and_those_to_another_question_zero(tmp_path, name):
+    """In lm-eval's own evaluation; the examples are worked, and none is the question itself."""
+    write_jsonl(tmp_path / FILES[name], MATH[name])
+    source = Tasks(str(FOLDER / "tasks"), str(tmp_path))
+
+    def scores(form, *, wrong=False):
+        oracle = Oracle(lambda row: [MATH_ANSWERS[name][form](row)], form=0, wrong=wrong)
+        with quiet():
+            (task,) = load_tasks([name], source=source, shots=1, seed=0).values()
+            result = evaluate(oracle, {"tasks": {"t": task}}, bootstrap_iters=0)
+        for sample, other in zip(result["samples"]["t"], MATH[name][::-1], strict=True):
+            prompt = sample["arguments"][0][0]
+            question = other.get("problem") or other["question"]
+            assert prompt.index(question) < prompt.index(other.get("solution") or other["golden"])
+        return [sample["math_equal"] for sample in result["samples"]["t"]]
+
+    for form in (0, 1):
+        assert scores(form) == [1, 1] and scores(form, wrong=True) == [0, 0]
 
 
 @pytest.mark.real
@@ -256,7 +312,8 @@ def test_tasks_of_each_kind_run_in_both_formats_on_a_real_model(real_data, tmp_p
 
 @pytest.mark.real
 def test_missing_data_of_a_task_is_named_before_any_model_loads(source, tmp_path):
-    check_tasks(NAMES, source=source, allow_code_execution=True)
+    there = [name for name in NAMES if name not in MATH]
+    check_tasks(there, source=source, allow_code_execution=True)
     with pytest.raises(
         UserError, match=r"mmlu.yaml: data file mmlu_test.jsonl.gz is not there; put"
     ):
