@@ -171,8 +171,6 @@ def _check_offered(tasks: Mapping[str, Task]) -> None:
     for name, task in tasks.items():
         if code_tasks.needs_programs(task.config.to_dict()):  # of a group's tasks, too
             code_tasks.check_documents(task)
-        if instructions.checks_instructions(task.config.to_dict()):
-            instructions.check_documents(task)
         cluster = cluster_key(task)
         if cluster is not None and cluster not in task.features:
             raise UserError(

@@ -22,6 +22,7 @@ from eval.answers import DEFAULT_NEW_TOKENS, no_room
 from eval.backend import Question, Scored
 from eval.generate import Generation
 from eval.stopping import FinishReason
+from eval.thinking import split_generation
 from eval.transformers_backend import backend_of
 from sft.chat import stop_ids
 from sft.config import UserError
@@ -50,6 +51,7 @@ class Engine(LM):
 
     Attributes:
         finish_reasons: by task and document, what ended a generated answer.
+        thinking: by task and document, what came before the answer (`eval.thinking`).
         lengths: by task, document and place, tokens of a continuation that was scored.
         bare: log-probabilities of continuations without a context, see `score_bare`.
     """
@@ -61,6 +63,7 @@ class Engine(LM):
         self.backend, self.tokenizer = backend_of(model, tokenizer), tokenizer
         self.chat, self.seed, self.label = chat, seed, label
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
+        self.thinking: dict[tuple[str, int], str] = {}
         self.lengths: dict[tuple[str, int, int], int] = {}
         self.bare: dict[str, float] = {}
         self.window = self.backend.window
@@ -131,6 +134,8 @@ class Engine(LM):
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Each context continued to a stop string, a stop id or the task's limit of tokens.
 
+        Filters and metrics get the answer without the thinking before it, which `thinking` keeps.
+
         Raises:
             UserError: a task asks for a decoding method that is not offered here.
         """
@@ -145,9 +150,12 @@ class Engine(LM):
                 own = [requests[place] for place in places]
                 generations = self._generate(own, places, progress=bar.update)
                 for place, generation in zip(places, generations, strict=True):
-                    answers[place] = generation.text
                     where = (str(requests[place].task_name), int(requests[place].doc_id or 0))
                     self.finish_reasons[where] = generation.finish_reason
+                    written = split_generation(self.tokenizer, generation)
+                    answers[place] = written.answer
+                    if written.thinking is not None:
+                        self.thinking[where] = written.thinking
         return answers
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -187,11 +187,11 @@ def _newest(path: Path) -> dict[str, _Samples]:
             results = read_json(beside[0]) if beside else {}
             found.append(_Samples(file, match["task"], match["date"], results))
     _refuse_two_models(path, found)
-    newest = {file.task: file for file in sorted(found, key=lambda file: (file.date, file.path))}
-    for file in newest.values():
-        if not file.results:
+    newest = {one.task: one for one in sorted(found, key=lambda one: (one.date, one.path))}
+    for one in newest.values():
+        if not one.results:
             log.warning(
-                "%s: no results_%s.json beside it, so its version is unknown", file.path, file.date
+                "%s: no results_%s.json beside it, so its version is unknown", one.path, one.date
             )
     return dict(sorted(newest.items()))
 

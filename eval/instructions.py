@@ -11,7 +11,7 @@ Three things that lm-eval's checkers fetch or import stand here in an offline fo
 
 - Sentences: nltk's Punkt with the commonest English abbreviations in place of its trained data.
 - Words in capitals: nltk's Treebank words without a split into sentences before.
-- The language of an answer: `eval.language` in place of langdetect, which draws at random.
+- The language of an answer: langdetect, which draws at random, with a fixed seed (`eval.language`).
 
 And one is mended: where a document asks for a count of "#" or "!" (two do), lm-eval counts a letter
 drawn at random; here it is the character that was asked for. So verdicts can be repeated.
@@ -20,10 +20,12 @@ Against the recorded verdicts of the reference on DeepSeek-LLM-7B-chat (541 answ
 tests/test_eval_instructions.py counts and names the differences.
 """
 
+import difflib
 import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -62,10 +64,12 @@ def checks_instructions(config: Mapping[str, Any]) -> bool:
 
 
 def check_documents(task: Task) -> None:
-    """Refuse a loaded task whose documents lack what the checks need.
+    """Refuse a loaded task whose documents ask for what cannot be checked.
+
+    Each document's checks are made once, on an answer of one word.
 
     Raises:
-        UserError: a field is missing.
+        UserError: a field is missing, an instruction is unknown, or its `kwargs` do not fit it.
     """
     missing = [field for field in FIELDS if field not in task.features]
     if missing:
@@ -73,6 +77,30 @@ def check_documents(task: Task) -> None:
             f"task {task.task_name}: its documents lack {', '.join(missing)}, which "
             "metadata.instructions needs; give rows as those of google/IFEval"
         )
+    known = _checkers().known
+    for number, document in enumerate(task.eval_docs):
+        where = f"task {task.task_name}: document {number} ({str(document['prompt'])[:40]!r}...)"
+        names = [_plain(name) for name in document["instruction_id_list"]]
+        unknown = next((name for name in names if name not in known), None)
+        if unknown is not None:
+            near = difflib.get_close_matches(unknown, known, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise UserError(
+                f"{where} has the instruction {unknown!r}, which IFEval's checks do not "
+                f"know{hint}; correct it or leave the document out"
+            )
+        if len(names) != len(document["kwargs"]):
+            raise UserError(
+                f"{where} has {len(names)} instructions and {len(document['kwargs'])} kwargs; give "
+                "one of each"
+            )
+        try:
+            follow(document, "a")
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{where}: the kwargs {document['kwargs']} do not fit {', '.join(names)} "
+                f"({error}); give those of google/IFEval"
+            ) from None
 
 
 def scored(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -89,15 +117,27 @@ def scored(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 def follow(document: Mapping[str, Any], answer: str) -> dict[str, list[bool]]:
     """Reading -> for each instruction of the document, whether the answer follows it."""
-    # M-IFEval's copy of the data names the language before the instruction.
-    names = [name.removeprefix("en:") for name in document["instruction_id_list"]]
-    verdicts = _checkers()({"key": 0, **document, "instruction_id_list": names}, [answer])
+    names = [_plain(name) for name in document["instruction_id_list"]]
+    verdicts = _checkers().judge({"key": 0, **document, "instruction_id_list": names}, [answer])
     return {reading: verdicts[f"inst_level_{reading}_acc"] for reading in READINGS}
 
 
+def _plain(name: str) -> str:
+    """An instruction's name; M-IFEval's copy of the data has the language before it."""
+    return name.removeprefix("en:")
+
+
+@dataclass(frozen=True)
+class _Checkers:
+    """lm-eval's `process_results`, and the names of the instructions that it knows."""
+
+    judge: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
+    known: tuple[str, ...]
+
+
 @functools.cache
-def _checkers() -> Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]:
-    """lm-eval's `process_results` on copies of its modules that nobody else sees."""
+def _checkers() -> _Checkers:
+    """Those of lm-eval, on copies of its modules that nobody else sees."""
     stand_ins = {"langdetect": _langdetect(), "immutabledict": ModuleType("immutabledict")}
     vars(stand_ins["immutabledict"])["immutabledict"] = dict
     own = [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]
@@ -116,7 +156,7 @@ def _checkers() -> Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]:
     vars(util).update(nltk=stand_in, _get_sentence_tokenizer=lambda: sentences)
     counted = registry.INSTRUCTION_DICT["keywords:letter_frequency"]
     registry.INSTRUCTION_DICT["keywords:letter_frequency"] = _of_any_character(counted)
-    return utils.process_results
+    return _Checkers(utils.process_results, tuple(registry.INSTRUCTION_DICT))
 
 
 def _of_any_character(checker: Any) -> Any:
@@ -138,7 +178,7 @@ def _langdetect() -> ModuleType:
     def detect(text: str) -> str:
         language = language_of(text)
         if language is None:
-            raise LangDetectException("no letters")
+            raise LangDetectException("nothing tells")
         return language
 
     vars(module).update(LangDetectException=LangDetectException, detect=detect)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from eval.repetition import Loop, find_loop, seq_rep_n
 from eval.safety_rules import DECLINES_SORRILY
+from eval.thinking import split_text
 
 # An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
 # quarter; one that loops or says nothing, nothing.
@@ -64,6 +65,8 @@ def rule_judge(
 ) -> Verdict:
     """Judge one answer by its end, by loops and repeats, and by what `reference` knows.
 
+    Thinking that its text holds is not read for what the answer says.
+
     Args:
         reference: any of {"final": "42"} (the final answer equals it), {"any_of": [...]},
             {"all_of": [...]}, {"none_of": [...]} (what the text says, as whole words),
@@ -86,11 +89,12 @@ def rule_judge(
     loop = loops(said)
     if loop is not None:
         return Verdict(0.0, (f"loops with period {loop.period}",))
-    if not answer.text.strip():
+    text = split_text(answer.text).answer
+    if not (text if ended else answer.text).strip():
         return Verdict(0.0, ("says nothing",))
     if not ended:
         return Verdict(CUT_OFF, ("does not end",))
-    checks = _checks(answer.text, reference)
+    checks = _checks(text, reference)
     repeated = seq_rep_n(said)
     if repeated > REPEATS:
         checks.append((1 - repeated, f"repeats {repeated:.0%} of its 4-grams"))

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval.loading import backend_inputs, loaded
+from eval.thinking import split_generation
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import EvalSection, Source, UserError
@@ -145,8 +146,9 @@ def answer(
 ) -> list[dict[str, Any]]:
     """Answer every turn of every question, each turn with the answers before it in view.
 
-    Returns rows {"id", "category", "turns": [{"text", "token_ids", "finish_reason"}, ...]}. A
-    category's temperature is that of TEMPERATURES; other categories are answered greedily.
+    Returns rows {"id", "category", "turns": [{"text", "token_ids", "finish_reason"}, ...]}, a turn
+    with its `thinking`, if there was any, which later turns and judges do not see. A category's
+    temperature is that of TEMPERATURES; other categories are answered greedily.
     """
     given: list[list[dict[str, Any]]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
@@ -167,7 +169,8 @@ def answer(
             )
             for i, written in zip(asked, generations, strict=True):
                 facts = {"token_ids": written.token_ids, "finish_reason": written.finish_reason}
-                given[i].append({"text": written.text, **facts})
+                said = split_generation(tokenizer, written)
+                given[i].append({"text": said.answer, **said.facts, **facts})
     return [
         {"id": question.id, "category": question.category, "turns": turns}
         for question, turns in zip(questions, given, strict=True)

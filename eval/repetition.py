@@ -3,7 +3,8 @@
 DeepSeek LLM (arXiv 2401.02954, section 4) counts responses that "fail to terminate and instead
 endlessly repeat a sequence of text" at temperature 0; its detector is unpublished. Ours, on token
 ids: a loop that runs at the cap (two whole copies or more) still runs, unbroken, at twice the cap,
-which makes four copies at least.
+which makes four copies at least. Thinking that loops never ends either, so it counts; text and
+seq-rep-4 are of the answer behind it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from eval.backend import Backend, Question
+from eval.generate import Generation
 from eval.stats import wilson
 from eval.stopping import FinishReason
+from eval.thinking import split_generation
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import RepetitionSection, Source, UserError
@@ -196,7 +199,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results.json entry of one model, from its stored rows alone.
 
     `rate` counts rows that repeat, `truncated` the other rows that had not ended at the cap; both
-    are shares of n. `seq_rep_4` is the mean over answers cut at the cap, without their stop id.
+    are shares of n. `seq_rep_4` is the mean over answers cut at the cap, without their stop id and
+    without thinking that ended before them.
     """
     n, cap = len(rows), rows[0]["cap"]
     endless = sum(repeats(row) for row in rows)
@@ -207,13 +211,14 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "n": n,
         "truncated": (running - endless) / n,
         "cap": cap,
-        "seq_rep_4": sum(seq_rep_n(_answer(row)[:cap]) for row in rows) / n,
+        "seq_rep_4": sum(seq_rep_n(_answer(row, cap=cap)) for row in rows) / n,
     }
 
 
-def _answer(row: Mapping[str, Any]) -> list[int]:
+def _answer(row: Mapping[str, Any], *, cap: int) -> list[int]:
     tokens = row["token_ids"]
-    return tokens[:-1] if row["finish_reason"] == "stop_id" else tokens
+    tokens = tokens[:-1] if row["finish_reason"] == "stop_id" else tokens
+    return tokens[row.get("thinking_tokens", 0) : cap]
 
 
 @dataclass
@@ -283,8 +288,9 @@ def _continued(tokens: Sequence[int], loop: Loop, length: int) -> list[int]:
 
 def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -> dict[str, Any]:
     loop = find_loop(row.tokens, cap=cap) or find_loop(row.tokens)
-    ended = row.reason == "stop_id"
-    text = tokenizer.decode(row.tokens[:-1] if ended else row.tokens, skip_special_tokens=True)
+    ids = row.tokens[:-1] if row.reason == "stop_id" else row.tokens
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    said = split_generation(tokenizer, Generation(row.context, row.tokens, text, row.reason))
     stored = {
         "id": prompt["id"],
         "messages": list(prompt["messages"]),
@@ -292,7 +298,9 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
         "language": prompt["language"],
         "prompt_ids": row.context,
         "token_ids": row.tokens,
-        "text": text,
+        "text": said.answer,
+        **said.facts,
+        **({"thinking_tokens": said.before} if said.thinking is not None and said.ended else {}),
         "finish_reason": row.reason,
         "loop": None if loop is None else asdict(loop),
         "cap": cap,

@@ -87,7 +87,7 @@ def near_loop(row: Row) -> bool:
     """
     if repeats(row) or not unfinished(row):
         return False
-    units = _UNIT.findall(row["text"])
+    units = _UNIT.findall(row["text"] or row.get("thinking", ""))
     return find_loop(["0" if _NUMBER.match(unit) else unit for unit in units]) is not None
 
 

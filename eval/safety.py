@@ -10,6 +10,7 @@ from typing import Any
 
 from eval.safety_rules import AGREEMENT, Label, classify
 from eval.stats import wilson
+from eval.thinking import split_generation
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
 from sft.config import Source, UserError
@@ -75,6 +76,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Answer every prompt greedily and label it; the rows of eval/<model>/safety.jsonl, in order.
 
+    Thinking is kept apart, as `thinking`, and not judged.
+
     Raises:
         UserError: a prompt leaves no room for `cap` tokens in the model's window.
     """
@@ -93,15 +96,17 @@ def measure(
         stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
         progress=progress,
     )
+    written = [split_generation(tokenizer, generation) for generation in generations]
     return [
         {
             **prompt,
             "token_ids": generation.token_ids,
-            "text": generation.text,
+            "text": said.answer,
+            **said.facts,
             "finish_reason": generation.finish_reason,
-            "label": judge(prompt, generation.text),
+            "label": judge(prompt, said.answer),
         }
-        for prompt, generation in zip(prompts, generations, strict=True)
+        for prompt, generation, said in zip(prompts, generations, written, strict=True)
     ]
 
 

@@ -127,8 +127,10 @@ def stored_row(
     if task.OUTPUT_TYPE == "multiple_choice":
         return row | _choice_row(task, sample, engine, judged=judged)
     metric, score = _own_score(task, sample, judged=judged)
+    where = (judged.name, sample["doc_id"])
+    thinking = engine.thinking.get(where, "")
     if task.OUTPUT_TYPE == "generate_until":
-        reason = engine.finish_reasons[(judged.name, sample["doc_id"])]
+        reason = engine.finish_reasons[where]
         filtered = str(sample["filtered_resps"][0])
         if metric == MATH_EQUAL:
             filtered = math_answers.final_answer(filtered)
@@ -136,8 +138,11 @@ def stored_row(
     if "outcome" in sample:
         row["outcome"] = sample["outcome"]
     answer = str(sample["resps"][0][0])
-    if row.get("finish_reason") == "cap" and (loop := find_loop(answer.rstrip("\ufffd"))):
-        row["loop"] = asdict(loop)  # in characters
+    if thinking:
+        row["thinking"] = thinking
+    written = (thinking + answer).rstrip("\ufffd")
+    if row.get("finish_reason") == "cap" and (loop := find_loop(written)):
+        row["loop"] = asdict(loop)  # in characters, of the thinking too
     return row | {"metric": metric, "score": score, "answer": answer} | _target(sample)
 
 

@@ -90,8 +90,8 @@ def check_tasks(
 
     Raises:
         UserError: a name, or a name that has `options`, is unknown (its nearest names follow), a
-            task file or its data is not there or not readable, its metadata ask for what there is
-            not, or it runs programs and that is not allowed or not possible.
+            task file or its data is not there or not readable, its metadata or documents ask for
+            checks that there are not, or it runs programs and that is not allowed or not possible.
     """
     local = _task_files(source.folder)
     for key, wanted in (("eval.tasks", names), ("eval.per_task", options or ())):
@@ -106,9 +106,12 @@ def check_tasks(
             raise UserError(f"{key}: {missing[0]!r} is no task of lm-eval{where}{hint}")
     configs = source.all_configs(names)
     for name, config in configs.items():
-        instructions.checks_instructions(config)
+        checked = instructions.checks_instructions(config)
         if name in local:
             _check_metrics(config)
+            if checked:  # before a model answers all that cannot be judged
+                (task,) = load_tasks([name], source=source, shots=0, seed=0).values()
+                instructions.check_documents(task)
     programs = [name for name, config in configs.items() if code_tasks.needs_programs(config)]
     if programs and not allow_code_execution:
         raise UserError(
