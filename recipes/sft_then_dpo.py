@@ -158,7 +158,7 @@ def chain(
             works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
             works += preferences
             if dry_run:
-                show_examples(chats, tokenizer)
+                show_examples(stages, tokenizer)
                 show_budget(planner, works, parts=parts)
                 return
             from_main(partial(check_memory, planner, works))

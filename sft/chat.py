@@ -305,7 +305,9 @@ def main(argv: Sequence[str]) -> int:
     from sft.command import run_command
     from sft.config import load_preset
     from sft.data import read_sft
-    from sft.model import load_tokenizer, resolve_model_path
+    from sft.lengths import encode_within, fit_row
+    from sft.model import context_window, load_tokenizer, resolve_model_path
+    from sft.plan import fit_lengths, split_length
     from sft.run_date import with_date
 
     if not argv or argv[0].startswith("-"):
@@ -325,13 +327,25 @@ def main(argv: Sequence[str]) -> int:
         show, words = marking(sys.stdout)
         first = {row["kind"]: row for row in reversed(rows)}
         print(f"{len(rows):,} rows, the first of each kind below; trained tokens are {words}")
+        length = split_length(fit_lengths(preset, context_window(path, preset.model)))
         for row in first.values():
             print(f"\n{row['origin']} ({row['kind']})")
-            turns = "all" if preset.data.turns == "all" else "last"  # of each turn the last row
-            (encoded,) = encode_chats(tokenizer, [row], turns=turns)
+            policy = preset.data.too_long
+            *_, (_, encoded) = encode_within(
+                tokenizer,
+                [row],
+                turns=preset.data.turns,
+                split_at=length if policy == "split" else None,
+            )
             if isinstance(encoded, UserError):
                 raise UserError(f"{row['origin']}: {encoded}")
-            print(show(tokenizer, encoded))
+            bos = tokenizer.bos_token_id
+            pieces = fit_row(encoded, max_length=length, too_long=policy, bos=bos)
+            for piece in pieces[:1]:
+                print(show(tokenizer, EncodedChat(piece.input_ids, piece.trained)))
+            if not pieces or pieces[0].cut:
+                what = "cut at" if pieces else "left out: it is longer than"
+                print(f"({what} max_length={length})")
 
     return run_command(work, goes_on=False)
 

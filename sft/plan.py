@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import DpoStage, Preset, SftStage, UserError, find_path
 from sft.mix import PAPER_SHARES
 from sft.placement import Placement
-from sft.prepare import StageRows, row_lengths, rows_of_stage
+from sft.prepare import Example, StageRows, row_lengths, rows_of_stage
 from sft.run import is_adapter, read_json, write_json
 from sft.setting import Setting
 from sft.system_prompt import OWN, default_system, quoted
@@ -37,6 +38,7 @@ class PlannedStage:
     name: str  # of the model that it makes
     section: SftStage
     rows: Dataset  # columns `input_ids`, `trained`
+    examples: tuple[Example, ...] = ()
 
 
 def check_sft(preset: Preset, placement: Placement) -> None:
@@ -144,7 +146,7 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
         setting.show(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
         _warn_of_untrained(found, preset.data.turns, name=name)
-        planned.append(PlannedStage(name, section, found.rows))
+        planned.append(PlannedStage(name, section, found.rows, found.examples))
         facts[name] = as_facts(found.checked)
     file = setting.folder / "data" / "checks.json"
     if PartialState().is_main_process and read_json(file) != facts:
@@ -220,13 +222,17 @@ def count_steps(num_rows: int, *, batch: int, options: dict) -> int:
     return math.ceil(max(1, math.ceil(num_rows / batch)) * options["num_train_epochs"])
 
 
-def show_examples(chats: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Print the first row of each kind as the model will see it, trained tokens marked."""
+def show_examples(stages: Sequence[PlannedStage], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Print the first row of each kind as the model will see it, trained tokens marked, and the
+    first that `max_length` cuts; of each stage what was not shown before."""
     show, how = marking(sys.stdout)
     print(f"trained tokens are {how}")
-    shown = set()
-    for row in chats:
-        if row["kind"] not in shown:
-            shown.add(row["kind"])
-            print(f"\n{row['kind']} ({row['origin']})")
-            print(show(tokenizer, EncodedChat(row["input_ids"], row["trained"])))
+    shown: list[Example] = []
+    for stage in stages:
+        for row in stage.examples:
+            if row in shown:
+                continue
+            shown.append(row)
+            cut = f", cut at {stage.name} max_length" if row.cut else ""
+            print(f"\n{row.kind} ({row.origin}){cut}")
+            print(show(tokenizer, EncodedChat(row.input_ids, row.trained)))

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ from datasets import Dataset, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
 from sft.chat import EncodedChat
-from sft.checks import Checked, Rules, check_rows, refuse_broken, total
+from sft.checks import Checked, Rules, Tally, check_rows, refuse_broken, total
 from sft.clean import (
     known_questions,
     questions_fingerprint,
@@ -40,15 +41,28 @@ from sft.tokenise import ROWS_AT_ONCE, SCHEMA, write_token_rows
 
 log = logging.getLogger(__name__)
 
+MOST_CUT = 0.1  # the share of rows that `truncate` may cut within an answer; our choice
 CUT_SCHEMA = SCHEMA.append(pa.field("cut", pa.bool_()))
 
 
 @dataclass(frozen=True)
+class Example:
+    """A token row to show, as it is trained; `cut`: its last answer breaks off."""
+
+    kind: str
+    origin: str
+    input_ids: list[int]
+    trained: list[bool]
+    cut: bool
+
+
+@dataclass(frozen=True)
 class StageRows:
-    """The rows that a stage trains on, and what its limits left out or cut."""
+    """The rows that a stage trains on, what its limits left out or cut, and rows of each kind."""
 
     rows: Dataset
     checked: Checked
+    examples: tuple[Example, ...] = ()
 
     @property
     def too_long(self) -> int:
@@ -225,8 +239,8 @@ def rows_of_stage(
     """The rows of the stage's kinds in at most `max_length` tokens, each checked.
 
     Raises:
-        UserError: no row is left, or a row breaks a rule; or, where `on_error` is "stop", most are
-            too long.
+        UserError: no row is left, or a row breaks a rule; or, where `on_error` is "stop", too many
+            are too long (see `_check_lengths`).
     """
     of_rows = rows.with_format("arrow")["kind"][:].to_pylist()
     present = Counter(of_rows)
@@ -241,16 +255,9 @@ def rows_of_stage(
     lengths = row_lengths(of_kind)
     fitting = [i for i, n in enumerate(lengths) if max_length is None or n <= max_length]
     longer = [i for i, n in enumerate(lengths) if max_length is not None and n > max_length]
-    pieces: list[dict[str, Any]] = []
-    left_out = []
-    for row in of_kind.select(longer):
-        chat = EncodedChat(row["input_ids"], row["trained"])
-        fitted = fit_row(chat, max_length=max_length, too_long=section.too_long, bos=rules.bos)
-        gone = 0 if is_text(chat.trained) else count_turns(chat.trained)
-        gone -= sum(count_turns(piece.trained) for piece in fitted) if gone else 0
-        untrained = {"untrained": row["untrained"] + gone}
-        pieces += [row | vars(piece) | untrained for piece in fitted]
-        left_out += [] if fitted else [row]
+    pieces, left_out = _fit_longer(
+        of_kind.select(longer), max_length=max_length, too_long=section.too_long, rules=rules
+    )
     chosen = of_kind.select(fitting)
     tables = chain(
         chosen.with_format("arrow").iter(ROWS_AT_ONCE),
@@ -259,25 +266,97 @@ def rows_of_stage(
     checked = check_rows(tables, rules=rules)
     for row in left_out:
         checked.tally(row["origin"], row["kind"]).left_out += 1
-    too_long = len(left_out)
-    if too_long == len(lengths) or (section.on_error == "stop" and too_long > len(lengths) / 2):
-        raise UserError(
-            f"{where}.max_length={max_length}: {too_long} of {len(lengths)} rows are longer; raise "
-            "it (the model's context is the limit), shorten the rows, or set data.too_long=split "
-            "or truncate, or data.on_error=drop"
-        )
-    if too_long:
-        log.warning(
-            "%s: %d of %d rows are longer than max_length=%s and left out",
-            where,
-            too_long,
-            len(lengths),
-            max_length,
-        )
+    _check_lengths(checked, section=section, where=where, max_length=max_length)
     refuse_broken(checked.broken, where=where)
+    examples = _examples(chosen, pieces)
     columns = ["origin", "input_ids", "trained"]
     chosen = chosen.select_columns(columns)
     if pieces:
         cut = [{column: piece[column] for column in columns} for piece in pieces]
         chosen = concatenate_datasets([chosen, Dataset.from_list(cut, features=chosen.features)])
-    return StageRows(chosen, checked)
+    return StageRows(chosen, checked, examples)
+
+
+def _fit_longer(
+    longer: Iterable[dict[str, Any]], *, max_length: int | None, too_long: str, rules: Rules
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is left of the rows beyond `max_length`, and the rows of which nothing is."""
+    pieces: list[dict[str, Any]] = []
+    left_out = []
+    for row in longer:
+        chat = EncodedChat(row["input_ids"], row["trained"])
+        fitted = fit_row(chat, max_length=max_length, too_long=too_long, bos=rules.bos)
+        gone = 0 if is_text(chat.trained) else count_turns(chat.trained)
+        gone -= sum(count_turns(piece.trained) for piece in fitted) if gone else 0
+        untrained = {"untrained": row["untrained"] + gone}
+        pieces += [row | vars(piece) | untrained for piece in fitted]
+        left_out += [] if fitted else [row]
+    return pieces, left_out
+
+
+def _check_lengths(
+    checked: Checked, *, section: DataSection, where: str, max_length: int | None
+) -> None:
+    """Stop, or warn under `on_error: drop`, where `max_length` takes too much away.
+
+    Raises:
+        UserError: no row is left; or `on_error` is "stop", and most rows are left out, or all of a
+            source, or too many are cut within an answer.
+    """
+    counts = total(checked)
+    rows, limit = counts.rows + counts.left_out, f"{where}.max_length={max_length}"
+    goes_on = "or data.on_error=drop to go on without"
+    if counts.left_out and (not counts.rows or counts.left_out > rows / 2):
+        sentence = (
+            f"{limit}: {counts.left_out} of {rows} rows are longer; raise it (the model's context "
+            f"is the limit), shorten the rows, or set data.too_long=split or truncate, {goes_on}"
+        )
+        if not counts.rows or section.on_error == "stop":
+            raise UserError(sentence)
+    by_source: dict[str, Tally] = {}
+    for (source, _), tally in checked.tallies.items():
+        found = by_source.setdefault(source, Tally())
+        found.rows, found.left_out = found.rows + tally.rows, found.left_out + tally.left_out
+    for source, tally in by_source.items():
+        if not tally.rows:
+            _stop_or_warn(
+                f"{limit} leaves out all {tally.left_out} rows of {source}; raise it, set "
+                f"data.too_long=split, take the source out of data.sft, {goes_on}",
+                section,
+            )
+    if section.too_long == "truncate" and counts.cut > MOST_CUT * counts.rows:
+        _stop_or_warn(
+            f"{limit}: data.too_long=truncate cuts {counts.cut} of {counts.rows} rows within an "
+            f"answer, which is then trained without its end (more than {MOST_CUT:.0%}, from where "
+            "a model learns not to stop); raise it, set data.too_long=split or drop, or "
+            "data.on_error=drop to train them so",
+            section,
+        )
+    if counts.left_out:
+        log.warning(
+            "%s: %d of %d rows are longer than max_length=%s and left out",
+            *(where, counts.left_out, rows, max_length),
+        )
+
+
+def _stop_or_warn(sentence: str, section: DataSection) -> None:
+    if section.on_error == "stop":
+        raise UserError(sentence)
+    log.warning("%s", sentence)
+
+
+def _examples(whole: Dataset, pieces: Sequence[dict[str, Any]]) -> tuple[Example, ...]:
+    """The first row of each kind as it is trained, and the first of those that were cut."""
+    kinds = whole.with_format("arrow")["kind"][:].to_pylist() if len(whole) else []
+    first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
+    rows = [whole[place] for place in sorted(first.values())]
+    seen: set[tuple[str, bool]] = set()
+    for piece in pieces:
+        key = (piece["kind"], piece["cut"])
+        if key not in seen and (piece["cut"] or piece["kind"] not in first):
+            seen.add(key)
+            rows.append(piece)
+    return tuple(
+        Example(row["kind"], row["origin"], row["input_ids"], row["trained"], row.get("cut", False))
+        for row in rows
+    )

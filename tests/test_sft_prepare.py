@@ -291,6 +291,48 @@ def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
         assert total(result.checked).left_out == result.too_long
 
 
+def long_and_short(setting, tmp_path, *, long, short, source="a"):
+    write_jsonl(tmp_path / f"{source}.jsonl", [chat("x", c * 90) for c in long])
+    write_jsonl(tmp_path / "b.jsonl", [chat("x", c) for c in short])
+    sources = [Source(str(tmp_path / f"{source}.jsonl")), Source(str(tmp_path / "b.jsonl"))]
+
+    def made(**options):
+        section = DataSection(sources, near_duplicates=0, **options)
+        rows = prepare_chats(section, setting, benchmarks=NOTHING)
+        return rows_of_stage(
+            rows, kinds=[], max_length=100, rules=RULES, section=section, where="sft_all"
+        )
+
+    return made
+
+
+def test_answers_cut_by_the_dozen_stop_the_run(setting, tmp_path, caplog):
+    few = long_and_short(setting, tmp_path, long="a", short="bcdefghijk")(too_long="truncate")
+    assert total(few.checked).cut == 1
+    many = long_and_short(setting, tmp_path, long="ab", short="cdefghijk")
+    with pytest.raises(UserError, match=r"truncate cuts 2 of 11 rows within an answer.*split"):
+        many(too_long="truncate")
+    assert total(many(too_long="truncate", on_error="drop").checked).cut == 2
+    assert "cuts 2 of 11 rows within an answer" in caplog.text
+
+
+def test_a_source_of_which_nothing_is_left_stops_the_run(setting, tmp_path, caplog):
+    made = long_and_short(setting, tmp_path, long="ab", short="cdefghijk")
+    with pytest.raises(UserError, match=r"leaves out all 2 rows of .*a\.jsonl"):
+        made()
+    assert len(made(on_error="drop").rows) == 9
+    assert "leaves out all 2 rows of" in caplog.text
+
+
+def test_examples_are_the_rows_as_they_are_trained(setting, tmp_path):
+    made = long_and_short(setting, tmp_path, long="a", short="bcdefghijk")(too_long="truncate")
+    whole, cut = made.examples
+    assert (whole.cut, cut.cut) == (False, True)
+    assert len(cut.input_ids) == 100 and cut.trained[-1]
+    rows = [(row["input_ids"], row["trained"]) for row in made.rows]
+    assert all((example.input_ids, example.trained) in rows for example in made.examples)
+
+
 def test_prompts_wait_for_an_answer_whatever_the_row_was(tmp_path):
     user = {"role": "user", "content": "b?"}
     write_jsonl(
