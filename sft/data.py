@@ -190,9 +190,9 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
     """The records of a source with their rows under our names.
 
     Raises:
-        UserError: at the end, a field of `ignore` that no record has.
+        UserError: at the end, a field of `ignore` or `columns` that no record has.
     """
-    missing = set(source.ignore)
+    missing = {*source.ignore, *source.columns.values()}
     for record in read_records(source):
         if isinstance(record, RowError):
             yield record
@@ -207,8 +207,8 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
     # Keys of messages are named as messages[].key.
     if missing := {name for name in missing if "[]." not in name}:
         raise UserError(
-            f"{source.path}: ignore names {', '.join(map(repr, sorted(missing)))}, which no "
-            "row has; correct the name"
+            f"{source.path}: ignore or columns names {', '.join(map(repr, sorted(missing)))}, "
+            "which no row has; correct the name"
         )
 
 

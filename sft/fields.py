@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from sft.config import UserError
@@ -32,7 +32,15 @@ METADATA = frozenset(
         *("domains", "level", "difficulty", "skill", "skills", "intent", "sentiment", "toxicity"),
         *("moderation", "status", "state", "flag", "flags", "length", "lengths", "count"),
         *("counts", "seed", "fingerprint", "metadata", "meta", "header", "keywords", "kwargs"),
-        *("preference", "preferences", "reference", "references"),
+        *("preference", "preferences", "reference", "references", "feedback"),
+    )
+)
+# Words anywhere in a name that speak of a judgment about the row.
+JUDGMENT = frozenset(
+    (
+        *("annotation", "annotations", "annotator", "annotators", "labelling", "labeling"),
+        *("judge", "judgement", "judgment", "critique", "reviewer", "preference", "preferences"),
+        *("meta", "metadata", "moderation"),
     )
 )
 # Texts of well-known data sets from which the question or answer of the row was made.
@@ -44,15 +52,19 @@ class Fields(Mapping[str, Any]):
 
     Args:
         values: by name; None is no value.
-        hidden: names that no format sees, although the row has them.
+        hidden: more fields of the row, which no format sees.
         cells: whether every value is text because the file knows nothing else (CSV).
     """
 
     def __init__(
-        self, values: Mapping[str, Any], *, hidden: Collection[str] = (), cells: bool = False
+        self,
+        values: Mapping[str, Any],
+        *,
+        hidden: Mapping[str, Any] | None = None,
+        cells: bool = False,
     ) -> None:
-        self._all = {name: value for name, value in values.items() if value is not None}
-        self._seen = {name: v for name, v in self._all.items() if name not in hidden}
+        self._seen = {name: value for name, value in values.items() if value is not None}
+        self._hidden = dict(hidden or {})
         self._read: set[str] = set()
         self.cells = cells
 
@@ -60,6 +72,10 @@ class Fields(Mapping[str, Any]):
         value = self._seen[name]
         self._read.add(name)
         return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or `default` where the row has none."""
+        return self[name] if name in self._seen else default
 
     def __contains__(self, name: object) -> bool:
         return name in self._seen
@@ -70,6 +86,10 @@ class Fields(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._seen)
 
+    def of(self, names: Set[str]) -> Set[str]:
+        """Those of the names that the row has a value for."""
+        return self._seen.keys() & names
+
     def peek(self, name: str) -> Any:
         """The value, without counting as a reader of it; None where there is none."""
         return self._seen.get(name)
@@ -78,13 +98,18 @@ class Fields(Mapping[str, Any]):
         """Replace a value by what it was decoded to."""
         self._seen[name] = value
 
+    def hide(self, name: str, value: Any) -> None:
+        """Count a part of a field, under a name of its own, as unread."""
+        self._hidden[name] = value
+
     def read(self) -> dict[str, Any]:
         """The fields that were read."""
         return {name: value for name, value in self._seen.items() if name in self._read}
 
     def unread(self) -> dict[str, Any]:
         """The fields that were not, hidden ones among them."""
-        return {name: value for name, value in self._all.items() if name not in self._read}
+        unread = {name: value for name, value in self._seen.items() if name not in self._read}
+        return unread | self._hidden
 
 
 def unread_texts(unread: Mapping[str, Any], said: Sequence[str]) -> dict[str, str]:
@@ -135,7 +160,7 @@ def is_metadata(name: str) -> bool:
     """Whether a field's name says that it describes the row: `id`, `prompt_id`, `dataSource`."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()
     words = re.split(r"[^a-z0-9]+", name.strip("_"))
-    return words[-1] in METADATA or words[0] in ("meta", "metadata") or name in EARLIER
+    return words[-1] in METADATA or not JUDGMENT.isdisjoint(words) or name in EARLIER
 
 
 def looks_like_content(text: str) -> bool:

@@ -18,6 +18,7 @@ from sft.messages import (
     decoded,
     is_chat,
     is_messages,
+    odd_answers,
     read_messages,
     read_tools,
     text_field,
@@ -59,6 +60,7 @@ CONTENT = frozenset(
     | {name for pair in PAIRS for name in pair}
 )
 TURNS = "data"  # UltraChat's name for texts in turn
+TEXTS_IN_TURN = (TURNS, "conversations")  # the other is LIMA's
 META = ("language", "reference", "id")
 OTHER_NAMES = frozenset({"system", "system_prompt", "tools", "kind", *META}) | COMPANIONS
 WHOLE = tuple(frozenset(pair) for pair in PAIRS) + tuple(
@@ -107,7 +109,7 @@ def apply_columns(
 
     Raises:
         UserError: one of our names is unknown.
-        RowError: the row lacks a field that `columns` names.
+        RowError: the row lacks a field that `columns` names, other than a companion of a question.
     """
     known = CONTENT | OTHER_NAMES
     for ours in columns:
@@ -115,8 +117,8 @@ def apply_columns(
             near = difflib.get_close_matches(ours, sorted(known), n=1)
             hint = f"did you mean {near[0]!r}" if near else f"use one of {', '.join(sorted(known))}"
             raise UserError(f"columns: {ours!r} is no field that a format has; {hint}")
-    for theirs in columns.values():
-        if theirs not in record.fields:
+    for ours, theirs in columns.items():
+        if theirs not in record.fields and ours not in COMPANIONS:
             raise RowError(
                 record.origin,
                 rule="missing column",
@@ -129,9 +131,10 @@ def apply_columns(
         for name, value in record.fields.items()
         if name not in ignore and name not in columns.values()
     }
-    told = any(whole <= columns.keys() for whole in WHOLE)
-    hidden = (CONTENT | COMPANIONS) & rest.keys() - columns.keys() if told else frozenset()
-    named = {ours: record.fields[theirs] for ours, theirs in columns.items()}
+    told = bool(columns) and any(whole <= columns.keys() for whole in WHOLE)
+    covered = (CONTENT | COMPANIONS | columns.keys()) if told else columns.keys()
+    hidden = {name: rest.pop(name) for name in rest.keys() & covered}
+    named = {ours: record.fields.get(theirs) for ours, theirs in columns.items()}
     fields = Fields(rest | named, hidden=hidden, cells=record.cells)
     decode_chats(fields)
     return Row(record.origin, fields)
@@ -143,7 +146,7 @@ def read_text(row: Row) -> str | None:
     Raises:
         RowError: it is no text, or empty, or belongs to a picture.
     """
-    if row.fields.keys() & CONTENT != {"text"}:
+    if row.fields.of(CONTENT) != {"text"}:
         return None
     refuse_media(row.fields, row.origin)
     text = text_field(row.fields["text"], row.origin, where="text")
@@ -173,7 +176,8 @@ def read_chats(row: Row, *, tree_paths: str = "best") -> list[Chat]:
         mark_turns(messages, fields, origin)
         checked, mended = check_chat(messages, origin)
         chats.append(Chat(messages=checked, tools=tools, mended=mended))
-    refuse_bad_answers(fields, origin)
+    for judged in (fields, *odd_answers(fields.read().values())):
+        refuse_bad_answers(judged, origin)
     return chats
 
 
@@ -237,7 +241,8 @@ OUTPUT_PAIRS = (
 
 def held(pairs: Sequence[tuple[str, str]], fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The pairs of names of which a row has both, in their order."""
-    return [(a, b) for a, b in pairs if a in fields and b in fields]
+    names = set(fields)
+    return [(a, b) for a, b in pairs if a in names and b in names]
 
 
 def _system(fields: Fields, origin: str) -> list[Message]:
@@ -312,10 +317,10 @@ def _led(lead: list[Message], messages: list[Message]) -> list[Message]:
 
 def _read_rounds(value: Any, origin: str, *, where: str) -> list[Message]:
     """Messages; or objects of a question and its answer (Firefly, Capybara); or texts in turn, the
-    user's first (UltraChat)."""
+    user's first (UltraChat, LIMA)."""
     value = decoded(value)
     first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, str) and where == TURNS:
+    if isinstance(first, str) and where in TEXTS_IN_TURN:
         roles = ("user", "assistant")
         return [
             {"role": roles[i % 2], "content": text_field(text, origin, where=f"{where}[{i}]")}
@@ -346,4 +351,6 @@ def _read_instances(fields: Fields, origin: str) -> list[list[Message]]:
             raise wrong_type(origin, f"instances[{i}]", instance, "an object with an output")
         one = Fields({"instruction": fields["instruction"], **instance})
         chats.append(_read_pair(one, "instruction", "output", origin))
+        for name, value in one.unread().items():
+            fields.hide(f"instances[].{name}", value)
     return chats

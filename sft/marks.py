@@ -27,6 +27,7 @@ SKIPPED = ("masked", "is_masked")
 UNCLEAR = ("mask", "train_detail")  # of two meanings, or for parts of a turn
 KEYS = frozenset({TRAINED, *KEPT, *SKIPPED, *UNCLEAR})
 LISTS = ("loss_mask", "train_mask", "weights")  # fields of a row with a value for each turn
+ROW_KEYS = frozenset({*KEPT, *SKIPPED, *LISTS})
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
@@ -51,6 +52,8 @@ def read_mark(turn: Mapping[str, Any], origin: str, *, where: str) -> bool | Non
         RowError: a value other than true, false, 1 or 0, a mark of unclear meaning, or two marks
             that differ.
     """
+    if not KEYS & turn.keys():
+        return None
     for key in UNCLEAR:
         if turn.get(key) not in (None, []):
             raise RowError(
@@ -78,6 +81,8 @@ def mark_turns(messages: Sequence[dict[str, Any]], fields: Fields, origin: str) 
     Raises:
         RowError: a list of another length, or a value other than true, false, 1 or 0.
     """
+    if not fields.of(ROW_KEYS):
+        return
     answers = [m for m in messages if m["role"] == "assistant"]
     spoken = [m for m in messages if m["role"] != "system"]
     for name in LISTS:

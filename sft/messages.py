@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sft.fields import Fields
 from sft.marks import KEYS, LISTS, TRAINED, is_trained, read_mark
 from sft.row_errors import RowError, half_pair, invalid_text, type_name
+from sft.unfit import refuse_media
 
 Message = dict[str, Any]
 
@@ -41,6 +42,7 @@ KNOWN_KEYS = frozenset(
 )
 # Fields that hold messages by their name, and such as hold either a text or messages.
 CHATS = ("messages", "conversations", "conversation", "conversation_a", "conversation_b")
+ALWAYS = frozenset({*CHATS, *LISTS})
 EITHER = ("prompt", "completion", "chosen", "rejected")
 
 
@@ -48,24 +50,27 @@ def decode_chats(fields: Fields) -> None:
     """Replace JSON text by the messages that it holds, in fields that may hold messages.
 
     A text stays a text, whatever it parses to, where only its look speaks for messages. It is taken
-    for messages under a name of CHATS; in a field of EITHER of a CSV file, which has no other way
-    to write them; and in other files where both chosen and rejected, or both prompt and completion,
-    are lists of messages.
+    for messages under a name of CHATS; where both chosen and rejected, or both prompt and
+    completion, are lists of messages; and in a CSV file, which has no other way to write them, in
+    prompt or completion if it is a list of messages, and in chosen and rejected if both are
+    messages.
     """
-    for name in (*CHATS, *LISTS):
+    for name in fields.of(ALWAYS):
         if isinstance(found := decoded(fields.peek(name)), list):
             fields.put(name, found)
+    either = fields.of(frozenset(EITHER))
     chats = {
         name: found
-        for name in EITHER
+        for name in either
         if isinstance(fields.peek(name), str) and is_chat(found := decoded(fields.peek(name)))
     }
-    lists = {name for name in EITHER if isinstance(chats.get(name, fields.peek(name)), list)}
-    if not fields.cells:
-        whole = [pair for pair in (EITHER[:2], EITHER[2:]) if set(pair) <= lists]
-        chats = {name: found for name, found in chats.items() if whole and name in lists}
-    for name, found in chats.items():
-        fields.put(name, found)
+    lists = {name for name in either if isinstance(chats.get(name, fields.peek(name)), list)}
+    asked, sides = set(EITHER[:2]), set(EITHER[2:])
+    taken = lists if asked <= lists or sides <= lists else set()
+    if fields.cells:
+        taken = taken | (lists & asked) | (sides if sides <= chats.keys() else set())
+    for name in taken & chats.keys():
+        fields.put(name, chats[name])
 
 
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
@@ -104,6 +109,15 @@ def _is_round(turn: Any) -> bool:
     return isinstance(turn, dict) and any(set(keys) <= turn.keys() for keys in ROUNDS)
 
 
+def odd_answers(values: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Assistant turns, in fields of messages, with keys that nothing reads."""
+    for value in values:
+        for turn in value if isinstance(value, list) else [value]:
+            said = is_chat(turn) and ROLES[turn.get("role", turn.get("from"))] == "assistant"
+            if said and turn.keys() - KNOWN_KEYS:
+                yield turn
+
+
 def is_chat(value: Any) -> bool:
     """Whether this is a message or a list of them, by their keys and roles."""
     turns = value if isinstance(value, list) else [value]
@@ -130,6 +144,7 @@ def _message(turn: Any, origin: str, *, where: str) -> Message:
         raise wrong_type(origin, where, turn, "an object with role and content")
     raw_role = turn.get("role", turn.get("from"))
     role = read_role(raw_role, origin, where=where)
+    refuse_media(turn, origin)
     content = turn.get("content", turn.get("value"))
     message: Message = {"role": role}
     if raw_role == "function_call":

@@ -13,7 +13,7 @@ MATERIAL = (
     *("context", "contexts", "passage", "passages", "document", "documents", "article"),
     *("paragraph", "story", "background", "excerpt", "input"),
 )
-OPTIONS = ("options", "choices")
+OPTIONS = frozenset({"options", "choices"})
 COMPANIONS = frozenset({"question", *LEADING, *MATERIAL, *OPTIONS})
 FIRST = ("instruction", "prompt")  # asked in front of a passage, other questions behind it
 LETTERED = re.compile(r"(?:(?:options?|choices?|opt?)[_ ]?)([A-Ea-e1-5])|([A-E])")
@@ -32,8 +32,9 @@ def whole_question(fields: Fields, asked: str, text: str, origin: str) -> str:
     before: list[str] = []
     behind: list[str] = []
     names = [*LEADING, *MATERIAL, *(["question"] if asked in FIRST else [])]
-    for name in names:
-        if name == asked or not fields.get(name):
+    held = fields.of(COMPANIONS) - {asked}
+    for name in filter(held.__contains__, names):
+        if not fields[name]:
             continue
         part = _text(fields[name], origin, where=name)
         # Alpaca's instruction and input are always joined.
@@ -54,9 +55,11 @@ def _text(value: Any, origin: str, *, where: str) -> str:
 def _options(fields: Fields, origin: str, *, text: str) -> list[str]:
     """The options to choose from, each with a letter, unless `text` has them all."""
     options = _lettered(fields)
-    for name in OPTIONS:
-        if fields.get(name):
+    for name in fields.of(OPTIONS):
+        if fields[name]:
             options = _listed(fields[name], origin, where=name)
+    if not options:
+        return []
     said = squeeze(text)
     if all(squeeze(option) in said for _, option in options):
         return []

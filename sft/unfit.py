@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from sft.config import UserError
@@ -61,21 +62,25 @@ BAD_WORDS = frozenset(
 )
 
 
-def refuse_media(fields: Fields, origin: str) -> None:
-    """A row with a picture, a film or sound is not read as if it were its text alone.
+def refuse_media(fields: Mapping[str, Any], origin: str) -> None:
+    """A row or message with a picture, a film or sound is not read as if it were its text alone.
 
     Raises:
         RowError: naming the field, or the place in the text.
     """
     for name in fields:
-        if str(name).lower() in MEDIA and fields.peek(name):
-            raise _media(origin, f"the row has a filled field {name!r}")
+        if _key(name) in MEDIA and _peek(fields, name):
+            raise _media(origin, f"there is a filled field {name!r}")
 
 
 def refuse_places(messages: list[dict[str, Any]], origin: str) -> None:
     """The same for the place of a picture in what anyone but the assistant says."""
     for number, message in enumerate(messages, start=1):
-        if message["role"] != "assistant" and (found := PLACE.search(message["content"])):
+        if (
+            "<" in message["content"]
+            and message["role"] != "assistant"
+            and (found := PLACE.search(message["content"]))
+        ):
             raise _media(origin, f"message {number} holds {found[0].strip()!r}")
 
 
@@ -140,8 +145,10 @@ def _is_bad(name: str, value: Any) -> bool:
     return False
 
 
-def _key(name: Any) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", str(name)).lower()
+@lru_cache(maxsize=4096)
+def _key(name: str) -> str:
+    """A field's name in small letters with underscores."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", name).lower()
 
 
 def _peek(fields: Mapping[str, Any], name: str) -> Any:

@@ -105,7 +105,7 @@ def test_a_field_with_content_stops_and_says_how_to_go_on(tmp_path):
     assert mapped.counts[0].unread == {}
     left = read(tmp_path, *rows, ignore=["note"])
     assert left.rows[1]["messages"][0]["content"] == "1?"
-    with pytest.raises(UserError, match="ignore names 'nota', which no row has"):
+    with pytest.raises(UserError, match="ignore or columns names 'nota', which no row has"):
         read(tmp_path, *rows, ignore=["note", "nota"])
 
 
@@ -116,6 +116,30 @@ def test_a_mapping_that_hides_a_field_does_not_lose_it(tmp_path):
         read(tmp_path, row, columns=columns)
     whole = turns(tmp_path, row, columns={**columns, "context": "context"})
     assert whole == [f"{ASKED}\n{MILL}", BUILT]
+
+
+def test_a_companion_may_be_missing_from_some_rows_but_not_from_all(tmp_path):
+    rows = [{"prompt": "a?", "response": "A", "note": MILL}, {"prompt": "b?", "response": "B"}]
+    result = read(tmp_path, *rows, columns={"context": "note"})
+    asked = [row["messages"][0]["content"] for row in result.rows]
+    assert asked == [f"a?\n{MILL}", "b?"]
+    with pytest.raises(UserError, match="columns names 'nite', which no row has"):
+        read(tmp_path, *rows, columns={"context": "nite"}, ignore=["note"])
+
+
+def test_a_field_whose_name_is_given_to_another_is_not_lost(tmp_path):
+    row = {"prompt": MILL, "ask": ASKED, "response": BUILT}
+    with pytest.raises(UserError, match=r"the field 'prompt' \('The mill by"):
+        read(tmp_path, row, columns={"prompt": "ask"})
+    columns = {"prompt": "ask", "context": "prompt"}
+    assert turns(tmp_path, row, columns=columns) == [f"{ASKED}\n{MILL}", BUILT]
+
+
+def test_parts_of_instances_are_no_exception(tmp_path):
+    seed = {"instruction": "i", "instances": [{"input": "x", "output": "y", "note": MILL}]}
+    with pytest.raises(UserError, match=r"the field 'instances\[\].note' \('The mill by"):
+        read(tmp_path, seed)
+    assert turns(tmp_path, seed, ignore=["instances[].note"]) == ["i\nx", "y"]
 
 
 @pytest.mark.parametrize(
@@ -184,6 +208,7 @@ HUB = {
         CHAT[0] | {"country": "France", "header": {"user-agent": "Mozilla/5.0 (X11; Linux)"}},
         CHAT[1] | {"timestamp": "2023-04-09 00:02:53"},
     ]},
+    "lima": {"conversations": ["Hi there", "Hello."], "source": "stackexchange"},
     "medical": ASK | {"dataset": "medalpaca/medical_meadow", "url": "https://example.org/a b"},
 }  # fmt: skip
 
@@ -252,6 +277,26 @@ def test_a_prompt_or_an_answer_alone_in_json_is_text(text, tmp_path):
     assert pair["chosen"] == [{"role": "assistant", "content": text}]
 
 
+def test_cells_of_csv_are_messages_only_where_nothing_else_fits(tmp_path):
+    def read_cells(row, read_rows):
+        with (tmp_path / "rows.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+        return read_rows([Source(str(tmp_path / "rows.csv"))]).rows[0]
+
+    one, other = ({"role": "assistant", "content": text} for text in ("Hello.", "Go away."))
+    row = read_cells({"prompt": json.dumps(CHAT[:1]), "response": "Hello."}, read_sft)
+    assert row["messages"] == CHAT
+    row = read_cells({"prompt": json.dumps(CHAT[0]), "completion": json.dumps(one)}, read_sft)
+    assert [m["content"] for m in row["messages"]] == [json.dumps(CHAT[0]), json.dumps(one)]
+    sides = {"chosen": json.dumps(one), "rejected": json.dumps(other)}
+    row = read_cells({"prompt": "q", **sides}, read_preferences)
+    assert (row["chosen"], row["rejected"]) == ([one], [other])
+    row = read_cells({"prompt": "q", **sides, "rejected": "Go away."}, read_preferences)
+    assert row["chosen"] == [{"role": "assistant", "content": json.dumps(one)}]
+
+
 def test_messages_that_a_file_keeps_as_json_text_are_messages(tmp_path):
     """What pandas and others write of columns of objects."""
     good, poor = [CHAT[1]], [{"role": "assistant", "content": "Go away."}]
@@ -308,6 +353,17 @@ def test_an_answer_that_its_row_calls_bad_is_not_imitated(label, tmp_path):
     assert len(read(tmp_path, GOOD, bad, ignore=[name]).rows) == 2
 
 
+def test_a_message_may_bear_the_label(tmp_path):
+    for label in ({"rating": 0}, {"label": "bad"}, {"is_correct": False}):
+        with pytest.raises(UserError, match=r"rows.jsonl:1: .* calls the answer bad"):
+            read(tmp_path, {"messages": [CHAT[0], CHAT[1] | label]})
+    path = write(tmp_path / "pairs.jsonl", [
+        {"prompt": "q", "chosen": [CHAT[1] | {"rating": 4}]}
+        | {"rejected": [{"role": "assistant", "content": "Go away.", "rating": 0}]}
+    ])  # fmt: skip
+    assert len(read_preferences([Source(path)]).rows) == 1
+
+
 def test_labels_that_call_no_answer_bad_pass(tmp_path):
     labels = [{"label": "math"}, {"rating": 4}, {"score": -3.5}, {"is_safe": True}, {"tag": "x y"}]
     labels += [{"verbosity": 0, "complexity": 0}, {"label": {"ability": []}}, {"feedback": "good"}]
@@ -329,6 +385,7 @@ def test_labels_that_call_no_answer_bad_pass(tmp_path):
         {"conversations": [{"from": "human", "value": "See\n<video>"}, SHARED[1]]},
         {"text": "A mill.", "image_path": "a.png"},
         {"messages": [CHAT[0] | {"content": [{"type": "image"}]}, CHAT[1]]},
+        {"messages": [CHAT[0] | {"images": ["a.png"]}, CHAT[1]]},
     ],
 )
 def test_a_row_about_a_picture_is_refused_in_one_sentence(row, tmp_path):
@@ -352,5 +409,5 @@ def test_pairs_and_prompts_about_pictures_are_refused(tmp_path):
     row = {"prompt": "What is this?", "chosen": "a", "rejected": "b", "images": ["a.png"]}
     path = write(tmp_path / "rows.jsonl", [row])
     for read_rows in (read_preferences, read_prompts):
-        with pytest.raises(UserError, match="a filled field 'images', and models are trained"):
+        with pytest.raises(UserError, match="is a filled field 'images', and models are"):
             read_rows([Source(path)])
