@@ -28,10 +28,10 @@ METADATA = frozenset(
         *("created", "updated", "year", "score", "scores", "rating", "ratings", "rank", "reward"),
         *("rewards", "quality", "confidence", "similarity", "perplexity", "loss", "weight"),
         *("label", "labels", "tag", "tags", "category", "categories", "subcategory", "type"),
-        *("types", "kind", "kinds", "class", "topic", "topics", "subject", "subjects", "domain"),
-        *("domains", "level", "difficulty", "skill", "skills", "intent", "sentiment", "toxicity"),
+        *("types", "kind", "kinds", "class", "domain"),
+        *("domains", "level", "difficulty", "skill", "skills", "sentiment", "toxicity"),
         *("moderation", "status", "state", "flag", "flags", "length", "lengths", "count"),
-        *("counts", "seed", "fingerprint", "metadata", "meta", "header", "keywords", "kwargs"),
+        *("counts", "seed", "fingerprint", "metadata", "meta", "header", "kwargs"),
         *("preference", "preferences", "reference", "references", "feedback"),
     )
 )
