@@ -8,6 +8,7 @@ Measuring, sampling pairs and writing checkpoints come on top of the hours.
 import math
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,14 @@ from sft.blocks import FLEX
 from sft.config import DpoStage, ModelSection, SftStage, UserError
 from sft.flops import forward_flops, training_flops
 from sft.holding import GIB, Holding
-from sft.memory import Memory, Setup, memory_ceiling, scoring_memory, step_memory
+from sft.memory import (
+    Memory,
+    NeedsValues,
+    Setup,
+    memory_ceiling,
+    scoring_memory,
+    step_memory,
+)
 from sft.model import attention_for
 from sft.packing import FLAT_BUCKET, Batch, Document, RowKind, Segment, Span, best_fit, lay_out
 from sft.passes import pass_tokens
@@ -68,7 +76,7 @@ class StageBudget:
     steps: int
     padding: float  # share of the positions in rows that are no token
     flops: int  # of the whole stage, with what checkpointing computes again
-    memory: Memory  # of one device
+    memory: Memory | None  # of one device; None where the model's code needs values to run
     hours: float | None
 
 
@@ -88,7 +96,9 @@ class Planner(Holding):
         flops = round(epochs * self._epoch_flops(work)) + self._reference_flops(work)
         rate = self.machine.peak
         hours = flops / (rate * self.machine.count * self.utilisation) / 3600 if rate else None
-        memory = self.memory(work, accumulates=batch > micro)
+        memory: Memory | None = None
+        with suppress(NeedsValues):
+            memory = self.memory(work, accumulates=batch > micro)
         padding = padding_of(work, replace(self.placement, attention=self.attention))
         return StageBudget(work, steps, padding, flops, memory, hours)
 
@@ -200,7 +210,7 @@ class Planner(Holding):
     def too_large(self, budget: StageBudget) -> str | None:
         """What to change where a stage does not fit its device; None where it does."""
         limit = self.limit
-        if budget.memory.total <= limit:
+        if budget.memory is None or budget.memory.total <= limit:
             return None
         found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
         advice = f"; {found} fits" if found else "; nothing that truing can change makes it fit"

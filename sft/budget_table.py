@@ -13,6 +13,7 @@ from sft.config import UserError
 from sft.console import show
 from sft.flops import Parameters
 from sft.holding import GIB, plannable
+from sft.memory import Memory
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,9 @@ def check_memory(planner: Planner, works: Sequence[Work]) -> None:
         if planner.ceiling(work) <= planner.limit:
             continue
         budget = planner.stage(work)
+        if budget.memory is None:
+            log.warning("plan: %s; going on without it", _unknown(planner))
+            return
         sentence = planner.too_large(budget)
         bound = work.bound or planner.placement.attention == FLEX
         if sentence and not bound and budget.memory.total > planner.machine.memory:
@@ -71,6 +75,8 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: boo
         table.add_column(budget.work.title, justify="right")
     for label, cells in _lines(budgets):
         table.add_row(label, *cells)
+    if any(budget.memory is None for budget in budgets):
+        table.caption, table.caption_justify = _unknown(planner), "left"
     devices = f"{machine.count} x {machine.name}" if machine.count > 1 else machine.name
     spread = ", weights and moments sharded" if machine.sharded and machine.count > 1 else ""
     notes = [
@@ -84,6 +90,11 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: boo
             "and device; measuring and sampling come on top"
         )
     return Group(_sizes(planner.parameters), table, *notes)
+
+
+def _unknown(planner: Planner) -> str:
+    kind = planner.config.model_type
+    return f"memory unknown: the code of a {kind!r} model cannot be run without data"
 
 
 def _whole(planner: Planner, *, parts: bool) -> str:
@@ -101,7 +112,11 @@ def _sizes(parameters: Parameters) -> str:
     named = ("embedding", "head", "attention", "mlp", "other", "adapter")
     parts = [f"{n} {getattr(parameters, n):,}" for n in named if getattr(parameters, n)]
     share = parameters.trainable / parameters.total
-    return f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained"
+    reach = ""
+    if parameters.adapter:
+        reached = parameters.reached / (parameters.total - parameters.adapter)
+        reach = f", an adapter that reaches {reached:.1%} of the weights"
+    return f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained{reach}"
 
 
 def _hours(hours: float | None) -> str:
@@ -122,7 +137,11 @@ def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
         hours = [_hours(b.hours) for b in budgets]
         lines.append(("hours", hours))
     for part in PARTS:
-        lines.append((f"{part}, GiB", [f"{getattr(b.memory, part) / GIB:.2f}" for b in budgets]))
+        lines.append((f"{part}, GiB", [_gib(b.memory, part) for b in budgets]))
     lines.append(("reference, GiB", ["0.00" if b.work.reference else "" for b in budgets]))
-    lines.append(("memory, GiB", [f"{b.memory.total / GIB:.2f}" for b in budgets]))
+    lines.append(("memory, GiB", [_gib(b.memory, "total") for b in budgets]))
     return lines
+
+
+def _gib(memory: Memory | None, part: str) -> str:
+    return "?" if memory is None else f"{getattr(memory, part) / GIB:.2f}"

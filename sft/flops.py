@@ -6,19 +6,20 @@ model's own matrices, so that grouped queries, gated layers, experts and adapter
 Element-wise work (norms, softmax, rotations, state-space scans) is left out, as it is there.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel
 from transformers import PreTrainedConfig
 
 from sft.causal import model_of_config
-from sft.config import UserError
+from sft.experts import visited_shares
 from sft.packing import Span
+from sft.targets import add_adapter, reach_of, wrapped_parameters
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Parameters:
     other: int  # norms
     adapter: int  # LoRA's, and token rows that it trains
     trainable: int  # of all these, the ones with gradients
+    reached: int = 0  # weights that an adapter is added to
+    stacked: int = 0  # of the MLP's, experts in one tensor, which 4-bit weights leave as they are
 
     @property
     def total(self) -> int:
@@ -64,8 +67,7 @@ def _meta_model(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
     """Built on torch's meta device: shapes without memory, in a fraction of a second."""
     with torch.device("meta"):
         model = model_of_config(config)
-        # A copy: peft writes the names of this model's layers into what it is given.
-        return model if lora is None else get_peft_model(model, copy.deepcopy(lora))
+        return model if lora is None else add_adapter(model, lora)
 
 
 def parameters_of_model(model: Any) -> Parameters:
@@ -76,7 +78,9 @@ def parameters_of_model(model: Any) -> Parameters:
     for name, parameter in model.named_parameters():
         trainable += parameter.numel() if parameter.requires_grad else 0
         count[outside.get(id(parameter)) or _part(name, parameter)] += parameter.numel()
-    return Parameters(**count, trainable=trainable)
+    reached = reach_of(model).reached if isinstance(model, PeftModel) else 0
+    stacked = sum(p.numel() for p in model.parameters() if p.ndim == 3)
+    return Parameters(**count, trainable=trainable, reached=reached, stacked=stacked)
 
 
 def _outside_of_layers(model: Any) -> dict[int, str]:
@@ -92,12 +96,15 @@ def costs_of_model(model: Any) -> Costs:
     Raises:
         UserError: the model has experts and its configuration does not say how many a token uses.
     """
-    config = model.config.get_text_config()
     outside = _outside_of_layers(model)
+    # An adapter of a whole tensor is added to it, and gets its gradient by way of the tensor's.
+    merged = wrapped_parameters(model)
+    visited = visited_shares(model)
     work = {True: 0, False: 0}
     for name, parameter in model.named_parameters():
         if id(parameter) not in outside and not _is_token_row(name):
-            work[parameter.requires_grad] += _multiply_adds(parameter, name, config)
+            trained = parameter.requires_grad or id(parameter) in merged
+            work[trained] += _multiply_adds(parameter, name, visited.get(id(parameter)))
     weight = model.get_output_embeddings().weight
     return Costs(
         parameters_of_model(model),
@@ -105,7 +112,7 @@ def costs_of_model(model: Any) -> Costs:
         trained=work[True],
         head=weight.numel(),
         head_trained=weight.requires_grad,
-        pairs=_pair_costs(config),
+        pairs=_pair_costs(model.config.get_text_config()),
     )
 
 
@@ -195,21 +202,11 @@ def _is_token_row(name: str) -> bool:
     return "trainable_tokens" in name  # peft's rows of the embedding that are trained
 
 
-def _multiply_adds(parameter: torch.nn.Parameter, name: str, config: Any) -> int:
-    """Of one token: a matrix's size; of a stack of experts the share that the token visits."""
-    if parameter.ndim < 2:
+def _multiply_adds(parameter: torch.nn.Parameter, name: str, share: Fraction | None) -> int:
+    """Of one token: a matrix's size; of experts the share that the token visits."""
+    if parameter.ndim < 2 or name.endswith("bias"):
         return 0
-    if "expert" not in name or "shared" in name:
-        return parameter.numel()
-    if parameter.ndim < 3:
-        return 0  # biases of experts
-    used = getattr(config, "num_experts_per_tok", None)
-    if used is None:
-        raise UserError(
-            f"model type {config.model_type!r} has experts, and its configuration does not say "
-            "num_experts_per_tok; choose a model whose configuration does"
-        )
-    return parameter.numel() * used // parameter.shape[0]
+    return parameter.numel() if share is None else int(parameter.numel() * share)
 
 
 def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:

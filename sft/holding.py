@@ -1,11 +1,9 @@
 """What of a model's weights lies on each device, in training steps and outside of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-from peft import LoraConfig, NoMatchingPeftModuleError
+from peft import LoraConfig
 from transformers import PreTrainedConfig
 
 from sft.config import LoraSection, UserError
@@ -32,20 +30,11 @@ class Holding:
 
     @cached_property
     def costs(self) -> Costs:
-        return self._read(costs_of_config)
+        return costs_of_config(self.config, lora=self.adapter)
 
     @cached_property
     def parameters(self) -> Parameters:
-        return self._read(parameters_of_config)
-
-    def _read(self, of_config: Callable[..., Any]) -> Any:
-        try:
-            return of_config(self.config, lora=self.adapter)
-        except NoMatchingPeftModuleError:
-            raise UserError(
-                f"lora.target_modules={self.lora.target_modules}: a {self.config.model_type!r} "
-                "model has no such layer; name layers of it, or all-linear"
-            ) from None
+        return parameters_of_config(self.config, lora=self.adapter)
 
     @property
     def adapter(self) -> LoraConfig | None:
@@ -106,7 +95,7 @@ class Holding:
         """Bytes of the whole model's weights on a device where it is measured."""
         parameters, placement = self.parameters, self.placement
         width = placement.inference.itemsize
-        matrices = parameters.attention + parameters.mlp
+        matrices = parameters.attention + parameters.mlp - parameters.stacked
         rest = parameters.total - parameters.adapter - matrices
         each = nf4_bytes(matrices) if placement.load_in_4bit else width * matrices
         return each + width * rest + 4 * parameters.adapter

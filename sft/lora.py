@@ -60,7 +60,10 @@ def _fused(name: str, plain: Any) -> Any:
             or base.weight.dtype != compute
         ):
             return plain(x, *args, **kwargs)
-        return _Sum.apply(x.to(compute), base.weight, base.bias, down, up, self.scaling[name])
+        rows = x.reshape(-1, x.shape[-1]).to(compute)
+        out: Any = _Sum.apply(rows, base.weight, base.bias, down, up, self.scaling[name])
+        # Outside of the function, whose own views nothing may write into (Llama 4 does).
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     return forward
 
@@ -68,37 +71,35 @@ def _fused(name: str, plain: Any) -> Any:
 class _Sum(torch.autograd.Function):
     """x W^T + bias + scaling (x A^T) B^T, all products in the dtype of `x` and W.
 
-    Shapes: x [..., I], W [O, I], A [r, I], B [O, r] -> [..., O] (LoRA, arXiv 2106.09685, equation
+    Shapes: x [N, I], W [O, I], A [r, I], B [O, r] -> [N, O] (LoRA, arXiv 2106.09685, equation
     3). Gradients by x, A and B; those of A and B in their own dtype.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,
+        rows: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        low, high = down.to(x.dtype), up.to(x.dtype)
+        low, high = down.to(rows.dtype), up.to(rows.dtype)
         inner = _product(rows, low.T, scaling)
         out = linear(rows, weight, bias).addmm_(inner, high.T)
         ctx.save_for_backward(rows, inner, weight, low, high)
-        ctx.scaling, ctx.shape, ctx.dtypes = scaling, x.shape, (down.dtype, up.dtype)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        ctx.scaling, ctx.dtypes = scaling, (down.dtype, up.dtype)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         rows, inner, weight, low, high = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
         back = _product(grad, high, ctx.scaling)  # by x A^T
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = (grad @ weight).addmm_(back, low).view(ctx.shape)
+            by_x = (grad @ weight).addmm_(back, low)
         by_down, by_up = (back.T @ rows).to(ctx.dtypes[0]), (grad.T @ inner).to(ctx.dtypes[1])
         return by_x, None, None, by_down, by_up, None
 

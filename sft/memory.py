@@ -14,8 +14,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch._subclasses.fake_tensor import FakeTensorMode
+from peft import LoraConfig
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
@@ -24,6 +28,7 @@ from sft.causal import model_of_config
 from sft.lora import fuse_adapters
 from sft.packing import Batch
 from sft.scoring import enable_scoring, log_probs
+from sft.targets import add_adapter
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,11 @@ class Setup:
     accumulates: bool = False  # several micro-batches a step: gradients outlive one
 
 
+class NeedsValues(Exception):
+    """The model's code asks for values of tensors (a loop over the experts that were chosen), which
+    a step that computes nothing does not have."""
+
+
 def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
     """Memory of a training step on `batch`, all on one device.
 
@@ -61,12 +71,19 @@ def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
     drawn out to their depth. While gradients come in, what is alive changes by the same amount with
     each layer, so it is most at one end of the backward pass or the other, and each end grows
     linearly.
+
+    Raises:
+        NeedsValues: the model cannot be run without data.
     """
     return _to_depth(config, lambda shape: _run_step(shape, batch, setup))
 
 
 def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
-    """Memory of a forward pass on `batch` that keeps no gradients, all on one device."""
+    """Memory of a forward pass on `batch` that keeps no gradients, all on one device.
+
+    Raises:
+        NeedsValues: the model cannot be run without data.
+    """
     return _to_depth(config, lambda shape: _run_scoring(shape, batch, setup))
 
 
@@ -86,6 +103,15 @@ def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, lo
 
 
 def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]) -> Memory:
+    try:
+        return _drawn_to_depth(config, run)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise NeedsValues(config.model_type) from error
+
+
+def _drawn_to_depth(
+    config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]
+) -> Memory:
     depth = config.num_hidden_layers
     period = _period(config)
     shallow = period * -(-4 // period)
@@ -145,7 +171,8 @@ class _Alive(TorchDispatchMode):
             parameter.register_post_accumulate_grad_hook(self._gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        grouped = func is torch.ops.aten._grouped_mm.default
+        found = (_grouped if grouped else func)(*args, **(kwargs or {}))
         if func is torch.ops.aten.add.Tensor and self._like_embedding(found, args[0]):
             self._gives_way(args[0])
         for tensor in tree_leaves(found):
@@ -192,6 +219,13 @@ class _Alive(TorchDispatchMode):
         self.now[kind] -= size
 
 
+def _grouped(left: torch.Tensor, right: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """A product of experts; without data torch knows the shapes of one in bfloat16 alone."""
+    half = torch.bfloat16
+    found = torch.ops.aten._grouped_mm.default(left.to(half), right.to(half), *args, **kwargs)
+    return found.to(left.dtype)
+
+
 def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
     """What is alive at the worst moment of either half of a step."""
     model = _meta_model(config, setup)
@@ -235,8 +269,7 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
         )
         enable_scoring(model)
         if setup.lora:
-            # A copy: peft writes the layers' names of one depth into what it is given.
-            model = fuse_adapters(get_peft_model(model, copy.deepcopy(setup.lora)))
+            model = fuse_adapters(add_adapter(model, setup.lora, in_4bit=setup.load_in_4bit))
     return model
 
 

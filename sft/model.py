@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,6 +40,7 @@ from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
 from sft.storage import as_others, fault
 from sft.system_prompt import OWN, default_system, quoted, set_system_prompt
+from sft.targets import add_adapter, reach_of
 from sft.template_date import asks_date, set_date
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.weights import check_adapter, check_weights, read_weights
@@ -316,16 +317,17 @@ def load_trainable(
     if not lora.r:
         return model
     if is_adapter(path):
-        log.info("adapter: that of %s goes on", path)
+        log.info("adapter: that of %s goes on; it reaches %s", path, reach_of(model))
         return fuse_adapters(model)
-    log.info("adapter: new, %s", _scale(lora))
     if lora.use_dora:
         log.info("adapter: DoRA; load it with peft, since from_pretrained leaves its lengths out")
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
     set_seed(seed)  # the adapter's first weights are random
     _, revision = split_revision(path)
-    return fuse_adapters(get_peft_model(model, config, revision=revision))
+    adapted = add_adapter(model, config, in_4bit=placement.load_in_4bit, revision=revision)
+    log.info("adapter: new, %s; it reaches %s", _scale(lora), reach_of(adapted))
+    return fuse_adapters(adapted)
 
 
 def _scale(lora: LoraSection) -> str:
@@ -344,6 +346,7 @@ def lora_config(lora: LoraSection) -> LoraConfig:
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
+        target_parameters=lora.target_parameters,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
         task_type="CAUSAL_LM",

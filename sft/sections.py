@@ -36,7 +36,10 @@ class LoraSection:
     r: int = 0  # 0: full fine-tuning
     lora_alpha: int = 32
     lora_dropout: float = 0.0
-    target_modules: Any = "all-linear"
+    target_modules: Any = "all-linear"  # or names of layers; see sft.targets
+    # Parameters that are no torch.nn.Linear (stacked experts, routers) by name; absent: with
+    # all-linear every one, else none; []: none.
+    target_parameters: list[str] | None = None
     use_rslora: bool = False  # the adapter counts lora_alpha / sqrt(r) times, not lora_alpha / r
     use_dora: bool = False  # the length of each row of a weight matrix is trained beside it
     between_stages: str = "continue"  # the adapter goes on; merge: into its base, a new one begins

@@ -248,6 +248,7 @@ def test_our_own_keys_are_these():
             "lora_dropout",
             "r",
             "target_modules",
+            "target_parameters",
             "use_dora",
             "use_rslora",
         ],
