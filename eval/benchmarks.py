@@ -132,7 +132,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
     if metric == BITS_PER_BYTE:
-        ratio = bits_per_byte([r["log_prob"] for r in rows], [r["bytes"] for r in rows])
+        logs, sizes = [r["log_prob"] for r in rows], [r["bytes"] for r in rows]
+        ratio = bits_per_byte(logs, sizes, clusters=clusters_of(rows))
         ci = None if ratio.ci is None else list(ratio.ci)
         return {BITS_PER_BYTE: ratio.value, "ci": ci, "n": len(rows), "metric": metric}
     scores = [row["score"] for row in rows]

@@ -19,8 +19,9 @@ Rows = Sequence[Mapping[str, Any]]
 class Delta:
     """One row of results.json `deltas`, but for the names of its two models.
 
-    Beside the contract's keys stand those of `eval.stats.Comparison`: what n questions can show,
-    how many would show this difference, and the pairs that changed either way.
+    Besides the contract's keys it has those of `eval.stats.Comparison`: what n questions can show,
+    how many would show this difference, the smallest p-value that was possible, and the pairs that
+    changed either way.
     """
 
     task: str
@@ -32,6 +33,7 @@ class Delta:
     test: str
     visible: float | None
     needed: int | None
+    smallest_p: float
     gained: int | None
     lost: int | None
 
@@ -70,8 +72,8 @@ def delta_table(
 
 
 def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
-    """Rows of plain data, with Holm's p over all of them."""
-    adjusted = holm([delta.p for delta in deltas])
+    """Rows of plain data, with p after Holm over those that could be significant."""
+    adjusted = holm([d.p for d in deltas], smallest=[d.smallest_p for d in deltas])
     return [
         asdict(replace(delta, p_holm=p_holm)) | {"ci": None if delta.ci is None else list(delta.ci)}
         for delta, p_holm in zip(deltas, adjusted, strict=True)
@@ -91,20 +93,18 @@ def compare(task: str, first: Rows, second: Rows, *, names: tuple[str, str]) -> 
     result = _compared(task, [left[key] for key in left], [right[key] for key in left])
     return Delta(
         *(task, result.delta, result.ci, result.p, result.p, result.n, result.test),
-        *(result.visible, result.needed, result.gained, result.lost),
+        *(result.visible, result.needed, result.smallest_p, result.gained, result.lost),
     )
 
 
 def _compared(task: str, first: Rows, second: Rows) -> Comparison:
     """The test that fits the rows, which are in the same order of documents."""
+    clusters = clusters_of(first) or clusters_of(second)  # one may be older, or imported
     if all(row.get("metric") == BITS_PER_BYTE for row in first):
         logs = [[float(row["log_prob"]) for row in rows] for rows in (first, second)]
-        return compare_bits(*logs, sizes=[row["bytes"] for row in first])
-    return compare_paired(
-        [_score(task, row) for row in first],
-        [_score(task, row) for row in second],
-        clusters=clusters_of(first) or clusters_of(second),  # one may be older, or imported
-    )
+        return compare_bits(*logs, sizes=[row["bytes"] for row in first], clusters=clusters)
+    scores = [[_score(task, row) for row in rows] for rows in (first, second)]
+    return compare_paired(*scores, clusters=clusters)
 
 
 def clusters_of(rows: Rows) -> list[tuple[bool, str]] | None:

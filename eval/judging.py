@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.open_ended import Ask, Item, judge_item
-from eval.stats import mcnemar, mean_interval, score_interval
+from eval.stats import mcnemar, paired_proportion_interval, score_interval
 from sft.config import UserError
 
 Row = Mapping[str, Any]
@@ -22,6 +22,7 @@ MT_BENCH = (
     *("math", "extraction", "roleplay", "writing"),
 )
 # AlignBench's two halves; its overall score is the mean of theirs, each the mean of its categories.
+GRADES = (1.0, 10.0)
 REASONING = ("数学计算", "逻辑推理")
 LANGUAGE = ("基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力")
 
@@ -115,7 +116,7 @@ def pair_table(rows: Iterable[Row], *, first: str, second: str) -> dict[str, Any
         "ties": len(scores) - wins - losses,
         "losses": losses,
         "win_rate": _mean(scores.values()),
-        "ci": list(score_interval(list(scores.values()))) if scores else None,
+        "ci": _win_rate_interval(wins, losses, len(scores)) if scores else None,
         "p": mcnemar(wins, losses),
         "n": len(scores),
         "unread": len(read) - len(scores),
@@ -187,9 +188,15 @@ def _grades(rows: Sequence[Row]) -> dict[str, Any]:
             half_width = 1.96 * float(np.sqrt(sum(spread)))
             entry["ci"] = [entry["score"] - half_width, entry["score"] + half_width]
     elif entry["n"] > 1:
-        questions = [row["question"] for row in read]
-        entry["ci"] = list(mean_interval([row["verdict"] for row in read], clusters=questions))
+        grades, questions = zip(*((row["verdict"], row["question"]) for row in read), strict=True)
+        low, high = GRADES
+        entry["ci"] = list(score_interval(grades, clusters=questions, low=low, high=high))
     return entry
+
+
+def _win_rate_interval(wins: int, losses: int, n: int) -> list[float]:
+    """The interval of a win rate, a tie half a win: it excludes 1/2 where the sign test rejects."""
+    return [0.5 + end / 2 for end in paired_proportion_interval(wins, losses, n)]
 
 
 def _ordered(names: set[str]) -> list[str]:

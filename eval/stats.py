@@ -1,19 +1,23 @@
 """Intervals and tests for scores and for paired differences: pure functions, no I/O.
 
-Fractions are in [0, 1] throughout; a difference is `second - first`.
+Fractions are in [0, 1] throughout; a difference is `second - first`. An interval at LEVEL excludes
+0 exactly where the p-value beside it is below 1 - LEVEL: the two are one test.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize
 from scipy import stats as distributions
+
+from eval import power
+from eval.bounded_mean import mean_bounds, mean_p_value, proportion_bounds, proportion_p_value
+from eval.clusters import Clusters, summed, weight
+from eval.sign_flips import RatioTest, ratio_test
 
 LEVEL = 0.95
 BITS_PER_BYTE = "bits_per_byte"  # lm-eval's name of the metric
-POWER = 0.8  # chance of p < 1 - LEVEL that "visible" means
 
 
 @dataclass(frozen=True)
@@ -21,31 +25,27 @@ class Comparison:
     """A paired difference with its interval and two-sided p-value.
 
     Attributes:
+        ci: None of bits of fewer than `eval.sign_flips.FEWEST` texts, which show no bounds.
         visible: the smallest true difference that n questions like these would most likely show
-            (probability POWER, one comparison at 1 - LEVEL); None where it cannot be estimated.
+            (probability `eval.power.POWER`, one comparison at 1 - LEVEL); None where it cannot be
+            estimated, or where no difference would show.
         needed: questions like these that would most likely show a difference as large as delta;
             None where delta is 0 or it cannot be estimated.
+        smallest_p: the smallest p-value that as many changed scores could have had, see `holm`.
         gained: of right/wrong scores, pairs wrong -> right, McNemar's b; else None.
         lost: pairs right -> wrong, McNemar's c.
     """
 
     delta: float
-    ci: tuple[float, float] | None  # None: one text alone, whose bits have no bounds
+    ci: tuple[float, float] | None
     p: float
     n: int
     test: str
     visible: float | None
     needed: int | None
+    smallest_p: float
     gained: int | None = None
     lost: int | None = None
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of two sums with its interval, None of a single text, which shows no spread."""
-
-    value: float
-    ci: tuple[float, float] | None
 
 
 def wilson(successes: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
@@ -56,55 +56,33 @@ def wilson(successes: float, n: float, *, level: float = LEVEL) -> tuple[float, 
     assert 0 <= successes <= n, f"{successes} successes of {n}"
     if n == 0:
         return 0.0, 1.0
-    z2 = _z(level) ** 2
+    z2 = float(distributions.norm.ppf(0.5 + level / 2)) ** 2
     rate = successes / n
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    center = (rate + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     # The two end points are exact there; rounding would leave 1e-17 or 0.99...9.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == n else center + half
     return low, high
-
-
-def mean_interval(
-    values: Sequence[float],
-    *,
-    clusters: Sequence[Hashable] | None = None,
-    level: float = LEVEL,
-) -> tuple[float, float]:
-    """Student t interval of a mean; with `clusters` [n], of rows that share a passage.
-
-    Clustered: residuals are summed within clusters, G/(G-1) correction and G-1 degrees of
-    freedom (Miller 2024, arXiv 2411.00640, section 2.2; Liang and Zeger 1986). (-inf, inf) when
-    there are fewer than two rows or clusters.
-    """
-    error, freedom = _standard_error(values, clusters)
-    if freedom < 1:
-        return -math.inf, math.inf
-    half = float(distributions.t.ppf(0.5 + level / 2, freedom)) * error
-    mean = float(np.mean(values))
-    return mean - half, mean + half
 
 
 def score_interval(
     values: Sequence[float],
     *,
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Clusters | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Interval of a mean score in [0, 1]: Wilson for right/wrong, t (clipped) for fractions.
+    """Interval of a mean score in [low, high]: Wilson for right/wrong, else `mean_bounds`.
 
-    With `clusters` [n], right/wrong scores count as the fewer independent ones that would err as
-    much (Korn and Graubard 1998, Survey Methodology 24:193-201).
+    With `clusters` [n] the scores count as the fewer independent ones that would err as much
+    (`eval.clusters.weight`).
     """
-    if is_binary(values):
-        right = round(sum(values))
-        if clusters is None:
-            return wilson(right, len(values), level=level)
-        effective = _effective_size(values, clusters, level=level)
-        return wilson(right / len(values) * effective, effective, level=level)
-    low, high = mean_interval(values, clusters=clusters, level=level)
-    return max(low, 0.0), min(high, 1.0)
+    each = weight(values, clusters, level=level)
+    if is_binary(values) and (low, high) == (0.0, 1.0):
+        return wilson(sum(values) * each, len(values) * each, level=level)
+    return mean_bounds(values, low=low, high=high, level=level, weight=each)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -112,131 +90,134 @@ def mcnemar(gained: int, lost: int) -> float:
 
     `gained` counts pairs wrong -> right, `lost` right -> wrong (McNemar 1947).
     """
-    if gained + lost == 0:
-        return 1.0
-    return float(distributions.binomtest(gained, gained + lost, 0.5).pvalue)
+    return proportion_p_value(gained, lost)
 
 
 def paired_proportion_interval(
     gained: int, lost: int, n: int, *, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Score interval of a paired difference of proportions (gained - lost) / n (Tango 1998).
+    """Interval of a paired difference of proportions (gained - lost) / n.
 
-    Statistics in Medicine 17:891-908, equations 5-8. It inverts the score test whose value at
-    zero is McNemar's statistic, keeps its coverage in small samples and near 0 and 1 (Fagerland,
-    Lydersen and Laake 2014), and has a width even when no pair disagrees.
+    It excludes 0 exactly where `mcnemar` is below 1 - level (`eval.bounded_mean`), keeps its
+    coverage in small samples and near 0 and 1, and has a width even when no pair disagrees.
     """
     assert min(gained, lost) >= 0 and gained + lost <= n, f"{gained} + {lost} of {n}"
-    if n == 0:
-        return -1.0, 1.0
-    z = _z(level)
-    estimate = (gained - lost) / n
-
-    def statistic(delta: float) -> float:
-        # Maximum-likelihood share of lost pairs when the difference is fixed at delta.
-        a = 2.0 * n
-        b = -gained - lost + (2 * n - gained + lost) * delta
-        c = -lost * delta * (1 - delta)
-        nuisance = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-        variance = n * (2 * nuisance + delta * (1 - delta))
-        distance = gained - lost - n * delta
-        if variance <= 0:
-            return 0.0 if distance == 0 else math.copysign(math.inf, distance)
-        return distance / math.sqrt(variance)
-
-    def solve(target: float, low: float, high: float) -> float:
-        def gap(delta: float) -> float:
-            return min(max(statistic(delta) - target, -1e6), 1e6)
-
-        # The end of the range is the bound when the statistic never reaches the target.
-        if gap(low) <= 0:
-            return low
-        return high if gap(high) >= 0 else float(optimize.brentq(gap, low, high, xtol=1e-10))
-
-    return solve(z, -1.0, estimate), solve(-z, estimate, 1.0)
+    return proportion_bounds(gained, lost, n, level=level)
 
 
 def compare_paired(
     first: Sequence[float],
     second: Sequence[float],
     *,
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Clusters | None = None,
     level: float = LEVEL,
 ) -> Comparison:
-    """Paired difference of two score lists [n] in the same document order.
+    """Paired difference of two score lists [n], each in [0, 1], in the same document order.
 
-    Right/wrong scores: exact McNemar with Tango's interval. Fractions: paired t. Documents that
-    share a passage (`clusters` [n]): paired t on clusters, since McNemar needs independence.
+    Right/wrong scores: McNemar's exact test. Fractions: the test of a bounded mean. Documents that
+    share a passage (`clusters` [n]) count as the fewer that are independent, in either test.
     """
     assert len(first) == len(second), f"{len(first)} and {len(second)} scores are not paired"
     n = len(first)
+    if clusters is not None and len(set(clusters)) == n:
+        clusters = None
     differences = [after - before for before, after in zip(first, second, strict=True)]
     delta = float(np.mean(differences)) if n else 0.0
-    if clusters is None and is_binary(first) and is_binary(second):
+    each = weight(differences, clusters, level=level)
+    suffix = "" if clusters is None else ", clustered"
+    smallest = _smallest_p(differences)
+    if is_binary(first) and is_binary(second):
         gained, lost = differences.count(1), differences.count(-1)
-        interval = paired_proportion_interval(gained, lost, n, level=level)
         discord = (gained + lost) / n if n else 0.0
+        counts = gained * each, lost * each
         return Comparison(
-            *(delta, interval, mcnemar(gained, lost), n, "exact McNemar"),
-            visible=visible_proportion(discord, n),
-            needed=needed_pairs(delta, discord),
+            delta,
+            proportion_bounds(*counts, n * each, level=level),
+            proportion_p_value(*counts),
+            n,
+            f"McNemar{suffix}" if suffix else "exact McNemar",
+            visible=power.visible_proportion(discord, n * each, level=level),
+            needed=_scaled(power.needed_pairs(delta, discord, level=level), each),
+            smallest_p=smallest,
             gained=gained,
             lost=lost,
         )
-    interval = mean_interval(differences, clusters=clusters, level=level)
-    clipped = max(interval[0], -1.0), min(interval[1], 1.0)
-    test = "paired t" if clusters is None else "paired t, clustered"
-    found = _compared(delta, clipped, differences, clusters, test=test)
-    # A few passages can leave an error so large that no change between scores would show.
-    none = found.visible is not None and found.visible > 1
-    return replace(found, visible=None) if none else found
+    spread = float(np.std(differences))
+    return Comparison(
+        delta,
+        mean_bounds(differences, low=-1, high=1, level=level, weight=each),
+        mean_p_value(differences, low=-1, high=1, weight=each),
+        n,
+        f"bounded mean{suffix}",
+        visible=power.visible_mean(spread, n * each, level=level),
+        needed=_scaled(power.needed_values(delta, spread, level=level), each),
+        smallest_p=smallest,
+    )
 
 
 def compare_bits(
-    first: Sequence[float], second: Sequence[float], *, sizes: Sequence[int]
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    sizes: Sequence[int],
+    clusters: Clusters | None = None,
 ) -> Comparison:
-    """Paired difference of bits per byte, second - first, of log-probabilities [n] in nats."""
-    values = _bits([b - a for a, b in zip(first, second, strict=True)], sizes)
-    return _compared(float(np.mean(values)), _bounded(values), values, None, test="paired t")
+    """Paired difference of bits per byte, second - first, of log-probabilities [n] in nats; texts
+    of one cluster count as one."""
+    changes = [-(b - a) / math.log(2) for a, b in zip(first, second, strict=True)]
+    bits, totals = summed(changes, clusters), summed(sizes, clusters)
+    found = ratio_test(bits, totals, level=LEVEL)
+    error = _ratio_error(bits, totals)
+    texts = power.needed_ratio(found.value, error, len(bits), level=LEVEL)
+    return Comparison(
+        delta=found.value,
+        ci=found.ci,
+        p=found.p,
+        n=len(first),
+        test="sign flips" if clusters is None else "sign flips, clustered",
+        visible=power.visible_ratio(error, len(bits), level=LEVEL),
+        needed=_scaled(texts, len(bits) / max(len(first), 1)),
+        smallest_p=_smallest_p(bits),
+    )
 
 
-def bits_per_byte(log_probs: Sequence[float], sizes: Sequence[int]) -> Ratio:
+def bits_per_byte(
+    log_probs: Sequence[float], sizes: Sequence[int], *, clusters: Clusters | None = None
+) -> RatioTest:
     """Bits per byte, sum(bits) / sum(bytes), of texts: log-probabilities [n] in nats, sizes [n]."""
-    values = _bits(log_probs, sizes)
-    return Ratio(float(np.mean(values)), _bounded(values))
+    bits = [-log_prob / math.log(2) for log_prob in log_probs]
+    return ratio_test(summed(bits, clusters), summed(sizes, clusters), level=LEVEL)
 
 
-def visible_proportion(discord: float, n: int, *, level: float = LEVEL) -> float | None:
-    """The smallest paired difference of proportions that n pairs show with probability POWER.
+def holm(p_values: Sequence[float], *, smallest: Sequence[float] | None = None) -> list[float]:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given.
 
-    Solves sqrt(n) d = z_level sqrt(discord) + z_power sqrt(discord - d²) for d (Connor 1987,
-    Biometrics 43:207-211, equation 3), where `discord`, the share of pairs that disagree, is at
-    least d. None when n is too small for any: if all n changed, the exact test would not see it.
+    Args:
+        smallest: the smallest p-value that each comparison could have had, given how many of its
+            scores changed at all. Those that could not have been below 1 - LEVEL are not counted
+            among the others (Tarone 1990, Biometrics 46:515-522): how many scores changed says
+            nothing on the direction, so the error rate holds. They themselves are adjusted for all.
     """
-    if n < _fewest(level):
-        return None
-    z, z_power = _z(level), float(distributions.norm.ppf(POWER))
-
-    def short(d: float) -> float:
-        share = max(discord, d)
-        return math.sqrt(n) * d - z * math.sqrt(share) - z_power * math.sqrt(share - d * d)
-
-    # Not from 0 on, which is a root, too, where no pair disagrees.
-    return float(optimize.brentq(short, 1e-9, 1.0, xtol=1e-9))
+    adjusted = _holm(p_values)
+    if smallest is None:
+        return adjusted
+    counted = [i for i, least in enumerate(smallest) if could_be_significant(least)]
+    for index, p in zip(counted, _holm([p_values[i] for i in counted]), strict=True):
+        adjusted[index] = p
+    return adjusted
 
 
-def needed_pairs(delta: float, discord: float, *, level: float = LEVEL) -> int | None:
-    """Pairs that show a difference of `delta` with probability POWER; Connor's formula for n, or
-    as many as the exact test sees anything in."""
-    if delta == 0:
-        return None
-    z, z_power = _z(level), float(distributions.norm.ppf(POWER))
-    root = z * math.sqrt(discord) + z_power * math.sqrt(discord - delta * delta)
-    return max(math.ceil((root / delta) ** 2), _fewest(level))
+def could_be_significant(smallest_p: float) -> bool:
+    """Whether a comparison counts in `holm`: 6 changed scores at least."""
+    return smallest_p < 1 - LEVEL
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979), in the order given."""
+def is_binary(values: Sequence[float]) -> bool:
+    """Whether every score is 0 or 1."""
+    return all(value in (0, 1) for value in values)
+
+
+def _holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)
     largest = 0.0
@@ -246,96 +227,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def is_binary(values: Sequence[float]) -> bool:
-    """Whether every score is 0 or 1."""
-    return all(value in (0, 1) for value in values)
+def _smallest_p(differences: Sequence[float]) -> float:
+    """The p-value if all differences other than 0 had been as large and of one sign as can be."""
+    changed = sum(difference != 0 for difference in differences)
+    return min(1.0, 2.0 ** (1 - changed))
 
 
-def _z(level: float) -> float:
-    return float(distributions.norm.ppf(0.5 + level / 2))
+def _scaled(needed: int | None, each: float) -> int | None:
+    """Questions, of which `each` counts for so many independent ones."""
+    return math.ceil(needed / each) if needed is not None and each > 0 else None
 
 
-def _fewest(level: float) -> int:
-    """Pairs that the exact test sees if every one of them changes alike: 6 at 95 %."""
-    return math.floor(1 - math.log2(1 - level)) + 1
-
-
-def _bounded(values: Sequence[float]) -> tuple[float, float] | None:
-    """`mean_interval`, None where it would have no ends."""
-    return mean_interval(values) if len(values) > 1 else None
-
-
-def _standard_error(
-    values: Sequence[float], clusters: Sequence[Hashable] | None
-) -> tuple[float, int]:
-    """Standard error of the mean and its degrees of freedom (0: cannot be estimated)."""
-    residuals = np.asarray(values, dtype=float) - (np.mean(values) if len(values) else 0.0)
-    if clusters is not None:
-        sums: dict[Hashable, float] = {}
-        for cluster, residual in zip(clusters, residuals, strict=True):
-            sums[cluster] = sums.get(cluster, 0.0) + float(residual)
-        residuals = np.array(list(sums.values()))
-    groups = len(residuals)
-    if groups < 2:
-        return math.inf, 0
-    variance = groups / (groups - 1) * float(np.sum(residuals**2))
-    return math.sqrt(variance) / len(values), groups - 1
-
-
-def _effective_size(
-    values: Sequence[float], clusters: Sequence[Hashable], *, level: float
-) -> float:
-    """Independent right/wrong scores that say as much as these; of scores that are all alike, as
-    many as there are clusters."""
-    error, freedom = _standard_error(values, clusters)
-    if freedom < 1:
+def _ratio_error(amounts: Sequence[float], sizes: Sequence[float]) -> float:
+    """Standard error of sum(amounts) / sum(sizes) by the delta method (Cochran 1977, 6.3)."""
+    n, total = len(amounts), max(sum(sizes), 1)
+    if n < 2:
         return 0.0
-    n, share = len(values), float(np.mean(values))
-    alone = share * (1 - share) / n
-    effect = max(1.0, error**2 / alone) if alone else n / (freedom + 1)
-    return n / effect * (_z(level) / float(distributions.t.ppf(0.5 + level / 2, freedom))) ** 2
-
-
-def _t_test(values: Sequence[float], clusters: Sequence[Hashable] | None) -> float:
-    """Two-sided p-value of mean 0."""
-    error, freedom = _standard_error(values, clusters)
-    mean = float(np.mean(values)) if len(values) else 0.0
-    if freedom < 1 or mean == 0:
-        return 1.0
-    # n equal differences have no spread: the sign-flip test is what n signs can prove at most.
-    floor = 2.0**-freedom
-    if error <= 1e-12 * abs(mean):
-        return floor
-    return float(2 * distributions.t.sf(abs(mean) / error, freedom))
-
-
-def _compared(
-    delta: float,
-    interval: tuple[float, float] | None,
-    differences: Sequence[float],
-    clusters: Sequence[Hashable] | None,
-    *,
-    test: str,
-) -> Comparison:
-    """A comparison of means by t, with what its standard error says about more questions."""
-    n = len(differences)
-    error, freedom = _standard_error(differences, clusters)
-    visible = needed = None
-    if freedom >= 1 and error > 1e-12:
-        quantiles = distributions.t.ppf([0.5 + LEVEL / 2, POWER], freedom)
-        visible = float(sum(quantiles)) * error
-        needed = math.ceil(n * (visible / delta) ** 2) if delta else None
-    p = _t_test(differences, clusters)
-    return Comparison(delta, interval, p, n, test, visible=visible, needed=needed)
-
-
-def _bits(log_probs: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """A value for each text, whose mean is the ratio sum(bits) / sum(bytes).
-
-    Their spread is that of bits - ratio * bytes, so that the t interval of their mean is the
-    ratio's by the delta method (Cochran 1977, section 6.3).
-    """
-    total = max(sum(sizes), 1)
-    bits = [-log_prob / math.log(2) for log_prob in log_probs]
-    ratio, scale = sum(bits) / total, len(sizes) / total
-    return [ratio + scale * (bit - ratio * size) for bit, size in zip(bits, sizes, strict=True)]
+    residuals = np.asarray(amounts) - sum(amounts) / total * np.asarray(sizes)
+    return math.sqrt(n / (n - 1) * float(np.sum(residuals**2))) / total

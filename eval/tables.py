@@ -18,6 +18,7 @@ from eval.wording import (
     Headline,
     bits_change,
     bits_range,
+    counted,
     in_bits,
     overall,
     p_value,
@@ -29,6 +30,11 @@ from eval.wording import (
 )
 
 CAPTION = "Rates and scores with 95% intervals; changes in points, p after Holm, * p < 0.05."
+INTERVALS = (  # below the table of changes
+    "An interval excludes 0 exactly where p is below 0.05 in that comparison alone. A star: p is "
+    "below 0.05 after Holm over {counted} of {rows} comparisons: those with at least six changed "
+    "answers, since fewer cannot reach p = 0.05."
+)
 
 
 @dataclass(frozen=True)
@@ -244,6 +250,7 @@ def results_tables(results: dict[str, Any]) -> list[str]:
                 f"{row['from']} \u2192 {row['to']}",
                 points(row["delta"]) + " *" * significant(row),
                 points_range(row.get("ci")),
+                p_value(row.get("p")),
                 p_value(row.get("p_holm")),
                 f"{row['n']:,}",
                 row["test"],
@@ -257,6 +264,7 @@ def results_tables(results: dict[str, Any]) -> list[str]:
                 f"{row['from']} \u2192 {row['to']}",
                 bits_change(row["delta"]) + " bits per byte" + " *" * significant(row),
                 bits_range(row["ci"]),
+                p_value(row.get("p")),
                 p_value(row["p_holm"]),
                 f"{row['n']:,}",
                 row["test"],
@@ -264,9 +272,12 @@ def results_tables(results: dict[str, Any]) -> list[str]:
             ]
             for row in in_bits(results)
         ]
-        head = ["measure", "step", "change, points", "95% interval", "after Holm"]
+        head = ["measure", "step", "change, points", "95% interval", "p", "after Holm"]
         head += ["n", "test", "power"]
         lines += ["", "## Changes", "", *md_table(head, changes)]
+        compared = [*results["deltas"], *in_bits(results)]
+        found = INTERVALS.format(counted=counted(compared), rows=len(compared))
+        lines += ["", md(found)]
     if rows:
         lines += ["", md(CAPTION)]
     return lines

@@ -107,6 +107,12 @@ def significant(row: dict[str, Any]) -> bool:
     return _finite(row.get("p_holm")) and row["p_holm"] < ALPHA
 
 
+def counted(rows: Sequence[dict[str, Any]]) -> int:
+    """How many rows of `deltas` Holm counts: those that could have been significant, see
+    `eval.stats.holm`; all of an older run."""
+    return sum(row.get("smallest_p", 0.0) < ALPHA for row in rows)
+
+
 def transitions(results: dict[str, Any]) -> list[tuple[str, str]]:
     """The compared pairs (from, to), in the order of `deltas`, each once."""
     rows = [*results.get("deltas", []), *in_bits(results)]

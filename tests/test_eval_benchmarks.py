@@ -106,7 +106,7 @@ def test_base_and_chat_formats_pair_on_the_document(model, tiny_tokenizer, task_
     }
     assert samples["mine_choice"]["base"][0]["prompt"] != samples["mine_choice"]["dpo"][0]["prompt"]
     table = delta_table(samples, models=["base", "dpo"])
-    assert [row["test"] for row in table] == ["paired t, clustered", "exact McNemar"]
+    assert [row["test"] for row in table] == ["McNemar, clustered", "exact McNemar"]
 
 
 def test_limit_seed_and_pinned_shots(model, tiny_tokenizer, task_dir, tmp_path):

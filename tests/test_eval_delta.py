@@ -62,10 +62,12 @@ def test_contract_of_the_table_and_holm_over_all_of_it():
         ("repetition", "base", "dpo"),
     ]
     contract = {"task", "from", "to", "delta", "ci", "p", "p_holm", "n", "test"}
-    assert set(table[0]) == contract | {"visible", "needed", "gained", "lost"}
+    assert set(table[0]) == contract | {"visible", "needed", "smallest_p", "gained", "lost"}
     assert (table[0]["gained"], table[0]["lost"]) == (20, 0)
     assert (table[3]["gained"], table[3]["lost"]) == (0, 1)
-    assert table[0]["p_holm"] == pytest.approx(6 * table[0]["p"])
+    # Of the six, those with no changed answer or one could not be significant.
+    assert [d["smallest_p"] < 0.05 for d in table] == [True, False, True, False, True, True]
+    assert table[0]["p_holm"] == pytest.approx(4 * table[0]["p"])
     assert table[5]["delta"] == -1.0 and table[3]["delta"] == pytest.approx(-0.1)
     assert isinstance(table[0]["ci"], list) and table[0]["n"] == 20
 
@@ -75,10 +77,10 @@ def test_shared_passages_are_clustered_whichever_model_s_rows_name_them():
     for sample in (first, second):
         for i, row in enumerate(sample):
             row["cluster"] = f"passage {i // 2}"
-    assert compare("t", first, second, names=("a", "b")).test == "paired t, clustered"
+    assert compare("t", first, second, names=("a", "b")).test == "McNemar, clustered"
     apart = [{**row, "cluster": None} for row in first]
-    assert compare("t", apart, second, names=("a", "b")).test == "paired t, clustered"
-    assert compare("t", second, apart, names=("a", "b")).test == "paired t, clustered"
+    assert compare("t", apart, second, names=("a", "b")).test == "McNemar, clustered"
+    assert compare("t", second, apart, names=("a", "b")).test == "McNemar, clustered"
 
 
 def test_different_documents_are_refused_by_name():
