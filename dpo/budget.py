@@ -11,6 +11,7 @@ from sft.budget import Work, pairs_work
 from sft.chat import encode_prompt
 from sft.config import Preset
 from sft.plan import count_steps, step_rows
+from sft.schedule import long_warmup
 
 
 def preference_work(
@@ -48,7 +49,8 @@ def preference_line(work: Work) -> str:
     batch = step_rows(work.section, processes=PartialState().num_processes)
     steps = count_steps(len(work.spans), batch=batch, options=work.section.trl)
     most = "at most " if work.bound else ""
+    note = long_warmup(work.section.trl, total_steps=steps)
     return (
         f"dpo: {most}{len(work.spans):,} pairs, {most}{work.tokens:,} tokens an epoch, batches of "
-        f"{batch}, {most}{steps:,} steps"
+        f"{batch}, {most}{steps:,} steps{'; ' * bool(note)}{note}"
     )

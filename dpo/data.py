@@ -312,12 +312,12 @@ def _check(
                 origin,
                 rule=f"empty {side}",
                 detail=f"{side} is empty",
-                remedy="fill it or remove the row, or set data.on_error=drop",
+                remedy="fill it or remove the row",
             )
     if chosen == rejected:
         raise RowError(
             origin,
             rule="chosen equals rejected",
             detail="chosen and rejected are the same",
-            remedy="remove the row or set data.on_error=drop",
+            remedy="remove the row",
         )

@@ -13,13 +13,15 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sft.command import run_command
 from sft.config import ModelSection, Preset, UserError, load_preset
+from sft.storage import temporary_name
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
 LENGTH = 512
@@ -73,17 +75,63 @@ def export(
     trust_remote_code: bool = False,
 ) -> None:
     """Write a run's model to a new folder, prove it, and say how to use it."""
-    # Imported here, seconds of libraries, so that a mistyped path is answered at once.
-    from sft.run import STAGE_FOLDERS
-
     preset, name = find_model(run, model)
     if preset.model.trust_remote_code and not trust_remote_code:
         raise UserError(
             f"{run} was trained with model.trust_remote_code: its model brings Python files that "
             "would run here; pass --trust-remote-code if you trust them"
         )
-    if to.exists() and any(to.iterdir()):
-        raise UserError(f"--to {to} holds files already; give a new folder")
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        what = "holds files already" if to.is_dir() else "is a file"
+        raise UserError(f"--to {to} {what}; give a new folder")
+    with new_folder(to) as folder:
+        ollama = write_export(
+            run,
+            preset,
+            name,
+            folder=folder,
+            called=to.name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+    print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=ollama), sep="\n")
+
+
+@contextmanager
+def new_folder(to: Path) -> Iterator[Path]:
+    """A folder that takes the name `to` when all of it is written; where that fails or is
+    interrupted, none is left."""
+    working = temporary_name(to)
+    shutil.rmtree(working, ignore_errors=True)
+    try:
+        yield working
+        shutil.rmtree(to, ignore_errors=True)
+        working.rename(to)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def write_export(
+    run: Path,
+    preset: Preset,
+    name: str,
+    *,
+    folder: Path,
+    called: str,
+    dtype: str | None,
+    trust_remote_code: bool,
+) -> bool:
+    """Write a stage's model into `folder` with all that it needs; returns whether Ollama's file is
+    among it.
+
+    Args:
+        name: of the stage.
+        called: what the model will be called.
+
+    Raises:
+        UserError: what was written is not the trained model, or gets other token ids.
+    """
+    # Imported here, seconds of libraries, so that a mistyped path is answered at once.
     import torch
 
     from eval.card import model_card
@@ -93,6 +141,7 @@ def export(
     from sft.model import context_window, load_tokenizer, resolve_model_path
     from sft.placement import choose_placement
     from sft.quantised import require_bitsandbytes
+    from sft.run import STAGE_FOLDERS
     from sft.system_prompt import default_system, quoted
     from sft.template_date import writes_date
 
@@ -114,15 +163,13 @@ def export(
     if in_4bit:  # so was it trained because the device has no room for more
         require_bitsandbytes()
         placement = on_processor(placement)
-    working = to.with_name(to.name + ".tmp")
-    shutil.rmtree(working, ignore_errors=True)
     rows = real_rows(run, name)
     check = publish(
         trained,
         tokenizer,
         base=base,
         rows=rows,
-        folder=working,
+        folder=folder,
         placement=placement,
         dtype=published,
         trust_remote_code=trust,
@@ -133,7 +180,7 @@ def export(
     if in_4bit:
         found = over_4bit(
             trained,
-            str(working),
+            str(folder),
             rows=rows,
             placement=in_4bit,
             use=placement,
@@ -143,10 +190,10 @@ def export(
             "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
             f"between the two, {in_words(found)}"
         )
-    complete_tokenizer(working, tokenizer)
+    complete_tokenizer(folder, tokenizer)
     turns = None
     try:
-        turns = write_modelfile(working, tokenizer, window=context_window(trained, section))
+        turns = write_modelfile(folder, tokenizer, window=context_window(trained, section))
     except UserError as reason:
         checked.append(f"Modelfile: none, {reason}")
     if default := default_system(tokenizer):
@@ -163,19 +210,17 @@ def export(
         )
     recorded = answers(run, name)[:RECORDED]
     proof = prove_same_ids(
-        tokenizer, folder=working, recorded=recorded, turns=turns, trust_remote_code=trust
+        tokenizer, folder=folder, recorded=recorded, turns=turns, trust_remote_code=trust
     )
     checked.append(f"token ids: the same in {', '.join(proof.ways)} ({proof.chats} chats)")
     for line in checked:
         log.info("%s", line)
-    shutil.copy(run / "preset.yaml", working / "preset.yaml")
-    ways = ways_to_use(".", name=to.name, ollama=turns is not None)
+    shutil.copy(run / "preset.yaml", folder / "preset.yaml")
+    ways = ways_to_use(".", name=called, ollama=turns is not None)
     use = [f"    {line}" for line in ways]
-    card = model_card(run, preset, name=to.name, model=name, use=use, checked=checked)
-    (working / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(to, ignore_errors=True)
-    working.rename(to)
-    print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=bool(turns)), sep="\n")
+    card = model_card(run, preset, name=called, model=name, use=use, checked=checked)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return turns is not None
 
 
 def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:

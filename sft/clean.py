@@ -5,14 +5,20 @@ Every row taken out leaves its evidence, a line of the run's data folder.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sft.config import DataSection, Source, UserError, find_path
 from sft.data import Rows
-from sft.decontaminate import Benchmarks, Question, QuestionIndex, read_questions
+from sft.decontaminate import (
+    Benchmarks,
+    Contamination,
+    Question,
+    QuestionIndex,
+    read_questions,
+)
 from sft.dedup import answer_text, near_duplicates, row_text
 from sft.files import read_records
 from sft.row_errors import RowError
@@ -64,9 +70,13 @@ def find_contaminated(
     *,
     on_error: str,
     evidence: Path,
+    files: Collection[str] = (),
 ) -> set[int]:
     """The places of rows (chats, pairs or prompts) that hold a known question; `evidence` gets a
     line for each.
+
+    Args:
+        files: those of `known` that are files of `data.decontaminate`, not benchmarks.
 
     Raises:
         UserError: there is such a row and `on_error` is stop.
@@ -90,16 +100,31 @@ def find_contaminated(
             f"{first['origin']}: holds {first['share']:.0%} of question {first['question']} of "
             f"{first['task']} ({first['passage'][:60]!r}); {len(found)} of {len(rows)} rows hold "
             "such questions, and training on them spoils the benchmark: remove them, set "
-            "data.on_error=drop to leave them out, or data.decontaminate_tasks=false to keep them"
+            f"data.on_error=drop to leave them out, or to keep them {_keeping(found, files)}"
         )
     return {f.row for f in found}
 
 
+def _keeping(found: Sequence[Contamination], files: Collection[str]) -> str:
+    """What to set so that none of these questions is looked for."""
+    sources = sorted({f.source for f in found})
+    named = [source for source in sources if source in files]
+    ways = [f"take {', '.join(named)} out of data.decontaminate"] if named else []
+    if len(named) < len(sources):
+        ways.append("set data.decontaminate_tasks=false")
+    return " and ".join(ways)
+
+
 def without_contaminated(
-    read: Rows, known: Mapping[str, Sequence[Question]], *, on_error: str, evidence: Path
+    read: Rows,
+    known: Mapping[str, Sequence[Question]],
+    *,
+    on_error: str,
+    evidence: Path,
+    files: Collection[str] = (),
 ) -> Rows:
     """The rows that `find_contaminated` does not find."""
-    found = find_contaminated(read.rows, known, on_error=on_error, evidence=evidence)
+    found = find_contaminated(read.rows, known, on_error=on_error, evidence=evidence, files=files)
     return without(read, found, rule=CONTAMINATED)
 
 
@@ -121,7 +146,13 @@ def check_contamination(
         stage.begin()
         known = known_questions(section, benchmarks)
         evidence = folder / "contamination.jsonl"
-        found = find_contaminated(rows, known, on_error=section.on_error, evidence=evidence)
+        found = find_contaminated(
+            rows,
+            known,
+            on_error=section.on_error,
+            evidence=evidence,
+            files=section.decontaminate,
+        )
         done = stage.finish(
             outputs=[evidence.name],
             facts={"found": sorted(found), "unchecked": unchecked(known)},

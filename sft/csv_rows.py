@@ -29,7 +29,7 @@ def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Record | RowError]:
         for origin, line in read_lines(path):
             place[0] = origin
             if isinstance(line, RowError):
-                failed.append(line)
+                failed.append(line if line.ends else line.ending())
                 return
             yield line
 
@@ -45,7 +45,7 @@ def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Record | RowError]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield _malformed(place[0], f"malformed CSV ({error})")
+            yield _malformed(place[0], f"malformed CSV ({error})").ending()
             return
         yield from failed
         if cells is None or failed:

@@ -131,8 +131,10 @@ def _collect(
     for item in rows:
         rows_in += 1
         if isinstance(item, RowError):
+            if item.ends:
+                raise item
             if on_error == "stop" and not item.counted:
-                raise _among_its_like(item, rows)
+                raise _among_its_like(item, rows, usable=len(into.rows) > before)
             dropped[item.rule] += 1
             problems.append(str(item))
             continue
@@ -166,13 +168,16 @@ def _collect(
     )
 
 
-def _among_its_like(first: RowError, rest: Iterable[Found | RowError]) -> UserError:
+def _among_its_like(
+    first: RowError, rest: Iterable[Found | RowError], *, usable: bool
+) -> UserError:
     following: list[Found | RowError] = []
     # What ends the source early is told when this row is mended.
     with contextlib.suppress(UserError):
         following.extend(islice(rest, LOOKED_ON))
     others = [row for row in following if isinstance(row, RowError) and not row.counted]
-    return first.among(others, looked_at=len(following))
+    usable = usable or any(isinstance(row, Found) for row in following)
+    return first.among(others, looked_at=len(following), usable=usable)
 
 
 def _digest(value: Any) -> bytes:

@@ -130,6 +130,7 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
             rule="truncated file",
             detail=f"unreadable Parquet ({' '.join(str(error).split())[:120]})",
             remedy="fetch the file again",
+            ends=True,
         )
 
 

@@ -156,9 +156,9 @@ class _Text:
         try:
             value, self.at = DECODER.raw_decode(self.text, self.at)
         except RecursionError:
-            return _too_deep(self.origin)
+            return _too_deep(self.origin).ending()
         except ValueError as error:
-            return malformed(self.origin, error)
+            return malformed(self.origin, error).ending()
         return value
 
 
@@ -179,11 +179,11 @@ def _array(path: Path, text: str | RowError, *, at: int | None) -> Iterator[Reco
         if character == "]" and (comma or not rows):
             rest = text[reader.at + 1 :].strip(WHITE)
             if rest and at is None:
-                yield malformed(origin, ValueError(f"{rest[:20]!r} behind the array"))
+                yield malformed(origin, ValueError(f"{rest[:20]!r} behind the array")).ending()
             return
         if comma:
             if character != ",":
-                yield malformed(origin, ValueError("',' or ']' expected behind a row"))
+                yield malformed(origin, ValueError("',' or ']' expected behind a row")).ending()
                 return
             reader.at, comma = reader.at + 1, False
             continue
@@ -207,7 +207,7 @@ def _objects(path: Path) -> Iterator[Record | RowError]:
         origin = reader.origin
         if number > 1 and character == ",":
             what = "a comma between two objects, without the brackets of an array around all"
-            yield malformed(origin, ValueError(what))
+            yield malformed(origin, ValueError(what)).ending()
             return
         start, value = reader.at, reader.value()
         row = reader.text[start : reader.at]

@@ -333,5 +333,5 @@ def check_turns(messages: list[Message], origin: str) -> None:
                 origin,
                 rule=EMPTY[role][0],
                 detail=f"message {number} ({role}) is empty",
-                remedy="fill it or remove the row, or set data.on_error=drop",
+                remedy="fill it or remove the row",
             )

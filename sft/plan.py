@@ -24,6 +24,7 @@ from sft.mix import PAPER_SHARES
 from sft.placement import Placement
 from sft.prepare import Example, StageRows, row_lengths, rows_of_stage
 from sft.run import is_adapter, read_json, write_json
+from sft.schedule import long_warmup
 from sft.setting import Setting
 from sft.system_prompt import OWN, default_system, quoted
 from sft.trainer import training_arguments
@@ -145,6 +146,8 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
         setting.show(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
+        if note := long_warmup(section.trl, total_steps=stage_steps(len(found.rows), section)):
+            log.warning("%s: %s", name, note)
         _warn_of_untrained(found, preset.data.turns, name=name)
         planned.append(PlannedStage(name, section, found.rows, found.examples))
         facts[name] = as_facts(found.checked)
@@ -199,8 +202,7 @@ def _warn_of_near_kinds(counts: Counter[str], preset: Preset) -> None:
 
 
 def _summary(found: StageRows, section: SftStage) -> str:
-    batch = step_rows(section, processes=PartialState().num_processes)
-    steps = count_steps(len(found.rows), batch=batch, options=section.trl)
+    steps = stage_steps(len(found.rows), section)
     counted = total(found.checked)
     plural = "s" * (steps != 1)
     return (
@@ -213,6 +215,12 @@ def step_rows(section: SftStage | DpoStage, *, processes: int) -> int:
     """Rows of an optimiser step, over all processes."""
     micro = section.trl["per_device_train_batch_size"] * processes
     return section.train_batch_size or micro * section.trl.get("gradient_accumulation_steps", 1)
+
+
+def stage_steps(num_rows: int, section: SftStage | DpoStage) -> int:
+    """Optimiser steps of a stage over so many rows, by the processes of this start."""
+    batch = step_rows(section, processes=PartialState().num_processes)
+    return count_steps(num_rows, batch=batch, options=section.trl)
 
 
 def count_steps(num_rows: int, *, batch: int, options: dict) -> int:

@@ -187,7 +187,11 @@ def _prepare(
     read = read_sft(section.sft, on_error=section.on_error)
     known = known_questions(section, benchmarks)
     read = without_contaminated(
-        read, known, on_error=section.on_error, evidence=folder / "contamination.jsonl"
+        read,
+        known,
+        on_error=section.on_error,
+        evidence=folder / "contamination.jsonl",
+        files=section.decontaminate,
     )
     read = without_near_duplicates(
         read, threshold=section.near_duplicates, evidence=folder / "duplicates.jsonl"
@@ -307,9 +311,11 @@ def _check_lengths(
     rows, limit = counts.rows + counts.left_out, f"{where}.max_length={max_length}"
     goes_on = "or data.on_error=drop to go on without"
     if counts.left_out and (not counts.rows or counts.left_out > rows / 2):
+        other = " or ".join(way for way in ("split", "truncate") if way != section.too_long)
         sentence = (
             f"{limit}: {counts.left_out} of {rows} rows are longer; raise it (the model's context "
-            f"is the limit), shorten the rows, or set data.too_long=split or truncate, {goes_on}"
+            f"is the limit), shorten the rows, or set data.too_long={other}"
+            f"{f', {goes_on}' if counts.rows else ''}"
         )
         if not counts.rows or section.on_error == "stop":
             raise UserError(sentence)

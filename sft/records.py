@@ -81,6 +81,6 @@ def read_text(path: Path) -> str | RowError:
         with open_bytes(path) as file:
             return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error)
+        return not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error).ending()
     except (EOFError, OSError, zlib.error) as error:
         return truncated(f"{path}:1", error)

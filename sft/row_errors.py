@@ -15,29 +15,46 @@ class RowError(UserError):
     """A row that cannot be used: where, which rule (a short name that counts share), what to do.
 
     `counted` marks rows that are in order but of no use (a tie between two answers): they are
-    dropped and counted, never a reason to stop.
+    dropped and counted, never a reason to stop. `ends` marks the last of a file whose rest cannot
+    be read: always a reason to stop.
     """
 
     def __init__(
-        self, origin: str, *, rule: str, detail: str, remedy: str, counted: bool = False
+        self,
+        origin: str,
+        *,
+        rule: str,
+        detail: str,
+        remedy: str,
+        counted: bool = False,
+        ends: bool = False,
     ) -> None:
         # A field's name may hold line breaks or half a surrogate pair; the message stays one line
         # that can be written.
         line = " ".join(f"{origin}: {detail}; {remedy}".splitlines())
         super().__init__(line.encode(errors="backslashreplace").decode())
-        self.origin = origin
-        self.rule = rule
-        self.counted = counted
+        self.origin, self.rule, self.detail, self.remedy = origin, rule, detail, remedy
+        self.counted, self.ends = counted, ends
 
-    def among(self, others: Sequence["RowError"], *, looked_at: int) -> UserError:
-        """The same, with how many of the next `looked_at` rows are as bad; itself if none is."""
-        if not others:
-            return self
-        rules = Counter(other.rule for other in others)
-        each = ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
-        drop = "" if "data.on_error=drop" in str(self) else "; data.on_error=drop leaves such out"
-        more = f"{len(others):,} of the next {looked_at:,} rows cannot be used either ({each})"
-        return UserError(f"{self}; {more}{drop}")
+    def ending(self) -> "RowError":
+        """The same, of a file that cannot be read any further."""
+        detail = f"{self.detail}, and nothing behind it can be read"
+        return RowError(self.origin, rule=self.rule, detail=detail, remedy=self.remedy, ends=True)
+
+    def among(
+        self, others: Sequence["RowError"], *, looked_at: int, usable: bool = False
+    ) -> UserError:
+        """The same with how many of the next `looked_at` rows are as bad and, where some row is
+        `usable`, that those which are not may be left out."""
+        told = str(self)
+        if others:
+            rules = Counter(other.rule for other in others)
+            each = ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
+            more = f"{len(others):,} of the next {looked_at:,} rows"
+            told += f"; {more} cannot be used either ({each})"
+        if usable and not any(error.ends for error in (self, *others)):
+            told += "; data.on_error=drop leaves such rows out"
+        return UserError(told)
 
 
 def too_long(origin: str, size: int, *, limit: int) -> RowError:
@@ -57,6 +74,7 @@ def truncated(origin: str, error: Exception) -> RowError:
         rule="truncated file",
         detail=f"the compressed file breaks off here ({error})",
         remedy="fetch it again",
+        ends=True,
     )
 
 
@@ -111,6 +129,7 @@ def equal_names(origin: str, names: Sequence[str], *, of: str) -> RowError:
         rule="equal column names",
         detail=f"the {of} names {', '.join(names)} more than once",
         remedy="give each column a name of its own",
+        ends=True,
     )
 
 

@@ -1,7 +1,8 @@
 """Learning-rate schedules as pure functions of the step: a factor of the peak in [0, 1]."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 # DeepSeek LLM (arXiv 2401.02954, section 2.3): 31.6 % of the peak after 80 % of the steps, 10 %
 # after 90 %.
@@ -12,6 +13,31 @@ FACTORS = (0.316, 0.1)
 def warmup(step: int, *, warmup_steps: int) -> float:
     """Linear from 0 to 1 over `warmup_steps`, then 1."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
+
+
+def count_warmup(warmup_steps: float, *, total_steps: int) -> int:
+    """Steps of the warm-up: a number from 1 on, below it a share of all steps, as in
+    `transformers.TrainingArguments.get_warmup_steps`."""
+    return int(warmup_steps) if warmup_steps >= 1 else math.ceil(total_steps * warmup_steps)
+
+
+def long_warmup(options: Mapping[str, Any], *, total_steps: int) -> str:
+    """A sentence for a stage that ends before its warm-up does, whose learning rate never reaches
+    the peak; "" for any other.
+
+    Args:
+        options: those of the stage by upstream's names.
+    """
+    count = count_warmup(options.get("warmup_steps") or 0, total_steps=total_steps)
+    without = options.get("lr_scheduler_type") in WITHOUT_WARMUP
+    if without or count < total_steps or total_steps < 2:  # of one step, see the trainer
+        return ""
+    highest = warmup(total_steps - 1, warmup_steps=count)
+    return (
+        f"warmup_steps={options['warmup_steps']:g} takes all of its {total_steps:,} steps: the "
+        f"learning rate ends at {highest:.0%} of {options['learning_rate']:g}; give fewer, or a "
+        "share of all steps below 1"
+    )
 
 
 def multi_step(
@@ -44,6 +70,7 @@ def cosine(step: int, *, total_steps: int, warmup_steps: int = 0, final: float =
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # of upstream's
 # Those that `lr_scheduler_type` names here instead of upstream, with the options of each.
 SCHEDULES: dict[str, Callable[..., float]] = {
     "multi_step": multi_step,

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,17 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text so that the file is whole or not there, also after a loss of power."""
     temporary = temporary_name(path)
-    with writing(path):
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        sync(path.parent)
+    try:
+        with writing(path):
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            sync(path.parent)
+    finally:
+        with suppress(OSError):  # there is none, where nothing failed
+            temporary.unlink()
 
 
 def temporary_name(path: Path) -> Path:

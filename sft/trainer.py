@@ -30,7 +30,7 @@ from sft.meter import Meter, matrix_peak
 from sft.optimiser import check_optimiser
 from sft.passes import Layout, collate_chats
 from sft.placement import Placement
-from sft.schedule import SCHEDULES
+from sft.schedule import SCHEDULES, long_warmup
 from sft.scoring import log_probs, quieten_routers
 from sft.setting import Setting
 from sft.stage_facts import StageFacts, smoothed_losses
@@ -93,6 +93,13 @@ class PackedTrainer(GuardedTrainer):
             )
             self.args.warmup_steps, self.lr_scheduler = 0, None
             self._make_scheduler(num_training_steps, optimizer)
+        options = {
+            "warmup_steps": self.args.warmup_steps,
+            "learning_rate": self.args.learning_rate,
+            "lr_scheduler_type": None if self.schedule else self.args.lr_scheduler_type,
+        }
+        if self.watch and (note := long_warmup(options, total_steps=num_training_steps)):
+            log.warning("%s: %s", self.watch.label, note)
         return self.lr_scheduler
 
     def _make_scheduler(self, num_training_steps: int, optimizer: Any) -> None:

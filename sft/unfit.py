@@ -89,8 +89,8 @@ def _media(origin: str, what: str) -> RowError:
         origin,
         rule="image or sound",
         detail=f"{what}, and models are trained on text alone here",
-        remedy="remove such rows, set data.on_error=drop, or, where the text is complete without "
-        "it, name the field in the source's ignore",
+        remedy="remove such rows or, where the text is complete without it, name the field in the "
+        "source's ignore",
     )
 
 
@@ -117,8 +117,8 @@ def refuse_bad_answers(fields: Mapping[str, Any], origin: str) -> None:
                 origin,
                 rule="answer labeled as bad",
                 detail=f"{name} is {str(value)[:40]!r}, which calls the answer bad",
-                remedy="remove such rows, set data.on_error=drop, or name the field in the "
-                "source's ignore to train on them all",
+                remedy="remove such rows, or name the field in the source's ignore to train on "
+                "them all",
             )
 
 

@@ -1,5 +1,7 @@
 """Which files a model is loaded from: safetensors, and adapters of the one kind that we train."""
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -152,17 +154,23 @@ def conversion(path: str, *, adapter: bool) -> str:
     """The command that writes a pickled model again as safetensors. torch reads tensors alone there
     (`weights_only`), so that a pickle that holds more than these ends it."""
     new = path.rstrip("/") + "-safetensors"
+
+    def literal(text: str) -> str:  # of Python, in double quotes, which the shell's do not end
+        return json.dumps(text, ensure_ascii=False)
+
     if adapter:
         steps = (
             "import torch, safetensors.torch as s, shutil; "
-            f"shutil.copytree({path!r}, {new!r}, ignore=shutil.ignore_patterns('*.bin')); "
-            f"s.save_file(torch.load({path + '/adapter_model.bin'!r}, weights_only=True), "
-            f"{new + '/adapter_model.safetensors'!r})"
+            f"shutil.copytree({literal(path)}, {literal(new)}, "
+            'ignore=shutil.ignore_patterns("*.bin")); '
+            f"s.save_file(torch.load({literal(path + '/adapter_model.bin')}, weights_only=True), "
+            f"{literal(new + '/adapter_model.safetensors')})"
         )
     else:
         steps = (
             "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-            f"M.from_pretrained({path!r}, dtype='auto', use_safetensors=False)"
-            f".save_pretrained({new!r}); T.from_pretrained({path!r}).save_pretrained({new!r})"
+            f'M.from_pretrained({literal(path)}, dtype="auto", use_safetensors=False)'
+            f".save_pretrained({literal(new)}); "
+            f"T.from_pretrained({literal(path)}).save_pretrained({literal(new)})"
         )
-    return f'python -c "{steps}"'
+    return shlex.join(["python", "-c", steps])

@@ -323,8 +323,11 @@ def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys, caplog
     assert "⟦0<|im_end|>⟧" in shown and "\x1b" not in said.out + said.err, "no terminal"
     assert "46.6%" in told, "the paper's mix stands beside ours"
     assert "24 of 24 trained turns end with a trained end-of-turn, 0 are cut" in told
-    assert re.search(r"dpo: at most 24 pairs, .* batches of 8, at most 3 steps", caplog.text)
-    assert not (world / "run").exists()
+    assert re.search(r"dpo: at most 24 pairs, .* batches of 8, at most 3 steps$", caplog.text, re.M)
+    assert not (world / "run").exists() and "takes all of its" not in caplog.text
+    assert run(world, "--dry-run", "sft_all.warmup_steps=9", "dpo.warmup_steps=5") == 0
+    assert "sft-all: warmup_steps=9 takes all of its 3 steps: the learning rate ends" in caplog.text
+    assert "at most 3 steps; warmup_steps=5 takes all of its 3 steps" in caplog.text
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])

@@ -21,7 +21,7 @@ from sft.config import UserError
 from sft.merge import compare_logits, publish
 from sft.model import load_model
 from sft.placement import Placement
-from sft.run import read_json, write_json, write_jsonl
+from sft.run import read_json, read_jsonl, write_json, write_jsonl
 from sft.template import ensure_template
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
@@ -146,6 +146,23 @@ def test_folders_that_are_no_run_or_not_empty_are_refused(run, tmp_path, capsys)
     assert "no run's folder" in capsys.readouterr().err
     assert main([str(run), "--to", str(tmp_path.parent)]) == 2
     assert "holds files already" in capsys.readouterr().err
+
+
+def test_a_refused_export_leaves_nothing_and_touches_nothing(run, tmp_path, capsys):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    answered = own / "eval" / "sft-all" / "generations.jsonl"
+    rows = [row | {"prompt_ids": row["prompt_ids"][1:]} for row in read_jsonl(answered)]
+    write_jsonl(answered, rows)
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "mine").touch()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(own), "--to", str(tmp_path / "out"), "--dtype", "float32"]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert main([str(run), "--to", str(tmp_path / "file")]) == 2
+    assert "file is a file; give a new folder" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_hub_out_of_reach_is_one_sentence(run, tmp_path, capsys):

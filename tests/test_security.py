@@ -136,7 +136,16 @@ def test_adapters_of_other_kinds_and_over_pickles_are_refused(tmp_path, mark, ti
     (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"its base, .*pytorch_model.bin, a pickle"):
         check_model(over)
-    assert conversion("x", adapter=True).startswith("python -c ")
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_conversion_is_one_command_whatever_the_path_holds(adapter):
+    """What is pasted into a shell holds the path as it is, and runs nothing that stands in it."""
+    path = """/m/$(touch x) `id` "a" 'b' [c]\\d $HOME é"""
+    script = f"set -- {conversion(path, adapter=adapter)}; printf '%s' \"$3\""
+    steps = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    texts = {n.value for n in ast.walk(ast.parse(steps)) if isinstance(n, ast.Constant)}
+    assert path in texts and f"{path}-safetensors" in texts
 
 
 def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path, mark, tiny_tokenizer):

@@ -1,5 +1,7 @@
 """What is taken out of the rows, the evidence that it leaves, and that the counts add up."""
 
+from dataclasses import replace
+
 import pytest
 
 from sft.clean import (
@@ -118,6 +120,35 @@ def test_contaminated_rows_stop_the_run_under_stop(tmp_path):
     with pytest.raises(UserError, match=r"0\.jsonl:2: holds 100% of question 7 of pears.* 2 of 3 "):
         without_contaminated(rows, KNOWN, on_error="stop", evidence=tmp_path / "c.jsonl")
     assert len(read_jsonl(tmp_path / "c.jsonl")) == 2, "the evidence is there for the user to read"
+
+
+def test_what_the_refusal_says_keeps_the_rows(tmp_path):
+    """Questions of benchmarks, of a file that is named by hand, and of both."""
+    file = str(tmp_path / "q.jsonl")
+    other = "A train leaves the station at noon and arrives in the next town at three o'clock sharp"
+    write_jsonl(tmp_path / "q.jsonl", [{"id": "a", "question": other}])
+    benchmarks = Benchmarks(key="k", load=lambda: KNOWN)
+    without_file, without_tasks = {"decontaminate": []}, {"decontaminate_tasks": False}
+    for asked, remedy, words in (
+        ([other], without_file, f"to keep them take {file} out of data.decontaminate"),
+        ([QUESTION], without_tasks, "to keep them set data.decontaminate_tasks=false"),
+        (
+            [other, QUESTION],
+            without_file | without_tasks,
+            f"take {file} out of data.decontaminate and set data.decontaminate_tasks=false",
+        ),
+    ):
+        rows = read(tmp_path, [chat("Hi", "yo"), *(chat(text, "3") for text in asked)])
+
+        def left(section, rows=rows):
+            known = known_questions(section, benchmarks)
+            options = {"on_error": "stop", "evidence": tmp_path / "c.jsonl"}
+            return without_contaminated(rows, known, files=section.decontaminate, **options).rows
+
+        with pytest.raises(UserError) as no:
+            left(DataSection(decontaminate=[file]))
+        assert str(no.value).endswith(words)
+        assert left(replace(DataSection(decontaminate=[file]), **remedy)) == rows.rows
 
 
 def test_a_source_that_loses_all_its_rows_is_counted_and_all_sources_are_an_error(tmp_path):

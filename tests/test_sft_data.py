@@ -564,8 +564,7 @@ def test_counts_add_up_and_problems_are_listed(tmp_path):
         "assistant turn before the first question cut": 1,
     }
     assert count.problems == [
-        f"{path}:4: message 2 (assistant) is empty; fill it or remove the row, or set "
-        "data.on_error=drop"
+        f"{path}:4: message 2 (assistant) is empty; fill it or remove the row"
     ]
     assert result.rows[-1]["messages"][0]["content"] == "q"
 
@@ -576,11 +575,43 @@ def test_a_bad_row_is_told_with_how_many_more_there_are(tmp_path):
     with pytest.raises(UserError, match=r"rows.jsonl:2: .*is empty;.*") as caught:
         read(path)
     assert str(caught.value).endswith(
-        "; 3 of the next 4 rows cannot be used either (2 empty answer, 1 unknown format)"
+        "; 3 of the next 4 rows cannot be used either (2 empty answer, 1 unknown format); "
+        "data.on_error=drop leaves such rows out"
     )
     alone = write(tmp_path / "alone.jsonl", [GOOD, empty, GOOD])
-    with pytest.raises(UserError, match=r"data\.on_error=drop$"):
+    with pytest.raises(UserError, match=r"row; data\.on_error=drop leaves such rows out$"):
         read(alone)
+    for rows in ([empty], [empty, {"a": 1}]):  # where that would leave none
+        with pytest.raises(UserError) as caught:
+            read(write(tmp_path / "none.jsonl", rows))
+        assert "on_error" not in str(caught.value)
+
+
+CHAT_LINE = json.dumps(GOOD)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "drop"])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("array.json", f"[{CHAT_LINE},\n{{,\n{CHAT_LINE}]"),
+        ("between.json", f"[{CHAT_LINE}\n{CHAT_LINE}]"),
+        ("tail.json", f"[\n{CHAT_LINE}]\n{CHAT_LINE}"),
+        ("pretty.jsonl", json.dumps(GOOD, indent=1) + "\n]\n" + json.dumps(GOOD, indent=1)),
+        ("rows.csv", 'prompt,response\na,b\nc,"d" e\nf,g\n'),
+        ("rows.csv", b"prompt,response\na,b\nc,\xe9\nf,g\n"),
+        ("rows.jsonl.gz", gzip.compress("\n".join([CHAT_LINE] * 99).encode())[:-9]),
+    ],
+)
+def test_a_file_that_cannot_be_read_to_its_end_stops_in_either_mode(
+    name, content, on_error, tmp_path
+):
+    """Rows behind the bad place are none that could be left out and counted."""
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}:\d+: ") as caught:
+        read(tmp_path / name, on_error=on_error)
+    assert "on_error" not in str(caught.value) and "no usable row" not in str(caught.value)
 
 
 def test_duplicates_are_dropped_within_and_across_sources(tmp_path):
@@ -676,7 +707,7 @@ def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_pa
     result = read(path, on_error="drop")
     assert [row["messages"][0]["content"] for row in result.rows] == ["a", "z"]
     assert result.counts[0].dropped == {rule: 1}
-    assert result.counts[0].problems == [sentence]
+    assert sentence == f"{result.counts[0].problems[0]}; data.on_error=drop leaves such rows out"
 
 
 @pytest.mark.parametrize(

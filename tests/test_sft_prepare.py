@@ -209,12 +209,12 @@ def test_when_most_rows_are_too_long_the_user_decides(sources, setting):
         rows_of_stage(rows, section=STOP, **short)
     left = rows_of_stage(rows, section=DataSection(on_error="drop"), **short)
     assert len(left.rows) == lengths.count(lengths[0]) < len(lengths) / 2
-    with pytest.raises(UserError, match="12 of 12 rows are longer"):
+    with pytest.raises(UserError, match=r"12 of 12 rows are longer; .* data.too_long=truncate$"):
         rows_of_stage(
             rows,
             kinds=[],
             max_length=3,
-            section=DataSection(on_error="drop"),
+            section=DataSection(on_error="drop", too_long="split"),
             rules=RULES,
             where="s",
         )

@@ -19,6 +19,7 @@ from sft.storage import (
     remove,
     sweep,
     write_json,
+    write_text,
     writing,
 )
 
@@ -112,3 +113,11 @@ def test_a_hash_follows_the_contents_and_not_the_name(tmp_path, size):
         (tmp_path / name).write_bytes(byte * size)
     hashes = [file_hash(tmp_path / name) for name in "abc"]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_text_that_cannot_be_written_leaves_no_half_of_it(tmp_path):
+    write_text(tmp_path / "a", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a", "x" * 10_000 + "\ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "before"

@@ -366,7 +366,13 @@ def test_a_warm_up_never_takes_all_steps(rows, tiny_tokenizer, tmp_path, schedul
     assert not torch.equal(same.model.norm.weight, start)
     caplog.clear()
     train(rows, tiny_tokenizer, tmp_path / "two", warmup_steps=0.03, **given | {"max_steps": 2})
-    assert "warm-up" not in caplog.text
+    assert "warm" not in caplog.text
+    train(rows, tiny_tokenizer, tmp_path / "long", warmup_steps=8, **given | {"max_steps": 2})
+    assert "sft: warmup_steps=8 takes all of its 2 steps: the learning rate ends at 12% of" in (
+        caplog.text
+    )
+    rates = [entry["learning_rate"] for entry in read_jsonl(tmp_path / "long" / "log.jsonl")]
+    assert rates[-1] == pytest.approx(1e-2 / 8)
 
 
 def test_a_batch_that_does_not_divide_is_refused(rows, tiny_tokenizer, tmp_path):
