@@ -1,5 +1,6 @@
-"""How many tokens an answer may have that a model writes to a task's question."""
+"""Where an answer ends that a model writes to a task's question: tokens and stop strings."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from eval.tasks import Tasks
 from sft.config import TaskOptions, UserError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where a task names none (huggingface.py, max_gen_toks)
 
@@ -64,3 +67,28 @@ def cap_answers(tasks: Mapping[str, Task], cap: int) -> None:
         # Which lm-eval takes before its other names (lm_eval.models.utils.normalize_gen_kwargs).
         settings = task.get_config("generation_kwargs") or {}
         task.set_config(key="generation_kwargs", value=settings | {"max_gen_toks": cap})
+
+
+def end_at_turn(
+    tasks: Mapping[str, Task], configs: Mapping[str, Mapping[str, Any] | None], *, chat: bool
+) -> None:
+    """Take lm-eval's default stop string from tasks of one's own in the chat format.
+
+    Where a task names no `generation_kwargs.until`, lm-eval ends answers at the few-shot delimiter,
+    a blank line (config/task.py). As plain text that keeps a base model from going on with further
+    examples; in a chat it would cut every worked answer behind its first paragraph.
+
+    Args:
+        configs: of the task files, as they are written; None for tasks of lm-eval, which stay so.
+    """
+    for name, task in tasks.items():
+        config = configs.get(name)
+        if config is None or task.OUTPUT_TYPE != "generate_until":
+            continue
+        if "until" in (config.get("generation_kwargs") or {}):
+            continue
+        settings = task.get_config("generation_kwargs")
+        where = "its end of turn" if chat else f"the first {settings['until'][0]!r}"
+        log.info("%s: names no generation_kwargs.until, so an answer ends at %s", name, where)
+        if chat:
+            task.set_config(key="generation_kwargs", value=settings | {"until": []})

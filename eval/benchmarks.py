@@ -17,7 +17,7 @@ from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
 from eval import code_tasks, instructions
-from eval.answers import cap_answers
+from eval.answers import cap_answers, end_at_turn
 from eval.delta import clusters_of
 from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
@@ -90,6 +90,8 @@ def run_benchmark(
         if ask.max_gen_toks is not None:
             cap_answers(loaded, ask.max_gen_toks)
         judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
+        # After `Judged`: the same task in both formats, so that its rows are paired.
+        end_at_turn(loaded, source.configs([task]), chat=ask.chat)
         engine = TurnedEngine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
         fitted = {name: FittedShots(one, engine) for name, one in loaded.items()}
         evaluated = evaluate(

@@ -3,6 +3,8 @@
 Nothing of either benchmark is shipped; both are read from the files that their authors published.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,8 @@ from sft.run import Stage, fingerprint, read_jsonl, write_jsonl
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.shares import from_main, own_share, split
 
+log = logging.getLogger(__name__)
+
 # MT-Bench: FastChat's temperature_config (llm_judge/common.py). AlignBench: the paper's 0.7 for
 # role-play, writing and open questions, 0.1 for the rest (arXiv 2401.02954, section 5.2).
 TEMPERATURES = {
@@ -30,6 +34,17 @@ TEMPERATURES = {
     **dict.fromkeys(("stem", "humanities"), 0.1),
     **dict.fromkeys(("角色扮演", "文本写作", "综合问答"), 0.7),
     **dict.fromkeys(("专业能力", "数学计算", "逻辑推理", "基本任务", "中文理解"), 0.1),
+}
+
+# Names of what is read of a row; of those that it fills the first counts.
+FIELDS = {
+    "question": ("turns", "question", "prompt", "instruction"),
+    "reference": (
+        *("reference", "references", "reference_answer", "reference_answers", "answer", "answers"),
+        *("ground_truth", "gold", "golden", "target"),
+    ),
+    "category": ("category", "type", "task_type", "topic", "subject", "domain", "kind", "task"),
+    "id": ("question_id", "id", "prompt_id", "uid"),
 }
 
 
@@ -48,39 +63,103 @@ class Question:
 
 
 def read_questions(path: str, *, references: str | None = None) -> list[Question]:
-    """Questions from a file of MT-Bench, of AlignBench, or of {"turns" or "prompt", "category"}.
+    """Questions from a file of MT-Bench, of AlignBench, or of another with FIELDS.
+
+    What is read is logged, with the fields that are not.
 
     Args:
         references: MT-Bench's file of reference answers; they replace those of the questions.
 
     Raises:
-        UserError: a row without a question, an id that comes twice, or no rows.
+        UserError: a row without a question, or with a reference answer that is no text, an id that
+            comes twice, references for none of the questions, or no rows.
     """
     given = {} if references is None else _references(references)
     questions: dict[str, Question] = {}
+    ignored: Counter[str] = Counter()
     for place, fields in _rows(path):
-        turns = fields.get("turns") or fields.get("question") or fields.get("prompt")
-        turns = [turns] if isinstance(turns, str) else turns
-        if not isinstance(turns, list) or not turns or not all(map(_said, turns)):
+        turns = _texts(_first(fields, "question"))
+        if not turns or not all(map(_said, turns)):
             raise UserError(
-                f"{place}: no question; a row holds `turns` (a list of texts), `question` or "
-                "`prompt`"
+                f"{place}: no question; a row holds `turns`, {_or(FIELDS['question'][1:])}, a text "
+                "or a list of texts, one for each turn"
             )
-        identity = str(fields.get("question_id", fields.get("id", len(questions))))
+        identity = str(_first(fields, "id", default=len(questions)))
         if identity in questions:
             raise UserError(f"{place}: question id {identity} occurs twice; make ids unique")
-        own = fields.get("reference") or []
-        known = given.get(identity) or ([own] if isinstance(own, str) else own)
-        padded = [str(text or "") for text in known] + [""] * len(turns)
+        own = _own_references(fields, turns=len(turns), place=place)
+        padded = [text or "" for text in given.get(identity) or own] + [""] * len(turns)
         questions[identity] = Question(
             identity,
-            str(fields.get("category") or "all"),
+            str(_first(fields, "category", default="") or "all"),
             tuple(turns),
             tuple(padded[: len(turns)]),
         )
+        read = {_named(fields, kind) for kind in FIELDS}
+        ignored.update(name for name, value in fields.items() if value and name not in read)
     if not questions:
         raise UserError(f"{path}: no questions; a file holds at least one")
+    if given and not given.keys() & questions.keys():
+        raise UserError(
+            f"{references}: its ids ({next(iter(given))}, ...) are those of no question of {path} "
+            f"({next(iter(questions))}, ...); give the references of these questions"
+        )
+    _tell(path, list(questions.values()), ignored)
     return list(questions.values())
+
+
+def _tell(path: str, questions: Sequence[Question], ignored: Mapping[str, int]) -> None:
+    """Log what was read of a file."""
+    known = sum(any(question.references) for question in questions)
+    categories = {question.category for question in questions}
+    log.info(
+        "%s: %d questions, %d with a reference answer, %s",
+        *(path, len(questions), known),
+        "no categories" if categories == {"all"} else f"{len(categories)} categories",
+    )
+    if ignored:
+        named = ", ".join(f"{name} (in {count} rows)" for name, count in ignored.items())
+        log.info("%s: not read: %s", path, named)
+
+
+def _own_references(fields: Mapping[str, Any], *, turns: int, place: str) -> list[str]:
+    """A row's reference answers, one for each turn; several for the only turn are alternatives."""
+    own = _texts(_first(fields, "reference", default=[]))
+    if own is None or (turns > 1 and len(own) > turns):
+        raise UserError(
+            f"{place}: the reference answer is not a text for each of {turns} turns; give a text, "
+            "or a list of texts, under " + _or(FIELDS["reference"])
+        )
+    return own if turns > 1 else ["\nor: ".join(own)]
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
+def _named(fields: Mapping[str, Any], kind: str) -> str | None:
+    """The first field of FIELDS[kind] that a row fills."""
+    filled = (name for name in FIELDS[kind] if fields.get(name) not in (None, "", []))
+    return next(filled, None)
+
+
+def _first(fields: Mapping[str, Any], kind: str, *, default: Any = None) -> Any:
+    """The value of that field."""
+    name = _named(fields, kind)
+    return default if name is None else fields[name]
+
+
+def _texts(value: Any) -> list[str] | None:
+    """A text or texts, one a turn; turns may be messages, as Arena-Hard's are. None for others."""
+    texts = []
+    for item in value if isinstance(value, list) else [value]:
+        text = item.get("content", item) if isinstance(item, dict) else item
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            text = str(text)
+        if text is not None and not isinstance(text, str):
+            return None
+        texts.append(text or "")
+    return texts
 
 
 def answers_of(

@@ -10,7 +10,7 @@ from made_up_tasks import CHOICE, NAMES, WRITTEN, change
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import Ask, quiet, run_benchmark, summarise
-from eval.delta import delta_table
+from eval.delta import compare, delta_table
 from eval.stats import score_interval, wilson
 from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks, tasks_fingerprint
@@ -336,6 +336,39 @@ def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_d
             assert "what is number 7?" in row["prompt"]
     wide = run(enable_scoring(make_tiny_model()), tiny_tokenizer, task_dir, tmp_path, shots=3)
     assert all("fewer_shots" not in entry for entry in wide.values())
+
+
+@pytest.mark.parametrize("settings", [None, {"do_sample": False, "max_gen_toks": 16}])
+def test_a_task_without_a_stop_string_is_not_cut_at_a_blank_line_in_a_chat(
+    tiny_tokenizer, task_dir, tmp_path, monkeypatch, caplog, settings
+):
+    """Both formats of one task are paired all the same; one that names a stop string has it."""
+    ensure_template(tiny_tokenizer)
+    stops = []
+    generate = TurnedEngine.generate_until
+
+    def noted(self, requests):
+        stops.append(requests[0].args[1]["until"])
+        return generate(self, requests)
+
+    monkeypatch.setattr(TurnedEngine, "generate_until", noted)
+    caplog.set_level("INFO")
+    model = enable_scoring(make_tiny_model())
+    rows = {}
+    for name, kwargs in (("open", settings), ("named", WRITTEN["generation_kwargs"])):
+        config = WRITTEN | {"generation_kwargs": kwargs}
+        (task_dir / "mine_written.yaml").write_text(yaml.safe_dump(config))
+        for chat in (False, True):
+            run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[1:], chat=chat, limit=2)
+            rows[name, chat] = read(tmp_path / "mine_written.jsonl")
+    assert stops == [["\n\n"], [], ["\n\n"], ["\n\n"]]
+    said = [r.getMessage() for r in caplog.records if "names no generation_kwargs" in r.message]
+    ends = [text.rpartition("ends at ")[2] for text in said]
+    assert ends == ["the first '\\n\\n'", "its end of turn"]
+    assert (
+        compare("mine_written", rows["open", False], rows["open", True], names=("plain", "chat")).n
+        == 2
+    )
 
 
 def test_one_long_question_leaves_the_examples_of_the_others_alone(

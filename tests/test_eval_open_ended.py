@@ -299,6 +299,61 @@ def test_the_published_files_are_read_as_they_are(real_data):
     assert all(q.references[0] for q in align)
 
 
+def test_references_and_categories_are_read_under_their_usual_names(tmp_path, caplog):
+    """What is not read is said; alternatives of one turn stay together."""
+    caplog.set_level("INFO")
+    path = tmp_path / "q.jsonl"
+    rows = [
+        {"prompt": "6 * 7?", "reference_answer": "42", "type": "math", "source": "us"},
+        {"instruction": "Capital?", "answers": ["Paris", "the city of Paris"], "topic": "facts"},
+        {"turns": [{"role": "user", "content": "Hi"}], "ground_truth": 7, "uid": "u", "task": "t"},
+        {"turns": ["a", "b"], "references": ["x", None], "category": "c", "type": "not read"},
+        {"question": "Tea?", "source": "us"},
+    ]
+    write_jsonl(path, rows)
+    found = read_questions(str(path))
+    assert [(q.id, q.category, q.references) for q in found] == [
+        ("0", "math", ("42",)),
+        ("1", "facts", ("Paris\nor: the city of Paris",)),
+        ("u", "t", ("7",)),
+        ("3", "c", ("x", "")),
+        ("4", "all", ("",)),
+    ]
+    assert "q.jsonl: 5 questions, 4 with a reference answer, 5 categories" in caplog.text
+    assert "not read: source (in 2 rows), type (in 1 rows)" in caplog.text
+    items = grading(found[:2], {"m": [said(q, ["?"]) for q in found[:2]]}, judge="j")
+    assert "reference answer 1>>\n42\n" in items[0].messages[1]["content"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "6 * 7?", "reference": {"final": "42"}},
+        {"turns": ["a", "b"], "references": ["x", "y", "z"]},
+    ],
+)
+def test_reference_answers_that_are_no_texts_are_refused(tmp_path, row):
+    path = tmp_path / "q.jsonl"
+    write_jsonl(path, [row])
+    with pytest.raises(UserError, match=r"q.jsonl:1: the reference answer is not a text for each"):
+        read_questions(str(path))
+
+
+def test_references_of_other_questions_are_refused(tmp_path):
+    write_jsonl(tmp_path / "q.jsonl", [{"prompt": "Hi", "prompt_id": 5}])
+    choices = [{"turns": ["Hello"]}]
+    for identity in (5, 6):
+        write_jsonl(tmp_path / "r.jsonl", [{"question_id": identity, "choices": choices}])
+        if identity == 5:
+            (question,) = read_questions(
+                str(tmp_path / "q.jsonl"), references=str(tmp_path / "r.jsonl")
+            )
+            assert question.references == ("Hello",)
+        else:
+            with pytest.raises(UserError, match=r"r.jsonl: its ids \(6, ...\) are those of no q"):
+                read_questions(str(tmp_path / "q.jsonl"), references=str(tmp_path / "r.jsonl"))
+
+
 def test_questions_that_are_none_are_refused_with_their_line(tmp_path):
     path = tmp_path / "q.jsonl"
     write_jsonl(path, [{"prompt": "Hi", "id": "a"}, {"text": "no question", "id": "b"}])
