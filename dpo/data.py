@@ -35,6 +35,8 @@ from sft.unfit import refuse_media, refuse_places, refuse_unpaired
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+# What is said about the two answers is no part of them.
+COMMENTS = frozenset({"rationale", "explanation", "reason", "reasoning", "comment", "comments"})
 TIE, FIRST, SECOND = 0, 1, 2
 # Fields that tell the better of two answers in their own way.
 VERDICTS: dict[str, dict[Any, int]] = {
@@ -84,6 +86,7 @@ def _pairs(source: Source) -> Iterator[Found | RowError]:
             yield error
             continue
         unread = lost_texts(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
+        unread |= dict.fromkeys(COMMENTS & unread.keys(), "")
         yield Found(row, raw=record.fields, mended=mended, unread=unread)
 
 

@@ -65,10 +65,11 @@ def find_turns(
     text = render(tokenizer, messages, tools=tools, prompt=False)
     text += ending.closing_of(messages[-1])
     refuse_lost_context(tokenizer, messages, text=text, tools=tools)
-    places = [i for i, m in enumerate(messages) if m.get("role") == "assistant" and is_trained(m)]
+    answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    places = [i for i in answers if is_trained(messages[i])]
     if not places:
         raise UserError("every assistant turn is marked as not trained; drop the row")
-    turns, untrained, lost = [], 0, set()
+    turns, untrained, lost = [], len(answers) - len(places), set()
     for number, place in enumerate(places):
         last = place == places[-1]
         found = None

@@ -904,7 +904,9 @@ ROLE = st.sampled_from(
     ["user", "assistant", "system", "tool", "human", "gpt", "function_call", "x"]
 )
 TURN = st.dictionaries(
-    st.sampled_from(["role", "from", "content", "value", "tool_calls", "human", "assistant"]),
+    st.sampled_from(
+        ["role", "from", "content", "value", "tool_calls", "human", "assistant", "weight", "note"]
+    ),
     ROLE | st.text(max_size=3) | JSON,
     max_size=4,
 )
@@ -922,6 +924,14 @@ FIELD = st.sampled_from(
         "question",
         "answer",
         "history",
+        "context",
+        "options",
+        "A",
+        "B",
+        "notes",
+        "images",
+        "loss_mask",
+        "weight",
         "system",
         "tools",
         "kind",

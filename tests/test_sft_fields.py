@@ -158,6 +158,12 @@ def test_every_reader_names_what_it_would_lose(read_rows, row, tmp_path):
     assert read_rows([Source(path, ignore=["essay"])])
 
 
+def test_comments_on_a_pair_pass(tmp_path):
+    row = {"prompt": "q", **PAIR, "rationale": "The first answer says when.", "judge_text": MILL}
+    (count,) = read_preferences([Source(write(tmp_path / "rows.jsonl", [row]))]).counts
+    assert count.unread == {"judge_text": 1, "rationale": 1}
+
+
 def test_a_rare_field_is_counted_and_shown(tmp_path):
     rows = [{"prompt": f"{i}?", "response": f"{i}"} for i in range(4)]
     rows[2] |= {"note": NOTE, "topic": "mills"}

@@ -36,7 +36,7 @@ def read(tmp_path, *rows, **options):
     return read_sft([Source(str(path))], **options)
 
 
-def trained_texts(rows, *, template=None, turns="all"):
+def trained_texts(rows, *, untrained, template=None, turns="all"):
     """What the loss sees of each row, without the ends of turns."""
     tokenizer = make_tiny_tokenizer()
     if template is None:
@@ -46,6 +46,7 @@ def trained_texts(rows, *, template=None, turns="all"):
     found = []
     for encoded in encode_chats(tokenizer, rows, turns=turns):
         assert isinstance(encoded, EncodedChat), encoded
+        assert encoded.untrained_turns == untrained
         pairs = zip(encoded.input_ids, encoded.trained, strict=True)
         text = tokenizer.decode([token for token, trained in pairs if trained])
         found.append([part for part in text.split("<|im_end|>") if part])
@@ -63,7 +64,7 @@ OFF = [
 def test_a_marked_turn_is_context_in_every_spelling(mark, template, tmp_path):
     on = {key: not value if isinstance(value, bool) else 1 for key, value in mark.items()}
     result = read(tmp_path, {"messages": chat(m3=mark, m5=on)})
-    assert trained_texts(result.rows, template=template) == [["ONE", "THREE"]]
+    assert trained_texts(result.rows, untrained=1, template=template) == [["ONE", "THREE"]]
     assert [m["content"] for m in result.rows[0]["messages"]] == TEXTS
     assert result.counts[0].mended == {"answers marked as not trained": 1}
     assert result.counts[0].unread == {}
@@ -73,8 +74,8 @@ def test_a_marked_turn_is_context_in_every_spelling(mark, template, tmp_path):
 def test_what_follows_the_last_trained_answer_is_cut(turns, tmp_path):
     result = read(tmp_path, {"messages": chat(m5={"weight": 0})})
     assert [m["content"] for m in result.rows[0]["messages"]] == TEXTS[:4]
-    expected = {"all": ["ONE", "TWO"], "last": ["TWO"]}[turns]
-    assert trained_texts(result.rows, turns=turns) == [expected]
+    expected, untrained = {"all": (["ONE", "TWO"], 0), "last": (["TWO"], 1)}[turns]
+    assert trained_texts(result.rows, untrained=untrained, turns=turns) == [expected]
 
 
 SYSTEM = {"role": "system", "content": "s"}
@@ -96,7 +97,7 @@ SYSTEM = {"role": "system", "content": "s"}
     ],
 )  # fmt: skip
 def test_marks_of_a_row_and_of_its_rounds(row, tmp_path):
-    assert trained_texts(read(tmp_path, row).rows) == [["TWO", "THREE"]]
+    assert trained_texts(read(tmp_path, row).rows, untrained=1) == [["TWO", "THREE"]]
 
 
 def test_a_row_that_trains_nothing_is_left_out_and_counted(tmp_path):
