@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
-from eval.gate import set_aside
 from eval.tables import md, md_table, results_tables
 from eval.wording import headline
 from sft.config import DpoStage, Preset, SftStage, Source, find_path
-from sft.run import read_json, stage_facts
+from sft.run import read_json, set_aside, stage_facts
 from sft.sections import how_trained
 
 UNSTATED = "not stated"

@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 from eval.delta import REPETITION, adjust, compare
 from sft.config import Preset, UserError
-from sft.run import read_json, read_jsonl, write_json
+from sft.run import DECISIONS, read_json, read_jsonl, write_json
 
 log = logging.getLogger(__name__)
 
-FILE = "decisions.json"
 LEVEL = 0.05  # of the tests, after Holm over a decision's comparisons
 
 
@@ -88,15 +87,9 @@ def holds(folder: Path, *, stage: str, before: str) -> Decision:
 def write_decisions(folder: Path, decisions: Sequence[Decision]) -> None:
     """decisions.json, where any stage was decided on."""
     if decisions:
-        write_json(folder / FILE, [asdict(decision) for decision in decisions])
+        write_json(folder / DECISIONS, [asdict(decision) for decision in decisions])
     else:
-        (folder / FILE).unlink(missing_ok=True)  # of a preset that let some be
-
-
-def set_aside(folder: Path) -> set[str]:
-    """The stages of a run whose models were not kept: nothing after them began there."""
-    decisions = read_json(folder / FILE) or []
-    return {each["stage"] for each in decisions if each["verdict"] == "set aside"}
+        (folder / DECISIONS).unlink(missing_ok=True)  # of a preset that let some be
 
 
 def _rows(folder: Path, model: str, name: str) -> list[dict[str, Any]]:

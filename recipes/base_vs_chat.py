@@ -203,10 +203,10 @@ def _compared(given: argparse.Namespace) -> Compared:
     Raises:
         UserError: fewer than two of them, or two of one name.
     """
-    named = [("base", _model_of(given.base))] if given.base else []
+    named = [("base", given.base)] if given.base else []
     for text in given.chat:
         name, path = _named(text, alone="chat" if len(given.chat) == 1 else None)
-        named.append((name, _model_of(path)))
+        named.append((name, path))
     samples = [_named(text, alone=None) for text in given.samples]
     names = [name for name, _ in (*named, *samples)]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -227,16 +227,6 @@ def _named(text: str, *, alone: str | None) -> tuple[str, str]:
     if not name or name != Path(name).name or name.startswith("."):
         raise UserError(f"{text!r}: {name!r} is no name for a folder; use letters and digits")
     return name, path
-
-
-def _model_of(path: str) -> str:
-    """The last model that a run of sft_then_dpo.py kept; any other path is itself."""
-    from eval.gate import set_aside
-    from sft.run import last_model
-
-    run = Path(path).expanduser()
-    found = last_model(run, without=set_aside(run))
-    return path if found is None else str(found)
 
 
 def _preset(given: argparse.Namespace, *, model: str) -> Preset:

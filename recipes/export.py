@@ -242,8 +242,7 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
     Raises:
         UserError: the folder is no run, or that stage is not finished, or none was kept.
     """
-    from eval.gate import set_aside
-    from sft.run import stage_facts
+    from sft.run import set_aside, stage_facts
 
     if not (run / "preset.yaml").is_file():
         raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")

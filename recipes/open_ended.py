@@ -4,7 +4,8 @@
         --questions question.jsonl --judge-url http://localhost:8000/v1 --judge-model NAME
 
 With two models or more, the first is also compared with each other one, both orders of every pair.
-The key, if one is needed, is read from $OPENAI_API_KEY (--key-variable names another). Answers and
+A model is a directory, a hub id, or a run of sft_then_dpo.py (the last model that it kept). The
+key, if one is needed, is read from $OPENAI_API_KEY (--key-variable names another). Answers and
 judgments are kept: start the same command again and only what is missing is done.
 """
 

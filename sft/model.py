@@ -26,7 +26,7 @@ from sft.adapter_card import write_adapter_card
 from sft.adapters import CONFIG, adapter_base
 from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, ids_of, stop_ids
-from sft.config import LoraSection, ModelSection, UserError, find_path
+from sft.config import LoraSection, ModelSection, UserError
 from sft.head import settle_head
 from sft.hub import hub_refusal
 from sft.kernels import settle_kernels
@@ -35,7 +35,7 @@ from sft.placement import Placement
 from sft.proof import settle_layout
 from sft.quantised import nf4
 from sft.revisions import is_hub_id, located, resolve_commit, split_revision
-from sft.run import is_adapter
+from sft.run import find_local_model, is_adapter
 from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
 from sft.storage import as_others, fault
@@ -65,7 +65,7 @@ def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str
             f"model.name_or_path={name_or_path} and model.revision={revision} name two revisions; "
             "give one"
         )
-    found = find_path(name_or_path)
+    found = find_local_model(name_or_path)
     if found is None:
         if not is_hub_id(name):
             raise UserError(

@@ -19,11 +19,11 @@ from trl import SFTConfig
 from sft.adapters import CONFIG
 from sft.chat import EncodedChat, marking
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
-from sft.config import DpoStage, Preset, SftStage, UserError, find_path
+from sft.config import DpoStage, Preset, SftStage, UserError
 from sft.mix import PAPER_SHARES
 from sft.placement import Placement
 from sft.prepare import Example, StageRows, row_lengths, rows_of_stage
-from sft.run import is_adapter, read_json, write_json
+from sft.run import find_local_model, is_adapter, read_json, write_json
 from sft.schedule import long_warmup
 from sft.setting import Setting
 from sft.system_prompt import OWN, default_system, quoted
@@ -49,7 +49,7 @@ def check_sft(preset: Preset, placement: Placement) -> None:
         UserError: arguments that upstream refuses, a batch that does not divide, an adapter as the
             base of full fine-tuning or of another adapter's options, or DoRA under ZeRO-3.
     """
-    found = find_path(preset.model.name_or_path)
+    found = find_local_model(preset.model.name_or_path)
     if found is not None and is_adapter(str(found)) and not preset.lora.r and _enabled(preset):
         raise UserError(
             f"model.name_or_path={preset.model.name_or_path} is a LoRA adapter, which lora.r=0 (all"

@@ -8,7 +8,7 @@ match and whose outputs are whole is skipped and any other is done again.
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sft.adapters import CONFIG, adapter_base, name_own_bases, settled_hash
 from sft.checkpoint import drop_others
-from sft.config import Preset, UserError, resolved
+from sft.config import Preset, UserError, find_path, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
 from sft.plain_yaml import refuse_bomb
@@ -58,6 +58,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+DECISIONS = "decisions.json"  # of stages that run or are kept by evidence
 
 # Where each stage of the chain works, by the name that its model goes by.
 STAGE_FOLDERS = {"sft-all": "1-sft-all", "sft-dialogue": "2-sft-dialogue", "dpo": "3-dpo"}
@@ -210,12 +212,38 @@ def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: record["facts"] for name, record in done.items() if record is not None}
 
 
-def last_model(folder: Path, *, without: Collection[str] = ()) -> Path | None:
-    """The model that the last finished training stage of a run wrote, but for those stages; None
-    where there is none."""
-    places = [folder / place for name, place in STAGE_FOLDERS.items() if name not in without]
-    models = [place / "model" for place in places if (place / "done.json").is_file()]
-    return models[-1] if models else None
+def set_aside(folder: Path) -> set[str]:
+    """The stages of a run whose models its gates did not keep: nothing after them began there."""
+    decisions = read_json(folder / DECISIONS) or []
+    return {each["stage"] for each in decisions if each["verdict"] == "set aside"}
+
+
+def last_model(folder: Path) -> Path | None:
+    """The model of the last finished training stage of a run that was kept; None without one."""
+    places = [place for name, place in STAGE_FOLDERS.items() if name not in set_aside(folder)]
+    models = [folder / place / "model" for place in places]
+    finished = [model for model in models if (model.parent / "done.json").is_file()]
+    return finished[-1] if finished else None
+
+
+def find_local_model(name_or_path: str) -> Path | None:
+    """A local model as users name it: a model's directory, or a run's, which means the last model
+    that the run kept; None for a path that is not on this machine.
+
+    Raises:
+        UserError: the directory is a run's, and no stage of it is finished.
+    """
+    found = find_path(name_or_path)
+    if found is None or not (found / "preset.yaml").is_file():
+        return found
+    if (found / "config.json").is_file():  # an export, which carries the preset of its run
+        return found
+    if (model := last_model(found)) is None:
+        raise UserError(
+            f"{name_or_path} is the directory of a run with no finished stage that was kept; start "
+            "its command again, or name a model's directory"
+        )
+    return model
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from conftest import FAMILY, make_tiny_model
 
 from sft import placement as placement_module
 from sft.config import LoraSection, ModelSection, UserError
-from sft.model import check_model, load_model, load_trainable
+from sft.model import check_model, load_model, load_trainable, resolve_model_path
 from sft.packing import Document, Segment, lay_out
 from sft.placement import Placement, choose_placement
 from sft.scoring import attention_of, log_probs, rows_of, sequence_sums
@@ -265,3 +265,24 @@ def test_every_family_is_loaded_so_that_packed_rows_score_as_eager_does(
             logits = plain(input_ids=tokens).logits[0, 8:-1].log_softmax(-1)
             alone = logits.gather(1, tokens[0, 9:, None]).sum()
             torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-4)
+
+
+def test_the_directory_of_a_run_means_the_last_model_that_the_run_kept(tmp_path, tiny_model):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "preset.yaml").touch()
+    with pytest.raises(UserError, match="run with no finished stage that was kept; start its comm"):
+        resolve_model_path(str(run))
+    for place in ("1-sft-all", "2-sft-dialogue", "3-dpo"):
+        tiny_model.save_pretrained(run / place / "model")
+    for place in ("1-sft-all", "2-sft-dialogue"):
+        (run / place / "done.json").touch()
+    assert resolve_model_path(str(run)) == str(run / "2-sft-dialogue" / "model")
+    decision = {"stage": "sft-dialogue", "verdict": "set aside", "reason": "worse"}
+    (run / "decisions.json").write_text(json.dumps([decision]))
+    assert resolve_model_path(str(run)) == str(run / "1-sft-all" / "model")
+    assert check_model(ModelSection(str(run))) == str(run / "1-sft-all" / "model")
+    # An export carries the preset of its run and is a model itself.
+    tiny_model.save_pretrained(tmp_path / "export")
+    (tmp_path / "export" / "preset.yaml").touch()
+    assert resolve_model_path(str(tmp_path / "export")) == str(tmp_path / "export")
