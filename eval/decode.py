@@ -8,6 +8,11 @@ import torch
 from eval.cache import preallocated_cache, sees_everything
 from eval.stopping import CHECK_EVERY, Ended, StopRule
 
+# Bytes that the pass over the prompts may hold apart from keys and values: activations of a layer,
+# and for rows of different lengths a mask. Prompts that need more are read in pieces.
+PREFILL_BYTES = 2**30
+MASK_BYTES = 5  # of a pair of tokens: a boolean, and the float32 that attention makes of it
+
 # A common beginning shorter than this is not worth a forward pass of its own.
 MIN_SHARED = 32
 
@@ -54,7 +59,7 @@ class Batch:
         ended = torch.zeros(len(self.slots), dtype=torch.int64, device=device)
         if self.shared:
             self._read_shared()
-        logits = self.forward(self.shared, self.width)
+        logits = self._read_prompts()
         for step in range(1, self.room + 1):
             if self.uniform is None:
                 chosen = logits.argmax(-1)
@@ -84,6 +89,26 @@ class Batch:
             logits_to_keep=1,
         )
         self.cache.batch_repeat_interleave(len(self.slots))
+
+    def _read_prompts(self) -> torch.Tensor:
+        """Logits [B, V] after the prompts, which fill the cache, in pieces of bounded memory."""
+        # Recurrent states and windows of a cache take a prompt in one piece.
+        step = self._piece() if sees_everything(self.cache) else self.width
+        for start in range(self.shared, self.width, step):
+            logits = self.forward(start, min(start + step, self.width))
+        return logits
+
+    def _piece(self) -> int:
+        """How many columns of the prompts `PREFILL_BYTES` hold."""
+        config = self.model.config.get_text_config()
+        wide = getattr(config, "intermediate_size", None)
+        wide = wide if isinstance(wide, int) else 4 * config.hidden_size  # a list in Gemma 3n
+        # Of one layer: the residual stream, its norm, queries and output; gate, up and product.
+        number = next(self.model.parameters()).element_size()
+        column = (
+            4 * config.hidden_size + 3 * wide
+        ) * number + self.padded * MASK_BYTES * self.width
+        return max(MIN_SHARED, PREFILL_BYTES // (len(self.slots) * column))
 
     def forward(self, start: int, end: int) -> torch.Tensor:
         """Logits [B, V] after column end - 1; columns before `start` are in the cache."""

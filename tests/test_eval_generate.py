@@ -14,6 +14,7 @@ from transformers import (
     TrOCRConfig,
 )
 
+from eval import decode
 from eval.decode import sample
 from eval.generate import generate
 from eval.padding import takes_padding
@@ -173,6 +174,27 @@ def test_rows_do_not_depend_on_their_batch_mates(tiny_tokenizer, temperature):
     assert together == split == list(reversed(turned))
     if temperature == 0:
         assert len({len(g.token_ids) for g in together}) > 3
+
+
+def test_prompts_are_read_in_pieces_of_bounded_memory(tiny_tokenizer, monkeypatch):
+    model = ending_model()
+    prompts = [ids for seed in range(4) for ids in prompts_of(1, seed=seed, longest=400 - seed)]
+    prompts += prompts_of(4, seed=9)
+    whole = greedy(model, tiny_tokenizer, prompts)
+    passes = []
+    forward = model.forward
+
+    def noted(**inputs):
+        passes.append(inputs["input_ids"].shape)
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", noted)
+    monkeypatch.setattr(decode, "PREFILL_BYTES", 2**20)
+    assert greedy(model, tiny_tokenizer, prompts) == whole
+    widest = max(map(len, prompts))
+    column = 4 * (4 * 32 + 3 * 64) + 5 * widest  # bytes: float32 activations, a row of the mask
+    pieces = [rows * columns for rows, columns in passes if columns > 1]
+    assert len(pieces) > 2 and max(pieces) * column <= 2**20 < len(prompts) * widest * column
 
 
 @pytest.mark.parametrize("kind", ["full", "sliding"])
