@@ -275,13 +275,18 @@ def _length(span: Span) -> int:
 
 
 def _document(span: Span, scored: int) -> Document:
-    """A document of these lengths; of a chat the last tokens are scored, of a pair its answers."""
-    if span.branches:
-        branches = tuple(Segment([0] * n, [True] * n) for n in span.branches)
-        return Document(Segment([0] * span.trunk, [False] * span.trunk), branches)
-    return Document(
-        Segment([0] * span.trunk, [i >= span.trunk - scored for i in range(span.trunk)])
+    """A document of these lengths, of which the last tokens are scored: of a chat, of each of its
+    branches alike, or of a pair its answers whole."""
+    lengths = span.branches or (span.trunk,)
+    counts = [scored * n // sum(lengths) for n in lengths]
+    counts[-1] += scored - sum(counts)
+    parts = tuple(
+        Segment([0] * n, [i >= n - count for i in range(n)])
+        for n, count in zip(lengths, counts, strict=True)
     )
+    if not span.branches:
+        return Document(parts[0])
+    return Document(Segment([0] * span.trunk, [False] * span.trunk), parts)
 
 
 def _checkpoints(section: SftStage | DpoStage) -> bool:
@@ -290,9 +295,15 @@ def _checkpoints(section: SftStage | DpoStage) -> bool:
 
 
 def chats_work(name: str, section: SftStage, rows: Any) -> Work:
-    """The work of an SFT stage on token rows `{"input_ids", "trained"}`."""
-    trained = rows.with_format("arrow")["trained"][:].to_pylist()
-    spans = tuple(Span(i, 0, len(flags), ()) for i, flags in enumerate(trained))
+    """The work of an SFT stage on token rows `{"input_ids", "trained", "branches"?}`."""
+    columns = rows.with_format("arrow")
+    trained = columns["trained"][:].to_pylist()
+    shared = "branches" in rows.column_names
+    branches = columns["branches"][:].to_pylist() if shared else [()] * len(trained)
+    spans = tuple(
+        Span(i, 0, len(flags) - sum(lengths), tuple(lengths))
+        for i, (flags, lengths) in enumerate(zip(trained, branches, strict=True))
+    )
     return Work(name, section, spans, tuple(map(sum, trained)))
 
 

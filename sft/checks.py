@@ -193,14 +193,17 @@ def total(checked: Checked) -> Tally:
 def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     """What a stage trains on by source and kind, and what was checked on every row of it."""
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    table.add_column("source", overflow="fold")
+    sources = dict.fromkeys(source for source, _ in checked.tallies)
+    unique = len({PurePath(source).name for source in sources}) == len(sources)
+    names = {source: PurePath(source).name if unique else source for source in sources}
+    # On a narrow screen headings are broken before names are.
+    widest = max(map(len, names.values()), default=0)
+    table.add_column("source", overflow="fold", min_width=min(widest, 24))
     table.add_column("kind")
     for heading in ("rows", "tokens", "trained", "turns", "not trained", "cut", "left out"):
         table.add_column(heading, justify="right")
-    sources = dict.fromkeys(source for source, _ in checked.tallies)
-    unique = len({PurePath(source).name for source in sources}) == len(sources)
     for (source, kind), tally in checked.tallies.items():
-        table.add_row(PurePath(source).name if unique else source, kind, *_cells(tally))
+        table.add_row(names[source], kind, *_cells(tally))
     over_all = total(checked)
     if len(checked.tallies) > 1:
         table.add_row("all", "", *_cells(over_all), style="bold")

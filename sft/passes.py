@@ -49,8 +49,14 @@ def collate_chats(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict
 
 
 def chat_document(row: dict[str, Any]) -> Document:
-    """A token row as a trunk without branches."""
-    return Document(Segment(row["input_ids"], row["trained"]))
+    """A token row as a trunk without branches, or with those that `sft.shared_prefix` made."""
+    ids, trained, lengths = row["input_ids"], row["trained"], row.get("branches") or ()
+    at = len(ids) - sum(lengths)
+    trunk, branches = Segment(ids[:at], trained[:at]), []
+    for length in lengths:
+        branches.append(Segment(ids[at : at + length], trained[at : at + length]))
+        at += length
+    return Document(trunk, tuple(branches))
 
 
 def in_passes(

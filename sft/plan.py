@@ -205,8 +205,14 @@ def _summary(found: StageRows, section: SftStage) -> str:
     steps = stage_steps(len(found.rows), section)
     counted = total(found.checked)
     plural = "s" * (steps != 1)
+    shared = ""
+    if "branches" in found.rows.column_names:
+        shared = (
+            f"in {len(found.rows):,} documents, in which rows of a chat share their prefix, of "
+            f"{sum(row_lengths(found.rows)):,} tokens; "
+        )
     return (
-        f"{counted.rows:,} rows, {counted.tokens:,} tokens an epoch "
+        f"{shared}{counted.rows:,} rows, {counted.tokens:,} tokens an epoch "
         f"({counted.trained_tokens / counted.tokens:.0%} trained), {steps:,} step{plural}"
     )
 

@@ -34,6 +34,7 @@ from sft.lengths import count_turns, fit_row, is_text
 from sft.mix import mix
 from sft.run import Stage, fingerprint, write_json
 from sft.setting import Setting, tokenizer_fingerprint
+from sft.shared_prefix import share_prefixes
 from sft.shares import from_main, main_first
 from sft.source_table import source_table
 from sft.storage import file_hash, read_json, read_record, remove, write_record, writing
@@ -242,6 +243,8 @@ def rows_of_stage(
 ) -> StageRows:
     """The rows of the stage's kinds in at most `max_length` tokens, each checked.
 
+    With `data.turns: each`, rows of one chat share their prefixes (see `sft.shared_prefix`).
+
     Raises:
         UserError: no row is left, or a row breaks a rule; or, where `on_error` is "stop", too many
             are too long (see `_check_lengths`).
@@ -278,6 +281,8 @@ def rows_of_stage(
     if pieces:
         cut = [{column: piece[column] for column in columns} for piece in pieces]
         chosen = concatenate_datasets([chosen, Dataset.from_list(cut, features=chosen.features)])
+    if section.turns == "each":
+        chosen = share_prefixes(chosen, limit=max_length or max(lengths))
     return StageRows(chosen, checked, examples)
 
 

@@ -331,7 +331,8 @@ def train_sft(
     """Fine-tune `model` in place on token rows.
 
     Args:
-        rows: columns `input_ids` (list of int) and `trained` (list of bool).
+        rows: columns `input_ids` (list of int) and `trained` (list of bool), and `branches` (list
+            of int) where rows share prefixes (see `sft.shared_prefix`).
         folder: where checkpoints and log.jsonl go.
         label: names the progress bar.
     """
@@ -343,12 +344,13 @@ def train_sft(
         seed=setting.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    plain: dict[str, Any] = {"branches": []} if "branches" in rows.column_names else {}
     trainer = make_trainer(
         SftTrainer,
         model,
         args,
         rows,
-        filler={"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]},
+        filler={"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]} | plain,
         collate=collate_chats,
         schedule=schedule,
         section=section,

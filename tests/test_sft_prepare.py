@@ -16,6 +16,8 @@ from sft.config import DataSection, LoraSection, ModelSection, Preset, Source, U
 from sft.decontaminate import Benchmarks, Question
 from sft.mix import take_count, take_share
 from sft.model import context_window
+from sft.packing import unshared
+from sft.passes import chat_document
 from sft.placement import Placement
 from sft.plan import fit_lengths
 from sft.prepare import (
@@ -331,6 +333,23 @@ def test_examples_are_the_rows_as_they_are_trained(setting, tmp_path):
     assert len(cut.input_ids) == 100 and cut.trained[-1]
     rows = [(row["input_ids"], row["trained"]) for row in made.rows]
     assert all((example.input_ids, example.trained) in rows for example in made.examples)
+
+
+def test_where_each_turn_is_trained_rows_of_a_chat_share_their_prefix(setting, tmp_path):
+    turns = [m for i in range(4) for m in chat(f"question {i}", str(i))["messages"]]
+    write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}, chat("x", "y")])
+    section = DataSection([Source(str(tmp_path / "a.jsonl"))], turns="each")
+    rows = prepare_chats(section, setting, benchmarks=NOTHING)
+    assert len(rows) == 5
+    stage = rows_of_stage(
+        rows, kinds=[], max_length=300, rules=RULES, section=section, where="sft_all"
+    )
+    counts = total(stage.checked)
+    assert (counts.rows, counts.turns, counts.untrained) == (5, 5, 0)
+    paths = [each for row in stage.rows for each in unshared(chat_document(row))]
+    found = [(list(path.trunk.ids), list(path.trunk.scored)) for path in paths]
+    assert found == [(row["input_ids"], row["trained"]) for row in rows]
+    assert len(stage.rows) < 5 and any(stage.rows["branches"])
 
 
 def test_prompts_wait_for_an_answer_whatever_the_row_was(tmp_path):

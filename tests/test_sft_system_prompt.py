@@ -144,7 +144,7 @@ def test_a_dry_run_shows_the_default_and_its_rows(tmp_path, tiny_tokenizer, caps
         "data": {"sft": [{"path": str(tmp_path / "rows.jsonl")}], "near_duplicates": 0},
         "sft_dialogue": {"enabled": False},
         "dpo": {"enabled": False},
-        "eval": {"repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": 32}},
+        "eval": {"repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": 64}},
     }
     file = tmp_path / "preset.yaml"
     file.write_text(yaml.safe_dump(preset))

@@ -147,7 +147,7 @@ def test_a_run_is_trained_measured_exported_and_compared_on_its_own_date(tmp_pat
         "sft_all": {"learning_rate": 1e-2, "num_train_epochs": 1, "max_length": 96},
         "sft_dialogue": {"enabled": False},
         "dpo": {"enabled": False},
-        "eval": {"repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": 32}},
+        "eval": {"repetition": {"prompts": str(tmp_path / "prompts.jsonl"), "cap": 64}},
     }
     file, run = tmp_path / "preset.yaml", tmp_path / "run"
     file.write_text(yaml.safe_dump(preset))
@@ -181,7 +181,7 @@ def test_a_run_is_trained_measured_exported_and_compared_on_its_own_date(tmp_pat
 
     compared = tmp_path / "compared"
     arguments = ["--base", str(tmp_path / "base"), "--chat", str(run), "--to", str(compared)]
-    prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), "--cap", "32"]
+    prompts = ["--prompts", str(tmp_path / "prompts.jsonl"), "--cap", "64"]
     assert base_vs_chat.main([*arguments, *prompts]) == 0
     for model in ("base", "chat"):
         (answer,) = read_jsonl(compared / "eval" / model / "generations.jsonl")
