@@ -70,6 +70,7 @@ def plan(
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from eval.questions import asked
+    from sft.adapter_checks import check_adapters
     from sft.budget import Planner, chats_work, named_placement
     from sft.budget_table import show_budget
     from sft.console import start_logging
@@ -114,6 +115,7 @@ def plan(
     for work in works:
         check_batch(work.name, work.section, processes=devices)
     config = read_config(base, preset.model)
+    check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     show_budget(planner, works, parts=parts)

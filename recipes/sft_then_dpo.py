@@ -78,6 +78,7 @@ def chain(
     from eval.results import write_results
     from eval.sampling import sampler
     from eval.tables import console_table
+    from sft.adapter_checks import check_adapters
     from sft.budget import Planner, chats_work
     from sft.budget_table import check_memory, show_budget
     from sft.console import farewell
@@ -116,6 +117,7 @@ def chain(
     )
     check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
     config = read_config(base, preset.model)
+    check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     planner.refuse_whole()

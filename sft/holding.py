@@ -10,9 +10,9 @@ from sft.config import LoraSection, UserError
 from sft.flops import Costs, Parameters, costs_of_config, parameters_of_config
 from sft.machine import Machine
 from sft.memory import nf4_bytes
-from sft.model import lora_config
 from sft.placement import Placement
 from sft.sharding import known_in_parts
+from sft.targets import lora_config
 
 GIB = 2**30
 # Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from sft.adapter_card import write_adapter_card
+from sft.adapter_checks import check_given_adapter
 from sft.adapters import CONFIG, adapter_base
 from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, ids_of, stop_ids
@@ -40,7 +41,7 @@ from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
 from sft.storage import as_others, fault
 from sft.system_prompt import OWN, default_system, quoted, set_system_prompt
-from sft.targets import add_adapter, reach_of
+from sft.targets import add_adapter, lora_config, reach_of
 from sft.template_date import asks_date, set_date
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.weights import check_adapter, check_weights, read_weights
@@ -107,6 +108,7 @@ def check_model(section: ModelSection) -> str:
         ) from None
     check_causal(config, given=section.name_or_path)
     check_weights(path, given=section.name_or_path)
+    check_given_adapter(path, config, given=section.name_or_path)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
             f"model.name_or_path={section.name_or_path} is quantised already, and what is trained "
@@ -334,23 +336,6 @@ def _scale(lora: LoraSection) -> str:
     scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
     rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
     return f"rank {lora.r}, counted {scale:g} times ({rule})"
-
-
-def lora_config(lora: LoraSection) -> LoraConfig:
-    """PEFT's configuration of a new adapter.
-
-    rsLoRA is arXiv 2312.03732, equation 3; DoRA arXiv 2402.09353, equation 5.
-    """
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        target_parameters=lora.target_parameters,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        task_type="CAUSAL_LM",
-    )
 
 
 def save_model(

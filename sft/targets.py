@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers.pytorch_utils import Conv1D
 
-from sft.config import UserError
+from sft.config import LoraSection, UserError
 
 ALL = "all-linear"
 LINEAR = (torch.nn.Linear, Conv1D)
@@ -52,6 +52,23 @@ class Reach:
         return f"{self.share:.1%} of the weights" + (f"; not reached: {others}" if others else "")
 
 
+def lora_config(lora: LoraSection) -> LoraConfig:
+    """PEFT's configuration of a new adapter.
+
+    rsLoRA is arXiv 2312.03732, equation 3; DoRA arXiv 2402.09353, equation 5.
+    """
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        target_parameters=lora.target_parameters,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        task_type="CAUSAL_LM",
+    )
+
+
 def add_adapter(
     model: Any, config: LoraConfig, *, in_4bit: bool = False, revision: str | None = None
 ) -> PeftModel:
@@ -64,13 +81,14 @@ def add_adapter(
         revision: of the base on the hub, kept in the adapter's configuration.
 
     Raises:
-        UserError: a named layer does not exist, PEFT cannot adapt one, or a class of layers would
-            be left out.
+        UserError: a named layer does not exist, PEFT or the loss cannot do with an adapter on one,
+            or a class of layers would be left out.
     """
+    refuse_ends(model, config)
     try:
         targets = resolve_targets(model, config, in_4bit=in_4bit)
         adapted: PeftModel = get_peft_model(model, targets, revision=revision)
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
             f"lora.target_modules={_shown(config.target_modules)}: PEFT cannot adapt this "
             f"{model.config.model_type!r} model ({_first_sentence(error)}); name other layers of "
@@ -118,6 +136,31 @@ def resolve_targets(model: Any, config: LoraConfig, *, in_4bit: bool = False) ->
     _refuse_options(model, config, stacked=stacked, dropped=dropped, in_4bit=in_4bit)
     config.target_parameters = _shortened(model, stacked | dropped) or None
     return config
+
+
+def refuse_ends(model: Any, config: LoraConfig) -> None:
+    """Refuse an adapter on the head, from whose weight the loss is computed directly, or on an
+    embedding that is the same matrix.
+
+    Args:
+        model: without the adapter.
+
+    Raises:
+        UserError: there would be one.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = embedding.weight is head.weight
+    for name, module in model.named_modules():
+        if not name or not check_target_module_exists(config, name):
+            continue
+        if module is head or (tied and module is embedding):
+            why = "the head, whose weight the loss is computed from, past any adapter"
+            if module is embedding:
+                why = "the head's matrix too, which would stay without it"
+            raise UserError(
+                f"lora.target_modules: {_last(name)} is {why}; leave it out (model.add_tokens "
+                "trains the embeddings of single tokens)"
+            )
 
 
 def reach_of(model: PeftModel) -> Reach:

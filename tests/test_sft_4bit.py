@@ -16,12 +16,13 @@ from sft import placement as placement_module
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError, load_preset
 from sft.memory import Setup, _Alive, nf4_bytes, step_memory
 from sft.merge import merged_start, over_4bit, publish
-from sft.model import check_model, load_model, load_trainable, lora_config, save_model
+from sft.model import check_model, load_model, load_trainable, save_model
 from sft.packing import Document, Segment, lay_out
 from sft.placement import Placement, choose_placement
 from sft.run import read_json, read_jsonl
 from sft.scoring import log_probs
 from sft.setting import Setting
+from sft.targets import lora_config
 from sft.template import ensure_template
 from sft.trainer import train_sft
 

@@ -3,12 +3,13 @@
 import json
 import math
 import shutil
+import warnings
 
 import pytest
 import torch
 import yaml
 from conftest import make_tiny_model, make_tiny_tokenizer
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, get_peft_model
 from tiny_world import build_world
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -21,13 +22,14 @@ from sft.config import LoraSection, ModelSection, Preset, UserError
 from sft.console import farewell
 from sft.flops import costs_of_config
 from sft.memory import Setup, step_memory
-from sft.model import load_model, load_trainable, lora_config, save_model
+from sft.model import check_model, load_model, load_trainable, save_model
 from sft.packing import Document, Segment, lay_out, pack
 from sft.placement import Placement
 from sft.plan import check_sft
 from sft.run import model_fingerprint, read_json, read_jsonl
 from sft.scoring import log_probs
 from sft.setting import Setting
+from sft.targets import lora_config
 from sft.template import ensure_template
 
 FLOAT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
@@ -335,3 +337,66 @@ def test_a_given_adapter_with_other_options_and_dora_over_zero_3_are_refused(tmp
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     with pytest.raises(UserError, match="ZeRO-3 spreads them"):
         check_sft(preset, FLOAT)
+
+
+def dry_run(world, *options):
+    return train([str(world / "preset.yaml"), "eval.limit=2", *options, "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("tied", "targets", "sentence"),
+    [
+        (True, "[q_proj, lm_head]", "lm_head is the head"),
+        (False, "[q_proj, lm_head]", "lm_head is the head"),
+        (True, "[q_proj, embed_tokens]", "embed_tokens is the head's matrix too"),
+        (True, "[q_proj, w9]", "names w9"),
+        (True, "'.*(q_proj|lm_head)'", "lm_head is the head"),
+    ],
+)
+def test_targets_that_the_loss_would_pass_by_are_refused_in_the_dry_run(
+    tmp_path, capsys, tied, targets, sentence
+):
+    world = build_world(tmp_path, make_tiny_tokenizer())
+    make_tiny_model(tie_word_embeddings=tied).save_pretrained(world / "base")
+    assert dry_run(world, "lora.r=4", f"lora.target_modules={targets}") == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_tokens_whose_embedding_has_an_adapter_already_are_refused_in_the_dry_run(tmp_path, capsys):
+    world = build_world(tmp_path, make_tiny_tokenizer())
+    make_tiny_model(tie_word_embeddings=False).save_pretrained(world / "base")
+    targets = "lora.target_modules=[q_proj, embed_tokens]"
+    assert dry_run(world, "lora.r=4", targets, "model.add_tokens=[<a>]") == 2
+    assert "PEFT cannot adapt this 'llama' model" in capsys.readouterr().err
+
+
+def test_an_adapter_over_a_grown_vocabulary_is_refused_with_what_merges_it(tmp_path, capsys):
+    world = build_world(tmp_path, make_tiny_tokenizer())
+    model, tokenizer = make_tiny_model(), make_tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
+    model.resize_token_embeddings(262)
+    ensure_template(tokenizer)
+    grown = get_peft_model(model, lora_config(LoraSection(r=4)))
+    grown.peft_config["default"].base_model_name_or_path = str(world / "base")
+    grown.save_pretrained(tmp_path / "mine", save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "mine")
+    assert dry_run(world, "lora.r=4", f"model.name_or_path={tmp_path / 'mine'}") == 2
+    said = capsys.readouterr().err
+    assert "[262, 32], its base" in said and "[260, 32]: the vocabulary grew" in said
+    command = said.split('python -c "')[1].rsplit('"', 1)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream's, of a tied adapter merged
+        exec(command, {})
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "mine-merged")
+    ids = torch.tensor([[260, 261, *IDS]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, grown(ids).logits, rtol=1e-4, atol=1e-4)
+    assert dry_run(world, "lora.r=4", f"model.name_or_path={tmp_path / 'mine-merged'}") == 0
+
+
+def test_an_adapter_of_another_base_is_refused_before_it_is_loaded(base, tmp_path):
+    path, tokenizer = base
+    save_model(adapted(path, LoraSection(r=4)), tokenizer, tmp_path / "one")
+    make_tiny_model(intermediate_size=48).save_pretrained(path)
+    with pytest.raises(UserError, match=r"down_proj\.lora_A\.weight is \[4, 64\], its base"):
+        check_model(ModelSection(str(tmp_path / "one")))

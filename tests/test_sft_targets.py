@@ -15,12 +15,12 @@ from sft.flops import costs_of_config
 from sft.holding import Holding
 from sft.machine import Machine
 from sft.memory import Setup, step_memory
-from sft.model import attention_for, load_model, load_trainable, lora_config, save_model
+from sft.model import attention_for, load_model, load_trainable, save_model
 from sft.packing import Document, Segment, lay_out, pack
 from sft.placement import Placement
 from sft.run import read_jsonl
 from sft.scoring import enable_scoring, log_probs
-from sft.targets import add_adapter, reach_of
+from sft.targets import add_adapter, lora_config, reach_of
 from sft.template import ensure_template
 
 FLOAT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())

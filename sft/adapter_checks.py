@@ -1,0 +1,125 @@
+"""Whether an adapter can be trained, asked of a model without data before anything is measured."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from sft.adapters import adapter_base
+from sft.causal import model_of_config
+from sft.config import LoraSection, Preset, UserError
+from sft.run import is_adapter
+from sft.targets import add_adapter, lora_config, refuse_ends
+from sft.vocabulary import token_rows
+
+
+def check_adapters(
+    preset: Preset, base: str, tokenizer: PreTrainedTokenizerBase, *, config: PreTrainedConfig
+) -> None:
+    """Refuse the adapters that a preset asks for where they cannot be trained over `base`.
+
+    Raises:
+        UserError: PEFT, the trainer or the loss would refuse one, or tokens are to be added to an
+            adapter.
+    """
+    adapter = is_adapter(base)
+    known = config.get_text_config().vocab_size
+    tokens = [tokenizer.get_vocab()[token] for token in preset.model.add_tokens]
+    if adapter and any(token >= known for token in tokens):
+        raise UserError(
+            f"model.add_tokens={preset.model.add_tokens}: {base} is an adapter, which has no "
+            "embeddings to add to; merge it into its base first"
+        )
+    if preset.lora.r and not (adapter and preset.lora.between_stages == "continue"):
+        check_new_adapter(config, preset.lora, tokens=tokens, in_4bit=preset.model.load_in_4bit)
+
+
+def check_new_adapter(
+    config: PreTrainedConfig, lora: LoraSection, *, tokens: Sequence[int], in_4bit: bool = False
+) -> None:
+    """Refuse an adapter that PEFT, the trainer or the loss would refuse.
+
+    Args:
+        config: of the base.
+        tokens: ids of `model.add_tokens`, whose embeddings are trained.
+
+    Raises:
+        UserError: it cannot be trained.
+    """
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    text.vocab_size = max(text.vocab_size, *(token + 1 for token in tokens), 0)
+    with torch.device("meta"):
+        model = model_of_config(config)
+        adapter = lora_config(lora)
+        adapter.trainable_token_indices = token_rows(model, tokens) if tokens else None
+        add_adapter(model, adapter, in_4bit=in_4bit)
+
+
+def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> None:
+    """Refuse an adapter directory whose weights do not fit its base. Anything that is no adapter is
+    left alone.
+
+    Args:
+        config: of its base.
+        given: as the user wrote it.
+
+    Raises:
+        UserError: a tensor is of another shape than the base asks for, as where the vocabulary grew
+            while the adapter was trained; or it is on the head.
+    """
+    if not is_adapter(path):
+        return
+    with torch.device("meta"):
+        model = model_of_config(config)
+        own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        its = LoraConfig.from_pretrained(path)
+        refuse_ends(model, its)
+        try:
+            adapted = PeftModel(model, its)
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"model.name_or_path={given}: PEFT cannot add this adapter to {adapter_base(path)} "
+                f"({reason}); give the base that it was trained over"
+            ) from None
+    found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    due = own | {name: tuple(tensor.shape) for name, tensor in found.items()}
+    for name, shape in _shapes(Path(path)):
+        plain = name.removeprefix("base_model.model.")
+        wanted = due.get(name, due.get(plain))
+        if wanted is not None and wanted != shape:
+            raise UserError(_other_shape(path, given=given, name=plain, shape=shape, wanted=wanted))
+
+
+def _other_shape(path: str, *, given: str, name: str, shape: Any, wanted: Any) -> str:
+    base = adapter_base(path)
+    at = f"model.name_or_path={given}: its {name} is {list(shape)}, its base {base} asks for"
+    rows = any(part in name for part in ("embed", "wte", "head")) and shape[1:] == wanted[1:]
+    if not rows:
+        return f"{at} {list(wanted)}; give the base that it was trained over"
+    whole = path.rstrip("/") + "-merged"
+    steps = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        "from peft import PeftModel as P; "
+        f"m = M.from_pretrained({base!r}, dtype='auto'); m.resize_token_embeddings({shape[0]}); "
+        f"P.from_pretrained(m, {path!r}).merge_and_unload().save_pretrained({whole!r}); "
+        f"T.from_pretrained({path!r}).save_pretrained({whole!r})"
+    )
+    return (
+        f"{at} {list(wanted)}: the vocabulary grew when it was trained; merge it into the grown "
+        f'base and give that: python -c "{steps}"'
+    )
+
+
+def _shapes(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return []  # which `sft.weights` refuses
+    with safe_open(file, "pt") as opened:
+        return [(name, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()]  # noqa: SIM118  it is no dictionary
