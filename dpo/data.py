@@ -25,6 +25,7 @@ from sft.messages import (
     as_turns,
     check_turns,
     cut_lead,
+    cut_nulls,
     decoded,
     read_tools,
     text_field,
@@ -95,6 +96,9 @@ def _row(record: Row, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     refuse_media(fields, origin)
     prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin))
     prompt, mended = cut_lead(prompt)
+    cut = [cut_nulls(turns) for turns in (prompt, chosen, rejected)]
+    prompt, chosen, rejected = (turns for turns, _ in cut)
+    mended = (*mended, *dict.fromkeys(rule for _, rules in cut for rule in rules))
     refuse_places(prompt, origin)
     _check(prompt, chosen, rejected, origin)
     row: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from sft.config import UserError
 from sft.ending import control_pattern, control_tokens, find_ending, has_generation_tags
+from sft.forms import as_taken, refuse_unopened
 from sft.marks import has_marks
 from sft.mask import Chat, find_turns, refuse_control_tokens
 from sft.render import Message, render
@@ -136,9 +137,10 @@ def _find(tokenizer, row: dict, *, turns: str) -> Chat | EncodedChat | UserError
     try:
         if "text" in row:
             return _encode_text(tokenizer, row["text"])
-        return find_turns(
-            tokenizer, row["messages"], tools=row.get("tools"), last_only=turns == "last"
-        )
+        messages = as_taken(tokenizer, row["messages"])
+        if messages and messages[-1].get("role") == "assistant":
+            refuse_unopened(tokenizer, row["messages"], tools=row.get("tools"))
+        return find_turns(tokenizer, messages, tools=row.get("tools"), last_only=turns == "last")
     except UserError as error:
         return error
 
@@ -196,9 +198,10 @@ def _follow_tags(
 ) -> EncodedChat | UserError:
     """The mask that the template's own {% generation %} blocks give, where it has them; without
     the `lost` turns, of which the blocks hold only a part."""
+    said = [i for i, message in enumerate(row["messages"]) if message.get("role") == "assistant"]
     tagged = apply_template(
         tokenizer,
-        row["messages"],
+        as_taken(tokenizer, row["messages"]),
         tools=row.get("tools"),
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -218,8 +221,8 @@ def _follow_tags(
     untrained = chat.untrained_turns
     if turns == "last":
         runs = runs[-1:]
-    elif len(runs) == sum(message.get("role") == "assistant" for message in row["messages"]):
-        runs = [run for number, run in enumerate(runs) if number not in lost]
+    elif len(runs) == len(said):
+        runs = [run for i, run in zip(said, runs, strict=True) if i not in lost]
         untrained = len(lost)
     elif lost:  # which block is which turn is not known
         runs = [run for run in runs if any(chat.trained[run.start : run.stop])]
@@ -245,6 +248,7 @@ def encode_prompt(
     """
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
+    messages = as_taken(tokenizer, messages)
     refuse_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=True)
     refuse_lost_context(tokenizer, messages, text=text, tools=tools)

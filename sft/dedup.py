@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sft.messages import decoded
 from sft.windows import Joined, chunks, normal_form, window_hashes
 
 # Windows of 8 characters: two words, or a phrase of Chinese.
@@ -64,7 +65,13 @@ def answer_text(row: dict[str, Any]) -> str:
 def _said(message: dict[str, Any]) -> list[str]:
     said = [message["content"]] if isinstance(message.get("content"), str) else []
     calls = [call.get("function", call) for call in message.get("tool_calls") or ()]
-    return said + [f"{c['name']} {json.dumps(c.get('arguments'))}" for c in calls]
+    return said + [f"{c['name']} {_arguments(c)}" for c in calls]
+
+
+def _arguments(function: dict[str, Any]) -> str:
+    """The arguments of a call as JSON, the same whether they are given as text or as an object."""
+    given = function.get("arguments")
+    return json.dumps(decoded(given) if isinstance(given, str) else given)
 
 
 def near_duplicates(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sft.config import UserError
 from sft.ending import common_prefix, find_ending
+from sft.forms import opening_of
 from sft.marks import is_trained
 from sft.render import Message, render
 from sft.shown import arguments_of, marked, pieces, refuse_lost_context, squeeze
@@ -28,7 +29,7 @@ class Turn:
 class Chat:
     """A rendered conversation, the turns to train and the number of turns left as context.
 
-    `lost` are the assistant turns, counted from 0, of whose words the template leaves some out.
+    `lost` are messages of the assistant, by index, of whose words the template leaves some out.
     """
 
     text: str
@@ -70,7 +71,7 @@ def find_turns(
     if not places:
         raise UserError("every assistant turn is marked as not trained; drop the row")
     turns, untrained, lost = [], len(answers) - len(places), set()
-    for number, place in enumerate(places):
+    for place in places:
         last = place == places[-1]
         found = None
         if last or not last_only:
@@ -85,7 +86,7 @@ def find_turns(
             )
         else:
             untrained += 1
-            lost |= {number} if found is not None and found.lost else set()
+            lost |= {place} if found is not None and found.lost else set()
     return Chat(text=text, turns=tuple(turns), untrained=untrained, lost=frozenset(lost))
 
 
@@ -116,7 +117,8 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | Con
     ):
         return Turn(start=start, end=end)
     # Not what a plain fresh turn looks like: tool calls, reasoning, or a rewritten answer.
-    body = squeeze(text[start:begin])
+    # Its thinking may begin with what the prompt has opened.
+    body = squeeze(text[start - len(opening_of(prompt)) : begin])
     lost = [piece for piece in pieces(message) if squeeze(piece) not in body]
     if lost or not _writes(tokenizer, messages, place, tools=tools):
         piece = (lost or pieces(message))[0][:40]

@@ -179,7 +179,11 @@ def read_role(role: Any, origin: str, *, where: str) -> str:
 
 
 def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
-    """Tool calls as {"type": "function", "function": {"name", "arguments": object}}."""
+    """Tool calls as {"type": "function", "function": {"name", "arguments"}}.
+
+    Arguments stay as they are given, an object or its JSON text; sft.forms makes of them what a
+    template takes.
+    """
     value = decoded(value)
     calls = []
     for call in value if isinstance(value, list) else [value]:
@@ -187,9 +191,10 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise wrong_type(origin, where, call, "a call with a name and arguments")
-        arguments = decoded(function.get("arguments") or {})
-        if not isinstance(arguments, dict):
-            raise wrong_type(origin, f"{where} arguments", arguments, "an object")
+        arguments = function.get("arguments") or {}
+        if not isinstance(structure := decoded(arguments), dict):
+            raise wrong_type(origin, f"{where} arguments", arguments, "an object or its JSON text")
+        _whole([structure], origin, where=f"{where} arguments")
         made = {"type": "function", "function": {"name": name, "arguments": arguments}}
         if isinstance(call.get("id"), str):
             made["id"] = call["id"]
@@ -198,8 +203,11 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
 
 
 def read_tools(value: Any, origin: str) -> list[dict] | None:
-    """Function descriptions (a list or its JSON text), each {"type": "function", ...}; or None."""
-    value = decoded(value)
+    """Function descriptions (a list or its JSON text), each {"type": "function", ...}; or None.
+
+    Fields that are null are cut, except from JSON text: see `cut_nulls`.
+    """
+    value = decoded(value) if isinstance(value, str) else _filled(value)
     if value in (None, "", []):
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -213,6 +221,29 @@ def _whole(value: list[dict], origin: str, *, where: str) -> list[dict]:
     if place := half_pair(value, where=where):
         raise invalid_text(origin, where=place, what="half a surrogate pair")
     return value
+
+
+def cut_nulls(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """Without the null fields of arguments that are objects; and what was cut, by name.
+
+    Arrow, and what was written from it, gives every call the arguments of all others, as null.
+    Arguments that are JSON text stay as they are.
+    """
+    kept = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            functions = [{k: _filled(v) for k, v in call["function"].items()} for call in calls]
+            both = zip(calls, functions, strict=True)
+            message = {**message, "tool_calls": [{**c, "function": f} for c, f in both]}
+        kept.append(message)
+    return kept, () if kept == messages else ("null arguments of tool calls cut",)
+
+
+def _filled(value: Any) -> Any:
+    """Without the fields of objects, at any depth, that are null."""
+    if isinstance(value, dict):
+        return {key: _filled(field) for key, field in value.items() if field is not None}
+    return [_filled(one) for one in value] if isinstance(value, list) else value
 
 
 def decoded(value: Any) -> Any:
@@ -288,8 +319,9 @@ def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tup
         mended.append("answers marked as not trained")
     messages = messages[: trained[-1] + 1]
     messages, cut = cut_lead(messages)
+    messages, nulls = cut_nulls(messages)
     check_turns(messages, origin)
-    return messages, (*mended, *cut)
+    return messages, (*mended, *cut, *nulls)
 
 
 def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
