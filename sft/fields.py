@@ -8,8 +8,8 @@ from typing import Any
 from sft.config import UserError
 
 REMEDY = (
-    "map it if it belongs to the question (columns={{context: {name}}}), else leave it out by name "
-    "(ignore=[{names}])"
+    "if it belongs to the question, map it (columns={{context: {name}}}; in a file of messages "
+    "write it into them), else leave it out by name (ignore=[{names}])"
 )
 MOST = 0.5  # share of a source's rows from which an unread field with content stops the run
 LONG = 12  # words without a mark of punctuation at their end that are more than a label

@@ -46,6 +46,8 @@ PAIRS = (
     ("problem", "solution"),
     ("problem", "answer"),
     ("prompt", "answer"),
+    ("prompt", "solution"),
+    ("question", "solution"),
     ("instruction", "answer"),
     ("instruction", "completion"),
     ("inputs", "targets"),

@@ -71,6 +71,21 @@ def test_weights_kinds_and_counts(sources, setting):
         assert [i for i, t in zip(ids, trained, strict=True) if t][-1] == end
 
 
+def test_the_table_of_sources_is_shown_whether_rows_are_prepared_or_kept(setting, tmp_path, capfd):
+    rows = [chat(f"q{i}", f"a{i}", topic="mills") for i in range(3)]
+    rows[1]["messages"][1]["weight"] = 0
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    for _ in range(2):
+        prepare_chats(
+            DataSection([Source(str(tmp_path / "rows.jsonl"))]), setting, benchmarks=NOTHING
+        )
+        shown = " ".join(capfd.readouterr().err.split())
+        assert "rows.jsonl 3 2 1 marked as" in shown and "2 topic" in shown
+    (source,) = read_json(setting.folder / "data" / "data.json")["sources"]
+    assert source["unread"] == {"topic": 2}
+    assert source["dropped"] == {"marked as not trained": 1}
+
+
 def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sources, setting):
     section = DataSection(sources)
     prepare_chats(section, setting, benchmarks=NOTHING)
