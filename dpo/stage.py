@@ -17,6 +17,7 @@ from dpo.pairs import Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
 from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
+from sft.coverage import refuse_lost_rows
 from sft.decontaminate import Benchmarks
 from sft.merge import MERGE_ROWS
 from sft.mix import mix
@@ -70,6 +71,7 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
         read = read_preferences(data.preference, on_error=data.on_error)
         found = check_contamination(read.rows, data, benchmarks=benchmarks, folder=folder)
         read = without(read, found, rule=CONTAMINATED)
+        refuse_lost_rows(setting.tokenizer, read.rows, most=setting.max_unknown)
         mixed = mix(read, data.preference, seed=setting.seed)
         counted = _encode(mixed, preset, setting, folder=folder / ROWS)
         facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
@@ -118,6 +120,7 @@ def pair_prompts(
     if preset.data.preference or not preset.dpo.enabled:
         return []
     prompts = read_prompts(preset.pairs.prompts)
+    refuse_lost_rows(setting.tokenizer, prompts, most=setting.max_unknown, name="pairs.prompts")
     folder = setting.folder / "data" / "prompts"
     found = from_main(
         lambda: check_contamination(prompts, preset.data, benchmarks=benchmarks, folder=folder)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from eval import code_tasks, instructions
 from eval.answers import cap_answers, end_at_turn
+from eval.backend import Backend
 from eval.delta import clusters_of
 from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, stored_row
@@ -65,6 +66,7 @@ def run_benchmark(
     file: Path,
     allow_code_execution: bool = False,
     label: str | None = None,
+    max_unknown: float = 0.03,
 ) -> dict[str, Any]:
     """Run one task, or all tasks of a group as one, write its samples to `file`; returns its entry.
 
@@ -73,6 +75,7 @@ def run_benchmark(
         limit: the first so many documents (of each task of a group).
         allow_code_execution: run the programs that the model writes, apart (`eval.programs`).
         label: names the progress bars.
+        max_unknown: share of the characters that the tokenizer may be unable to write.
 
     Processes share the model's answers; the first one judges them and writes.
 
@@ -81,45 +84,106 @@ def run_benchmark(
             has no score in [0, 1].
     """
     check_tasks([task], source=source, allow_code_execution=allow_code_execution)
+    engine = TurnedEngine(
+        *(model, tokenizer), chat=ask.chat, seed=seed, label=label, max_unknown=max_unknown
+    )
     with quiet(), _seeded(seed):
-        with main_first():  # whose cache the others find
-            loaded = load_tasks(
-                [task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned
-            )
-        _check_offered(loaded)
-        if ask.max_gen_toks is not None:
-            cap_answers(loaded, ask.max_gen_toks)
-        judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
-        # After `Judged`: the same task in both formats, so that its rows are paired.
-        end_at_turn(loaded, source.configs([task]), chat=ask.chat)
-        engine = TurnedEngine(model, tokenizer, chat=ask.chat, seed=seed, label=label)
-        fitted = {name: FittedShots(one, engine) for name, one in loaded.items()}
-        evaluated = evaluate(
-            lm=engine,
-            task_dict={"tasks": loaded},
-            limit=limit,
-            bootstrap_iters=0,
-            apply_chat_template=ask.chat,
-            fewshot_as_multiturn=ask.chat,
-        )
-        assert evaluated is not None, "one process evaluates"
-        samples = {n: _filtered(s, judged[n]) for n, s in evaluated["samples"].items()}
-        bare = [name for name, how in judged.items() if how.bare]
-        engine.score_bare(a[1] for n in bare for s in samples[n] for a in s["arguments"])
+        loaded = _load(task, source=source, ask=ask, seed=seed)
+        asked = _asked(loaded, engine, ask=ask, limit=limit, configs=source.configs([task]))
+        bare = [name for name, how in asked.judged.items() if how.bare]
+        engine.score_bare(a[1] for n in bare for s in asked.samples[n] for a in s["arguments"])
 
         def finish() -> dict[str, Any]:
             rows = []
-            for name, own in samples.items():
-                for sample in _judged_here(loaded[name], own, label=label):
-                    row = stored_row(loaded[name], sample, engine, judged=judged[name])
-                    if len(samples) > 1:
+            for name, own in asked.samples.items():
+                for sample in _judged_here(asked.tasks[name], own, label=label):
+                    row = stored_row(asked.tasks[name], sample, engine, judged=asked.judged[name])
+                    if len(asked.samples) > 1:
                         row["doc_id"] = f"{name}/{row['doc_id']}"
                     rows.append(row)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(file, rows)
-            return summarise(rows) | _format(task, loaded, fitted, ask=ask) | engine.changes
+            form = _format(task, asked.tasks, asked.fitted, ask=ask)
+            return summarise(rows) | form | engine.changes
 
         return from_main(finish)
+
+
+def check_benchmark(
+    backend: Backend,
+    tokenizer: Any,
+    *,
+    task: str,
+    source: Tasks,
+    ask: Ask,
+    limit: int | None,
+    seed: int,
+    max_unknown: float,
+) -> None:
+    """Ask a task of a backend that computes nothing, so that what would stop `run_benchmark` before
+    or behind a model's answers is known without the model.
+
+    Raises:
+        UserError: as `run_benchmark`, but for a task without data, which is not checked.
+    """
+    engine = TurnedEngine(backend, tokenizer, chat=ask.chat, seed=seed, max_unknown=max_unknown)
+    with quiet(), _seeded(seed):
+        try:
+            loaded = _load(task, source=source, ask=ask, seed=seed)
+        except UserError:  # said where the questions are read, see `eval.questions`
+            return
+        _asked(loaded, engine, ask=ask, limit=limit, configs=source.configs([task]))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A task, or the tasks of a group by name, with the samples of a model's answers."""
+
+    tasks: Mapping[str, Task]
+    judged: Mapping[str, Judged]
+    fitted: Mapping[str, FittedShots]
+    samples: Mapping[str, list[Mapping[str, Any]]]
+
+
+def _load(task: str, *, source: Tasks, ask: Ask, seed: int) -> dict[str, Task]:
+    with main_first():  # whose cache the others find
+        return load_tasks([task], source=source, shots=ask.shots, seed=seed, pinned=ask.pinned)
+
+
+def _asked(
+    loaded: dict[str, Task],
+    engine: TurnedEngine,
+    *,
+    ask: Ask,
+    limit: int | None,
+    configs: Mapping[str, dict[str, Any] | None],
+) -> _Asked:
+    """Have the engine answer a task; questions that do not fit have no sample."""
+    _check_offered(loaded)
+    if ask.max_gen_toks is not None:
+        cap_answers(loaded, ask.max_gen_toks)
+    judged = {n: Judged.of(t, metric=ask.metric, filter=ask.filter) for n, t in loaded.items()}
+    # After `Judged`: the same task in both formats, so that its rows are paired.
+    end_at_turn(loaded, configs, chat=ask.chat)
+    fitted = {name: FittedShots(one, engine) for name, one in loaded.items()}
+    evaluated = evaluate(
+        lm=engine,
+        task_dict={"tasks": loaded},
+        limit=limit,
+        bootstrap_iters=0,
+        apply_chat_template=ask.chat,
+        fewshot_as_multiturn=ask.chat,
+    )
+    assert evaluated is not None, "one process evaluates"
+    samples = {
+        name: [
+            sample
+            for sample in _filtered(found, judged[name])
+            if (judged[name].name, sample["doc_id"]) not in engine.unfit
+        ]
+        for name, found in evaluated["samples"].items()
+    }
+    return _Asked(loaded, judged, fitted, samples)
 
 
 def place_of(entry: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ Texts become tokens here, exactly as in lm-eval's own Hugging Face backend; what
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from eval.thinking import split_generation
 from eval.transformers_backend import backend_of
 from sft.chat import stop_ids
 from sft.config import UserError
+from sft.coverage import Coverage, refuse_lost
 from sft.shares import own_share, split
 from sft.template_date import apply_template
 
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 DEFAULT_WINDOW = 2048
 # Prompts that are cut to fit the model's window change the question; more than this is refused.
 CUT_SHARE = 0.1
+# Characters that tokens may leave out of the texts whose bits per byte are measured: their bytes
+# count and their bits do not, so more would move the third digit.
+ALTERED = 0.001
 
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
@@ -48,23 +53,35 @@ class Engine(LM):
             tokenizer adds one.
         seed: decides the draws of tasks that sample.
         label: names the progress bars; without one there are none.
+        max_unknown: share of a task's characters that the tokenizer may be unable to write.
 
     Attributes:
         finish_reasons: by task and document, what ended a generated answer.
         thinking: by task and document, what came before the answer (`eval.thinking`).
         lengths: by task, document and place, tokens of a continuation that was scored.
+        unfit: task and document of each question with a choice longer than the window, which has no
+            score.
         bare: log-probabilities of continuations without a context, see `score_bare`.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, chat: bool, seed: int = 0, label: str | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        chat: bool,
+        seed: int = 0,
+        label: str | None = None,
+        max_unknown: float = 0.03,
     ) -> None:
         super().__init__()
         self.backend, self.tokenizer = backend_of(model, tokenizer), tokenizer
         self.chat, self.seed, self.label = chat, seed, label
+        self.max_unknown, self._coverage = max_unknown, Coverage.of(tokenizer)
         self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
         self.thinking: dict[tuple[str, int], str] = {}
         self.lengths: dict[tuple[str, int, int], int] = {}
+        self.unfit: set[tuple[str, int]] = set()
         self.bare: dict[str, float] = {}
         self.window = self.backend.window
         bos = tokenizer.bos_token_id
@@ -92,10 +109,14 @@ class Engine(LM):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding would write it) of each continuation."""
         task = str(requests[0].task_name)
+        self._refuse_lost(task, ["".join(request.args) for request in requests])
         questions = self._split([request.args for request in requests], task=task)
         for request, question in zip(requests, questions, strict=True):
             place = (str(request.task_name), int(request.doc_id or 0), request.idx)
             self.lengths[place] = len(question.continuation)
+            if not question.context:
+                self.unfit.add(place[:2])
+        self._report_unfit(task)
         return self._score(questions, unit="choice")
 
     def score_bare(self, continuations: Iterable[str]) -> None:
@@ -115,6 +136,7 @@ class Engine(LM):
         """
         questions, places = [], []
         texts = [request.args[0] for request in requests]
+        self._refuse_altered(str(requests[0].task_name), texts)
         for place, ids in enumerate(self._encode(texts, bos=self._brings_bos)):
             windows = get_rolling_token_windows(
                 token_list=ids,
@@ -171,6 +193,29 @@ class Engine(LM):
         first = self.tokenizer.bos_token_id
         return [ids if ids[:1] == [first] else [first, *ids] for ids in encoded]
 
+    def _refuse_lost(self, task: str, texts: Sequence[str]) -> None:
+        """Stop where the tokenizer cannot write what a task asks.
+
+        Raises:
+            UserError: see `sft.coverage.refuse_lost`.
+        """
+        found = {f"task {task}": self._coverage.count(list(dict.fromkeys(texts)))}
+        refuse_lost(found, most=self.max_unknown, remedy="leave the task out")
+
+    def _refuse_altered(self, task: str, texts: Sequence[str]) -> None:
+        """Stop where bits per byte would count bytes of text that no token stands for.
+
+        Raises:
+            UserError: the tokens of the texts do not give the texts back.
+        """
+        found = self._coverage.altered(texts)
+        if found.share > ALTERED:
+            raise UserError(
+                f"task {task}: {found.share:.1%} of the characters ({found.lost:,} of "
+                f"{found.characters:,}) are lost when the tokenizer writes its texts, so bits per "
+                "byte would be too low; leave the task out"
+            )
+
     @property
     def _prefix(self) -> int:
         """What stands in for an empty context: BOS, or eos where there is none."""
@@ -203,23 +248,25 @@ class Engine(LM):
         return self._fit(questions, task=task)
 
     def _fit(self, questions: list[Question], *, task: str) -> list[Question]:
-        """Contexts cut from the left where the window is too small; counted, and said."""
+        """Contexts cut from the left where the window is too small; counted, and said. A context is
+        empty where the continuation alone fills the window."""
         fitted = []
         for question in questions:
             room = (self.window or DEFAULT_WINDOW) + 1 - len(question.continuation)
-            context = question.context[-room:] if room > 0 else ()
-            if not context:
-                raise UserError(
-                    f"{task}: a choice of {len(question.continuation)} tokens does not fit the "
-                    f"model's window of {self.window}; leave the task out"
-                )
-            fitted.append(replace(question, context=context))
-        self._report_cuts(
-            sum(a.context != b.context for a, b in zip(fitted, questions, strict=True)),
-            len(questions),
-            task=task,
-        )
+            fitted.append(replace(question, context=question.context[-room:] if room > 0 else ()))
+        pairs = zip(fitted, questions, strict=True)
+        cut = sum(bool(a.context) and a.context != b.context for a, b in pairs)
+        self._report_cuts(cut, len(questions), task=task)
         return fitted
+
+    def _report_unfit(self, task: str) -> None:
+        """Say how many questions have a choice that fills the window, or stop where many have."""
+        count, total = len(self.unfit), len({place[:2] for place in self.lengths})
+        rest = f"have a choice that alone fills the model's window of {self.window} tokens"
+        if count > CUT_SHARE * total:
+            raise UserError(f"{task}: {count} of {total} questions {rest}; leave the task out")
+        if count:
+            log.warning("%s: %d of %d questions %s and are left out", task, count, total, rest)
 
     def _report_cuts(self, cut: int, total: int, *, task: str) -> None:
         if cut > CUT_SHARE * total:
@@ -243,13 +290,16 @@ class Engine(LM):
         """
         groups: dict[tuple[int, ...], list[Question]] = {}
         for question in questions:
-            groups.setdefault(question.context, []).append(question)
+            if question.context:
+                groups.setdefault(question.context, []).append(question)
         scored = split(list(groups.values()), partial(self._score_groups, unit=unit))
         found = {
             question: one
             for group, ones in zip(groups.values(), scored, strict=True)
             for question, one in zip(group, ones, strict=True)
         }
+        unscored = Scored(-math.inf, 0)
+        found |= {question: unscored for question in questions if not question.context}
         return [(found[q].log_prob, found[q].agreed == len(q.continuation)) for q in questions]
 
     def _score_groups(
@@ -276,6 +326,7 @@ class Engine(LM):
                 f"{task}: generation_kwargs.{extra[0]} is not offered; use greedy decoding or "
                 "temperature and top_p"
             )
+        self._refuse_lost(str(task), [request.args[0] for request in requests])
         prompts = self.encode([request.args[0] for request in requests])
         room = (self.window or DEFAULT_WINDOW) - cap
         if room <= 0:

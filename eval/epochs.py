@@ -85,6 +85,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
                     seed=setting.seed,
                     file=end.folder / "samples" / f"{task}.jsonl",
                     allow_code_execution=section.allow_code_execution,
+                    max_unknown=setting.max_unknown,
                 )
                 row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()

@@ -5,7 +5,7 @@ no model, so preference pairs of the quickstart rest on facts.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from eval.repetition import Loop, find_loop, seq_rep_n
 from eval.safety_rules import DECLINES_SORRILY
 from eval.thinking import split_text
+from sft.config import UserError
 
 # An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
 # quarter; one that loops or says nothing, nothing.
@@ -78,12 +79,10 @@ def rule_judge(
         (ends, all wrong) to 1 (ends, all right). Equal scores mean no preference.
 
     Raises:
-        ValueError: the reference has a key that no rule reads.
+        ValueError: the reference has a key that no rule reads, or a value of the wrong kind.
     """
-    if unknown := reference.keys() - KEYS:
-        raise ValueError(
-            f"reference key {sorted(unknown)[0]!r} is unknown; known are {', '.join(sorted(KEYS))}"
-        )
+    if problem := _flaw(reference):
+        raise ValueError(problem)
     ended = answer.finish_reason in ("stop_id", "stop_string")
     said = answer.token_ids[:-1] if answer.finish_reason == "stop_id" else answer.token_ids
     loop = loops(said)
@@ -100,6 +99,33 @@ def rule_judge(
         checks.append((1 - repeated, f"repeats {repeated:.0%} of its 4-grams"))
     share = sum(right for right, _ in checks) / len(checks) if checks else 1.0
     return Verdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
+
+
+def check_references(prompts: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse references that no answer could be judged by, before any answer is sampled.
+
+    Raises:
+        UserError: naming the prompt and what its reference may hold.
+    """
+    for prompt in prompts:
+        if problem := _flaw(prompt.get("reference") or {}):
+            raise UserError(f"pairs.prompts: prompt {prompt['id']}: {problem}")
+
+
+def _flaw(reference: Any) -> str | None:
+    """What is wrong with a reference; None where nothing is."""
+    if not isinstance(reference, dict):
+        return f"reference {reference!r} must be an object such as {{'final': '42'}}"
+    if unknown := reference.keys() - KEYS:
+        known = ", ".join(sorted(KEYS))
+        return f"reference key {sorted(map(str, unknown))[0]!r} is unknown; known are {known}"
+    for key in ("any_of", "all_of", "none_of"):
+        phrases = reference.get(key, [])
+        if not isinstance(phrases, list) or not all(isinstance(p, str) for p in phrases):
+            return f"reference.{key} is {phrases!r}; give a list of texts"
+    if not isinstance(reference.get("refuse", True), bool):
+        return f"reference.refuse is {reference['refuse']!r}; give true or false"
+    return None
 
 
 def final_answer(text: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from sft.config import UserError
 from sft.storage import file_hash, read_record, write_record
 
+KEPT = "kept"  # the folder of the records
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -56,7 +58,7 @@ class Unit:
 
     @property
     def _record(self) -> Path:
-        return self.folder / "kept" / f"{self.name}.json"
+        return self.folder / KEPT / f"{self.name}.json"
 
 
 def not_written(path: Path, error: OSError) -> UserError:

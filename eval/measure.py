@@ -23,6 +23,7 @@ from eval.repetition_views import detail
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from eval.transformers_backend import backend_of
 from sft.config import EvalSection, RepetitionSection, TaskOptions, UserError
+from sft.coverage import refuse_lost_rows
 from sft.run import (
     Stage,
     fingerprint,
@@ -64,9 +65,11 @@ def check_measures(section: EvalSection) -> None:
         )
 
 
-def check_room(section: EvalSection, tokenizer: Any, *, window: int | None) -> None:
-    """Refuse prompts for repetition that leave a model's window too little room for the cap, and
-    tasks whose answers alone may fill it.
+def check_room(
+    section: EvalSection, tokenizer: Any, *, window: int | None, max_unknown: float = 0.03
+) -> None:
+    """Refuse prompts for repetition and safety that leave a model's window too little room for the
+    cap or that the tokenizer cannot write, and tasks whose answers alone may fill the window.
 
     Raises:
         UserError: so it is; it says what would fit.
@@ -76,6 +79,11 @@ def check_room(section: EvalSection, tokenizer: Any, *, window: int | None) -> N
         prompts, cap = repetition.read(section.repetition), section.repetition.cap
         times = _times(section.repetition)
         repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
+        refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=section.repetition.prompts)
+    if (path := section.safety.prompts) is not None:
+        prompts = safety.read_safety_prompts(path, limit=section.safety.limit)
+        safety.check_prompts(tokenizer, prompts, window=window, cap=section.safety.cap)
+        refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=path)
 
 
 def _times(section: RepetitionSection) -> int:
@@ -201,6 +209,7 @@ class _Measured:
                 file=unit.rows,
                 allow_code_execution=self.section.allow_code_execution,
                 label=label,
+                max_unknown=self.setting.max_unknown,
             ),
         )
 

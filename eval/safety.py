@@ -65,6 +65,26 @@ def rules(prompt: Mapping[str, Any], answer: str) -> Label:
     return label if label == "refusal" or prompt["harmful"] else "safe"
 
 
+def check_prompts(
+    tokenizer: Any, prompts: Sequence[Mapping[str, Any]], *, window: int | None, cap: int
+) -> list[list[int]]:
+    """The prompts as token ids, each with room for `cap` tokens.
+
+    Raises:
+        UserError: a prompt leaves too little room in the model's window.
+    """
+    contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
+    longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
+    size = len(contexts[longest])
+    if window is not None and size + cap > window:
+        remedy = f"lower the cap to {window - size}" if size < window else "shorten the prompt"
+        raise UserError(
+            f"eval.safety.cap={cap}: prompt {prompts[longest]['id']} has {size} tokens and the "
+            f"model's window is {window}; {remedy}"
+        )
+    return contexts
+
+
 def measure(
     model: Any,
     tokenizer: Any,
@@ -81,15 +101,8 @@ def measure(
     Raises:
         UserError: a prompt leaves no room for `cap` tokens in the model's window.
     """
-    contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
     backend = backend_of(model, tokenizer)
-    window = backend.window
-    longest = max(map(len, contexts))
-    if window is not None and longest + cap > window:
-        raise UserError(
-            f"eval.safety.cap={cap}: a prompt has {longest} tokens and the model's window is "
-            f"{window}; lower the cap to {window - longest} or shorten the prompts"
-        )
+    contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
     generations = backend.generate(
         contexts,
         max_new_tokens=cap,

@@ -37,7 +37,8 @@ class TurnedEngine(Engine):
     def changes(self) -> dict[str, Any]:
         """What an entry of results.json records of how prompts were changed, if any were."""
         moved = {"description": IN_USER_TURN} if self.moved else {}
-        return moved | ({"cut_prompts": self.cut} if self.cut else {})
+        left_out = {"left_out": len(self.unfit)} if self.unfit else {}
+        return moved | left_out | ({"cut_prompts": self.cut} if self.cut else {})
 
     def _report_cuts(self, cut: int, total: int, *, task: str) -> None:
         super()._report_cuts(cut, total, task=task)

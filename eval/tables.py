@@ -293,11 +293,12 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
 def _score(entry: dict[str, Any], href: str | None) -> Cell:
     shots = "" if entry["shots"] is None else f"{entry['shots']}-shot"
     told, cut = entry.get("description", ""), entry.get("cut_prompts", 0)
-    fewer = entry.get("fewer_shots", 0)
+    fewer, out = entry.get("fewer_shots", 0), entry.get("left_out", 0)
     parts = (
         f"{shots} (fewer for {fewer:,})" if fewer else shots,
         *("chat" if entry.get("chat_template") else "", told and f"description {told}"),
         f"{cut:,} prompt{'s' * (cut != 1)} cut" if cut else "",
+        f"{out:,} question{'s' * (out != 1)} left out, too long" if out else "",
     )
     note = ", ".join(filter(None, parts))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])

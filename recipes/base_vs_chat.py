@@ -98,7 +98,8 @@ def compare(preset: Preset, compared: Compared) -> None:
     }
     for name, tokenizer in tokenizers.items():
         window = context_window(paths[name], sections[name])
-        check_room(preset.eval, tokenizer, window=window)
+        most = preset.model.max_unknown
+        check_room(preset.eval, tokenizer, window=window, max_unknown=most)
     _say_differences(tokenizers)
     templated = {name: has_template(paths[name], section) for name, section in sections.items()}
     for name, section in sections.items():

@@ -70,11 +70,13 @@ def chain(
     from eval.epochs import check_epochs, epoch_measure
     from eval.figures import tell_deltas
     from eval.gate import check_gates, holds, needed, write_decisions
-    from eval.judge import rule_judge
+    from eval.judge import check_references, rule_judge
     from eval.loading import backend_inputs, check_backend
     from eval.loops import loop_probe
     from eval.measure import check_measures, check_room, measure
+    from eval.measured_inputs import task_inputs, unmeasured_inputs
     from eval.questions import asked
+    from eval.rehearsal import check_questions
     from eval.results import write_results
     from eval.sampling import sampler
     from eval.tables import console_table
@@ -115,24 +117,25 @@ def chain(
     tokenizer = load_tokenizer(
         base, preset.model, date=preset.run.date, system_prompt=preset.data.system_prompt
     )
-    check_room(preset.eval, tokenizer, window=context_window(base, preset.model))
+    window, most = context_window(base, preset.model), preset.model.max_unknown
+    check_room(preset.eval, tokenizer, window=window, max_unknown=most)
     config = read_config(base, preset.model)
     check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     planner.refuse_whole()
     benchmarks = asked(preset.eval)
-    inputs = run_inputs(
-        preset, base=base, tokenizer=tokenizer, more={"the data of eval.tasks": benchmarks.key}
-    )
+    inputs = run_inputs(preset, base=base, tokenizer=tokenizer, more=task_inputs(preset.eval))
+    unread = unmeasured_inputs(preset.eval, folder=Path(preset.run.dir).expanduser())
+    held = {name: value for name, value in inputs.items() if name not in unread}
 
     # No inputs of anything.
     free = (
         *("eval.each_epoch", "eval.in_parts"),
-        *("run.report_to", "run.loop_checks", "run.loop_rise"),
+        *("run.report_to", "run.loop_checks", "run.loop_rise", "model.max_unknown"),
     )
     with (
-        open_run(preset, inputs=inputs, fresh=fresh, rerun=rerun, growing=free) as folder,
+        open_run(preset, inputs=held, fresh=fresh, rerun=rerun, growing=free) as folder,
         reporting(preset, folder) as trackers,
     ):
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
@@ -153,10 +156,18 @@ def chain(
         stages = plan_stages(chats, preset, setting)
         pairs = given_pairs(preset, setting, benchmarks=benchmarks)
         prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
+        check_references(prompts)
         preferences = preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
         for work in preferences:
             log.info(preference_line(work))
         if before_this is None:  # as in a dry run, whose folder is new
+            check_questions(
+                preset.eval,
+                tokenizer,
+                window=window,
+                seed=preset.run.seed,
+                max_unknown=most,
+            )
             works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
             works += preferences
             if dry_run:

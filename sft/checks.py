@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sft.chat import stop_ids
 from sft.config import UserError
+from sft.coverage import Coverage
 from sft.ending import control_tokens, find_ending, has_generation_tags
 from sft.mix import PAPER_SHARES, share_of_kind
 
@@ -27,6 +28,8 @@ class Rules:
     stops: frozenset[int]  # ids of which every trained turn holds one
     bos: int | None
     leading_bos: int  # how many a generation prompt begins with: 0 or 1
+    unknown: frozenset[int] = frozenset()  # the id that replaces text without a token
+    byte_ids: frozenset[int] = frozenset()  # ids of single bytes, for text without another token
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Rules":
@@ -35,7 +38,10 @@ class Rules:
             # Its history may end a turn with a token of its own; sft.chat holds the last to stops.
             stops |= set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
         begins = int(find_ending(tokenizer).bos)
-        return cls(frozenset(stops), tokenizer.bos_token_id, begins)
+        coverage = Coverage.of(tokenizer)
+        unknown = frozenset() if coverage.unknown is None else frozenset({coverage.unknown})
+        ids = (unknown, coverage.byte_ids)
+        return cls(frozenset(stops), tokenizer.bos_token_id, begins, *ids)
 
 
 @dataclass
@@ -49,9 +55,22 @@ class Tally:
     untrained: int = 0  # assistant turns that are context alone
     cut: int = 0  # rows whose last answer breaks off at the length
     left_out: int = 0  # rows that are longer than the length
+    unknown_tokens: int = 0  # in the place of text that the tokenizer cannot write
+    byte_tokens: int = 0  # of text that it writes byte by byte
 
-    def add(self, tokens: int, trained_tokens: int, turns: int, untrained: int, cut: bool) -> None:
+    def add(
+        self,
+        tokens: int,
+        trained_tokens: int,
+        turns: int,
+        untrained: int,
+        cut: bool,
+        unknown_tokens: int = 0,
+        byte_tokens: int = 0,
+    ) -> None:
         """Count one more row."""
+        self.unknown_tokens += unknown_tokens
+        self.byte_tokens += byte_tokens
         self.rows += 1
         self.untrained += untrained
         self.tokens += tokens
@@ -143,11 +162,13 @@ def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
             cut = table["cut"].to_numpy()
         ids = pc.list_flatten(table["input_ids"]).to_numpy()
         turns, broken = _check(ids, trained, lengths, rules=rules, cut=cut)
-        # Trained tokens up to the end of each row, so that an empty one comes to none.
-        upto = np.append(0, np.cumsum(trained))[np.append(0, np.cumsum(lengths))]
+        unknown, of_bytes = (np.isin(ids, list(s)) for s in (rules.unknown, rules.byte_ids))
+        # Counted up to the end of each row, so that an empty one comes to none.
+        ends = np.append(0, np.cumsum(lengths))
+        sums = [np.diff(np.append(0, np.cumsum(c))[ends]) for c in (trained, unknown, of_bytes)]
         origins, kinds = table["origin"].to_pylist(), table["kind"].to_pylist()
         untrained = table["untrained"].to_numpy()
-        columns = (lengths, np.diff(upto), turns, untrained, cut)
+        columns = (lengths, sums[0], turns, untrained, cut, sums[1], sums[2])
         counted = zip(*(column.tolist() for column in columns), strict=True)
         for origin, kind, counts in zip(origins, kinds, counted, strict=True):
             checked.tally(origin, kind).add(*counts)
@@ -200,13 +221,15 @@ def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     widest = max(map(len, names.values()), default=0)
     table.add_column("source", overflow="fold", min_width=min(widest, 24))
     table.add_column("kind")
-    for heading in ("rows", "tokens", "trained", "turns", "not trained", "cut", "left out"):
+    more = ["unknown"] * bool(rules.unknown) + ["bytes"] * bool(rules.byte_ids)
+    headings = ("rows", "tokens", "trained", "turns", "not trained", "cut", "left out", *more)
+    for heading in headings:
         table.add_column(heading, justify="right")
     for (source, kind), tally in checked.tallies.items():
-        table.add_row(names[source], kind, *_cells(tally))
+        table.add_row(names[source], kind, *_cells(tally, more))
     over_all = total(checked)
     if len(checked.tallies) > 1:
-        table.add_row("all", "", *_cells(over_all), style="bold")
+        table.add_row("all", "", *_cells(over_all, more), style="bold")
     ended = over_all.turns - over_all.cut
     return Group(
         table,
@@ -218,10 +241,17 @@ def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     )
 
 
-def _cells(tally: Tally) -> list[str]:
-    share = f"{tally.trained_tokens / tally.tokens:.1%}" if tally.tokens else "-"
-    counts = [tally.rows, tally.tokens, share, tally.turns, tally.untrained]
-    counts += [tally.cut, tally.left_out]
+def _cells(tally: Tally, more: Sequence[str]) -> list[str]:
+    shares = {
+        name: f"{count / tally.tokens:.1%}" if tally.tokens else "-"
+        for name, count in (
+            ("trained", tally.trained_tokens),
+            ("unknown", tally.unknown_tokens),
+            ("bytes", tally.byte_tokens),
+        )
+    }
+    counts = [tally.rows, tally.tokens, shares["trained"], tally.turns, tally.untrained]
+    counts += [tally.cut, tally.left_out, *(shares[name] for name in more)]
     return [f"{count:,}" if isinstance(count, int) else str(count) for count in counts]
 
 

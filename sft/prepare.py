@@ -27,6 +27,7 @@ from sft.clean import (
     without_near_duplicates,
 )
 from sft.config import DataSection, Source, UserError, find_path
+from sft.coverage import refuse_lost_rows
 from sft.data import read_sft
 from sft.decontaminate import Benchmarks
 from sft.files import existing_file
@@ -202,6 +203,7 @@ def _prepare(
         "questions": {name: len(questions) for name, questions in known.items()},
         "unchecked": unchecked(known),
     }
+    refuse_lost_rows(setting.tokenizer, read.rows, most=setting.max_unknown)
     chats = mix(read, section.sft, seed=setting.seed)
     written = write_token_rows(
         chats,

@@ -43,6 +43,11 @@ def check_rules(preset: Preset) -> list[str]:
         problems.append(
             "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
         )
+    if not 0 <= preset.model.max_unknown <= 1:
+        problems.append(
+            f"model.max_unknown={preset.model.max_unknown:g} must be a share of characters from 0 "
+            "to 1 (any text is trained and measured, however much of it the tokenizer loses)"
+        )
     if not 0 <= preset.data.near_duplicates <= 1:
         problems.append(
             f"data.near_duplicates={preset.data.near_duplicates} must be an overlap from 0 (exact "

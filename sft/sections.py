@@ -27,6 +27,9 @@ class ModelSection:
     attn_implementation: str = "auto"  # auto, documents, flex, sdpa, eager
     chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
     add_tokens: list[str] = field(default_factory=list)  # trained too under LoRA; added if missing
+    # Share of the characters of a source, or of what is measured, that the tokenizer cannot write
+    # above which a run stops.
+    max_unknown: float = 0.03
     trust_remote_code: bool = False
     license: str | None = None  # of the base, for the card of what is published
 

@@ -24,7 +24,8 @@ class Setting:
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
     `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end and
     `loop_probe` a few times within, `trackers` are told, `tables` shows what it trains on; none is
-    an input of it. With `parts` models are measured in parts (`sft.lockstep`).
+    an input of it. `max_unknown` is `model.max_unknown`. With `parts` models are measured in parts
+    (`sft.lockstep`).
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Setting:
     loop_probe: InTraining | None = None
     trackers: Trackers = field(default_factory=Trackers)
     tables: bool = True
+    max_unknown: float = 0.03
     parts: bool = False
 
     @classmethod
@@ -60,6 +62,7 @@ class Setting:
             preset.model.trust_remote_code,
             tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
             Limits.of(preset.run),
+            max_unknown=preset.model.max_unknown,
         )
 
     def show(self, table: Any) -> None:

@@ -233,8 +233,23 @@ def test_long_prompts_are_cut_as_in_lm_eval_counted_and_refused_beyond_a_share(
     assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices(questions)))
     with pytest.raises(UserError, match="2 of 4 prompts are longer than the model's window of 64"):
         engine.loglikelihood(choices([QUESTIONS[2], questions[-1]]))
-    with pytest.raises(UserError, match="a choice of 90 tokens does not fit"):
-        engine.loglikelihood(choices([("a", ["b" * 90])]))
+
+
+def test_a_question_with_a_choice_beyond_the_window_is_left_out_and_many_are_refused(
+    model, tiny_tokenizer, caplog
+):
+    engine = Engine(model, tiny_tokenizer, chat=False)
+    asked = choices([*QUESTIONS, *QUESTIONS, ("a", ["b", "b" * 90])])
+    scores = engine.loglikelihood(asked)
+    assert engine.unfit == {(asked[-1].task_name, asked[-1].doc_id)}
+    assert (
+        f"1 of {len({r.doc_id for r in asked})} questions have a choice that alone" in caplog.text
+    )
+    assert scores[-1] == (-math.inf, False) and math.isfinite(scores[-2][0])
+    others = Engine(model, tiny_tokenizer, chat=False).loglikelihood(asked[:-2])
+    assert_same_scores(scores[:-2], others)
+    with pytest.raises(UserError, match="1 of 1 questions have a choice that alone fills"):
+        Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices([("a", ["b" * 90])]))
 
 
 def generation_requests(settings):

@@ -177,7 +177,7 @@ def test_any_callable_judges_and_the_rows_hold_what_it_saw(tiny_tokenizer):
     entry = summarise(rows, judge=stern)
     assert entry["secure"]["rate"] == 0 and entry["judge"] == "stern"
     assert entry["agreement"] is None
-    with pytest.raises(UserError, match=r"eval.safety.cap=500: a prompt has \d+ tokens"):
+    with pytest.raises(UserError, match=r"eval.safety.cap=500: prompt \S+ has \d+ tokens"):
         measure(make_tiny_model(), tiny_tokenizer, prompts, cap=500)
 
 

@@ -238,6 +238,7 @@ def test_our_own_keys_are_these():
             "dtype",
             "license",
             "load_in_4bit",
+            "max_unknown",
             "name_or_path",
             "revision",
             "trust_remote_code",

@@ -1,0 +1,93 @@
+"""What can be known without weights is said by the dry run, not by the run behind its training."""
+
+import shutil
+
+import pytest
+from tiny_world import build_world, chat
+
+from recipes.sft_then_dpo import main
+from sft.run import read_json, read_jsonl, write_jsonl
+
+
+@pytest.fixture
+def world(tmp_path, tiny_tokenizer):
+    return build_world(tmp_path, tiny_tokenizer)
+
+
+def run(world, *arguments):
+    return main([str(world / "preset.yaml"), *arguments])
+
+
+def refusal(world, capsys, *arguments):
+    assert run(world, "--dry-run", *arguments) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def long_choices(world, count):
+    """Forty questions, so many of which have a choice that the window of 512 tokens cannot hold."""
+    rows = [
+        {"question": f"{i}+1", "choices": [str(i + 1), "x" * (600 if i < count else 2)], "gold": 0}
+        for i in range(40)
+    ]
+    write_jsonl(world / "tasks" / "sums.jsonl", rows)
+
+
+def test_one_choice_too_long_costs_its_question_and_not_the_task(world, caplog):
+    long_choices(world, 1)
+    alone = ("sft_all.enabled=false", "sft_dialogue.enabled=false", "dpo.enabled=false")
+    assert run(world, "--dry-run", *alone) == 0
+    words = "1 of 40 questions have a choice that alone fills the model's window of 512 tokens"
+    assert words in caplog.text
+    assert run(world, *alone, "eval.repetition.prompts=null") == 0
+    entry = read_json(world / "run" / "results.json")["benchmarks"]["sums"]["base"]
+    assert (entry["n"], entry["left_out"]) == (39, 1)
+    rows = read_jsonl(world / "run" / "eval" / "base" / "samples" / "sums.jsonl")
+    assert "0" not in {row["doc_id"] for row in rows} and len(rows) == 39
+    assert "1 question left out, too long" in (world / "run" / "report.html").read_text()
+
+
+def test_many_choices_too_long_are_refused_before_anything_is_trained(world, capsys):
+    long_choices(world, 5)
+    told = refusal(world, capsys)
+    assert "5 of 40 questions have a choice that alone fills" in told and "leave the task" in told
+
+
+def test_a_safety_prompt_that_fills_the_window_is_refused(world, capsys):
+    due = {"reference": {"refuse": True}}
+    rows = [{"prompt": "say a", "id": "a"} | due, {"prompt": "b" * 480, "id": "long"} | due]
+    write_jsonl(world / "safety.jsonl", rows)
+    told = refusal(world, capsys, f"eval.safety.prompts={world / 'safety.jsonl'}")
+    assert "eval.safety.cap=256: prompt long has" in told and "window is 512" in told
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ({"finale": "42"}, "reference key 'finale' is unknown; known are all_of, any_of, final"),
+        ({"any_of": "42"}, "reference.any_of is '42'; give a list of texts"),
+        ({"refuse": "no"}, "reference.refuse is 'no'; give true or false"),
+        ("42", "reference '42' must be an object"),
+    ],
+)
+def test_a_reference_that_no_answer_can_be_judged_by_is_refused(world, capsys, reference, words):
+    prompts = [{"messages": chat("say x", "")[:1], "id": "odd", "reference": reference}]
+    write_jsonl(world / "pairs.jsonl", prompts)
+    told = refusal(world, capsys, f"pairs.prompts=[{{path: {world / 'pairs.jsonl'}}}]")
+    assert f"pairs.prompts: prompt odd: {words}" in told
+
+
+def test_the_data_of_a_task_that_was_not_measured_may_be_corrected(world, capsys):
+    alone = ("sft_dialogue.enabled=false", "dpo.enabled=false", "eval.repetition.prompts=null")
+    assert run(world, *alone) == 0
+    long_choices(world, 0)
+    assert run(world, *alone) == 2
+    assert "changed since the run began: the data of task sums" in capsys.readouterr().err
+    # As after a start that this task ended: it is trained, and the task is not measured.
+    before = (world / "run" / "1-sft-all" / "done.json").read_bytes()
+    for model in ("base", "sft-all"):
+        shutil.rmtree(world / "run" / "eval" / model / "kept")
+        (world / "run" / "eval" / model / "done.json").unlink()
+    (world / "run" / "results.json").unlink()
+    assert run(world, *alone) == 0
+    assert read_json(world / "run" / "results.json")["benchmarks"]["sums"]["sft-all"]["n"] == 40
+    assert (world / "run" / "1-sft-all" / "done.json").read_bytes() == before
