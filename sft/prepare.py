@@ -99,6 +99,7 @@ def prepare_chats(
                     section.on_error,
                     section.near_duplicates,
                     section.turns,
+                    SCHEMA.names,
                     split_at,
                     setting.seed,
                 ]

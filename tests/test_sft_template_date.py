@@ -23,7 +23,9 @@ QUESTION = [{"role": "user", "content": "hi"}]
 ANSWERED = [*QUESTION, {"role": "assistant", "content": "yo"}]
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
 DATED = (
-    "{{- '<|im_start|>system\\nToday is ' + strftime_now('%d %b %Y') + '<|im_end|>\\n' }}\n"
+    "{%- if messages[0].role != 'system' -%}"
+    "{{- '<|im_start|>system\\nToday is ' + strftime_now('%d %b %Y') + '<|im_end|>\\n' }}"
+    "{%- endif -%}\n"
     "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
@@ -176,6 +178,8 @@ def test_a_run_is_trained_measured_exported_and_compared_on_its_own_date(tmp_pat
     assert "05 Jan 2020" in modelfile
     assert modelfile.startswith("# The chat template writes the date") and "2020-01-05" in modelfile
     assert "wrote 2020-01-05 (run.date)" in (to / "README.md").read_text()
+    where = "where a chat has no system turn, the template and the Modelfile write"
+    assert f"{where} 'Today is 05 Jan 2020'" in (to / "README.md").read_text()
     published = AutoTokenizer.from_pretrained(to)
     assert written(encode_prompt(published, QUESTION)) == datetime.now().strftime("%d %b %Y")
 
