@@ -335,7 +335,7 @@ def preset(tmp_path, tiny_tokenizer):
         "sft_all": stage | {"num_train_epochs": 1},
         "sft_dialogue": {"enabled": False},
         "dpo": stage,
-        "eval": {"repetition": {"prompts": str(tmp_path / "rows.jsonl"), "cap": 32}},
+        "eval": {"repetition": {"prompts": str(tmp_path / "rows.jsonl"), "cap": 64}},
     }
     (tmp_path / "preset.yaml").write_text(yaml.safe_dump(content))
     return str(tmp_path / "preset.yaml")
