@@ -1,19 +1,21 @@
-"""The model card of an export: results, how it was made, from what, under which licences.
+"""The model card of an export: results, how it was made, from what, under which licenses.
 
 Everything in it is read from the run: preset.yaml, results.json, data/, run.json.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from eval.tables import md, md_table, results_tables
 from eval.wording import headline
 from sft.config import DpoStage, Preset, SftStage, Source, find_path
-from sft.run import read_json, set_aside, stage_facts
+from sft.run import STAGE_FOLDERS, read_json, read_jsonl, set_aside, stage_facts
 from sft.sections import how_trained
 
 UNSTATED = "not stated"
@@ -33,12 +35,11 @@ def model_card(
     """
     results = read_json(run / "results.json")
     metadata = _metadata(preset, trained=stage_facts(run), last=model)
+    base = preset.model.base_model or public_name(preset.model.name_or_path)
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
     lines += [f"# {md(name)}", ""]
     how = how_trained(asdict(preset.lora), asdict(preset.model)) + ", merged" * bool(preset.lora.r)
-    lines += [
-        f"{md(preset.model.name_or_path)}, trained ({how}) with truing; the model after {model}."
-    ]
+    lines += [f"{md(base)}, trained ({how}) with truing; the model after {model}."]
     lines += ["", "## Use", "", "In this folder:", "", *use]
     lines += ["", "## Checked", "", *(f"- {md(line)}" for line in checked)]
     lines += ["", "## Results", ""]
@@ -47,7 +48,7 @@ def model_card(
     else:
         lines += [md(_uncompared(results, model))]
     lines += ["", "## How it was made", "", *_stages(run, preset, last=model)]
-    lines += ["", "## Data and licences", "", *_licences(run, preset, dpo=model == "dpo")]
+    lines += ["", "## Data and licenses", "", *_licences(run, preset, last=model)]
     return "\n".join(lines) + "\n"
 
 
@@ -68,7 +69,7 @@ def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str,
     facts = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": _hub_id(preset.model.name_or_path),
+        "base_model": preset.model.base_model or _hub_id(preset.model.name_or_path),
         "datasets": [s.path for s in sources if _hub_id(s.path)],
         "license": preset.model.license,
         "tags": ["truing", *["sft"] * sft, *["dpo"] * (last == "dpo")],
@@ -78,6 +79,14 @@ def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str,
 
 def _hub_id(path: str) -> str | None:
     return None if find_path(path) or path.count("/") != 1 else path
+
+
+def _epochs(run: Path, stage: str, options: Mapping[str, Any]) -> float:
+    """The epochs that a stage was trained for; under `max_steps` those that its log ends with."""
+    log = read_jsonl(run / STAGE_FOLDERS[stage] / "log.jsonl")
+    epochs = [row["epoch"] for row in log if "epoch" in row]
+    under_steps = options.get("max_steps", -1) > 0
+    return epochs[-1] if under_steps and epochs else options["num_train_epochs"]
 
 
 def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
@@ -97,7 +106,7 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
             [
                 name,
                 f"{options['learning_rate']:g}",
-                f"{options['num_train_epochs']:g}" if options.get("max_steps", -1) <= 0 else "",
+                f"{_epochs(run, name, options):.3g}",
                 f"{done['steps']:,}",
                 f"{done['tokens']:,}",
                 f"{done['loss_first']:.3f} \u2192 {done['loss_last']:.3f}",
@@ -111,34 +120,69 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
         *md_table(head, rows),
         "",
         md(f"Seed {preset.run.seed}, {made.get('device', 'device not recorded')}; {versions}."),
-        "The preset that repeats it is `preset.yaml`, beside this card.",
+        "The preset that repeats it is `preset.yaml` in this folder.",
     ]
 
 
-def _licences(run: Path, preset: Preset, *, dpo: bool) -> list[str]:
-    kept: dict[tuple[str, str], int] = {}
-    for use, file in (("chats", "data"), ("preferences", "preference")):
-        counted = read_json(run / "data" / f"{file}.json") or {}
-        kept |= {(use, entry["source"]): entry["kept"] for entry in counted.get("sources", [])}
-    commit = f" at revision {preset.model.revision}" if preset.model.revision else ""
-    rows = [["base", preset.model.name_or_path + commit, preset.model.license or UNSTATED, ""]]
-    given = preset.data.preference
+def _licences(run: Path, preset: Preset, *, last: str) -> list[str]:
+    """A row for each source: its license, and how many of its rows each stage trained on."""
+    model = preset.model
+    commit = f" at revision {model.revision}" if model.revision else ""
+    base = (model.base_model or public_name(model.name_or_path)) + commit
+    rows = [["base", base, model.license or UNSTATED, ""]]
+    dpo, given = last == "dpo", preset.data.preference
     uses: tuple[tuple[str, list[Source]], ...] = (
         ("chats", preset.data.sft),
-        ("preferences", preset.data.preference if dpo else []),
+        ("preferences", given if dpo else []),
         ("prompts for its own answers", preset.pairs.prompts if dpo and not given else []),
     )
+    taken = _rows_trained(run, last=last)
     for use, sources in uses:
         for source in sources:
-            read = kept.get((use, source.path))
-            shown = f"{read:,}" if read is not None else ""
-            if read is not None and source.count is not None and source.count < read:
-                shown = f"{source.count:,} of {read:,}"
-            rows.append([use, source.path, source.license or UNSTATED, shown])
-    lines = md_table(["", "source", "licence", "rows taken"], rows)
+            counts = ", ".join(
+                f"{stage} {count:,}"
+                for stage, origins in taken.items()
+                if (stage == "dpo") == (use != "chats") and (count := _count(source, origins))
+            )
+            rows.append([use, public_name(source.path), source.license or UNSTATED, counts])
+    lines = md_table(["", "source", "license", "rows trained by stage"], rows)
     if any(row[2] == UNSTATED for row in rows):
         lines += [
             "",
-            "A licence that is not stated here was not stated in the preset; ask its source.",
+            "A license that is not stated here was not stated in the preset; ask its source.",
         ]
     return lines
+
+
+def public_name(path: str) -> str:
+    """A hub id as it is; of a path on this machine the last part, since a card is published."""
+    return path if _hub_id(path) else Path(path).name
+
+
+def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
+    """How many rows each stage up to `last` trained on, by the place that they were read from."""
+    checked = read_json(run / "data" / "checks.json") or {}
+    names = list(stage_facts(run))
+    trained = {
+        stage: Counter({row["source"]: 0 for row in checked[stage]})
+        for stage in names[: names.index(last) + 1]
+        if stage in checked
+    }
+    for stage, counts in trained.items():
+        for row in checked[stage]:
+            counts[row["source"]] += row["rows"]
+    pairs = run / "data" / "preference" / "rows" / "rows.parquet"
+    if last == "dpo" and pairs.is_file():
+        origins = pq.read_table(pairs, columns=["origin"])["origin"].to_pylist()
+        trained["dpo"] = Counter(origin.rpartition(":")[0] for origin in origins)
+    return trained
+
+
+def _count(source: Source, origins: Mapping[str, int]) -> int:
+    """The rows of a source; their origins name the file as it was found, or the hub's split."""
+    names = {source.path, f"{source.path}[{source.split}]", str(find_path(source.path))}
+    return sum(
+        count
+        for origin, count in origins.items()
+        if origin in names or origin.endswith(f"/{source.path}")
+    )

@@ -315,6 +315,11 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
     )
     for path in files:
         print(f"        {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
+    preset = load_preset(folder / "preset.yaml")
+    sources = [*preset.data.sft, *preset.data.preference, *preset.pairs.prompts]
+    named = [preset.model.name_or_path, *(source.path for source in sources)]
+    if local := [path for path in named if Path(path).expanduser().is_absolute()]:
+        print(f"        preset.yaml names {len(local)} paths of this machine, {local[0]} first")
     if dry_run:
         print("        dry run: nothing was uploaded")
         return

@@ -31,7 +31,8 @@ class ModelSection:
     # above which a run stops.
     max_unknown: float = 0.03
     trust_remote_code: bool = False
-    license: str | None = None  # of the base, for the card of what is published
+    base_model: str | None = None  # hub id of a local base, for the card of what is published
+    license: str | None = None  # of the base, for the same card
 
 
 @dataclass

@@ -13,13 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.gate import write_decisions
-from recipes.base_vs_chat import _model_of
 from recipes.export import find_model, main
 from recipes.sft_then_dpo import main as train
 from sft.chat import encode_prompt
 from sft.config import UserError
 from sft.merge import compare_logits, publish
-from sft.model import load_model
+from sft.model import load_model, resolve_model_path
 from sft.placement import Placement
 from sft.run import read_json, read_jsonl, write_json, write_jsonl
 from sft.template import ensure_template
@@ -40,15 +39,22 @@ def run(tmp_path_factory):
     make_tiny_model().to(torch.bfloat16).save_pretrained(folder / "base")
     tiny_tokenizer.__wrapped__().save_pretrained(folder / "base")
     rows = [{"messages": chat(f"say {c}", c * 3)} for c in "abcdefghijklmnop"]
+    rows.append({"messages": chat("say q", "q" * 99)})  # longer than max_length, so left out
     write_jsonl(folder / "rows.jsonl", rows)
     prompts = [{"id": str(i), "messages": chat(f"say {i}", "")[:1]} for i in range(4)]
     write_jsonl(folder / "prompts.jsonl", prompts)
     preset = {
         "run": {"dir": str(folder / "run")},
-        "model": {"name_or_path": str(folder / "base"), "dtype": "float32", "license": "mit"},
+        "model": {
+            "name_or_path": str(folder / "base"),
+            "dtype": "float32",
+            "base_model": "org/base",
+            "license": "mit",
+        },
         "lora": {"r": 4},
         "data": {"sft": [{"path": str(folder / "rows.jsonl"), "license": "cc-by-4.0"}]},
-        "sft_all": {"learning_rate": 5e-2, "num_train_epochs": 2, "max_length": 64},
+        # 16 chats, 8 a step: four epochs.
+        "sft_all": {"learning_rate": 5e-2, "max_steps": 8, "max_length": 64},
         "sft_dialogue": {"enabled": False},
         "dpo": {"enabled": False},
         "eval": {"repetition": {"prompts": str(folder / "prompts.jsonl"), "cap": 64}},
@@ -95,7 +101,11 @@ def test_the_card_holds_results_licences_and_how_it_was_made(run, tmp_path):
     for words in ("repetition", rate, "cc-by-4.0", "rows.jsonl", "| sft-all |", "0.05", "Seed 0"):
         assert words.replace("-", "\\-") in card.text or words in card.text, words
     assert "published in float32" in card.text
-    assert re.search(r"^\| chats \| .*rows.*jsonl \| cc.*4.*0 \| 16 \|$", card.text, re.MULTILINE)
+    assert card.data.base_model == "org/base"
+    assert re.search(r"^\| sft\\?-all \| 0\.05 \| 4 \| 8 \|", card.text, re.MULTILINE)
+    source = r"^\| chats \| rows\\?\.jsonl \| cc.*4.*0 \| sft\\?-all 16 \|$"
+    assert re.search(source, card.text, re.MULTILINE)
+    assert str(run.parent) not in card.text and "org/base, trained" in card.text
     assert "preference" not in card.text  # what a DPO that was left out would have read
     weights, config = (
         (tmp_path / "out" / n).stat().st_mode for n in ("model.safetensors", "config.json")
@@ -127,7 +137,7 @@ def test_a_model_that_the_gate_set_aside_is_not_handed_on_unless_named(run, tmp_
     decided = [{"stage": "sft-dialogue", "verdict": "set aside", "reason": "worse on sums"}]
     write_json(own / "decisions.json", decided)
     write_json(own / "results.json", read_json(own / "results.json") | {"decisions": decided})
-    assert _model_of(str(own)) == str(own / "1-sft-all" / "model")
+    assert resolve_model_path(str(own)) == str(own / "1-sft-all" / "model")
     assert find_model(own, None)[1] == "sft-all"
     for name, told in (("sft-all", "| sft-all |"), ("sft-dialogue", "aside: worse on sums.")):
         assert main([str(own), "--to", str(tmp_path / name), "--model", name]) == 0

@@ -234,6 +234,7 @@ def test_our_own_keys_are_these():
         "model": [
             "add_tokens",
             "attn_implementation",
+            "base_model",
             "chat_template",
             "dtype",
             "license",
