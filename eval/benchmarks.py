@@ -21,7 +21,7 @@ from eval.answers import cap_answers, end_at_turn
 from eval.backend import Backend
 from eval.delta import clusters_of
 from eval.programs import find_isolation
-from eval.scores import Judged, cluster_key, stored_row
+from eval.scores import Judged, cluster_key, is_template, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
 from eval.system_turn import TurnedEngine
@@ -239,7 +239,8 @@ def _check_offered(tasks: Mapping[str, Task]) -> None:
         if code_tasks.needs_programs(task.config.to_dict()):  # of a group's tasks, too
             code_tasks.check_documents(task)
         cluster = cluster_key(task)
-        if cluster is not None and cluster not in task.features:
+        named = cluster is None or is_template(cluster) or cluster in task.features
+        if not named:
             raise UserError(
                 f"task {name}: metadata.cluster names {cluster!r}, which its documents lack; "
                 f"they have {', '.join(task.features)}"

@@ -16,7 +16,14 @@ from typing import Any
 from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
 from eval.math_answers import grade
-from eval.scores import CHOICE_METRICS, MATH_EQUAL, MUTUAL, choice_values, template_id
+from eval.scores import (
+    CHOICE_METRICS,
+    MATH_EQUAL,
+    MUTUAL,
+    choice_values,
+    cluster_of,
+    template_id,
+)
 from eval.stats import BITS_PER_BYTE
 from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
@@ -291,8 +298,7 @@ def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
     metadata = config.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(doc, dict) or "cluster" not in metadata:
         return None
-    value = doc.get(str(metadata["cluster"]))
-    return None if value is None else str(value)
+    return cluster_of(str(metadata["cluster"]), doc)
 
 
 def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:

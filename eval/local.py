@@ -6,7 +6,8 @@ A task file's `dataset_kwargs` may hold, beside `data_files` (split: file):
 and its `metadata`:
     shots_by: a field; examples are those with the question's own value (MMLU's subject)
     shots: how many examples the question's text itself holds, beside those that are drawn
-    cluster: a field that questions of one passage share
+    cluster: a field, or a template, that questions of one passage, template or subject share;
+        a question without a value there stands alone
 """
 
 from collections import defaultdict

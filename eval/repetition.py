@@ -199,8 +199,9 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results.json entry of one model, from its stored rows alone.
 
     `rate` counts rows that repeat, `truncated` the other rows that had not ended at the cap; both
-    are shares of n. `seq_rep_4` is the mean over answers cut at the cap, without their stop id and
-    without thinking that ended before them.
+    are shares of n. `distinct_loops` counts different loops among those that repeat: many answers
+    may end in one and the same passage. `seq_rep_4` is the mean over answers cut at the cap,
+    without their stop id and without thinking that ended before them.
     """
     n, cap = len(rows), rows[0]["cap"]
     endless = sum(repeats(row) for row in rows)
@@ -209,10 +210,28 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "rate": endless / n,
         "ci": list(wilson(endless, n)),
         "n": n,
+        "distinct_loops": distinct_loops([row for row in rows if repeats(row)]),
         "truncated": (running - endless) / n,
         "cap": cap,
         "seq_rep_4": sum(seq_rep_n(_answer(row, cap=cap)) for row in rows) / n,
     }
+
+
+def distinct_loops(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many different sequences stored rows repeat, wherever in a sequence they enter it."""
+    return len({_smallest_rotation(_unit(row)) for row in rows})
+
+
+def _unit(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """One copy of the loop that a row repeats."""
+    tokens = row["token_ids"][: 2 * row["cap"]]
+    loop = find_loop(tokens, cap=row["cap"])
+    assert loop is not None, "the row repeats"
+    return tuple(tokens[-loop.period :])
+
+
+def _smallest_rotation(unit: tuple[int, ...]) -> tuple[int, ...]:
+    return min(unit[i:] + unit[:i] for i in range(len(unit)))
 
 
 def _answer(row: Mapping[str, Any], *, cap: int) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.registry import register_metric
 from lm_eval.api.task import Task
+from lm_eval.utils import apply_template
 
 from eval import math_answers
 from eval.engine import Engine
@@ -112,12 +113,11 @@ def stored_row(
         UserError: the task has no metric in [0, 1] for each document.
     """
     doc = sample["doc"]
-    cluster = cluster_key(task)
     row = {
         "doc_id": str(sample["doc_id"]),
         "doc_hash": sample["doc_hash"],
         "prompt": sample["arguments"][0][0],
-        "cluster": None if cluster is None else str(doc[cluster]),
+        "cluster": cluster_of(cluster_key(task), doc),
         "filter": sample["filter"],
         "version": judged.version,
         "template": judged.template,
@@ -147,8 +147,22 @@ def stored_row(
 
 
 def cluster_key(task: Task) -> str | None:
-    """The document field that questions of one passage share, where the task's file names it."""
+    """What questions of one passage share: a field of the documents, or a template over them, where
+    the task's file names it."""
     return (task.get_config("metadata") or {}).get("cluster")
+
+
+def is_template(cluster: str) -> bool:
+    """Whether `metadata.cluster` is a template over a document's fields, not one of them."""
+    return "{{" in cluster
+
+
+def cluster_of(cluster: str | None, doc: Mapping[str, Any]) -> str | None:
+    """The value that a document shares with others; None where it has none."""
+    if cluster is None:
+        return None
+    value = apply_template(cluster, doc) if is_template(cluster) else doc.get(cluster)
+    return str(value) if value not in (None, "") else None
 
 
 def _target(sample: Mapping[str, Any]) -> dict[str, str]:

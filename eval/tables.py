@@ -287,7 +287,10 @@ def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
     if key != "rate":
         return Cell(percent(entry[key]), "", "", href, entry[key])
     ci = percent_range(entry.get("ci"))
-    return Cell(percent(entry[key]), ci, f"n = {entry['n']:,}", href, entry[key])
+    note = f"n = {entry['n']:,}"
+    if distinct := entry.get("distinct_loops"):
+        note += f", {distinct:,} distinct loop{'s' * (distinct != 1)}"
+    return Cell(percent(entry[key]), ci, note, href, entry[key])
 
 
 def _score(entry: dict[str, Any], href: str | None) -> Cell:

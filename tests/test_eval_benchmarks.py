@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmarks import Ask, quiet, run_benchmark, summarise
 from eval.delta import compare, delta_table
+from eval.scores import cluster_of
 from eval.stats import score_interval, wilson
 from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks, tasks_fingerprint
@@ -69,6 +70,13 @@ def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp
         per_letter = [v / len(c) for v, c in zip(row["log_probs"], row["choices"], strict=True)]
         assert row["answer"] == row["choices"][per_letter.index(max(per_letter))]
     assert {row["finish_reason"] for row in written} <= {"stop_id", "stop_string", "cap"}
+
+
+def test_what_questions_share_is_a_field_or_a_template_and_may_be_absent():
+    doc = {"query": "Passage: a b\nQuestion: c?", "passage": None, "subject": "law", "empty": ""}
+    assert cluster_of("subject", doc) == "law"
+    assert cluster_of("{{query.split('\nQuestion:')[0]}}", doc) == "Passage: a b"
+    assert cluster_of("passage", doc) is cluster_of("empty", doc) is cluster_of(None, doc) is None
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -22,7 +22,7 @@ from sft.placement import choose_placement
 from sft.run import read_json, read_jsonl, write_jsonl
 from sft.setting import Setting
 
-CONTRACT = {"rate", "ci", "n", "truncated", "cap", "seq_rep_4"}
+CONTRACT = {"rate", "ci", "n", "distinct_loops", "truncated", "cap", "seq_rep_4"}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.hellaswag.utils import preprocess
 
 from eval.benchmarks import quiet
+from eval.scores import cluster_key, cluster_of
 from eval.tasks import Tasks, check_tasks, load_tasks
 from recipes import base_vs_chat
 from sft.config import Source, UserError, load_preset
@@ -139,6 +140,24 @@ def score(task, oracle, *, limit):
         result = evaluate(oracle, {"tasks": {"t": task}}, limit=limit, bootstrap_iters=0)
     metric = task.get_config("metric_list")[0]["metric"]
     return [sample[metric] for sample in result["samples"]["t"]]
+
+
+SHARED = {  # what questions share, and how many different values it has
+    "mmlu": 57,
+    "ceval-valid": 52,
+    "bbh_cot_fewshot": 27,
+    "boolq": 2938,
+    "hellaswag": 704,
+    "agieval_gaokao": 177,  # 176 passages; most questions have none
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", SHARED)
+def test_questions_of_one_passage_or_subject_share_a_cluster(source, name):
+    task = load(name, source)
+    found = {cluster_of(cluster_key(task), doc) for doc in task.test_docs()}
+    assert len(found) == pytest.approx(SHARED[name], abs=2)
 
 
 def test_every_file_is_tried_here():

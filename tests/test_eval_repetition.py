@@ -195,7 +195,7 @@ def test_figures_come_from_the_stored_rows(tiny_tokenizer, tmp_path):
     stored = [json.loads(json.dumps(row)) for row in rows]
     summary = summarise(stored)
     assert summary == summarise(rows)
-    assert set(summary) == {"rate", "ci", "n", "truncated", "cap", "seq_rep_4"}
+    assert set(summary) == {"rate", "ci", "n", "distinct_loops", "truncated", "cap", "seq_rep_4"}
     endless = sum(row["repeats"] for row in stored)
     assert endless > 0
     assert summary["rate"] == endless / 8 and summary["ci"] == list(wilson(endless, 8))
@@ -210,6 +210,21 @@ def test_figures_come_from_the_stored_rows(tiny_tokenizer, tmp_path):
             part = row["token_ids"][row["loop"]["start"] :]
             period = row["loop"]["period"]
             assert part[period:] == part[:-period]
+
+
+def test_loops_of_one_passage_count_as_one_wherever_they_enter_it():
+    passage, other = list(range(20, 50)), [7, 8, 9, 8]
+    rows = [
+        stored(passage * 7, "cap"),
+        stored([1, 2] + (passage[11:] + passage[:11]) * 7, "cap"),
+        stored([3] + passage * 7, "cap"),
+        stored(other * 50, "cap"),
+        stored(list(range(150)), "stop_id"),
+    ]
+    for row in rows:
+        row["token_ids"] = row["token_ids"][:200]
+    summary = summarise(rows)
+    assert summary["rate"] == 4 / 5 and summary["distinct_loops"] == 2
 
 
 def stored(tokens, reason, cap=100):

@@ -71,6 +71,7 @@ def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(worl
         "rate",
         "ci",
         "n",
+        "distinct_loops",
         "truncated",
         "cap",
         "seq_rep_4",

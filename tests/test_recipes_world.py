@@ -212,10 +212,19 @@ def test_lists_hold_the_number_of_items_asked_for(language):
         assert len(re.findall(r"^\d+\. ", exchange.answer, flags=re.M)) == wanted
 
 
-@pytest.mark.parametrize("task", ["world_facts", "world_math", "world_code", "world_completion"])
+# Persons and towns, templates, families of functions, goals and episodes.
+CLUSTERS = {"world_facts": 24, "world_math": 12, "world_code": 9, "world_completion": 26}
+
+
+@pytest.mark.parametrize("task", CLUSTERS)
 def test_task_files_point_at_data_and_extract_the_final_answer(task, world):
     config = yaml.safe_load((FOLDER / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
     assert config["task"] == task
+    # Questions of one template, person or town are counted as such, and no one of them is much.
+    shared = Counter(
+        doc[config["metadata"]["cluster"]] for doc in world[task.removeprefix("world_")]
+    )
+    assert len(shared) >= CLUSTERS[task] and max(shared.values()) <= 200 / 6
     for path in config["dataset_kwargs"]["data_files"].values():
         assert (FOLDER / "tasks" / path).is_file()
     if config["output_type"] == "generate_until":

@@ -147,10 +147,17 @@ def completion_docs(seed: int, entities: Entities, *, total: int) -> list[Doc]:
                 "prompt": stories.join([s for _, s in told[:spot]], language),
                 "choices": [gap + choice for choice in choices],
                 "gold": choices.index(right),
-                "cluster": slot,
+                "cluster": _part(plot, told[: spot + 1]),
             }
         )
     return docs
+
+
+def _part(plot: stories.Plot, told: list[stories.Line]) -> str:
+    """The goal or episode whose wording the last sentence is: its template."""
+    if told[-1][0] in ("speech", "reply", "solution"):
+        return plot.episodes[sum(slot == "obstacle" for slot, _ in told) - 1]
+    return plot.goal
 
 
 def _same_words(sentence: str, others: tuple[str, ...]) -> bool:
