@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("--to", type=Path, required=True, help="a new folder for the model")
     parser.add_argument("--model", help="sft-all, sft-dialogue or dpo; absent: the last one kept")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="the base's")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="the base's, or float32 where its rounding loses too much",
+    )
     parser.add_argument("--push-to", metavar="ORG/NAME", help="upload to the hub, as private")
     parser.add_argument("--dry-run", action="store_true", help="with --push-to: upload nothing")
     parser.add_argument(
@@ -173,10 +177,12 @@ def write_export(
         placement=placement,
         dtype=published,
         trust_remote_code=trust,
+        or_float32=dtype is None,
     )
     if not (run / "results.json").is_file():
         log.warning("%s had not ended: this is its model after %s, and is not compared", run, name)
-    checked = [f"weights: published in {str(published).removeprefix('torch.')}; {in_words(check)}"]
+    why = f", since {check.instead_of}" if check.instead_of else ""
+    checked = [f"weights: published in {check.dtype}{why}; {in_words(check)}"]
     if in_4bit:
         found = over_4bit(
             trained,

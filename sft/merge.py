@@ -1,13 +1,15 @@
 """A trained model as one whole model on disk, and what its logits lost on the way.
 
-An adapter is merged into its base's weights in float32, then everything is rounded to the dtype
-that is published. Rounding to bfloat16 costs little beside what training changed, unless training
-changed little: so the loss is measured on real rows and set against the change. An adapter that was
+An adapter is merged into its base's weights in float32, then everything is rounded once, to
+nearest, to the dtype that is published. Rounding to bfloat16 costs little beside what training
+changed, unless training changed little: so the loss is measured on real rows and set against the
+change, and where it is too large the model is published in float32. An adapter that was
 trained over 4-bit weights goes into the unquantised ones too, which are not those that it was
 trained over: what that changes is measured beside it and shown.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -53,6 +55,8 @@ class MergeCheck:
     changed: float  # base - trained
     worst: float  # the largest single |published - trained|
     agree: float  # share of positions at which both would write the same token
+    dtype: str = "float32"  # of the published weights
+    instead_of: str | None = None  # why it is not the dtype that was asked for
 
     @property
     def share(self) -> float:
@@ -70,6 +74,7 @@ def publish(
     placement: Placement,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
+    or_float32: bool = False,
     remedy: str = "publish in float32 (--dtype float32)",
 ) -> MergeCheck:
     """Write a trained model (whole or adapter) to `folder` as safetensors, then read it back and
@@ -80,20 +85,32 @@ def publish(
         base: what it was trained from.
         placement: where it is merged and compared, in float32; not in 4 bits.
         rows: token ids to compare on, of real conversations.
-        dtype: of the published weights.
+        dtype: of the published weights, to which they are rounded once, to nearest.
+        or_float32: publish in float32 where rounding to `dtype` loses more than `LOST` allows.
         remedy: what the user can do where too much is lost.
 
     Raises:
-        UserError: the published model's logits are further from the trained one's than `LOST`
-            allows.
+        UserError: rounding to `dtype` loses more than `LOST` of what training changed, or the
+            logits of what was written are not those of what was to be written.
     """
-    assert not placement.load_in_4bit, "4-bit weights are merged into by nobody here"
+    assert not placement.load_in_4bit, "nothing is merged into 4-bit weights"
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     changed = _logits(load_model(base, placement, **options), rows)
     model = load_model(path, placement, **options)
-    trained = _logits(model, rows)
-    if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+    trained = due = _logits(model, rows)
+    model = _merged(model)
+    instead_of = None
+    if dtype != torch.float32:
+        _round(model, dtype)
+        due = _logits(model, rows)
+        check = compare_logits(due, trained=trained, base=changed)
+        if check.share > LOST:
+            reason = _rounding_loses(check, dtype)
+            if not or_float32:
+                raise UserError(f"{folder}: {reason}; {remedy}")
+            log.info("weights: published in float32, since %s", reason)
+            instead_of, dtype, due = reason, torch.float32, trained
+            model = _merged(load_model(path, placement, **options))
     # Ends of turn stand in the configuration too: some readers look nowhere else.
     also = ids_of(model.generation_config.eos_token_id)
     model.config.eos_token_id = stop_ids(tokenizer, also=also)
@@ -101,14 +118,41 @@ def publish(
         save_model(model.to(dtype), tokenizer, folder)
     del model
     published = _logits(load_model(str(folder), placement, **options), rows)
-    check = compare_logits(published, trained=trained, base=changed)
-    if check.share > LOST:
+    written = compare_logits(published, trained=due, base=changed)
+    if written.share > LOST and written.lost > EQUAL:
         raise UserError(
             f"{folder}: the published model is not the trained one: its logits on {len(rows)} real "
-            f"rows are off by {check.lost:.3g} (root mean square), {check.share:.0%} of what "
-            f"training changed ({check.changed:.3g}); {remedy}"
+            f"rows are off by {written.lost:.3g} (root mean square), {written.share:.0%} of what "
+            f"training changed ({written.changed:.3g}), before any rounding; export again, and "
+            "report this if it stays"
         )
-    return check
+    check = compare_logits(published, trained=trained, base=changed)
+    return replace(check, dtype=_name(dtype), instead_of=instead_of)
+
+
+def _merged(model: Any) -> Any:
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+@torch.no_grad()
+def _round(model: Any, dtype: torch.dtype) -> None:
+    """Round float32 weights to the values that `dtype` has, to nearest: none is off by more than
+    half of `torch.finfo(dtype).eps` of its own size."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
+def _rounding_loses(check: MergeCheck, dtype: torch.dtype) -> str:
+    step = -math.log2(torch.finfo(dtype).eps)
+    return (
+        f"{_name(dtype)} keeps {step:.0f} bits behind the first of each weight, and rounding to it "
+        f"loses {check.share:.0%} of the little that training changed (logits off by "
+        f"{check.lost:.3g}, changed by {check.changed:.3g}, root mean squares)"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def over_4bit(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -64,6 +65,14 @@ def check_sft(preset: Preset, placement: Placement) -> None:
         raise UserError(
             "lora.use_dora=true reads whole weight matrices outside of their layers, and ZeRO-3 "
             "spreads them over devices; launch without it, or set lora.use_dora=false"
+        )
+    merges = preset.lora.r and preset.lora.between_stages == "merge" and trains
+    if merges and placement.compute != torch.float32:
+        log.warning(
+            "lora.between_stages=merge rounds what a stage changed to %s, which a short stage does "
+            "not survive: where more than a tenth is lost the next stage does not begin; "
+            "model.dtype=float32 or lora.between_stages=continue loses nothing",
+            str(placement.compute).removeprefix("torch."),
         )
     for name, section in _enabled(preset):
         training_arguments(SFTConfig, section, folder=Path(name), placement=placement)

@@ -9,7 +9,7 @@ import torch
 import yaml
 from conftest import make_tiny_model
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.gate import write_decisions
@@ -197,10 +197,62 @@ def test_a_change_that_rounding_swallows_is_refused(tiny_tokenizer, tmp_path):
         "placement": PLACEMENT,
     }
     path = str(tmp_path / "trained")
-    with pytest.raises(UserError, match="--dtype float32"):
+    with pytest.raises(UserError, match=r"7 bits .* rounding to it loses \d+% .*--dtype float32"):
         publish(path, tiny_tokenizer, folder=tmp_path / "a", dtype=torch.bfloat16, **options)
+    assert not (tmp_path / "a").exists()
+    whole = publish(
+        path,
+        tiny_tokenizer,
+        folder=tmp_path / "c",
+        dtype=torch.bfloat16,
+        or_float32=True,
+        **options,
+    )
+    assert whole.dtype == "float32" and "rounding to it loses" in whole.instead_of
+    found = load_file(tmp_path / "c" / "model.safetensors")
+    wanted = load_file(tmp_path / "trained" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
     kept = publish(path, tiny_tokenizer, folder=tmp_path / "b", dtype=torch.float32, **options)
     assert kept.lost < 1e-6 < kept.changed and kept.agree == 1 and kept.positions == 16
+
+
+def test_an_export_after_little_training_is_in_float32_and_says_why(run, tmp_path, capsys):
+    """The run's own adapter made as small as after a step or two; its base is in bfloat16."""
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    file = own / "1-sft-all" / "model" / "adapter_model.safetensors"
+    little = {n: t * (1e-3 if "lora_B" in n else 1) for n, t in load_file(file).items()}
+    save_file(little, file, metadata={"format": "pt"})
+    assert main([str(own), "--to", str(tmp_path / "no"), "--dtype", "bfloat16"]) == 2
+    assert "of the little that training changed" in capsys.readouterr().err
+    assert main([str(own), "--to", str(tmp_path / "out")]) == 0
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+    assert "published in float32, since bfloat16 keeps 7 bits" in (
+        tmp_path / "out" / "README.md"
+    ).read_text().replace("\\", "")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_published_weights_are_the_merged_ones_rounded_once_to_nearest(run, tmp_path, kind):
+    """Off by half a step at the most, which two roundings, or a merge in `kind`, would exceed."""
+    name = str(kind).removeprefix("torch.")
+    assert main([str(run), "--to", str(tmp_path / "out"), "--dtype", name]) == 0
+    published = load_file(tmp_path / "out" / "model.safetensors")
+    base = load_file(run.parent / "base" / "model.safetensors")
+    adapter = load_file(run / "1-sft-all" / "model" / "adapter_model.safetensors")
+    scale = read_json(run / "1-sft-all" / "model" / "adapter_config.json")["lora_alpha"] / 4
+    compared = 0
+    for key, tensor in published.items():
+        exact = base[key].double()
+        lora = f"base_model.model.{key.removesuffix('.weight')}.lora_"
+        if f"{lora}A.weight" in adapter:
+            product = adapter[f"{lora}B.weight"].double() @ adapter[f"{lora}A.weight"].double()
+            exact = exact + scale * product
+            compared += 1
+        step = torch.finfo(kind).eps * exact.abs() + torch.finfo(kind).smallest_normal
+        assert ((tensor.double() - exact).abs() <= 0.501 * step).all(), key
+    assert compared == 14
 
 
 def test_the_comparison_is_blind_to_what_the_softmax_does_not_see():
