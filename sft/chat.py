@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from sft.config import UserError
 from sft.ending import control_pattern, control_tokens, find_ending, has_generation_tags
-from sft.forms import as_taken, refuse_unopened
+from sft.forms import as_taken, refuse_thinking
 from sft.marks import has_marks
 from sft.mask import Chat, find_turns, refuse_control_tokens
 from sft.render import Message, render
@@ -139,7 +139,7 @@ def _find(tokenizer, row: dict, *, turns: str) -> Chat | EncodedChat | UserError
             return _encode_text(tokenizer, row["text"])
         messages = as_taken(tokenizer, row["messages"])
         if messages and messages[-1].get("role") == "assistant":
-            refuse_unopened(tokenizer, row["messages"], tools=row.get("tools"))
+            refuse_thinking(tokenizer, row["messages"], tools=row.get("tools"))
         return find_turns(tokenizer, messages, tools=row.get("tools"), last_only=turns == "last")
     except UserError as error:
         return error

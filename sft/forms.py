@@ -26,6 +26,7 @@ THINKING = re.compile(
 )
 # The tag that a generation prompt ends with where it opens a block of thinking.
 OPENED = re.compile(r"(<[^<>/\s]*(?:think|thought|reason)[^<>/\s]*>|\[THINK\])\s*\Z", re.IGNORECASE)
+CLOSED = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Forms:
             continues the opening.
         inline: thinking in the content, between `<think>` and `</think>`, is written as that of the
             field.
+        doubled: thinking in the content gets an empty block of thinking in front of it, which no
+            field fills (Kimi K2 Thinking).
         bare: an answer without thinking continues the generation prompt.
     """
 
@@ -48,6 +51,7 @@ class Forms:
     opening: str
     lead: str | None
     inline: bool
+    doubled: bool
     bare: bool
 
 
@@ -65,13 +69,22 @@ def as_taken(tokenizer, messages: Sequence[Message]) -> list[Message]:
     return [_as_taken(message, forms) for message in messages]
 
 
-def refuse_unopened(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> None:
-    """The last turn must continue the block of thinking that its generation prompt opens, if any.
+def refuse_thinking(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> None:
+    """The last turn must continue the block of thinking that its generation prompt opens, if any;
+    and no turn may get a second block.
 
     Raises:
-        UserError: the turn has no thinking, or the template writes none into it.
+        UserError: the last turn has no thinking, or the template writes none into it; a turn has
+            thinking behind a block that the template writes.
     """
     forms = find_forms(tokenizer)
+    for number, message in enumerate(messages, start=1):
+        if forms.doubled and message.get("role") == "assistant" and _thinking(message, forms):
+            raise UserError(
+                f"message {number} (assistant) has thinking, and the template writes a block of "
+                "thinking of its own in front of every answer; remove the thinking, or set "
+                "model.chat_template to a template that takes it"
+            )
     thinks = _thinking(messages[-1], forms) is not None
     takes = forms.field is not None or forms.lead is not None
     if not forms.opening or (takes if thinks else forms.bare):
@@ -93,10 +106,8 @@ def refuse_unopened(tokenizer, messages: Sequence[Message], *, tools: list | Non
 def _depends(message: Message) -> bool:
     if message.get("role") != "assistant":
         return False
-    thinks = any(message.get(key) for key in REASONING) or "</think" in (
-        message.get("content") or ""
-    )
-    return thinks or bool(message.get("tool_calls"))
+    named = any(message.get(key) for key in ("tool_calls", *REASONING))
+    return named or "</think" in (message.get("content") or "")
 
 
 def _thinking(message: Message, forms: Forms) -> tuple[str, str] | None:
@@ -179,9 +190,17 @@ def _find_forms(tokenizer, template: str, special: tuple) -> Forms:
         field=field,
         opening=opening,
         lead=next((lead for lead in leads if found[lead] is not None), None),
+        doubled=not (field or opening) and _closes(tokenizer),
         inline=not opening and inline is not None and inline == named.get(field or ""),
         bare=before(SAID, content=SAID) is not None,
     )
+
+
+def _closes(tokenizer) -> bool:
+    """Whether the template closes a block of thinking in front of thinking in the content."""
+    said = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{SAID}"}
+    head, there, _ = _rendered(tokenizer, [ASK, said]).rpartition(ASKED)[2].partition(THOUGHT)
+    return bool(there) and CLOSED.search(head) is not None
 
 
 def opening_of(prompt: str) -> str:

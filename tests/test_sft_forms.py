@@ -134,6 +134,20 @@ def test_an_answer_that_no_opened_block_leads_to_is_refused_with_what_works():
             encode_chat(make_tokenizer(drops), row)
 
 
+def test_thinking_behind_an_empty_block_of_the_template_is_refused():
+    """Kimi K2 Thinking: `<think></think>` stands in front of every answer, Qwen3 without thinking:
+    in the generation prompt."""
+    empty = "<think></think>"
+    written = HEADER + SAYS + "{{ '<think></think>' + c }}" + ELSE + END + ASKS
+    thought = {"role": "assistant", **THOUGHTS["content"]}
+    for template in (written, written.replace("assistant\\n", f"assistant\\n{empty}")):
+        tokenizer = make_tokenizer(template)
+        assert spans(tokenizer, encode_chat(tokenizer, ONE))[0].endswith("Hello you<|im_end|>")
+        for row in ([ONE[0], thought], [ONE[0], thought, *TWO[2:]]):
+            with pytest.raises(UserError, match="writes a block of thinking of its own"):
+                encode_chat(tokenizer, row)
+
+
 @pytest.mark.parametrize("name", ["qwen3_5_think", "qwen3_6", "qwen3_8", "nemotron_3_nano"])
 def test_published_templates_that_open_a_block(name):
     import trl
