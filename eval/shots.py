@@ -4,10 +4,12 @@ The paper: "test-shots is the maximum, fewer might be applied because of limited
 2401.02954, Table 5).
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from lm_eval.api.task import Task
 
 from eval.answers import answer_cap
@@ -18,7 +20,8 @@ class FittedShots:
     """Wraps a task's `fewshot_context` and asks it for as many examples as fit.
 
     Each question draws once, as many examples as the task names. So its examples are lm-eval's,
-    whatever the questions before it needed, and one that does not fit keeps the first of them.
+    whatever the questions before it needed, and one that does not fit keeps the first of them. A
+    task that draws from the global generators draws as if every question had fitted, too.
 
     Attributes:
         fewer: by prompt, the examples of a question that got fewer than the task names.
@@ -35,14 +38,17 @@ class FittedShots:
         if num_fewshot == 0:
             return self._prompt(doc, *args, num_fewshot=0, **kwargs)
         room = (self._engine.window or DEFAULT_WINDOW) - self._answer_length(doc)
+        begun = _generators()
         with _drawn_once(self._task.sampler):
-            for shots in range(num_fewshot, -1, -1):
+            prompt = self._prompt(doc, *args, num_fewshot=num_fewshot, **kwargs)
+            shots, ended = num_fewshot, _generators()
+            while shots > 0 and not all(self._fits(text, room) for text in _texts(prompt)):
+                shots -= 1
+                _restore(begun)
                 prompt = self._prompt(doc, *args, num_fewshot=shots, **kwargs)
-                texts = [prompt] if isinstance(prompt, str) else prompt
-                if shots == 0 or all(self._fits(text, room) for text in texts):
-                    break
         if shots < num_fewshot:
-            self.fewer[texts[0]] = shots
+            _restore(ended)
+            self.fewer[_texts(prompt)[0]] = shots
         return prompt
 
     def _fits(self, text: str, room: int) -> bool:
@@ -57,6 +63,20 @@ class FittedShots:
         if self._task.OUTPUT_TYPE == "multiple_choice":
             answers = self._task.doc_to_choice(doc)
         return max(len(f" {answer}".encode()) for answer in answers)
+
+
+def _texts(prompt: Any) -> Sequence[str]:
+    return [prompt] if isinstance(prompt, str) else prompt
+
+
+def _generators() -> tuple[Any, Any]:
+    """The states of Python's and NumPy's global generators."""
+    return random.getstate(), np.random.get_state()
+
+
+def _restore(states: tuple[Any, Any]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.benchmarks import Ask, quiet, run_benchmark, summarise
 from eval.delta import compare, delta_table
 from eval.scores import cluster_of
+from eval.shots import FittedShots
 from eval.stats import score_interval, wilson
 from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks, tasks_fingerprint
@@ -344,6 +345,29 @@ def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_d
             assert "what is number 7?" in row["prompt"]
     wide = run(enable_scoring(make_tiny_model()), tiny_tokenizer, task_dir, tmp_path, shots=3)
     assert all("fewer_shots" not in entry for entry in wide.values())
+
+
+@pytest.mark.parametrize("window", [400, 4096])
+def test_a_long_question_leaves_the_global_generators_as_one_prompt_does(
+    tiny_tokenizer, task_dir, window
+):
+    """Of tasks whose texts are drawn, as some of lm-eval's are."""
+    (task,) = load_tasks(NAMES[1:], source=Tasks(str(task_dir)), shots=3, seed=0).values()
+    written = task.doc_to_text
+    task.doc_to_text = lambda doc, *form: f"{random.random()} {written(doc, *form)}"
+    docs = [dict(doc) for doc in task.eval_docs]
+    docs[1]["question"] = "long " * 40
+    random.seed(5)
+    plain = [task.fewshot_context(doc, num_fewshot=3) for doc in docs]
+    after = random.random()
+    model = enable_scoring(make_tiny_model(max_position_embeddings=window))
+    fitted = FittedShots(task, TurnedEngine(model, tiny_tokenizer, chat=False))
+    task.set_fewshot_seed(seed=0)
+    random.seed(5)
+    asked = [task.fewshot_context(doc, num_fewshot=3) for doc in docs]
+    assert random.random() == after
+    assert [a == b for a, b in zip(asked, plain, strict=True)].count(False) == len(fitted.fewer)
+    assert len(fitted.fewer) == (window == 400)
 
 
 @pytest.mark.parametrize("settings", [None, {"do_sample": False, "max_gen_toks": 16}])
