@@ -45,7 +45,7 @@ def measured(tmp_path, tiny_tokenizer):
     ]
     write_jsonl(tmp_path / "safety.jsonl", due)
     section = EvalSection(
-        repetition=RepetitionSection(str(tmp_path / "prompts.jsonl"), 40, 0.7, True),
+        repetition=RepetitionSection(str(tmp_path / "prompts.jsonl"), 64, 0.7, True),
         safety=SafetySection(str(tmp_path / "safety.jsonl"), 12),
     )
     preset = Preset(
@@ -81,7 +81,7 @@ def test_every_number_comes_from_rows_on_disk_and_stands_beside_the_contract(mea
         detail = results["repetition_detail"][name]
         double, sampled = detail["double_cap"], detail["sampled"]
         assert double == repetition.summarise(stored["generations-double-cap"])
-        assert double["cap"] == 80
+        assert double["cap"] == 128
         assert sampled.pop("temperature") == 0.7
         assert sampled == repetition.summarise(stored["generations-sampled"])
         assert results["safety"][name] == safety.summarise(stored["safety"])
@@ -149,11 +149,11 @@ def test_a_cap_for_which_a_window_is_too_small_is_refused_before_anything_is_mea
     length = len(encode_prompt(tiny_tokenizer, prompts[0]["messages"]))
     section = EvalSection(
         repetition=RepetitionSection(
-            prompts=str(tmp_path / "prompts.jsonl"), cap=40, double_cap=double_cap
+            prompts=str(tmp_path / "prompts.jsonl"), cap=64, double_cap=double_cap
         )
     )
-    needed = length + 40 * (4 if double_cap else 2)
+    needed = length + 64 * (4 if double_cap else 2)
     check_room(section, tiny_tokenizer, window=needed)
     check_room(section, tiny_tokenizer, window=None)
-    with pytest.raises(UserError, match=r"cap=40: prompt a has"):
+    with pytest.raises(UserError, match=r"cap=64: prompt a has"):
         check_room(section, tiny_tokenizer, window=needed - 1)
