@@ -17,6 +17,7 @@ from sft.files import Record, read_records
 from sft.formats import META, Row, apply_columns, lost_texts, read_chats, read_text
 from sft.messages import Message
 from sft.row_errors import RowError
+from sft.trees import whole_trees
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,10 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
         UserError: at the end, a field of `ignore` or `columns` that no record has.
     """
     missing = {*source.ignore, *source.columns.values()}
-    for record in read_records(source):
+    records = read_records(source)
+    if not source.columns and "role" not in source.ignore:
+        records = whole_trees(records)
+    for record in records:
         if isinstance(record, RowError):
             yield record
             continue
