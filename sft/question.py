@@ -17,7 +17,7 @@ OPTIONS = frozenset({"options", "choices"})
 COMPANIONS = frozenset({"question", *LEADING, *MATERIAL, *OPTIONS})
 FIRST = ("instruction", "prompt")  # asked in front of a passage, other questions behind it
 LETTERED = re.compile(r"(?:(?:options?|choices?|opt?)[_ ]?)([A-Ea-e1-5])|([A-E])")
-MARKED = re.compile(r"\s*\(?[A-Z][.):、．]")
+MARKED = re.compile(r"\s*[(（]?([A-Z])\s*[.):、．）]")
 
 
 def whole_question(fields: Fields, asked: str, text: str, origin: str) -> str:
@@ -63,7 +63,8 @@ def _options(fields: Fields, origin: str, *, text: str) -> list[str]:
     said = squeeze(text)
     if all(squeeze(option) in said for _, option in options):
         return []
-    if any(MARKED.match(option) for _, option in options):
+    marks = [match[1] if (match := MARKED.match(o)) else "" for _, o in options]
+    if 2 * sum(map(str.__eq__, marks, ascii_uppercase)) > len(options):  # real ones may have slips
         return [option for _, option in options]
     return [f"{letter}. {option}" if letter else option for letter, option in options]
 

@@ -2,6 +2,7 @@
 texts, labels of bad answers, pictures."""
 
 import csv
+import gzip
 import json
 
 import pytest
@@ -50,6 +51,7 @@ WHOLE = [
     ({"question": "q?", "choices": {"label": ["1", "2"], "text": ["x", "y"]}}, "q?\n1. x\n2. y"),
     ({"question": "q?", "options": {"A": "x", "B": "y"}}, "q?\nA. x\nB. y"),
     ({"question": "q?", "options": ["(A) x", "(B) y"]}, "q?\n(A) x\n(B) y"),
+    ({"question": "q?", "options": ["I. only", "II. only"]}, "q?\nA. I. only\nB. II. only"),
     ({"question": "q? x or y", "options": ["x", "y"]}, "q? x or y"),
     ({"question": "q?", "A": "x", "B": "y", "C": "z"}, "q?\nA. x\nB. y\nC. z"),
     ({"question": "q?", "option_a": "x", "option_b": "y"}, "q?\nA. x\nB. y"),
@@ -417,3 +419,44 @@ def test_pairs_and_prompts_about_pictures_are_refused(tmp_path):
     for read_rows in (read_preferences, read_prompts):
         with pytest.raises(UserError, match="is a filled field 'images', and models are"):
             read_rows([Source(path)])
+
+
+# Real rows.
+
+
+@pytest.mark.real
+def test_real_questions_are_asked_with_their_options_and_passages(real_data):
+    path = real_data / "eval/mmlu_dev.jsonl"
+    wanted = []
+    for row in map(json.loads, path.read_text().splitlines()):
+        options = [f"{letter}. {row[letter]}" for letter in "ABCD"]
+        asked = "\n".join([row["question"], *options])
+        if all("".join(row[c].split()) in "".join(row["question"].split()) for c in "ABCD"):
+            asked = row["question"]
+        wanted.append(asked)
+    rows = read_sft([Source(str(path))]).rows
+    assert len(rows) == 284 and {r["messages"][0]["content"] for r in rows} == set(wanted)
+    assert sum("\nD. " in asked for asked in wanted) > 270
+    path = real_data / "eval/agieval_gaokao.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
+    prompts = {p["messages"][0]["content"] for p in read_prompts([Source(str(path))])}
+    passages = [row for row in rows if row.get("passage")]
+    assert len(passages) == 526
+    for row in passages:
+        shown = [row["passage"], row["question"], *(row["options"] or [])]
+        assert "\n".join(text for text in shown if text.strip()) in prompts
+
+
+@pytest.mark.real
+def test_what_nothing_reads_of_real_rows(real_data):
+    expected = {
+        "sft/firefly_dummy.jsonl": {"category": 33, "dataset": 33},
+        "sft/belle_zh_seed_tasks.jsonl": {"name": 175},
+        "sft/codealpaca_new.jsonl.gz": {},
+        "sft/medicalgpt_medical_1k.jsonl": {},
+    }
+    for name, unread in expected.items():
+        (count,) = read_sft([Source(str(real_data / name))]).counts
+        assert count.unread == unread, name
+    with pytest.raises(UserError, match=r"ceval_dev.jsonl:1: the field 'explanation'"):
+        read_sft([Source(str(real_data / "eval/ceval_dev.jsonl"))])
