@@ -21,7 +21,7 @@ from eval.answers import cap_answers, end_at_turn
 from eval.backend import Backend
 from eval.delta import clusters_of
 from eval.programs import find_isolation
-from eval.scores import Judged, cluster_key, is_template, stored_row
+from eval.scores import Judged, cluster_key, is_template, other_metrics, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
 from eval.system_turn import TurnedEngine
@@ -194,7 +194,9 @@ def place_of(entry: Mapping[str, Any]) -> str:
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Score, interval, n and metric of one task, from its stored rows alone.
 
-    Texts that a language model reads have bits per byte in the place of a score.
+    Texts that a language model reads have bits per byte in the place of a score. Multiple choice
+    has `metrics`: the score by each other metric that the rows allow; written answers have
+    `cut_answers`, how many were cut at the task's cap, where there are any.
     """
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
     if metric == BITS_PER_BYTE:
@@ -203,12 +205,17 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ci = None if ratio.ci is None else list(ratio.ci)
         return {BITS_PER_BYTE: ratio.value, "ci": ci, "n": len(rows), "metric": metric}
     scores = [row["score"] for row in rows]
-    return {
+    entry = {
         "score": sum(scores) / len(scores),
         "ci": list(score_interval(scores, clusters=clusters_of(rows))),
         "n": len(scores),
         "metric": metric,
     }
+    if others := other_metrics(rows):
+        entry["metrics"] = others
+    if cut := sum(row.get("finish_reason") == "cap" for row in rows):
+        entry["cut_answers"] = cut
+    return entry
 
 
 def _format(

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from eval import plots, repetition, showcase, stored, wording
 from eval.cards import Filter, prompt_deck, question_deck
+from eval.caveats import caveats
 from eval.detail_tables import repetition_details, safety_details
 from eval.epoch_plots import epoch_panels, epoch_table
 from eval.tables import (
@@ -111,7 +112,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "measures": measures(results, run_dir=run_dir),
         "repetition_details": repetition_details(results, run_dir=run_dir),
         "safety_details": safety_details(results, run_dir=run_dir),
-        "mixed_formats": _mixed_formats(results),
+        "caveats": caveats(results),
         "subject": wording.overall(results),
         "isolations": isolations(results),
         "pairs": wording.transitions(results),
@@ -176,15 +177,6 @@ def csp_hash(script: str) -> str:
 def _address(run_dir: Path, model: str, task: str, form: str = "") -> str:
     """Where the answers behind a number are; the page's own record where no file has them."""
     return stored.task_href(run_dir, model=model, task=task, form=form) or "#record"
-
-
-def _mixed_formats(results: Results) -> bool:
-    """Whether the headline's two models were asked in different formats."""
-    pair = wording.overall(results) or ()
-    return any(
-        len({(s[m]["shots"], s[m]["chat_template"]) for m in pair if m in s}) > 1
-        for s in results["benchmarks"].values()
-    )
 
 
 def _delta_groups(results: Results) -> list[dict[str, Any]]:

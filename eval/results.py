@@ -12,6 +12,7 @@ from eval.report import write_report
 from sft import epochs, loops
 from sft.config import UserError
 from sft.run import read_json, read_jsonl, stage_facts, write_json
+from sft.storage import read_record
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
             form, results["benchmarks"], others, samples, folder=folder, models=models
         )
         results.setdefault("same_format", {})[form] = section
+    if alike := _same_weights(folder, models):
+        results["same_weights"] = alike
     results["stages"] = stage_facts(folder)
     for key, file in (("epochs", epochs.FILE), ("loops", loops.FILE)):
         if rows := rows_in_training(folder, file):
@@ -73,6 +76,16 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
     write_json(folder / "results.json", results)
     write_report(folder)
     return results
+
+
+def _same_weights(folder: Path, models: Sequence[str]) -> list[list[str]]:
+    """The models that were measured on equal weights, where there are such."""
+    found: dict[str, list[str]] = {}
+    for name in models:
+        done = read_record(folder / "eval" / name / "done.json", "inputs")
+        if done is not None and (weights := done["inputs"].get("weights")):
+            found.setdefault(weights, []).append(name)
+    return [names for names in found.values() if len(names) > 1]
 
 
 def _by_task(

@@ -222,6 +222,28 @@ def _choice_row(
     }
 
 
+def other_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Scores of stored rows of multiple choice by the other metrics of CHOICE_METRICS, as far as
+    all rows hold what those weigh; empty for rows of another kind.
+
+    An answer is right by the rows' own `target`, the right choices joined by " | ".
+    """
+    if not all("choices" in row and row.get("log_probs") for row in rows):
+        return {}
+    needs = {MUTUAL: "bare_log_probs", PER_TOKEN: "tokens"}
+    found = {}
+    for metric in CHOICE_METRICS:
+        kept = all(needs.get(metric, "choices") in row for row in rows)
+        if kept and any(row["metric"] != metric for row in rows):
+            found[metric] = sum(_right_by(metric, row) for row in rows) / len(rows)
+    return found
+
+
+def _right_by(metric: str, row: Mapping[str, Any]) -> bool:
+    taken = row["choices"][int(np.argmax(choice_values(metric, row)))]
+    return taken == row["target"] or taken in row["target"].split(" | ")
+
+
 def choice_values(metric: str, row: Mapping[str, Any]) -> list[float]:
     """What the metric compares, from a stored row's `choices`, `log_probs` and `tokens`."""
     logs: Sequence[float] = row["log_probs"]

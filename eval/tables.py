@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from eval.caveats import caveats
 from eval.stats import BITS_PER_BYTE
 from eval.stored import sample_href, task_href
 from eval.wording import (
@@ -180,7 +181,8 @@ def console_table(results: dict[str, Any]) -> Table:
             delta = bits_change(change["delta"]) if texts else points(change["delta"])
             line.append(_two_lines(delta + star, p))
         table.add_row(*line)
-    table.caption, table.caption_justify = CAPTION, "left"
+    table.caption = " ".join([CAPTION, *caveats(results)])
+    table.caption_justify = "left"
     return table
 
 
@@ -233,6 +235,8 @@ def results_tables(results: dict[str, Any]) -> list[str]:
     """Lines of Markdown: the main table, and the changes from model to model with their tests."""
     lines = []
     rows = measures(results)
+    for caveat in caveats(results):
+        lines += [md(caveat), ""]
     if rows:
         cells = [
             [
@@ -303,7 +307,12 @@ def _score(entry: dict[str, Any], href: str | None) -> Cell:
         f"{cut:,} prompt{'s' * (cut != 1)} cut" if cut else "",
         f"{out:,} question{'s' * (out != 1)} left out, too long" if out else "",
     )
-    note = ", ".join(filter(None, parts))
+    others = entry.get("metrics", {})
+    more = (
+        ", ".join(f"{name} {percent(score)}" for name, score in others.items()),
+        f"{entry['cut_answers']:,} cut at the cap" if entry.get("cut_answers") else "",
+    )
+    note = ", ".join(filter(None, (*parts, *more)))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])
 
 

@@ -10,6 +10,8 @@ REPETITION = "repetition"
 MINUS, DASH = "\u2212", "\u2013"
 # At most this many benchmarks are named with their numbers in one sentence.
 NAMED = 3
+# From this share of answers cut at the cap on, that they do not end is the news.
+MOSTLY = 0.5
 
 # What a model (or a data row) may hold that would change how the page around it reads: control
 # characters, direction marks and overrides, line separators, lone surrogates.
@@ -137,6 +139,10 @@ def headline(results: dict[str, Any]) -> Headline:
     if pair is None:
         return Headline("No two models were compared.", _rates_only(results), ())
     title = f"{_repetition_title(results, pair)}; {_benchmarks_title(results, pair)}."
+    unended = never_ends(results)
+    if unended is not None:
+        title = f"{percent(unended)} of {results['models'][-1]}'s answers do not end; {title}"
+        title = title[:1] + title[1:].replace("; R", "; r", 1).replace("; N", "; n", 1)
     steps = tuple(
         Step(
             f"{a} \u2192 {b}",
@@ -148,8 +154,29 @@ def headline(results: dict[str, Any]) -> Headline:
     )
     subject = f"From {pair[0]} to {pair[1]}"
     answer = f"{subject}, {_repetition(results, pair)}. {_capital(_benchmarks(results, pair))}."
+    answer = (_endings(results, pair) if unended is not None else "") + answer
     answer += _texts(results, pair)
     return Headline(title, answer, steps)
+
+
+def never_ends(results: dict[str, Any]) -> float | None:
+    """The share of the last model's answers to the repetition prompts that had not ended at the
+    cap, where that is at least MOSTLY, so that it is the news; None elsewhere."""
+    rate = results.get("repetition", {}).get(results["models"][-1])
+    share = rate["rate"] + rate["truncated"] if rate and "truncated" in rate else 0.0
+    return share if share >= MOSTLY else None
+
+
+def _endings(results: dict[str, Any], pair: tuple[str, str]) -> str:
+    """A sentence on the answers of both models that the cap cut."""
+    rates = [(name, results["repetition"].get(name)) for name in pair]
+    parts = [
+        f"{percent(rate['rate'] + rate['truncated'])} of {name}'s"
+        for name, rate in rates
+        if rate and "truncated" in rate
+    ]
+    cap = results["repetition"][results["models"][-1]]["cap"]
+    return f"{' and '.join(parts)} answers had not ended at the cap of {cap:,} tokens. "
 
 
 def _rates_only(results: dict[str, Any]) -> str:

@@ -5,12 +5,11 @@
     python recipes/base_vs_chat.py --base B --chat sft=DIR --chat dpo=DIR --tasks mmlu
     python recipes/base_vs_chat.py --samples A --samples B      # measured before: nothing runs
 
-A model is a directory, a hub id (org/name or org/name@revision), or a run of sft_then_dpo.py (the
-last model that it kept). What is
-measured is kept, each task when it is done: start the same command again and only what is missing
-is done, and so it is with more tasks in --tasks. Other settings or models want a folder of their
-own (--to).
-"""
+One model alone is measured, two or more are compared. A model is a directory, a hub id (org/name
+or org/name@revision), or a run of sft_then_dpo.py (the last model that it kept). What is measured
+is kept, each task when it is done: start the same command again and only what is missing is done,
+and so it is with more tasks in --tasks. Other settings or models want a folder of their own
+(--to)."""
 
 import argparse
 import logging
@@ -202,7 +201,7 @@ def _compared(given: argparse.Namespace) -> Compared:
     """Models and samples by name.
 
     Raises:
-        UserError: fewer than two of them, or two of one name.
+        UserError: none of them, or two of one name.
     """
     named = [("base", given.base)] if given.base else []
     for text in given.chat:
@@ -213,11 +212,8 @@ def _compared(given: argparse.Namespace) -> Compared:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"two of what is compared are called {twice!r}; give one as NAME=PATH")
-    if len(names) < 2:
-        raise UserError(
-            "name at least two models or measures to compare: --base and --chat, --chat twice, or "
-            "--samples twice"
-        )
+    if not names:
+        raise UserError("name a model (--base, --chat) or measures (--samples); two are compared")
     return Compared(dict(named), dict(samples))
 
 

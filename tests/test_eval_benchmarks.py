@@ -42,6 +42,11 @@ def run(model, tokenizer, task_dir, folder, *, tasks=NAMES, limit=None, chat=Fal
     }
 
 
+def by_plain_sum(row):
+    largest = row["log_probs"].index(max(row["log_probs"]))
+    return row | {"answer_of_largest": row["choices"][largest]}
+
+
 def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -52,7 +57,8 @@ def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp
     assert list(entries) == NAMES
     for name, entry in entries.items():
         rows = read(tmp_path / "samples" / f"{name}.jsonl")
-        assert set(entry) == {"score", "ci", "n", "metric", "shots", "chat_template"}
+        contract = {"score", "ci", "n", "metric", "shots", "chat_template"}
+        assert set(entry) - {"cut_answers", "metrics"} == contract
         assert entry == summarise(rows) | {"shots": 2, "chat_template": False}
         right = sum(row["score"] for row in rows)
         assert entry["n"] == 8 and entry["score"] == right / 8
@@ -67,6 +73,9 @@ def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp
     assert entries["mine_choice"]["metric"] == "acc_norm"
     assert [row["cluster"] for row in choice[:3]] == ["p0", "p0", "p1"]
     assert {row["cluster"] for row in written} == {None}
+    assert set(entries["mine_choice"]["metrics"]) == {"acc", "acc_bytes", "acc_per_token"}
+    first = [row["answer_of_largest"] == row["target"] for row in map(by_plain_sum, choice)]
+    assert entries["mine_choice"]["metrics"]["acc"] == sum(first) / 8
     for row in choice:
         per_letter = [v / len(c) for v, c in zip(row["log_probs"], row["choices"], strict=True)]
         assert row["answer"] == row["choices"][per_letter.index(max(per_letter))]

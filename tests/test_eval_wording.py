@@ -65,6 +65,22 @@ def test_headline_says_what_the_numbers_say(case: str) -> None:
     assert (head.title, head.answer.replace("\u2212", "-"), head.steps) == (title, answer, ())
 
 
+def test_that_answers_do_not_end_is_the_news() -> None:
+    results = two_models(delta_row("repetition", 0.0, p=1.0), delta_row("math", 0.0, p=1.0))
+    for model, rate in results["repetition"].items():
+        rate |= {"rate": 0.1, "truncated": 0.88 if model == "b" else 0.85}
+    head = wording.headline(results)
+    assert head.title == (
+        "98.0% of b's answers do not end; repetition did not change significantly; no benchmark "
+        "was compared."
+    ).replace("no benchmark was compared", "no benchmark changed significantly")
+    assert head.answer.startswith(
+        "95.0% of a's and 98.0% of b's answers had not ended at the cap of 400 tokens. From a to b"
+    )
+    results["repetition"]["b"]["truncated"] = 0.2  # a base that never ends is no news
+    assert "do not end" not in wording.headline(results).title
+
+
 def test_headline_is_about_first_to_last_whatever_the_order_or_the_effect() -> None:
     results = make_results()
     results["deltas"].reverse()

@@ -495,7 +495,7 @@ def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
         return line
 
     base = str(world / "base")
-    assert "name at least two models" in sentence("--base", base)
+    assert "name a model (--base, --chat) or measures" in sentence("--tasks", "copa")
     assert "--samples runs/nope: no such file or folder" in sentence(
         *("--base", base, "--samples", "runs/nope", "--tasks", "copa")
     )

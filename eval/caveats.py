@@ -1,0 +1,52 @@
+"""What a reader must know before a change is read as training's: formats, weights, endings."""
+
+from typing import Any
+
+from eval.wording import MOSTLY, overall, percent, transitions
+
+Results = dict[str, Any]
+
+
+def caveats(results: Results) -> list[str]:
+    """Sentences that belong wherever the changes of `results` are shown."""
+    return [*_same_weights(results), *_mixed_formats(results), *cut_tasks(results)]
+
+
+def cut_tasks(results: Results) -> list[str]:
+    """A sentence on the tasks most of whose answers by the last model were cut at the cap."""
+    last = results["models"][-1] if results["models"] else None
+    cut = [
+        f"{task} {percent(entries[last]['cut_answers'] / entries[last]['n'])}"
+        for task, entries in results.get("benchmarks", {}).items()
+        if last in entries and entries[last].get("cut_answers", 0) >= MOSTLY * entries[last]["n"]
+    ]
+    if not cut:
+        return []
+    return [f"Answers of {last} that were cut at the task's cap of tokens: {', '.join(cut)}."]
+
+
+def _mixed_formats(results: Results) -> list[str]:
+    """The pairs of models that were asked some benchmark in different formats."""
+    mixed = []
+    for pair in transitions(results):
+        entries = [s for s in results.get("benchmarks", {}).values() if all(m in s for m in pair)]
+        if any(len({(s[m]["shots"], s[m]["chat_template"]) for m in pair}) > 1 for s in entries):
+            mixed.append(pair)
+    if not mixed:
+        return []
+    whole = overall(results)
+    named = whole if whole in mixed else mixed[0]
+    also = [f"{a} \u2192 {b}" for a, b in mixed if (a, b) != named]
+    more = f" (so were {', '.join(also)})" if also else ""
+    return [
+        f"{named[0]} and {named[1]} were asked in different formats (see the table){more}, so the "
+        "change in their benchmark scores includes the change of format."
+    ]
+
+
+def _same_weights(results: Results) -> list[str]:
+    return [
+        f"{' and '.join(names)} have the same weights: what differs between them is how they were "
+        "asked, not what they learned."
+        for names in results.get("same_weights", [])
+    ]

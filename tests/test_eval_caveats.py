@@ -1,0 +1,57 @@
+"""What must be said with a change is said in the page, the Markdown, the card and the terminal."""
+
+import io
+import json
+
+import pytest
+from made_up_run import make_results
+from rich.console import Console
+
+from eval.caveats import caveats
+from eval.report import write_report
+from eval.results import write_results
+from eval.tables import console_table, results_tables
+
+FORMATS = "base and dpo were asked in different formats"
+
+
+@pytest.fixture
+def results():
+    found = make_results() | {"stages": {}, "same_weights": [["base", "dpo"]]}
+    found["benchmarks"]["world_math"]["dpo"]["cut_answers"] = 490
+    return found
+
+
+def test_formats_weights_and_cut_answers_are_said_wherever_the_changes_are(results, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    write_report(tmp_path)
+    console = Console(file=io.StringIO(), width=400)
+    console.print(console_table(results))
+    card = "\n".join(results_tables(results))
+    page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for shown in (page, text, card, " ".join(console.file.getvalue().split())):
+        assert FORMATS in shown and "base and dpo have the same weights" in shown
+        assert "cut at the task's cap of tokens" in shown.replace("&#39;", "'")
+
+
+def test_nothing_is_said_where_nothing_differs():
+    results = make_results()
+    for entries in results["benchmarks"].values():
+        entries["base"] |= {"shots": 0, "chat_template": True}
+    assert caveats(results) == []
+    del results["benchmarks"]["world_math"]["base"]
+    results["benchmarks"]["world_code"]["base"]["shots"] = 5
+    (sentence,) = caveats(results)
+    assert sentence.startswith(FORMATS) and "base \u2192 sft-all" in sentence
+
+
+def test_models_of_one_hash_are_named_in_the_results(tmp_path):
+    for name, weights in (("base", "w1"), ("chat", "w1"), ("other", "w2")):
+        folder = tmp_path / "eval" / name
+        folder.mkdir(parents=True)
+        (folder / "scores.json").write_text(json.dumps({"benchmarks": {}}))
+        (folder / "done.json").write_text(json.dumps({"inputs": {"weights": weights}}))
+    assert write_results(tmp_path, ["base", "chat", "other"])["same_weights"] == [["base", "chat"]]
+    assert "same_weights" not in write_results(tmp_path, ["base", "other"])
+    alone = write_results(tmp_path, ["base"])
+    assert alone["models"] == ["base"] and alone["deltas"] == []
