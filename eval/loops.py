@@ -7,13 +7,16 @@ answers in STAGE/loops/STEP/.
 
 import logging
 import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from eval import repetition
 from sft.config import Preset
-from sft.epochs import InTraining, Moment
+from sft.epochs import InTraining, Moment, OutOfTime
 from sft.prompts import spread
-from sft.run import write_jsonl
+from sft.run import read_jsonl, write_jsonl
 from sft.setting import Setting
 from sft.sharding import spread as spread_by
 
@@ -43,9 +46,19 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
     prompts = spread(repetition.read(measured), PROMPTS)
     cap = min(CAP, measured.cap)
 
-    def probe(model: Any, moment: Moment) -> dict[str, Any]:
+    def probe(model: Any, moment: Moment, *, start: str | None = None) -> dict[str, Any]:
         began = time.monotonic()
-        rows = repetition.measure(model, setting.tokenizer, prompts, cap=cap)
+
+        def tick() -> None:
+            if time.monotonic() - began > moment.seconds:
+                raise OutOfTime
+
+        rows = None
+        if moment.step == 0 and start is not None:
+            file = setting.folder / "eval" / start / "generations.jsonl"
+            rows = _measured(file, prompts, setting.tokenizer, cap=cap)
+        if rows is None:
+            rows = repetition.measure(model, setting.tokenizer, prompts, cap=cap, tick=tick)
         write_jsonl(moment.folder / "generations.jsonl", rows)
         found = repetition.summarise(rows)
         log.info(
@@ -56,3 +69,22 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
         return {"repetition": found}
 
     return probe
+
+
+def starting_at(setting: Setting, name: str) -> Setting:
+    """The setting of a stage that begins with a model which was measured under this name: the look
+    before its first step reads the answers that are on disk."""
+    probe: Any = setting.loop_probe
+    return setting if probe is None else replace(setting, loop_probe=partial(probe, start=name))
+
+
+def _measured(
+    file: Path, prompts: list[dict[str, Any]], tokenizer: Any, *, cap: int
+) -> list[dict[str, Any]] | None:
+    """The answers to the prompts that were measured at a larger cap; None where one is missing."""
+    stored = {row["id"]: row for row in read_jsonl(file)} if file.is_file() else {}
+    if not all(prompt["id"] in stored for prompt in prompts):
+        return None
+    if any(stored[p["id"]]["messages"] != list(p["messages"]) for p in prompts):
+        return None
+    return [repetition.at_cap(stored[p["id"]], p, tokenizer, cap=cap) for p in prompts]

@@ -102,6 +102,7 @@ def measure(
     cap: int,
     begun: Sequence[Mapping[str, Any]] | None = None,
     progress: Callable[[int], object] | None = None,
+    tick: Callable[[], object] | None = None,
 ) -> list[dict[str, Any]]:
     """Answer every prompt greedily; returns the rows of generations.jsonl in the order given.
 
@@ -112,13 +113,14 @@ def measure(
             2 * cap at most.
         begun: stored rows of the same prompts at a smaller cap, which are carried on.
         progress: called with the number of prompts settled since the last call.
+        tick: called before each token; what it raises ends the measure.
 
     Raises:
         UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
     """
     backend = backend_of(model, tokenizer)
     contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
-    decoder = _Decoder(backend, stop_ids(tokenizer, also=backend.eos_ids))
+    decoder = _Decoder(backend, stop_ids(tokenizer, also=backend.eos_ids), tick)
     rows = [_Row(context) for context in contexts]
     for row, stored in zip(rows, begun or [], strict=begun is not None):
         row.tokens, row.reason = list(stored["token_ids"]), stored["finish_reason"]
@@ -139,6 +141,22 @@ def measure(
     return [
         _stored(prompt, row, tokenizer, cap=cap) for prompt, row in zip(prompts, rows, strict=True)
     ]
+
+
+def at_cap(
+    stored: Mapping[str, Any], prompt: Mapping[str, Any], tokenizer: Any, *, cap: int
+) -> dict[str, Any]:
+    """The row that `measure` at a smaller cap would have stored for the same answer.
+
+    It ends at the cap, or where it leaves the loop that it is in at the cap, or at twice the cap.
+    """
+    assert cap <= stored["cap"]
+    tokens, reason = list(stored["token_ids"]), stored["finish_reason"]
+    end = min(cap, len(tokens))
+    while end < min(2 * cap, len(tokens)) and find_loop(tokens[:end], cap=cap) is not None:
+        end += 1
+    row = _Row(list(stored["prompt_ids"]), tokens[:end], reason if end == len(tokens) else "cap")
+    return _stored(prompt, row, tokenizer, cap=cap)
 
 
 def measure_sampled(
@@ -260,6 +278,7 @@ def _running(rows: Sequence[_Row], *, cap: int) -> list[tuple[_Row, Loop]]:
 class _Decoder:
     backend: Backend
     stops: list[int]
+    tick: Callable[[], object] | None = None
 
     def extend(
         self,
@@ -270,11 +289,17 @@ class _Decoder:
         progress: Callable[[int], object] | None = None,
     ) -> None:
         """Decode greedily until each row has its `to` tokens, ends, or (if asked) loops."""
+
+        def stops(ids: list[int]) -> bool:
+            if self.tick is not None:
+                self.tick()
+            return stop_at_loop and find_loop(ids) is not None
+
         generations = self.backend.generate(
             [row.context + row.tokens for row in rows],
             max_new_tokens=[end - len(row.tokens) for row, end in zip(rows, to, strict=True)],
             stop_ids=self.stops,
-            stop_when=(lambda ids: find_loop(ids) is not None) if stop_at_loop else None,
+            stop_when=stops if stop_at_loop or self.tick is not None else None,
             progress=progress,
         )
         for row, generation in zip(rows, generations, strict=True):

@@ -72,7 +72,7 @@ def chain(
     from eval.gate import check_gates, holds, needed, write_decisions
     from eval.judge import check_references, rule_judge
     from eval.loading import backend_inputs, check_backend
-    from eval.loops import loop_probe
+    from eval.loops import loop_probe, starting_at
     from eval.measure import check_measures, check_room, measure
     from eval.measured_inputs import task_inputs, unmeasured_inputs
     from eval.questions import asked
@@ -132,7 +132,8 @@ def chain(
     # No inputs of anything.
     free = (
         *("eval.each_epoch", "eval.in_parts"),
-        *("run.report_to", "run.loop_checks", "run.loop_rise", "model.max_unknown"),
+        *("run.report_to", "run.loop_checks", "run.loop_rise", "run.loop_budget"),
+        "model.max_unknown",
     )
     with (
         open_run(preset, inputs=held, fresh=fresh, rerun=rerun, growing=free) as folder,
@@ -190,7 +191,8 @@ def chain(
                 )
                 if decisions[-1].verdict == "skipped":
                     continue
-            trained = run_sft_stage(stage, setting, start=models[before])
+            at_start = starting_at(setting, before)
+            trained = run_sft_stage(stage, at_start, start=models[before])
             measure(stage.name, trained, setting, preset.eval)
             if auto:
                 decisions.append(from_main(partial(holds, folder, stage=stage.name, before=before)))
@@ -209,7 +211,8 @@ def chain(
                     judge=rule_judge,
                     sampled_by=backend_inputs(preset.eval, setting),
                 )
-            trained = run_dpo_stage(setting, start=start, section=preset.dpo, rows=pairs)
+            at_start = starting_at(setting, before)
+            trained = run_dpo_stage(at_start, start=start, section=preset.dpo, rows=pairs)
             measure("dpo", trained, setting, preset.eval)
             if preset.dpo.enabled == "auto":
                 decisions.append(from_main(partial(holds, folder, stage="dpo", before=before)))

@@ -9,6 +9,7 @@ at other moments.
 
 import json
 import logging
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -39,12 +40,18 @@ FOLDER = "epochs"
 @dataclass(frozen=True)
 class Moment:
     """Where a stage stands when it is measured: behind `step`, with `epoch` epochs done (no whole
-    number within one); `folder` takes what the row rests on."""
+    number within one); `folder` takes what the row rests on. A measure that takes more than
+    `seconds` raises `OutOfTime`."""
 
     stage: str
     epoch: float
     step: int
     folder: Path
+    seconds: float = math.inf
+
+
+class OutOfTime(Exception):
+    """A measure that was given up, since it took longer than it may."""
 
 
 # Given the model and where it stands, returns the row's content. One process calls it; the model
@@ -75,6 +82,10 @@ class Measures(TrainerCallback, ABC):
     @abstractmethod
     def place(self, state: TrainerState) -> Path:
         """The folder of what is measured now."""
+
+    def seconds(self, state: TrainerState) -> float:
+        """How long the measure may take."""
+        return math.inf
 
     def judge(self, step: int) -> None:
         """Called by all processes when there is a row of this step that was not there before."""
@@ -114,7 +125,8 @@ class Measures(TrainerCallback, ABC):
         epoch, place = float(state.epoch or 0), self.place(state)
         place.mkdir(parents=True, exist_ok=True)
         with leaving_on_signal(at_once=not sharded()):
-            found = self.measure(self.trainer.model, Moment(self.label, epoch, step, place))
+            moment = Moment(self.label, epoch, step, place, self.seconds(state))
+            found = self.measure(self.trainer.model, moment)
             _write_rows(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
         clear_device_cache()
         return len(self.rows()) > len(rows)

@@ -3,18 +3,26 @@
 It is called before the first step and a few times at equal distances, and says which share of some
 short answers repeats itself without end. `sft.watch` judges how far that has risen. In SFT a rise
 is only told: math and code raise the rate, as the paper found, and what comes after lowers it.
+
+All looks of a stage together take at most a share of its time (`run.loop_budget`): one that takes
+longer is given up, and what is left out is said.
 """
 
+import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from sft.epochs import InTraining, Measures
+from sft.epochs import InTraining, Measures, OutOfTime
 from sft.guarded import GuardedTrainer
 from sft.processes import step_ends
 from sft.shares import from_main
 from sft.watch import StepWatch
+
+log = logging.getLogger(__name__)
 
 FILE = "loops.jsonl"
 FOLDER = "loops"
@@ -30,6 +38,8 @@ class LoopChecks(Measures):
     """Rows of {"epoch", "step", "repetition"}, in which `repetition` is a rate with its `n`."""
 
     file = FILE
+    spent = last = 0.0  # seconds of all looks of this start, and of the last of them
+    told = False
 
     def __init__(
         self,
@@ -50,6 +60,39 @@ class LoopChecks(Measures):
 
     def place(self, state: TrainerState) -> Path:
         return self.folder / FOLDER / str(state.global_step)
+
+    def seconds(self, state: TrainerState) -> float:
+        """What is left of the looks' share of the stage's time, as training goes so far. The look
+        before the first step, whose answers were mostly measured before, has no limit."""
+        share, step = self.watch.limits.loop_budget, state.global_step
+        if not share or not step:
+            return math.inf
+        whole = self.trainer.meter.training_seconds() / step * state.max_steps
+        return share * whole - self.spent
+
+    def _measure(self, state: TrainerState) -> bool:
+        left = self.seconds(state)
+        began = time.monotonic()
+        try:
+            if left <= self.last:
+                raise OutOfTime
+            fresh = super()._measure(state)
+            self.last = time.monotonic() - began
+            return fresh
+        except OutOfTime:
+            self._tell(state.global_step)
+            return False
+        finally:
+            self.spent += time.monotonic() - began
+
+    def _tell(self, step: int) -> None:
+        if not self.told:
+            log.warning(
+                "%s: step %d: no look at whether answers loop, which would take more than %s of "
+                "the stage's time (run.loop_budget); the measure behind the stage looks",
+                *(self.label, step, f"{self.watch.limits.loop_budget:.0%}"),
+            )
+        self.told = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

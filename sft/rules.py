@@ -63,7 +63,7 @@ def check_rules(preset: Preset) -> list[str]:
             problems += _check_source(source, where=where, at=f"{where}[{i}]")
     problems += check_measuring(preset.eval)
     problems += _check_pairs(preset)
-    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise"):
+    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise", "loop_budget"):
         value = getattr(preset.run, name)
         if value < 0:
             problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")

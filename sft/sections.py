@@ -15,6 +15,7 @@ class RunSection:
     collapse_nats: float = 2.0  # chosen answers may lose so much a token in DPO; 0: any amount
     loop_checks: int = 3  # looks within a stage at whether answers begin to loop; 0: none
     loop_rise: float = 0.3  # the share that loops may rise by so much in a stage; 0: by anything
+    loop_budget: float = 0.05  # share of a stage's time that looks for loops may take; 0: any
     report_to: list[str] = field(default_factory=list)  # tensorboard, trackio, wandb (offline)
 
 

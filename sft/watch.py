@@ -45,6 +45,7 @@ class Limits:
     collapse_nats: float = 2.0
     loop_checks: int = 3
     loop_rise: float = 0.3
+    loop_budget: float = 0.05
 
     @classmethod
     def of(cls, section: RunSection) -> "Limits":
@@ -55,6 +56,7 @@ class Limits:
             section.collapse_nats,
             section.loop_checks,
             section.loop_rise,
+            section.loop_budget,
         )
 
 

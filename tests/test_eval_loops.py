@@ -12,7 +12,7 @@ from tiny_world import chat
 from dpo.encode import encode_pairs
 from dpo.trainer import train_dpo
 from eval import repetition
-from eval.loops import loop_probe
+from eval.loops import loop_probe, starting_at
 from sft.chat import encode_chat
 from sft.config import (
     DpoStage,
@@ -24,7 +24,7 @@ from sft.config import (
     SftStage,
     UserError,
 )
-from sft.epochs import read_rows
+from sft.epochs import Moment, read_rows
 from sft.loops import FILE
 from sft.placement import choose_placement
 from sft.run import read_jsonl, write_jsonl
@@ -33,6 +33,7 @@ from sft.setting import Setting
 from sft.template import ensure_template
 from sft.trainer import train_sft
 from sft.watch import FILE as RECORD
+from sft.watch import Limits
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 CAP = 128  # twice this has room in the tiny model's window
@@ -55,7 +56,8 @@ def setting_of(folder, tokenizer):
     write_jsonl(prompts, [{"messages": rows[:1]} for rows in ENDING[::3]])
     preset = Preset(eval=EvalSection(repetition=RepetitionSection(str(prompts), cap=CAP)))
     setting = Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
-    return replace(setting, loop_probe=loop_probe(preset, setting))
+    limits = Limits(loop_budget=0)  # here training takes a moment
+    return replace(setting, limits=limits, loop_probe=loop_probe(preset, setting))
 
 
 def sft(model, chats, folder, tokenizer, *, epochs):
@@ -124,6 +126,41 @@ def test_every_rate_can_be_computed_again_from_its_answers(healthy):
         answers = read_jsonl(folder / "loops" / str(row["step"]) / "generations.jsonl")
         assert row["repetition"] == repetition.summarise(answers)
         assert len(answers) == 8 and {a["cap"] for a in answers} == {CAP}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_at_a_smaller_cap_is_read_from_one_at_a_larger(tokenizer, seed):
+    """Whether it ends, loops, or leaves a loop between the caps: all that `measure` stores."""
+    model = enable_scoring(make_tiny_model(seed))
+    prompts = [
+        {"id": str(i), "messages": rows[:1], "category": "all", "language": ""}
+        for i, rows in enumerate(ENDING)
+    ]
+    larger = repetition.measure(model, tokenizer, prompts, cap=120)
+    for cap in (120, 90, 64):
+        smaller = repetition.measure(model, tokenizer, prompts, cap=cap)
+        read = [
+            repetition.at_cap(row, prompt, tokenizer, cap=cap)
+            for row, prompt in zip(larger, prompts, strict=True)
+        ]
+        assert read == smaller
+
+
+def test_the_look_before_the_first_step_reads_what_is_measured(healthy, tokenizer, tmp_path):
+    """The model of the look writes nothing: it is another one, whose answers are not looked at."""
+    _, measured = healthy
+    setting = setting_of(tmp_path, tokenizer)
+    rows = read_jsonl(measured / "loops" / "0" / "generations.jsonl")
+    (tmp_path / "eval" / "base").mkdir(parents=True)
+    write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows)
+    moment = Moment("sft", 0, 0, tmp_path)
+    other = enable_scoring(make_tiny_model(seed=7))
+    found = starting_at(setting, "base").loop_probe(other, moment)
+    assert found["repetition"] == repetition.summarise(rows)
+    assert read_jsonl(tmp_path / "generations.jsonl") == rows
+    assert setting.loop_probe(other, moment) != found
+    write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows[1:])
+    assert starting_at(setting, "base").loop_probe(other, moment) != found
 
 
 def test_sft_on_loops_is_told_and_goes_on(healthy, tokenizer, tmp_path, caplog):

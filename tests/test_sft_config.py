@@ -224,6 +224,7 @@ def test_our_own_keys_are_these():
             "collapse_nats",
             "date",
             "dir",
+            "loop_budget",
             "loop_checks",
             "loop_rise",
             "on_bad_step",

@@ -1,9 +1,12 @@
 """A model whose answers begin to loop in training: seen, judged, on record; nothing else moves."""
 
 import logging
+import math
 import os
 import re
 import signal
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 
 from sft.command import run_command
 from sft.config import LoraSection, ModelSection, SftStage, UserError
-from sft.epochs import read_rows
+from sft.epochs import OutOfTime, read_rows
 from sft.loops import FILE, look_steps
 from sft.placement import choose_placement
 from sft.run import read_jsonl
@@ -64,7 +67,7 @@ def rows():
     return Dataset.from_list([{"input_ids": i, "trained": [j > 1 for j in range(20)]} for i in ids])
 
 
-def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, **options):
+def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, budget=0, **options):
     """`rates` are what the probe finds, by step."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(3)
@@ -82,7 +85,7 @@ def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, **opt
     section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
     setting = Setting(
         *(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
-        limits=limits or Limits(),
+        limits=replace(limits or Limits(), loop_budget=budget),
         loop_probe=probe or (found if rates else None),
     )
     train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
@@ -142,6 +145,28 @@ def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
     assert [r.getMessage().partition(" (")[0] for r in caplog.records if "loop" in r.message] == [
         "sft: step 4: 75% of short answers repeat themselves without end, 12% did at step 2"
     ]
+
+
+def test_looks_take_no_more_than_their_share_of_the_stage(rows, tiny_tokenizer, tmp_path, caplog):
+    """A look that would never end is given up, and the next ones are not begun."""
+    plain = train(rows, tiny_tokenizer, tmp_path / "plain")
+    given = []
+
+    def endless(model, moment):
+        given.append((moment.step, moment.seconds))
+        began = time.monotonic()
+        while moment.step:
+            if time.monotonic() - began > moment.seconds:
+                raise OutOfTime
+        return {"repetition": {"rate": 0.1, "n": 24}}
+
+    same(plain, train(rows, tiny_tokenizer, tmp_path / "run", probe=endless, budget=0.05))
+    assert [row["step"] for row in read_rows(tmp_path / "run" / FILE)] == [0]
+    (first, second) = given  # what is left after the one that was given up is nothing
+    assert first == (0, math.inf) and second[0] == 2 and second[1] < 60
+    told = [r.getMessage() for r in caplog.records if "run.loop_budget" in r.message]
+    assert len(told) == 1 and "sft: step 2: no look at whether answers loop" in told[0]
+    assert "more than 5% of the stage's time" in told[0]
 
 
 class Killed(Exception):

@@ -52,7 +52,8 @@ def build_world(folder: Path, tokenizer: Any, **stage: Any) -> Path:
         "max_length": 128,
     } | stage
     preset = {
-        "run": {"dir": str(folder / "run")},
+        # In a stage of seconds no look at loops would be worth its time.
+        "run": {"dir": str(folder / "run"), "loop_budget": 0},
         "model": {"name_or_path": str(folder / "base"), "dtype": "float32"},
         "data": {"sft": [{"path": str(folder / "rows.jsonl")}]},
         "sft_all": options,
