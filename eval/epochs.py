@@ -24,7 +24,7 @@ from eval.tasks import Tasks
 from eval.wording import percent, percent_range
 from sft.config import EvalSection, Preset, UserError
 from sft.epochs import InTraining, Moment, read_rows
-from sft.prompts import spread
+from sft.prompts import read_repetition, spread
 from sft.run import STAGE_FOLDERS, write_jsonl
 from sft.setting import Setting
 from sft.sharding import spread as spread_by
@@ -59,7 +59,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
         return None
     prompts: list[dict[str, Any]] = []
     if own.prompts and section.repetition.prompts:
-        prompts = spread(repetition.read(section.repetition), own.prompts)
+        prompts = spread(read_repetition(section.repetition), own.prompts)
     tasks = section.tasks if own.tasks is None else own.tasks
 
     def measure(model: Any, end: Moment) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from eval import repetition
 from sft.config import Preset
 from sft.epochs import InTraining, Moment, OutOfTime
-from sft.prompts import spread
+from sft.prompts import read_repetition, spread
 from sft.run import read_jsonl, write_jsonl
 from sft.setting import Setting
 from sft.sharding import spread as spread_by
@@ -43,7 +43,7 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
     if spread_by() == "DeepSpeed":
         log.info("loops in training: not looked for, under DeepSpeed no process holds all weights")
         return None
-    prompts = spread(repetition.read(measured), PROMPTS)
+    prompts = spread(read_repetition(measured), PROMPTS)
     cap = min(CAP, measured.cap)
 
     def probe(model: Any, moment: Moment, *, start: str | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from eval.transformers_backend import backend_of
 from sft.config import EvalSection, RepetitionSection, TaskOptions, UserError
 from sft.coverage import refuse_lost_rows
+from sft.prompts import read_repetition
 from sft.run import (
     Stage,
     fingerprint,
@@ -55,7 +56,7 @@ def check_measures(section: EvalSection) -> None:
     )
     if section.repetition.prompts:
         repetition.check_cap(section.repetition.cap)
-        repetition.read(section.repetition)
+        read_repetition(section.repetition)
     if section.safety.prompts:
         safety.read_safety_prompts(section.safety.prompts)
     if not (section.tasks or section.repetition.prompts or section.safety.prompts):
@@ -76,7 +77,7 @@ def check_room(
     """
     check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
     if section.repetition.prompts is not None:
-        prompts, cap = repetition.read(section.repetition), section.repetition.cap
+        prompts, cap = read_repetition(section.repetition), section.repetition.cap
         times = _times(section.repetition)
         repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
         refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=section.repetition.prompts)
@@ -217,7 +218,7 @@ class _Measured:
         """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
         each a unit of its own."""
         section, tokenizer = self.section.repetition, self.setting.tokenizer
-        prompts, cap = repetition.read(section), section.cap
+        prompts, cap = read_repetition(section), section.cap
         asked = fingerprint([prompts, cap])
         greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
 

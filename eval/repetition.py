@@ -18,8 +18,7 @@ from eval.stopping import FinishReason
 from eval.thinking import split_generation
 from eval.transformers_backend import backend_of
 from sft.chat import encode_prompt, stop_ids
-from sft.config import RepetitionSection, Source, UserError
-from sft.prompts import read_prompts, spread
+from sft.config import UserError
 from sft.run import fingerprint
 
 # Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
@@ -82,16 +81,6 @@ def seq_rep_n(token_ids: Sequence[int], *, n: int = 4) -> float:
     if count <= 0:
         return 0.0
     return 1 - len({tuple(token_ids[i : i + n]) for i in range(count)}) / count
-
-
-def read(section: RepetitionSection) -> list[dict[str, Any]]:
-    """The prompts that the section names, or those of them that its limit leaves.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    assert section.prompts is not None
-    return spread(read_prompts([Source(section.prompts)]), section.limit)
 
 
 def measure(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sft.config import Source, UserError
+from sft.config import RepetitionSection, Source, UserError
 from sft.data import read_rows
 from sft.fields import Unread
 from sft.formats import (
@@ -63,6 +63,16 @@ def read_prompts(sources: Sequence[Source]) -> list[dict[str, Any]]:
     if sources and not rows:
         raise UserError(f"{sources[0].path}: no prompts; a file of prompts holds at least one")
     return list(rows.values())
+
+
+def read_repetition(section: RepetitionSection) -> list[dict[str, Any]]:
+    """The prompts that the section names, or those of them that its limit leaves.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    assert section.prompts is not None
+    return spread(read_prompts([Source(section.prompts)]), section.limit)
 
 
 def spread(rows: Sequence[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
