@@ -112,19 +112,21 @@ def _each_turn(
     encoded = encode_within(tokenizer, rows, turns="last", split_at=split_at)
     for chat in chats:
         *earlier, (last, found) = islice(encoded, len(one_per_turn(chat)))
+        marked = sum(not is_trained(message) for message in chat.get("messages", []))
         if isinstance(found, UserError):  # the chat as a whole is wrong
             yield last, found
             continue
         kept = [(row, each) for row, each in earlier if isinstance(each, EncodedChat)]
         for row, each in kept:
             yield row, replace(each, untrained_turns=0)
-        yield last, replace(found, untrained_turns=len(earlier) - len(kept))
+        yield last, replace(found, untrained_turns=marked + len(earlier) - len(kept))
 
 
 def one_per_turn(chat: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chat up to each of its assistant turns; a plain text, or a chat without one, as it is."""
+    """The chat up to each of its assistant turns but for those marked as not trained; a plain text,
+    or a chat without one, as it is."""
     messages = chat.get("messages", [])
-    ends = [i for i, message in enumerate(messages, 1) if message.get("role") == "assistant"]
+    ends = [i for i, m in enumerate(messages, 1) if m.get("role") == "assistant" and is_trained(m)]
     if not ends or ends[-1] != len(messages):
         return [chat]
     return [chat | {"messages": messages[:end]} for end in ends]

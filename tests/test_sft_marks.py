@@ -143,6 +143,20 @@ def test_pieces_of_a_long_chat_keep_their_marks(tmp_path):
     assert all(isinstance(encoded, EncodedChat) for _, encoded in found)
 
 
+def test_a_row_for_each_turn_leaves_out_the_marked_ones(tmp_path):
+    tokenizer = make_tiny_tokenizer()
+    ensure_template(tokenizer)
+    for marked, expected in (("m1", [TEXTS[:4], TEXTS]), ("m3", [TEXTS[:2], TEXTS])):
+        (row,) = read(tmp_path, {"messages": chat(**{marked: {"weight": 0}})}).rows
+        found = list(encode_within(tokenizer, [row], turns="each", split_at=None))
+        assert [[m["content"] for m in one["messages"]] for one, _ in found] == expected
+        assert [encoded.untrained_turns for _, encoded in found] == [0, 1]
+        for one, encoded in found:
+            pairs = zip(encoded.input_ids, encoded.trained, strict=True)
+            said = tokenizer.decode([token for token, trained in pairs if trained])
+            assert said == one["messages"][-1]["content"] + "<|im_end|>"
+
+
 def test_marks_mean_nothing_to_preferences_and_prompts(tmp_path):
     path = tmp_path / "rows.jsonl"
     prompt = chat(m1={"weight": 0})[:3]
