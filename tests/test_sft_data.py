@@ -601,7 +601,7 @@ CHAT_LINE = json.dumps(GOOD)
         ("pretty.jsonl", json.dumps(GOOD, indent=1) + "\n]\n" + json.dumps(GOOD, indent=1)),
         ("rows.csv", 'prompt,response\na,b\nc,"d" e\nf,g\n'),
         ("rows.csv", b"prompt,response\na,b\nc,\xe9\nf,g\n"),
-        ("rows.jsonl.gz", gzip.compress("\n".join([CHAT_LINE] * 99).encode())[:-9]),
+        ("rows.jsonl.gz", gzip.compress("\n".join([CHAT_LINE] * 99).encode(), mtime=0)[:-9]),
     ],
 )
 def test_a_file_that_cannot_be_read_to_its_end_stops_in_either_mode(
