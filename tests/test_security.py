@@ -31,7 +31,7 @@ from eval.imported import import_measures
 from eval.report import write_report
 from eval.tasks import Tasks, check_tasks, load_tasks
 from recipes import export
-from sft import mask
+from sft import render
 from sft.chat import ensure_template
 from sft.checkpoint import newest_first, seal
 from sft.command import run_command
@@ -226,8 +226,8 @@ def test_a_runs_word_is_not_enough_to_run_its_models_code(tmp_path, monkeypatch,
 def test_chat_templates_are_kept_in_their_sandbox_and_end(
     tiny_tokenizer, monkeypatch, template, words
 ):
-    monkeypatch.setattr(mask, "PATIENCE", 0.5)
-    monkeypatch.setattr(mask, "LONGEST", 3000)
+    monkeypatch.setattr(render, "PATIENCE", 0.5)
+    monkeypatch.setattr(render, "LONGEST", 3000)
     tiny_tokenizer.chat_template = template
     with pytest.raises(UserError, match=f"refuses a conversation .*(?:{words})"):
         ensure_template(tiny_tokenizer)
