@@ -1,10 +1,10 @@
 """Preference sources to rows of {"prompt", "chosen", "rejected"}, each a list of messages."""
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dpo.verdicts import FIRST, TIE, Verdicts, number_of
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_kind, read_rows
 from sft.fields import Fields
@@ -17,6 +17,7 @@ from sft.formats import (
     held,
     lost_texts,
     read_question,
+    several_answers,
     unknown_format,
 )
 from sft.marks import without_marks
@@ -38,18 +39,6 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 # What is said about the two answers is no part of them.
 COMMENTS = frozenset({"rationale", "explanation", "reason", "reasoning", "comment", "comments"})
-TIE, FIRST, SECOND = 0, 1, 2
-# Fields that tell the better of two answers in their own way.
-VERDICTS: dict[str, dict[Any, int]] = {
-    "winner": {  # LMSYS arena, MT-Bench
-        "model_a": FIRST,
-        "model_b": SECOND,
-        **dict.fromkeys(("tie", "tie (bothbad)"), TIE),
-    },
-    "better_response_id": {0: FIRST, 1: SECOND},  # PKU-SafeRLHF
-    "labels": {1: FIRST, 0: SECOND},  # SHP: whether the first is preferred
-}
-
 Pair = tuple[list[Message], list[Message], list[Message]]
 
 
@@ -76,25 +65,27 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Ro
 
 
 def _pairs(source: Source) -> Iterator[Found | RowError]:
+    verdicts = Verdicts(source)
     for item in read_rows(source):
         if isinstance(item, RowError):
             yield item
             continue
         record, named = item
         try:
-            row, mended = _row(named, source)
+            row, mended = _row(named, source, verdicts)
         except RowError as error:
             yield error
             continue
         unread = lost_texts(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
         unread |= dict.fromkeys(COMMENTS & unread.keys(), "")
         yield Found(row, raw=record.fields, mended=mended, unread=unread)
+    verdicts.refuse_from_zero()
 
 
-def _row(record: Row, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _row(record: Row, source: Source, verdicts: Verdicts) -> tuple[dict[str, Any], tuple[str, ...]]:
     fields, origin = record.fields, record.origin
     refuse_media(fields, origin)
-    prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin))
+    prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin, verdicts))
     prompt, mended = cut_lead(prompt)
     cut = [cut_nulls(turns) for turns in (prompt, chosen, rejected)]
     prompt, chosen, rejected = (turns for turns, _ in cut)
@@ -113,11 +104,11 @@ def _row(record: Row, source: Source) -> tuple[dict[str, Any], tuple[str, ...]]:
     return row | metadata(record), mended
 
 
-def _read_pair(fields: Fields, origin: str) -> Pair:
+def _read_pair(fields: Fields, origin: str, verdicts: Verdicts) -> Pair:
     for better, worse in held(SIDES, fields):
         return _read_sides(fields, better, worse, origin)
     for first, second in held(OUTPUT_PAIRS, fields):
-        verdict = _verdict(fields, origin)
+        verdict = verdicts.read(fields, origin)
         if verdict == TIE:
             raise _tie(origin)
         better, worse = (first, second) if verdict == FIRST else (second, first)
@@ -131,6 +122,14 @@ def _read_pair(fields: Fields, origin: str) -> Pair:
 
 def _refuse_others(fields: Fields, origin: str) -> None:
     chat = {"messages", "conversations", "conversation"} & fields.keys()
+    if (several := several_answers(fields)) is not None:
+        raise UserError(
+            f"{origin}: {several!r} is a list of {len(fields.peek(several))} answers, and nothing "
+            f"says which is the better; if the first is better than the second, set "
+            f"columns={{chosen: '{several}[0]', rejected: '{several}[1]'}}; where a field tells, "
+            f"columns={{output_1: '{several}[0]', output_2: '{several}[1]', label: FIELD}} and its "
+            "values as labels={VALUE: first, VALUE: second}"
+        )
     refuse_unpaired(
         fields,
         origin,
@@ -149,7 +148,12 @@ def _refuse_others(fields: Fields, origin: str) -> None:
 
 
 def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
-    chosen, rejected = (_answer(fields[side], origin, side) for side in (better, worse))
+    given = [fields[side] for side in (better, worse)]
+    if fields.cells and all(_is_one_text(decoded(value)) for value in given):
+        given = [decoded(value) for value in given]  # CSV has no other way to write a list
+    chosen, rejected = (
+        _answer(value, origin, side) for value, side in zip(given, (better, worse), strict=True)
+    )
     whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
     if whole[0] != whole[1]:
         raise RowError(
@@ -181,7 +185,11 @@ def _answer(value: Any, origin: str, side: str) -> list[Message]:
     """One side: an answer, or a conversation (a list of messages or a raw HH transcript)."""
     if isinstance(value, str) and HH_TURN.match(value):
         return read_transcript(value, origin)
-    return as_turns(value, "assistant", origin, where=side)
+    return as_turns(value[0] if _is_one_text(value) else value, "assistant", origin, where=side)
+
+
+def _is_one_text(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
 
 
 def read_transcript(text: str, origin: str) -> list[Message]:
@@ -191,69 +199,6 @@ def read_transcript(text: str, origin: str) -> list[Message]:
         {"role": HH_ROLES[role], "content": text_field(said.strip(), origin, where=role)}
         for role, said in zip(parts[::2], parts[1::2], strict=True)
     ]
-
-
-def _verdict(fields: Fields, origin: str) -> int:
-    """FIRST, SECOND or TIE from a label, a preference in [1, 2], a field of VERDICTS, a signed
-    strength (HelpSteer: below 0 the first) or the majority of votes."""
-    votes = [
-        fields[name]
-        for name in fields
-        if name.startswith("annotator") and _number(fields.peek(name)) is not None
-    ]
-    if "label" in fields:
-        return _choice(fields["label"], origin, where="label")
-    if "preference" in fields:
-        value = _number(fields["preference"])
-        if value is None or not 1 <= value <= 2:
-            raise wrong_type(origin, "preference", fields["preference"], "a number from 1 to 2")
-        return TIE if value == 1.5 else FIRST if value < 1.5 else SECOND
-    for name, choices in VERDICTS.items():
-        if name in fields:
-            value = fields[name]
-            key = value if isinstance(value, str) and value in choices else _number(value)
-            if key not in choices:
-                wanted = f"one of {', '.join(map(str, choices))}"
-                raise wrong_type(origin, f"{name} ({str(value)[:40]!r})", value, wanted)
-            return choices[key]
-    if "preference_strength" in fields:
-        strength = _number(fields["preference_strength"])
-        if strength is None:
-            given = fields["preference_strength"]
-            where = f"preference_strength ({str(given)[:40]!r})"
-            raise wrong_type(origin, where, given, "a number")
-        return TIE if strength == 0 else FIRST if strength < 0 else SECOND
-    if votes:
-        counted = Counter(_choice(vote, origin, where="an annotator's vote") for vote in votes)
-        choice, most = counted.most_common(1)[0]
-        return choice if 2 * most > len(votes) else TIE
-    raise RowError(
-        origin,
-        rule="no verdict",
-        detail="two outputs without a label, a preference or annotators' votes",
-        remedy="add a label of 1, 2 or 0 (tie)",
-    )
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _choice(value: Any, origin: str, *, where: str) -> int:
-    number = _number(value)
-    if number not in (TIE, FIRST, SECOND):
-        raise RowError(
-            origin,
-            rule="wrong type",
-            detail=f"{where} is {str(value)[:40]!r}",
-            remedy="it must be 1 (first is better), 2 (second) or 0 (tie)",
-        )
-    return int(number)
 
 
 def _tie(origin: str) -> RowError:
@@ -273,7 +218,7 @@ def _read_scored(fields: Fields, origin: str) -> Pair:
     for i, one in enumerate(completions if isinstance(completions, list) else []):
         keys = ("overall_score", "score", "fine-grained_score")
         score = (
-            next((_number(one[k]) for k in keys if k in one), None)
+            next((number_of(one[k]) for k in keys if k in one), None)
             if isinstance(one, dict)
             else None
         )

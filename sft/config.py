@@ -245,6 +245,8 @@ def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
             return [value], []
         if origin is dict and isinstance(value, dict):
             hints = typing.get_args(option) or (Any, Any)
+            if hints[0] is str:  # YAML's 0 and true are numbers and truth values
+                value = {str(key): inner for key, inner in value.items()}
             return _coerce_values(value, hints[1], where=where)
         if option is float and type(value) in (int, float):
             return float(value), []

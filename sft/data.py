@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from sft.columns import field_of
 from sft.config import Source, UserError
 from sft.fields import Unread
 from sft.files import Record, read_records
@@ -198,7 +199,7 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
     Raises:
         UserError: at the end, a field of `ignore` or `columns` that no record has.
     """
-    missing = {*source.ignore, *source.columns.values()}
+    missing = {*source.ignore, *map(field_of, source.columns.values())}
     records = read_records(source)
     if not source.columns and "role" not in source.ignore:
         records = whole_trees(records)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sft.columns import column_of, field_of
 from sft.config import UserError
 from sft.fields import Fields, unread_texts
 from sft.json_rows import is_rows
@@ -61,6 +62,10 @@ CONTENT = frozenset(
     | {"chosen", "rejected"}
     | {name for pair in PAIRS for name in pair}
 )
+ANSWERS = (
+    *dict.fromkeys(answer for _, answer in PAIRS),
+    *("outputs", "responses", "answers", "completions", "generations", "candidates"),
+)
 TURNS = "data"  # UltraChat's name for texts in turn
 TEXTS_IN_TURN = (TURNS, "conversations")  # the other is LIMA's
 META = ("language", "reference", "id")
@@ -106,6 +111,8 @@ def apply_columns(
 ) -> Row:
     """Give fields the names that the formats know; `columns` maps our name to the file's.
 
+    A part of a list is FIELD[0], FIELD[1] and so on.
+
     A mapping that names a whole format hides other content, so that a file of several readings is
     read as told. Fields of `ignore` are left out.
 
@@ -113,14 +120,16 @@ def apply_columns(
         UserError: one of our names is unknown.
         RowError: the row lacks a field that `columns` names, other than a companion of a question.
     """
-    known = CONTENT | OTHER_NAMES
+    known = CONTENT | OTHER_NAMES | COMPARISON
     for ours in columns:
         if ours not in known:
             near = difflib.get_close_matches(ours, sorted(known), n=1)
             hint = f"did you mean {near[0]!r}" if near else f"use one of {', '.join(sorted(known))}"
             raise UserError(f"columns: {ours!r} is no field that a format has; {hint}")
     for ours, theirs in columns.items():
-        if theirs not in record.fields and ours not in COMPANIONS:
+        if column_of(record.fields, theirs) is None and not (
+            ours in COMPANIONS or theirs in record.fields
+        ):
             raise RowError(
                 record.origin,
                 rule="missing column",
@@ -131,15 +140,24 @@ def apply_columns(
     rest = {
         name: value
         for name, value in record.fields.items()
-        if name not in ignore and name not in columns.values()
+        if name not in ignore and name not in set(map(field_of, columns.values()))
     }
     told = bool(columns) and any(whole <= columns.keys() for whole in WHOLE)
     covered = (CONTENT | COMPANIONS | columns.keys()) if told else columns.keys()
     hidden = {name: rest.pop(name) for name in rest.keys() & covered}
-    named = {ours: record.fields.get(theirs) for ours, theirs in columns.items()}
+    named = {ours: column_of(record.fields, theirs) for ours, theirs in columns.items()}
     fields = Fields(rest | named, hidden=hidden, cells=record.cells)
     decode_chats(fields)
     return Row(record.origin, fields)
+
+
+def several_answers(fields: Fields) -> str | None:
+    """The field that holds a list of texts where one answer is expected; None where none does."""
+    for name in ANSWERS:
+        value = fields.peek(name)
+        if isinstance(value, list) and len(value) > 1 and _are_texts(value):
+            return name
+    return None
 
 
 def read_text(row: Row) -> str | None:
@@ -241,6 +259,12 @@ OUTPUT_PAIRS = (
 )
 
 
+COMPARISON = frozenset(
+    {name for pair in (*SIDES, *OUTPUT_PAIRS) for name in pair}
+    | {"label", "labels", "preference", "winner", "better_response_id", "preference_strength"}
+)
+
+
 def held(pairs: Sequence[tuple[str, str]], fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The pairs of names of which a row has both, in their order."""
     names = set(fields)
@@ -269,6 +293,15 @@ def read_question(fields: Fields, origin: str) -> list[Message]:
 
 
 def _read_pair(fields: Fields, asked: str, answered: str, origin: str) -> list[Message]:
+    if answered == several_answers(fields):
+        raise RowError(
+            origin,
+            rule="wrong type",
+            detail=f"{answered} is a list of {len(fields.peek(answered))} answers",
+            remedy=f"take one by columns={{{asked}: {asked}, {answered}: '{answered}[0]'}} or, if "
+            f"the first is better than the second, list the file under data.preference with "
+            f"columns={{chosen: '{answered}[0]', rejected: '{answered}[1]'}}",
+        )
     answer = as_turns(fields[answered], "assistant", origin, where=answered)
     return _asked(fields, asked, origin) + answer
 

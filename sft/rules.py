@@ -293,6 +293,9 @@ def _check_source(source: Source, *, where: str, at: str) -> list[str]:
         problems.append(f"{at}.count={source.count} must be positive and stand without weight")
     if source.tree_paths not in ("best", "all"):
         problems.append(f"{at}.tree_paths={source.tree_paths!r} is not one of best, all")
+    for label, meaning in source.labels.items():
+        if meaning not in ("first", "second", "tie"):
+            problems.append(f"{at}.labels.{label}={meaning!r} is not one of first, second, tie")
     for kind, pattern in source.kind_rule.items():
         try:
             re.compile(pattern)

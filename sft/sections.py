@@ -73,6 +73,8 @@ class Source:
     weight: float = 1.0  # share of the rows taken, or times that they are repeated
     count: int | None = None  # instead of weight: how many rows, exactly
     columns: dict[str, str] = field(default_factory=dict)
+    # Of a file of two answers: value of its label: first, second or tie.
+    labels: dict[str, str] = field(default_factory=dict)
     ignore: list[str] = field(default_factory=list)  # fields that are left out on purpose
     split: str = "train"
     strip_calculator: bool = False  # remove GSM8K's <<6*7=42>>; the line "#### 42" stays
@@ -246,7 +248,7 @@ MEMBERS = {
 # Options of a source by the list that it stands in: what nothing there would read is refused.
 SOURCE_OPTIONS = {
     "data.sft": {"weight", "count", "kind_rule", "strip_calculator", "tree_paths"},
-    "data.preference": {"weight", "count", "kind_rule"},
+    "data.preference": {"weight", "count", "kind_rule", "labels"},
     "pairs.prompts": {"weight"},
 }
 

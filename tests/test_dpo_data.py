@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpo.data import read_preferences, read_transcript
 from sft.config import Source, UserError
+from sft.data import read_sft
 
 ASK = {"role": "user", "content": "q"}
 GOOD = {"role": "assistant", "content": "good"}
@@ -167,6 +168,12 @@ FORMATS = {
         "annotator2": 0,
         "annotator3": 1,
     },
+    "lists of one": {"prompt": "q", "chosen": ["good"], "rejected": ["poor"]},
+    "messages as text": {
+        "prompt": "q",
+        "chosen": json.dumps([ASK, GOOD]),
+        "rejected": json.dumps([ASK, POOR]),
+    },
     "orca": {"system": "", "question": "q", "chosen": "good", "rejected": "poor"},
     "accepted": {"prompt": "q", "accepted": "good", "rejected": "poor"},
     "stack exchange": {"qid": 1, "question": "q", "response_j": "good", "response_k": "poor"},
@@ -256,10 +263,74 @@ def test_ties_and_duplicates_never_stop(tmp_path):
         FORMATS["trl texts"],
         FORMATS["trl texts"],
         FORMATS["trl messages"],
+        FORMATS["second is better"] | {"input": "r"},  # 2: labels count from 1, and 0 is a tie
     ]
     result = read(write(tmp_path / "rows.jsonl", rows))
     assert result.counts[0].dropped == {"tie": 3, "exact duplicate": 1, "same text": 1}
-    assert result.counts[0].rows_in == 6
+    assert result.counts[0].rows_in == 7
+
+
+TWO = {"output_1": "a", "output_2": "b"}
+
+
+@pytest.mark.parametrize("on_error", ["stop", "drop"])
+@pytest.mark.parametrize("name", ["label", "labels", "preference"])
+@pytest.mark.parametrize("values", [[0, 1], [1, 0, 1], [0, 0], ["0", "1"]])
+def test_labels_that_count_from_0_are_asked_for_and_never_guessed(values, name, on_error, tmp_path):
+    rows = [{"input": f"q{i}", **TWO, name: value} for i, value in enumerate(values)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"labels=\{"):
+        read(path, on_error=on_error)
+    for labels, chosen in (
+        ({0: "first", 1: "second"}, {0: "a", 1: "b"}),
+        ({1: "first", 0: "second"}, {0: "b", 1: "a"}),
+        ({"1": "first", "0": "second"}, {0: "b", 1: "a"}),
+    ):
+        got = read(path, on_error=on_error, labels=labels).rows
+        assert [row["chosen"][0]["content"] for row in got] == [chosen[int(v)] for v in values]
+    if 1 in map(int, values):
+        result = read(path, on_error=on_error, labels={0: "tie", 1: "first"})
+        assert result.counts[0].dropped == {"tie": [*map(int, values)].count(0)}
+
+
+def test_words_are_verdicts_where_the_source_says_so(tmp_path):
+    rows = [{"input": f"q{i}", **TWO, "label": word} for i, word in enumerate("ABA")]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r":1: label is 'A'; .* labels=\{VALUE: first"):
+        read(path)
+    got = read(path, labels={"A": "first", "B": "second"}).rows
+    assert [row["chosen"][0]["content"] for row in got] == ["a", "b", "a"]
+    with pytest.raises(UserError, match=r":2: label \('B'\) is text; it must be one of A, which"):
+        read(path, labels={"A": "first"})
+
+
+@pytest.mark.parametrize("file", KINDS_OF_FILE)
+def test_lists_of_answers_are_pairs_where_columns_say_which_is_better(file, tmp_path):
+    path = tmp_path / file
+    write_as(path, {"instruction": "q", "input": "", "output": ["good", "poor"]})
+    if path.suffix != ".csv":  # whose cell is a text
+        with pytest.raises(UserError, match=r"'output' is a list of 2 answers, and nothing says"):
+            read(path)
+        with pytest.raises(UserError, match=r"output is a list of 2 answers; .*data.preference"):
+            read_sft([Source(path=str(path))])
+    (row,) = read(path, columns={"chosen": "output[0]", "rejected": "output[1]"}).rows
+    assert (row["prompt"], row["chosen"], row["rejected"]) == PAIR
+    (chat,) = read_sft(
+        [Source(path=str(path), columns={"instruction": "instruction", "output": "output[0]"})],
+    ).rows
+    assert chat["messages"] == [ASK, GOOD]
+    with pytest.raises(UserError, match=r"there is no field 'output\[2\]', which `columns` names"):
+        read(path, columns={"chosen": "output[0]", "rejected": "output[2]"})
+
+
+def test_lists_of_answers_with_a_label_need_its_meaning(tmp_path):
+    rows = [{"prompt": f"q{i}", "responses": ["a", "b"], "best": i % 2} for i in range(4)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    columns = {"output_1": "responses[0]", "output_2": "responses[1]", "label": "best"}
+    with pytest.raises(UserError, match="label is 0, 1 and never 2"):
+        read(path, columns=columns)
+    got = read(path, columns=columns, labels={0: "first", 1: "second"}).rows
+    assert [row["chosen"][0]["content"] for row in got] == ["a", "b", "a", "b"]
 
 
 def test_columns_kind_and_id(tmp_path):

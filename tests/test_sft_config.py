@@ -211,6 +211,20 @@ def test_relative_paths_are_taken_from_here_and_then_from_the_checkout(tmp_path,
     assert find_path("no/such/file") is None
 
 
+def test_labels_of_a_source_are_texts_with_a_known_meaning(preset_file):
+    given = "data.preference=[{path: x.jsonl, labels: {0: first, 1: second, same: tie}}]"
+    preset = load_preset(preset_file, overrides=[given])
+    assert preset.data.preference[0].labels == {
+        "0": "first",
+        "1": "second",
+        "same": "tie",
+    }
+    with pytest.raises(UserError, match=r"preference\[0\].labels.0='better' is not one of first,"):
+        load_preset(preset_file, overrides=["data.preference=[{path: x, labels: {0: better}}]"])
+    with pytest.raises(UserError, match=r"data.sft\[0\].labels has no effect on data.sft"):
+        load_preset(preset_file, overrides=["data.sft=[{path: x, labels: {0: first}}]"])
+
+
 def test_our_own_keys_are_these():
     """Frozen: a new key is a promise. Upstream's pass through unrenamed and uncounted."""
     plain = {

@@ -1,0 +1,147 @@
+"""Which of two answers is the better, by a label, a preference, a winner or votes."""
+
+from collections import Counter
+from typing import Any
+
+from sft.config import Source, UserError
+from sft.fields import Fields
+from sft.messages import wrong_type
+from sft.row_errors import RowError
+
+TIE, FIRST, SECOND = 0, 1, 2
+# Fields that tell the better of two answers in their own way.
+VERDICTS: dict[str, dict[Any, int]] = {
+    "winner": {  # LMSYS arena, MT-Bench
+        "model_a": FIRST,
+        "model_b": SECOND,
+        **dict.fromkeys(("tie", "tie (bothbad)"), TIE),
+    },
+    "better_response_id": {0: FIRST, 1: SECOND},  # PKU-SafeRLHF
+    "labels": {1: FIRST, 0: SECOND},  # SHP: whether the first is preferred
+}
+MEANINGS = {"first": FIRST, "second": SECOND, "tie": TIE}  # of a source's `labels`
+RANGE = "a number from 1 to 2, or mean what the source's labels={VALUE: first, VALUE: second} say"
+# Fields that may tell, in the order of trial; the votes of annotators come last.
+NAMES = ("label", "preference", *VERDICTS, "preference_strength")
+
+
+class Verdicts:
+    """The verdicts of a source's rows.
+
+    The numbers of `label` and `preference` count from 1 (1 is the first answer, 2 the second, and a
+    label of 0 a tie). Of a source whose numbers count from 0, and never reach 2, nothing says what
+    they mean.
+
+    Args:
+        source: its `labels` say what the values of its field mean.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.path, self.labels = source.path, source.labels
+        self._numbers: dict[str, set[float]] = {}
+
+    def read(self, fields: Fields, origin: str) -> int:
+        """FIRST, SECOND or TIE from the first of NAMES that the row has, else the majority of
+        votes.
+
+        Raises:
+            RowError: a value without a meaning, or no such field.
+        """
+        name = next((name for name in NAMES if name in fields), None)
+        if self.labels and name is not None:
+            return self._told(name, fields[name], origin)
+        if name == "labels" and "human_ref_A" not in fields:  # not of SHP
+            name = "label"
+            fields = Fields({"label": fields["labels"]})
+        if name in ("label", "preference") and (found := number_of(fields[name])) is not None:
+            self._numbers.setdefault(name, set()).add(found)
+        return _verdict(fields, origin)
+
+    def _told(self, name: str, value: Any, origin: str) -> int:
+        number = number_of(value)
+        for label, meaning in self.labels.items():
+            if str(label).lower() == str(value).lower() or (
+                number is not None and number == number_of(label)
+            ):
+                return MEANINGS[meaning]
+        wanted = f"one of {', '.join(map(str, self.labels))}, which the source's labels name"
+        raise wrong_type(origin, f"{name} ({str(value)[:40]!r})", value, wanted)
+
+    def refuse_from_zero(self) -> None:
+        """Called behind the last row.
+
+        Raises:
+            UserError: the numbers begin with 0 and end before 2, so that a 1 may be either answer.
+        """
+        for name, numbers in self._numbers.items():
+            if 0 in numbers and 2 not in numbers:
+                shown = ", ".join(f"{number:g}" for number in sorted(numbers)[:4])
+                raise UserError(
+                    f"{self.path}: {name} is {shown} and never 2, and nothing says which of the "
+                    "two answers a number names; say it in the source: labels={0: first, 1: "
+                    "second} where they count from 0, labels={1: first, 0: second} where 1 means "
+                    "that the first is better, or labels={1: first, 2: second, 0: tie}"
+                )
+
+
+def _verdict(fields: Fields, origin: str) -> int:
+    """A verdict in the known spellings; a signed strength (HelpSteer) is below 0 for the first."""
+    votes = [
+        fields[name]
+        for name in fields
+        if name.startswith("annotator") and number_of(fields.peek(name)) is not None
+    ]
+    if "label" in fields:
+        return _choice(fields["label"], origin, where="label")
+    if "preference" in fields:
+        value = number_of(fields["preference"])
+        if value is None or not 1 <= value <= 2:
+            raise wrong_type(origin, "preference", fields["preference"], RANGE)
+        return TIE if value == 1.5 else FIRST if value < 1.5 else SECOND
+    for name, choices in VERDICTS.items():
+        if name in fields:
+            value = fields[name]
+            key = value if isinstance(value, str) and value in choices else number_of(value)
+            if key not in choices:
+                wanted = f"one of {', '.join(map(str, choices))}"
+                raise wrong_type(origin, f"{name} ({str(value)[:40]!r})", value, wanted)
+            return choices[key]
+    if "preference_strength" in fields:
+        strength = number_of(fields["preference_strength"])
+        if strength is None:
+            given = fields["preference_strength"]
+            where = f"preference_strength ({str(given)[:40]!r})"
+            raise wrong_type(origin, where, given, "a number")
+        return TIE if strength == 0 else FIRST if strength < 0 else SECOND
+    if votes:
+        counted = Counter(_choice(vote, origin, where="an annotator's vote") for vote in votes)
+        choice, most = counted.most_common(1)[0]
+        return choice if 2 * most > len(votes) else TIE
+    raise RowError(
+        origin,
+        rule="no verdict",
+        detail="two outputs without a label, a preference or annotators' votes",
+        remedy="add a label of 1, 2 or 0 (tie)",
+    )
+
+
+def number_of(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def _choice(value: Any, origin: str, *, where: str) -> int:
+    number = number_of(value)
+    if number not in (TIE, FIRST, SECOND):
+        raise RowError(
+            origin,
+            rule="wrong type",
+            detail=f"{where} is {str(value)[:40]!r}",
+            remedy="it must be 1 (first is better), 2 (second) or 0 (tie), or mean what the "
+            "source's labels={VALUE: first, VALUE: second} say",
+        )
+    return int(number)
