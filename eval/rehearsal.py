@@ -3,8 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from accelerate import PartialState
+
 from eval.backend import Backend, Question, Scored
 from eval.benchmarks import check_benchmark
+from eval.cost import Tokens
 from eval.generate import Generation
 from eval.measure import ask_of
 from eval.tasks import Tasks
@@ -18,30 +21,36 @@ class SilentBackend(Backend):
     eos_ids = ()
 
     def __init__(self, window: int | None) -> None:
-        self.window = window
+        self.window, self.tokens = window, Tokens()
 
     def score(
         self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
+        contexts = {question.context for question in questions}
+        choices = sum(len(question.continuation) for question in questions)
+        self.tokens += Tokens(sum(map(len, contexts)) + choices)
         return [Scored(0.0, 0) for _ in questions]
 
-    def generate(self, prompts: Sequence[Sequence[int]], **_: Any) -> list[Generation]:
+    def generate(self, prompts: Sequence[Sequence[int]], **given: Any) -> list[Generation]:
+        most = given["max_new_tokens"] * len(prompts)
+        self.tokens += Tokens(sum(map(len, prompts)), most)
         return [Generation(list(prompt), [], "", "stop_id") for prompt in prompts]
 
 
 def check_questions(
     section: EvalSection, tokenizer: Any, *, window: int | None, seed: int, max_unknown: float
-) -> None:
+) -> dict[bool, Tokens]:
     """Ask every task as a run does, as plain text and in the chat template, of a backend that
-    computes nothing.
+    computes nothing; returns what a model would read and write in each, by whether it is a chat.
 
     Raises:
         UserError: a question would stop the run, see `eval.benchmarks.check_benchmark`.
     """
+    backends = {chat: SilentBackend(window) for chat in (False, True)}
     for task in section.tasks:
-        for chat in (False, True):
+        for chat, backend in backends.items():
             check_benchmark(
-                SilentBackend(window),
+                backend,
                 tokenizer,
                 task=task,
                 source=Tasks.of(section),
@@ -50,3 +59,8 @@ def check_questions(
                 seed=seed,
                 max_unknown=max_unknown,
             )
+    shares = PartialState().num_processes  # each has counted its own
+    return {
+        chat: Tokens(backend.tokens.read * shares, backend.tokens.written * shares)
+        for chat, backend in backends.items()
+    }

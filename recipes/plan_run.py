@@ -69,11 +69,13 @@ def plan(
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts
+    from eval.cost import cost_line
     from eval.questions import asked
+    from eval.rehearsal import check_questions
     from sft.adapter_checks import check_adapters
     from sft.budget import Planner, chats_work, named_placement
     from sft.budget_table import show_budget
-    from sft.console import start_logging
+    from sft.console import show, start_logging
     from sft.machine import named_machine, this_machine
     from sft.model import check_model, context_window, load_tokenizer, read_config
     from sft.placement import choose_placement
@@ -118,7 +120,24 @@ def plan(
     check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-    show_budget(planner, works, parts=parts)
+    training = show_budget(planner, works, parts=parts)
+    if training is not None:
+        tokens = check_questions(
+            preset.eval,
+            tokenizer,
+            window=context_window(base, preset.model),
+            seed=preset.run.seed,
+            max_unknown=preset.model.max_unknown,
+        )
+        cost = cost_line(
+            planner,
+            preset,
+            asked=tokens,
+            models=len(works),
+            sampled=len(prompts) if pairs is None else 0,
+            training=training,
+        )
+        show(cost or "measuring: nothing is asked")
 
 
 if __name__ == "__main__":

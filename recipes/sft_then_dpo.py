@@ -67,6 +67,7 @@ def chain(
     """The whole road: check, prepare, train and measure stage by stage, report."""
     from dpo.budget import preference_line, preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
+    from eval.cost import cost_line
     from eval.epochs import check_epochs, epoch_measure
     from eval.figures import tell_deltas
     from eval.gate import check_gates, holds, needed, write_decisions
@@ -83,7 +84,7 @@ def chain(
     from sft.adapter_checks import check_adapters
     from sft.budget import Planner, chats_work
     from sft.budget_table import check_memory, show_budget
-    from sft.console import farewell
+    from sft.console import farewell, show
     from sft.environment import write_environment
     from sft.inputs import run_inputs
     from sft.machine import this_machine
@@ -162,7 +163,7 @@ def chain(
         for work in preferences:
             log.info(preference_line(work))
         if before_this is None:  # as in a dry run, whose folder is new
-            check_questions(
+            tokens = check_questions(
                 preset.eval,
                 tokenizer,
                 window=window,
@@ -173,7 +174,17 @@ def chain(
             works += preferences
             if dry_run:
                 show_examples(stages, tokenizer)
-                show_budget(planner, works, parts=parts)
+                training = show_budget(planner, works, parts=parts)
+                if training is not None:
+                    cost = cost_line(
+                        planner,
+                        preset,
+                        asked=tokens,
+                        models=len(stages) + bool(preset.dpo.enabled),
+                        sampled=len(prompts) if pairs is None else 0,
+                        training=training,
+                    )
+                    show(cost or "measuring: nothing is asked")
                 return
             from_main(partial(check_memory, planner, works))
 

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 PARTS = ("weights", "gradients", "optimiser", "activations", "logits")
 
 
-def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> None:
-    """Print what the stages take, where the plan knows the model's layers.
+def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> float | None:
+    """Print what the stages take, where the plan knows the model's layers; returns their hours.
 
     Args:
         parts: whether models are measured in parts, see `Planner.in_parts`.
@@ -32,12 +32,13 @@ def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> None
     if not plannable(planner.config):
         kind = planner.config.model_type
         log.warning("plan: none, it does not know the layers of a %r model", kind)
-        return
+        return None
     budgets = [planner.stage(work) for work in works]
     show(budget_table(planner, budgets, parts=parts))
     planner.refuse_whole()
     for budget in budgets:
         planner.refuse_too_large(budget)
+    return sum(budget.hours or 0.0 for budget in budgets)
 
 
 def check_memory(planner: Planner, works: Sequence[Work]) -> None:
@@ -87,7 +88,7 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: boo
     if budgets and budgets[0].hours is not None:
         notes.append(
             f"hours: at {planner.utilisation:.0%} of {machine.peak or 0:.3g} operations a second "
-            "and device; measuring and sampling come on top"
+            "and device; measuring and sampling come on top, see the line on measuring"
         )
     return Group(_sizes(planner.parameters), table, *notes)
 

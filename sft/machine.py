@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 
 from sft.config import UserError
+from sft.meter import matrix_peak
 from sft.placement import Placement
 from sft.sharding import sharded, spread
 
@@ -46,7 +47,7 @@ def named_machine(name: str) -> Machine:
 
 
 def this_machine(placement: Placement) -> Machine:
-    """The devices that this command runs on; the peak where the table has it."""
+    """The devices that this command runs on; a peak that the table does not have is measured."""
     state = PartialState()
     device = placement.device
     if device.type == "cuda":
@@ -58,5 +59,7 @@ def this_machine(placement: Placement) -> Machine:
         found = Machine("this Mac", torch.mps.recommended_max_memory())
     else:
         found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
+    if found.peak is None:
+        found = replace(found, peak=matrix_peak(device, placement.compute))
     by_deepspeed = spread() == "DeepSpeed"
     return replace(found, count=state.num_processes, sharded=sharded(), loads_whole=by_deepspeed)

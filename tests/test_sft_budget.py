@@ -362,6 +362,9 @@ def test_a_dry_run_shows_the_plan(preset, capsys):
     assert train([preset, "--dry-run"]) == 0
     shown = capsys.readouterr().err
     assert len(line(shown, "memory, GiB")) == 2 and "parameters: 26,912" in shown
+    assert len(line(shown, "hours")) == 2  # of any device: its matrix products are measured
+    told = " ".join(shown.split())
+    assert re.search(r"measuring, at most: \S+ hours \(base \S+, 2 trained", told), told
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""The hours that measuring a run's models takes at most, from the questions and caps themselves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sft.budget import Planner
+from sft.config import EvalSection, Preset, Source
+from sft.prompts import read_prompts, read_repetition
+
+# Speed at which answers are written, a token of each at a time, beside that of reading text. A CPU:
+# measured with SmolLM2-135M, 24 answers at once. Other devices: our guess for small batches.
+WRITING = {"cpu": 0.3}
+WRITING_ELSEWHERE = 0.02
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that a model reads, and writes at most."""
+
+    read: int = 0
+    written: int = 0
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.read + other.read, self.written + other.written)
+
+
+def answers_cost(section: EvalSection) -> Tokens:
+    """What a model writes at most to the prompts for repetition and safety; a loop is not written
+    to twice the cap but checked, and counts once."""
+    repetition, safety = section.repetition, section.safety
+    written = 0
+    if repetition.prompts:
+        each = 1 + repetition.double_cap + 2 * (repetition.temperature > 0)
+        written += len(read_repetition(repetition)) * repetition.cap * each
+    if safety.prompts:
+        count = len(read_prompts([Source(safety.prompts)]))
+        written += min(count, safety.limit or count) * safety.cap
+    return Tokens(0, written)
+
+
+def cost_line(
+    planner: Planner,
+    preset: Preset,
+    *,
+    asked: Mapping[bool, Tokens],
+    models: int,
+    sampled: int,
+    training: float,
+) -> str | None:
+    """A line for the log: hours of measuring, at most, beside those of training; None where the
+    device's speed is not known.
+
+    Args:
+        asked: tokens of the tasks as plain text (False) and in the chat template (True).
+        models: how many trained models are measured, besides the base.
+        sampled: prompts whose answers are sampled for pairs.
+        training: hours of all stages.
+    """
+    machine = planner.machine
+    if machine.peak is None:
+        return None
+    rate = machine.peak * machine.count * planner.utilisation
+    share = WRITING.get(planner.placement.device.type, WRITING_ELSEWHERE)
+
+    def hours(tokens: Tokens) -> float:
+        work = 2 * planner.parameters.total * (tokens.read + tokens.written / share)
+        return work / rate / 3600
+
+    section, pairs = preset.eval, preset.pairs
+    others = Tokens()
+    for form in section.same_format:
+        others += asked[form == "chat"]
+    base = hours(asked[False] + others + answers_cost(section))
+    chat = hours(asked[True] + others + answers_cost(section))
+    answers = hours(Tokens(0, sampled * pairs.samples_per_prompt * pairs.max_new_tokens))
+    whole = base + models * chat + answers
+    parts = [f"base {base:.2g}", f"{models} trained {models * chat:.2g}"]
+    parts += [f"answers for pairs {answers:.2g}"] if sampled else []
+    line = f"measuring, at most: {whole:.2g} hours ({', '.join(parts)})"
+    return f"{line}, {whole / (whole + training):.0%} of the run" if whole else None
