@@ -22,6 +22,7 @@ from eval.loading import backend_inputs, loaded
 from eval.repetition_views import detail
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from eval.transformers_backend import backend_of
+from sft.chat_models import is_chat_model
 from sft.config import EvalSection, RepetitionSection, TaskOptions, UserError
 from sft.coverage import refuse_lost_rows
 from sft.prompts import read_repetition
@@ -97,7 +98,8 @@ def measure(
 ) -> None:
     """Measure one model into eval/<name>/, except what is there for these weights and settings.
 
-    The base model is asked with `base_shots` examples as plain text, the others with `chat_shots`
+    The base model is asked with `base_shots` examples as plain text (in the chat template as the
+    others, if it is a chat model already or `base_format` says so), the others with `chat_shots`
     in the chat template, and all of them in each of `same_format` too; repetition prompts go
     through the template for all. Each task is kept when it is done. Processes share the questions,
     each with the whole model; the first one writes.
@@ -149,7 +151,7 @@ class _Measured:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.scores |= backend_inputs(self.section, self.setting)
-        chat = self.name != BASE
+        chat = self.name != BASE or self._base_chats()
         for task in self.section.tasks:  # first: a task without data ends the run at once
             entry = self._benchmark(task, "protocol", chat=chat)
             self.scores.setdefault(place_of(entry), {})[task] = entry
@@ -162,6 +164,20 @@ class _Measured:
         if self.section.safety.prompts:
             self.scores["safety"] = self._safety(self.section.safety.prompts)
         from_main(self._finish)
+
+    def _base_chats(self) -> bool:
+        """Whether the first model is asked as the chat models are (`eval.base_format`)."""
+        if self.section.base_format != "auto":
+            return self.section.base_format == "chat"
+        trust = self.setting.trust_remote_code
+        found = bool(self.section.tasks) and is_chat_model(self.path, trust_remote_code=trust)
+        if found:
+            log.info(
+                "%s: a chat model already, so it is asked in its own template, as the others are; "
+                "eval.base_format=plain asks it with examples as plain text",
+                self.name,
+            )
+        return found
 
     def _finish(self) -> None:
         setting = self.setting

@@ -202,6 +202,7 @@ class EvalSection:
     data_dir: str | None = None  # where data files of task_dir's tasks are; absent: beside them
     limit: int | None = None
     allow_code_execution: bool = False  # tasks that run model-written programs, kept apart
+    base_format: str = "auto"  # plain, chat; auto: chat where the start is a chat model already
     base_shots: int = 5
     chat_shots: int = 0
     per_task: dict[str, TaskOptions] = field(default_factory=dict)
@@ -235,6 +236,7 @@ CHOICES = {
     "run.on_bad_step": ("stop", "skip"),
     "data.on_error": ("stop", "drop"),
     "eval.backend": ("transformers", "vllm"),
+    "eval.base_format": ("auto", "plain", "chat"),
     "data.turns": ("all", "last", "each"),
     "data.too_long": ("drop", "truncate", "split"),
 }
