@@ -294,6 +294,7 @@ def test_our_own_keys_are_these():
         "eval": [
             "allow_code_execution",
             "backend",
+            "base_format",
             "base_shots",
             "chat_shots",
             "data_dir",
