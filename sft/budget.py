@@ -125,9 +125,10 @@ class Planner(Holding):
         """Memory of one device at the worst moment that the stage's rows can bring about: in a
         training step, or while the reference is taken before it."""
         training = self._training(work, accumulates=accumulates)
-        if not work.reference:
-            return training
-        return max(training, self._reference(work), key=lambda memory: memory.total)
+        most = training
+        if work.reference:
+            most = max(training, self._reference(work), key=lambda memory: memory.total)
+        return replace(most, process=self.process)
 
     def _training(self, work: Work, *, accumulates: bool) -> Memory:
         rows = work.section.trl["per_device_train_batch_size"]
@@ -177,7 +178,9 @@ class Planner(Holding):
         rows = max(rows, REFERENCE_ROWS) if work.reference else rows
         tokens = min(sum(lengths[:rows]), max(most, lengths[0]))
         every = self.parameters.total
-        return memory_ceiling(self.config, parameters=every, tokens=tokens, longest=lengths[0])
+        return self.process + memory_ceiling(
+            self.config, parameters=every, tokens=tokens, longest=lengths[0]
+        )
 
     def _fullest(self, work: Work, *, rows: int, tokens: int, packing: bool) -> Batch:
         """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""

@@ -17,7 +17,7 @@ from sft.memory import Memory
 
 log = logging.getLogger(__name__)
 
-PARTS = ("weights", "gradients", "optimiser", "activations", "logits")
+PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "process")
 
 
 def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> float | None:
@@ -138,6 +138,8 @@ def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
         hours = [_hours(b.hours) for b in budgets]
         lines.append(("hours", hours))
     for part in PARTS:
+        if part == "process" and not any(b.memory and b.memory.process for b in budgets):
+            continue
         lines.append((f"{part}, GiB", [_gib(b.memory, part) for b in budgets]))
     lines.append(("reference, GiB", ["0.00" if b.work.reference else "" for b in budgets]))
     lines.append(("memory, GiB", [_gib(b.memory, "total") for b in budgets]))

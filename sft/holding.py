@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import psutil
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
@@ -84,6 +85,12 @@ class Holding:
                 "transformers can read in parts; set it to auto"
             )
         return bool(asked)
+
+    @cached_property
+    def process(self) -> int:
+        """Bytes of this process without a model, on a CPU, whose memory holds them too (the log
+        counts them as well, see `sft.meter.memory_in_use`)."""
+        return psutil.Process().memory_info().rss if self.placement.device.type == "cpu" else 0
 
     @property
     def limit(self) -> float:

@@ -40,6 +40,7 @@ class Memory:
     optimiser: int  # AdamW's two moments, float32
     activations: int  # with the weights that autocast casts
     logits: int  # of the vocabulary's width
+    process: int = 0  # Python and its libraries, where the device's memory holds them too
 
     @property
     def total(self) -> int:

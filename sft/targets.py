@@ -88,6 +88,8 @@ def add_adapter(
     try:
         targets = resolve_targets(model, config, in_4bit=in_4bit)
         adapted: PeftModel = get_peft_model(model, targets, revision=revision)
+    except UserError:  # a ValueError too
+        raise
     except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(
             f"lora.target_modules={_shown(config.target_modules)}: PEFT cannot adapt this "

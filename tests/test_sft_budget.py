@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from io import StringIO
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -29,6 +30,7 @@ from sft.flops import costs_of_config, forward_flops, training_flops
 from sft.holding import USABLE
 from sft.machine import Machine, named_machine
 from sft.memory import nf4_bytes
+from sft.meter import memory_in_use
 from sft.packing import Span
 from sft.placement import Placement
 from sft.run import read_json, write_jsonl
@@ -279,7 +281,8 @@ def test_the_ceiling_is_above_what_the_plan_finds(shape, lora, placement):
     pairs = pairs_work(DpoStage(), [(60, 20, 20)] * 70)
     many = work((30,) * 200, per_device_train_batch_size=50)
     for rows in (work((900, 5)), many, pairs):
-        assert plan.ceiling(rows) > 1.5 * plan.memory(rows, accumulates=True).total
+        found = plan.memory(rows, accumulates=True).total - plan.process
+        assert plan.ceiling(rows) - plan.process > 1.5 * found
 
 
 def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(caplog):
@@ -305,7 +308,9 @@ def test_layers_that_the_plan_does_not_know_are_no_error(caplog):
 
 def test_target_modules_that_the_model_lacks_are_one_sentence():
     lora = LoraSection(r=4, target_modules=["nonsense"])
-    with pytest.raises(UserError, match="a 'llama' model has no such layer; name layers of it"):
+    with pytest.raises(
+        UserError, match="this 'llama' model has no such layer; its linear layers are"
+    ):
         check_memory(planner(lora=lora), [work()])
 
 
@@ -388,3 +393,16 @@ def test_a_dry_run_shows_the_plan(preset, capsys):
 def test_mistakes_are_one_sentence(preset, capsys, arguments, words):
     assert main([preset, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_plan_for_a_processor_holds_python_and_its_libraries_as_the_log_does():
+    held = psutil.Process().memory_info().rss
+    plans = [replace(planner(), placement=placement) for placement in (CPU, GPU)]
+    here, there = (plan.stage(work()) for plan in plans)
+    assert 0.9 * held < here.memory.process < memory_in_use(CPU.device) * 1.1
+    assert here.memory.total - here.memory.process < held
+    assert there.memory.process == 0
+    text = StringIO()
+    Console(file=text, width=120).print(budget_table(plans[0], [here], parts=False))
+    assert line(text.getvalue(), "process, GiB") == [f"{here.memory.process / 2**30:.2f}"]
+    assert plans[0].ceiling(work()) > here.memory.total

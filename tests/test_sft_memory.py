@@ -1,5 +1,10 @@
 """Memory by part: closed forms where there are some, and depth drawn out against depth run."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -115,3 +120,34 @@ def test_a_plan_leaves_the_adapters_settings_as_they_were():
     step_memory(config(1), batch(), setup(lora=lora))
     costs_of_config(config(1), lora=lora)
     assert lora.target_modules == "all-linear"
+
+
+FREED = """
+import sys, psutil, torch
+from sft.placement import return_freed_memory
+if sys.argv[1] == "set":
+    return_freed_memory()
+torch.empty(6 * 2**20).fill_(1)  # 24 MiB, which raises glibc's threshold to this
+before = psutil.Process().memory_info().rss
+held, kept = [], []
+for _ in range(40):
+    held.append(torch.empty(2**20).fill_(1))  # 4 MiB
+    kept.append(torch.empty(5000).fill_(1))  # stays behind it
+held.clear()
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_a_run_returns_what_it_has_freed_as_the_plan_counts():
+    own = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    kept, returned = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FREED, how], env=own, capture_output=True, check=True
+            ).stdout
+        )
+        for how in ("default", "set")
+    )
+    assert kept > 100 * 2**20  # else this shows nothing
+    assert returned < 4 * 2**20

@@ -7,9 +7,9 @@ Each case trains a random model for two steps with `train_sft` or `train_dpo`, i
 own, on rows of one length, and is planned by `sft.budget.Planner` from those rows. A small training
 is done before, so that what libraries hold does not count. Without names all cases of this machine
 run: on a GPU those of CUDA, where the peak is that of torch's allocator; else those of the
-processor, where it is the kernel's high-water mark of resident memory. There glibc is told to give
-every freed tensor back (MALLOC_MMAP_THRESHOLD_), so that the peak is of what is alive and not of
-its caches. The bound is 10 %.
+processor, where it is the kernel's high-water mark of resident memory. The processes run with the
+settings of malloc that every run sets (`sft.placement.return_freed_memory`) and with none of their
+own. The bound is 10 %.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sft.budget import Planner, Work, chats_work, pairs_work
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage
 from sft.machine import Machine
 from sft.model import load_trainable
-from sft.placement import Placement, choose_placement
+from sft.placement import Placement, choose_placement, return_freed_memory
 from sft.setting import Setting
 from sft.trainer import train_sft
 
@@ -200,7 +200,8 @@ def _of_this_machine() -> dict[str, Case]:
 
 def compare(names: list[str], *, file: Path | None) -> bool:
     """Print planned and measured bytes of each case; whether one is off by more than the bound."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+    environment = {key: value for key, value in os.environ.items() if key not in own}
     figures = {}
     print(f"{'case':34} {'planned':>10} {'measured':>10} {'ratio':>6}", flush=True)
     for name in names:
@@ -222,11 +223,14 @@ def compare(names: list[str], *, file: Path | None) -> bool:
 def plan(case: Case) -> int:
     config = AutoConfig.for_model(case.family, **case.shape)
     planner = Planner(config, case.lora, case.placement, Machine("this machine", float("inf")))
-    return planner.stage(case.work).memory.total
+    memory = planner.stage(case.work).memory
+    assert memory is not None
+    return memory.total - memory.process  # as the peak, above what the process holds
 
 
 def measure(case: Case, name: str) -> int:
     """Bytes at the highest, above what the process held before the model was loaded."""
+    return_freed_memory()
     shallow = case.shape | {"num_hidden_layers": 1, "n_layer": 1, "vocab_size": 100}
     small = replace(case, shape=shallow, rows=4, length=16, micro=1)
     setting = Setting(Path(), word_tokenizer(), case.placement, case.lora, 0, False)
