@@ -414,10 +414,12 @@ def test_experts_are_trained_and_sampled_from_without_their_routers_logits(
 @pytest.mark.slow
 @pytest.mark.real
 def test_frozen_weights_in_bfloat16_train_as_float32_ones_do(real_data, tmp_path):
-    """200 steps of LoRA on short Alpaca rows; the curves lie closer than two seeds do, and their mean
-    is the same within noise: over seeds 0 to 3 the means of (bfloat16 - float32) were 0.026, 0.016,
-    0.009 and -0.020 on a Xeon with AVX-512 bf16, so a bound of 0.04 on two seeds is three standard
-    errors."""
+    """200 steps of LoRA on short Alpaca rows; the curves lie closer than two seeds do.
+
+    Their means are the same within noise: over seeds 0 to 3 those of (bfloat16 - float32) were
+    0.026, 0.016, 0.009 and -0.020 on a Xeon with AVX-512 bf16, so a bound of 0.04 on two seeds is
+    three standard errors.
+    """
     if choose_placement(ModelSection()).compute != torch.bfloat16:
         pytest.skip("bfloat16 is emulated here, a minute; nothing trains in it on such a machine")
     folder = real_data / "models" / "stories260K"
