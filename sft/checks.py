@@ -213,14 +213,16 @@ def total(checked: Checked) -> Tally:
 
 def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     """What a stage trains on by source and kind, and what was checked on every row of it."""
-    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table = Table(
+        title=title, box=box.SIMPLE, title_justify="left", pad_edge=False, collapse_padding=True
+    )
     sources = dict.fromkeys(source for source, _ in checked.tallies)
     unique = len({PurePath(source).name for source in sources}) == len(sources)
     names = {source: PurePath(source).name if unique else source for source in sources}
     # On a narrow screen headings are broken before names are.
-    widest = max(map(len, names.values()), default=0)
-    table.add_column("source", overflow="fold", min_width=min(widest, 24))
-    table.add_column("kind")
+    for heading, words in (("source", names.values()), ("kind", (k for _, k in checked.tallies))):
+        widest = max(map(len, words), default=0)
+        table.add_column(heading, overflow="fold", min_width=min(widest, 24))
     more = ["unknown"] * bool(rules.unknown) + ["bytes"] * bool(rules.byte_ids)
     headings = ("rows", "tokens", "trained", "turns", "not trained", "cut", "left out", *more)
     for heading in headings:

@@ -52,7 +52,8 @@ def this_machine(placement: Placement) -> Machine:
     device = placement.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        known = (m.peak for k, m in MACHINES.items() if k.split("-")[0].upper() in properties.name)
+        name = properties.name.replace(" ", "")
+        known = (m.peak for k, m in MACHINES.items() if k.split("-")[0].upper() in name)
         memory = properties.total_memory
         found = Machine(properties.name, memory, next(known, None))
     elif device.type == "mps":

@@ -122,12 +122,13 @@ def test_the_table_counts_every_row_by_source_and_kind():
     assert "of 10 assistant turns 4 are not trained" in said
 
 
-def test_names_of_sources_are_whole_on_a_narrow_screen():
-    checked = check_rows([table(row("alpaca_5000_subset.jsonl:1"))], rules=RULES)
+def test_names_of_sources_and_kinds_are_whole_on_a_narrow_screen():
+    checked = check_rows([table(row("alpaca_5000_subset.jsonl:1", kind="dialogue"))], rules=RULES)
     console = Console(width=80, markup=False)
     with console.capture() as capture:
         console.print(stage_table(checked, title="sft-all", rules=RULES))
-    assert "alpaca_5000_subset.jsonl" in capture.get()
+    (line,) = [line for line in capture.get().splitlines() if "alpaca" in line]
+    assert line.split()[:3] == ["alpaca_5000_subset.jsonl", "dialogue", "1"]
 
 
 def test_the_mix_stands_beside_the_papers():
