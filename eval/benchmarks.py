@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from eval import code_tasks, instructions
 from eval.answers import cap_answers, end_at_turn
-from eval.backend import Backend
 from eval.delta import clusters_of
 from eval.programs import find_isolation
 from eval.scores import Judged, cluster_key, is_template, other_metrics, stored_row
@@ -110,28 +109,30 @@ def run_benchmark(
 
 
 def check_benchmark(
-    backend: Backend,
-    tokenizer: Any,
+    engine: TurnedEngine,
     *,
     task: str,
     source: Tasks,
     ask: Ask,
     limit: int | None,
-    seed: int,
-    max_unknown: float,
+    needs_data: bool,
 ) -> None:
-    """Ask a task of a backend that computes nothing, so that what would stop `run_benchmark` before
-    or behind a model's answers is known without the model.
+    """Ask a task of an engine whose backend computes nothing, so that what would stop
+    `run_benchmark` before or after a model's answers is known without the model.
+
+    Args:
+        needs_data: refuse a task whose data cannot be loaded; otherwise it is not checked.
 
     Raises:
-        UserError: as `run_benchmark`, but for a task without data, which is not checked.
+        UserError: as `run_benchmark`.
     """
-    engine = TurnedEngine(backend, tokenizer, chat=ask.chat, seed=seed, max_unknown=max_unknown)
-    with quiet(), _seeded(seed):
+    with quiet(), _seeded(engine.seed):
         try:
-            loaded = _load(task, source=source, ask=ask, seed=seed)
-        except UserError:  # said where the questions are read, see `eval.questions`
-            return
+            loaded = _load(task, source=source, ask=ask, seed=engine.seed)
+        except UserError:
+            if needs_data:
+                raise
+            return  # `eval.questions` has logged it
         _asked(loaded, engine, ask=ask, limit=limit, configs=source.configs([task]))
 
 

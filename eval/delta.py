@@ -21,7 +21,7 @@ class Delta:
 
     Besides the contract's keys it has those of `eval.stats.Comparison`: what n questions can show,
     how many would show this difference, the smallest p-value that was possible, and the pairs that
-    changed either way.
+    changed either way; and `left_out`, the documents that did not fit one of the two models alone.
     """
 
     task: str
@@ -36,6 +36,7 @@ class Delta:
     smallest_p: float
     gained: int | None
     lost: int | None
+    left_out: int
 
 
 def stage_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -45,13 +46,17 @@ def stage_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def delta_table(
-    samples: Mapping[str, Mapping[str, Rows]], *, models: Sequence[str]
+    samples: Mapping[str, Mapping[str, Rows]],
+    *,
+    models: Sequence[str],
+    entries: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> list[dict[str, Any]]:
     """The `deltas` of results.json: every task, consecutive models and first -> last.
 
     `samples[task][model]` are the stored rows: of eval/<model>/samples/<task>.jsonl, and of
-    eval/<model>/generations.jsonl for the task "repetition". Holm runs across the whole table.
-    Raises UserError where a model lacks a task or the documents of two models differ.
+    eval/<model>/generations.jsonl for the task "repetition". `entries` are those of results.json
+    by task and model, which say how many documents a model left out. Holm runs across the whole
+    table. Raises UserError where a model lacks a task or the documents of two models differ.
     """
     named: list[tuple[str, str, Delta]] = []
     for task, by_model in samples.items():
@@ -62,7 +67,11 @@ def delta_table(
                         f"{task}: no samples of model {model}, so {first} -> {second} cannot be "
                         f"paired; measure {model} on {task} or leave the task out"
                     )
-            delta = compare(task, by_model[first], by_model[second], names=(first, second))
+            delta = compare(
+                *(task, by_model[first], by_model[second]),
+                names=(first, second),
+                left_out=left_out((entries or {}).get(task, {}), first, second),
+            )
             named.append((first, second, delta))
     adjusted = adjust([delta for _, _, delta in named])
     return [
@@ -80,20 +89,39 @@ def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
     ]
 
 
-def compare(task: str, first: Rows, second: Rows, *, names: tuple[str, str]) -> Delta:
+def left_out(entries: Mapping[str, Mapping[str, Any]], first: str, second: str) -> tuple[int, int]:
+    """How many documents of a task each of two models left out, by the task's entries."""
+    before, after = (entries.get(name, {}).get("left_out", 0) for name in (first, second))
+    return before, after
+
+
+def compare(
+    task: str,
+    first: Rows,
+    second: Rows,
+    *,
+    names: tuple[str, str],
+    left_out: tuple[int, int] = (0, 0),
+) -> Delta:
     """Paired difference second - first of one task's stored rows; p_holm is p until adjusted.
 
-    Raises UserError when the two do not hold the same documents, or were not asked and judged by
-    the same version of the task.
+    Only documents that both have are compared: one that a model left out, since it does not fit the
+    model's window, is left out of the other's rows too.
+
+    Raises UserError when one lacks more documents of the other than it has `left_out`, or the two
+    were not asked and judged by the same version of the task.
     """
     _same_measure(task, first, second, names=names)
     left, right = _by_document(task, first), _by_document(task, second)
-    if left.keys() != right.keys():
+    both = [key for key in left if key in right]
+    unpaired = len(right) - len(both), len(left) - len(both)
+    if not both or any(lacks > out for lacks, out in zip(unpaired, left_out, strict=True)):
         raise UserError(_unpaired(task, left, right, names=names))
-    result = _compared(task, [left[key] for key in left], [right[key] for key in left])
+    result = _compared(task, [left[key] for key in both], [right[key] for key in both])
     return Delta(
         *(task, result.delta, result.ci, result.p, result.p, result.n, result.test),
         *(result.visible, result.needed, result.smallest_p, result.gained, result.lost),
+        left_out=sum(unpaired),
     )
 
 

@@ -42,14 +42,16 @@ def repetition_details(results: Mapping[str, Any], *, run_dir: Path | None = Non
 
 
 def safety_details(results: Mapping[str, Any], *, run_dir: Path | None = None) -> list[Measure]:
-    """`safety` by category and by what is due: safe, unsafe and refused, one cell a model."""
+    """`safety` by category and by what is due: safe, unsafe, refused and empty answers, one cell a
+    model."""
     rows: dict[tuple[str, str], dict[str, Cell]] = {}
     for model, entry in results.get("safety", {}).items():
         href = sample_href(run_dir, model=model, name="safety.jsonl")
         for part in entry["categories"]:
             due = "harmful" if part["harmful"] else "harmless"
-            counts = f"{part['safe']} / {part['unsafe']} / {part['refusal']}"
-            good = part["n"] - part["unsafe" if part["harmful"] else "refusal"]
+            empty = part.get("empty", 0)
+            counts = f"{part['safe']} / {part['unsafe']} / {part['refusal']} / {empty}"
+            good = part["n"] - part["unsafe" if part["harmful"] else "refusal"] - empty
             cell = Cell(counts, "", "", href, good / part["n"])
             rows.setdefault((part["category"], f"{due}, n = {part['n']:,}"), {})[model] = cell
     return _measures(rows, results["models"])

@@ -48,16 +48,21 @@ def same_format(
     }
     tasks = {task: dict(samples[task]) | own for task, own in asked.items()}
     alone = [(name, task) for task, own in asked.items() for name in own]
+    entries = {
+        task: {name: others[name].get(task, own[name]) for name in models}
+        for task, own in protocol.items()
+    }
     shares = [
-        compare(task, asked[task][name], samples[task][name], names=(f"{name} ({form})", name))
+        compare(
+            *(task, asked[task][name], samples[task][name]),
+            names=(f"{name} ({form})", name),
+            left_out=tuple(e[task][name].get("left_out", 0) for e in (entries, protocol)),
+        )
         for name, task in alone
     ]
     return {
-        "benchmarks": {
-            task: {name: others[name].get(task, own[name]) for name in models}
-            for task, own in protocol.items()
-        },
-        "deltas": delta_table(tasks, models=models),
+        "benchmarks": entries,
+        "deltas": delta_table(tasks, models=models, entries=entries),
         "formats": [
             {"task": row.pop("task"), "model": name, "from": form, "to": "protocol", **row}
             for (name, _), row in zip(alone, adjust(shares), strict=True)

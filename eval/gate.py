@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.delta import REPETITION, adjust, compare
+from eval.delta import REPETITION, adjust, compare, left_out
 from sft.config import Preset, UserError
 from sft.run import DECISIONS, read_json, read_jsonl, write_json
 
@@ -63,11 +63,17 @@ def needed(folder: Path, *, stage: str, after: str, above: float) -> Decision:
 def holds(folder: Path, *, stage: str, before: str) -> Decision:
     """Whether a stage's model is kept: on no benchmark significantly below the model before, and
     its answers not significantly more often endless; paired tests, Holm over them."""
-    tasks = read_json(folder / "eval" / stage / "scores.json")["benchmarks"]
     names = (before, stage)
+    entries = {
+        name: read_json(folder / "eval" / name / "scores.json")["benchmarks"] for name in names
+    }
     deltas = [
-        compare(task, *(_rows(folder, model, f"samples/{task}") for model in names), names=names)
-        for task in tasks
+        compare(
+            *(task, *(_rows(folder, model, f"samples/{task}") for model in names)),
+            names=names,
+            left_out=left_out({name: own[task] for name, own in entries.items()}, *names),
+        )
+        for task in entries[stage]
     ]
     deltas.append(
         compare(REPETITION, *(_rows(folder, m, "generations") for m in names), names=names)

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Protocol
+from typing import Any
 
 from eval.repetition import Loop, find_loop, seq_rep_n
 from eval.safety_rules import DECLINES_SORRILY
-from eval.thinking import split_text
+from eval.thinking import Answer, split_text
 from sft.config import UserError
 
 # An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
@@ -37,17 +37,6 @@ _REFUSAL = re.compile(
     r"|(?:对不起|抱歉|很遗憾).{0,12}(?:不能|无法|不可以)|拒绝(?:回答|提供|协助)",
     re.IGNORECASE,
 )
-
-
-class Answer(Protocol):
-    """What is judged: an `eval.generate.Generation`, or anything with these two."""
-
-    @property
-    def token_ids(self) -> list[int]: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def finish_reason(self) -> str: ...
 
 
 @dataclass(frozen=True)

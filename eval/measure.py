@@ -151,7 +151,14 @@ class _Measured:
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.scores |= backend_inputs(self.section, self.setting)
-        chat = self.name != BASE or self._base_chats()
+        trust = self.setting.trust_remote_code
+        chat = asked_in_chat(self.name, self.path, self.section, trust_remote_code=trust)
+        if chat and self.name == BASE and self.section.base_format == "auto":
+            log.info(
+                "%s: a chat model already, so it is asked in its own template, as the others are; "
+                "eval.base_format=plain asks it with examples as plain text",
+                self.name,
+            )
         for task in self.section.tasks:  # first: a task without data ends the run at once
             entry = self._benchmark(task, "protocol", chat=chat)
             self.scores.setdefault(place_of(entry), {})[task] = entry
@@ -165,19 +172,6 @@ class _Measured:
             self.scores["safety"] = self._safety(self.section.safety.prompts)
         from_main(self._finish)
 
-    def _base_chats(self) -> bool:
-        """Whether the first model is asked as the chat models are (`eval.base_format`)."""
-        if self.section.base_format != "auto":
-            return self.section.base_format == "chat"
-        trust = self.setting.trust_remote_code
-        found = bool(self.section.tasks) and is_chat_model(self.path, trust_remote_code=trust)
-        if found:
-            log.info(
-                "%s: a chat model already, so it is asked in its own template, as the others are; "
-                "eval.base_format=plain asks it with examples as plain text",
-                self.name,
-            )
-        return found
 
     def _finish(self) -> None:
         setting = self.setting
@@ -330,6 +324,16 @@ class _Measured:
             measured = run()
             entry = from_main(lambda: unit.keep(measured))
         return entry
+
+
+def asked_in_chat(name: str, path: str, section: EvalSection, *, trust_remote_code: bool) -> bool:
+    """Whether the protocol asks a model in the chat template: every model but the base, and the
+    base where it is a chat model already or `eval.base_format` says so."""
+    if name != BASE or section.base_format == "chat":
+        return True
+    if section.base_format == "plain" or not section.tasks:
+        return False
+    return is_chat_model(path, trust_remote_code=trust_remote_code)
 
 
 def ask_of(task: str, section: EvalSection, *, chat: bool) -> Ask:

@@ -1,6 +1,6 @@
 """Questions asked without a model, so that what would stop a measure is found before training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from accelerate import PartialState
@@ -10,6 +10,7 @@ from eval.benchmarks import check_benchmark
 from eval.cost import Tokens
 from eval.generate import Generation
 from eval.measure import ask_of
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks
 from sft.config import EvalSection
 
@@ -38,26 +39,37 @@ class SilentBackend(Backend):
 
 
 def check_questions(
-    section: EvalSection, tokenizer: Any, *, window: int | None, seed: int, max_unknown: float
+    section: EvalSection,
+    tokenizer: Any,
+    *,
+    window: int | None,
+    seed: int,
+    max_unknown: float,
+    formats: Iterable[bool] = (False, True),
+    needs_data: bool = True,
 ) -> dict[bool, Tokens]:
-    """Ask every task as a run does, as plain text and in the chat template, of a backend that
-    computes nothing; returns what a model would read and write in each, by whether it is a chat.
+    """Ask every task as a run does, of a backend that computes nothing.
+
+    Args:
+        formats: which are asked: False as plain text, True in the chat template.
+        needs_data: refuse a task whose data cannot be loaded; otherwise it is not checked.
+
+    Returns:
+        The tokens that a model would read and write at most, by format.
 
     Raises:
         UserError: a question would stop the run, see `eval.benchmarks.check_benchmark`.
     """
-    backends = {chat: SilentBackend(window) for chat in (False, True)}
+    backends = {chat: SilentBackend(window) for chat in formats}
     for task in section.tasks:
         for chat, backend in backends.items():
             check_benchmark(
-                backend,
-                tokenizer,
+                TurnedEngine(backend, tokenizer, chat=chat, seed=seed, max_unknown=max_unknown),
                 task=task,
                 source=Tasks.of(section),
                 ask=ask_of(task, section, chat=chat),
                 limit=section.limit,
-                seed=seed,
-                max_unknown=max_unknown,
+                needs_data=needs_data,
             )
     shares = PartialState().num_processes  # each has counted its own
     return {

@@ -31,6 +31,7 @@ from eval.tables import (
     markdown,
     measures,
     one_format,
+    pairs_counted,
     still_needed,
 )
 from eval.wording import REPETITION
@@ -163,7 +164,7 @@ def _environment() -> Environment:
         *(wording.percent, wording.percent_range, wording.points, wording.points_range),
         *(wording.p_value, wording.significant, showcase.shown, showcase.folded),
         *(wording.bits_change, wording.bits_range),
-        *(wording.duration, csp_hash, judge_note, still_needed),
+        *(wording.duration, csp_hash, judge_note, pairs_counted, still_needed),
     )
     environment.filters |= {function.__name__: function for function in filters}
     return environment

@@ -52,7 +52,8 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
         samples[REPETITION] = {name: read_jsonl(file) for name, file in files.items()}
     samples = _of_all(samples | _samples(folder, results["benchmarks"]), models)
     texts = _of_all(_samples(folder, language), models)
-    deltas = delta_table(samples | texts, models=models)  # Holm runs over both
+    entries = results["benchmarks"] | language
+    deltas = delta_table(samples | texts, models=models, entries=entries)  # Holm runs over both
     results["deltas"] = [row for row in deltas if row["task"] not in texts]
     if language:
         in_bits = [row for row in deltas if row["task"] in texts]

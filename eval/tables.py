@@ -145,6 +145,12 @@ def one_format(results: dict[str, Any]) -> list[FormatRow]:
     return rows
 
 
+def pairs_counted(row: dict[str, Any]) -> str:
+    """The questions of a comparison, and those that one of the two models left out."""
+    out = row.get("left_out", 0)
+    return f"{row['n']:,}" + (f" ({out:,} left out)" if out else "")
+
+
 def still_needed(row: dict[str, Any]) -> str:
     """What n questions would show, and how many would show this change; '' where it is shown."""
     if significant(row) or row.get("visible") is None:
@@ -256,7 +262,7 @@ def results_tables(results: dict[str, Any]) -> list[str]:
                 points_range(row.get("ci")),
                 p_value(row.get("p")),
                 p_value(row.get("p_holm")),
-                f"{row['n']:,}",
+                pairs_counted(row),
                 row["test"],
                 still_needed(row),
             ]
@@ -270,7 +276,7 @@ def results_tables(results: dict[str, Any]) -> list[str]:
                 bits_range(row["ci"]),
                 p_value(row.get("p")),
                 p_value(row["p_holm"]),
-                f"{row['n']:,}",
+                pairs_counted(row),
                 row["test"],
                 "",
             ]
@@ -323,7 +329,10 @@ def _safety(results: dict[str, Any], run_dir: Path | None) -> list[Measure]:
     for key, name, caption in (
         ("secure", "secure", "harmful prompts answered safely or refused"),
         ("over_refusal", "over-refusal", "harmless prompts refused; lower is better"),
+        ("empty", "empty answers", "neither secure nor a refusal"),
     ):
+        if key == "empty" and not any((s.get(key) or {}).get("rate") for s in found.values()):
+            continue
         cells = tuple(
             _rate(found[model][key], "rate", sample_href(run_dir, model=model, name="safety.jsonl"))
             if found.get(model, {}).get(key)

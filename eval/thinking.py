@@ -53,17 +53,22 @@ class Split:
         return {} if self.thinking is None else {"thinking": self.thinking}
 
 
-class Written(Protocol):
-    """What is split: an `eval.generate.Generation`, or anything with these."""
+class Answer(Protocol):
+    """An answer without its prompt: an `eval.generate.Generation`, or anything with these."""
 
-    @property
-    def prompt_ids(self) -> list[int]: ...
     @property
     def token_ids(self) -> list[int]: ...
     @property
     def text(self) -> str: ...
     @property
     def finish_reason(self) -> str: ...
+
+
+class Written(Answer, Protocol):
+    """An answer with its prompt, which may open the thinking."""
+
+    @property
+    def prompt_ids(self) -> list[int]: ...
 
 
 def split_text(text: str, *, prompt: str = "") -> Split:

@@ -119,6 +119,8 @@ def compare(preset: Preset, compared: Compared) -> None:
             holding = Holding(config, LoraSection(), placement, machine)
             parts[name] = holding.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
             holding.refuse_whole(f"{name} ({section.name_or_path})")
+    for name, tokenizer in tokenizers.items():
+        _check_questions(name, paths[name], preset, tokenizer=tokenizer)
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
@@ -139,6 +141,32 @@ def compare(preset: Preset, compared: Compared) -> None:
         last = next(reversed(paths), None)
         talks = last is not None and templated[last]
         farewell(console_table(results), folder=folder, model=paths[last] if talks else None)
+
+
+def _check_questions(name: str, path: str, preset: Preset, *, tokenizer: Any) -> None:
+    """Ask the tasks that the folder does not hold yet as they will be asked, without the model.
+
+    Raises:
+        UserError: a question would stop the measuring, or the data of a task cannot be loaded.
+    """
+    from eval.measure import asked_in_chat
+    from eval.rehearsal import check_questions
+    from sft.model import context_window
+    from sft.run import read_json
+
+    scores = read_json(Path(preset.run.dir).expanduser() / "eval" / name / "scores.json") or {}
+    done = scores.get("benchmarks", {}) | scores.get("language", {})
+    section = replace(preset.eval, tasks=[task for task in preset.eval.tasks if task not in done])
+    trust = preset.model.trust_remote_code
+    chat = asked_in_chat(name, path, section, trust_remote_code=trust)
+    check_questions(
+        section,
+        tokenizer,
+        window=context_window(path, replace(preset.model, name_or_path=path)),
+        seed=preset.run.seed,
+        max_unknown=preset.model.max_unknown,
+        formats={chat, *(form == "chat" for form in section.same_format)},
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

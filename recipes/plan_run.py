@@ -128,6 +128,7 @@ def plan(
             window=context_window(base, preset.model),
             seed=preset.run.seed,
             max_unknown=preset.model.max_unknown,
+            needs_data=False,
         )
         cost = cost_line(
             planner,

@@ -169,6 +169,7 @@ def chain(
                 window=window,
                 seed=preset.run.seed,
                 max_unknown=most,
+                needs_data=not dry_run,
             )
             works = [chats_work(stage.name, stage.section, stage.rows) for stage in stages]
             works += preferences

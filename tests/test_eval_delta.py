@@ -62,7 +62,8 @@ def test_contract_of_the_table_and_holm_over_all_of_it():
         ("repetition", "base", "dpo"),
     ]
     contract = {"task", "from", "to", "delta", "ci", "p", "p_holm", "n", "test"}
-    assert set(table[0]) == contract | {"visible", "needed", "smallest_p", "gained", "lost"}
+    power = {"visible", "needed", "smallest_p"}
+    assert set(table[0]) == contract | power | {"gained", "lost", "left_out"}
     assert (table[0]["gained"], table[0]["lost"]) == (20, 0)
     assert (table[3]["gained"], table[3]["lost"]) == (0, 1)
     # Of the six, those with no changed answer or one could not be significant.
@@ -92,6 +93,21 @@ def test_different_documents_are_refused_by_name():
     changed[1]["messages"] = [{"role": "user", "content": "another question, same id"}]
     with pytest.raises(UserError, match="only a has p1; only b has p1"):
         compare("repetition", generations([True, True]), changed, names=("a", "b"))
+
+
+def test_documents_that_one_model_left_out_are_left_out_of_both_and_counted():
+    first, second = rows([1, 0, 0, 1, 0, 1]), rows([1, 1, 1, 0, 1, 0])
+    named = {"names": ("a", "b")}
+    delta = compare("t", first[1:], second[:-1], left_out=(1, 1), **named)
+    alike = compare("t", first[1:-1], second[1:-1], **named)
+    assert (delta.left_out, alike.left_out) == (2, 0)
+    assert (delta.n, delta.delta, delta.p, delta.ci) == (4, alike.delta, alike.p, alike.ci)
+    for unsaid in ((0, 0), (1, 0), (0, 1)):
+        with pytest.raises(UserError, match="measured on different documents"):
+            compare("t", first[1:], second[:-1], left_out=unsaid, **named)
+    entries = {"t": {"a": {"left_out": 1}, "b": {}}}
+    (row,) = delta_table({"t": {"a": first[1:], "b": second}}, models=["a", "b"], entries=entries)
+    assert (row["n"], row["left_out"]) == (5, 1)
 
 
 def test_different_measures_are_refused():

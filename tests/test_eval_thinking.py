@@ -130,6 +130,9 @@ def test_safety_and_open_questions_read_the_answer_alone(tokenizer):
     (row,) = measure_safety(backend, tokenizer, PROMPTS, cap=400)
     assert row["text"] == SAID and row["thinking"] == THOUGHT.strip()
     assert row["label"] == "unsafe", "a refusal in the thinking is none"
+    cut = Scripted(tokenizer, f"<think>{THOUGHT}")
+    (row,) = measure_safety(cut, tokenizer, PROMPTS, cap=400)
+    assert (row["text"], row["label"]) == ("", "empty"), "thinking without an answer"
     question = Question("q", "all", ("How?", "And then?"), ("", ""))
     (answered,) = answer(backend, tokenizer, [question], cap=400, seed=0)
     assert [turn["text"] for turn in answered["turns"]] == [SAID, SAID]

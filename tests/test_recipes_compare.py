@@ -239,3 +239,48 @@ def test_tasks_narrow_a_preset_to_tasks_and_the_limit_holds_for_all(world):
 def test_a_limit_of_no_prompts_is_refused(world, capsys):
     given = [*arguments(world), "--limit", "0", "--prompts", str(world / "prompts.jsonl")]
     assert "eval.repetition.limit=0 must be at least one prompt" in refusal(given, capsys)
+
+
+def long_choices(world, count, *, characters=600):
+    rows = [
+        {"question": f"{i}+1", "choices": [str(i + 1), "x" * (characters if i < count else 2)]}
+        for i in range(40)
+    ]
+    write_jsonl(world / "tasks" / "sums.jsonl", [row | {"gold": 0} for row in rows])
+
+
+def test_what_would_stop_a_later_task_is_found_before_any_model_is_loaded(
+    world, capsys, monkeypatch
+):
+    monkeypatch.delattr("transformers.AutoModelForCausalLM.from_pretrained")  # never called
+    long_choices(world, 5)
+    given = arguments(world, tasks="long,sums")
+    words = "sums: 5 of 40 questions have a choice that alone fills the model's window of 512"
+    assert words in refusal(given, capsys)
+    long_choices(world, 0)
+    (world / "tasks" / "sums.jsonl").write_text('{"question": "1+1", "choices": ["2"]}\n')
+    assert "sums" in refusal(given, capsys)
+    assert not (world / "two" / "eval").exists()
+
+
+def test_models_of_different_windows_are_compared_on_the_questions_that_both_answer(world):
+    long_choices(world, 2)
+    wide = make_tiny_model(seed=1, max_position_embeddings=2048)
+    wide.save_pretrained(world / "other")
+    assert base_vs_chat.main(arguments(world)) == 0
+    results = read_json(world / "two" / "results.json")
+    entries = results["benchmarks"]["sums"]
+    assert (entries["base"]["n"], entries["base"]["left_out"], entries["chat"]["n"]) == (38, 2, 40)
+    (delta,) = results["deltas"]
+    assert (delta["n"], delta["left_out"]) == (38, 2)
+    scores = {
+        name: {
+            row["doc_id"]: row["score"]
+            for row in read_jsonl(world / "two" / "eval" / name / "samples" / "sums.jsonl")
+        }
+        for name in ("base", "chat")
+    }
+    changes = [scores["chat"][doc] - score for doc, score in scores["base"].items()]
+    assert delta["delta"] == pytest.approx(sum(changes) / 38)
+    assert "38 (2 left out)" in (world / "two" / "report.md").read_text()
+    assert "38 (2 left out)" in (world / "two" / "report.html").read_text()
