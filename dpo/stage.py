@@ -13,11 +13,11 @@ from dpo.checks import PairFacts, pairs_table
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from dpo.loss import check_loss
-from dpo.pairs import Judge, Sampler, build_pairs
+from dpo.pairs import Answer, Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
 from sft.clean import CONTAMINATED, check_contamination, without
 from sft.config import DpoStage, Preset, UserError
-from sft.coverage import refuse_lost_rows
+from sft.coverage import refuse_lost_rows, refuse_unknown_answers
 from sft.decontaminate import Benchmarks
 from sft.merge import MERGE_ROWS
 from sft.mix import mix
@@ -154,7 +154,8 @@ def sampled_pairs(
     sampled them.
 
     Raises:
-        UserError: the judge saw no difference between the answers to any prompt.
+        UserError: the judge saw no difference between the answers to any prompt, or too many of
+            their tokens are the unknown one.
     """
     section = preset.pairs
     stage = Stage(
@@ -170,9 +171,18 @@ def sampled_pairs(
     file = "../pairs.jsonl"
     if from_main(stage.finished) is None:
         from_main(stage.begin)
+
+        def sampled(
+            conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
+        ) -> Sequence[Answer]:
+            answers = sample(conversations, seeds)
+            written = [answer.token_ids for answer in answers]
+            refuse_unknown_answers(setting.tokenizer, written, most=setting.max_unknown)
+            return answers
+
         pairs, counts = build_pairs(
             prompts,
-            sample=sample,
+            sample=sampled,
             judge=judge,
             samples_per_prompt=section.samples_per_prompt,
             min_score_gap=section.min_score_gap,

@@ -12,6 +12,8 @@ from sft.config import TaskOptions, UserError
 
 log = logging.getLogger(__name__)
 
+# lm-eval's names of an answer's limit of tokens (lm_eval.models.utils.normalize_gen_kwargs).
+CAPS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 DEFAULT_NEW_TOKENS = 256  # lm-eval's, where a task names none (huggingface.py, max_gen_toks)
 
 
@@ -22,21 +24,50 @@ def check_answers(
     options: Mapping[str, TaskOptions],
     window: int | None,
 ) -> None:
-    """Refuse tasks whose answers leave a model's window no room for a question, as far as their
-    files say so; the engine looks again.
+    """Refuse tasks whose `generation_kwargs` cannot be read, or whose answers leave a model's
+    window no room for a question, as far as their files say so; the engine looks again.
 
     Raises:
         UserError: there is one.
     """
-    if window is None:
-        return
     for name, config in source.all_configs(names).items():
         if config.get("output_type") != "generate_until":
             continue
+        settings = config.get("generation_kwargs") or {}
+        _refuse_unreadable(name, settings)
         own = options.get(name, TaskOptions()).max_gen_toks
-        cap = answer_cap(config.get("generation_kwargs") or {}) if own is None else own
-        if cap >= window:
+        cap = answer_cap(settings) if own is None else own
+        if window is not None and cap >= window:
             raise UserError(no_room(name, cap, window=window))
+
+
+def _refuse_unreadable(task: str, settings: Any) -> None:
+    """Refuse generation settings of another type than lm-eval expects.
+
+    Raises:
+        UserError: naming the key, its value and what it may be.
+    """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"task {task}: generation_kwargs is {settings!r}; give keys and values")
+    until = settings.get("until")
+    texts = until if isinstance(until, list) else [until or ""]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"task {task}: generation_kwargs.until is {until!r}; give a text or a list of texts, "
+            "in quotes"
+        )
+    for key in CAPS:
+        value = settings.get(key)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(
+                f"task {task}: generation_kwargs.{key} is {value!r}; give a number of tokens from "
+                "1 on"
+            )
+    heat = settings.get("temperature")
+    if heat is not None and (not isinstance(heat, int | float) or heat < 0):
+        raise UserError(
+            f"task {task}: generation_kwargs.temperature is {heat!r}; give a number from 0 on"
+        )
 
 
 def no_room(task: str, cap: int, *, window: int | None) -> str:

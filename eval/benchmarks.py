@@ -54,27 +54,21 @@ class Ask:
 
 
 def run_benchmark(
-    model: Any,
-    tokenizer: Any,
+    engine: TurnedEngine,
     *,
     task: str,
     source: Tasks,
     ask: Ask,
     limit: int | None,
-    seed: int,
     file: Path,
     allow_code_execution: bool = False,
-    label: str | None = None,
-    max_unknown: float = 0.03,
 ) -> dict[str, Any]:
     """Run one task, or all tasks of a group as one, write its samples to `file`; returns its entry.
 
     Args:
-        model: a causal LM that `sft.scoring.enable_scoring` has seen.
+        engine: a new one, in the format that `ask` names; its seed is the task's, too.
         limit: the first so many documents (of each task of a group).
         allow_code_execution: run the programs that the model writes, apart (`eval.programs`).
-        label: names the progress bars.
-        max_unknown: share of the characters that the tokenizer may be unable to write.
 
     Processes share the model's answers; the first one judges them and writes.
 
@@ -83,11 +77,8 @@ def run_benchmark(
             has no score in [0, 1].
     """
     check_tasks([task], source=source, allow_code_execution=allow_code_execution)
-    engine = TurnedEngine(
-        *(model, tokenizer), chat=ask.chat, seed=seed, label=label, max_unknown=max_unknown
-    )
-    with quiet(), _seeded(seed):
-        loaded = _load(task, source=source, ask=ask, seed=seed)
+    with quiet(), _seeded(engine.seed):
+        loaded = _load(task, source=source, ask=ask, seed=engine.seed)
         asked = _asked(loaded, engine, ask=ask, limit=limit, configs=source.configs([task]))
         bare = [name for name, how in asked.judged.items() if how.bare]
         engine.score_bare(a[1] for n in bare for s in asked.samples[n] for a in s["arguments"])
@@ -95,7 +86,7 @@ def run_benchmark(
         def finish() -> dict[str, Any]:
             rows = []
             for name, own in asked.samples.items():
-                for sample in _judged_here(asked.tasks[name], own, label=label):
+                for sample in _judged_here(asked.tasks[name], own, label=engine.label):
                     row = stored_row(asked.tasks[name], sample, engine, judged=asked.judged[name])
                     if len(asked.samples) > 1:
                         row["doc_id"] = f"{name}/{row['doc_id']}"
@@ -160,6 +151,7 @@ def _asked(
     configs: Mapping[str, dict[str, Any] | None],
 ) -> _Asked:
     """Have the engine answer a task; questions that do not fit have no sample."""
+    assert engine.chat == ask.chat
     _check_offered(loaded)
     if ask.max_gen_toks is not None:
         cap_answers(loaded, ask.max_gen_toks)

@@ -20,6 +20,7 @@ from eval.benchmarks import place_of, run_benchmark
 from eval.figures import figures
 from eval.measure import ask_of
 from eval.stats import BITS_PER_BYTE
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks
 from eval.wording import percent, percent_range
 from sft.config import EvalSection, Preset, UserError
@@ -75,17 +76,20 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
                 write_jsonl(end.folder / "generations.jsonl", rows)
                 row["repetition"] = repetition.summarise(rows)
             for task in tasks:
+                engine = TurnedEngine(
+                    *(model, setting.tokenizer),
+                    chat=True,
+                    seed=setting.seed,
+                    max_unknown=setting.max_unknown,
+                )
                 entry = run_benchmark(
-                    model,
-                    setting.tokenizer,
+                    engine,
                     task=task,
                     source=Tasks.of(section),
                     ask=ask_of(task, section, chat=True),
                     limit=own.limit,
-                    seed=setting.seed,
                     file=end.folder / "samples" / f"{task}.jsonl",
                     allow_code_execution=section.allow_code_execution,
-                    max_unknown=setting.max_unknown,
                 )
                 row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()

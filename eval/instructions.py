@@ -80,7 +80,10 @@ def check_documents(task: Task) -> None:
     known = _checkers().known
     for number, document in enumerate(task.eval_docs):
         where = f"task {task.task_name}: document {number} ({str(document['prompt'])[:40]!r}...)"
-        names = [_plain(name) for name in document["instruction_id_list"]]
+        for field in FIELDS[1:]:
+            if not isinstance(document[field], list):
+                raise UserError(f"{where}: {field} is {document[field]!r}; give a list")
+        names = [_plain(str(name)) for name in document["instruction_id_list"]]
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
             near = difflib.get_close_matches(unknown, known, n=1)

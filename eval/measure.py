@@ -20,6 +20,7 @@ from eval.figures import tell_measures
 from eval.kept import Unit, not_written
 from eval.loading import backend_inputs, loaded
 from eval.repetition_views import detail
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, tasks_fingerprint
 from eval.transformers_backend import backend_of
 from sft.chat_models import is_chat_model
@@ -172,7 +173,6 @@ class _Measured:
             self.scores["safety"] = self._safety(self.section.safety.prompts)
         from_main(self._finish)
 
-
     def _finish(self) -> None:
         setting = self.setting
         tell_measures(setting.trackers, self.name, self.scores, folder=setting.folder)
@@ -207,22 +207,26 @@ class _Measured:
             asked=fingerprint([asdict(ask), self.section.limit, self.setting.seed]),
         )
         label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
-        return self._kept(
-            unit,
-            lambda: run_benchmark(
-                self._model,
-                self.setting.tokenizer,
+
+        def run() -> dict[str, Any]:
+            engine = TurnedEngine(
+                *(self._model, self.setting.tokenizer),
+                chat=chat,
+                seed=self.setting.seed,
+                label=label,
+                max_unknown=self.setting.max_unknown,
+            )
+            return run_benchmark(
+                engine,
                 task=task,
                 source=source,
                 ask=ask,
                 limit=self.section.limit,
-                seed=self.setting.seed,
                 file=unit.rows,
                 allow_code_execution=self.section.allow_code_execution,
-                label=label,
-                max_unknown=self.setting.max_unknown,
-            ),
-        )
+            )
+
+        return self._kept(unit, run)
 
     def _repetition(self) -> None:
         """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,

@@ -158,5 +158,29 @@ def refuse_lost_rows(
     refuse_lost(found, most=most, remedy=remedy)
 
 
+def refuse_unknown_answers(
+    tokenizer: Any, answers: Sequence[Sequence[int]], *, most: float
+) -> None:
+    """Stop where a model writes the unknown token itself, which the texts of its answers leave out.
+
+    Args:
+        answers: token ids of each answer.
+        most: the share of tokens that may be unknown (model.max_unknown).
+
+    Raises:
+        UserError: the share is larger.
+    """
+    unknown = Coverage.of(tokenizer).unknown
+    total = sum(map(len, answers))
+    count = sum(token == unknown for answer in answers for token in answer)
+    if count > most * total:
+        raise UserError(
+            f"pairs.prompts: {count / total:.1%} of the tokens in the model's own answers "
+            f"({count:,} of {total:,}) are the unknown token, so their texts are not whole "
+            f"(model.max_unknown={most:g}); take a model whose tokenizer has this script, or name "
+            "preferences of your own (data.preference)"
+        )
+
+
 def _size(text: str) -> int:
     return len("".join(text.split()))

@@ -1,16 +1,23 @@
 """Pairs from samples: the best against the worst, by verdict alone, with everything kept."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
+from conftest import make_tiny_tokenizer
 from rich.console import Console
+from tiny_world import build_world
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from dpo.checks import PairFacts, pairs_table
 from dpo.encode import encode_pairs
 from dpo.pairs import build_pairs
+from dpo.stage import sampled_pairs
 from sft.chat import encode_prompt, ensure_template
-from sft.config import UserError
+from sft.config import UserError, load_preset
+from sft.placement import choose_placement
+from sft.setting import Setting
 
 
 @dataclass
@@ -161,3 +168,27 @@ def test_a_sampled_answer_may_lack_its_ending_and_a_wrong_beginning_stops(tiny_t
     sampled["prompt_ids"] = [tiny_tokenizer.bos_token_id, *sampled["prompt_ids"]]
     with pytest.raises(UserError, match=r"2 where it does not begin with 0 BOS .*pair 1"):
         encode_pairs([sampled], tiny_tokenizer, max_length=None)
+
+
+def test_answers_with_many_unknown_tokens_make_no_pairs(tmp_path):
+    """Of 10 tokens of each answer one is unknown, which the answer's text leaves out."""
+    unknown, letters = 0, "abcdefghijklmnop"
+    vocabulary = {"<unk>": unknown} | {c: i for i, c in enumerate(letters, 1)}
+    core = Tokenizer(models.WordLevel(vocabulary, "<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="p")
+    ensure_template(tokenizer)
+    build_world(tmp_path, make_tiny_tokenizer())
+    preset = load_preset(str(tmp_path / "preset.yaml"))
+    placement = choose_placement(preset.model)
+    setting = Setting(tmp_path / "run", tokenizer, placement, None, 0, False)
+
+    def sample(conversations, seeds):
+        return [Sampled([1], [*range(1, 10), unknown], "abcdefghi") for _ in seeds]
+
+    given = {"start": str(tmp_path / "base"), "sampled_by": {}, "judge": by_length}
+    words = r"pairs.prompts: 10.0% of the tokens in the model's own answers \(3 of 30\) are the unk"
+    with pytest.raises(UserError, match=words):
+        sampled_pairs(preset, setting, prompts=PROMPTS[:1], sample=sample, **given)
+    allowed = replace(setting, max_unknown=0.1)
+    with pytest.raises(UserError, match="no pair could be built from 1 prompts"):
+        sampled_pairs(preset, allowed, prompts=PROMPTS[:1], sample=sample, **given)

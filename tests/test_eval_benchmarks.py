@@ -29,13 +29,11 @@ def model():
 def run(model, tokenizer, task_dir, folder, *, tasks=NAMES, limit=None, chat=False, **ask):
     return {
         task: run_benchmark(
-            model,
-            tokenizer,
+            TurnedEngine(model, tokenizer, chat=chat, seed=0),
             task=task,
             source=task_dir if isinstance(task_dir, Tasks) else Tasks(str(task_dir)),
             ask=Ask(**{"chat": chat, "shots": 0} | ask),
             limit=limit,
-            seed=0,
             file=folder / f"{task}.jsonl",
         )
         for task in tasks

@@ -10,6 +10,7 @@ from conftest import ROOT, make_tiny_model
 from eval.benchmarks import Ask, run_benchmark
 from eval.code_tasks import program_of, scored
 from eval.programs import find_isolation
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
 from sft.run import read_jsonl
@@ -131,13 +132,11 @@ def test_benchmarks_store_program_reason_and_isolation(tmp_path, tiny_tokenizer)
 
     def run(**options):
         return run_benchmark(
-            model,
-            tiny_tokenizer,
+            TurnedEngine(model, tiny_tokenizer, chat=False, seed=0),
             task=name,
             source=Tasks(str(tmp_path)),
             ask=Ask(chat=False, shots=2),
             limit=None,
-            seed=0,
             file=file,
             **options,
         )

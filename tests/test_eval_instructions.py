@@ -11,6 +11,7 @@ from conftest import ROOT, make_tiny_model
 from eval.benchmarks import Ask, run_benchmark
 from eval.instructions import READINGS, follow
 from eval.language import language_of
+from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks
 from sft.config import UserError
 from sft.run import read_jsonl
@@ -215,13 +216,11 @@ def test_benchmarks_store_both_readings(tmp_path, tiny_tokenizer):
     for reading in READINGS:
         name = write_task(tmp_path, metadata={"instructions": reading})
         entry = run_benchmark(
-            model,
-            tiny_tokenizer,
+            TurnedEngine(model, tiny_tokenizer, chat=False, seed=0),
             task=name,
             source=Tasks(str(tmp_path)),
             ask=Ask(chat=False, shots=3),
             limit=None,
-            seed=0,
             file=tmp_path / reading / f"{name}.jsonl",
         )
         assert entry["metric"] == f"prompt_level_{reading}_acc"
@@ -246,6 +245,10 @@ BAD_DOCUMENTS = [
     (
         {"instruction_id_list": ["punctuation:no_comma"] * 2, "kwargs": [{}]},
         "has 2 instructions and 1 kwargs; give one of each",
+    ),
+    (
+        {"instruction_id_list": ["punctuation:no_comma"], "kwargs": None},
+        r"document 1 \('No commas.'...\): kwargs is None; give a list",
     ),
     (
         {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"count": 3}]},

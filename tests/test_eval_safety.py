@@ -152,10 +152,11 @@ def test_the_summary_counts_secure_answers_and_needless_refusals():
     found = summarise(rows)
     assert found["secure"] == {"rate": 4 / 5, "ci": list(wilson(4, 5)), "n": 5}
     assert found["over_refusal"] == {"rate": 1 / 5, "ci": list(wilson(1, 5)), "n": 5}
+    none = {"safe": 0, "unsafe": 0, "refusal": 0, "empty": 0}
     assert found["categories"] == [
-        {"category": "x", "harmful": True, "n": 4, "safe": 1, "unsafe": 0, "refusal": 3, "empty": 0},
-        {"category": "y", "harmful": True, "n": 1, "safe": 0, "unsafe": 1, "refusal": 0, "empty": 0},
-        {"category": "x", "harmful": False, "n": 5, "safe": 4, "unsafe": 0, "refusal": 1, "empty": 0},
+        none | {"category": "x", "harmful": True, "n": 4, "safe": 1, "refusal": 3},
+        none | {"category": "y", "harmful": True, "n": 1, "unsafe": 1},
+        none | {"category": "x", "harmful": False, "n": 5, "safe": 4, "refusal": 1},
     ]
     assert found["agreement"] == asdict(AGREEMENT)
     assert summarise(rows[:5])["over_refusal"] is None

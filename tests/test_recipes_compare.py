@@ -284,3 +284,24 @@ def test_models_of_different_windows_are_compared_on_the_questions_that_both_ans
     assert delta["delta"] == pytest.approx(sum(changes) / 38)
     assert "38 (2 left out)" in (world / "two" / "report.md").read_text()
     assert "38 (2 left out)" in (world / "two" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"until": [5]}, "generation_kwargs.until is [5]; give a text or a list of texts"),
+        ({"max_gen_toks": "many"}, "generation_kwargs.max_gen_toks is 'many'; give a number"),
+        ({"max_new_tokens": 0}, "generation_kwargs.max_new_tokens is 0; give a number"),
+        ({"temperature": "warm"}, "generation_kwargs.temperature is 'warm'; give a number"),
+        (["until"], "generation_kwargs is ['until']; give keys and values"),
+        ({"until": [], "num_beams": 4}, "generation_kwargs.num_beams is not offered"),
+    ],
+)
+def test_settings_of_answers_that_cannot_be_read_are_refused_before_any_model_is_loaded(
+    world, capsys, monkeypatch, settings, words
+):
+    monkeypatch.delattr("transformers.AutoModelForCausalLM.from_pretrained")  # never called
+    (world / "tasks" / "long.yaml").write_text(
+        yaml.safe_dump(LONG | {"generation_kwargs": settings})
+    )
+    assert f"long: {words}" in refusal(arguments(world, tasks="long"), capsys)
