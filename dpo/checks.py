@@ -24,17 +24,16 @@ class PairFacts:
     chosen_tokens: float  # mean of an answer
     rejected_tokens: float
     chosen_longer: float  # share of pairs; a tie counts half
-    unfinished: int  # sampled answers that end at the cap, without an end-of-turn
+    unfinished: int  # sampled answers without an ending: cut at the cap
 
 
 def pair_facts(
-    rows: Sequence[Mapping[str, Any]], *, too_long: int, uneven: int, equal: int, rules: Rules
+    rows: Sequence[Mapping[str, Any]], *, too_long: int, uneven: int, equal: int, unfinished: int
 ) -> PairFacts:
     """Count over the kept rows of {"prompt_ids", "chosen_ids", "rejected_ids", ...}."""
     chosen = [len(row["chosen_ids"]) for row in rows]
     rejected = [len(row["rejected_ids"]) for row in rows]
     longer = sum((a > b) + (a == b) / 2 for a, b in zip(chosen, rejected, strict=True))
-    ends = [row[side][-1] for row in rows for side in ("chosen_ids", "rejected_ids")]
     return PairFacts(
         pairs=len(rows),
         too_long=too_long,
@@ -43,7 +42,7 @@ def pair_facts(
         chosen_tokens=sum(chosen) / len(rows),
         rejected_tokens=sum(rejected) / len(rows),
         chosen_longer=longer / len(rows),
-        unfinished=sum(end not in rules.stops for end in ends),
+        unfinished=unfinished,
     )
 
 
@@ -52,10 +51,9 @@ def broken_rules(row: Mapping[str, Any], *, rules: Rules, sampled: bool) -> list
     broken = []
     for side in ("chosen", "rejected"):
         ids, scored = row[f"{side}_ids"], row[f"{side}_scored"]
-        cut = sampled and bool(ids) and ids[-1] not in rules.stops
         prompt = row["prompt_ids"]
         broken += check_row(
-            [*prompt, *ids], [*[False] * len(prompt), *scored], rules=rules, cut=cut
+            [*prompt, *ids], [*[False] * len(prompt), *scored], rules=rules, cut=sampled
         )[1]
     return broken
 

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dpo.verdicts import FIRST, TIE, Verdicts, number_of
+from dpo.verdicts import FIRST, TIE, Verdicts
 from sft.config import Source, UserError
-from sft.data import Found, Rows, collect, metadata, read_kind, read_rows
-from sft.fields import Fields
+from sft.data import Found, Rows, collect, metadata, read_each, read_kind
+from sft.fields import Fields, number_of
 from sft.formats import (
     CONTENT,
     OUTPUT_PAIRS,
@@ -32,6 +32,7 @@ from sft.messages import (
     text_field,
     wrong_type,
 )
+from sft.records import Record
 from sft.row_errors import RowError
 from sft.unfit import refuse_media, refuse_places, refuse_unpaired
 
@@ -66,19 +67,14 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Ro
 
 def _pairs(source: Source) -> Iterator[Found | RowError]:
     verdicts = Verdicts(source)
-    for item in read_rows(source):
-        if isinstance(item, RowError):
-            yield item
-            continue
-        record, named = item
-        try:
-            row, mended = _row(named, source, verdicts)
-        except RowError as error:
-            yield error
-            continue
+
+    def read(record: Record, named: Row) -> Iterator[Found]:
+        row, mended = _row(named, source, verdicts)
         unread = lost_texts(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
         unread |= dict.fromkeys(COMMENTS & unread.keys(), "")
         yield Found(row, raw=record.fields, mended=mended, unread=unread)
+
+    yield from read_each(source, read)
     verdicts.refuse_from_zero()
 
 
@@ -99,9 +95,10 @@ def _row(record: Row, source: Source, verdicts: Verdicts) -> tuple[dict[str, Any
         "kind": read_kind(record, source, said=prompt),
         "origin": origin,
     }
-    if tools := read_tools(fields.get("tools"), origin):
+    tools, nulls = read_tools(fields.get("tools"), origin)
+    if tools:
         row["tools"] = tools
-    return row | metadata(record), mended
+    return row | metadata(record), (*mended, *nulls)
 
 
 def _read_pair(fields: Fields, origin: str, verdicts: Verdicts) -> Pair:

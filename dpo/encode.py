@@ -30,7 +30,7 @@ def encode_pairs(
     ordered = [*sampled, *given]
     encoded = [_from_samples(row) for row in sampled] + _from_messages(given, tokenizer)
     kept: list[dict[str, Any]] = []
-    too_long = uneven = same = 0
+    too_long = uneven = same = unfinished = 0
     broken: dict[str, list[str]] = {}
     for place, row in enumerate(encoded):
         sides = [len(row["prompt_ids"]) + len(row[f"{s}_ids"]) for s in ("chosen", "rejected")]
@@ -42,6 +42,7 @@ def encode_pairs(
         else:
             origin = ordered[place].get("origin", f"pair {place + 1}")
             kept.append(row | {"origin": origin})
+            unfinished += _unfinished(ordered[place])
             for rule in broken_rules(row, rules=rules, sampled=place < len(sampled)):
                 broken.setdefault(rule, []).append(origin)
     refuse_broken(broken, where="preference pairs")
@@ -50,8 +51,15 @@ def encode_pairs(
             f"no preference pair is left of {len(rows)} ({too_long} longer than dpo.max_length="
             f"{max_length}, {same} with equal answers); raise dpo.max_length or give other pairs"
         )
-    facts = pair_facts(kept, too_long=too_long, uneven=uneven, equal=same, rules=rules)
+    facts = pair_facts(kept, too_long=too_long, uneven=uneven, equal=same, unfinished=unfinished)
     return Dataset.from_list(kept), facts
+
+
+def _unfinished(row: dict[str, Any]) -> int:
+    """How many of the two answers were sampled and ended at the cap. The sampler knows: an answer
+    may end on any eos id of the model, which the template and the tokenizer do not name."""
+    ends = {tuple(one["token_ids"]): one["finish_reason"] for one in row.get("samples") or ()}
+    return sum(ends.get(tuple(row.get(f"{s}_ids", ()))) == "cap" for s in ("chosen", "rejected"))
 
 
 def _from_samples(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from sft.config import Source, UserError
-from sft.fields import Fields
+from sft.fields import Fields, number_of
 from sft.messages import wrong_type
 from sft.row_errors import RowError
 
@@ -39,6 +39,7 @@ class Verdicts:
     def __init__(self, source: Source) -> None:
         self.path, self.labels = source.path, source.labels
         self._numbers: dict[str, set[float]] = {}
+        self._from_zero = False  # the names of the two answers count from 0
 
     def read(self, fields: Fields, origin: str) -> int:
         """FIRST, SECOND or TIE from the first of NAMES that the row has, else the majority of
@@ -47,6 +48,7 @@ class Verdicts:
         Raises:
             RowError: a value without a meaning, or no such field.
         """
+        self._from_zero |= "response_0" in fields
         name = next((name for name in NAMES if name in fields), None)
         if self.labels and name is not None:
             return self._told(name, fields[name], origin)
@@ -71,10 +73,11 @@ class Verdicts:
         """Called behind the last row.
 
         Raises:
-            UserError: the numbers begin with 0 and end before 2, so that a 1 may be either answer.
+            UserError: the numbers, or the names of the answers, begin with 0, and the numbers end
+                before 2, so that a 1 may be either answer.
         """
         for name, numbers in self._numbers.items():
-            if 0 in numbers and 2 not in numbers:
+            if (0 in numbers or self._from_zero) and 2 not in numbers:
                 shown = ", ".join(f"{number:g}" for number in sorted(numbers)[:4])
                 raise UserError(
                     f"{self.path}: {name} is {shown} and never 2, and nothing says which of the "
@@ -123,15 +126,6 @@ def _verdict(fields: Fields, origin: str) -> int:
         detail="two outputs without a label, a preference or annotators' votes",
         remedy="add a label of 1, 2 or 0 (tie)",
     )
-
-
-def number_of(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
 
 
 def _choice(value: Any, origin: str, *, where: str) -> int:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ SAME_TEXT = "same text"  # another record that comes to the same chat
 OTHER_KIND, TEXT_KIND = "other", "text"
 CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
 LOOKED_ON = 10_000  # rows behind one that ends the reading, for how many more are like it
+ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 EXAMPLES = 20  # problems of a source that are kept word for word
 
 
@@ -183,7 +184,7 @@ def _among_its_like(
 
 
 def _digest(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True, default=str)
+    text = ENCODER.encode(value)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -199,7 +200,7 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
     Raises:
         UserError: at the end, a field of `ignore` or `columns` that no record has.
     """
-    missing = {*source.ignore, *map(field_of, source.columns.values())}
+    ignored, columns = set(source.ignore), set(source.columns.values())
     records = read_records(source)
     if not source.columns and "role" not in source.ignore:
         records = whole_trees(records)
@@ -207,7 +208,9 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
         if isinstance(record, RowError):
             yield record
             continue
-        missing -= record.fields.keys()
+        if ignored or columns:
+            ignored -= record.fields.keys()
+            columns = {n for n in columns if field_of(record.fields, n) not in record.fields}
         try:
             row = apply_columns(record, source.columns, ignore=source.ignore)
         except RowError as error:
@@ -215,28 +218,38 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
             continue
         yield record, row
     # Keys of messages are named as messages[].key.
-    if missing := {name for name in missing if "[]." not in name}:
+    if missing := {name for name in ignored if "[]." not in name} | columns:
         raise UserError(
             f"{source.path}: ignore or columns names {', '.join(map(repr, sorted(missing)))}, "
             "which no row has; correct the name"
         )
 
 
-def _chats(source: Source) -> Iterator[Found | RowError]:
+def read_each(
+    source: Source, read: Callable[[Record, Row], Iterable[Found]]
+) -> Iterator[Found | RowError]:
+    """What `read` makes of each record of a source, or the RowError that it raises."""
     for item in read_rows(source):
         if isinstance(item, RowError):
             yield item
             continue
-        record, row = item
         try:
-            found = list(_read(row, source))
+            found = list(read(*item))
         except RowError as error:
             yield error
-            continue
-        said = [message for read, _ in found for message in _messages(read)]
+        else:
+            yield from found
+
+
+def _chats(source: Source) -> Iterator[Found | RowError]:
+    def read(record: Record, row: Row) -> Iterator[Found]:
+        made = list(_read(row, source))
+        said = [message for one, _ in made for message in _messages(one)]
         unread = lost_texts(row, said)
-        for part, (read, mended) in enumerate(found):
-            yield Found(read, raw=(part, record.fields), mended=mended, unread=unread)
+        for part, (one, mended) in enumerate(made):
+            yield Found(one, raw=(part, record.fields), mended=mended, unread=unread)
+
+    return read_each(source, read)
 
 
 def _messages(row: dict[str, Any]) -> list[Message]:

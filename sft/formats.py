@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft.columns import column_of, field_of
+from sft.columns import column_of, field_of, text_in
 from sft.config import UserError
 from sft.fields import Fields, unread_texts
 from sft.json_rows import is_rows
@@ -28,7 +28,7 @@ from sft.messages import (
 )
 from sft.question import COMPANIONS, whole_question
 from sft.records import Record
-from sft.row_errors import RowError
+from sft.row_errors import RowError, type_name
 from sft.trees import all_paths, best_path
 from sft.unfit import refuse_bad_answers, refuse_media, refuse_places, refuse_unpaired
 
@@ -66,6 +66,7 @@ ANSWERS = (
     *dict.fromkeys(answer for _, answer in PAIRS),
     *("outputs", "responses", "answers", "completions", "generations", "candidates"),
 )
+ANSWER_NAMES = frozenset(ANSWERS)
 TURNS = "data"  # UltraChat's name for texts in turn
 TEXTS_IN_TURN = (TURNS, "conversations")  # the other is LIMA's
 META = ("language", "reference", "id")
@@ -111,7 +112,7 @@ def apply_columns(
 ) -> Row:
     """Give fields the names that the formats know; `columns` maps our name to the file's.
 
-    A part of a list is FIELD[0], FIELD[1] and so on.
+    A part of a list is FIELD[0], FIELD[1] and so on, a part of an object FIELD.KEY.
 
     A mapping that names a whole format hides other content, so that a file of several readings is
     read as told. Fields of `ignore` are left out.
@@ -120,11 +121,10 @@ def apply_columns(
         UserError: one of our names is unknown.
         RowError: the row lacks a field that `columns` names, other than a companion of a question.
     """
-    known = CONTENT | OTHER_NAMES | COMPARISON
     for ours in columns:
-        if ours not in known:
-            near = difflib.get_close_matches(ours, sorted(known), n=1)
-            hint = f"did you mean {near[0]!r}" if near else f"use one of {', '.join(sorted(known))}"
+        if ours not in KNOWN:
+            near = difflib.get_close_matches(ours, sorted(KNOWN), n=1)
+            hint = f"did you mean {near[0]!r}" if near else f"use one of {', '.join(sorted(KNOWN))}"
             raise UserError(f"columns: {ours!r} is no field that a format has; {hint}")
     for ours, theirs in columns.items():
         if column_of(record.fields, theirs) is None and not (
@@ -137,11 +137,9 @@ def apply_columns(
                 f"{', '.join(map(str, record.fields)) or 'none'}",
                 remedy="correct the source's columns",
             )
-    rest = {
-        name: value
-        for name, value in record.fields.items()
-        if name not in ignore and name not in set(map(field_of, columns.values()))
-    }
+    taken = {field_of(record.fields, theirs) for theirs in columns.values()}
+    taken.update(ignore)
+    rest = {name: value for name, value in record.fields.items() if name not in taken}
     told = bool(columns) and any(whole <= columns.keys() for whole in WHOLE)
     covered = (CONTENT | COMPANIONS | columns.keys()) if told else columns.keys()
     hidden = {name: rest.pop(name) for name in rest.keys() & covered}
@@ -153,7 +151,8 @@ def apply_columns(
 
 def several_answers(fields: Fields) -> str | None:
     """The field that holds a list of texts where one answer is expected; None where none does."""
-    for name in ANSWERS:
+    present = fields.of(ANSWER_NAMES)
+    for name in filter(present.__contains__, ANSWERS):
         value = fields.peek(name)
         if isinstance(value, list) and len(value) > 1 and _are_texts(value):
             return name
@@ -189,13 +188,13 @@ def read_chats(row: Row, *, tree_paths: str = "best") -> list[Chat]:
     fields, origin = row.fields, row.origin
     _refuse_preferences(fields, origin)
     refuse_media(fields, origin)
-    tools = read_tools(fields.get("tools"), origin)
+    tools, cut = read_tools(fields.get("tools"), origin)
     chats = []
     for messages in _conversations(fields, origin, tree_paths=tree_paths):
         refuse_places(messages, origin)
         mark_turns(messages, fields, origin)
         checked, mended = check_chat(messages, origin)
-        chats.append(Chat(messages=checked, tools=tools, mended=mended))
+        chats.append(Chat(messages=checked, tools=tools, mended=(*mended, *cut)))
     for judged in (fields, *odd_answers(fields.read().values())):
         refuse_bad_answers(judged, origin)
     return chats
@@ -218,7 +217,7 @@ def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list
     lists = [name for name in fields if _is_conversation(name, fields.peek(name))]
     if len(lists) == 1:
         return [_led(lead, _read_rounds(fields[lists[0]], origin, where=lists[0]))]
-    raise unknown_format(fields, origin, wanted="format", columns="prompt: FIELD, response: FIELD")
+    raise unknown_format(fields, origin, wanted="format", columns=_columns_of(fields))
 
 
 def unknown_format(fields: Fields, origin: str, *, wanted: str, columns: str) -> RowError:
@@ -231,6 +230,21 @@ def unknown_format(fields: Fields, origin: str, *, wanted: str, columns: str) ->
         remedy = f"{rows}: if these are the rows, save that list alone; else {remedy}"
     detail = f"the fields {names} are no known {wanted}"
     return RowError(origin, rule="unknown format", detail=detail, remedy=remedy)
+
+
+def _columns_of(fields: Fields) -> str:
+    """The columns of a question and its answer, where the row has fields of such names; the answer
+    may be a text within a list or an object (SQuAD's `answers`)."""
+    asked = next((name for name, _ in PAIRS if name in fields), None)
+    answers = (text_in(decoded(fields.peek(name)), name) for name in ANSWERS if name != asked)
+    answer = next(filter(None, answers), None)
+    if asked is None or answer is None:
+        return "prompt: FIELD, response: FIELD"
+    return f"{_answer_of(asked)}: '{answer}'"
+
+
+def _answer_of(asked: str) -> str:
+    return next(answer for question, answer in PAIRS if question == asked)
 
 
 def _refuse_preferences(fields: Fields, origin: str) -> None:
@@ -259,16 +273,20 @@ OUTPUT_PAIRS = (
 )
 
 
+PAIRED = frozenset(name for pair in (*PAIRS, *SIDES, *OUTPUT_PAIRS) for name in pair)
 COMPARISON = frozenset(
     {name for pair in (*SIDES, *OUTPUT_PAIRS) for name in pair}
     | {"label", "labels", "preference", "winner", "better_response_id", "preference_strength"}
 )
 
 
-def held(pairs: Sequence[tuple[str, str]], fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+KNOWN = CONTENT | OTHER_NAMES | COMPARISON  # what `columns` may map
+
+
+def held(pairs: Sequence[tuple[str, str]], fields: Fields) -> list[tuple[str, str]]:
     """The pairs of names of which a row has both, in their order."""
-    names = set(fields)
-    return [(a, b) for a, b in pairs if a in names and b in names]
+    names = fields.of(PAIRED)
+    return [(a, b) for a, b in pairs if a in names and b in names] if len(names) > 1 else []
 
 
 def _system(fields: Fields, origin: str) -> list[Message]:
@@ -298,12 +316,27 @@ def _read_pair(fields: Fields, asked: str, answered: str, origin: str) -> list[M
             origin,
             rule="wrong type",
             detail=f"{answered} is a list of {len(fields.peek(answered))} answers",
-            remedy=f"take one by columns={{{asked}: {asked}, {answered}: '{answered}[0]'}} or, if "
+            remedy=f"take one by columns={{{answered}: '{answered}[0]'}} or, if "
             f"the first is better than the second, list the file under data.preference with "
             f"columns={{chosen: '{answered}[0]', rejected: '{answered}[1]'}}",
         )
-    answer = as_turns(fields[answered], "assistant", origin, where=answered)
+    given = fields[answered]
+    if isinstance(given, list | dict) and not _have_roles(given):
+        part = text_in(given, answered) or f"{answered}.KEY"
+        remedy = f"name the text in it: columns={{{answered}: '{part}'}}"
+        raise RowError(
+            origin,
+            rule="wrong type",
+            detail=f"{answered} is {type_name(given)}, not text or messages",
+            remedy=remedy,
+        )
+    answer = as_turns(given, "assistant", origin, where=answered)
     return _asked(fields, asked, origin) + answer
+
+
+def _have_roles(value: list | dict) -> bool:
+    turns = value if isinstance(value, list) else [value]
+    return any(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
 
 
 def _asked(fields: Fields, asked: str, origin: str) -> list[Message]:

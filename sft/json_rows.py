@@ -70,7 +70,7 @@ def _loads(origin: str, line: str) -> Any:
     """The value of a line, or the RowError that says why it has none."""
     line = line.rstrip(WHITE)  # or what is wrong behind it would stand in a line of its own
     try:
-        return json.loads(line, object_pairs_hook=_fields)
+        return DECODER.decode(line)
     except RecursionError:
         return _too_deep(origin)
     except ValueError as error:
@@ -84,6 +84,9 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the field {twice[:40]!r} stands twice in an object")
     return fields
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_fields)
 
 
 def _too_deep(origin: str) -> RowError:

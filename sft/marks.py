@@ -26,7 +26,15 @@ KEPT = (
 SKIPPED = ("masked", "is_masked")
 UNCLEAR = ("mask", "train_detail")  # of two meanings, or for parts of a turn
 KEYS = frozenset({TRAINED, *KEPT, *SKIPPED, *UNCLEAR})
-LISTS = ("loss_mask", "train_mask", "weights")  # fields of a row with a value for each turn
+LISTS = (
+    "loss_mask",
+    "loss_masks",
+    "train_mask",
+    "train_masks",
+    "train",
+    "trainable",
+    "weights",
+)  # fields of a row with a value for each turn
 ROW_KEYS = frozenset({*KEPT, *SKIPPED, *LISTS})
 
 

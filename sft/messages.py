@@ -94,6 +94,8 @@ def is_messages(value: Any) -> bool:
 
 def unknown_keys(value: Any) -> dict[str, list[Any]]:
     """Keys of messages that nothing reads, with their values; none where this is no chat."""
+    if not isinstance(value, list | dict):
+        return {}
     turns = value if isinstance(value, list) else [value]
     if not (is_messages(value) or (turns and all(map(_is_round, turns)))):
         return {}
@@ -113,8 +115,9 @@ def odd_answers(values: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Assistant turns, in fields of messages, with keys that nothing reads."""
     for value in values:
         for turn in value if isinstance(value, list) else [value]:
-            said = is_chat(turn) and ROLES[turn.get("role", turn.get("from"))] == "assistant"
-            if said and turn.keys() - KNOWN_KEYS:
+            if not (isinstance(turn, dict) and turn.keys() - KNOWN_KEYS and is_chat(turn)):
+                continue
+            if ROLES[str(turn.get("role", turn.get("from")))] == "assistant":
                 yield turn
 
 
@@ -202,18 +205,21 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
     return _whole(calls, origin, where=where)
 
 
-def read_tools(value: Any, origin: str) -> list[dict] | None:
-    """Function descriptions (a list or its JSON text), each {"type": "function", ...}; or None.
+def read_tools(value: Any, origin: str) -> tuple[list[dict] | None, tuple[str, ...]]:
+    """Function descriptions (a list or its JSON text), each {"type": "function", ...}, or None; and
+    what was cut from them, by name.
 
     Fields that are null are cut, except from JSON text: see `cut_nulls`.
     """
-    value = decoded(value) if isinstance(value, str) else _filled(value)
+    given = decoded(value)
+    value = given if isinstance(value, str) else _filled(given)
     if value in (None, "", []):
-        return None
+        return None, ()
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise wrong_type(origin, "tools", value, "a list of function descriptions")
     tools = [t if "function" in t else {"type": "function", "function": t} for t in value]
-    return _whole(tools, origin, where="tools")
+    cut = () if value == given else ("null fields of tools cut",)
+    return _whole(tools, origin, where="tools"), cut
 
 
 def _whole(value: list[dict], origin: str, *, where: str) -> list[dict]:

@@ -7,6 +7,7 @@ are rendered in the place of the words.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from sft.config import UserError
@@ -77,8 +78,28 @@ def refuse_lost_context(
             what = "tool call" if message.get("role") == "assistant" else "message"
             raise UserError(
                 f"the chat template leaves out the {what} of turn {number} "
-                f"({message.get('role')}: {needed[0][:30]!r}); change the row or the template"
+                f"({message.get('role')}: {needed[0][:30]!r}); {_remedy(tokenizer, message, tools)}"
             )
+
+
+def _remedy(tokenizer, message: Message, tools: list | None) -> str:
+    """What helps a message that the template leaves out; some templates write the id of a call in
+    the place of its name."""
+    calls = [
+        {"type": "function", "function": function, "id": f"functions.{function['name']}:{i}"}
+        for i, function in enumerate(_functions(message))
+    ]
+    said, marks = marked({**message, "tool_calls": calls}, content=False)
+    with suppress(UserError):
+        text = render(
+            tokenizer, [{"role": "user", "content": SAID}, said], tools=tools, prompt=False
+        )
+        if calls and all(mark in text for mark in marks):
+            return (
+                "the template writes the id of a call in the place of its name, so give it an id "
+                f"with the name, such as {calls[0]['id']!r}, and its result the same tool_call_id"
+            )
+    return "change the row or the template"
 
 
 def _needed(message: Message) -> list[str]:

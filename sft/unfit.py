@@ -6,19 +6,24 @@ from functools import lru_cache
 from typing import Any
 
 from sft.config import UserError
-from sft.fields import Fields
+from sft.fields import Fields, number_of
 from sft.row_errors import RowError
 
 # Fields of what the text is about but this project cannot read.
 MEDIA = frozenset(
     f"{kind}{end}"
     for kind in ("image", "img", "picture", "video", "audio")
-    for end in ("", "s", "_path", "_paths", "_file", "_files", "_url", "_urls")
-)
+    for end in (
+        *("", "s", "_path", "_paths", "_file", "_files", "_url", "_urls"),
+        *("_bytes", "_base64", "_b64", "_data"),
+    )
+) | {"pixel_values"}
 # The place of a picture in a user's turn. <video> and <audio> are tags of HTML as well, and such a
-# place where they have a line to themselves; an <image> with an end is XML.
+# place where they have a line to themselves; an <image> with an end is XML, an <img> with a path
+# between it and its end is Qwen-VL's.
 PLACE = re.compile(
-    r"<image(?:[ _]?\d+)?>(?![\s\S]*</image>)|<\|(?:image|video|audio)(?:_pad)?\|>"
+    r"<image(?:[ _]?\d+)?>(?![\s\S]*</image>)|<img>[^<>]+</img>"
+    r"|<\|(?:image|video|audio)(?:_pad)?\|>"
     r"|^\s*<(?:video|audio)>\s*$",
     re.MULTILINE,
 )
@@ -29,7 +34,7 @@ GOOD_IF_TRUE = frozenset(
         *("label", "labels", "tag", "kto_tag", "kto_label", "desirable", "is_desirable"),
         *("chosen", "is_chosen", "accepted", "is_accepted", "preferred", "is_preferred", "good"),
         *("is_good", "approved", "liked", "like", "thumbs_up", "thumbsup", "upvoted", "feedback"),
-        *("vote", "verdict"),
+        *("vote", "verdict", "thumbs", "reaction", "judgment", "judgement"),
     )
 )
 BAD_IF_TRUE = frozenset(
@@ -38,6 +43,7 @@ BAD_IF_TRUE = frozenset(
         *("disliked", "dislike", "thumbs_down", "thumbsdown", "downvoted"),
     )
 )
+LABELS = GOOD_IF_TRUE | BAD_IF_TRUE
 # Judgements that stand in ordinary data sets too, where only a bad one matters.
 CHECKS = frozenset(
     (
@@ -50,7 +56,6 @@ RATINGS = frozenset(
     (
         *("rating", "ratings", "score", "reward", "stars", "grade", "helpfulness", "correctness"),
         *("coherence", "quality", "overall", "overall_rating", "overall_score"),
-        *("response_quality",),
     )
 )
 BAD_WORDS = frozenset(
@@ -98,8 +103,7 @@ def unpaired_label(fields: Mapping[str, Any]) -> str | None:
     """The field that marks a row's one answer as good or bad by true or false, as data for KTO
     does; None where there is none."""
     for name in fields:
-        value = _peek(fields, name)
-        if _key(name) in GOOD_IF_TRUE | BAD_IF_TRUE and _truth(value) is not None:
+        if _key(name) in LABELS and _truth(_peek(fields, name)) is not None:
             return name
     return None
 
@@ -137,18 +141,21 @@ def refuse_unpaired(fields: Mapping[str, Any], origin: str, *, wanted: str, reme
 
 def _is_bad(name: str, value: Any) -> bool:
     if name in CHECKS:
-        return _truth(value) is False or _number(value) == 0
+        # As text, `correct` may be the right answer.
+        said = _word(value) in BAD_WORDS and name != "correct"
+        return _truth(value) is False or number_of(value) == 0 or said
     if name in RATINGS:
-        return _number(value) == 0 or _word(value) in BAD_WORDS
+        return number_of(value) == 0 or _word(value) in BAD_WORDS
     if name in GOOD_IF_TRUE:
-        return _number(value) in (0, -1) or _word(value) in BAD_WORDS
-    return False
+        return number_of(value) in (0, -1) or _word(value) in BAD_WORDS or _truth(value) is False
+    return name in BAD_IF_TRUE and _truth(value) is True
 
 
 @lru_cache(maxsize=4096)
 def _key(name: str) -> str:
-    """A field's name in small letters with underscores."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", name).lower()
+    """A field's name in small letters with underscores, without who judged or what is judged."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", name).lower()
+    return re.sub(r"^(human|user|annotator|completion|response)_", "", name)
 
 
 def _peek(fields: Mapping[str, Any], name: str) -> Any:
@@ -164,12 +171,3 @@ def _truth(value: Any) -> bool | None:
     if isinstance(value, bool):
         return value
     return {"true": True, "false": False}.get(_word(value))
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None

@@ -293,6 +293,17 @@ def test_labels_that_count_from_0_are_asked_for_and_never_guessed(values, name, 
         assert result.counts[0].dropped == {"tie": [*map(int, values)].count(0)}
 
 
+def test_answers_whose_names_count_from_0_are_asked_for_as_well(tmp_path):
+    rows = [{"input": f"q{i}", "response_0": "a", "response_1": "b", "label": 1} for i in range(2)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"label is 1 and never 2, .* labels=\{0: first"):
+        read(path)
+    got = read(path, labels={0: "first", 1: "second"}).rows
+    assert [row["chosen"][0]["content"] for row in got] == ["b", "b"]
+    path = write(tmp_path / "rows.jsonl", [*rows, rows[0] | {"input": "q", "label": 2}])
+    assert [row["chosen"][0]["content"] for row in read(path).rows] == ["a", "a", "b"]
+
+
 def test_words_are_verdicts_where_the_source_says_so(tmp_path):
     rows = [{"input": f"q{i}", **TWO, "label": word} for i, word in enumerate("ABA")]
     path = write(tmp_path / "rows.jsonl", rows)

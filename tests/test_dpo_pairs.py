@@ -159,8 +159,15 @@ def test_a_sampled_answer_may_lack_its_ending_and_a_wrong_beginning_stops(tiny_t
         "prompt_ids": encode_prompt(tiny_tokenizer, PROMPTS[0]["messages"]),
         "chosen_ids": [70, 71, end],
         "rejected_ids": [70, 71, 72],
+        "samples": [
+            {"token_ids": [70, 71, end], "finish_reason": "stop_id"},
+            {"token_ids": [70, 71, 72], "finish_reason": "cap"},
+        ],
     }
     assert encode_pairs([sampled], tiny_tokenizer, max_length=None)[1].unfinished == 1
+    # 72 may be an eos id of the model alone, on which the sampler stops.
+    sampled["samples"][1]["finish_reason"] = "stop_id"
+    assert encode_pairs([sampled], tiny_tokenizer, max_length=None)[1].unfinished == 0
     nothing = sampled | {"rejected_ids": []}
     with pytest.raises(UserError, match=r"1 .*pair 1"):
         encode_pairs([nothing], tiny_tokenizer, max_length=None)

@@ -691,8 +691,9 @@ def test_a_call_that_is_written_by_its_id_alone(tiny_tokenizer):
     messages = [CALLS[0], {**CALLS[1], "tool_calls": [call]}, *CALLS[2:]]
     chat = encode_chat(tiny_tokenizer, messages)
     assert spans(tiny_tokenizer, chat) == ['functions.add:0{"a": 1}<|im_end|>', "Two.<|im_end|>"]
-    with pytest.raises(UserError, match="leaves out the tool call of turn 2"):
-        encode_chat(tiny_tokenizer, [CALLS[0], {**CALLS[1], "tool_calls": [{**call, "id": "x"}]}])
+    for nameless in ({**call, "id": "x"}, {k: v for k, v in call.items() if k != "id"}):
+        with pytest.raises(UserError, match=r"turn 2 .* an id with the name, such as 'functions.a"):
+            encode_chat(tiny_tokenizer, [CALLS[0], {**CALLS[1], "tool_calls": [nameless]}])
 
 
 @pytest.mark.parametrize(

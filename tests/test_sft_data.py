@@ -819,7 +819,7 @@ def test_a_column_of_mixed_types_names_its_first_wrong_row(tmp_path):
         with pytest.raises(UserError, match=rf"{name}:{line}: response is a number; it must be"):
             read(tmp_path / name)
         (count,) = read(tmp_path / name, on_error="drop").counts
-        assert count.dropped == {"wrong type": 3, "unknown role": 1, "unknown format": 1}
+        assert count.dropped == {"wrong type": 4, "unknown format": 1}
     table = pyarrow.table({"prompt": ["a", "b"], "response": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "n.parquet")
     with pytest.raises(UserError, match=r"n.parquet:1: response is a number"):

@@ -120,6 +120,45 @@ def test_a_mapping_that_hides_a_field_does_not_lose_it(tmp_path):
     assert whole == [f"{ASKED}\n{MILL}", BUILT]
 
 
+SQUAD = {"question": ASKED, "context": MILL, "answers": {"answer_start": [27], "text": ["1742"]}}
+NESTED = [
+    (SQUAD, {"answer": "answers.text[0]"}, [f"{MILL}\n{ASKED}", "1742"]),
+    (
+        {"question": "q?", "answer": {"aliases": ["B"], "value": "A"}},
+        {"answer": "answer.value"},
+        "A",
+    ),
+    ({"question": "q?", "answer": ["A"]}, {"answer": "answer[0]"}, "A"),
+    ({"question": "q?", "answers": ["A", "B"]}, {"answer": "answers[0]"}, "A"),
+    ({"question": "q?", "answer": ["A", "B"]}, {"answer": "answer[0]"}, "A"),
+    ({"instruction": "q?", "output": {"fr": "A"}}, {"output": "output.fr"}, "A"),
+]
+
+
+@pytest.mark.parametrize(("row", "columns", "chat"), NESTED)
+def test_an_answer_within_a_list_or_an_object_is_named_by_columns(row, columns, chat, tmp_path):
+    ((ours, theirs),) = columns.items()
+    with pytest.raises(UserError) as error:
+        read(tmp_path, row)
+    assert f"columns={{{ours}: '{theirs}'}}" in str(error.value)
+    chat = ["q?", chat] if isinstance(chat, str) else chat
+    assert turns(tmp_path, row, columns=columns) == chat
+
+
+def test_a_part_that_a_row_lacks_is_a_bad_row_and_a_dotted_name_is_a_name(tmp_path):
+    nothing = {**SQUAD, "answers": {"answer_start": [], "text": []}}
+    columns = {"answer": "answers.text[0]"}
+    with pytest.raises(
+        UserError, match=r":2: there is no field 'answers\.text\[0\]'.*on_error=drop"
+    ):
+        read(tmp_path, SQUAD, nothing, columns=columns)
+    assert read(tmp_path, SQUAD, nothing, columns=columns, on_error="drop").counts[0].kept == 1
+    row = {"a.b": "q?", "a": {"b": "x", "c": "A"}}
+    assert turns(tmp_path, row, columns={"prompt": "a.b", "response": "a.c"}) == ["q?", "A"]
+    with pytest.raises(UserError, match=r"names 'meta\.b', which no row has"):
+        read(tmp_path, {**GOOD, "meta": {"b": "x"}}, ignore=["meta.b"])
+
+
 def test_a_companion_may_be_missing_from_some_rows_but_not_from_all(tmp_path):
     rows = [{"prompt": "a?", "response": "A", "note": MILL}, {"prompt": "b?", "response": "B"}]
     result = read(tmp_path, *rows, columns={"context": "note"})
@@ -329,6 +368,7 @@ def test_messages_that_a_file_keeps_as_json_text_are_messages(tmp_path):
     [
         {"tag": False}, {"kto_tag": True}, {"desirable": False}, {"is_chosen": True},
         {"thumbs_up": False}, {"chosen": True}, {"label": "false"}, {"rejected": True},
+        {"completion_label": False}, {"humanLabel": True},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("on_error", ["stop", "drop"])
@@ -348,7 +388,9 @@ def test_unpaired_labels_are_refused_under_every_name(label, on_error, tmp_path)
     [
         {"label": "bad"}, {"label": 0}, {"tag": "thumbs-down"}, {"feedback": "negative"},
         {"rating": 0}, {"score": 0}, {"helpfulness": 0, "verbosity": 2}, {"is_safe": False},
-        {"is_correct": "false"}, {"quality": "poor"}, {"rating": "0"},
+        {"is_correct": "false"}, {"quality": "poor"}, {"rating": "0"}, {"human_label": "bad"},
+        {"is_correct": "no"}, {"user_feedback": -1}, {"reaction": "dislike"},
+        {"judgment": "wrong"}, {"completion_label": 0},
     ],
 )  # fmt: skip
 def test_an_answer_that_its_row_calls_bad_is_not_imitated(label, tmp_path):
@@ -362,7 +404,8 @@ def test_an_answer_that_its_row_calls_bad_is_not_imitated(label, tmp_path):
 
 
 def test_a_message_may_bear_the_label(tmp_path):
-    for label in ({"rating": 0}, {"label": "bad"}, {"is_correct": False}):
+    labels = ({"rating": 0}, {"label": "bad"}, {"is_correct": False}, {"label": False})
+    for label in (*labels, {"rejected": True}):
         with pytest.raises(UserError, match=r"rows.jsonl:1: .* calls the answer bad"):
             read(tmp_path, {"messages": [CHAT[0], CHAT[1] | label]})
     path = write(tmp_path / "pairs.jsonl", [
@@ -374,6 +417,7 @@ def test_a_message_may_bear_the_label(tmp_path):
 
 def test_labels_that_call_no_answer_bad_pass(tmp_path):
     labels = [{"label": "math"}, {"rating": 4}, {"score": -3.5}, {"is_safe": True}, {"tag": "x y"}]
+    labels += [{"correct": "no"}, {"human_reference": "bad"}, {"user": 0}, {"sentiment_label": 0}]
     labels += [{"verbosity": 0, "complexity": 0}, {"label": {"ability": []}}, {"feedback": "good"}]
     rows = [{"prompt": f"{i}", "response": "a", **label} for i, label in enumerate(labels)]
     assert len(read(tmp_path, *rows).rows) == len(rows)
@@ -392,6 +436,8 @@ def test_labels_that_call_no_answer_bad_pass(tmp_path):
         {"prompt": "Which of <image> and <image> is red?", "response": "A mill."},
         {"conversations": [{"from": "human", "value": "See\n<video>"}, SHARED[1]]},
         {"text": "A mill.", "image_path": "a.png"},
+        {"question": "q?", "answer": "a", "image_bytes": "aGk="},
+        {"prompt": "Picture 1: <img>a.png</img> What is this?", "response": "A mill."},
         {"messages": [CHAT[0] | {"content": [{"type": "image"}]}, CHAT[1]]},
         {"messages": [CHAT[0] | {"images": ["a.png"]}, CHAT[1]]},
     ],
@@ -408,9 +454,10 @@ def test_rows_without_a_picture_may_speak_of_one(tmp_path):
         {"messages": CHAT, "images": []},
         {"prompt": rss, "response": "Nothing."},
         {"prompt": "What does <video> do in HTML?", "response": "It shows a film."},
+        {"prompt": "What is <img src='a.png'> in HTML?", "response": "A picture."},
         {"prompt": "How do I show a picture in SVG?", "response": "With <image>."},
     ]
-    assert len(read(tmp_path, *rows).rows) == 4
+    assert len(read(tmp_path, *rows).rows) == len(rows)
 
 
 def test_pairs_and_prompts_about_pictures_are_refused(tmp_path):

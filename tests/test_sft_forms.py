@@ -176,7 +176,8 @@ def test_nulls_of_argument_objects_are_cut_and_those_of_text_kept(tmp_path):
     read = read_sft([Source(str(path))])
     kept = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in read.rows]
     assert kept == [{"a": {"b": 1}, "d": [None]}, {}, {"n": 1}, text]
-    assert read.counts[0].mended == {"null arguments of tool calls cut": 2}
+    counted = {"null fields of tools cut": 4, "null arguments of tool calls cut": 2}
+    assert read.counts[0].mended == counted
     assert read.rows[0]["tools"][0]["function"]["parameters"] == {"type": "object"}
 
     table = pyarrow.Table.from_pylist([{"messages": calling({name: 1})} for name in ("x", "y")])
@@ -189,7 +190,9 @@ def test_nulls_of_argument_objects_are_cut_and_those_of_text_kept(tmp_path):
 def test_a_preference_is_read_by_the_same_rule(tmp_path):
     question, answer = calling({"a": 1, "n": None})[:2]
     row = {"prompt": [question], "chosen": [answer], "rejected": [ONE[1]]}
+    row["tools"] = [{"name": "add", "description": None}]
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
     read = read_preferences([Source(str(tmp_path / "pairs.jsonl"))])
     assert read.rows[0]["chosen"][0]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
-    assert read.counts[0].mended == {"null arguments of tool calls cut": 1}
+    counted = {"null arguments of tool calls cut": 1, "null fields of tools cut": 1}
+    assert read.counts[0].mended == counted

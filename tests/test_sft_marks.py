@@ -86,6 +86,7 @@ SYSTEM = {"role": "system", "content": "s"}
     [
         {"messages": chat(), "loss_mask": [0, 0, 0, 1, 0, 1]},
         {"messages": chat(), "loss_mask": [False, True, True]},
+        {"messages": chat(), "train": [0, 0, 0, 1, 0, 1]},
         {"messages": [SYSTEM, *chat()], "loss_mask": [0, 0, 0, 0, 1, 0, 1]},
         {"messages": [SYSTEM, *chat()], "loss_mask": [0, 0, 0, 1, 0, 1]},
         {"messages": chat(), "loss_mask": "[0, 0, 0, 1, 0, 1]"},
