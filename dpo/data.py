@@ -8,18 +8,7 @@ from dpo.verdicts import FIRST, TIE, Verdicts
 from sft.config import Source, UserError
 from sft.data import Found, Rows, collect, metadata, read_each, read_kind
 from sft.fields import Fields, number_of
-from sft.formats import (
-    CONTENT,
-    OUTPUT_PAIRS,
-    PAIRS,
-    SIDES,
-    Row,
-    held,
-    lost_texts,
-    read_question,
-    several_answers,
-    unknown_format,
-)
+from sft.formats import Row, lost_texts, read_question, unknown_format
 from sft.marks import without_marks
 from sft.messages import (
     Message,
@@ -32,6 +21,7 @@ from sft.messages import (
     text_field,
     wrong_type,
 )
+from sft.names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, held, several_answers
 from sft.records import Record
 from sft.row_errors import RowError
 from sft.unfit import refuse_media, refuse_places, refuse_unpaired

@@ -15,8 +15,9 @@ from sft.columns import field_of
 from sft.config import Source, UserError
 from sft.fields import Unread
 from sft.files import Record, read_records
-from sft.formats import META, Row, apply_columns, lost_texts, read_chats, read_text
+from sft.formats import Row, apply_columns, lost_texts, read_chats, read_text
 from sft.messages import Message
+from sft.names import META
 from sft.row_errors import RowError
 from sft.trees import whole_trees
 

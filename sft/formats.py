@@ -1,7 +1,7 @@
 """Rows of any known format to chats, recognised by their fields."""
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,54 +26,25 @@ from sft.messages import (
     unknown_keys,
     wrong_type,
 )
+from sft.names import (
+    ANSWERS,
+    CONTENT,
+    KNOWN,
+    OUTPUT_PAIRS,
+    PAIRS,
+    SIDES,
+    TEXTS_IN_TURN,
+    TURNS,
+    WHOLE,
+    are_texts,
+    held,
+    several_answers,
+)
 from sft.question import COMPANIONS, whole_question
 from sft.records import Record
 from sft.row_errors import RowError, type_name
 from sft.trees import all_paths, best_path
 from sft.unfit import refuse_bad_answers, refuse_media, refuse_places, refuse_unpaired
-
-# Pairs of fields that hold a question and its answer, in the order in which they are tried.
-PAIRS = (
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("prompt", "output"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("question", "output"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("problem", "solution"),
-    ("problem", "answer"),
-    ("prompt", "answer"),
-    ("prompt", "solution"),
-    ("question", "solution"),
-    ("instruction", "answer"),
-    ("instruction", "completion"),
-    ("inputs", "targets"),
-    ("input", "target"),
-    ("input", "output"),
-    ("user", "assistant"),
-    ("human", "assistant"),
-)
-CONTENT = frozenset(
-    {"messages", "conversations", "conversation", "instances", "input", "history", "text"}
-    | {"chosen", "rejected"}
-    | {name for pair in PAIRS for name in pair}
-)
-ANSWERS = (
-    *dict.fromkeys(answer for _, answer in PAIRS),
-    *("outputs", "responses", "answers", "completions", "generations", "candidates"),
-)
-ANSWER_NAMES = frozenset(ANSWERS)
-TURNS = "data"  # UltraChat's name for texts in turn
-TEXTS_IN_TURN = (TURNS, "conversations")  # the other is LIMA's
-META = ("language", "reference", "id")
-OTHER_NAMES = frozenset({"system", "system_prompt", "tools", "kind", *META}) | COMPANIONS
-WHOLE = tuple(frozenset(pair) for pair in PAIRS) + tuple(
-    frozenset({name}) for name in ("messages", "conversations", "conversation", "text")
-)
 
 
 @dataclass(frozen=True)
@@ -147,16 +118,6 @@ def apply_columns(
     fields = Fields(rest | named, hidden=hidden, cells=record.cells)
     decode_chats(fields)
     return Row(record.origin, fields)
-
-
-def several_answers(fields: Fields) -> str | None:
-    """The field that holds a list of texts where one answer is expected; None where none does."""
-    present = fields.of(ANSWER_NAMES)
-    for name in filter(present.__contains__, ANSWERS):
-        value = fields.peek(name)
-        if isinstance(value, list) and len(value) > 1 and _are_texts(value):
-            return name
-    return None
 
 
 def read_text(row: Row) -> str | None:
@@ -264,31 +225,6 @@ def _refuse_preferences(fields: Fields, origin: str) -> None:
     )
 
 
-# Fields of a better and a worse answer, and of two answers of which another field tells the better.
-SIDES = (("chosen", "rejected"), ("accepted", "rejected"), ("response_j", "response_k"))
-OUTPUT_PAIRS = (
-    *(("output_1", "output_2"), ("response1", "response2"), ("response_a", "response_b")),
-    *(("response_0", "response_1"), ("response_1", "response_2")),
-    *(("human_ref_A", "human_ref_B"), ("conversation_a", "conversation_b")),
-)
-
-
-PAIRED = frozenset(name for pair in (*PAIRS, *SIDES, *OUTPUT_PAIRS) for name in pair)
-COMPARISON = frozenset(
-    {name for pair in (*SIDES, *OUTPUT_PAIRS) for name in pair}
-    | {"label", "labels", "preference", "winner", "better_response_id", "preference_strength"}
-)
-
-
-KNOWN = CONTENT | OTHER_NAMES | COMPARISON  # what `columns` may map
-
-
-def held(pairs: Sequence[tuple[str, str]], fields: Fields) -> list[tuple[str, str]]:
-    """The pairs of names of which a row has both, in their order."""
-    names = fields.of(PAIRED)
-    return [(a, b) for a, b in pairs if a in names and b in names] if len(names) > 1 else []
-
-
 def _system(fields: Fields, origin: str) -> list[Message]:
     for name in ("system", "system_prompt"):
         if fields.get(name):
@@ -367,15 +303,11 @@ def _is_conversation(name: str, value: Any) -> bool:
     since a list of texts may be anything."""
     if isinstance(value, str):
         return isinstance(found := decoded(value), list) and (
-            is_chat(found) or (name == TURNS and _are_texts(found))
+            is_chat(found) or (name == TURNS and are_texts(found))
         )
     if not isinstance(value, list) or not value:
         return False
-    return is_messages(value) or (name == TURNS and _are_texts(value))
-
-
-def _are_texts(value: list) -> bool:
-    return bool(value) and all(isinstance(v, str) for v in value)
+    return is_messages(value) or (name == TURNS and are_texts(value))
 
 
 def _led(lead: list[Message], messages: list[Message]) -> list[Message]:

@@ -7,17 +7,10 @@ from typing import Any
 from sft.config import RepetitionSection, Source, UserError
 from sft.data import read_rows
 from sft.fields import Unread
-from sft.formats import (
-    META,
-    PAIRS,
-    Row,
-    held,
-    lost_texts,
-    read_chats,
-    read_question,
-)
+from sft.formats import Row, lost_texts, read_chats, read_question
 from sft.marks import without_marks
 from sft.messages import CHATS, ROLES, Message, check_turns, is_chat, read_messages
+from sft.names import META, PAIRS, held
 from sft.row_errors import RowError
 from sft.unfit import refuse_media, refuse_places
 
