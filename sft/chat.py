@@ -304,54 +304,16 @@ def _spans(tokenizer, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a row of each kind in a preset's chats as the model will see it."""
+    """Print the first row of each kind that a preset's chats train, as the model will see it."""
     # Here, because the model layer stands above this one.
     from sft.command import run_command
     from sft.config import load_preset
-    from sft.data import read_sft
-    from sft.lengths import encode_within, fit_row
-    from sft.model import context_window, load_tokenizer, resolve_model_path
-    from sft.plan import fit_lengths, split_length
-    from sft.run_date import with_date
+    from sft.preview import preview
 
     if not argv or argv[0].startswith("-"):
         print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
         return 2
-
-    def work() -> None:
-        preset = load_preset(argv[0], overrides=argv[1:])
-        path = resolve_model_path(preset.model.name_or_path, revision=preset.model.revision)
-        tokenizer = load_tokenizer(
-            path,
-            preset.model,
-            date=with_date(preset).run.date,
-            system_prompt=preset.data.system_prompt,
-        )
-        rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
-        show, words = marking(sys.stdout)
-        first = {row["kind"]: row for row in reversed(rows)}
-        print(f"{len(rows):,} rows, the first of each kind below; trained tokens are {words}")
-        length = split_length(fit_lengths(preset, context_window(path, preset.model)))
-        for row in first.values():
-            print(f"\n{row['origin']} ({row['kind']})")
-            policy = preset.data.too_long
-            *_, (_, encoded) = encode_within(
-                tokenizer,
-                [row],
-                turns=preset.data.turns,
-                split_at=length if policy == "split" else None,
-            )
-            if isinstance(encoded, UserError):
-                raise UserError(f"{row['origin']}: {encoded}")
-            bos = tokenizer.bos_token_id
-            pieces = fit_row(encoded, max_length=length, too_long=policy, bos=bos)
-            for piece in pieces[:1]:
-                print(show(tokenizer, EncodedChat(piece.input_ids, piece.trained)))
-            if not pieces or pieces[0].cut:
-                what = "cut at" if pieces else "left out: it is longer than"
-                print(f"({what} max_length={length})")
-
-    return run_command(work, goes_on=False)
+    return run_command(lambda: preview(load_preset(argv[0], overrides=argv[1:])), goes_on=False)
 
 
 if __name__ == "__main__":

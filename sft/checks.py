@@ -214,19 +214,19 @@ def total(checked: Checked) -> Tally:
 def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
     """What a stage trains on by source and kind, and what was checked on every row of it."""
     table = Table(
-        title=title, box=box.SIMPLE, title_justify="left", pad_edge=False, collapse_padding=True
+        title=title, box=box.SIMPLE, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
     )
     sources = dict.fromkeys(source for source, _ in checked.tallies)
     unique = len({PurePath(source).name for source in sources}) == len(sources)
     names = {source: PurePath(source).name if unique else source for source in sources}
-    # On a narrow screen headings are broken before names are.
+    # On a narrow screen long names are folded; numbers stay whole.
     for heading, words in (("source", names.values()), ("kind", (k for _, k in checked.tallies))):
         widest = max(map(len, words), default=0)
-        table.add_column(heading, overflow="fold", min_width=min(widest, 24))
+        table.add_column(heading, overflow="fold", min_width=min(widest, 24), max_width=40)
     more = ["unknown"] * bool(rules.unknown) + ["bytes"] * bool(rules.byte_ids)
-    headings = ("rows", "tokens", "trained", "turns", "not trained", "cut", "left out", *more)
+    headings = ("rows", "tokens", "trained", "turns", "not\ntrained", "cut", "left\nout", *more)
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for (source, kind), tally in checked.tallies.items():
         table.add_row(names[source], kind, *_cells(tally, more))
     over_all = total(checked)

@@ -11,6 +11,7 @@ import datasets
 import transformers
 from accelerate import PartialState
 from rich.console import Console
+from rich.measure import Measurement
 
 from sft.run import is_adapter
 from sft.secret import hidden
@@ -46,9 +47,17 @@ class WithoutSecrets(logging.Formatter):
 
 
 def show(table: Any) -> None:
-    """A table on stderr, beside the log, as the names of files and kinds stand in it."""
+    """Print a table to stderr, where the log is, with names of files and kinds unchanged. A table
+    that the terminal is too narrow for runs over the edge: no column is left out."""
     if PartialState().is_main_process:
-        Console(stderr=True, markup=False).print(table)
+        console = Console(stderr=True, markup=False)
+        console.width = max(console.width, least_width(console, table))
+        console.print(table)
+
+
+def least_width(console: Console, table: Any) -> int:
+    """The width in characters below which columns of a table would be cut off."""
+    return Measurement.get(console, console.options.update(width=1_000), table).minimum
 
 
 def farewell(table: Any, *, folder: Path, model: str | None) -> None:

@@ -352,6 +352,19 @@ def test_rows_are_shown_on_a_stdout_of_any_encoding(world, monkeypatch, command,
     assert "\\u6570\\u5b66" in said and "\\u6570.jsonl:1" in said
 
 
+def test_the_preview_shows_the_first_row_of_a_kind_that_fits(world, capsys):
+    """Longer rows in front of it are counted, and so is a kind without any row that fits."""
+    answers = [("a", "no " * 400), ("a", "yes " * 400), ("a", "fits"), ("b", "x" * 999)]
+    rows = [{"messages": chat("ask", answer), "kind": kind} for kind, answer in answers]
+    write_jsonl(world / "mixed.jsonl", rows)
+    sources = f"data.sft=[{{path: {world / 'mixed.jsonl'}}}]"
+    assert preview([str(world / "preset.yaml"), sources]) == 0
+    said = capsys.readouterr().out
+    assert "mixed.jsonl:3 (a)" in said and "⟦fits<|im_end|>⟧" in said
+    assert "(rows of this kind before it, longer than max_length=" in said
+    assert "left out: 2)" in said and "b: all 1 rows are longer than max_length=" in said
+
+
 def test_programs_of_models_run_only_when_asked_for(world, capsys):
     task = yaml.safe_load(TASK) | {"task": "code", "output_type": "generate_until"}
     task |= {"doc_to_choice": None, "doc_to_target": "assert x", "num_fewshot": 0}

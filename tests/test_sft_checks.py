@@ -1,5 +1,7 @@
 """The hard rules: rows made to break each of them are named with their places."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,7 +9,9 @@ from rich.console import Console
 
 from sft.chat import encode_chats, ensure_template
 from sft.checks import (
+    Checked,
     Rules,
+    Tally,
     check_row,
     check_rows,
     mix_table,
@@ -16,6 +20,7 @@ from sft.checks import (
     total,
 )
 from sft.config import UserError
+from sft.console import show
 from sft.prepare import CUT_SCHEMA
 from sft.tokenise import SCHEMA
 
@@ -129,6 +134,22 @@ def test_names_of_sources_and_kinds_are_whole_on_a_narrow_screen():
         console.print(stage_table(checked, title="sft-all", rules=RULES))
     (line,) = [line for line in capture.get().splitlines() if "alpaca" in line]
     assert line.split()[:3] == ["alpaca_5000_subset.jsonl", "dialogue", "1"]
+
+
+@pytest.mark.parametrize(("source", "rows"), [("alpaca.jsonl", 24), ("b" * 60, 1_234_567)])
+def test_no_column_of_a_stage_is_cut_off_in_a_pipe(capsys, monkeypatch, source, rows):
+    """rich takes 80 characters where there is no terminal, and cuts what is wider."""
+    monkeypatch.setenv("COLUMNS", "80")
+    counts = dict.fromkeys(("rows", "turns", "untrained", "cut", "left_out"), rows)
+    tally = Tally(tokens=100 * rows, byte_tokens=3 * rows, **counts)
+    rules = replace(RULES, unknown=frozenset({5}), byte_ids=frozenset({6}))
+    show(stage_table(Checked({(source, "dialogue"): tally}), title="sft-all", rules=rules))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if f"{100 * rows:,}" in line]
+    assert line.split()[2:] == [
+        *(f"{rows:,}", f"{100 * rows:,}", "0.0%"),
+        *[f"{rows:,}"] * 4,
+        *("0.0%", "3.0%"),
+    ]
 
 
 def test_the_mix_stands_beside_the_papers():
