@@ -1,4 +1,4 @@
-"""Shows the first row of each kind as a preset trains it: the rows behind `python -m sft.chat PRESET`."""
+"""Shows the first row of each kind as it is trained, for `python -m sft.chat PRESET`."""
 
 import sys
 from collections.abc import Iterable
