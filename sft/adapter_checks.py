@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sft.adapters import adapter_base
 from sft.causal import model_of_config
 from sft.config import LoraSection, Preset, UserError
 from sft.run import is_adapter
-from sft.targets import add_adapter, lora_config, refuse_ends
+from sft.targets import adapted_weights, add_adapter, lora_config, refuse_ends, shown_targets
 from sft.vocabulary import token_rows
 
 
@@ -35,8 +36,12 @@ def check_adapters(
             f"model.add_tokens={preset.model.add_tokens}: {base} is an adapter, which has no "
             "embeddings to add to; merge it into its base first"
         )
-    if preset.lora.r and not (adapter and preset.lora.between_stages == "continue"):
+    if not preset.lora.r:
+        return
+    if not (adapter and preset.lora.between_stages == "continue"):
         check_new_adapter(config, preset.lora, tokens=tokens, in_4bit=preset.model.load_in_4bit)
+    elif preset.sft_all.enabled or preset.sft_dialogue.enabled or preset.dpo.enabled:
+        check_continued_adapter(base, config, preset.lora)
 
 
 def check_new_adapter(
@@ -59,6 +64,41 @@ def check_new_adapter(
         adapter = lora_config(lora)
         adapter.trainable_token_indices = token_rows(model, tokens) if tokens else None
         add_adapter(model, adapter, in_4bit=in_4bit)
+
+
+def check_continued_adapter(path: str, config: PreTrainedConfig, lora: LoraSection) -> None:
+    """Refuse targets of a preset that are not those of the adapter that it trains on.
+
+    Args:
+        path: the adapter's directory.
+        config: of its base.
+
+    Raises:
+        UserError: the preset's mean other weights.
+    """
+
+    def weights_of(section: LoraSection) -> set[str]:
+        with torch.device("meta"):
+            return adapted_weights(add_adapter(model_of_config(config), lora_config(section)))
+
+    with torch.device("meta"):
+        its = LoraConfig.from_pretrained(path)
+        has = adapted_weights(PeftModel(model_of_config(config), its))
+    if weights_of(lora) == has:
+        return
+    layers: Any = its.target_modules or []
+    if not isinstance(layers, str):
+        layers = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    same = replace(lora, target_modules=layers, target_parameters=its.target_parameters)
+    targets = f"lora.target_modules={shown_targets(layers)}"
+    if its.target_parameters:
+        targets += f" lora.target_parameters={shown_targets(its.target_parameters)}"
+    way = f"set {targets}, or " if weights_of(same) == has else "set "
+    raise UserError(
+        f"lora.target_modules={shown_targets(lora.target_modules)} are not the layers that the "
+        f"adapter {path} has, which is trained on; {way}lora.between_stages=merge to begin a new "
+        "one"
+    )
 
 
 def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> None:

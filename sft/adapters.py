@@ -31,6 +31,14 @@ def adapter_base(path: str | Path) -> str:
     return recorded if stranger else str(run / own)
 
 
+def tokenizer_place(path: str) -> str:
+    """Where the tokenizer of a model is: with it, or with the base of an adapter that has none, as
+    PEFT's `save_pretrained` leaves it."""
+    folder = Path(path)
+    alone = (folder / CONFIG).is_file() and not any(folder.glob("*token*"))
+    return adapter_base(path) if alone else path
+
+
 def _place_in_run(recorded: str) -> Path | None:
     """Where in a run a base lies that a run has made; None for any other path or hub id."""
     parts = Path(recorded).parts

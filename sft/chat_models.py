@@ -1,11 +1,16 @@
 """Whether a model is a chat model: it stops where its own chat template ends a turn."""
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from pathlib import Path
 
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from sft.adapters import adapter_base, tokenizer_place
 from sft.chat import ids_of
 from sft.config import UserError
 from sft.ending import find_ending
 from sft.revisions import located
+from sft.run import is_adapter
 
 
 def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
@@ -15,9 +20,13 @@ def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
     A base model may have the template of its chat model (Qwen's bases do) but stops at the end of
     the document.
     """
-    stored = AutoTokenizer.from_pretrained(**located(path), trust_remote_code=trust_remote_code)
+    stored = AutoTokenizer.from_pretrained(
+        **located(tokenizer_place(path)), trust_remote_code=trust_remote_code
+    )
     if stored.chat_template is None:
         return False
+    if is_adapter(path) and not (Path(path) / GENERATION_CONFIG_NAME).is_file():
+        path = adapter_base(path)  # PEFT's `save_pretrained` writes no generation settings
     try:
         # Its first argument has another name than that of the other loaders.
         place = located(path)

@@ -24,7 +24,7 @@ from transformers import (
 
 from sft.adapter_card import write_adapter_card
 from sft.adapter_checks import check_given_adapter
-from sft.adapters import CONFIG, adapter_base
+from sft.adapters import CONFIG, adapter_base, tokenizer_place
 from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, ids_of, stop_ids
 from sft.config import LoraSection, ModelSection, UserError
@@ -162,20 +162,7 @@ def load_tokenizer(
     Raises:
         UserError: there is none, it is another model's, or its template does not end its turns.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            **located(path), trust_remote_code=section.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        if refusal := hub_refusal(error, name=path):
-            raise UserError(f"model.name_or_path={path}: {refusal}") from None
-        reason = str(error).strip().splitlines()[0]
-        if Path(path).is_dir() and not any(Path(path).glob("*token*")):
-            reason = "it holds no tokenizer.json"
-        raise UserError(
-            f"model.name_or_path={path}: no tokenizer could be read there ({reason}); save one "
-            "beside the model with save_pretrained"
-        ) from None
+    tokenizer = _stored_tokenizer(path, section)
     add_tokens(tokenizer, section.add_tokens)
     log.info("%s", ensure_template(tokenizer, template=section.chat_template))
     set_system_prompt(tokenizer, system_prompt)
@@ -194,12 +181,32 @@ def load_tokenizer(
     return tokenizer
 
 
+def _stored_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
+    place = tokenizer_place(path)
+    if place != path:
+        log.info("tokenizer: that of %s, since the adapter %s was saved without one", place, path)
+    try:
+        return AutoTokenizer.from_pretrained(
+            **located(place), trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if refusal := hub_refusal(error, name=place):
+            raise UserError(f"model.name_or_path={path}: {refusal}") from None
+        reason = str(error).strip().splitlines()[0]
+        if Path(place).is_dir() and not any(Path(place).glob("*token*")):
+            reason = "it holds no tokenizer.json"
+        raise UserError(
+            f"model.name_or_path={path}: no tokenizer could be read in {place} ({reason}); save "
+            "one in the model's directory with save_pretrained"
+        ) from None
+
+
 def has_template(path: str, section: ModelSection) -> bool:
     """Whether a chat template is given or stored with the tokenizer, so that ours is not used."""
     if section.chat_template is not None:
         return True
     stored = AutoTokenizer.from_pretrained(
-        **located(path), trust_remote_code=section.trust_remote_code
+        **located(tokenizer_place(path)), trust_remote_code=section.trust_remote_code
     )
     return stored.chat_template is not None
 

@@ -91,8 +91,11 @@ def add_adapter(
     except UserError:  # a ValueError too
         raise
     except (ValueError, TypeError, NotImplementedError) as error:
+        named = f"lora.target_modules={shown_targets(config.target_modules)}"
+        if config.target_parameters:
+            named += f" and lora.target_parameters={shown_targets(config.target_parameters)}"
         raise UserError(
-            f"lora.target_modules={_shown(config.target_modules)}: PEFT cannot adapt this "
+            f"{named}: PEFT cannot adapt this "
             f"{model.config.model_type!r} model ({_first_sentence(error)}); name other layers of "
             f"it, such as {_plain_names(model, without=_quoted(error))}"
         ) from None
@@ -153,15 +156,17 @@ def refuse_ends(model: Any, config: LoraConfig) -> None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = embedding.weight is head.weight
     for name, module in model.named_modules():
-        if not name or not check_target_module_exists(config, name):
+        as_module = bool(name) and check_target_module_exists(config, name)
+        if not as_module and not _names(config.target_parameters or (), f"{name}.weight"):
             continue
         if module is head or (tied and module is embedding):
             why = "the head, whose weight the loss is computed from, past any adapter"
             if module is embedding:
                 why = "the head's matrix too, which would stay without it"
+            key = "lora.target_modules" if as_module else "lora.target_parameters"
             raise UserError(
-                f"lora.target_modules: {_last(name)} is {why}; leave it out (model.add_tokens "
-                "trains the embeddings of single tokens)"
+                f"{key}: {_last(name)} is {why}; leave it out (model.add_tokens trains the "
+                "embeddings of single tokens)"
             )
 
 
@@ -189,6 +194,17 @@ def reach_of(model: PeftModel) -> Reach:
             elif parameter.ndim > 1 and not name.endswith("bias"):
                 left[type(module).__name__] += parameter.numel()
     return Reach(total, found, tuple(left.most_common()), frozenset(left) - classes)
+
+
+def adapted_weights(model: PeftModel) -> set[str]:
+    """Names of the weights that an adapter is added to, as the model without it names them."""
+    ids = {id(p) for m in model.modules() if isinstance(m, LoraLayer) for p in _adapted(m)}
+    base: Any = model.get_base_model()
+    return {
+        name.replace(".base_layer", "")
+        for name, parameter in base.named_parameters()
+        if id(parameter) in ids
+    }
 
 
 def wrapped_parameters(model: Any) -> set[int]:
@@ -245,6 +261,11 @@ def _ends(model: Any) -> list[Any]:
     return [m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m]
 
 
+def _names(keys: Iterable[str], name: str) -> bool:
+    """Whether one of these names, of parameters or modules, means the one of this full name."""
+    return any(name == key or name.endswith(f".{key}") for key in keys)
+
+
 def _matching(model: Any, keys: Iterable[str]) -> set[str]:
     """Full names of the parameters that `target_parameters` names.
 
@@ -253,7 +274,7 @@ def _matching(model: Any, keys: Iterable[str]) -> set[str]:
     """
     names, found = [n for n, _ in model.named_parameters()], set()
     for key in keys:
-        own = {name for name in names if name == key or name.endswith(f".{key}")}
+        own = {name for name in names if _names([key], name)}
         if not own:
             known = _shortened(model, _stacked_names(model))
             raise UserError(
@@ -270,7 +291,7 @@ def _shortened(model: Any, names: set[str]) -> list[str]:
     short = set()
     for name in names:
         suffix = ".".join(name.split(".")[-2:])
-        alike = (n for n in every if n == suffix or n.endswith(f".{suffix}"))
+        alike = (n for n in every if _names([suffix], n))
         short.add(suffix if all(n in names for n in alike) else name)
     return sorted(short)
 
@@ -361,7 +382,8 @@ def _quoted(error: Exception) -> list[str]:
     return re.findall(r"'(\w+)'", str(error))
 
 
-def _shown(targets: Any) -> str:
+def shown_targets(targets: Any) -> str:
+    """Targets as they are written on the command line."""
     return targets if isinstance(targets, str) else f"[{', '.join(sorted(targets or ()))}]"
 
 

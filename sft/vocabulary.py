@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from sft.adapters import adapter_base
+from sft.adapters import adapter_base, tokenizer_place
 from sft.config import ModelSection, UserError
 from sft.revisions import located
 from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
@@ -82,7 +82,8 @@ def base_with_tokens(
     if not section.add_tokens:
         return base
     trust = section.trust_remote_code
-    known = AutoTokenizer.from_pretrained(**located(base), trust_remote_code=trust).get_vocab()
+    place = located(tokenizer_place(base))
+    known = AutoTokenizer.from_pretrained(**place, trust_remote_code=trust).get_vocab()
     rows = _embeddings(base, trust_remote_code=trust)
     new = [token for token in section.add_tokens if known.get(token, rows) >= rows]
     if not new:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_tiny_model, make_tiny_tokenizer
-from peft import AutoPeftModelForCausalLM, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from tiny_world import build_world
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -18,11 +18,19 @@ from recipes.sft_then_dpo import main as train
 from sft import merge
 from sft.adapters import adapter_base, settled_hash
 from sft.chat import stop_ids
+from sft.chat_models import is_chat_model
 from sft.config import LoraSection, ModelSection, Preset, UserError
 from sft.console import farewell
 from sft.flops import costs_of_config
 from sft.memory import Setup, step_memory
-from sft.model import check_model, load_model, load_trainable, save_model
+from sft.model import (
+    check_model,
+    has_template,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    save_model,
+)
 from sft.packing import Document, Segment, lay_out, pack
 from sft.placement import Placement
 from sft.plan import check_sft
@@ -360,6 +368,57 @@ def test_targets_that_the_loss_would_pass_by_are_refused_in_the_dry_run(
     make_tiny_model(tie_word_embeddings=tied).save_pretrained(world / "base")
     assert dry_run(world, "lora.r=4", f"lora.target_modules={targets}") == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_head_named_as_a_parameter_is_refused(base):
+    path, _ = base
+    targets = {"target_modules": ["q_proj"], "target_parameters": ["embed_tokens.weight"]}
+    with pytest.raises(UserError, match=r"^lora.target_parameters: embed_tokens is the head's"):
+        adapted(path, LoraSection(r=4, **targets))
+    targets["target_parameters"] = ["q_proj.weight"]
+    named = r"^lora.target_modules=\[q_proj\] and lora.target_parameters=\[q_proj.weight\]: PEFT"
+    with pytest.raises(UserError, match=named):
+        adapted(path, LoraSection(r=4, **targets))
+
+
+def plain_adapter(base, folder, targets):
+    """What PEFT's own `save_pretrained` leaves: weights and a configuration, no tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    plain = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    plain.save_pretrained(folder)
+    assert not list(folder.glob("*token*"))
+    return str(folder)
+
+
+def test_an_adapter_saved_without_a_tokenizer_has_that_of_its_base(base, tmp_path):
+    path, tokenizer = base
+    section = ModelSection(plain_adapter(path, tmp_path / "plain", ["q_proj"]))
+    found = load_tokenizer(check_model(section), section)
+    assert found.get_vocab() == tokenizer.get_vocab()
+    assert not has_template(section.name_or_path, section)
+    assert not is_chat_model(section.name_or_path, trust_remote_code=False)
+    tokenizer.save_pretrained(path)  # with a template, at whose end of turn the base stops
+    settings = GenerationConfig(eos_token_id=stop_ids(tokenizer))
+    settings.save_pretrained(path)
+    assert has_template(section.name_or_path, section)
+    assert is_chat_model(section.name_or_path, trust_remote_code=False)
+
+
+def test_layers_that_a_given_adapter_has_not_are_refused_with_those_that_it_has(tmp_path, capsys):
+    world = build_world(tmp_path, make_tiny_tokenizer())
+    adapter = plain_adapter(world / "base", tmp_path / "plain", ["q_proj", "v_proj"])
+    given = ["lora.r=4", "lora.lora_alpha=8", f"model.name_or_path={adapter}"]
+    assert dry_run(world, *given) == 2
+    said = capsys.readouterr().err
+    assert "lora.target_modules=all-linear are not the layers that the adapter" in said
+    assert "set lora.target_modules=[q_proj, v_proj], or lora.between_stages=merge" in said
+    assert dry_run(world, *given, "lora.target_modules=[v_proj, q_proj]") == 0
+    assert dry_run(world, *given, "lora.between_stages=merge") == 0
+    settings = read_json(tmp_path / "plain" / "adapter_config.json")
+    first = {"layers_to_transform": [0], "layers_pattern": "layers"}
+    (tmp_path / "plain" / "adapter_config.json").write_text(json.dumps(settings | first))
+    assert dry_run(world, *given, "lora.target_modules=[v_proj, q_proj]") == 2
+    assert "; set lora.between_stages=merge to begin" in capsys.readouterr().err
 
 
 def test_tokens_whose_embedding_has_an_adapter_already_are_refused_in_the_dry_run(tmp_path, capsys):
