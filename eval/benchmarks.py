@@ -189,7 +189,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Texts that a language model reads have bits per byte in the place of a score. Multiple choice
     has `metrics`: the score by each other metric that the rows allow; written answers have
-    `cut_answers`, how many were cut at the task's cap, where there are any.
+    `cut_answers`, how many were cut at the task's cap, and `unanswered`, how many ended within
+    their thinking (at the cap or at a stop string of the task), where there are any.
     """
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
     if metric == BITS_PER_BYTE:
@@ -208,6 +209,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         entry["metrics"] = others
     if cut := sum(row.get("finish_reason") == "cap" for row in rows):
         entry["cut_answers"] = cut
+    if unanswered := sum(bool(r.get("thinking")) and not r["answer"].strip() for r in rows):
+        entry["unanswered"] = unanswered
     return entry
 
 

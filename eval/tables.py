@@ -317,6 +317,7 @@ def _score(entry: dict[str, Any], href: str | None) -> Cell:
     more = (
         ", ".join(f"{name} {percent(score)}" for name, score in others.items()),
         f"{entry['cut_answers']:,} cut at the cap" if entry.get("cut_answers") else "",
+        f"{entry['unanswered']:,} ended while thinking" if entry.get("unanswered") else "",
     )
     note = ", ".join(filter(None, (*parts, *more)))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])

@@ -63,7 +63,12 @@ def test_a_log_pairs_with_what_is_measured_here(logged, task_dir, tmp_path, tiny
     entries = run(model, tiny_tokenizer, task_dir, tmp_path / "ours", tasks=names)
     scores = read_json(tmp_path / "theirs" / "scores.json")
     for name in NAMES:
-        assert scores["benchmarks"][name] == entries[name]
+        # lm-eval's logs do not say how an answer ended, and imported rows hold no choices, from
+        # which the other metrics of multiple choice are computed.
+        unknown = entries[name].keys() & {"metrics", "cut_answers"}
+        assert unknown == {"metrics" if name == "mine_choice" else "cut_answers"}
+        known = {key: value for key, value in entries[name].items() if key not in unknown}
+        assert scores["benchmarks"][name] == known
     bits = scores["language"]["mine_text"]["bits_per_byte"]
     assert bits == pytest.approx(entries["mine_text"]["bits_per_byte"], rel=1e-5)
     for name in names:

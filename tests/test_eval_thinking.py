@@ -16,6 +16,7 @@ from eval.open_questions import Question, answer
 from eval.repetition import measure, seq_rep_n, summarise
 from eval.repetition_views import near_loop
 from eval.safety import measure as measure_safety
+from eval.tables import measures
 from eval.thinking import MARKERS, split_generation, split_text
 from sft.chat import ensure_template, stop_ids
 
@@ -171,6 +172,20 @@ def test_benchmarks_filter_and_store_the_answer_alone(tokenizer, tmp_path):
     assert {row["thinking"] for row in rows} == {"tea?\n\nroad?"}
     assert [row["score"] for row in rows] == [row["target"] == "cat" for row in rows]
     assert sum(row["score"] for row in rows) > 0
+
+
+def test_answers_that_end_within_their_thinking_are_counted(tokenizer, tmp_path):
+    folder, entries = write_tasks(tmp_path), {}
+    for text in ("<think>tea? The answer is cat", "<think>tea?</think>cat", "cat"):
+        given = {"tasks": ["mine_written"], "chat": True, "max_gen_toks": 100}
+        found = run(Scripted(tokenizer, text), tokenizer, folder, tmp_path, **given)
+        entries[text] = found["mine_written"]
+    unanswered, *others = entries.values()
+    assert unanswered["unanswered"] == unanswered["n"] and unanswered["score"] == 0
+    assert not any("unanswered" in entry for entry in others)
+    results = {"models": ["m"], "benchmarks": {"t": {"m": unanswered}}}
+    (shown,) = measures(results)
+    assert f"{unanswered['n']} ended while thinking" in shown.cells[0].note
 
 
 def test_a_stop_string_ends_the_answer_where_it_ended_the_text(tokenizer):
