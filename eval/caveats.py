@@ -46,7 +46,7 @@ def _mixed_formats(results: Results) -> list[str]:
 
 def _same_weights(results: Results) -> list[str]:
     return [
-        f"{' and '.join(names)} have the same weights: what differs between them is how they were "
-        "asked, not what they learned."
+        f"{' and '.join(names)} have the same weights: if their scores differ, the cause is how "
+        "they were asked, not training."
         for names in results.get("same_weights", [])
     ]

@@ -39,6 +39,8 @@ def test_nothing_is_said_where_nothing_differs():
     for entries in results["benchmarks"].values():
         entries["base"] |= {"shots": 0, "chat_template": True}
     assert caveats(results) == []
+    (same,) = caveats(results | {"same_weights": [["base", "dpo"]]})  # asked alike: no difference
+    assert "same weights: if their scores differ, the cause is how they were asked" in same
     del results["benchmarks"]["world_math"]["base"]
     results["benchmarks"]["world_code"]["base"]["shots"] = 5
     (sentence,) = caveats(results)
