@@ -35,7 +35,7 @@ from sft.lora import fuse_adapters
 from sft.placement import Placement
 from sft.proof import settle_layout
 from sft.quantised import nf4
-from sft.revisions import is_hub_id, located, resolve_commit, split_revision
+from sft.revisions import is_hub_id, located, resolve_commit, split_revision, with_revision
 from sft.run import find_local_model, is_adapter
 from sft.scoring import enable_scoring
 from sft.sharding import hand_over, in_parts, let_go, reads_parts
@@ -60,20 +60,16 @@ def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str
         UserError: it looks like a path but is none, the directory holds no model, or the revision
             is unknown, given twice, or given for a local directory.
     """
-    name, own = split_revision(name_or_path)
-    if own is not None and revision is not None and own != revision:
-        raise UserError(
-            f"model.name_or_path={name_or_path} and model.revision={revision} name two revisions; "
-            "give one"
-        )
+    named = with_revision(ModelSection(name_or_path, revision=revision))
     found = find_local_model(name_or_path)
     if found is None:
+        name = named.name_or_path
         if not is_hub_id(name):
             raise UserError(
                 f"model.name_or_path={name_or_path}: no such directory; give a local model "
                 "directory or a hub id like org/name"
             )
-        commit = resolve_commit(name, revision=own or revision)
+        commit = resolve_commit(name, revision=named.revision)
         return name if commit is None else f"{name}@{commit}"
     if revision is not None:
         raise UserError(

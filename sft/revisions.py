@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
-from sft.config import Preset, Source, UserError, find_path
+from sft.config import ModelSection, Preset, Source, UserError, find_path
 from sft.files import is_dataset_id
 from sft.hub import reach_hub
 from sft.storage import read_record
@@ -31,6 +31,23 @@ def split_revision(path: str) -> tuple[str, str | None]:
     if not at or not revision or Path(path).exists() or name.count("/") > 1:
         return path, None
     return name, revision
+
+
+def with_revision(section: ModelSection) -> ModelSection:
+    """A section whose `name_or_path` is `org/name@revision`, with the revision in its own key.
+
+    Raises:
+        UserError: it names two revisions.
+    """
+    name, own = split_revision(section.name_or_path or "")
+    if own is None:
+        return section
+    if section.revision not in (None, own):
+        raise UserError(
+            f"model.name_or_path={section.name_or_path} and model.revision={section.revision} name "
+            "two revisions; give one"
+        )
+    return replace(section, name_or_path=name, revision=own)
 
 
 def located(path: str) -> dict[str, Any]:
@@ -118,8 +135,8 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
             return source
         return replace(source, revision=commit_of(source.path, source.revision, "dataset"))
 
-    model = preset.model
-    if model.name_or_path and "@" not in model.name_or_path and is_hub_id(model.name_or_path):
+    model = with_revision(preset.model)
+    if model.name_or_path and is_hub_id(model.name_or_path):
         model = replace(model, revision=commit_of(model.name_or_path, model.revision, "model"))
     data = replace(
         preset.data,

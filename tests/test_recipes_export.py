@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.card import public_name
 from eval.gate import write_decisions
 from recipes.export import find_model, main
 from recipes.sft_then_dpo import main as train
@@ -112,6 +113,12 @@ def test_the_card_holds_results_licences_and_how_it_was_made(run, tmp_path):
     )
     assert weights == config  # a server may run as somebody else
     assert "transformers chat, Ollama's template (10 chats)" in card.text
+
+
+def test_a_card_names_hub_ids_whole_and_files_by_their_last_part():
+    assert public_name("org/name") == "org/name"
+    for path in ("gone/chats.jsonl", "./gone", "/somewhere/gone/chats.jsonl"):
+        assert public_name(path) == path.rpartition("/")[2]
 
 
 @pytest.mark.parametrize(

@@ -168,13 +168,15 @@ def test_a_run_keeps_the_commits_it_began_with(hub, tmp_path):
         assert pin() == began
         # Without the hub, too, although this cache never saw the repository.
         assert pin(offline=True)[0] == began[0]
+        assert pin("model.name_or_path=org/base@main") == began
         # Another revision is another wish; a rerun takes the commit that main is at now.
         assert pin("model.revision=v1")[0] == began[0]
         assert pin(keep=False) == [now, began[1]]
         starts.communicate()
         log.seek(0)
         moved = [line for line in log.read().splitlines() if "moved" in line]
-    assert len(moved) == 1 and "dataset" not in moved[0]
+    # At both starts after it moved, however the revision was given.
+    assert len(moved) == 2 and len(set(moved)) == 1 and "dataset" not in moved[0]
     assert f"model org/base@main moved from commit {began[0][:12]} to {now[:12]}" in moved[0]
 
 
