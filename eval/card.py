@@ -18,6 +18,7 @@ from sft.config import DpoStage, Preset, SftStage, Source, find_path
 from sft.files import is_dataset_id
 from sft.run import STAGE_FOLDERS, read_json, read_jsonl, set_aside, stage_facts
 from sft.sections import how_trained
+from sft.stage_facts import COMPARABLE_STEPS
 
 UNSTATED = "not stated"
 
@@ -111,7 +112,9 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
                 f"{_epochs(run, name, options):.3g}",
                 f"{done['steps']:,}",
                 f"{done['tokens']:,}",
-                f"{done['loss_first']:.3f} \u2192 {done['loss_last']:.3f}",
+                f"{done['loss_first']:.3f} \u2192 {done['loss_last']:.3f}"
+                if done["steps"] >= COMPARABLE_STEPS
+                else "too few steps",
             ]
         )
     loss = "loss, mean of the first and of the last quarter of the steps (at most 50)"

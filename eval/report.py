@@ -40,6 +40,7 @@ from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
 from sft.sections import how_trained
+from sft.stage_facts import COMPARABLE_STEPS
 
 __all__ = ["console_table", "read_curves", "write_report"]
 
@@ -166,6 +167,7 @@ def _environment() -> Environment:
         *(wording.bits_change, wording.bits_range),
         *(wording.duration, csp_hash, judge_note, pairs_counted, still_needed),
     )
+    environment.globals["comparable_steps"] = COMPARABLE_STEPS
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 

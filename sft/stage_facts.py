@@ -6,6 +6,9 @@ from dataclasses import dataclass
 # `loss_first` and `loss_last` are means over this share of the steps, and over so many at most:
 # a step's few rows differ from another's by more than training changes.
 SMOOTHED, SMOOTHED_STEPS = 0.25, 50
+# A quarter of fewer steps is a single one, whose rows say more than the training does, so reports
+# leave both losses out.
+COMPARABLE_STEPS = 8
 
 
 @dataclass(frozen=True)

@@ -339,6 +339,19 @@ def test_a_measure_that_one_model_lacks_leaves_a_dash(tmp_path: Path) -> None:
     write_picture(results, logs=[], path=tmp_path / "picture.png")
 
 
+def test_losses_of_a_few_steps_are_not_shown_as_a_change(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run")
+    results = make_results()
+    results["stages"]["dpo"]["steps"] = 7
+    results["stages"]["sft-dialogue"]["steps"] = 8
+    write_rows(run_dir / "results.json", [results])
+    table = report_page(run_dir).find(".//div[@aria-label='Stages']/table")
+    assert table is not None
+    rows = [[text_of(cell) for cell in row] for row in table.iter("tr")]
+    losses = [row[1:3] for row in rows[1:]]
+    assert losses == [["2.871", "0.412"], ["0.934", "0.688"], ["–", "–"]]
+
+
 def print_table(results: dict[str, Any], *, width: int) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
     console.print(console_table(results))

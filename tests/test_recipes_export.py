@@ -104,6 +104,7 @@ def test_the_card_holds_results_licences_and_how_it_was_made(run, tmp_path):
     assert "published in float32" in card.text
     assert card.data.base_model == "org/base"
     assert re.search(r"^\| sft\\?-all \| 0\.05 \| 4 \| 8 \|", card.text, re.MULTILINE)
+    assert re.search(r"\d\.\d{3} \S+ \d\.\d{3} \|$", card.text, re.MULTILINE)  # of 8 steps
     source = r"^\| chats \| rows\\?\.jsonl \| cc.*4.*0 \| sft\\?-all 16 \|$"
     assert re.search(source, card.text, re.MULTILINE)
     assert str(run.parent) not in card.text and "org/base, trained" in card.text
