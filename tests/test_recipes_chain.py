@@ -467,15 +467,20 @@ def test_tasks_are_kept_one_by_one_and_every_model_is_asked_in_one_format_too(wo
     given = ["--base", str(world / "base"), "--chat", str(world / "other"), "--base-shots", "2"]
     given += ["--task-dir", str(world / "tasks"), "--to", str(world / "two")]
     given += ["--same-format", "plain"]
-    # The second task ends the run; the first one's measure stays, with its samples.
+    # A task that cannot be loaded is found before a model is loaded or anything is measured.
     assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 2
     assert "task late cannot be loaded" in capsys.readouterr().err
-    before = times(world / "two" / "eval")
-    assert "base/samples/sums.jsonl" in before and "base/kept/protocol/sums.json" in before
+    assert times(world / "two" / "eval") == {}
+    # What is measured stays, with its samples, when the next start is refused.
+    assert base_vs_chat.main([*given, "--tasks", "sums"]) == 0
+    before = times(world / "two" / "eval" / "base")
+    assert "samples/sums.jsonl" in before and "kept/protocol/sums.json" in before
+    before = {name: before[name] for name in ("samples/sums.jsonl", "kept/protocol/sums.json")}
+    assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 2
     (world / "tasks" / "late.yaml").write_text(TASK.replace("task: sums", "task: late"))
     assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 0
     now = times(world / "two" / "eval")
-    assert all(now[name] == time for name, time in before.items())
+    assert all(now[f"base/{name}"] == time for name, time in before.items())
     # Another definition of one task measures that task again, alone.
     (world / "tasks" / "late.yaml").write_text(TASK.replace("task: sums", "task: late") + "\n")
     assert base_vs_chat.main([*given, "--tasks", "sums,late"]) == 0
