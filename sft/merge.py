@@ -143,9 +143,9 @@ def _round(model: Any, dtype: torch.dtype) -> None:
 
 
 def _rounding_loses(check: MergeCheck, dtype: torch.dtype) -> str:
-    step = -math.log2(torch.finfo(dtype).eps)
+    bits = 1 - math.log2(torch.finfo(dtype).eps)
     return (
-        f"{_name(dtype)} keeps {step:.0f} bits behind the first of each weight, and rounding to it "
+        f"{_name(dtype)} keeps {bits:.0f} significant bits of a weight, and rounding to it "
         f"loses {check.share:.0%} of the little that training changed (logits off by "
         f"{check.lost:.3g}, changed by {check.changed:.3g}, root mean squares)"
     )

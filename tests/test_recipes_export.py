@@ -205,7 +205,9 @@ def test_a_change_that_rounding_swallows_is_refused(tiny_tokenizer, tmp_path):
         "placement": PLACEMENT,
     }
     path = str(tmp_path / "trained")
-    with pytest.raises(UserError, match=r"7 bits .* rounding to it loses \d+% .*--dtype float32"):
+    with pytest.raises(
+        UserError, match=r"8 significant bits .* rounding to it loses \d+% .*--dtype float32"
+    ):
         publish(path, tiny_tokenizer, folder=tmp_path / "a", dtype=torch.bfloat16, **options)
     assert not (tmp_path / "a").exists()
     whole = publish(
@@ -236,7 +238,7 @@ def test_an_export_after_little_training_is_in_float32_and_says_why(run, tmp_pat
     assert main([str(own), "--to", str(tmp_path / "out")]) == 0
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert {t.dtype for t in weights.values()} == {torch.float32}
-    assert "published in float32, since bfloat16 keeps 7 bits" in (
+    assert "published in float32, since bfloat16 keeps 8 significant bits" in (
         tmp_path / "out" / "README.md"
     ).read_text().replace("\\", "")
 
