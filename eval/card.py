@@ -15,7 +15,7 @@ import yaml
 from eval.tables import md, md_table, results_tables
 from eval.wording import headline
 from sft.config import DpoStage, Preset, SftStage, Source, find_path
-from sft.files import is_dataset_id
+from sft.files import is_on_hub
 from sft.run import STAGE_FOLDERS, read_json, read_jsonl, set_aside, stage_facts
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
@@ -81,7 +81,7 @@ def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str,
 
 def _hub_id(path: str) -> str | None:
     """A model's or a dataset's hub id; None for a path on the machine that trained."""
-    return path if find_path(path) is None and is_dataset_id(path) else None
+    return path if is_on_hub(path) else None
 
 
 def _epochs(run: Path, stage: str, options: Mapping[str, Any]) -> float:

@@ -95,10 +95,10 @@ def compare(preset: Preset, compared: Compared) -> None:
     tokenizers = {
         n: load_tokenizer(paths[n], section, date=date) for n, section in sections.items()
     }
+    windows = {name: context_window(paths[name], section) for name, section in sections.items()}
+    most = preset.model.max_unknown
     for name, tokenizer in tokenizers.items():
-        window = context_window(paths[name], sections[name])
-        most = preset.model.max_unknown
-        check_room(preset.eval, tokenizer, window=window, max_unknown=most)
+        check_room(preset.eval, tokenizer, window=windows[name], max_unknown=most)
     _say_differences(tokenizers)
     templated = {name: has_template(paths[name], section) for name, section in sections.items()}
     for name, section in sections.items():
@@ -120,7 +120,7 @@ def compare(preset: Preset, compared: Compared) -> None:
             parts[name] = holding.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
             holding.refuse_whole(f"{name} ({section.name_or_path})")
     for name, tokenizer in tokenizers.items():
-        _check_questions(name, paths[name], preset, tokenizer=tokenizer)
+        _check_questions(name, paths[name], preset, tokenizer=tokenizer, window=windows[name])
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_environment(folder, preset)
@@ -143,7 +143,9 @@ def compare(preset: Preset, compared: Compared) -> None:
         farewell(console_table(results), folder=folder, model=paths[last] if talks else None)
 
 
-def _check_questions(name: str, path: str, preset: Preset, *, tokenizer: Any) -> None:
+def _check_questions(
+    name: str, path: str, preset: Preset, *, tokenizer: Any, window: int | None
+) -> None:
     """Ask the tasks that the folder does not hold yet as they will be asked, without the model.
 
     Raises:
@@ -151,7 +153,6 @@ def _check_questions(name: str, path: str, preset: Preset, *, tokenizer: Any) ->
     """
     from eval.measure import asked_in_chat
     from eval.rehearsal import check_questions
-    from sft.model import context_window
     from sft.run import read_json
 
     scores = read_json(Path(preset.run.dir).expanduser() / "eval" / name / "scores.json") or {}
@@ -162,7 +163,7 @@ def _check_questions(name: str, path: str, preset: Preset, *, tokenizer: Any) ->
     check_questions(
         section,
         tokenizer,
-        window=context_window(path, replace(preset.model, name_or_path=path)),
+        window=window,
         seed=preset.run.seed,
         max_unknown=preset.model.max_unknown,
         formats={chat, *(form == "chat" for form in section.same_format)},

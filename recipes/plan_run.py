@@ -96,7 +96,8 @@ def plan(
     if devices > 1:
         machine = replace(machine, count=devices, sharded=sharded)
     base = check_model(preset.model)
-    preset = fit_lengths(preset, context_window(base, preset.model))
+    window = context_window(base, preset.model)
+    preset = fit_lengths(preset, window)
     check_sft(preset, here)
     check_dpo(preset.dpo, here)
     tokenizer = load_tokenizer(
@@ -125,7 +126,7 @@ def plan(
         tokens = check_questions(
             preset.eval,
             tokenizer,
-            window=context_window(base, preset.model),
+            window=window,
             seed=preset.run.seed,
             max_unknown=preset.model.max_unknown,
             needs_data=False,

@@ -110,7 +110,8 @@ def chain(
     keep = not (fresh or rerun)
     preset, revisions = from_main(partial(pin_revisions, preset, keep=keep))
     base = check_model(preset.model)
-    preset = fit_lengths(preset, context_window(base, preset.model))
+    window, most = context_window(base, preset.model), preset.model.max_unknown
+    preset = fit_lengths(preset, window)
     check_measures(preset.eval)
     check_backend(preset.eval, placement)
     check_gates(preset)
@@ -118,7 +119,6 @@ def chain(
     tokenizer = load_tokenizer(
         base, preset.model, date=preset.run.date, system_prompt=preset.data.system_prompt
     )
-    window, most = context_window(base, preset.model), preset.model.max_unknown
     check_room(preset.eval, tokenizer, window=window, max_unknown=most)
     config = read_config(base, preset.model)
     check_adapters(preset, base, tokenizer, config=config)

@@ -25,11 +25,10 @@ def read_records(source: Source) -> Iterator[Record | RowError]:
     Raises:
         UserError: no such file or dataset; contents of another kind than the name says.
     """
-    path = find_path(source.path)
-    if path is None and is_dataset_id(source.path):
+    if is_on_hub(source.path):
         return _read_hub(source)
     _refuse_hub_options(source)
-    return _read_file(existing_file(source.path, path))
+    return _read_file(existing_file(source.path, find_path(source.path)))
 
 
 def _refuse_hub_options(source: Source) -> None:
@@ -41,7 +40,12 @@ def _refuse_hub_options(source: Source) -> None:
         )
 
 
-def is_dataset_id(path: str) -> bool:
+def is_on_hub(path: str) -> bool:
+    """Whether a path is not on this machine and has the form of `org/name`."""
+    return find_path(path) is None and _is_dataset_id(path)
+
+
+def _is_dataset_id(path: str) -> bool:
     """Whether a path that is not on this machine has the form of a dataset's hub id."""
     owner, _, name = path.partition("/")
     return (

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from sft.config import ModelSection, Preset, Source, UserError, find_path
-from sft.files import is_dataset_id
+from sft.files import is_on_hub
 from sft.hub import reach_hub
 from sft.storage import read_record
 
@@ -131,7 +131,7 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
         return commits[key]
 
     def pinned(source: Source) -> Source:
-        if not is_hub_dataset(source):
+        if not is_on_hub(source.path):
             return source
         return replace(source, revision=commit_of(source.path, source.revision, "dataset"))
 
@@ -158,8 +158,3 @@ def is_hub_id(path: str) -> bool:
     """Whether a path that is not on this machine has the form of a hub id."""
     local = path.startswith((".", "/", "~")) or path.count("/") > 1
     return not local and find_path(path) is None
-
-
-def is_hub_dataset(source: Source) -> bool:
-    """Whether the rows of a source come from the hub, as `read_records` decides it."""
-    return find_path(source.path) is None and is_dataset_id(source.path)
