@@ -7,8 +7,8 @@ from sft.budget import Planner
 from sft.config import EvalSection, Preset, Source
 from sft.prompts import read_prompts, read_repetition
 
-# Speed at which answers are written, a token of each at a time, beside that of reading text. A CPU:
-# measured with SmolLM2-135M, 24 answers at once. Other devices: our guess for small batches.
+# Tokens per second in generation as a share of those in scoring. On a CPU it was measured with
+# SmolLM2-135M, 24 answers at once; for other devices it is a guess for small batches.
 WRITING = {"cpu": 0.3}
 WRITING_ELSEWHERE = 0.02
 
@@ -47,8 +47,8 @@ def cost_line(
     sampled: int,
     training: float,
 ) -> str | None:
-    """A line for the log: hours of measuring, at most, beside those of training; None where the
-    device's speed is not known.
+    """A log line with the most hours that measuring takes, and their share of the whole run; None
+    where the device's speed is not known.
 
     Args:
         asked: tokens of the tasks as plain text (False) and in the chat template (True).

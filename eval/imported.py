@@ -190,8 +190,8 @@ def _newest(path: Path) -> dict[str, _Samples]:
     found = []
     for file in [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl")):
         if (match := _NAME.fullmatch(file.name)) is not None:
-            beside = sorted(file.parent.glob(f"*_{match['date']}.json"))
-            results = read_json(beside[0]) if beside else {}
+            logs = sorted(file.parent.glob(f"*_{match['date']}.json"))
+            results = read_json(logs[0]) if logs else {}
             found.append(_Samples(file, match["task"], match["date"], results))
     _refuse_two_models(path, found)
     newest = {one.task: one for one in sorted(found, key=lambda one: (one.date, one.path))}

@@ -140,7 +140,7 @@ class _Checkers:
 
 @functools.cache
 def _checkers() -> _Checkers:
-    """Those of lm-eval, on copies of its modules that nobody else sees."""
+    """Those of lm-eval, on private copies of its modules."""
     stand_ins = {"langdetect": _langdetect(), "immutabledict": ModuleType("immutabledict")}
     vars(stand_ins["immutabledict"])["immutabledict"] = dict
     own = [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]

@@ -19,8 +19,8 @@ from eval.engine import DEFAULT_WINDOW, Engine
 class FittedShots:
     """Wraps a task's `fewshot_context` and asks it for as many examples as fit.
 
-    Each question draws once, as many examples as the task names. So its examples are lm-eval's,
-    whatever the questions before it needed, and one that does not fit keeps the first of them. A
+    Each question draws once, as many examples as the task names. So its examples are lm-eval's
+    and do not depend on the questions before it; one that does not fit keeps the first of them. A
     task that draws from the global generators draws as if every question had fitted, too.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Intervals and tests for scores and for paired differences: pure functions, no I/O.
 
 Fractions are in [0, 1] throughout; a difference is `second - first`. An interval at LEVEL excludes
-0 exactly where the p-value beside it is below 1 - LEVEL: the two are one test.
+0 exactly where the p-value of the same row is below 1 - LEVEL: the two are one test.
 """
 
 import math
