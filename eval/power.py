@@ -52,6 +52,8 @@ def needed_pairs(delta: float, discord: float, *, level: float) -> int | None:
 def mcnemar_power(delta: float, discord: float, n: int, *, level: float) -> float:
     """Probability that McNemar's exact test rejects in n pairs that gain with probability
     (discord + delta) / 2 and lose with (discord - delta) / 2."""
+    if n * discord < 1e-9:  # at least the power, and far below POWER; ratios of it overflow
+        return 0.0
     spread = 8 * math.sqrt(n * discord * (1 - discord)) + 1
     middle = n * discord
     low, high = max(0, math.floor(middle - spread)), min(n, math.ceil(middle + spread))
@@ -59,7 +61,7 @@ def mcnemar_power(delta: float, discord: float, n: int, *, level: float) -> floa
     # At most so many losses (or gains) of those that changed are rejected.
     few = binom.ppf((1 - level) / 2, changed, 0.5)
     few = few - (2 * binom.cdf(few, changed, 0.5) >= 1 - level)
-    share = (1 + delta / discord) / 2 if discord else 0.5
+    share = (1 + delta / discord) / 2
     rejected = binom.cdf(few, changed, 1 - share) + binom.cdf(few, changed, share)
     return float(np.sum(binom.pmf(changed, n, discord) * rejected))
 

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eval.power import (
@@ -47,6 +47,8 @@ def test_as_many_questions_as_are_needed_find_a_difference_four_times_of_five(de
 
 @settings(max_examples=25, deadline=None)
 @given(discord=st.floats(0, 0.9), n=st.integers(30, 5000))
+@example(discord=1.1125369292536007e-308, n=30)
+@example(discord=5e-324, n=5000)
 def test_questions_needed_and_difference_visible_are_one_equation(discord, n):
     visible = visible_proportion(discord, n, level=0.95)
     assert 0 < visible <= 1
