@@ -4,26 +4,25 @@ The key is read from an environment variable, goes into one header of one host, 
 log, a file or an error message; redirects are not followed, since they would carry it elsewhere.
 """
 
-import email.message
-import http.client
+import asyncio
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+
 from sft.config import UserError
+from sft.hub import causes
 from sft.secret import hidden
 
 # Busy, over a limit or failing: worth another try. Other codes will say the same again.
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever Retry-After says
 LARGEST_REPLY = 4 * 2**20  # bytes
-_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -115,46 +114,58 @@ def ask(
     )
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
-
-
 def _post(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    """The body of the reply to one request.
+
+    Raises:
+        UserError: the endpoint refuses the request for good.
+        _Transient: any other failure, such as no whole reply within the time limit, which covers
+            the connection, the headers and the body together.
+    """
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+    }
     if key := os.environ.get(endpoint.key_variable):
         headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(
-        endpoint.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
-    )
-    deadline = time.monotonic() + endpoint.timeout
-    late = f"no whole reply within {endpoint.timeout:g} seconds"
+    exchange = _exchange(endpoint, json.dumps(body).encode(), headers=headers)
     try:
-        opener = urllib.request.build_opener(_NoRedirect)
-        with opener.open(request, timeout=endpoint.timeout) as response:
-            received = b""
-            # The socket's own limit starts anew with every byte; this one does not.
-            while chunk := response.read1(_CHUNK):
-                received += chunk
-                if time.monotonic() > deadline:
-                    raise _Transient(late)
-                if len(received) > LARGEST_REPLY:
-                    raise _Transient(f"a reply of more than {LARGEST_REPLY:,} bytes")
-            return received
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _refused(endpoint, error.code, error.headers) from None
-    except TimeoutError:
-        raise _Transient(late) from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise _Transient(late) from None
-        raise _Transient(str(error.reason)) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _Transient(f"the connection broke ({type(error).__name__})") from None
+        return asyncio.run(asyncio.wait_for(exchange, endpoint.timeout))
+    except asyncio.TimeoutError:
+        raise _Transient(f"no whole reply within {endpoint.timeout:g} seconds") from None
+    except (httpx2.HTTPError, OSError) as error:
+        raise _Transient(_broken(error)) from None
 
 
-def _refused(endpoint: Endpoint, code: int, headers: email.message.Message) -> Exception:
+async def _exchange(endpoint: Endpoint, content: bytes, *, headers: Mapping[str, str]) -> bytes:
+    url = endpoint.url.rstrip("/") + "/chat/completions"
+    # httpx limits each single read and write; the caller's deadline covers all of them.
+    async with (
+        httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
+        client.stream("POST", url, content=content, headers=headers) as response,
+    ):
+        if not response.is_success:
+            raise _refused(endpoint, response.status_code, response.headers)
+        received = bytearray()
+        async for chunk in response.aiter_raw():
+            received += chunk
+            if len(received) > LARGEST_REPLY:
+                raise _Transient(f"a reply of more than {LARGEST_REPLY:,} bytes")
+        return bytes(received)
+
+
+def _broken(error: Exception) -> str:
+    """Why a connection failed: the operating system's reason where there is one."""
+    for cause in causes(error):
+        if isinstance(cause, ConnectionError) and cause.errno:
+            return os.strerror(cause.errno)  # asyncio puts its own words into the message
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return f"the connection broke ({type(error).__name__})"
+
+
+def _refused(endpoint: Endpoint, code: int, headers: Mapping[str, str]) -> Exception:
     """What an HTTP error means; its body is left alone, since some echo the key."""
     if code in TRANSIENT:
         asked = headers.get("Retry-After", "")

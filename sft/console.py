@@ -30,7 +30,7 @@ def start_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(WithoutSecrets("%(message)s"))
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, handlers=[handler])
-    for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx", "filelock", "trl"):
+    for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx2", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -53,7 +53,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         kind: model or dataset, as `hf download --repo-type` spells it.
     """
     name = name.partition("@")[0]  # without its revision
-    causes = tuple(type(cause) for cause in _causes(error))
+    causes = tuple(type(cause) for cause in causes(error))
 
     def among(*kinds: type[BaseException]) -> bool:
         return any(issubclass(cause, kinds) for cause in causes)
@@ -87,7 +87,8 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
     )
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from, the latter last."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,8 +1,11 @@
 """The endpoint's client against a local server that is right, slow, malformed or failing."""
 
+import gzip
 import socket
 import threading
 import time
+from contextlib import contextmanager
+from itertools import chain, repeat
 
 import pytest
 from judge_server import completion, says, serving
@@ -124,28 +127,76 @@ def test_a_slow_server_is_given_up_after_the_time_limit():
         assert ask(endpoint(server.url, timeout=5.0), HELLO, max_tokens=7).text == "late"
 
 
-def test_a_server_that_drips_is_held_to_the_limit_of_the_whole_reply():
-    """Each byte comes within the socket's limit; all of them do not."""
+def _once(data):
+    yield data
+
+
+def _every(data, *, pause, times=400):
+    for _ in range(times):
+        yield data
+        time.sleep(pause)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+ENDLESS = {
+    "body": lambda: chain(_once(OK + b"Content-Length: 1000\r\n\r\n"), _every(b" ", pause=0.05)),
+    "chunks": lambda: chain(
+        _once(OK + b"Transfer-Encoding: chunked\r\n\r\n"), _every(b"1\r\n \r\n", pause=0.05)
+    ),
+    "headers": lambda: chain(_once(OK + b"X-Slow: "), _every(b"a", pause=0.05)),
+    "status line": lambda: _every(b"H", pause=0.05),
+    "100 Continue": lambda: _every(b"HTTP/1.1 100 Continue\r\n\r\n" * 50, pause=0.001, times=9**9),
+    "103 Early Hints": lambda: _every(b"HTTP/1.1 103 Early Hints\r\n\r\n", pause=0.05),
+}
+
+
+@contextmanager
+def sending(pieces):
+    """A server that answers the first connection with these bytes, until the other end closes."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def drip():
+        def serve():
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                for _ in range(40):
+                for piece in pieces:
                     try:
-                        connection.sendall(b" ")
+                        connection.sendall(piece)
                     except OSError:
                         return
-                    time.sleep(0.05)
 
-        thread = threading.Thread(target=drip)
+        thread = threading.Thread(target=serve)
         thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        with pytest.raises(UserError, match=r"no whole reply within 0.3 seconds"):
-            ask(endpoint(url, timeout=0.3, tries=1), HELLO, max_tokens=7)
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            thread.join()
+
+
+@pytest.mark.parametrize("part", ENDLESS)
+def test_a_server_that_sends_without_end_is_held_to_the_limit_of_the_whole_exchange(part):
+    """Each byte comes within the limit; a whole reply never does."""
+    with (
+        sending(ENDLESS[part]()) as url,
+        pytest.raises(UserError, match="no whole reply within 0.3 seconds"),
+    ):
+        ask(endpoint(url, timeout=0.3, tries=1), HELLO, max_tokens=7)
+
+
+def test_a_reply_of_any_size_is_not_kept():
+    """Bodies and headers are cut off at a size, compressed ones are not unpacked."""
+    body = chain(_once(OK + b"\r\n"), repeat(b" " * 2**16, 200))
+    with sending(body) as url, pytest.raises(UserError, match="more than 4,194,304 bytes"):
+        ask(endpoint(url, tries=1), HELLO, max_tokens=7)
+    headers = chain(_once(OK), repeat(b"X-Long: " + b"a" * 2**16, 200))
+    with sending(headers) as url, pytest.raises(UserError, match="the connection broke"):
+        ask(endpoint(url, tries=1), HELLO, max_tokens=7)
+    zipped = gzip.compress(b" " * 2**26)
+    with (
+        serving(lambda _, n: (200, {"Content-Encoding": "gzip"}, zipped)) as server,
+        pytest.raises(UserError, match="no chat completion"),
+    ):
+        ask(endpoint(server.url, tries=1), HELLO, max_tokens=7)
 
 
 def test_an_endpoint_that_is_down_is_one_sentence():
