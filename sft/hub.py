@@ -53,10 +53,10 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         kind: model or dataset, as `hf download --repo-type` spells it.
     """
     name = name.partition("@")[0]  # without its revision
-    causes = tuple(type(cause) for cause in causes(error))
+    kinds_of = tuple(type(cause) for cause in causes(error))
 
     def among(*kinds: type[BaseException]) -> bool:
-        return any(issubclass(cause, kinds) for cause in causes)
+        return any(issubclass(kind, kinds) for kind in kinds_of)
 
     # datasets.load cuts the causes of these two off.
     gated = among(GatedRepoError) or "is a gated dataset on the Hub" in str(error)

@@ -178,7 +178,7 @@ def test_a_server_that_sends_without_end_is_held_to_the_limit_of_the_whole_excha
     """Each byte comes within the limit; a whole reply never does."""
     with (
         sending(ENDLESS[part]()) as url,
-        pytest.raises(UserError, match="no whole reply within 0.3 seconds"),
+        pytest.raises(UserError, match=r"no whole reply within 0.3 seconds"),
     ):
         ask(endpoint(url, timeout=0.3, tries=1), HELLO, max_tokens=7)
 
