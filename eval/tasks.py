@@ -115,8 +115,8 @@ def check_tasks(
     programs = [name for name, config in configs.items() if code_tasks.needs_programs(config)]
     if programs and not allow_code_execution:
         raise UserError(
-            f"task {programs[0]} runs programs that the model writes; allow it with "
-            "--allow-code-execution (eval.allow_code_execution: true), or leave the task out"
+            f"task {programs[0]} runs programs that the model writes; allow it on the command line "
+            "with --allow-code-execution (or eval.allow_code_execution=true), or leave the task out"
         )
     if programs:
         find_isolation()

@@ -49,6 +49,8 @@ _LAUNCHER = (
 )
 _LAUNCHERS = ("TORCHELASTIC_", "ACCELERATE_")
 _PROBE = """
+import sys
+sys.path = [place for place in sys.path if place]  # not the current directory, which -c puts first
 import json, vllm
 from vllm import LLM  # most of vLLM, and of what it needs, is read only now
 from vllm.platforms import current_platform
@@ -75,7 +77,8 @@ def find_vllm(python: str | None) -> Vllm:
     path = str(Path(python).expanduser()) if python else sys.executable
     remedy = (
         "install it in an environment of its own (python3 -m venv ~/vllm && ~/vllm/bin/pip install "
-        "vllm) and set eval.vllm_python=~/vllm/bin/python, or set eval.backend=transformers"
+        "vllm) and write eval.vllm_python=~/vllm/bin/python on the command line, or set "
+        "eval.backend=transformers"
     )
     command = [path, "-c", _PROBE]
     try:
@@ -91,7 +94,10 @@ def find_vllm(python: str | None) -> Vllm:
         raise UserError(
             f"eval.backend=vllm: {path} cannot import vLLM ({reason}); {remedy}"
         ) from None
-    version, device = json.loads(found.stdout.strip().splitlines()[-1])
+    try:
+        version, device = json.loads(found.stdout.strip().splitlines()[-1])
+    except (IndexError, TypeError, ValueError):  # it ran something else, as echo does
+        raise UserError(f"eval.vllm_python={path} is no Python; {remedy}") from None
     return Vllm(path, version, device or "")
 
 

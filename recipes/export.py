@@ -263,7 +263,7 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
             f"{run}: {finished[-1]} was set aside by its gate, and no other stage is finished; "
             f"give --model {finished[-1]} to export it all the same"
         )
-    return load_preset(run / "preset.yaml"), model or kept[-1]
+    return load_preset(run / "preset.yaml", recorded=True), model or kept[-1]
 
 
 def answers(run: Path, model: str) -> list[dict[str, Any]]:
@@ -321,7 +321,7 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
     )
     for path in files:
         print(f"        {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
-    preset = load_preset(folder / "preset.yaml")
+    preset = load_preset(folder / "preset.yaml", recorded=True)
     sources = [*preset.data.sft, *preset.data.preference, *preset.pairs.prompts]
     named = [preset.model.name_or_path, *(source.path for source in sources)]
     if local := [path for path in named if Path(path).expanduser().is_absolute()]:

@@ -21,6 +21,7 @@ from sft.plain_yaml import refuse_bomb
 from sft.rules import NO_SOURCE, check_rules
 from sft.secret import hidden, secret_places
 from sft.sections import (
+    ASKED_BY_THE_USER,
     DECIDED,
     WITHOUT_EFFECT,
     DataSection,
@@ -73,15 +74,23 @@ class UserError(ValueError):
     """
 
 
-def load_preset(path: str | Path, *, overrides: Sequence[str] = ()) -> Preset:
+def load_preset(
+    path: str | Path, *, overrides: Sequence[str] = (), recorded: bool = False
+) -> Preset:
     """Read a preset file and apply `section.key=value` overrides (values are YAML).
+
+    Args:
+        overrides: from the command line. The keys of `sft.sections.ASKED_BY_THE_USER` are taken
+            from there alone.
+        recorded: whether the file is the record of a finished run, which is read for its facts:
+            it may hold such keys, and whoever acts on them asks the user first.
 
     Raises:
         UserError: the file is missing or no YAML mapping; or any key or value is wrong, all of
             them in one message, unknown keys with their nearest valid names.
     """
     given = _read_yaml(Path(path))
-    problems: list[str] = []
+    problems = [] if recorded else list(_unasked(given, overrides))
     for override in overrides:
         problems += _apply_override(given, override)
     problems += [
@@ -141,6 +150,22 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: a preset is a mapping of sections, not a {type(content).__name__}"
         )
     return typing.cast(dict[str, Any], content)
+
+
+def _unasked(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
+    """Keys of a preset's file that only the command line may set, but for their defaults and those
+    that the command line sets to something else."""
+    said = {override.partition("=")[0] for override in overrides}
+    for at, effect in ASKED_BY_THE_USER.items():
+        section, key = at.split(".")
+        content = given.get(section)
+        value = content.get(key) if isinstance(content, dict) else None
+        if value in (None, False) or at in said:
+            continue
+        yield (
+            f"{at}={value!r} {effect}, which a preset's file may not ask for; remove it there, and "
+            f"give {at}=... on the command line if you want this"
+        )
 
 
 def _references(value: Any, *, where: str = "") -> Iterator[str]:

@@ -121,7 +121,8 @@ def _unread(error: Exception, path: str) -> str:
     if "trust_remote_code" in str(error):
         return (
             "it brings code of its own, which runs only where you ask for it; read that code, then "
-            "set model.trust_remote_code=true, or give a model that transformers knows"
+            "set model.trust_remote_code=true on the command line, or give a model that "
+            "transformers knows"
         )
     # Upstream's checked configurations tell the field first and what is wrong with it as the cause.
     reason = str(error.__cause__ if isinstance(error, StrictDataclassError) else error)

@@ -31,7 +31,7 @@ class ModelSection:
     # Share of the characters of a source, or of what is measured, that the tokenizer cannot write
     # above which a run stops.
     max_unknown: float = 0.03
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # see ASKED_BY_THE_USER
     base_model: str | None = None  # hub id of a local base, for the card of what is published
     license: str | None = None  # of the base, for the same card
 
@@ -201,7 +201,7 @@ class EvalSection:
     task_dir: str | None = None
     data_dir: str | None = None  # where data files of task_dir's tasks are; absent: beside them
     limit: int | None = None
-    allow_code_execution: bool = False  # tasks that run model-written programs, kept apart
+    allow_code_execution: bool = False  # tasks that run model-written programs; ASKED_BY_THE_USER
     base_format: str = "auto"  # plain, chat; auto: chat where the start is a chat model already
     base_shots: int = 5
     chat_shots: int = 0
@@ -211,7 +211,7 @@ class EvalSection:
     safety: SafetySection = field(default_factory=SafetySection)
     each_epoch: EachEpochSection = field(default_factory=EachEpochSection)
     backend: str = "transformers"  # transformers, vllm; one for all models that are compared
-    vllm_python: str | None = None  # the Python that has vLLM; absent: this one
+    vllm_python: str | None = None  # the Python that has vLLM; absent: this one; ASKED_BY_THE_USER
     # Under FSDP2: measure with each process's part of the weights; auto: where none holds all.
     in_parts: bool | str = "auto"
 
@@ -294,6 +294,18 @@ DECIDED = {
         ("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model"),
         "the chain: the reference is the stage's own start, computed once",
     ),
+}
+
+# Keys that run programs or code that others wrote, or send what is trained: a preset's file, which
+# may be a stranger's, does not set them, the command line does (`sft.config.load_preset`).
+ASKED_BY_THE_USER = {
+    "model.trust_remote_code": "runs the Python files that come with the model",
+    "eval.vllm_python": "starts this program",
+    "eval.allow_code_execution": "runs the programs that the models write",
+    **{
+        f"{stage}.push_to_hub": "uploads what is trained"
+        for stage in ("sft_all", "sft_dialogue", "dpo")
+    },
 }
 
 # Upstream keys that our loss and our rows would pass over in silence.
