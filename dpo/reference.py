@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sft.lockstep import follow, together
 from sft.packing import Document, Segment, best_fit, lay_out
 from sft.run import fingerprint, read_json, write_json
+from sft.run_marker import noted
 from sft.scoring import batch_tokens, evaluating, log_probs, rows_of, sequence_sums
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,15 @@ def reference_log_probs(
     mine = [i for i in range(state.process_index, count, state.num_processes)]
     missing = [i for i in mine if read_shard(paths[i]) is None]
     folder.mkdir(parents=True, exist_ok=True)
-    with together(model), evaluating(model):
-        for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
-            shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
-            sums = _sums(model, shard, device=device, autocast=autocast)
-            write_json(paths[i], {"sums": sums, "sha256": fingerprint(sums)})
-        follow()
-    state.wait_for_everyone()
+    # The other processes write there too, which the marker of the run does not see.
+    with noted(folder):
+        with together(model), evaluating(model):
+            for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
+                shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
+                sums = _sums(model, shard, device=device, autocast=autocast)
+                write_json(paths[i], {"sums": sums, "sha256": fingerprint(sums)})
+            follow()
+        state.wait_for_everyone()
     shards = [read_shard(path) for path in paths]
     return [(chosen, rejected) for shard in shards for chosen, rejected in shard or []]
 

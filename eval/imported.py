@@ -28,7 +28,7 @@ from eval.stats import BITS_PER_BYTE
 from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.run import read_json, write_json, write_jsonl
-from sft.storage import is_plain_name
+from sft.storage import is_plain_name, writing
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,8 @@ def _copy(source: Path, folder: Path) -> str | None:
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes((source / name).read_bytes())
+        with writing(folder / name):
+            (folder / name).write_bytes((source / name).read_bytes())
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
     return scores.get(BACKEND, TRANSFORMERS)
 

@@ -13,6 +13,7 @@ import numpy as np
 from eval.open_ended import Ask, Item, judge_item
 from eval.stats import mcnemar, paired_proportion_interval, score_interval
 from sft.config import UserError
+from sft.storage import writing
 
 Row = Mapping[str, Any]
 
@@ -49,7 +50,11 @@ def judge_all(
     if progress is not None:
         progress(len(items) - len(left))
     failure: UserError | None = None
-    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(workers) as pool:
+    with (
+        writing(path),
+        path.open("a", encoding="utf-8") as file,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         waiting = iter(left)
         running = {pool.submit(judge_item, item, ask) for item in islice(waiting, workers)}
         while running:

@@ -74,8 +74,9 @@ def compare(preset: Preset, compared: Compared) -> None:
     from sft.machine import this_machine
     from sft.model import check_model, context_window, has_template, load_tokenizer, read_config
     from sft.placement import choose_placement
-    from sft.run import is_adapter, open_run
+    from sft.run import is_adapter
     from sft.run_date import with_date
+    from sft.run_directory import open_run
     from sft.setting import Setting
     from sft.sharding import reads_parts
     from sft.shares import from_main

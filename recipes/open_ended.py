@@ -63,8 +63,9 @@ def run(given: argparse.Namespace) -> None:
     from sft.environment import write_environment
     from sft.model import check_model, load_tokenizer
     from sft.placement import choose_placement
-    from sft.run import open_run, write_json
+    from sft.run import write_json
     from sft.run_date import with_date
+    from sft.run_directory import open_run
     from sft.setting import Setting
 
     start_logging()

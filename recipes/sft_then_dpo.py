@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true", help="check and count, train nothing")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--fresh", action="store_true", help="empty run.dir first")
+    again.add_argument("--fresh", action="store_true", help="remove what the run wrote first")
     again.add_argument("--rerun", action="store_true", help="redo what a changed preset touches")
     parser.add_argument(
         "--allow-code-execution",
@@ -93,8 +93,9 @@ def chain(
     from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
     from sft.prepare import prepare_chats
     from sft.revisions import pin_revisions
-    from sft.run import open_run, read_json
+    from sft.run import read_json
     from sft.run_date import with_date
+    from sft.run_directory import open_run
     from sft.setting import Setting
     from sft.shares import from_main
     from sft.stage import run_sft_stage

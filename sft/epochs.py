@@ -26,10 +26,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sft.guarded import GuardedTrainer
 from sft.lockstep import together
+from sft.seal import sealed, unsealed
 from sft.sharding import sharded
 from sft.shares import from_main
 from sft.signals import leaving_on_signal
-from sft.storage import sealed, unsealed, write_jsonl
+from sft.storage import write_jsonl
 
 log = logging.getLogger(__name__)
 

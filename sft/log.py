@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft.storage import write_jsonl
 from sft.trackers import Trackers
 
 
@@ -27,7 +28,7 @@ class StageLog(TrainerCallback):
             self.trackers.begin(self.label)
             # After a kill the log may be ahead of the checkpoint: begin with what that one knew.
             lines = [entry for entry in state.log_history if "loss" in entry]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+            write_jsonl(self.path, lines)
             self.bar = tqdm(
                 total=state.max_steps, initial=state.global_step, desc=self.label, unit="step"
             )

@@ -14,8 +14,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from sft.run_marker import noted, vacate
+from sft.seal import sealed, unsealed
+
 CACHED_FROM = 1 << 22  # bytes
-SEAL = "sha256"  # of a record, beside what it holds
 GONE = ".gone-"  # what a folder is called from the moment that it counts for nothing
 
 REMEDIES = {
@@ -61,7 +63,8 @@ def fault(error: OSError) -> str | None:
 
 @contextmanager
 def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Give the failures of libraries that write `path` one type; `more` are theirs by name.
+    """Give the failures of libraries that write `path` one type; `more` are theirs by name. The
+    marker of the open run names what is written.
 
     Raises:
         WriteFailed: torch, safetensors, tokenizers, pyarrow or the operating system could not
@@ -69,7 +72,8 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     """
     kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
-        yield
+        with noted(path):
+            yield
     except WriteFailed:
         raise
     except Exception as error:
@@ -172,25 +176,6 @@ def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
     return unsealed(read_json(path), *keys)
 
 
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """A mapping with its own hash in it."""
-    return record | {SEAL: _seal(record)}
-
-
-def unsealed(record: Any, *keys: str) -> dict[str, Any] | None:
-    """What was `sealed`, or has no seal but `keys`; None for anything else, or where it differs."""
-    if not isinstance(record, dict) or not set(keys) <= set(record):
-        return None
-    seal = record.pop(SEAL, None)
-    return record if seal in (None, _seal(record)) else None
-
-
-def _seal(record: dict[str, Any]) -> str:
-    """Of what is read again, in which every key is a text."""
-    plain = json.loads(json.dumps(record))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Every line of a file that we wrote ourselves."""
     with path.open(encoding="utf-8") as stream:
@@ -244,7 +229,9 @@ def _large_hash(path: Path, *_: int) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder so that no half of it is ever found under its name."""
+    """Remove a file, or a folder so that no half of it is ever found under its name; what an open
+    run did not write is moved aside (`sft.run_marker.vacate`)."""
+    vacate(path)
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(GONE + path.name)
         shutil.rmtree(gone, ignore_errors=True)

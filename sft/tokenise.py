@@ -21,6 +21,7 @@ from sft.data import EXAMPLES
 from sft.lengths import encode_within
 from sft.processes import end_with_parent
 from sft.signals import HANDLED
+from sft.storage import writing
 from sft.system_prompt import lacks_system
 
 SCHEMA = pa.schema(
@@ -67,7 +68,7 @@ def write_token_rows(
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
     encode = partial(encode_part, tokenizer, turns=turns, split_at=split_at)
-    with pq.ParquetWriter(path, SCHEMA) as writer:
+    with writing(path), pq.ParquetWriter(path, SCHEMA) as writer:
         for part in _parts(encode, chats):
             if part.problems and on_error == "stop":
                 raise UserError(part.problems[0])

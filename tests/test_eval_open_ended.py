@@ -8,6 +8,7 @@ import pytest
 from conftest import make_tiny_model
 from judge_server import completion, says, serving
 from rich.console import Console
+from tiny_world import foreign_files
 
 from eval.endpoint import Reply
 from eval.judging import grade_table, judge_all, pair_table, usage
@@ -441,6 +442,7 @@ def test_the_recipe_goes_on_where_the_endpoint_went_down(command, capsys):
     written = [p.read_bytes() for p in folder.rglob("*") if p.is_file()]
     assert not any(b"sk-do-not-show" in content for content in written)
     assert "sk-do-not-show" not in out + err + shown.out + shown.err
+    assert foreign_files(folder) == []
 
 
 def test_an_endpoint_that_is_down_is_told_before_any_model_answers(command, capsys):

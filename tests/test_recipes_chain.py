@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import make_tiny_model
 from safetensors.torch import load_file
-from tiny_world import TASK, build_world, chat
+from tiny_world import TASK, build_world, chat, foreign_files
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from eval import repetition
@@ -95,6 +95,7 @@ def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(worl
     assert said.out == line and "mix by kind" not in said.err and "pairs   " not in said.err
     changed = {name for name, time in times(folder).items() if before.get(name) != time}
     assert not any(name.startswith(("1-", "2-", "3-", "eval", "data")) for name in changed)
+    assert foreign_files(folder) == []
 
 
 def test_every_number_can_be_computed_again_from_the_samples(world):
@@ -245,6 +246,7 @@ def test_tokens_that_the_base_lacks_go_through_the_whole_chain_under_lora(world)
     )
     assert run(world, *options) == 2, "the end of a turn is no token yet"
     assert run(world, *options, "model.add_tokens=['<|user|>', '<|assistant|>', '<|done|>']") == 0
+    assert foreign_files(world / "run") == []
     base = AutoModelForCausalLM.from_pretrained(world / "run" / "base" / "model")
     start = base.get_input_embeddings().weight
     rows = []

@@ -10,7 +10,7 @@ import time
 import pytest
 import yaml
 from conftest import ROOT, make_tiny_model, make_tiny_tokenizer
-from tiny_world import build_world
+from tiny_world import build_world, foreign_files
 
 from recipes import base_vs_chat
 from sft.chat import ensure_template
@@ -86,6 +86,7 @@ def test_killed_within_a_task_it_ends_as_one_that_was_not(world):
             assert row == beside
     results = [read_json(world / run / "results.json") for run in RUNS]
     assert results[0] == results[1] and set(results[0]["benchmarks"]) == {"sums", "long"}
+    assert foreign_files(world / "two") == []
 
 
 def refusal(given, capsys):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from conftest import make_tiny_tokenizer
-from tiny_world import build_world
+from tiny_world import build_world, foreign_files
 
 from eval import benchmarks, repetition
 from eval.epochs import check_epochs
@@ -26,6 +26,7 @@ def world(tmp_path_factory):
     )
     for name, more in (("plain", []), ("measured", [ON])):
         assert run(folder, name, *more) == 0
+        assert foreign_files(folder / name) == []
     return folder
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from conftest import ROOT, long, reported_by
-from tiny_world import build_world
+from tiny_world import build_world, foreign_files
 
 from sft.run import read_json
 
@@ -76,3 +76,4 @@ def test_accelerate_launches_two_processes(tmp_path, tiny_tokenizer, config):
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_json(world / "run" / "run.json")["num_processes"] == 2
     assert (world / "run" / "report.html").is_file()
+    assert foreign_files(world / "run") == []

@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import make_tiny_tokenizer
-from tiny_world import build_world
+from tiny_world import build_world, foreign_files
 
 from recipes.sft_then_dpo import main
 from sft.meter import MEASURED
@@ -20,6 +20,7 @@ def world(tmp_path_factory):
     folder = build_world(tmp_path_factory.mktemp("world"), make_tiny_tokenizer())
     assert run(folder, "plain") == 0
     assert run(folder, "told", TOLD) == 0
+    assert foreign_files(folder / "told") == []
     return folder
 
 

@@ -49,7 +49,8 @@ from sft.data import read_sft
 from sft.environment import write_environment
 from sft.model import check_model, load_tokenizer
 from sft.processes import clear, watching
-from sft.run import open_run, write_json
+from sft.run import write_json, write_text
+from sft.run_directory import open_run
 from sft.secret import hidden
 from sft.weights import conversion
 
@@ -282,11 +283,12 @@ def test_hostile_yaml_is_refused_in_presets_and_tasks(tmp_path, mark, text, word
     if "HOME" not in text:
         with pytest.raises(UserError, match=r"is not valid YAML|plain data here"):
             check_tasks(["x"], source=Tasks(str(tmp_path)))
-    (tmp_path / "preset.yaml").write_text(text)
-    write_json(tmp_path / "results.json", {"models": ["base"]})
-    write_report(tmp_path)
-    (tmp_path / "checkpoint-1").mkdir()
-    preset = Preset(run=RunSection(str(tmp_path)), model=ModelSection("m"))
+    preset = Preset(run=RunSection(str(tmp_path / "run")), model=ModelSection("m"))
+    with open_run(preset) as folder:
+        write_json(folder / "results.json", {"models": ["base"]})
+    (folder / "preset.yaml").write_text(text)
+    write_report(folder)
+    (folder / "checkpoint-1").mkdir()
     with pytest.raises(UserError, match=r"is damaged|another preset"), open_run(preset):
         pass
 
@@ -348,20 +350,25 @@ def test_links_that_lead_out_of_a_run_directory_are_refused(tmp_path):
     preset = Preset(run=RunSection(str(tmp_path / "run")), model=ModelSection("m"))
     with open_run(preset) as folder:
         (folder / "1-sft-all").mkdir()
+        write_text(folder / "1-sft-all" / "log.jsonl", "")
     (tmp_path / "elsewhere").symlink_to(tmp_path / "run")
     with open_run(Preset(run=RunSection(str(tmp_path / "elsewhere")), model=ModelSection("m"))):
         pass  # the run directory itself may be a link, and links may stay inside
     (folder / "inside").symlink_to(folder / "1-sft-all")
     with open_run(preset):
         pass
+    (folder / "1-sft-all" / "log.jsonl").unlink()
     (folder / "1-sft-all" / "log.jsonl").symlink_to(tmp_path / "secret.txt")
     with (
         pytest.raises(UserError, match=r"log\.jsonl is a link that leads out of it"),
         open_run(preset),
     ):
         pass
-    with open_run(preset, fresh=True):
+    with pytest.raises(UserError, match="inside would be removed"), open_run(preset, fresh=True):
         pass
+    (folder / "inside").unlink()
+    with open_run(preset, fresh=True):
+        assert not (folder / "1-sft-all").exists()
     assert (tmp_path / "secret.txt").read_text() == "kept"
 
 

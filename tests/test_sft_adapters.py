@@ -10,7 +10,7 @@ import torch
 import yaml
 from conftest import make_tiny_model, make_tiny_tokenizer
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from tiny_world import build_world
+from tiny_world import build_world, foreign_files
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from recipes.export import main as export
@@ -201,6 +201,7 @@ def test_a_chain_of_merged_bases_is_measured_skipped_exported_and_moved(tmp_path
 
     assert run() == 0
     home = world / "run"
+    assert foreign_files(home) == []
     models = [home / place / "model" for place in ("1-sft-all", "2-sft-dialogue", "3-dpo")]
     bases = [read_json(m / "adapter_config.json")["base_model_name_or_path"] for m in models]
     assert bases == [str(world / "base"), *(str(m.parent / "start" / "model") for m in models[1:])]

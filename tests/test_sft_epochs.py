@@ -19,8 +19,8 @@ from sft.epochs import FILE, read_rows, untouched
 from sft.placement import choose_placement
 from sft.run import read_jsonl, write_jsonl
 from sft.scoring import enable_scoring
+from sft.seal import sealed
 from sft.setting import Setting
-from sft.storage import sealed
 from sft.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))

@@ -8,7 +8,8 @@ import pytest
 
 from sft.config import ModelSection, Preset, RunSection, UserError
 from sft.environment import write_environment
-from sft.run import Stage, fingerprint, open_run, read_json, write_json
+from sft.run import Stage, fingerprint, read_json, write_json
+from sft.run_directory import open_run
 
 
 def preset(folder, seed=0):
@@ -103,7 +104,7 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
     script = (
-        "import sys\nfrom sft.config import *\nfrom sft.run import open_run\n"
+        "import sys\nfrom sft.config import *\nfrom sft.run_directory import open_run\n"
         "preset = Preset(run=RunSection(sys.argv[1], 0), model=ModelSection(name_or_path='m'))\n"
         "try:\n  with open_run(preset): pass\nexcept UserError as e: print(e)"
     )

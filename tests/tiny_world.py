@@ -7,6 +7,7 @@ import yaml
 from conftest import make_tiny_model
 
 from sft.run import write_jsonl
+from sft.run_marker import read_marker
 
 TASK = """
 task: sums
@@ -73,3 +74,10 @@ def build_world(folder: Path, tokenizer: Any, **stage: Any) -> Path:
     }
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
     return folder
+
+
+def foreign_files(run: Path) -> list[Path]:
+    """What is in a run directory without being named in the list of what the run wrote."""
+    marker = read_marker(run)
+    assert marker is not None, f"{run} has no marker"
+    return marker.strangers(marker.folder)

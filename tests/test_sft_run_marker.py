@@ -1,0 +1,126 @@
+"""A run directory is known by its marker, and nothing that the run did not write is removed."""
+
+import pytest
+
+from sft.config import ModelSection, Preset, RunSection, UserError
+from sft.environment import write_environment
+from sft.run import Stage, write_json, write_text
+from sft.run_directory import open_run
+from sft.run_marker import ASIDE, NAME, read_marker
+from sft.storage import writing
+
+
+def preset(folder, seed=0):
+    return Preset(run=RunSection(str(folder), seed), model=ModelSection(name_or_path="m"))
+
+
+def contents(folder):
+    """Every file below a folder with its bytes, but of the lock."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def run_of(folder):
+    """A run with a finished stage, whose model a library wrote as a whole folder."""
+    with open_run(preset(folder)):
+        write_environment(folder, preset(folder))
+        stage = Stage(folder / "1-sft-all", {"rows": "x"})
+        stage.begin()
+        with writing(stage.folder / "model"):
+            (stage.folder / "model").mkdir()
+            (stage.folder / "model" / "model.safetensors").write_bytes(b"weights")
+        write_text(stage.folder / "log.jsonl", "{}\n")
+        stage.finish(outputs=["model", "log.jsonl"], facts={})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("thesis.txt", "notes/plan.md", ".git/HEAD", "1-sft-all/chats.jsonl"),
+        *("1-sft-all/model/model.gguf", "1-sft-all/checkpoint-3/mine.txt", "data/mine.jsonl"),
+    ],
+)
+def test_fresh_refuses_while_anything_is_there_that_the_run_did_not_write(tmp_path, name):
+    folder = run_of(tmp_path / "run")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+    before = contents(folder)
+    words = f"{name} would be removed by --fresh and is not from this run"
+    with pytest.raises(UserError, match=words), open_run(preset(folder), fresh=True):
+        pass
+    assert contents(folder) == before
+    (folder / name).unlink()
+    with open_run(preset(folder), fresh=True):
+        assert sorted(contents(folder)) == [NAME, "preset.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("fresh", "copied", "words"),
+    [
+        (False, (), "not from a run"),
+        (True, (), "not from a run"),
+        (True, (NAME,), "thesis.txt would be removed"),
+        (True, (NAME, "run.json"), "thesis.txt would be removed"),
+    ],
+)
+def test_a_folder_with_a_preset_in_it_is_no_run(tmp_path, fresh, copied, words):
+    """Neither is one with a run's files copied into it, where --fresh finds more than these."""
+    run, mine = run_of(tmp_path / "run"), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "preset.yaml").write_text("# my comment\nrun: {dir: mine}\n")
+    (mine / "thesis.txt").write_text("years of work")
+    for name in copied:
+        (mine / name).write_bytes((run / name).read_bytes())
+    before = contents(mine)
+    with pytest.raises(UserError, match=words), open_run(preset(mine), fresh=fresh):
+        pass
+    assert contents(mine) == before
+
+
+def test_a_run_of_before_runs_had_markers_goes_on_and_is_not_emptied(tmp_path, caplog):
+    folder = run_of(tmp_path / "run")
+    (folder / NAME).unlink()
+    write_json(folder / "older.json", {})
+    with open_run(preset(folder)):
+        assert Stage(folder / "1-sft-all", {"rows": "x"}).finished() == {}
+    assert "what they do not name counts as not from this run" in caplog.text
+    with (
+        pytest.raises(UserError, match=r"older.json would be"),
+        open_run(preset(folder), fresh=True),
+    ):
+        pass
+    assert (folder / "1-sft-all" / "model" / "model.safetensors").is_file()
+    (folder / "older.json").unlink()
+    with open_run(preset(folder), fresh=True):
+        assert sorted(contents(folder)) == [NAME, "preset.yaml"]
+
+
+@pytest.mark.parametrize("place", ["first line", "line", "end"])
+def test_a_damaged_marker_makes_files_strangers_and_never_strangers_files(tmp_path, place):
+    folder = run_of(tmp_path / "run")
+    lines = (folder / NAME).read_bytes().splitlines(keepends=True)
+    at = {"first line": 0, "line": 2, "end": len(lines) - 1}[place]
+    lines[at] = lines[at][:-9] if place == "end" else lines[at].replace(b"a", b"b", 1)
+    (folder / NAME).write_bytes(b"".join(lines))
+    (folder / "thesis.txt").write_text("mine")
+    with open_run(preset(folder)):
+        write_text(folder / "results.json", "{}")
+    marker = read_marker(folder)
+    assert marker.owns(marker.folder / "results.json"), "a line after a torn one counts"
+    assert not marker.owns(marker.folder / "thesis.txt")
+    with pytest.raises(UserError, match="not from this run"), open_run(preset(folder), fresh=True):
+        pass
+    assert (folder / "thesis.txt").is_file()
+
+
+def test_what_is_not_from_the_run_is_moved_out_of_what_is_done_again(tmp_path, caplog):
+    folder = run_of(tmp_path / "run")
+    for name in ("notes.txt", "model/model.gguf"):
+        (folder / "1-sft-all" / name).write_text("mine")
+    with open_run(preset(folder)):
+        Stage(folder / "1-sft-all", {"rows": "y"}).begin()
+    assert not (folder / "1-sft-all" / "model").exists()
+    for name in ("notes.txt", "model/model.gguf"):
+        assert (folder / ASIDE / "1-sft-all" / name).read_text() == "mine"
+    assert "is not from this run; moved to" in caplog.text
