@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich.console import Console
 
 from eval import plots, repetition, showcase, stored, wording
 from eval.cards import Filter, prompt_deck, question_deck
@@ -41,6 +40,7 @@ from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
+from sft.terminal import SafeConsole, visible
 
 __all__ = ["console_table", "read_curves", "write_report"]
 
@@ -98,7 +98,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     """Everything that the template shows."""
     models, tasks, rates = results["models"], results["benchmarks"], results["repetition"]
     preset_file = run_dir / "preset.yaml"
-    preset = wording.visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
+    preset = visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
     generations = _sample_files(run_dir, models, "generations.jsonl")
     samples = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in tasks}
     texts = results.get("language", {}).get("benchmarks", {})
@@ -106,7 +106,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
     curves = read_curves(run_dir)
     more = {name: _sample_files(run_dir, models, f"{name}.jsonl") for name in stored.MORE_SAMPLES}
     return {
-        "run_name": wording.visible(run_dir.resolve().name),
+        "run_name": visible(run_dir.resolve().name),
         "trained": _trained(preset, results),
         "headline": wording.headline(results),
         "results": results,
@@ -315,7 +315,7 @@ def main() -> int:
         results = _read_results(run_dir)
         for path in picture:
             plots.write_picture(results, logs=read_curves(run_dir), path=path)
-        Console().print(console_table(results))
+        SafeConsole().print(console_table(results))
         lines = (f"report  {run_dir / 'report.html'}", *(f"picture {path}" for path in picture))
         print(*lines, sep="\n")
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from eval.wording import REPETITION, visible
+from eval.wording import REPETITION
 from sft.config import UserError
 from sft.storage import is_inside
+from sft.terminal import visible
 
 # Answers of the optional measures, linked where they are there.
 MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")

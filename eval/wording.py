@@ -13,16 +13,6 @@ NAMED = 3
 # From this share of answers cut at the cap on, that they do not end is the news.
 MOSTLY = 0.5
 
-# What a model (or a data row) may hold that would change how the page around it reads: control
-# characters, direction marks and overrides, line separators, lone surrogates.
-_HIDDEN = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFEFF)
-_VISIBLE: dict[int, str] = {
-    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"},
-    0x7F: "\u2421",
-    **{code: "\ufffd" for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000))},
-    **{code: f"\u2039U+{code:04X}\u203a" for code in _HIDDEN},
-}
-
 
 @dataclass(frozen=True)
 class Step:
@@ -39,11 +29,6 @@ class Headline:
     title: str
     answer: str
     steps: tuple[Step, ...]
-
-
-def visible(text: str) -> str:
-    """`text` with control and direction characters replaced by visible symbols."""
-    return text.translate(_VISIBLE)
 
 
 def percent(fraction: float | None) -> str:

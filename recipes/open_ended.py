@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> None:
     """Answer with each model, then judge, then print and write the tables."""
     from accelerate import PartialState
-    from rich.console import Console
     from tqdm import tqdm
 
     from eval.endpoint import Endpoint, ask
@@ -67,6 +66,7 @@ def run(given: argparse.Namespace) -> None:
     from sft.run_date import with_date
     from sft.run_directory import open_run
     from sft.setting import Setting
+    from sft.terminal import SafeConsole
 
     start_logging()
     named = _named(given.model)
@@ -132,7 +132,7 @@ def run(given: argparse.Namespace) -> None:
             "usage": usage(rows, prices=tuple(given.prices) if given.prices else None),
         }
         write_json(folder / "open_ended.json", results)
-        Console().print(open_ended_table(results))
+        SafeConsole().print(open_ended_table(results))
         print(f"judgments  {kept}\nresults    {folder / 'open_ended.json'}")
 
 

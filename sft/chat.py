@@ -20,6 +20,7 @@ from sft.render import Message, render
 from sft.shown import refuse_lost_context
 from sft.template import ensure_template as ensure_template
 from sft.template_date import apply_template
+from sft.terminal import safe
 
 
 @dataclass(frozen=True)
@@ -294,12 +295,12 @@ def marking(stream: IO[str]) -> tuple[Callable[[Any, EncodedChat], str], str]:
 
 
 def _spans(tokenizer, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
-    """Texts of the longest spans that are trained, or not."""
+    """Texts of the longest spans that are trained, or not, as a terminal may get them."""
     start = 0
     for i in range(1, len(chat.input_ids) + 1):
         if i == len(chat.input_ids) or chat.trained[i] != chat.trained[start]:
             text = tokenizer.decode(chat.input_ids[start:i], skip_special_tokens=False)
-            yield text, chat.trained[start]
+            yield safe(text), chat.trained[start]
             start = i
 
 

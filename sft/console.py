@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.measure import Measurement
 
 from sft.run import is_adapter
-from sft.secret import hidden
 from sft.sharding import join_processes
+from sft.terminal import SafeConsole, in_one_piece
 
 # Known, harmless, and not the user's to mend; each with the place it comes from.
 _QUIET = (
@@ -28,7 +28,7 @@ def start_logging() -> None:
     processes of this start meet (`sft.sharding.join_processes`)."""
     first = os.environ.get("RANK", "0") == "0"
     handler = logging.StreamHandler()
-    handler.setFormatter(WithoutSecrets("%(message)s"))
+    handler.setFormatter(LogLines("%(message)s"))
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, handlers=[handler])
     for name in ("datasets", "transformers", "accelerate", "lm_eval", "httpx2", "filelock", "trl"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -39,18 +39,18 @@ def start_logging() -> None:
     join_processes()
 
 
-class WithoutSecrets(logging.Formatter):
-    """Lines of the log, tracebacks among them, without passwords and keys."""
+class LogLines(logging.Formatter):
+    """Each record is one line of the log, or has its further lines indented."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return hidden(super().format(record))
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return in_one_piece(super().formatMessage(record))
 
 
 def show(table: Any) -> None:
     """Print a table to stderr, where the log is, with names of files and kinds unchanged. A table
     that the terminal is too narrow for runs over the edge: no column is left out."""
     if PartialState().is_main_process:
-        console = Console(stderr=True, markup=False)
+        console = SafeConsole(errors=True)
         console.width = max(console.width, least_width(console, table))
         console.print(table)
 
@@ -72,7 +72,7 @@ def farewell(table: Any, *, folder: Path, model: str | None) -> None:
     if table is None:
         print(f"finished already, nothing was left to do; the report is {report}")
         return
-    Console().print(table)
+    SafeConsole().print(table)
     # Plain lines, whole: what is copied from them is a path or a command.
     print(f"report  {report}")
     if model is None:

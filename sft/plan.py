@@ -28,6 +28,7 @@ from sft.run import find_local_model, is_adapter, read_json, write_json
 from sft.schedule import long_warmup
 from sft.setting import Setting
 from sft.system_prompt import OWN, default_system, quoted
+from sft.terminal import raw
 from sft.trainer import training_arguments
 
 log = logging.getLogger(__name__)
@@ -258,4 +259,4 @@ def show_examples(stages: Sequence[PlannedStage], tokenizer: PreTrainedTokenizer
             shown.append(row)
             cut = f", cut at {stage.name} max_length" if row.cut else ""
             print(f"\n{row.kind} ({row.origin}){cut}")
-            print(show(tokenizer, EncodedChat(row.input_ids, row.trained)))
+            print(show(tokenizer, EncodedChat(row.input_ids, row.trained)), file=raw(sys.stdout))

@@ -13,6 +13,7 @@ from sft.lengths import Piece, encode_within, fit_row
 from sft.model import context_window, load_tokenizer, resolve_model_path
 from sft.plan import fit_lengths, split_length
 from sft.run_date import with_date
+from sft.terminal import raw
 
 
 def preview(preset: Preset) -> None:
@@ -43,7 +44,7 @@ def preview(preset: Preset) -> None:
         print(f"\n{origin} ({kind})")
         if left_out:
             print(f"(rows of this kind before it, {too_long}: {left_out:,})")
-        print(show(tokenizer, EncodedChat(piece.input_ids, piece.trained)))
+        print(show(tokenizer, EncodedChat(piece.input_ids, piece.trained)), file=raw(sys.stdout))
         if piece.cut:
             print(f"(cut at max_length={length})")
 

@@ -29,6 +29,13 @@ REMEDIES = {
     errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
     errno.EIO: "check the disk",
     errno.ESTALE: "check the network file system",
+    errno.ENOTDIR: "name a folder in the place of the file that the path leads through",
+    errno.EISDIR: "move the folder that stands in the place of the file",
+    errno.ENAMETOOLONG: "give a shorter name or path",
+    errno.ELOOP: "remove the circle of links",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+    errno.ENOMEM: "free memory",
 }
 _NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
 _NO_SPACE = "Not enough disk space"  # datasets', before it writes anything

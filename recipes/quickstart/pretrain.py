@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from recipes.quickstart.gazetteer import make_gazetteer
 from recipes.quickstart.manifest import write_manifest
 from recipes.quickstart.pages import pages
 from recipes.quickstart.world import write_world
+from sft.command import run_command
 from sft.config import ModelSection
 from sft.placement import choose_placement
 
@@ -173,14 +175,19 @@ def train(
     return losses
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and train; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=6_400_000)
     parser.add_argument("--out", type=Path, default=HERE, help="where base/ and data/ go")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
     args = parser.parse_args()
+    return run_command(lambda: make(args), goes_on=False)
 
+
+def make(args: argparse.Namespace) -> None:
+    """Train tokenizer and model and write both, with the rows and the manifest."""
     torch.set_num_threads(2)
     torch.manual_seed(args.seed)
     sample = list(itertools.islice(pages(args.seed, make_gazetteer(args.seed)), 3000))
@@ -197,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from recipes.quickstart import benchmarks, chats
 from recipes.quickstart.gazetteer import make_gazetteer
 from recipes.quickstart.manifest import read_manifest, write_manifest
+from sft.command import run_command
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
@@ -70,16 +72,21 @@ def write_world(seed: int, folder: Path) -> None:
         (folder / f"{stem}.jsonl").write_text(to_jsonl(rows), encoding="utf-8", newline="\n")
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and write; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=HERE / "data")
     args = parser.parse_args()
-    write_world(args.seed, args.data)
-    if args.data == HERE / "data":
-        made = read_manifest(HERE)
-        write_manifest(HERE, seed=args.seed, tokens=made["pretraining_tokens"])
+
+    def work() -> None:
+        write_world(args.seed, args.data)
+        if args.data == HERE / "data":
+            made = read_manifest(HERE)
+            write_manifest(HERE, seed=args.seed, tokens=made["pretraining_tokens"])
+
+    return run_command(work, goes_on=False)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
