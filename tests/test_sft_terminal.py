@@ -17,8 +17,6 @@ from sft.terminal import SafeConsole, SafeStream, visible
 HOSTILE = (
     "a\x1b]0;owned\x07\x1b[2J\x1b[31m\rerror: all is well\x08\x9b31m\u202e\u2066\u2028\ud800\x7f"
 )
-    "a\x1b]0;owned\x07\x1b[2J\x1b[31m\rerror: all is well\x08\x9b31m\u202e\u2066\u2028\ud800\x7f"
-)
 KEY = "hf_" + "a1" * 12
 # Each way in which a command writes what others wrote; the last one ends the process.
 WRITES = {
