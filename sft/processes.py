@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -141,7 +141,8 @@ class _Watch(threading.Thread):
                     _progress.begun = now
             last = now
             if self.launcher and os.getppid() != self.launcher and not requested():
-                print("\nthe launcher is gone; ending with it", file=sys.stderr, flush=True)
+                with suppress(OSError):  # the launcher may have been what read this
+                    print("\nthe launcher is gone; ending with it", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGTERM)
                 self.launcher = 0
             if self.count > 1:

@@ -1,10 +1,16 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first ends the run at the next step, the second at once.
+"""SIGTERM, SIGINT, SIGUSR1, SIGHUP: the first ends the run at the next step, the second at once.
 
 While a stage trains, a signal is only noted; the trainer saves a checkpoint behind the step and
 ends. Everywhere else there is nothing to save, and `Interrupted` is raised where it arrives.
+
+SIGHUP comes from a terminal that was closed. Writing to that terminal fails from then on, so what
+would be written there is dropped. Where SIGHUP is ignored at the start (`nohup`), it stays ignored.
+torch's launcher of several processes does not ignore it even then (torch 2.11): it passes SIGHUP on,
+and ends processes that do not end by themselves.
 """
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -17,7 +23,8 @@ from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+OUTPUTS = (1, 2)  # file descriptors of stdout and stderr
 # torch's launcher passes on what a scheduler has sent to all processes already: one request.
 ECHO = 2.0
 LOST = 10.0  # seconds that a first signal has to be noted and to end what goes on
@@ -54,14 +61,14 @@ def requested() -> int:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Take the three signals over for the time of a command; elsewhere than in the main thread,
-    where Python takes none, leave them as they are."""
+    """Handle the signals for the time of a command; elsewhere than in the main thread, where Python
+    handles none, leave them as they are."""
     global _requests
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _requests = _Requests()
-    before = {number: signal.signal(number, _note) for number in HANDLED}
+    before = {number: signal.signal(number, _note) for number in HANDLED if not _is_nohup(number)}
     # The handlers wait for the main thread, which may be in a long call; the second signal must
     # not. What the system writes here, it writes when the signal arrives.
     listen, send = socket.socketpair()
@@ -121,18 +128,56 @@ def leave() -> None:
         raise Interrupted(_requests.first)
 
 
+def leave_to_parent() -> None:
+    """In a forked worker: leave the signals to the parent, which stops its workers.
+
+    A terminal or a scheduler sends them to all processes; noted here, they would count twice there.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in HANDLED:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _is_nohup(number: int) -> bool:
+    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
 def _note(signum: int, frame: FrameType | None) -> None:
     if _requests.first:
         return
     _requests.first = signum
+    _drop_closed(dict(_outputs().poll(0)))
     if not _requests.deferred:
         _requests.raised = True
         raise Interrupted(signum)
-    print(
-        f"\n{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
-        file=sys.stderr,
-        flush=True,
-    )
+    with suppress(OSError):  # closed since
+        print(
+            f"\n{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _outputs() -> select.poll:
+    """What reports that stdout or stderr was closed at its other end, and nothing else."""
+    poll = select.poll()
+    for number in OUTPUTS:
+        poll.register(number, 0)
+    return poll
+
+
+def _drop_closed(found: dict[int, int]) -> None:
+    """Drop from now on what is written to a closed terminal or to a pipe without a reader: writing
+    there raises OSError, which would end a step before its checkpoint.
+
+    Args:
+        found: what `poll` has reported, by file descriptor.
+    """
+    for number in OUTPUTS:
+        if found.get(number, 0) & (select.POLLERR | select.POLLHUP):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
 
 
 def _lost(
@@ -151,15 +196,18 @@ def _end_at_once(listen: socket.socket) -> None:
     """Wait for a second signal; end the process on it, whatever the main thread does. And on the
     first, where nobody trains and a long call keeps the main thread from noting it."""
     first, since = 0, 0.0
+    poll = select.poll()
+    poll.register(listen, select.POLLIN)
     with listen:
         while True:
-            try:
-                received = listen.recv(1)
-            except TimeoutError:
-                if _requests.deferred:
-                    continue
+            found = dict(poll.poll(LOST * 1000 if first else None))
+            if not found and not _requests.deferred:
                 # Not `_requests.first`: a main thread in a long call has not noted it yet.
                 _end(first)
+            _drop_closed(found)
+            if listen.fileno() not in found:
+                continue
+            received = listen.recv(1)
             if not received:
                 return
             if received[0] not in HANDLED:
@@ -169,7 +217,8 @@ def _end_at_once(listen: socket.socket) -> None:
                 _end(received[0])
             if not first:
                 first, since = received[0], now
-                listen.settimeout(LOST)
+                poll = _outputs()
+                poll.register(listen, select.POLLIN)
 
 
 def _end(signum: int) -> NoReturn:

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from sft.config import UserError
 from sft.data import EXAMPLES
 from sft.lengths import encode_within
 from sft.processes import end_with_parent
-from sft.signals import HANDLED
+from sft.signals import leave_to_parent
 from sft.storage import writing
 from sft.system_prompt import lacks_system
 
@@ -138,9 +137,7 @@ _worker: dict[str, Any] = {}  # what a forked process works on
 
 
 def _begin_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
-    signal.set_wakeup_fd(-1)  # signals in here are not the parent's
-    for number in HANDLED:
-        signal.signal(number, signal.SIG_IGN)  # the parent stops its workers
+    leave_to_parent()
     end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, and no warning of the fork
     _worker.update(encode=encode, chats=chats)

@@ -47,7 +47,8 @@ def start(where):
 
 
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)]
+    ("signum", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)],
 )
 @pytest.mark.parametrize("where", ["step", "outside"])
 def test_a_signal_ends_the_run_with_its_own_code_and_one_sentence(where, signum, code):
@@ -130,3 +131,50 @@ def test_a_signal_that_a_long_call_keeps_from_being_noted_ends_the_run_by_its_na
     assert ended_by_sigterm(work) == (143, SENTENCE)
     with open(os.devnull, "rb") as closed:  # where nobody listens, the code still says it
         assert ended_by_sigterm(work, stderr=closed)[0] == 143
+
+
+def in_a_terminal(where, folder):
+    """A command whose controlling terminal, stdout and stderr are a pseudoterminal; returns the
+    process and the other end of the terminal, which closes it."""
+    ours, its = os.openpty()
+    take = "import fcntl, os, termios\nos.setsid()\nfcntl.ioctl(1, termios.TIOCSCTTY, 0)\n"
+    touch = f'    open({str(folder / "done")!r}, "w").close()\n'
+    script = take + SCRIPT.replace('    print("step done"', touch + '    print("step done"')
+    child = subprocess.Popen([sys.executable, "-c", script, where], stdout=its, stderr=its)
+    os.close(its)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(ours, 1000)
+    return child, ours
+
+
+def test_a_closed_terminal_ends_the_run_behind_its_step_although_nothing_can_be_written(tmp_path):
+    child, terminal = in_a_terminal("step", tmp_path)
+    os.close(terminal)  # the kernel sends SIGHUP, and writing fails from now on
+    assert child.wait(20) == 129
+    assert (tmp_path / "done").exists()
+
+
+def test_a_reader_of_the_output_that_ends_with_the_terminal_does_not_end_the_step():
+    child = start("long")
+    child.send_signal(signal.SIGHUP)
+    assert child.stdout.readline() == "noted\n"
+    child.stdout.close()
+    child.stderr.close()
+    time.sleep(0.5)
+    assert child.poll() is None
+    child.send_signal(signal.SIGHUP)
+    assert child.wait(20) == 129
+
+
+def test_under_nohup_a_closed_terminal_does_not_end_the_run():
+    work = (
+        "import signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from sft.command import run_command\n"
+        "def work():\n"
+        "  signal.raise_signal(signal.SIGHUP)\n"
+        "  print('goes on')\n"
+        "raise SystemExit(run_command(work))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
