@@ -95,18 +95,6 @@ def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
         watch.end("")
 
 
-def end_with_parent() -> None:
-    """In a forked worker: end when the parent is gone, which a waiting pool would not notice."""
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=look, daemon=True).start()
-
-
 def clear(folder: Path) -> None:
     """Remove the records of an earlier start; of a link in their place the link alone."""
     records = folder / FOLDER

@@ -5,8 +5,8 @@ ends. Everywhere else there is nothing to save, and `Interrupted` is raised wher
 
 SIGHUP comes from a terminal that was closed. Writing to that terminal fails from then on, so what
 would be written there is dropped. Where SIGHUP is ignored at the start (`nohup`), it stays ignored.
-torch's launcher of several processes does not ignore it even then (torch 2.11): it passes SIGHUP on,
-and ends processes that do not end by themselves.
+torch's launcher of several processes does not ignore it even then (torch 2.11): it passes SIGHUP
+on, and ends processes that do not end by themselves.
 """
 
 import os
@@ -126,16 +126,6 @@ def leave() -> None:
     """Where a block of `leaving_on_signal(at_once=False)` can be left."""
     if _requests.between and _requests.first:
         raise Interrupted(_requests.first)
-
-
-def leave_to_parent() -> None:
-    """In a forked worker: leave the signals to the parent, which stops its workers.
-
-    A terminal or a scheduler sends them to all processes; noted here, they would count twice there.
-    """
-    signal.set_wakeup_fd(-1)
-    for number in HANDLED:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _is_nohup(number: int) -> bool:

@@ -1,6 +1,5 @@
 """Chats to a file of token rows, some thousands at a time, on all cores where that pays."""
 
-import multiprocessing
 import os
 import sys
 from collections import Counter
@@ -18,10 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from sft.config import UserError
 from sft.data import EXAMPLES
 from sft.lengths import encode_within
-from sft.processes import end_with_parent
-from sft.signals import leave_to_parent
 from sft.storage import writing
 from sft.system_prompt import lacks_system
+from sft.workers import Workers
 
 SCHEMA = pa.schema(
     {
@@ -123,7 +121,7 @@ def _parts(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[Part]:
         return
     pool = ProcessPoolExecutor(
         min(cores, len(starts)),
-        mp_context=multiprocessing.get_context("fork"),
+        mp_context=Workers(),
         initializer=_begin_worker,
         initargs=(encode, chats),
     )
@@ -137,8 +135,6 @@ _worker: dict[str, Any] = {}  # what a forked process works on
 
 
 def _begin_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
-    leave_to_parent()
-    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, and no warning of the fork
     _worker.update(encode=encode, chats=chats)
 

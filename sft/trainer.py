@@ -33,9 +33,9 @@ from sft.placement import Placement
 from sft.schedule import SCHEDULES, long_warmup
 from sft.scoring import log_probs, quieten_routers
 from sft.setting import Setting
-from sft.signals import leave_to_parent
 from sft.stage_facts import StageFacts, smoothed_losses
 from sft.watch import PLACE, StepWatch, row_facts, with_places
+from sft.workers import Workers, forks_by_default
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ class PackedTrainer(GuardedTrainer):
         """Upstream's, with the rows that fill up the last step at the end of every epoch, and with
         workers (`dataloader_num_workers`) that leave signals to this process."""
         loader: Any = super().get_train_dataloader()  # accelerate's
-        loader.worker_init_fn = functools.partial(_begin_worker, seed=loader.worker_init_fn)
+        if loader.num_workers and forks_by_default():
+            loader.multiprocessing_context = Workers()
         sampler = loader.get_sampler()
         if self.filled_from is not None and isinstance(sampler, RandomSampler):
             loader.set_sampler(FillersLast(sampler, first=self.filled_from))
@@ -141,13 +142,6 @@ class PackedTrainer(GuardedTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Checkpoints carry no card; the run's report is the record."""
-
-
-def _begin_worker(number: int, *, seed: Callable[[int], None] | None) -> None:
-    """Begin a worker of the data loader with upstream's own way to seed it."""
-    leave_to_parent()
-    if seed is not None:
-        seed(number)
 
 
 class SftTrainer(PackedTrainer, SFTTrainer):

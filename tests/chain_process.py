@@ -1,22 +1,27 @@
-"""The chain in processes of its own, forked from one that has imported everything already.
+"""Commands in processes of their own, to be killed: forked from one that has imported everything
+already, or started by `accelerate launch`.
 
-A child can be told to die, or to be refused, at its k-th touch of a file in the run directory
-(Python's audit events: before an open, a rename, a removal), or be killed from outside.
+A forked child can be told to die, or to be refused, at its k-th touch of a file in the run
+directory (Python's audit events: before an open, a rename, a removal), or be killed from outside.
 """
 
 import errno
+import importlib
 import mmap
 import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import prepare_multi_gpu_env
 
@@ -62,8 +67,10 @@ class Ended:
 
 
 class Chain:
-    """Starts of one command; `argv` is what the recipe's main gets, `environment` what a launcher
-    adds to that of each process (see `launcher_environment`)."""
+    """Starts of one command; `argv` is what the `main` of `recipe` gets, `environment` what a
+    launcher adds to that of each process (see `launcher_environment`).
+
+    Signals but SIGKILL reach the processes that a process has forked too, as from a terminal."""
 
     def __init__(
         self,
@@ -73,7 +80,9 @@ class Chain:
         run: Path,
         processes: int = 1,
         environment: Mapping[str, str] | None = None,
+        recipe: str = "sft_then_dpo",
     ) -> None:
+        self.recipe = recipe
         self.folder, self.argv, self.run, self.processes = folder, list(argv), run, processes
         self.environment = dict(environment or {})
 
@@ -121,9 +130,12 @@ class Chain:
     def _signal(self, pids: list[int], codes: dict[int, int | None], signum: int) -> None:
         for pid in pids:
             if codes[pid] is None:
-                os.kill(pid, signum)
+                send = os.kill if signum == signal.SIGKILL else os.killpg
+                with suppress(ProcessLookupError):  # not yet a group of its own
+                    send(pid, signum)
 
     def _child(self, rank: int, port: int, board: mmap.mmap, said: Path, trap: Trap | None) -> None:
+        os.setpgid(0, 0)
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if rank == 0 else os.O_APPEND)
         handle = os.open(said if rank == 0 else os.devnull, flags)
         os.dup2(handle, 1)
@@ -143,9 +155,7 @@ class Chain:
             _set_trap(self.run, board, trap)
         code = 70
         try:
-            from recipes.sft_then_dpo import main
-
-            code = main(self.argv)
+            code = importlib.import_module(f"recipes.{self.recipe}").main(self.argv)
         except BaseException:
             import traceback
 
@@ -153,6 +163,46 @@ class Chain:
         finally:
             sys.stderr.flush()
             os._exit(code)
+
+
+class Launched:
+    """Starts of the chain by `accelerate launch` with the given options, as a user types it."""
+
+    def __init__(self, folder: Path, argv: Sequence[str], *, options: Sequence[str] = ()) -> None:
+        self.folder, self.argv, self.options = folder, list(argv), list(options)
+
+    def start(
+        self,
+        *,
+        after: float | None = None,
+        signum: int = signal.SIGKILL,
+        launcher_alone: bool = False,
+    ) -> Ended:
+        """One start, to the end of all of its processes; `signum` reaches them `after` so many
+        seconds, or the launcher alone."""
+        root = Path(__file__).parents[1]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *self.options]
+        said = self.folder / "said.txt"
+        with said.open("wb") as out:
+            launcher = subprocess.Popen(
+                [*command, root / "recipes" / "sft_then_dpo.py", *self.argv],
+                stdout=out,
+                stderr=out,
+                cwd=root,
+                start_new_session=True,
+            )
+            started = psutil.Process(launcher.pid)
+            try:
+                launcher.wait(after)
+                below = []
+            except subprocess.TimeoutExpired:
+                below = started.children(recursive=True)
+                for process in [started] if launcher_alone else [started, *below]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.send_signal(signum)
+                launcher.wait()
+            psutil.wait_procs(below)
+        return Ended((launcher.returncode,), 0, "launched", said.read_text(errors="replace"))
 
 
 def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:

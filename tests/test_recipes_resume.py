@@ -30,7 +30,7 @@ def test_killed_preempted_and_short_of_disk_in_one_and_two_processes(tmp_path):
         tmp_path, "--kills", "6", "--faults", "6", "--requeues", "4", "--seed", "7"
     )
     assert report["equal"] == report["kills"] == 6
-    assert report["requeues"]["exit_143"] == report["requeues"]["starts"] >= 4
+    assert report["requeues"]["own_code"] == report["requeues"]["starts"] >= 4
     assert all(
         fault["one sentence"] == fault["equal"] == fault["starts"]
         for fault in report["faults"].values()

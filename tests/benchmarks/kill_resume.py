@@ -7,8 +7,8 @@ in two processes, and measured by epoch. Half of the kills fall by the clock, ha
 file. A run is started again, and killed again, until it ends; it counts as equal if its weights are
 the same to the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds
 starts in which a write fails (disk full, quota, read-only, rights): they must end in one sentence
-and lose nothing. `--requeues` adds runs under a scheduler that pre-empts: SIGTERM, a grace, the
-same command again.
+and lose nothing. `--requeues` adds starts that a scheduler, a terminal or a user ends by a signal,
+which all processes get, workers of the data loader too; then the same command again.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 
-from chain_process import FAULTS, Chain, Trap  # noqa: E402
+from chain_process import FAULTS, Chain, Ended, Trap  # noqa: E402
 from conftest import make_tiny_tokenizer  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
@@ -46,6 +46,7 @@ STAGE = {
 }
 CHEAP = ["eval.repetition.cap=64", "pairs.samples_per_prompt=2"]
 LORA = ["lora.r=4", "lora.lora_dropout=0.1"]
+WORKERS = [f"{stage}.dataloader_num_workers=2" for stage in ("sft_all", "sft_dialogue", "dpo")]
 EPOCHS = ["eval.each_epoch={enabled: true, prompts: 3, limit: 4}"]
 VARIANTS = {
     "full": ([], 1),
@@ -53,7 +54,9 @@ VARIANTS = {
     "full, 2 processes": ([], 2),
     "lora by epoch": ([*LORA, *EPOCHS], 1),
     "full by epoch, 2 processes": (EPOCHS, 2),
+    "lora, data workers": ([*LORA, *WORKERS], 1),
 }
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 MOST = 12  # kills of one run
 
 
@@ -174,8 +177,8 @@ def fail_writes(folder: Path, unbroken: dict, lot: random.Random, count: int) ->
 
 
 def preempt(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dict:
-    """Starts that a scheduler's SIGTERM reached, how many ended by 143, whose runs ended equal."""
-    tally: Counter = Counter(starts=0, exit_143=0, equal=0)
+    """Starts that a signal reached, how many ended by its code, whose runs ended equal."""
+    tally: Counter = Counter(starts=0, own_code=0, equal=0)
     run = folder / "run"
     while tally["starts"] < count:
         variant = lot.choice(list(unbroken))
@@ -183,21 +186,28 @@ def preempt(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dic
         reached = orderly = 0
         while True:
             after = lot.uniform(0, unbroken[variant]["seconds"]) if reached < MOST else None
-            ended = command.start(after=after, signum=signal.SIGTERM)
+            signum = lot.choice(SIGNALS)
+            ended = command.start(after=after, signum=signum)
             if set(ended.codes) == {0}:
                 break
             reached += 1
-            # Before the command has begun, the signal has its usual effect: 143 to a shell.
-            codes = {143} if ended.touches else {143, -signal.SIGTERM}
-            fine = set(ended.codes) <= codes and "Traceback" not in ended.said
+            fine = ended_by(ended, signum)
             orderly += fine
             if not fine:
-                print(ended.codes, ended.last, ended.said[-2500:], file=sys.stderr)
+                print(signum, ended.codes, ended.last, ended.said[-2500:], file=sys.stderr)
         same = outcome(run) == unbroken[variant]["outcome"]
-        tally.update(starts=reached, exit_143=orderly, equal=reached * same)
-        print(f"{tally['starts']} pre-emptions, {tally['equal']} equal", file=sys.stderr)
+        tally.update(starts=reached, own_code=orderly, equal=reached * same)
+        print(f"{tally['starts']} signals, {tally['equal']} equal", file=sys.stderr)
         shutil.rmtree(run)
     return dict(tally)
+
+
+def ended_by(ended: Ended, signum: int) -> bool:
+    """Whether a start ended in order by a signal: 128 + n, no traceback. Before the command has
+    begun, the signal has its usual effect."""
+    codes = {128 + signum} if ended.touches else {128 + signum, -signum}
+    usual = ended.touches == 0 and signum == signal.SIGINT  # Python's own KeyboardInterrupt
+    return usual or (set(ended.codes) <= codes and "Traceback" not in ended.said)
 
 
 def coin(lot: random.Random) -> bool:
