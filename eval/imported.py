@@ -28,7 +28,7 @@ from eval.stats import BITS_PER_BYTE
 from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.run import read_json, write_json, write_jsonl
-from sft.storage import is_plain_name, writing
+from sft.storage import is_inside, is_plain_name, writing
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | 
         section: `per_task` says which metric and filter count, else a task's first.
 
     Raises:
-        UserError: nothing measured is there, a line is not lm-eval's, or the logs are of two models
-            or of two backends.
+        UserError: nothing measured is there, a line is not lm-eval's, a file is a link that leads
+            out of `path`, or the logs are of two models or of two backends.
     """
     own = _own_folder(path)
     samples = {} if own else _newest(path)
@@ -111,6 +111,7 @@ class _Samples:
 
 def _own_folder(path: Path) -> Path | None:
     """eval/<model> of a run of ours: the one given, or that of a run's last model."""
+    _refuse_link(path / "results.json", path)
     results = read_json(path / "results.json")
     if isinstance(results, dict) and isinstance(results.get("models"), list):
         path = path / "eval" / _plain(str(results["models"][-1]), path / "results.json")
@@ -165,7 +166,14 @@ def _plain(name: str, file: Path) -> str:
     return name
 
 
+def _refuse_link(file: Path, folder: Path) -> None:
+    """Files of others are read from the folder that the user named, and from nowhere else."""
+    if not is_inside(file, folder):
+        raise UserError(f"{file} is a link that leads out of {folder}; put what it leads to there")
+
+
 def _copy(source: Path, folder: Path) -> str | None:
+    _refuse_link(source / "scores.json", source)
     scores = read_json(source / "scores.json")
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
     for name in scores.get("benchmarks", {}) | scores.get("language", {}):
@@ -173,6 +181,7 @@ def _copy(source: Path, folder: Path) -> str | None:
     more = [f"{name}.jsonl" for name in MORE_SAMPLES]
     files += [name for name in more if (source / name).is_file()]
     for name in files + ["generations.jsonl"] * ("repetition" in scores):
+        _refuse_link(source / name, source)
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +198,12 @@ def _newest(path: Path) -> dict[str, _Samples]:
         UserError: they are of two models.
     """
     found = []
+    folder = path.parent if path.is_file() else path
     for file in [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl")):
         if (match := _NAME.fullmatch(file.name)) is not None:
             logs = sorted(file.parent.glob(f"*_{match['date']}.json"))
+            for each in [*logs[:1], *([file] if file != path else [])]:
+                _refuse_link(each, folder)
             results = read_json(logs[0]) if logs else {}
             found.append(_Samples(file, match["task"], match["date"], results))
     _refuse_two_models(path, found)
@@ -215,7 +227,7 @@ def _grouped(samples: Mapping[str, _Samples]) -> dict[str, list[_Samples]]:
             for child in children
         }
         while name in groups:
-            name = groups[name]
+            name = groups.pop(name)  # a group that is in itself ends there
         table.setdefault(name, []).append(file)
     return table
 

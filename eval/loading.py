@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from eval.backend import BACKEND, Backend
 from eval.transformers_backend import TransformersBackend
@@ -20,8 +20,9 @@ from sft.config import EvalSection, UserError
 from sft.lockstep import together
 from sft.merge import on_processor
 from sft.model import free_memory, load_model
+from sft.model_config import read_model_config
 from sft.placement import Placement
-from sft.revisions import located, split_revision
+from sft.revisions import split_revision
 from sft.run import is_adapter
 from sft.setting import Setting
 from sft.shares import from_main
@@ -89,14 +90,14 @@ def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Back
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         whole = _merged(path, setting, scratch / "model") if is_adapter(path) else path
         # Ours, with the tokens that were added; vLLM reads the model's type beside it.
-        config = AutoConfig.from_pretrained(**located(whole), trust_remote_code=trust)
+        config = read_model_config(whole, trust_remote_code=trust)
         config.save_pretrained(scratch / "tokenizer")
         setting.tokenizer.save_pretrained(scratch / "tokenizer")
         return whole
 
     try:
         whole = from_main(prepare)
-        config = AutoConfig.from_pretrained(**located(whole), trust_remote_code=trust)
+        config = read_model_config(whole, trust_remote_code=trust)
         free_memory()
         with vllm_backend(
             whole,

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from sft.adapters import adapter_base, tokenizer_place
 from sft.chat import ids_of
 from sft.config import UserError
 from sft.ending import find_ending
+from sft.model_config import read_model_config
 from sft.revisions import located
 from sft.run import is_adapter
 
@@ -33,7 +34,7 @@ def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
         name = place.pop("pretrained_model_name_or_path")
         declared = ids_of(GenerationConfig.from_pretrained(name, **place).eos_token_id)
     except OSError:  # the model has no generation_config.json
-        config = AutoConfig.from_pretrained(**located(path), trust_remote_code=trust_remote_code)
+        config = read_model_config(path, trust_remote_code=trust_remote_code)
         declared = ids_of(getattr(config, "eos_token_id", None))
     try:
         ending = find_ending(stored).ids[0]

@@ -11,7 +11,8 @@ from sft.config import Preset, Source, find_path
 from sft.prepare import source_fingerprint
 from sft.run import fingerprint, is_adapter
 
-WEIGHTS = ("*.safetensors", "*.index.json", "config.json", CONFIG, "*.py")
+# Files of a model that its weights and the ends of its answers are read from, and its own code.
+READ = ("*.safetensors", "*.index.json", "config.json", "generation_config.json", CONFIG, "**/*.py")
 
 
 def run_inputs(
@@ -57,8 +58,8 @@ def weights_fingerprint(path: str) -> str:
     folder = Path(path)
     if not folder.is_dir():
         return f"hub:{path}"
-    files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
-    parts = [[file.name, settled_hash(file)] for file in files]
+    files = sorted({file for pattern in READ for file in folder.glob(pattern) if file.is_file()})
+    parts = [[file.relative_to(folder).as_posix(), settled_hash(file)] for file in files]
     if is_adapter(path):
         parts.append(["base", weights_fingerprint(adapter_base(path))])
     return fingerprint(parts)

@@ -17,15 +17,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sft.adapters import adapter_base
 from sft.chat import ids_of, stop_ids
 from sft.config import UserError
 from sft.model import load_model, save_model
+from sft.model_config import read_model_config
 from sft.placement import Placement
-from sft.revisions import located
-from sft.run import Stage, is_adapter
+from sft.run import Stage
 from sft.setting import Setting
 from sft.shares import from_main
 from sft.storage import writing
@@ -275,9 +275,7 @@ def compare_logits(
 
 def stored_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """The dtype that a model's weights are kept in, as its configuration says; else float32."""
-    if is_adapter(path):
-        path = adapter_base(path)
-    config = AutoConfig.from_pretrained(**located(path), trust_remote_code=trust_remote_code)
+    config = read_model_config(path, trust_remote_code=trust_remote_code)
     return config.dtype or torch.float32
 
 

@@ -14,7 +14,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -32,6 +31,7 @@ from sft.head import settle_head
 from sft.hub import hub_refusal
 from sft.kernels import settle_kernels
 from sft.lora import fuse_adapters
+from sft.model_config import read_model_config
 from sft.placement import Placement
 from sft.proof import settle_layout
 from sft.quantised import nf4
@@ -44,7 +44,7 @@ from sft.system_prompt import OWN, default_system, quoted, set_system_prompt
 from sft.targets import add_adapter, lora_config, reach_of
 from sft.template_date import asks_date, set_date
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
-from sft.weights import check_adapter, check_weights, read_weights
+from sft.weights import check_adapter, check_entries, check_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,8 @@ def check_model(section: ModelSection) -> str:
     check_adapter(path, given=section.name_or_path)
     try:
         config = read_config(path, section)
+    except UserError:
+        raise
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(
             f"model.name_or_path={section.name_or_path}: {_unread(error, path)}"
@@ -105,12 +107,6 @@ def check_model(section: ModelSection) -> str:
     check_causal(config, given=section.name_or_path)
     check_weights(path, given=section.name_or_path)
     check_given_adapter(path, config, given=section.name_or_path)
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"model.name_or_path={section.name_or_path} is quantised already, and what is trained "
-            "is merged into unquantised weights; name the model that it was made from, with "
-            "model.load_in_4bit=true to train over 4-bit weights"
-        )
     return path
 
 
@@ -133,10 +129,8 @@ def _unread(error: Exception, path: str) -> str:
 
 
 def read_config(path: str, section: ModelSection) -> Any:
-    """A model's configuration; of an adapter that of its base."""
-    if is_adapter(path):
-        path = adapter_base(path)
-    return AutoConfig.from_pretrained(**located(path), trust_remote_code=section.trust_remote_code)
+    """A model's configuration; of an adapter that of its base (`sft.model_config`)."""
+    return read_model_config(path, trust_remote_code=section.trust_remote_code)
 
 
 def context_window(path: str, section: ModelSection) -> int | None:
@@ -180,6 +174,7 @@ def load_tokenizer(
 
 def _stored_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
     place = tokenizer_place(path)
+    check_entries(place, given=path)
     if place != path:
         log.info("tokenizer: that of %s, since the adapter %s was saved without one", place, path)
     try:
@@ -227,6 +222,7 @@ def load_model(
     """
     free_memory()
     check_adapter(path, given=path)
+    check_weights(path, given=path)
     adapter = is_adapter(path)
     dtype = dtype or placement.weights
     more: dict[str, Any] = {}
@@ -234,7 +230,7 @@ def load_model(
         more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
     base = adapter_base(path) if adapter else path
     try:
-        config = AutoConfig.from_pretrained(**located(base), trust_remote_code=trust_remote_code)
+        config = read_model_config(base, trust_remote_code=trust_remote_code)
         attention = attention_for(config, placement.attention)
         if attention != placement.attention:
             log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
@@ -243,6 +239,7 @@ def load_model(
             more = in_parts(compute=placement.compute if trainable else dtype, weights=dtype)
         model = read_weights(
             base,
+            config=config,
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,

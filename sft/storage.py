@@ -156,7 +156,8 @@ def is_plain_name(name: str) -> bool:
 
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path, as written and as it is after links, does not lead out of `folder`."""
-    return path.resolve().is_relative_to(folder.resolve())
+    # `Path.resolve` raises at a circle of links, which leads nowhere.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AddedToken, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
-from sft.adapters import adapter_base, tokenizer_place
+from sft.adapters import tokenizer_place
 from sft.config import ModelSection, UserError
+from sft.model_config import read_model_config
 from sft.revisions import located
 from sft.run import Stage, fingerprint, is_adapter, model_fingerprint
 from sft.shares import from_main
@@ -105,8 +106,9 @@ def base_with_tokens(
         stage.begin()
         model = read_weights(
             base,
+            config=read_model_config(base, trust_remote_code=trust),
             dtype="auto",
-            attn_implementation="eager",  # never what its own configuration names
+            attn_implementation="eager",
             trust_remote_code=trust,
         )
         _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
@@ -121,8 +123,7 @@ def base_with_tokens(
 
 def _embeddings(base: str, *, trust_remote_code: bool) -> int:
     """How many rows the embedding has, by the configuration; of an adapter that of its base."""
-    path = adapter_base(base) if is_adapter(base) else base
-    config = AutoConfig.from_pretrained(**located(path), trust_remote_code=trust_remote_code)
+    config = read_model_config(base, trust_remote_code=trust_remote_code)
     return config.get_text_config().vocab_size
 
 

@@ -1,10 +1,13 @@
 """Which files a model is loaded from: safetensors, and adapters of the one kind that we train."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
@@ -12,9 +15,23 @@ from sft.adapters import BASE, CONFIG, adapter_base
 from sft.config import UserError
 from sft.revisions import located
 from sft.run import is_adapter, read_json
+from sft.storage import is_inside, is_plain_name
 
 WHOLE = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = ("adapter_model.safetensors",)
+# Fields of an adapter's configuration that a LoRA adapter has; any other has to be as PEFT has it,
+# since it may name code (megatron_core), other layers than the base's, or another computation.
+LORA_FIELDS = frozenset(
+    {
+        *("base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode"),
+        *("peft_version", "auto_mapping", "r", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
+        *("bias", "lora_bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+        *("target_parameters", "trainable_token_indices", "modules_to_save"),
+        *("ensure_weight_tying", "init_lora_weights"),
+        *("megatron_core", "qalora_group_size"),  # without effect on their own
+    }
+)
 POINTER = b"version https://git-lfs"
 
 
@@ -38,6 +55,13 @@ def check_adapter(path: str, *, given: str) -> None:
             f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
             "merge it into its base with peft first"
         )
+    plain = LoraConfig().to_dict()
+    others = [name for name in sorted(plain.keys() - LORA_FIELDS) if config.get(name)]
+    if others := [name for name in others if config[name] != plain[name]]:
+        raise UserError(
+            f"model.name_or_path={given}: its {CONFIG} sets {', '.join(others)}, which only other "
+            "kinds of adapters have; merge it into its base with peft first"
+        )
     recorded = config.get(BASE)
     if not isinstance(recorded, str) or not recorded:
         raise UserError(
@@ -52,8 +76,8 @@ def check_adapter(path: str, *, given: str) -> None:
 
 
 def check_weights(path: str, *, given: str) -> None:
-    """Refuse a local model, or the base of an adapter, whose weights would be unpickled or are not
-    whole, by their names and headers.
+    """Refuse a local model, or the base of an adapter, whose weights would be unpickled, lie
+    elsewhere or are not whole, by their names and headers.
 
     A hub id is left to the loading, which asks for safetensors alone.
 
@@ -64,6 +88,7 @@ def check_weights(path: str, *, given: str) -> None:
     folder = Path(path)
     if not folder.is_dir():
         return
+    check_entries(path, given=given)
     adapter = is_adapter(path)
     names = ADAPTER if adapter else WHOLE
     if not any((folder / name).is_file() for name in names):
@@ -84,6 +109,36 @@ def check_weights(path: str, *, given: str) -> None:
         check_weights(base, given=f"{given} (its base, {base})")
 
 
+def check_entries(path: str, *, given: str) -> None:
+    """Refuse a local model's folder with entries that are read from elsewhere. Links of the hub's
+    cache of downloads lead to its own blobs, and may.
+
+    Raises:
+        UserError: a link leads out of the folder, or an entry is a pipe, a socket or a device.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    for entry in sorted(folder.rglob("*")):
+        at = f"model.name_or_path={given}: {entry.relative_to(folder)}"
+        if entry.is_symlink() and not (is_inside(entry, folder) or _is_blob(entry, folder)):
+            raise UserError(
+                f"{at} is a link that leads out of the model's folder; put what it leads to there"
+            )
+        if not (entry.is_file() or entry.is_dir()):
+            raise UserError(f"{at} is neither a file nor a folder; remove it")
+
+
+def _is_blob(link: Path, folder: Path) -> bool:
+    """Whether a link leads to a download in the hub's cache: of the snapshot that the folder is, or
+    of any, as `hf download --local-dir` made them once."""
+    there = Path(os.path.realpath(link)).parent
+    snapshot = folder.resolve().parent
+    own = snapshot.name == "snapshots" and there == snapshot.parent / "blobs"
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    return own or (there.name == "blobs" and there.is_relative_to(cache))
+
+
 def _files(folder: Path, names: tuple[str, ...], *, given: str) -> list[Path]:
     """The files that hold the weights: those of the index, where there is one."""
     name = next(name for name in names if (folder / name).is_file())
@@ -95,7 +150,15 @@ def _files(folder: Path, names: tuple[str, ...], *, given: str) -> list[Path]:
         raise UserError(
             f"model.name_or_path={given}: {name} is no index of weights; fetch the model again"
         )
-    return [folder / part for part in sorted(set(map(str, parts.values())))]
+    files = sorted(set(map(str, parts.values())))
+    for file in files:
+        if not (is_plain_name(file) and file.endswith(".safetensors")):
+            raise UserError(
+                f"model.name_or_path={given}: {name} names {file!r}, and weights are read from "
+                "files *.safetensors of the model's own folder alone; move them there and correct "
+                "the index"
+            )
+    return [folder / file for file in files]
 
 
 def _check_file(file: Path, *, given: str) -> None:
@@ -114,11 +177,12 @@ def _check_file(file: Path, *, given: str) -> None:
         raise UserError(f"{at} is cut off or damaged ({error}); fetch it again") from None
 
 
-def read_weights(base: str, **options: Any) -> Any:
+def read_weights(base: str, *, config: Any, **options: Any) -> Any:
     """A causal LM with its weights, all of them from safetensors.
 
     Args:
         base: a directory, or a hub id with or without `@revision`.
+        config: its configuration by `sft.model_config`, so that upstream reads no other.
         options: of upstream's `from_pretrained`.
 
     Raises:
@@ -127,6 +191,7 @@ def read_weights(base: str, **options: Any) -> Any:
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         **located(base),
+        config=config,
         use_safetensors=True,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # told below, in a sentence

@@ -26,6 +26,7 @@ from sft.config import LoraSection, ModelSection, Source, UserError
 from sft.files import read_records
 from sft.inputs import weights_fingerprint
 from sft.model import check_model, load_model, load_tokenizer, load_trainable
+from sft.model_config import read_model_config
 from sft.placement import choose_placement
 from sft.weights import read_weights
 
@@ -33,7 +34,8 @@ said = []
 for revision in json.loads(sys.argv[1]):
     try:
         path = check_model(ModelSection("org/base", revision=revision))
-        model = read_weights(path, dtype="auto")
+        config = read_model_config(path, trust_remote_code=False)
+        model = read_weights(path, config=config, dtype="auto")
         size = model.get_input_embeddings().weight.sum().item()
         load_tokenizer(path, ModelSection("org/base", revision=revision))
         said.append([path, size, weights_fingerprint(path)])
