@@ -19,7 +19,8 @@ from tqdm import tqdm
 from eval import code_tasks, instructions
 from eval.answers import cap_answers, end_at_turn
 from eval.delta import clusters_of
-from eval.programs import find_isolation
+from eval.isolation import RunCode
+from eval.probe import find_isolation
 from eval.scores import Judged, cluster_key, is_template, other_metrics, stored_row
 from eval.shots import FittedShots
 from eval.stats import BITS_PER_BYTE, bits_per_byte, score_interval
@@ -61,14 +62,14 @@ def run_benchmark(
     ask: Ask,
     limit: int | None,
     file: Path,
-    allow_code_execution: bool = False,
+    code: RunCode = RunCode.NEVER,
 ) -> dict[str, Any]:
     """Run one task, or all tasks of a group as one, write its samples to `file`; returns its entry.
 
     Args:
         engine: a new one, in the format that `ask` names; its seed is the task's, too.
         limit: the first so many documents (of each task of a group).
-        allow_code_execution: run the programs that the model writes, apart (`eval.programs`).
+        code: whether the programs that the model writes are run (`eval.programs`).
 
     Processes share the model's answers; the first one judges them and writes.
 
@@ -76,7 +77,7 @@ def run_benchmark(
         UserError: a task cannot be loaded, has no documents, runs programs that are not allowed, or
             has no score in [0, 1].
     """
-    check_tasks([task], source=source, allow_code_execution=allow_code_execution)
+    check_tasks([task], source=source, code=code)
     with quiet(), _seeded(engine.seed):
         loaded = _load(task, source=source, ask=ask, seed=engine.seed)
         asked = _asked(loaded, engine, ask=ask, limit=limit, configs=source.configs([task]))
@@ -86,14 +87,14 @@ def run_benchmark(
         def finish() -> dict[str, Any]:
             rows = []
             for name, own in asked.samples.items():
-                for sample in _judged_here(asked.tasks[name], own, label=engine.label):
+                for sample in _judged_here(asked.tasks[name], own, code=code, label=engine.label):
                     row = stored_row(asked.tasks[name], sample, engine, judged=asked.judged[name])
                     if len(asked.samples) > 1:
                         row["doc_id"] = f"{name}/{row['doc_id']}"
                     rows.append(row)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(file, rows)
-            form = _format(task, asked.tasks, asked.fitted, ask=ask)
+            form = _format(task, asked.tasks, asked.fitted, ask=ask, code=code)
             return summarise(rows) | form | engine.changes
 
         return from_main(finish)
@@ -190,7 +191,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Texts that a language model reads have bits per byte in the place of a score. Multiple choice
     has `metrics`: the score by each other metric that the rows allow; written answers have
     `cut_answers`, how many were cut at the task's cap, and `unanswered`, how many ended within
-    their thinking (at the cap or at a stop string of the task), where there are any.
+    their thinking (at the cap or at a stop string of the task), where there are any. Programs have
+    `together`, how many ran in one process with their tests (`eval.programs`).
     """
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
     if metric == BITS_PER_BYTE:
@@ -209,13 +211,20 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         entry["metrics"] = others
     if cut := sum(row.get("finish_reason") == "cap" for row in rows):
         entry["cut_answers"] = cut
+    if together := sum(row.get("together", False) for row in rows):
+        entry["together"] = together
     if unanswered := sum(bool(r.get("thinking")) and not r["answer"].strip() for r in rows):
         entry["unanswered"] = unanswered
     return entry
 
 
 def _format(
-    name: str, tasks: Mapping[str, Task], fitted: Mapping[str, FittedShots], *, ask: Ask
+    name: str,
+    tasks: Mapping[str, Task],
+    fitted: Mapping[str, FittedShots],
+    *,
+    ask: Ask,
+    code: RunCode,
 ) -> dict[str, Any]:
     """How the entry's score was asked for; how many questions had fewer examples, if any."""
     shots = max(
@@ -233,7 +242,7 @@ def _format(
     if fewer:
         entry["fewer_shots"] = fewer
     if any(code_tasks.runs_programs(task) for task in tasks.values()):
-        entry["isolation"] = find_isolation().name
+        entry["isolation"] = find_isolation(code).name
     return entry
 
 
@@ -256,11 +265,11 @@ def _filtered(samples: Sequence[Mapping[str, Any]], judged: Judged) -> list[Mapp
 
 
 def _judged_here(
-    task: Task, samples: Sequence[Mapping[str, Any]], *, label: str | None
+    task: Task, samples: Sequence[Mapping[str, Any]], *, code: RunCode, label: str | None
 ) -> Sequence[Mapping[str, Any]]:
     """The samples of tasks whose answers lm-eval does not judge, with their verdicts."""
     if code_tasks.runs_programs(task):
-        return code_tasks.scored(task, samples, label=label)
+        return code_tasks.scored(task, samples, isolation=find_isolation(code), label=label)
     if instructions.checks_instructions(task.config.to_dict()):
         return instructions.scored(task, samples)
     return samples

@@ -11,6 +11,7 @@ A task file of one's own asks for it in its metadata, in templates over a docume
 it is a whole program and no continuation of `start`.
 """
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +21,11 @@ from lm_eval.api.task import Task
 from lm_eval.utils import apply_template
 from tqdm import tqdm
 
-from eval.programs import find_isolation, run_program
+from eval.isolation import Isolation
+from eval.programs import Tested, run_program
 from sft.config import UserError
+
+log = logging.getLogger(__name__)
 
 # As HumanEval's authors call the share of problems that the one answer solves.
 METRIC = "pass@1"
@@ -90,19 +94,29 @@ def _fields(task: Task, document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def scored(
-    task: Task, samples: Sequence[Mapping[str, Any]], *, label: str | None
+    task: Task, samples: Sequence[Mapping[str, Any]], *, isolation: Isolation, label: str | None
 ) -> list[dict[str, Any]]:
     """lm-eval's samples, each with its program run: the program, the verdict and the reason."""
-    isolation = find_isolation()
     rows = []
     for sample in tqdm(samples, f"{label}: programs", unit="program", disable=label is None):
-        program = program_of(sample["resps"][0][0], **_fields(task, sample["doc"]))
-        outcome = run_program(f"{program}\n{sample['target']}\n", isolation=isolation)
+        fields = _fields(task, sample["doc"])
+        program = program_of(sample["resps"][0][0], **fields)
+        tested = Tested(program, str(sample["target"]), **fields)
+        outcome = run_program(tested, isolation=isolation)
         verdict = {
             METRIC: float(outcome.passed),
             "metrics": [METRIC],
             "filtered_resps": [program],
             "outcome": outcome.reason,
+            "together": outcome.together,
         }
         rows.append({**sample, **verdict})
+    if together := sum(row["together"] for row in rows):
+        log.warning(
+            "%s: the tests of %d of %d programs ran in the programs' own process, since they pass "
+            "or compare objects that cannot be copied; such a program could forge its verdict",
+            task.task_name,
+            together,
+            len(rows),
+        )
     return rows

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from eval import repetition
 from eval.benchmarks import place_of, run_benchmark
 from eval.figures import figures
+from eval.isolation import RunCode
 from eval.measure import ask_of
 from eval.stats import BITS_PER_BYTE
 from eval.system_turn import TurnedEngine
@@ -89,7 +90,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
                     ask=ask_of(task, section, chat=True),
                     limit=own.limit,
                     file=end.folder / "samples" / f"{task}.jsonl",
-                    allow_code_execution=section.allow_code_execution,
+                    code=RunCode.of(section),
                 )
                 row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()

@@ -17,6 +17,7 @@ from eval.backend import Backend
 from eval.benchmarks import Ask, place_of, run_benchmark
 from eval.delta import REPETITION
 from eval.figures import tell_measures
+from eval.isolation import RunCode
 from eval.kept import Unit, not_written
 from eval.loading import backend_inputs, loaded
 from eval.repetition_views import detail
@@ -54,7 +55,7 @@ def check_measures(section: EvalSection) -> None:
         section.tasks,
         source=Tasks.of(section),
         options=section.per_task,
-        allow_code_execution=section.allow_code_execution,
+        code=RunCode.of(section),
     )
     if section.repetition.prompts:
         repetition.check_cap(section.repetition.cap)
@@ -223,7 +224,7 @@ class _Measured:
                 ask=ask,
                 limit=self.section.limit,
                 file=unit.rows,
-                allow_code_execution=self.section.allow_code_execution,
+                code=RunCode.of(self.section),
             )
 
         return self._kept(unit, run)

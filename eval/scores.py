@@ -136,7 +136,7 @@ def stored_row(
             filtered = math_answers.final_answer(filtered)
         row |= {"finish_reason": reason, "filtered": filtered}
     if "outcome" in sample:
-        row["outcome"] = sample["outcome"]
+        row |= {"outcome": sample["outcome"], "together": sample["together"]}
     answer = str(sample["resps"][0][0])
     if thinking:
         row["thinking"] = thinking

@@ -232,7 +232,7 @@ def markdown(
         if rows:
             lines += ["", f"## {title}", "", *md_table(rows[0], list(rows[1:]))]
     for name, tasks in isolations(results).items():
-        lines += ["", md(f"Programs of {', '.join(tasks)} ran in isolation: {name}.")]
+        lines += ["", md(f"Programs of {', '.join(tasks)} were confined by {name}.")]
     lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
     return "\n".join(lines) + "\n"
 

@@ -23,8 +23,9 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from eval import code_tasks, instructions
+from eval.isolation import RunCode
 from eval.local import LocalTask
-from eval.programs import find_isolation
+from eval.probe import find_isolation
 from sft.config import EvalSection, TaskOptions, UserError, find_path
 from sft.hub import reach_hub
 from sft.plain_yaml import refuse_bomb
@@ -84,7 +85,7 @@ def check_tasks(
     *,
     source: Tasks,
     options: Mapping[str, TaskOptions] | None = None,
-    allow_code_execution: bool = False,
+    code: RunCode = RunCode.NEVER,
 ) -> None:
     """Refuse what cannot be run, before any model is loaded.
 
@@ -113,13 +114,13 @@ def check_tasks(
                 (task,) = load_tasks([name], source=source, shots=0, seed=0).values()
                 instructions.check_documents(task)
     programs = [name for name, config in configs.items() if code_tasks.needs_programs(config)]
-    if programs and not allow_code_execution:
+    if programs and code is RunCode.NEVER:
         raise UserError(
             f"task {programs[0]} runs programs that the model writes; allow it on the command line "
             "with --allow-code-execution (or eval.allow_code_execution=true), or leave the task out"
         )
     if programs:
-        find_isolation()
+        find_isolation(code)
 
 
 def tasks_fingerprint(names: Sequence[str], *, source: Tasks) -> str:

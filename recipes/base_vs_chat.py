@@ -219,7 +219,13 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-code-execution",
         action="store_true",
         default=None,
-        help="let code tasks run the programs that the models write, kept apart",
+        help="let code tasks run the programs that the models write, confined",
+    )
+    parser.add_argument(
+        "--allow-unconfined-code",
+        action="store_true",
+        default=None,
+        help="and run them with your rights where nothing on this machine confines them",
     )
     parser.add_argument("--vllm", metavar="PYTHON", help="measure with the vLLM of this Python")
     parser.add_argument("--seed", type=int, default=0)
@@ -279,6 +285,7 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         "base_shots": given.base_shots,
         "chat_shots": given.chat_shots,
         "allow_code_execution": given.allow_code_execution,
+        "allow_unconfined_code": given.allow_unconfined_code,
         "backend": given.vllm and "vllm",
         "vllm_python": given.vllm,
     }

@@ -37,13 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--allow-code-execution",
         action="store_true",
-        help="let code tasks run the programs that the models write, kept apart",
+        help="let code tasks run the programs that the models write, confined",
+    )
+    parser.add_argument(
+        "--allow-unconfined-code",
+        action="store_true",
+        help="and run them with your rights where nothing on this machine confines them",
     )
     given = parser.parse_intermixed_args(argv)
     if "=" in given.preset:  # overrides alone: they apply to the quickstart
         given.preset, given.overrides = str(QUICKSTART), [given.preset, *given.overrides]
     if given.allow_code_execution:
         given.overrides.append("eval.allow_code_execution=true")
+    if given.allow_unconfined_code:
+        given.overrides.append("eval.allow_unconfined_code=true")
 
     def work() -> None:
         preset = load_preset(given.preset, overrides=given.overrides)

@@ -202,6 +202,7 @@ class EvalSection:
     data_dir: str | None = None  # where data files of task_dir's tasks are; absent: beside them
     limit: int | None = None
     allow_code_execution: bool = False  # tasks that run model-written programs; ASKED_BY_THE_USER
+    allow_unconfined_code: bool = False  # where nothing confines them too; ASKED_BY_THE_USER
     base_format: str = "auto"  # plain, chat; auto: chat where the start is a chat model already
     base_shots: int = 5
     chat_shots: int = 0
@@ -302,6 +303,7 @@ ASKED_BY_THE_USER = {
     "model.trust_remote_code": "runs the Python files that come with the model",
     "eval.vllm_python": "starts this program",
     "eval.allow_code_execution": "runs the programs that the models write",
+    "eval.allow_unconfined_code": "runs them where nothing confines them",
     **{
         f"{stage}.push_to_hub": "uploads what is trained"
         for stage in ("sft_all", "sft_dialogue", "dpo")

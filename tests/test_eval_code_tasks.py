@@ -9,7 +9,8 @@ from conftest import ROOT, make_tiny_model
 
 from eval.benchmarks import Ask, run_benchmark
 from eval.code_tasks import program_of, scored
-from eval.programs import find_isolation
+from eval.isolation import RunCode
+from eval.probe import find_isolation
 from eval.system_turn import TurnedEngine
 from eval.tasks import Tasks, check_tasks, load_tasks
 from sft.config import UserError
@@ -50,7 +51,8 @@ def verdicts(folder, config, rows, answers):
         {"doc": doc, "target": task.doc_to_target(doc), "resps": [[answer]]}
         for doc, answer in zip(task.eval_docs, answers, strict=True)
     ]
-    rows = scored(task, samples, label=None)
+    isolation = find_isolation(RunCode.CONFINED)
+    rows = scored(task, samples, isolation=isolation, label=None)
     assert {tuple(row["metrics"]) for row in rows} == {("pass@1",)}
     return [(row["pass@1"] == 1.0, row["outcome"]) for row in rows]
 
@@ -95,7 +97,7 @@ def test_programs_are_judged_by_the_tests_of_their_document(tmp_path):
     assert verdicts(tmp_path, HUMANEVAL, ROWS, answers) == [
         (True, "passed"),
         (True, "passed"),
-        (False, "AssertionError (line 5: assert f(1) == 3)"),
+        (False, "AssertionError (line 2: assert f(1) == 3)"),
     ]
 
 
@@ -104,7 +106,7 @@ def test_nothing_runs_without_being_asked_for(tmp_path):
     refusal = "task humaneval_local runs programs .* --allow-code-execution .*leave the task out"
     with pytest.raises(UserError, match=refusal):
         check_tasks([name], source=Tasks(str(tmp_path)))
-    check_tasks([name], source=Tasks(str(tmp_path)), allow_code_execution=True)
+    check_tasks([name], source=Tasks(str(tmp_path)), code=RunCode.CONFINED)
     # The file need not say that it is unsafe.
     write_task(tmp_path, {k: v for k, v in HUMANEVAL.items() if k != "unsafe_code"}, ROWS)
     with pytest.raises(UserError, match=refusal):
@@ -115,14 +117,14 @@ def test_nothing_runs_without_being_asked_for(tmp_path):
 def test_lm_evals_own_code_tasks_are_never_run(name):
     """They run programs in the evaluator's process, some at import."""
     with pytest.raises(UserError, match=rf"task {name} .*in this very process; give it as a file"):
-        check_tasks([name], source=Tasks(), allow_code_execution=True)
+        check_tasks([name], source=Tasks(), code=RunCode.CONFINED)
 
 
 def test_a_task_that_does_not_say_how_is_refused(tmp_path):
     broken = HUMANEVAL | {"metadata": {"program": {"start": "{{prompt}}"}}}
     name = write_task(tmp_path, broken, ROWS)
     with pytest.raises(UserError, match=r"metadata.program: \{start: ..., entry: ...}"):
-        check_tasks([name], source=Tasks(str(tmp_path)), allow_code_execution=True)
+        check_tasks([name], source=Tasks(str(tmp_path)), code=RunCode.CONFINED)
 
 
 def test_benchmarks_store_program_reason_and_isolation(tmp_path, tiny_tokenizer):
@@ -146,11 +148,11 @@ def test_benchmarks_store_program_reason_and_isolation(tmp_path, tiny_tokenizer)
     unknown = {"program": {"start": "{{promt}}", "entry": "f"}}
     write_task(tmp_path, HUMANEVAL | {"metadata": unknown}, ROWS)
     with pytest.raises(UserError, match=r"metadata.program: 'promt' is undefined; name one of"):
-        run(allow_code_execution=True)
+        run(code=RunCode.CONFINED)
     write_task(tmp_path, HUMANEVAL, ROWS)
-    entry = run(allow_code_execution=True)
+    entry = run(code=RunCode.CONFINED)
     assert entry["metric"] == "pass@1" and entry["n"] == 3 and entry["shots"] == 0
-    assert entry["isolation"] == find_isolation().name
+    assert entry["isolation"] == find_isolation(RunCode.CONFINED).name
     stored = read_jsonl(file)
     for row, doc in zip(stored, ROWS, strict=True):
         expected = program_of(row["answer"], start=doc["prompt"], entry=doc["entry_point"])

@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks.hellaswag.utils import preprocess
 
 from eval.benchmarks import quiet
+from eval.isolation import RunCode
 from eval.scores import cluster_key, cluster_of
 from eval.tasks import Tasks, check_tasks, load_tasks
 from recipes import base_vs_chat
@@ -332,7 +333,7 @@ def test_tasks_of_each_kind_run_in_both_formats_on_a_real_model(real_data, tmp_p
 @pytest.mark.real
 def test_missing_data_of_a_task_is_named_before_any_model_loads(source, tmp_path):
     there = [name for name in NAMES if name not in MATH]
-    check_tasks(there, source=source, allow_code_execution=True)
+    check_tasks(there, source=source, code=RunCode.CONFINED)
     with pytest.raises(
         UserError, match=r"mmlu.yaml: data file mmlu_test.jsonl.gz is not there; put"
     ):

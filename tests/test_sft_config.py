@@ -293,6 +293,7 @@ def test_our_own_keys_are_these():
         "dpo": ["enabled", "packing", "train_batch_size"],
         "eval": [
             "allow_code_execution",
+            "allow_unconfined_code",
             "backend",
             "base_format",
             "base_shots",

@@ -1,0 +1,233 @@
+"""Copies values between the process that runs the tests and the process that holds the program.
+
+A message is one line of JSON. Plain values are copied: None, bool, int, float, complex, str, bytes,
+list, tuple, dict, set, range, Decimal, Fraction and the like, and instances of the classes that a
+task itself defines; shared and circular references are kept. Any other object of the program stays
+there under a number. A reply therefore holds content alone, and no method of the program's takes
+part when the tests compare it. Only the standard library is used: this runs in a confined process.
+
+A graph is {"nodes": [[kind, origin, content], ...], "roots": [place, ...]}. A place is null, a
+bool, a str, a number, or ["n", i] for node i: the graph of `([1], [1.5])` is
+
+    {"nodes": [["tuple", null, [["n", 1], ["n", 2]]], ["list", null, [1]], ["list", null, [1.5]]],
+     "roots": [["n", 0]]}
+
+`origin` is the node of the request that a mutable object came as, so that what a call changes in
+its arguments comes back.
+"""
+
+import json
+import sys
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+# Bytes of a message, and the numbers that JSON holds as they are.
+LINE = 16 << 20
+SMALL = 1 << 53
+ENDED = "its process ended"
+
+
+def _whole(text: str) -> int:
+    return int(text, 16)
+
+
+# kind -> how its content is written and read; base 16 has no limit on the digits of a number.
+IMMUTABLE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    int: (lambda v: hex(int.__pos__(v)), _whole),
+    float: (float.hex, float.fromhex),
+    complex: (lambda v: [float.hex(v.real), float.hex(v.imag)], lambda c: _complex(*c)),
+    str: (str.__str__, str),
+    bytes: (bytes.hex, bytes.fromhex),
+    range: (lambda v: [hex(v.start), hex(v.stop), hex(v.step)], lambda c: range(*map(_whole, c))),
+    Decimal: (Decimal.__str__, Decimal),
+    Fraction: (
+        lambda v: [hex(v.numerator), hex(v.denominator)],
+        lambda c: Fraction(*map(_whole, c)),
+    ),
+}
+FROZEN: tuple[type, ...] = (tuple, frozenset)
+SEQUENCES: tuple[type, ...] = (list, deque, set)
+MAPPINGS: tuple[type, ...] = (Counter, OrderedDict, dict)
+MUTABLE = {kind.__name__: kind for kind in (*SEQUENCES, *MAPPINGS, bytearray)}
+PLAIN = {**MUTABLE, **{kind.__name__: kind for kind in (*IMMUTABLE, *FROZEN)}}
+
+
+def _complex(real: str, imaginary: str) -> complex:
+    return complex(float.fromhex(real), float.fromhex(imaginary))
+
+
+class UnsendableError(BaseException):
+    """The tests need an object of their own in the program, or compare a result with one."""
+
+
+class EndedError(BaseException):
+    """The other process has ended or sent what is no message."""
+
+
+class Link:
+    """One end of the connection.
+
+    Args:
+        to_object: the object behind a number.
+        to_number: the number of an object that is not copied.
+    """
+
+    def __init__(
+        self,
+        incoming: BinaryIO,
+        outgoing: BinaryIO,
+        *,
+        to_object: Callable[[int], Any],
+        to_number: Callable[[Any], int],
+    ) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+        self.to_object, self.to_number = to_object, to_number
+        self.classes: Mapping[str, type] = {}  # of the task, by name
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        try:
+            self.outgoing.write(json.dumps(message).encode() + b"\n")
+            self.outgoing.flush()
+        except OSError:
+            raise EndedError(ENDED) from None
+
+    def receive(self) -> dict[str, Any]:
+        line = self.incoming.readline(LINE)
+        if not line.endswith(b"\n"):
+            cause = f"a value of more than {LINE >> 20} MiB" if line else ENDED
+            raise EndedError(cause)
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise EndedError("what its process sent is no message")
+        return message
+
+    def encode(
+        self, roots: Iterable[Any], *, origins: Iterable[Any] = (), as_base: bool = False
+    ) -> tuple[dict[str, Any], list[Any]]:
+        """A graph, and the object of each of its nodes.
+
+        Args:
+            as_base: an instance of a subclass of a plain type is copied as that type.
+        """
+        came_as = {id(value): i for i, value in enumerate(origins)}
+        numbers: dict[int, int] = {}
+        objects: list[Any] = []
+
+        def place_of(value: Any) -> Any:
+            kind = type(value)
+            if value is None or kind is bool or kind is str:
+                return value
+            if (kind is int or kind is float) and -SMALL < value < SMALL:
+                return value
+            if id(value) not in numbers:
+                numbers[id(value)] = len(objects)
+                objects.append(value)
+            return ["n", numbers[id(value)]]
+
+        places = [place_of(value) for value in roots]
+        nodes: list[Any] = []
+        while len(nodes) < len(objects):
+            value = objects[len(nodes)]
+            kind, content = self._described(value, place_of, as_base=as_base)
+            nodes.append([kind, came_as.get(id(value)), content])
+        return {"nodes": nodes, "roots": places}, objects
+
+    def _described(
+        self, value: Any, place_of: Callable[[Any], Any], *, as_base: bool
+    ) -> tuple[str, Any]:
+        kind = type(value)
+        if as_base:
+            kind = next((base for base in PLAIN.values() if issubclass(kind, base)), kind)
+        name = kind.__name__
+        if kind in IMMUTABLE:
+            return name, IMMUTABLE[kind][0](value)
+        if kind is bytearray:
+            return name, bytes(value).hex()
+        if kind in SEQUENCES or kind in FROZEN:
+            return name, [place_of(item) for item in kind.__iter__(value)]
+        if kind in MAPPINGS:
+            return name, [place_of(part) for pair in dict.items(value) for part in pair]
+        if self.classes.get(name) is kind:
+            parts = [place_of(part) for pair in vars(value).items() for part in pair]
+            return "object", [name, *parts]
+        return "remote", self.to_number(value)
+
+    def decode(
+        self, graph: Mapping[str, Any], *, origins: list[Any] | None = None
+    ) -> tuple[list[Any], list[Any]]:
+        """The roots of a graph, and the object of each of its nodes.
+
+        Args:
+            origins: objects of the request, of which those that came back get their new content.
+        """
+        nodes = graph["nodes"]
+        made: dict[int, Any] = {}
+        for i, (kind, origin, content) in enumerate(nodes):
+            if kind == "remote":
+                made[i] = self.to_object(content)
+            elif kind in MUTABLE or kind == "object":
+                own = None if origins is None or origin is None else origins[origin]
+                made[i] = self._emptied(kind, content, own)
+
+        def value_at(place: Any) -> Any:
+            if not isinstance(place, list):
+                return place
+            number = place[1]
+            if number not in made:
+                kind, _, content = nodes[number]
+                if PLAIN[kind] in FROZEN:
+                    made[number] = PLAIN[kind](value_at(item) for item in content)
+                else:
+                    made[number] = IMMUTABLE[PLAIN[kind]][1](content)
+            return made[number]
+
+        # Keys and members of sets are hashed: what they may hold is filled before them.
+        for i in sorted(made, key=lambda i: nodes[i][0] not in ("object", "list")):
+            kind, _, content = nodes[i]
+            _fill(made[i], kind, content, value_at)
+        objects = [value_at(["n", i]) for i in range(len(nodes))]
+        return [value_at(place) for place in graph["roots"]], objects
+
+    def _emptied(self, kind: str, content: Any, own: Any) -> Any:
+        """A mutable object without its content: `own`, if that has the kind, or a new one."""
+        fresh = self.classes[content[0]] if kind == "object" else MUTABLE[kind]
+        if type(own) is not fresh:
+            return object.__new__(fresh) if kind == "object" else fresh()
+        held: Any = vars(own) if kind == "object" else own
+        held.clear()
+        return own
+
+
+def _fill(target: Any, kind: str, content: Any, value_at: Callable[[Any], Any]) -> None:
+    if kind == "bytearray":
+        target.extend(bytes.fromhex(content))
+    elif kind in ("list", "deque"):
+        target.extend(value_at(place) for place in content)
+    elif kind == "set":
+        target.update(value_at(place) for place in content)
+    elif kind != "remote":
+        parts = [value_at(place) for place in (content[1:] if kind == "object" else content)]
+        into = vars(target) if kind == "object" else target
+        for key, value in zip(parts[::2], parts[1::2], strict=True):
+            into[key] = value
+
+
+def standard(value: Any) -> tuple[str, str] | None:
+    """Module and name (empty: the module itself) of what the standard library defines, else None.
+
+    For modules, functions and classes.
+    """
+    if isinstance(value, type(sys)):
+        module, name = value.__name__, ""
+    else:
+        module = getattr(value, "__module__", None) or ""
+        name = getattr(value, "__name__", None) or ""
+        if not name or getattr(sys.modules.get(module), name, None) is not value:
+            return None
+    return (module, name) if module.split(".")[0] in sys.stdlib_module_names else None
