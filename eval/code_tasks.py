@@ -22,7 +22,7 @@ from lm_eval.utils import apply_template
 from tqdm import tqdm
 
 from eval.isolation import Isolation
-from eval.programs import Tested, run_program
+from eval.programs import Submission, run_program
 from sft.config import UserError
 
 log = logging.getLogger(__name__)
@@ -101,8 +101,8 @@ def scored(
     for sample in tqdm(samples, f"{label}: programs", unit="program", disable=label is None):
         fields = _fields(task, sample["doc"])
         program = program_of(sample["resps"][0][0], **fields)
-        tested = Tested(program, str(sample["target"]), **fields)
-        outcome = run_program(tested, isolation=isolation)
+        submission = Submission(program, str(sample["target"]), **fields)
+        outcome = run_program(submission, isolation=isolation)
         verdict = {
             METRIC: float(outcome.passed),
             "metrics": [METRIC],

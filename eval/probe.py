@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval import escapes
 from eval.isolation import IMAGE, Isolation, RunCode, unconfined, ways
-from eval.programs import Tested, run_program
+from eval.programs import Submission, run_program
 from sft.config import UserError
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ def _confining() -> Isolation | str:
 
 
 def _check_ordinary(isolation: Isolation) -> None:
-    tested = Tested(ORDINARY, "assert f(1) == [1]", entry="f")
-    outcome = run_program(tested, isolation=isolation)
+    submission = Submission(ORDINARY, "assert f(1) == [1]", entry="f")
+    outcome = run_program(submission, isolation=isolation)
     if not outcome.passed:
         raise OSError(outcome.reason)
 
@@ -99,7 +99,7 @@ def check_confinement(isolation: Isolation) -> None:
                 f"for name, found in escapes(*{facts}).items():\n"
                 f"    assert {secret!r} not in found and 'memory of' not in found, name\n"
             )
-            outcome = run_program(Tested(source, tests, entry="escapes"), isolation=isolation)
+            outcome = run_program(Submission(source, tests, entry="escapes"), isolation=isolation)
             if other.poll() is not None:
                 raise OSError("a program can end other processes")
             if os.getpriority(os.PRIO_PROCESS, other.pid) != priority:

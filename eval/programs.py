@@ -55,7 +55,7 @@ sys.modules["eval.cell"].main()
 
 
 @dataclass(frozen=True)
-class Tested:
+class Submission:
     """A program and what judges it.
 
     Attributes:
@@ -105,14 +105,16 @@ class _Pipe:
             os.close(end)
 
 
-def run_program(tested: Tested, *, isolation: Isolation, limits: Limits = LIMITS) -> Outcome:
+def run_program(
+    submission: Submission, *, isolation: Isolation, limits: Limits = LIMITS
+) -> Outcome:
     """Run a program and its tests; it passes if the tests end without an error.
 
     Raises:
         OSError: the isolation cannot be set up; nothing of the program has run.
     """
-    start, classes = _start(tested)
-    order = asdict(tested) | {"start": start, "classes": classes}
+    start, classes = _start(submission)
+    order = asdict(submission) | {"start": start, "classes": classes}
     verdict = _apart(order, isolation=isolation, limits=limits)
     together = "unsendable" in verdict
     if together:
@@ -121,19 +123,19 @@ def run_program(tested: Tested, *, isolation: Isolation, limits: Limits = LIMITS
     return Outcome(passed, str(verdict["reason"]), together)
 
 
-def _start(tested: Tested) -> tuple[str, list[str]]:
+def _start(submission: Submission) -> tuple[str, list[str]]:
     """The task's part of the program as a program of its own, and the classes that it defines.
 
     Its last function may be open: `pass` fills the body, and does nothing otherwise. Where that is
     no program, the tests have the answer's names alone.
     """
-    start = f"{tested.start}pass\n"
+    start = f"{submission.start}pass\n"
     try:
         tree = ast.parse(start)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return "", []
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    return start, [name for name in classes if name != tested.entry]
+    return start, [name for name in classes if name != submission.entry]
 
 
 def _apart(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) -> dict[str, Any]:
