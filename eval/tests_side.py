@@ -101,10 +101,10 @@ class Tests:
         graph, objects = self.link.encode([target, *values])
         self.link.send({"do": action, "graph": graph})
         reply = self.link.receive()
+        self.asked = True
         if "error" in reply:
             raise self._raised(reply)
         (result, *_), _ = self.link.decode(reply["graph"], origins=objects)
-        self.asked = True
         return result
 
     def _raised(self, reply: Mapping[str, Any]) -> Exception:

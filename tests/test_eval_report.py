@@ -371,14 +371,14 @@ def test_console_table_fits_80_columns_and_holds_every_number() -> None:
 
 def test_the_isolation_of_programs_is_named(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
-    assert "Isolation" not in text_of(report_page(run_dir))
+    assert "confined by" not in text_of(report_page(run_dir))
     results = make_results()
     for score in results["benchmarks"]["world_code"].values():
         score["isolation"] = "no namespaces (macOS has none)"
     (run_dir / "results.json").write_text(json.dumps(results))
     method = text_of(report_page(run_dir).find(".//section[@id='method']"))
-    assert "world_code ran each" in method
-    assert "Isolation: no namespaces (macOS has none)." in method
+    assert "world_code were confined by" in method
+    assert "confined by no namespaces (macOS has none)." in method
     assert "no namespaces (macOS has none)" in (run_dir / "report.md").read_text("utf-8")
 
 

@@ -265,7 +265,9 @@ def test_what_cannot_be_copied_is_tested_in_the_programs_process_and_said():
 
 
 def test_where_both_share_a_process_each_of_its_children_must_pass():
-    program = "import os\nparent = os.getpid()\ndef f(g):\n    os.fork()\n    return g(1)\n"
+    program = (
+        "import os\nparent = os.getpid()\ndef f(g):\n    if os.fork(): os.wait()\n    return g(1)\n"
+    )
     tests = "import os\nassert f(lambda x: x) == 1\nassert os.getpid() == parent"
     outcome = judged(program, tests)
     assert outcome.together and not outcome.passed
