@@ -89,7 +89,7 @@ def check_confinement(isolation: Isolation) -> None:
     ):
         folder = Path(os.path.realpath(name))
         folder.chmod(0o777)  # reachable for any user: it is not the mode that protects
-        (folder / "secret").write_text(secret)
+        (folder / "secret").write_text(f"{secret}\n")  # readline reads whole lines
         (folder / "secret").chmod(0o666)
         priority = os.getpriority(os.PRIO_PROCESS, other.pid)
         try:
@@ -108,7 +108,7 @@ def check_confinement(isolation: Isolation) -> None:
             other.kill()
         if not outcome.passed:
             raise OSError(f"a program can get out: {outcome.reason}")
-        kept = (folder / "secret").is_file() and (folder / "secret").read_text() == secret
+        kept = (folder / "secret").is_file() and (folder / "secret").read_text() == f"{secret}\n"
         mode = (folder / "secret").stat().st_mode & 0o777 if kept else 0
         if [p.name for p in folder.iterdir()] != ["secret"] or mode != 0o666:
             raise OSError("a program can change files outside of its folder")

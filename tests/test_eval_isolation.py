@@ -38,9 +38,7 @@ def test_limits_alone_are_found_out_as_no_confinement():
 
 
 def test_where_nothing_confines_programs_are_refused_unless_that_is_allowed(without):
-    refusal = (
-        r"cannot be confined .*\(bubblewrap: is not installed\).*Docker.*--allow"
-    )
+    refusal = r"cannot be confined .*\(bubblewrap: is not installed\).*Docker.*--allow"
     with pytest.raises(UserError, match=refusal):
         find_isolation(RunCode.CONFINED)
     found = find_isolation(RunCode.UNCONFINED)

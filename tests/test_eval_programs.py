@@ -112,7 +112,7 @@ assert readline.get_history_item(1) == 'kept'
     "home by tcl": """
 import _tkinter
 tcl = _tkinter.create(None, 'x', 'X', False, True, False, False, None)
-assert tcl.eval('read [open {home}/secret]') == 'kept'
+assert tcl.eval('gets [open {home}/secret]') == 'kept'
 """,
     "home by a subinterpreter": """
 import _xxsubinterpreters as other
@@ -145,7 +145,7 @@ def surroundings(tmp_path, monkeypatch):
     """What a program could reach and must not: a home, a secret, a server, other processes."""
     monkeypatch.setenv("TRUING_SECRET", "TRUING_SECRET")
     (tmp_path / "home").mkdir()
-    (tmp_path / "home/secret").write_text("kept")
+    (tmp_path / "home/secret").write_text("kept\n")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "home").chmod(0o777)
@@ -161,7 +161,7 @@ def surroundings(tmp_path, monkeypatch):
             "python": sys.base_prefix,
         }
     assert [p.name for p in (tmp_path / "home").iterdir()] == ["secret"]
-    assert (tmp_path / "home/secret").read_text() == "kept"
+    assert (tmp_path / "home/secret").read_text() == "kept\n"
     assert not list((tmp_path / "temporary").iterdir())
     assert not os.path.exists(f"{sys.base_prefix}/truing_was_here")
     assert not confined_processes()
