@@ -34,6 +34,7 @@ from sft.config import (
     load_preset,
 )
 from sft.rules import check_measuring
+from sft.run_place import check_run_dir
 
 log = logging.getLogger("truing")
 
@@ -55,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         compared = _compared(given)
-        compare(_preset(given, model=next(iter(compared.models.values()), "none")), compared)
+        preset = _preset(given, model=next(iter(compared.models.values()), "none"))
+        read = [*compared.models.values(), *compared.samples.values()]
+        check_run_dir(preset, read=[*read, *([given.preset] if given.preset else [])])
+        compare(preset, compared)
 
     return run_command(work)
 

@@ -11,17 +11,16 @@ compared with the trained one's on real rows of the run, and its token ids with 
 import argparse
 import logging
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sft.command import run_command
 from sft.config import ModelSection, Preset, UserError, load_preset
-from sft.storage import temporary_name
+from sft.new_folder import new_folder
+from sft.storage import write_text
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
 LENGTH = 512
@@ -85,34 +84,17 @@ def export(
             f"{run} was trained with model.trust_remote_code: its model brings Python files that "
             "would run here; pass --trust-remote-code if you trust them"
         )
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        what = "holds files already" if to.is_dir() else "is a file"
-        raise UserError(f"--to {to} {what}; give a new folder")
-    with new_folder(to) as folder:
+    with new_folder(to, option="--to") as folder:
         ollama = write_export(
             run,
             preset,
             name,
             folder=folder,
-            called=to.name,
+            called=to.resolve().name,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
         )
     print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=ollama), sep="\n")
-
-
-@contextmanager
-def new_folder(to: Path) -> Iterator[Path]:
-    """A folder that takes the name `to` when all of it is written; where that fails or is
-    interrupted, none is left."""
-    working = temporary_name(to)
-    shutil.rmtree(working, ignore_errors=True)
-    try:
-        yield working
-        shutil.rmtree(to, ignore_errors=True)
-        working.rename(to)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
 
 
 def write_export(
@@ -221,11 +203,11 @@ def write_export(
     checked.append(f"token ids: the same in {', '.join(proof.ways)} ({proof.chats} chats)")
     for line in checked:
         log.info("%s", line)
-    shutil.copy(run / "preset.yaml", folder / "preset.yaml")
+    write_text(folder / "preset.yaml", (run / "preset.yaml").read_text(encoding="utf-8"))
     ways = ways_to_use(".", name=called, ollama=turns is not None)
     use = [f"    {line}" for line in ways]
     card = model_card(run, preset, name=called, model=name, use=use, checked=checked)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "README.md", card)
     return turns is not None
 
 

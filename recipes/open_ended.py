@@ -65,6 +65,7 @@ def run(given: argparse.Namespace) -> None:
     from sft.run import write_json
     from sft.run_date import with_date
     from sft.run_directory import open_run
+    from sft.run_place import check_run_dir
     from sft.setting import Setting
     from sft.terminal import SafeConsole
 
@@ -95,6 +96,7 @@ def run(given: argparse.Namespace) -> None:
         dpo=DpoStage(enabled=False),
         eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
     )
+    check_run_dir(preset, read=[*named.values(), given.questions, given.references or ""])
     preset = with_date(preset, models=list(paths.values()))
     date = preset.run.date
     tokenizers = {name: load_tokenizer(paths[name], sections[name], date=date) for name in named}

@@ -56,9 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         preset = load_preset(given.preset, overrides=given.overrides)
         # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
         from sft.console import start_logging
+        from sft.run_place import check_run_dir
         from sft.shares import temporary_folder
 
         start_logging()
+        check_run_dir(preset, read=[given.preset])
         if given.dry_run:
             with temporary_folder() as folder:
                 chain(replace(preset, run=replace(preset.run, dir=str(folder))), dry_run=True)

@@ -6,6 +6,7 @@ unrenamed; beside them stand the few of ours that `sft.sections` names.
 
 import dataclasses
 import difflib
+import errno
 import sys
 import types
 import typing
@@ -126,8 +127,12 @@ def resolved(preset: Preset) -> dict[str, Any]:
 def find_path(path: str) -> Path | None:
     """A preset's relative path: from the current directory, else from the checkout, else None."""
     for candidate in (Path(path).expanduser(), CHECKOUT / path):
-        if candidate.exists():
-            return candidate
+        try:
+            if candidate.exists():
+                return candidate
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
     return None
 
 

@@ -36,15 +36,18 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process.
+def one_writer(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
+    """Hold `folder`, which is made where it is missing, for this process.
+
+    Args:
+        option: that names the folder, for the sentences.
 
     Raises:
         UserError: it cannot be written or used, or another process holds it (then who, and where).
     """
     if "::" in str(folder):
         raise UserError(
-            f"run.dir={folder} holds `::`, by which datasets would read it as an address within "
+            f"{option}={folder} holds `::`, by which datasets would read it as an address within "
             "another; choose a path without"
         )
     try:
@@ -54,21 +57,21 @@ def one_writer(folder: Path) -> Iterator[None]:
         stream = os.fdopen(os.open(folder / NAME, flags, 0o644), "r+b", 0)
     except (FileExistsError, NotADirectoryError):
         raise UserError(
-            f"run.dir={folder} is a file, or lies in one; set run.dir= to a folder"
+            f"{option}={folder} is a file, or lies in one; set {option}= to a folder"
         ) from None
     except OSError as error:
         if error.errno == errno.ELOOP and (folder / NAME).is_symlink():
             raise UserError(
-                f"run.dir={folder}: {NAME} is a link, which would have what it leads to written "
+                f"{option}={folder}: {NAME} is a link, which would have what it leads to written "
                 "over; remove it"
             ) from None
         raise UserError(
-            f"run.dir={folder} cannot be written ({error.strerror}); set run.dir= to a folder of "
-            "yours"
+            f"{option}={folder} cannot be written ({error.strerror}); set {option}= to a "
+            "folder of yours"
         ) from None
     with stream:
         if not (folder / NAME).is_file():  # reading a pipe never ends
-            raise UserError(f"run.dir={folder}: {NAME} is no file; remove it")
+            raise UserError(f"{option}={folder}: {NAME} is no file; remove it")
         by_kernel = _take(stream, folder)
         holder = _read(folder)
         here = platform.node()
@@ -76,9 +79,8 @@ def one_writer(folder: Path) -> Iterator[None]:
             _wait_for_sign_of_life(folder, holder)
         if holder:
             log.warning(
-                "run.dir=%s: the run of %s was cut off; going on from what it saved",
-                folder,
-                _who(holder),
+                "%s=%s: the run of %s was cut off; going on from what it saved",
+                *(option, folder, _who(holder)),
             )
         held = _Held(folder, stream, by_kernel=by_kernel)
         # A forked worker that outlives this process must not go on holding the lock.

@@ -17,7 +17,7 @@ from sft.run import STAGE_FOLDERS, Stage, fingerprint, is_adapter
 from sft.setting import Setting, tokenizer_fingerprint
 from sft.sharding import whole_weights
 from sft.stage_facts import StageFacts
-from sft.storage import remove, sync_tree, writing
+from sft.storage import publish_folder, remove, temporary_name, writing
 from sft.trainer import train_sft
 
 log = logging.getLogger(__name__)
@@ -80,14 +80,13 @@ def run_stage(
     facts = train(model, stage.folder)
     weights = whole_weights(model)
     if state.is_main_process:
-        temporary = stage.folder / ".model.tmp"
+        temporary = temporary_name(target)
         shutil.rmtree(temporary, ignore_errors=True)
         with writing(target):
             save_model(model, setting.tokenizer, temporary, weights=weights)
-            sync_tree(temporary)
             if target.exists():
                 remove(target)
-            temporary.rename(target)
+            publish_folder(temporary, target)
         stage.finish(outputs=["model", "log.jsonl"], facts=asdict(facts))
     state.wait_for_everyone()
     return str(target)

@@ -209,6 +209,13 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
+def publish_folder(draft: Path, target: Path) -> None:
+    """Give a written folder its name when the disk holds it; `target` is missing or empty."""
+    sync_tree(draft)
+    draft.rename(target)
+    sync(target.parent)
+
+
 def as_others(folder: Path) -> None:
     """Give a folder's files the rights that new files have: safetensors leaves its own to their
     owner alone, and a server may run as somebody else."""

@@ -1,0 +1,45 @@
+"""Folders that are never a run directory, since a run would write among a user's own files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft.config import Preset, UserError, find_path
+
+
+def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
+    """Refuse a run directory that is, or holds, what the run reads or where the user works.
+
+    Args:
+        read: paths that the command reads without the preset naming them: the preset's own file.
+
+    Raises:
+        UserError: `run.dir` is the home folder, the current one, or one that holds either or a
+            file or folder that is read; it says which.
+    """
+    try:
+        home, here = Path.home(), Path.cwd()
+    except (RuntimeError, FileNotFoundError):  # no home, or a current folder that is gone
+        return
+    folder = (here / Path(preset.run.dir).expanduser()).resolve()
+    places = {"the home folder": home, "the current folder": here}
+    places |= {str(path): found for path in _named(preset, read) if (found := find_path(path))}
+    for name, place in places.items():
+        if place.resolve().is_relative_to(folder):
+            raise UserError(
+                f"results cannot go to {preset.run.dir} (run.dir, --to), which is or holds {name}: "
+                f"the folder of a run holds what the run writes alone; give a folder of its own, "
+                f"such as {Path(preset.run.dir) / 'run'}"
+            )
+
+
+def _named(preset: Preset, read: Sequence[str | Path]) -> list[str]:
+    """Every path that a run reads; a name of the hub among them is found nowhere on the disk."""
+    data, measures, template = preset.data, preset.eval, preset.model.chat_template
+    sources = [*data.sft, *data.preference, *preset.pairs.prompts]
+    single = [
+        *(preset.model.name_or_path, measures.task_dir, measures.data_dir),
+        *(measures.repetition.prompts, measures.safety.prompts),
+        None if template and "{" in template else template,  # the text of a template, or its file
+    ]
+    named = [*map(str, read), *(source.path for source in sources), *data.decontaminate]
+    return [path for path in (*named, *single) if path]

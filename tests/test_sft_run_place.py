@@ -1,0 +1,76 @@
+"""The folder of a run is a folder of its own: never one that holds what the run reads."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from recipes import base_vs_chat, sft_then_dpo
+from sft.config import UserError, find_path, load_preset
+from sft.run_place import check_run_dir
+
+PRESET = """
+# a comment of the user's
+model: {name_or_path: models/base}
+data:
+  sft: [{path: chats/rows.jsonl}]
+  decontaminate: [questions/own.jsonl]
+pairs: {prompts: [{path: prompts/pairs.jsonl}]}
+eval: {task_dir: tasks, repetition: {prompts: asked/rep.jsonl}, safety: {prompts: safe/s.jsonl}}
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder of the user's, who works in a folder beside it."""
+    mine, work = tmp_path / "mine", tmp_path / "work"
+    files = ("presets/preset.yaml", "models/base/config.json", "chats/rows.jsonl", "tasks/a.yaml")
+    more = ("questions/own.jsonl", "prompts/pairs.jsonl", "asked/rep.jsonl", "safe/s.jsonl")
+    for name in (*files, *more):
+        path = (mine if "preset" in name else work) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PRESET)
+    monkeypatch.chdir(work)
+    return mine
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *(".", "~/", "..", "/", "../mine", "../mine/presets", "link"),
+        *("models/base", "models", "chats", "tasks", "questions", "prompts", "asked", "safe"),
+    ],
+)
+def test_a_folder_that_holds_what_is_read_is_no_run_directory(mine, folder):
+    Path("link").symlink_to(mine / "presets")
+    file = mine / "presets" / "preset.yaml"
+    preset = load_preset(file, overrides=[f"run.dir={folder}"])
+    with pytest.raises(UserError, match=r"which is or holds .*; give a folder of its own"):
+        check_run_dir(preset, read=[file])
+
+
+@pytest.mark.parametrize("folder", ["runs/a", "chats/run", "../mine/run", "tasks/x"])
+def test_folders_beside_and_below_are_run_directories(mine, folder):
+    file = mine / "presets" / "preset.yaml"
+    check_run_dir(load_preset(file, overrides=[f"run.dir={folder}"]), read=[file])
+
+
+@pytest.mark.parametrize("more", [[], ["--fresh"], ["--dry-run"]])
+def test_the_folder_of_the_preset_is_refused_and_stays_as_it_is(mine, more, capsys):
+    presets = mine / "presets"
+    (presets / "thesis.txt").write_text("years of work")
+    command = [str(presets / "preset.yaml"), f"run.dir={presets}", *more]
+    assert sft_then_dpo.main(command) == 2
+    assert "preset.yaml: the folder of a run holds" in capsys.readouterr().err
+    assert (presets / "preset.yaml").read_text() == PRESET
+    assert sorted(os.listdir(presets)) == ["preset.yaml", "thesis.txt"]
+
+
+def test_the_other_recipes_hold_to_it_too(mine, capsys):
+    assert base_vs_chat.main(["--base", "models/base", "--tasks", "a", "--to", "models"]) == 2
+    assert "results cannot go to models" in capsys.readouterr().err
+    assert sorted(os.listdir("models")) == ["base"]
+
+
+def test_a_path_longer_than_the_system_takes_is_none():
+    assert find_path("x" * 5000) is None
