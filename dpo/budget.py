@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.budget import Work, pairs_work
 from sft.chat import encode_prompt
-from sft.config import Preset
+from sft.config import Preset, UserError
 from sft.plan import count_steps, step_rows
 from sft.schedule import long_warmup
 
@@ -25,6 +25,9 @@ def preference_work(
 
     Of pairs that are still to be sampled the most that can come: one for each prompt, with answers
     as long as they may be.
+
+    Raises:
+        UserError: no prompt leaves room for an answer.
     """
     if not preset.dpo.enabled:
         return []
@@ -40,6 +43,11 @@ def preference_work(
         answer = answer if longest is None else min(answer, longest - prompt)
         if answer > 0:
             lengths.append((prompt, answer, answer))
+    if prompts and not lengths:
+        raise UserError(
+            f"pairs.prompts: each of {len(prompts)} prompts fills dpo.max_length={longest} tokens, "
+            "so that no answer fits behind it; raise it, or give shorter prompts"
+        )
     return [pairs_work(preset.dpo, lengths, bound=True)]
 
 

@@ -1,7 +1,7 @@
 """The preference stage: pairs given or built, then DPO against the stage's own start."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,17 +109,24 @@ def _encode(
 
 
 def pair_prompts(
-    preset: Preset, setting: Setting, *, benchmarks: Benchmarks
+    preset: Preset,
+    setting: Setting,
+    *,
+    benchmarks: Benchmarks,
+    reference_flaw: Callable[[Any], str | None],
 ) -> list[dict[str, Any]]:
     """The prompts that pairs are sampled from, or none where the preset gives pairs or no DPO.
 
+    Args:
+        reference_flaw: of the judge: what is wrong with a reference, or None.
+
     Raises:
-        UserError: a row is no prompt; or it holds a question of a benchmark and `data.on_error` is
-            stop.
+        UserError: a row is no prompt, or its reference is flawed; or it holds a question of a
+            benchmark and `data.on_error` is stop.
     """
     if preset.data.preference or not preset.dpo.enabled:
         return []
-    prompts = read_prompts(preset.pairs.prompts)
+    prompts = read_prompts(preset.pairs.prompts, reference_flaw=reference_flaw)
     refuse_lost_rows(setting.tokenizer, prompts, most=setting.max_unknown, name="pairs.prompts")
     folder = setting.folder / "data" / "prompts"
     found = from_main(

@@ -5,7 +5,7 @@ no model, so preference pairs of the quickstart rest on facts.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 from eval.repetition import Loop, find_loop, seq_rep_n
 from eval.safety_rules import DECLINES_SORRILY
 from eval.thinking import Answer, split_text
-from sft.config import UserError
 
 # An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
 # quarter; one that loops or says nothing, nothing.
@@ -70,7 +69,7 @@ def rule_judge(
     Raises:
         ValueError: the reference has a key that no rule reads, or a value of the wrong kind.
     """
-    if problem := _flaw(reference):
+    if problem := reference_flaw(reference):
         raise ValueError(problem)
     ended = answer.finish_reason in ("stop_id", "stop_string")
     said = answer.token_ids[:-1] if answer.finish_reason == "stop_id" else answer.token_ids
@@ -90,19 +89,8 @@ def rule_judge(
     return Verdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
 
 
-def check_references(prompts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse references that no answer could be judged by, before any answer is sampled.
-
-    Raises:
-        UserError: naming the prompt and what its reference may hold.
-    """
-    for prompt in prompts:
-        if problem := _flaw(prompt.get("reference") or {}):
-            raise UserError(f"pairs.prompts: prompt {prompt['id']}: {problem}")
-
-
-def _flaw(reference: Any) -> str | None:
-    """What is wrong with a reference; None where nothing is."""
+def reference_flaw(reference: Any) -> str | None:
+    """What is wrong with a reference that `rule_judge` is to judge by; None where nothing is."""
     if not isinstance(reference, dict):
         return f"reference {reference!r} must be an object such as {{'final': '42'}}"
     if unknown := reference.keys() - KEYS:
@@ -112,6 +100,11 @@ def _flaw(reference: Any) -> str | None:
         phrases = reference.get(key, [])
         if not isinstance(phrases, list) or not all(isinstance(p, str) for p in phrases):
             return f"reference.{key} is {phrases!r}; give a list of texts"
+        if key == "any_of" and key in reference and not phrases:
+            return "reference.any_of is empty, so no answer is right; name a text, or leave it out"
+    final = reference.get("final", "")
+    if isinstance(final, bool) or not isinstance(final, str | int | float):
+        return f"reference.final is {final!r}; give a text or a number"
     if not isinstance(reference.get("refuse", True), bool):
         return f"reference.refuse is {reference['refuse']!r}; give true or false"
     return None

@@ -70,6 +70,7 @@ def plan(
     from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from eval.cost import cost_line
+    from eval.judge import reference_flaw
     from eval.questions import asked
     from eval.rehearsal import check_questions
     from sft.adapter_checks import check_adapters
@@ -113,7 +114,7 @@ def plan(
     )
     works = [chats_work(s.name, s.section, s.rows) for s in plan_stages(chats, preset, setting)]
     pairs = given_pairs(preset, setting, benchmarks=benchmarks)
-    prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
+    prompts = pair_prompts(preset, setting, benchmarks=benchmarks, reference_flaw=reference_flaw)
     works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
     for work in works:
         check_batch(work.name, work.section, processes=devices)

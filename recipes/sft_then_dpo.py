@@ -80,7 +80,7 @@ def chain(
     from eval.epochs import check_epochs, epoch_measure
     from eval.figures import tell_deltas
     from eval.gate import check_gates, holds, needed, write_decisions
-    from eval.judge import check_references, rule_judge
+    from eval.judge import reference_flaw, rule_judge
     from eval.loading import backend_inputs, check_backend
     from eval.loops import loop_probe, starting_at
     from eval.measure import check_measures, check_room, measure
@@ -167,8 +167,9 @@ def chain(
         chats = prepare_chats(preset.data, setting, benchmarks=benchmarks, split_at=split_at)
         stages = plan_stages(chats, preset, setting)
         pairs = given_pairs(preset, setting, benchmarks=benchmarks)
-        prompts = pair_prompts(preset, setting, benchmarks=benchmarks)
-        check_references(prompts)
+        prompts = pair_prompts(
+            preset, setting, benchmarks=benchmarks, reference_flaw=reference_flaw
+        )
         preferences = preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
         for work in preferences:
             log.info(preference_line(work))

@@ -27,6 +27,7 @@ from sft.adapters import CONFIG, adapter_base, tokenizer_place
 from sft.causal import check_causal, window_of
 from sft.chat import ensure_template, ids_of, stop_ids
 from sft.config import LoraSection, ModelSection, UserError
+from sft.generation_settings import check_generation, settle_generation
 from sft.head import settle_head
 from sft.hub import hub_refusal
 from sft.kernels import settle_kernels
@@ -107,6 +108,8 @@ def check_model(section: ModelSection) -> str:
     check_causal(config, given=section.name_or_path)
     check_weights(path, given=section.name_or_path)
     check_given_adapter(path, config, given=section.name_or_path)
+    base = adapter_base(path) if is_adapter(path) else path
+    check_generation(base, given=section.name_or_path)
     return path
 
 
@@ -255,6 +258,7 @@ def load_model(
             f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "
             "them (pickled weights are not loaded)"
         ) from None
+    settle_generation(model)
     model = hand_over(model) if parts else model.to(placement.device)
     enable_scoring(model)
     settle_kernels(model)
@@ -339,6 +343,11 @@ def _scale(lora: LoraSection) -> str:
     return f"rank {lora.r}, counted {scale:g} times ({rule})"
 
 
+def bare_model(model: Any) -> Any:
+    """The model that an adapter is in, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def save_model(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -352,7 +361,7 @@ def save_model(
     those that the model had; the README of an adapter's folder shows how to load it with these.
     `weights` are those of a model that does not hold them whole (`sft.sharding.whole_weights`).
     """
-    bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    bare = bare_model(model)
     bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
     bare.generation_config.eos_token_id = stop_ids(
         tokenizer, also=ids_of(bare.generation_config.eos_token_id)

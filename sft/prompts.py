@@ -1,7 +1,7 @@
 """Prompts for sampling and measuring: conversations that wait for an answer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sft.config import RepetitionSection, Source, UserError
@@ -26,16 +26,21 @@ ANSWER = re.compile(
 )
 
 
-def read_prompts(sources: Sequence[Source]) -> list[dict[str, Any]]:
+def read_prompts(
+    sources: Sequence[Source], *, reference_flaw: Callable[[Any], str | None] | None = None
+) -> list[dict[str, Any]]:
     """Rows of {"messages", "id", "category", "language"} and, where the file has it, "reference".
 
     A row is a list of messages that ends with a user turn, a question with the fields that belong
     to it, or any chat that SFT reads, whose last answer is cut off. Prompts that repeat an earlier
     one are left out.
 
+    Args:
+        reference_flaw: given the reference of a row, returns what is wrong with it, or None.
+
     Raises:
-        UserError: one sentence with file and line for the first row that is neither, or for a field
-            with content that nothing read.
+        UserError: one sentence with file and line for the first row that is neither or whose
+            reference is flawed, or for a field with content that nothing read.
     """
     rows: dict[str, dict[str, Any]] = {}
     for source in sources:
@@ -47,6 +52,14 @@ def read_prompts(sources: Sequence[Source]) -> list[dict[str, Any]]:
             messages = _waiting(record)
             unread.add(record.origin, _lost(record, messages))
             labels = {k: record.fields[k] for k in LABELS if record.fields.get(k) is not None}
+            reference = labels.get("reference", "")
+            # Files with references for some rows leave the others empty.
+            if (
+                reference_flaw
+                and reference not in ("", [], {})
+                and (problem := reference_flaw(reference))
+            ):
+                raise UserError(f"{record.origin}: {problem}")
             category = labels.pop("category", None) or labels.pop("kind", None) or source.kind
             labels.pop("kind", None)
             row = {"messages": messages, "category": category or "all", "language": ""} | labels

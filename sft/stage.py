@@ -1,5 +1,6 @@
 """A training stage from the model it starts with to the published one."""
 
+import copy
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,13 +10,15 @@ from typing import Any
 
 from accelerate import PartialState
 
+from sft.config import UserError
 from sft.merge import MERGE_ROWS, merged_start
-from sft.model import load_trainable, save_model
+from sft.model import bare_model, load_trainable, save_model
 from sft.plan import PlannedStage
 from sft.prepare import rows_fingerprint
 from sft.run import STAGE_FOLDERS, Stage, fingerprint, is_adapter
 from sft.setting import Setting, tokenizer_fingerprint
-from sft.sharding import whole_weights
+from sft.sharding import spread, whole_weights
+from sft.shares import from_main
 from sft.stage_facts import StageFacts
 from sft.storage import publish_folder, remove, temporary_name, writing
 from sft.trainer import train_sft
@@ -77,6 +80,7 @@ def run_stage(
         trust_remote_code=setting.trust_remote_code,
         tokens=setting.tokens,
     )
+    try_saving(model, setting.tokenizer, stage.folder)
     facts = train(model, stage.folder)
     weights = whole_weights(model)
     if state.is_main_process:
@@ -90,6 +94,40 @@ def run_stage(
         stage.finish(outputs=["model", "log.jsonl"], facts=asdict(facts))
     state.wait_for_everyone()
     return str(target)
+
+
+def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what a stage publishes at its end to a working folder that is removed again, so that a
+    model that cannot be saved is found before it is trained. All processes call it; the model is as
+    it was. DeepSpeed has its weights only once it trains: there nothing is tried.
+
+    Raises:
+        UserError: a library refuses to save the model.
+        WriteFailed: the disk does not take it.
+    """
+    if spread() == "DeepSpeed":
+        return
+    bare, draft = bare_model(model), temporary_name(folder / "trial")
+    use_cache, settings = bare.config.use_cache, copy.deepcopy(bare.generation_config)
+    weights = whole_weights(model)
+
+    def write() -> None:
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            with writing(draft):
+                save_model(model, tokenizer, draft, weights=weights)
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{folder.name}: the model could not be saved at the end of the stage ({reason}), "
+                "so it is not trained; correct what is named in the files of the model, or give "
+                "another model"
+            ) from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    from_main(write)
+    bare.config.use_cache, bare.generation_config = use_cache, settings
 
 
 def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str:
