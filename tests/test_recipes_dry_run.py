@@ -67,13 +67,24 @@ def test_a_safety_prompt_that_fills_the_window_is_refused(world, capsys):
         ({"any_of": "42"}, "reference.any_of is '42'; give a list of texts"),
         ({"refuse": "no"}, "reference.refuse is 'no'; give true or false"),
         ("42", "reference '42' must be an object"),
+        (0, "reference 0 must be an object"),
+        ({"any_of": []}, "reference.any_of is empty"),
+        ({"final": ["42"]}, "reference.final is ['42']; give a text or a number"),
+        ({"final": None}, "reference.final is None; give a text or a number"),
     ],
 )
 def test_a_reference_that_no_answer_can_be_judged_by_is_refused(world, capsys, reference, words):
-    prompts = [{"messages": chat("say x", "")[:1], "id": "odd", "reference": reference}]
+    good = {"messages": chat("say y", "")[:1], "reference": {"final": 42}}
+    prompts = [good, {"messages": chat("say x", "")[:1], "id": "odd", "reference": reference}]
     write_jsonl(world / "pairs.jsonl", prompts)
     told = refusal(world, capsys, f"pairs.prompts=[{{path: {world / 'pairs.jsonl'}}}]")
-    assert f"pairs.prompts: prompt odd: {words}" in told
+    assert f"pairs.jsonl:2: {words}" in told
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_refused(world, capsys):
+    write_jsonl(world / "pairs.jsonl", [{"messages": chat("x " * 80, "")[:1]}])
+    told = refusal(world, capsys, f"pairs.prompts=[{{path: {world / 'pairs.jsonl'}}}]")
+    assert "each of 1 prompts fills dpo.max_length=128 tokens" in told
 
 
 def test_the_data_of_a_task_that_was_not_measured_may_be_corrected(world, capsys):
