@@ -17,12 +17,14 @@ import httpx2
 
 from sft.config import UserError
 from sft.hub import causes
+from sft.row_errors import HALF_PAIR
 from sft.secret import hidden
 
 # Busy, over a limit or failing: worth another try. Other codes will say the same again.
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever Retry-After says
 LARGEST_REPLY = 4 * 2**20  # bytes
+MOST_TOKENS = 10**9  # of one request; a larger count is none
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,16 @@ def _read(received: bytes) -> Reply:
         text = content["choices"][0]["message"]["content"]
         usage = content.get("usage") or {}
         counts = [usage.get(k) for k in ("prompt_tokens", "completion_tokens")]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise _Transient("a reply that is no chat completion") from None
     if not isinstance(text, str):
         raise _Transient("a reply without text")
-    prompt, completion = (count if isinstance(count, int) else 0 for count in counts)
-    return Reply(text, prompt, completion)
+    prompt, completion = (_count(count) for count in counts)
+    # A reply that was cut may end in half a character, which no file takes.
+    return Reply(HALF_PAIR.sub("\ufffd", text), prompt, completion)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 for anything that cannot be one."""
+    plain = isinstance(value, int) and not isinstance(value, bool)
+    return value if plain and 0 <= value <= MOST_TOKENS else 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
+from eval.imported_checks import read_results, wrong_field
 from eval.math_answers import grade
 from eval.scores import (
     CHOICE_METRICS,
@@ -27,8 +28,10 @@ from eval.scores import (
 from eval.stats import BITS_PER_BYTE
 from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
+from sft.render import PATIENCE, TEMPLATE_ERRORS
 from sft.run import read_json, write_json, write_jsonl
 from sft.storage import is_inside, is_plain_name, writing
+from sft.time_limit import cpu_seconds
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +207,7 @@ def _newest(path: Path) -> dict[str, _Samples]:
             logs = sorted(file.parent.glob(f"*_{match['date']}.json"))
             for each in [*logs[:1], *([file] if file != path else [])]:
                 _refuse_link(each, folder)
-            results = read_json(logs[0]) if logs else {}
+            results = read_results(logs[0], match["task"]) if logs else {}
             found.append(_Samples(file, match["task"], match["date"], results))
     _refuse_two_models(path, found)
     newest = {one.task: one for one in sorted(found, key=lambda one: (one.date, one.path))}
@@ -256,22 +259,25 @@ def _rows(file: _Samples, section: EvalSection, *, pooled: bool) -> list[dict[st
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    with path.open(encoding="utf-8") as stream:
-        for number, text in enumerate(stream, start=1):
-            try:
-                line = json.loads(text)
-                if "\\ud" in text.lower():  # half a character, which no file of ours can hold
-                    whole = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
-                    line = json.loads(whole)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
-            lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]
-            if lacking:
-                raise UserError(
-                    f"{path}:{number}: not a sample of lm-eval 0.4.3 or newer (it lacks "
-                    f"{', '.join(lacking)}); log the samples again"
-                )
-            lines.append(line)
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if b"\\ud" in text.lower():  # half a character, which no file of ours can hold
+                whole = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
+                line = json.loads(whole)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
+        lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]
+        if lacking:
+            raise UserError(
+                f"{path}:{number}: not a sample of lm-eval 0.4.3 or newer (it lacks "
+                f"{', '.join(lacking)}); log the samples again"
+            )
+        if wrong := wrong_field(line):
+            raise UserError(
+                f"{path}:{number}: {wrong} is not as lm-eval writes it; log the samples again"
+            )
+        lines.append(line)
     if not lines:
         raise UserError(f"{path}: is empty; log the samples again")
     return lines
@@ -311,7 +317,14 @@ def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
     metadata = config.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(doc, dict) or "cluster" not in metadata:
         return None
-    return cluster_of(str(metadata["cluster"]), doc)
+    try:
+        with cpu_seconds(PATIENCE):
+            return cluster_of(str(metadata["cluster"]), doc)
+    except TEMPLATE_ERRORS as error:
+        raise UserError(
+            f"metadata.cluster {metadata['cluster']!r} of lm-eval's results cannot be read of a "
+            f"document ({' '.join(str(error).split())[:120]}); log the samples again"
+        ) from None
 
 
 def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:
@@ -321,11 +334,14 @@ def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[A
         return str(answers[0])
     # With acc_mutual_info as many log-probabilities without the context follow.
     count = len(answers) // (2 if MUTUAL in line["metrics"] else 1)
-    logs = [float(answer[0]) for answer in answers]
-    row: dict[str, Any] = {
-        "choices": [str(given[1]).strip() for given in arguments[:count]],
-        "log_probs": logs[:count],
-        "bare_log_probs": logs[count:],
-    }
-    values = choice_values(metric, row)
-    return row["choices"][values.index(max(values))]
+    try:
+        logs = [float(answer[0]) for answer in answers]
+        row: dict[str, Any] = {
+            "choices": [str(given[1]).strip() for given in arguments[:count]],
+            "log_probs": logs[:count],
+            "bare_log_probs": logs[count:],
+        }
+        values = choice_values(metric, row)
+        return row["choices"][values.index(max(values))]
+    except (TypeError, ValueError, LookupError, ArithmeticError):  # not answers to choices
+        return str(answers[0])

@@ -13,6 +13,7 @@ import numpy as np
 from eval.open_ended import Ask, Item, judge_item
 from eval.stats import mcnemar, paired_proportion_interval, score_interval
 from sft.config import UserError
+from sft.row_errors import half_pair, is_deep
 from sft.storage import writing
 
 Row = Mapping[str, Any]
@@ -24,6 +25,7 @@ MT_BENCH = (
 )
 # AlignBench's two halves; its overall score is the mean of theirs, each the mean of its categories.
 GRADES = (1.0, 10.0)
+LARGEST = 10**12  # of a count in a judgment
 REASONING = ("数学计算", "逻辑推理")
 LANGUAGE = ("基本任务", "中文理解", "综合问答", "文本写作", "角色扮演", "专业能力")
 
@@ -153,10 +155,39 @@ def _kept(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path}: not judgments of ours ({error}); move it away") from None
+    rows = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _is_judgment(row):
+            raise UserError(f"{path}:{number}: no judgment of ours; move the file away")
+        rows.append(row)
+    return rows
+
+
+def _is_judgment(row: Any) -> bool:
+    """Whether this is a row that `judge_item` makes."""
+    if not isinstance(row, dict) or is_deep(row) or half_pair(row):
+        return False
+    verdict = row.get("verdict", "")
+    if row.get("kind") == "grade":
+        texts: tuple[str, ...] = ("model",)
+        low, high = GRADES
+        fits = type(row.get("turn")) is int and (
+            verdict is None or (type(verdict) in (int, float) and low <= verdict <= high)
+        )
+    else:
+        texts = ("a", "b")
+        fits = row.get("kind") == "pair" and verdict in (None, "A", "B", "C")
+    texts += ("key", "question", "category", "reply")
+    counts = [row.get(name) for name in ("asked", "prompt_tokens", "completion_tokens")]
+    return (
+        fits
+        and all(isinstance(row.get(name), str) for name in texts)
+        and all(type(count) is int and 0 <= count <= LARGEST for count in counts)
+    )
 
 
 def _grades(rows: Sequence[Row]) -> dict[str, Any]:

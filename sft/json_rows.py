@@ -23,7 +23,7 @@ from typing import Any
 from sft.config import UserError
 from sft.messages import is_messages
 from sft.records import MAX_RECORD_BYTES, Record, open_bytes, read_lines, read_text
-from sft.row_errors import RowError, half_pair, invalid_text, malformed, type_name
+from sft.row_errors import RowError, half_pair, invalid_text, is_deep, malformed, type_name
 
 WHITE = " \t\r\n"
 # Names under which a file that is one object holds its rows.
@@ -99,6 +99,8 @@ def _as_record(origin: str, value: Any, text: str) -> Record | RowError:
     """The record of a value that stands in the file as `text`."""
     if isinstance(value, RowError):
         return value
+    if is_deep(value):
+        return _too_deep(origin)
     if HALF_PAIR.search(text) and (place := half_pair(value)):
         return invalid_text(origin, where=place, what="half a surrogate pair")
     if not isinstance(value, dict):

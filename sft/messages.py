@@ -7,7 +7,7 @@ from typing import Any
 
 from sft.fields import Fields
 from sft.marks import KEYS, LISTS, TRAINED, is_trained, read_mark
-from sft.row_errors import RowError, half_pair, invalid_text, type_name
+from sft.row_errors import RowError, half_pair, invalid_text, is_deep, type_name
 from sft.unfit import refuse_media
 
 Message = dict[str, Any]
@@ -256,9 +256,10 @@ def decoded(value: Any) -> Any:
     """Structure that a CSV cell or a text field holds as JSON; anything else as it is."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except (ValueError, RecursionError):
             return value
+        return value if is_deep(found) else found
     return value
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from sft.config import UserError
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")
+DEEPEST = 100  # levels of lists and objects; no row of people's has a tenth
+LONGEST = 2_000  # characters of what is said about a row
 
 
 class RowError(UserError):
@@ -31,7 +33,8 @@ class RowError(UserError):
     ) -> None:
         # A field's name may hold line breaks or half a surrogate pair; the message stays one line
         # that can be written.
-        line = " ".join(f"{origin}: {detail}; {remedy}".splitlines())
+        said = detail if len(detail) <= LONGEST else f"{detail[:LONGEST]}\u2026"
+        line = " ".join(f"{origin}: {said}; {remedy}".splitlines())
         super().__init__(line.encode(errors="backslashreplace").decode())
         self.origin, self.rule, self.detail, self.remedy = origin, rule, detail, remedy
         self.counted, self.ends = counted, ends
@@ -110,7 +113,8 @@ def _extra(error: json.JSONDecodeError, what: str) -> str:
     rest = error.doc[error.pos :].strip()
     if rest == ",":
         return f"a comma behind the object, as in an array, at column {error.colno}"
-    return f"another object behind the first, at column {error.colno}" if rest[0] == "{" else what
+    found = f"another object behind the first, at column {error.colno}"
+    return found if rest.startswith("{") else what
 
 
 def _breaks_off(error: json.JSONDecodeError) -> bool:
@@ -151,6 +155,17 @@ def half_pair(value: Any, *, where: str = "") -> str:
         below = (half_pair(one, where=f"{where}[{i}]") for i, one in enumerate(value))
         return next(filter(None, below), "")
     return ""
+
+
+def is_deep(value: Any) -> bool:
+    """Whether lists and objects stand in each other more than `DEEPEST` levels deep."""
+    level = [[value]]
+    for _ in range(DEEPEST + 1):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def type_name(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The endpoint's client against a local server that is right, slow, malformed or failing."""
 
 import gzip
+import json
 import socket
 import threading
 import time
@@ -59,6 +60,8 @@ MALFORMED = [
     b'{"choices": "x"}',
     completion(None),
     b"\xff\xfe{",
+    b"[" * 100_000,
+    b'{"choices": ' + b'{"a":' * 100_000,
 ]
 
 
@@ -67,6 +70,13 @@ def test_a_malformed_reply_is_asked_for_again(bad):
     with serving(lambda _, n: (200, {}, bad if n < 2 else completion("fine"))) as server:
         assert ask(endpoint(server.url), HELLO, max_tokens=7).text == "fine"
         assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("count", [True, -1, 10**400, "3", 2.5, [], {"a": 1}])
+def test_a_count_that_is_none_counts_nothing_and_half_a_character_is_marked(count):
+    body = {"choices": [{"message": {"content": "good \ud83d"}}], "usage": {"prompt_tokens": count}}
+    with serving(lambda *_: (200, {}, json.dumps(body).encode())) as server:
+        assert ask(endpoint(server.url), HELLO, max_tokens=7) == Reply("good \ufffd", 0, 0)
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

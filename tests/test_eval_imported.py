@@ -211,6 +211,57 @@ def test_logs_that_cannot_be_read_are_refused_by_line(logged, tmp_path):
             import_measures(file, tmp_path / "b", section=EvalSection())
 
 
+WRONG_LINES = {
+    "doc_id": [],
+    "doc_hash": 3,
+    "filter": {"x": 1},
+    "metrics": [["acc"]],
+    "arguments": {"gen_args_0": "Q"},
+    "filtered_resps": [],
+    "bits_per_byte": ["a", 0],
+    "its depth": None,
+}
+WRONG_RESULTS = {
+    "n-shot": [1],
+    "config": "hf",
+    "configs.mine_choice": {"configs": {"mine_choice": {"metric_list": [{"metric": 3}]}}},
+    "n-shot.mine_choice": {"n-shot": {"mine_choice": "5"}},
+    "group_subtasks": {"group_subtasks": {"all": [3]}},
+    "config.model_sha": {"config": {"model_sha": {"x": 1}}},
+    "model_source": {"x": 1},
+}
+
+
+def test_values_of_other_types_in_a_log_are_named(logged, tmp_path):
+    file = next(logged.glob("samples_mine_choice_*.jsonl"))
+    sound = [json.loads(line) for line in file.read_text().splitlines()]
+    for name, value in WRONG_LINES.items():
+        change = {name: value} if value is not None else {"doc": json.loads("[" * 200 + "]" * 200)}
+        lines = [sound[0], sound[1] | change]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with pytest.raises(UserError, match=rf"jsonl:2: {name} is not as lm-eval writes it"):
+            import_measures(logged, tmp_path / "theirs", section=EvalSection())
+    file.write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match="jsonl:1: not JSON"):
+        import_measures(logged, tmp_path / "theirs", section=EvalSection())
+    file.write_text("".join(json.dumps(line) + "\n" for line in sound))
+    results = next(logged.glob("results_*.json"))
+    right = json.loads(results.read_text())
+    for name, value in WRONG_RESULTS.items():
+        change = value if "." in name or name == "group_subtasks" else {name: value}
+        results.write_text(json.dumps(right | change))
+        with pytest.raises(UserError, match=rf"json: {name} is not as lm-eval writes it"):
+            import_measures(logged, tmp_path / "theirs", section=EvalSection())
+    for content in ("[]", "{", "null"):
+        results.write_text(content)
+        with pytest.raises(UserError, match=r"json: not results of lm-eval"):
+            import_measures(logged, tmp_path / "theirs", section=EvalSection())
+    results.write_text(
+        json.dumps(right | {"group_subtasks": {"a": ["b", "mine_choice"], "b": ["a"]}})
+    )
+    import_measures(logged, tmp_path / "theirs", section=EvalSection())  # and it ends
+
+
 def test_half_a_character_in_a_log_is_no_reason_to_fail(logged, tmp_path):
     file = next(logged.glob("samples_mine_written_*.jsonl"))
     lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]

@@ -1,6 +1,7 @@
 """Open-ended judging: questions, what the judge sees, verdicts, tables, resuming, the recipe."""
 
 import io
+import json
 import re
 import statistics
 
@@ -283,6 +284,35 @@ def test_what_was_judged_is_kept_and_never_asked_again(tmp_path, workers):
     assert [row["key"] for row in rows] == [item.key for item in items]
     assert sorted(read_jsonl(path), key=str) == sorted(rows, key=str)
     judge_all(items, failing, path=path, workers=workers)  # nothing is left to ask
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": 11.0},
+        {"verdict": "A"},
+        {"verdict": [3]},
+        {"turn": "1"},
+        {"kind": "mark"},
+        {"model": None},
+        {"asked": True},
+        {"prompt_tokens": -1},
+        {"completion_tokens": 10**30},
+        {"reply": "half \ud800"},
+        {"category": {"x": 1}},
+    ],
+)
+def test_kept_judgments_that_are_none_are_refused_by_line(tmp_path, change):
+    items = grading(QUESTIONS[:1], {"m": [said(QUESTIONS[0], ["one", "two"])]}, judge="j")
+    path = tmp_path / "judgments.jsonl"
+    kept = judge_all(items, judge(lambda _: 7), path=path)
+    assert judge_all(items, None, path=path) == kept
+    path.write_text("".join(json.dumps(row) + "\n" for row in (kept[0], kept[1] | change)))
+    with pytest.raises(UserError, match=r"judgments.jsonl:2: no judgment of ours"):
+        judge_all(items, None, path=path)
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"judgments.jsonl:1: no judgment of ours"):
+        judge_all(items, None, path=path)
 
 
 @pytest.mark.real
