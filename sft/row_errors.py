@@ -159,7 +159,7 @@ def half_pair(value: Any, *, where: str = "") -> str:
 
 def is_deep(value: Any) -> bool:
     """Whether lists and objects stand in each other more than `DEEPEST` levels deep."""
-    level = [[value]]
+    level: list[Any] = [[value]]
     for _ in range(DEEPEST + 1):
         inner = [one.values() if isinstance(one, dict) else one for one in level]
         level = [one for values in inner for one in values if isinstance(one, dict | list)]
