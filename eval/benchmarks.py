@@ -191,8 +191,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Texts that a language model reads have bits per byte in the place of a score. Multiple choice
     has `metrics`: the score by each other metric that the rows allow; written answers have
     `cut_answers`, how many were cut at the task's cap, and `unanswered`, how many ended within
-    their thinking (at the cap or at a stop string of the task), where there are any. Programs have
-    `together`, how many ran in one process with their tests (`eval.programs`).
+    their thinking (at the cap), where there are any. Programs have `together`, how many ran in one
+    process with their tests (`eval.programs`).
     """
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows))
     if metric == BITS_PER_BYTE:

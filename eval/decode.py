@@ -131,7 +131,8 @@ class Batch:
         finished: list[Ended] = []
         keep: list[int] = []
         for index, suspect in enumerate(rule.suspects(rows)):
-            over = rule.verdict(rows[index], ended=bool(ends[index]), suspect=suspect)
+            slot, last = self.slots[index], bool(ends[index])
+            over = rule.verdict(rows[index], slot=slot, ended=last, suspect=suspect)
             if over is None:
                 keep.append(index)
             else:

@@ -53,7 +53,8 @@ def generate(
         model: a causal LM of transformers (PEFT-wrapped or not), on its device, in its dtype.
         prompts: token ids, at least one each; special tokens are the caller's business.
         max_new_tokens: the cap, for all rows or one for each.
-        stop_strings: a row ends at the token that completes one of them; `text` ends before it.
+        stop_strings: a row ends at the token that completes one of them, behind its thinking where
+            it thinks (`eval.thinking`); `text` ends before it.
         temperature: 0 is greedy, otherwise `seeds` (one a row) decide the draws.
         max_batch_tokens: rows times (longest prompt + cap) of a batch; by default as many as a
             gibibyte of keys and values holds.
@@ -75,13 +76,16 @@ def generate(
     with few_rows(model), reading(model):
         padded = takes_padding(model)
         for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
+            own = [prompts[r] for r in rows]
             batch = Batch(
                 model,
-                [prompts[r] for r in rows],
+                own,
                 [caps[r] for r in rows],
                 seeds=[seeds[r] for r in rows] if seeds and temperature > 0 else None,
             )
-            rule = StopRule(tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
+            rule = StopRule(
+                tokenizer, own, frozenset(stop_ids), tuple(stop_strings), stop_when
+            )
             for ended in batch.run(rule, temperature=temperature, top_p=top_p):
                 for slot, token_ids, text, reason in ended:
                     row = rows[slot]

@@ -1,8 +1,13 @@
-"""When an answer is over: at a stop id, a stop string, its cap, or a loop."""
+"""When an answer is over: at a stop id, a stop string, its cap, or a loop.
+
+A stop string ends an answer, not the thinking before it (`eval.thinking`).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from eval.thinking import answer_start
 
 # Steps between two looks at the rows: stop strings, loops, compaction, and on GPUs the only sync.
 CHECK_EVERY = 8
@@ -15,21 +20,24 @@ Ended = tuple[int, list[int], str, FinishReason]  # with its slot
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a row ends, judged on its token ids."""
+    """When a row ends, judged on its token ids. A slot is the place of its prompt."""
 
     tokenizer: Any
+    prompts: Sequence[Sequence[int]]
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
     stop_when: Callable[[list[int]], bool] | None
 
-    def verdict(self, tokens: list[int], *, ended: bool, suspect: bool) -> Verdict | None:
+    def verdict(
+        self, tokens: list[int], *, slot: int, ended: bool, suspect: bool
+    ) -> Verdict | None:
         """Tokens, text and reason of a row that is over, or None for one that goes on.
 
         Args:
             ended: the last token is a stop id or the last that the cap allows.
             suspect: see `suspects`.
         """
-        if suspect and (cut := self.cut(tokens)) is not None:
+        if suspect and (cut := self.cut(tokens, slot=slot)) is not None:
             return *cut, "stop_string"
         if ended:
             reason: FinishReason = "stop_id" if tokens[-1] in self.stop_ids else "cap"
@@ -38,13 +46,14 @@ class StopRule:
             return tokens, self.text(tokens), "loop"
         return None
 
-    def replay(self, tokens: list[int], *, ended: bool) -> Verdict | None:
+    def replay(self, tokens: list[int], *, slot: int, ended: bool) -> Verdict | None:
         """The verdict on tokens that were decoded elsewhere: looked at as `generate` would have
         looked, every few of them."""
         for step in range(CHECK_EVERY, len(tokens) + CHECK_EVERY, CHECK_EVERY):
             seen = tokens[:step]
             (suspect,) = self.suspects([seen])
-            found = self.verdict(seen, ended=ended and step >= len(tokens), suspect=suspect)
+            last = ended and step >= len(tokens)
+            found = self.verdict(seen, slot=slot, ended=last, suspect=suspect)
             if found is not None:
                 return found
         return None
@@ -60,11 +69,15 @@ class StopRule:
         )
         return [any(s in tail for s in self.stop_strings) for tail in tails]
 
-    def cut(self, tokens: list[int]) -> tuple[list[int], str] | None:
+    def cut(self, tokens: list[int], *, slot: int) -> tuple[list[int], str] | None:
         """Tokens up to the one that completes the first stop string, and the text before it."""
+        written = tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
+        start = answer_start(self.tokenizer, self.prompts[slot], written)
+        if start is None:
+            return None
         for end in range(max(1, len(tokens) - CHECK_EVERY), len(tokens) + 1):
             text = self.text(tokens[:end])
-            found = [at for s in self.stop_strings if (at := text.find(s)) >= 0]
+            found = [at for s in self.stop_strings if (at := text.find(s, start)) >= 0]
             if found:
                 return tokens[:end], text[: min(found)]
         return None

@@ -106,6 +106,20 @@ def split_generation(tokenizer: Any, written: Written) -> Split:
     return Split(thinking or None, answer, found.ended, _place(tokenizer, ids, found, tail))
 
 
+def answer_start(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> int | None:
+    """Where the answer begins in the text, without special tokens, of a row that is being written;
+    None as long as it thinks. Thinking that began unseen is known from its closing marker on."""
+    tail = tokenizer.decode(prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
+    whole = tokenizer.decode(token_ids, skip_special_tokens=False)
+    found = split_text(whole, prompt=tail)
+    if found.answer == whole:
+        return 0
+    if not found.ended:
+        return None
+    special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return len(_without(whole, special)) - len(_without(found.answer, special))
+
+
 def _first_thought(text: str, prompt: str) -> tuple[str, str, bool] | None:
     """(thought, what follows, whether it has ended) of the thinking at the head of a text."""
     head = text.lstrip()

@@ -4,7 +4,7 @@ vLLM fixes versions of torch and transformers that are not ours, so it lives in 
 its own (`eval.vllm_python`); and a process that ends gives back all of its GPU memory, which the
 next stage of training needs. Token ids go in and come out. What ends an answer is judged here, on
 its tokens, by the rule of `eval.generate`: vLLM stops at what it takes for a stop string, and a row
-that the rule does not find at its end is continued.
+that the rule does not find at its end is continued, as one that thinks is at each stop string.
 
 Compared with transformers on vLLM 0.32.0's CPU build in float32; not yet run on a GPU.
 """
@@ -299,7 +299,6 @@ class VllmBackend(Backend):
             "ignore_eos": True,  # the stop ids are all that counts
             "detokenize": bool(stop_strings),
         }
-        rule = StopRule(self._tokenizer, frozenset(stop_ids), tuple(stop_strings), stop_when)
         rows = [
             _Row(list(prompt), cap, seed)
             for prompt, cap, seed in zip(prompts, caps, own, strict=True)
@@ -307,6 +306,13 @@ class VllmBackend(Backend):
         found: list[Generation] = []
         for first in range(0, count, ROWS):
             batch = rows[first : first + ROWS]
+            rule = StopRule(
+                self._tokenizer,
+                [row.prompt for row in batch],
+                frozenset(stop_ids),
+                tuple(stop_strings),
+                stop_when,
+            )
             found += self._finished(batch, rule, common)
             if progress is not None:
                 progress(len(batch))
@@ -326,7 +332,7 @@ class VllmBackend(Backend):
                     raise RuntimeError(f"vLLM gave a row up ({reply['finish_reason']})")
                 row.tokens += reply["ids"]
                 ended = row.tokens[-1] in rule.stop_ids or len(row.tokens) >= row.cap
-                verdict = rule.replay(row.tokens, ended=ended)
+                verdict = rule.replay(row.tokens, slot=place, ended=ended)
                 if verdict is not None:
                     found[place] = Generation(row.prompt, *verdict)
             going = [place for place in going if place not in found]

@@ -7,12 +7,13 @@ Measuring, sampling pairs and writing checkpoints come on top of the hours.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from sft.attention import DOCUMENTS
 from sft.blocks import FLEX
@@ -22,6 +23,7 @@ from sft.holding import GIB, Holding
 from sft.memory import (
     Memory,
     NeedsValues,
+    RowsNotRead,
     Setup,
     memory_ceiling,
     scoring_memory,
@@ -76,7 +78,7 @@ class StageBudget:
     steps: int
     padding: float  # share of the positions in rows that are no token
     flops: int  # of the whole stage, with what checkpointing computes again
-    memory: Memory | None  # of one device; None where the model's code needs values to run
+    memory: Memory | None  # of one device; None where the model's code does not run without data
     hours: float | None
 
 
@@ -97,7 +99,7 @@ class Planner(Holding):
         rate = self.machine.peak
         hours = flops / (rate * self.machine.count * self.utilisation) / 3600 if rate else None
         memory: Memory | None = None
-        with suppress(NeedsValues):
+        with suppress(NeedsValues, RowsNotRead):
             memory = self.memory(work, accumulates=batch > micro)
         padding = padding_of(work, replace(self.placement, attention=self.attention))
         return StageBudget(work, steps, padding, flops, memory, hours)
@@ -133,7 +135,6 @@ class Planner(Holding):
     def _training(self, work: Work, *, accumulates: bool) -> Memory:
         rows = work.section.trl["per_device_train_batch_size"]
         most = pass_tokens(self.placement.device, sharded=self.sharded)
-        batch = self._fullest(work, rows=rows, tokens=most, packing=work.section.packing)
         setup = replace(
             self._setup,
             # Sharded weights are gathered in the compute dtype, so nothing is cast.
@@ -141,7 +142,9 @@ class Planner(Holding):
             checkpointing=_checkpoints(work.section),
             accumulates=accumulates,
         )
-        whole = step_memory(self.config, batch, setup)
+        whole = self._of_fullest(
+            step_memory, work, setup, rows=rows, tokens=most, packing=work.section.packing
+        )
         if self.sharded:
             return self._shard(whole)
         if self.machine.count > 1:  # DDP's buckets hold every gradient a second time
@@ -152,12 +155,29 @@ class Planner(Holding):
         """As `dpo.reference` takes it, many pairs at once whatever the micro-batch: of the whole
         model, or of the parts that the devices lend each other."""
         tokens = batch_tokens(self.placement.device)
-        batch = self._fullest(work, rows=REFERENCE_ROWS, tokens=tokens, packing=True)
-        if not self.lends:
-            return scoring_memory(self.config, batch, self._setup)
-        gathered = replace(self._setup, weights=self.placement.compute)
-        whole = scoring_memory(self.config, batch, gathered)
-        return replace(whole, weights=self.part)
+        setup = self._setup
+        if self.lends:
+            setup = replace(setup, weights=self.placement.compute)
+        whole = self._of_fullest(
+            scoring_memory, work, setup, rows=REFERENCE_ROWS, tokens=tokens, packing=True
+        )
+        return replace(whole, weights=self.part) if self.lends else whole
+
+    def _of_fullest(
+        self,
+        take: Callable[[PreTrainedConfig, Batch, Setup], Memory],
+        work: Work,
+        setup: Setup,
+        **limits: Any,
+    ) -> Memory:
+        """Memory of the fullest pass, each sequence in a row of its own where the model's code
+        takes no packed rows, as `sft.proof` finds when a run starts."""
+        kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
+        try:
+            return take(self.config, self._fullest(work, kind, **limits), setup)
+        except RowsNotRead:
+            batch = self._fullest(work, "apart", **limits)
+            return take(self.config, batch, replace(setup, apart=True))
 
     @property
     def _setup(self) -> Setup:
@@ -182,13 +202,14 @@ class Planner(Holding):
             self.config, parameters=every, tokens=tokens, longest=lengths[0]
         )
 
-    def _fullest(self, work: Work, *, rows: int, tokens: int, packing: bool) -> Batch:
+    def _fullest(
+        self, work: Work, kind: RowKind, *, rows: int, tokens: int, packing: bool
+    ) -> Batch:
         """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""
         order = sorted(range(len(work.spans)), key=lambda i: -_length(work.spans[i]))[:rows]
         documents = [_document(work.spans[i], work.scored[i]) for i in order]
         passes = best_fit([len(d) for d in documents], row_length=tokens)
         fullest = max(passes, key=lambda part: sum(len(documents[i]) for i in part))
-        kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
         return lay_out([documents[i] for i in fullest], packing=packing, rows=kind)
 
     def _shard(self, whole: Memory) -> Memory:

@@ -55,6 +55,27 @@ def window_of(config: PreTrainedConfig) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def layers_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configuration of each layer of the text model: the same one where layers are alike."""
+    text = config.get_text_config()
+    return list(text.per_layer_config) if getattr(text, "num_hidden_layers", None) else []
+
+
+def head_sizes(layer: PreTrainedConfig) -> tuple[int, int, int]:
+    """Attention heads of a layer, and the widths of a key and of a value; zeros without attention.
+
+    Args:
+        layer: one of `layers_of`.
+    """
+    heads = getattr(layer, "num_attention_heads", None)
+    if not heads:
+        return 0, 0, 0
+    if getattr(layer, "qk_nope_head_dim", None):  # latent attention: keys and values differ
+        return heads, layer.qk_nope_head_dim + layer.qk_rope_head_dim, layer.v_head_dim
+    size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return heads, size, size
+
+
 def model_of_config(config: PreTrainedConfig, **options: Any) -> Any:
     """The causal LM that a configuration describes, on torch's default device, no weights loaded;
     by code of its own where that, once trusted, made the configuration."""

@@ -17,8 +17,8 @@ def visited_shares(model: Any) -> dict[int, Fraction]:
     """The share of each parameter of routed experts that a token visits, by the parameter's id.
 
     Experts are stacks [experts, ., .] (or [experts * ., .], as DBRX has them) of a module with
-    `expert` in its name or class, a `ModuleList` of that name, and the adapters of either. Shared
-    experts, which every token visits, are not among them.
+    `expert` in its name or class, a `ModuleList` of that name, and the adapters of either. Experts
+    with `shared` in their name, which every token visits, are not among them.
 
     Raises:
         UserError: the configuration does not say how many experts a token visits.
@@ -28,7 +28,7 @@ def visited_shares(model: Any) -> dict[int, Fraction]:
         kind = f"{name} {type(module).__name__}".lower()
         if isinstance(module, ParamWrapper):
             kind += f" {type(module.get_base_layer()).__name__}".lower()
-        if "expert" not in kind or "shared" in kind:
+        if "expert" not in kind or "shared" in name:
             continue
         for parameter, experts in _of_experts(module, name, model.config.get_text_config()):
             shares[id(parameter)] = _visited(model.config.get_text_config()) / experts

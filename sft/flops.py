@@ -16,10 +16,14 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedConfig
 
-from sft.causal import model_of_config
+from sft.causal import head_sizes, layers_of, model_of_config
 from sft.experts import visited_shares
 from sft.packing import Span
 from sft.targets import add_adapter, reach_of, wrapped_parameters
+
+
+# How names of parameters end that are no side of a matrix product, whatever their dimensions.
+ELEMENT_WISE = ("bias", "A_log", "scale")
 
 
 @dataclass(frozen=True)
@@ -204,24 +208,19 @@ def _is_token_row(name: str) -> bool:
 
 def _multiply_adds(parameter: torch.nn.Parameter, name: str, share: Fraction | None) -> int:
     """Of one token: a matrix's size; of experts the share that the token visits."""
-    if parameter.ndim < 2 or name.endswith("bias"):
+    if parameter.ndim < 2 or name.endswith(ELEMENT_WISE):
         return 0
     return parameter.numel() if share is None else int(parameter.numel() * share)
 
 
 def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:
     """Multiply-adds of a (query, key) pair over all heads and layers, by the layers' window."""
-    heads = config.num_attention_heads
-    key = getattr(config, "head_dim", None) or config.hidden_size // heads
-    value = key
-    if getattr(config, "qk_nope_head_dim", None):  # latent attention: keys and values differ
-        key = config.qk_nope_head_dim + config.qk_rope_head_dim
-        value = config.v_head_dim
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    layers = Counter(
-        {"full_attention": None, "sliding_attention": window}[kind]
-        for kind in kinds
-        if kind in ("full_attention", "sliding_attention")
-    )
-    return tuple((w, n * heads * (key + value)) for w, n in layers.items())
+    layers = layers_of(config)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers)
+    costs: Counter[int | None] = Counter()
+    for layer, kind in zip(layers, kinds, strict=False):
+        heads, key, value = head_sizes(layer)
+        if heads and kind in ("full_attention", "sliding_attention"):
+            window = getattr(layer, "sliding_window", None)
+            costs[window if kind == "sliding_attention" else None] += heads * (key + value)
+    return tuple(costs.items())

@@ -7,6 +7,7 @@ import psutil
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
+from sft.causal import head_sizes, layers_of
 from sft.config import LoraSection, UserError
 from sft.flops import Costs, Parameters, costs_of_config, parameters_of_config
 from sft.machine import Machine
@@ -154,12 +155,12 @@ class Holding:
         parameters, width = self.parameters, self.placement.compute.itemsize
         frozen = parameters.total - parameters.trainable
         outside = parameters.embedding + parameters.head
-        layer = (parameters.total - outside) / self.config.num_hidden_layers
+        layer = (parameters.total - outside) / self.config.get_text_config().num_hidden_layers
         stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
         return round(stored / self.machine.count + width * (outside + 2 * layer))
 
 
 def plannable(config: PreTrainedConfig) -> bool:
     """Whether the plan knows a model's layers: attention and MLP, of one stack."""
-    names = ("num_attention_heads", "num_hidden_layers")
-    return all(getattr(config, name, None) is not None for name in names)
+    layers = layers_of(config)
+    return bool(layers) and any(head_sizes(layer)[0] for layer in layers)

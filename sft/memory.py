@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
-from sft.causal import model_of_config
+from sft.causal import head_sizes, layers_of, model_of_config
+from sft.config import UserError
 from sft.lora import fuse_adapters
 from sft.packing import Batch
-from sft.scoring import enable_scoring, log_probs
+from sft.scoring import ROW_ERRORS, enable_scoring, log_probs, read_apart
 from sft.targets import add_adapter
 
 
@@ -58,11 +59,16 @@ class Setup:
     load_in_4bit: bool = False  # of the frozen weights, see `_as_4bit`
     checkpointing: bool = False
     accumulates: bool = False  # several micro-batches a step: gradients outlive one
+    apart: bool = False  # each sequence has a row of its own, see `sft.scoring.read_apart`
 
 
 class NeedsValues(Exception):
     """The model's code asks for values of tensors (a loop over the experts that were chosen), which
     a step that computes nothing does not have."""
+
+
+class RowsNotRead(Exception):
+    """The model's code does not take rows of this layout."""
 
 
 def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
@@ -75,6 +81,7 @@ def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
 
     Raises:
         NeedsValues: the model cannot be run without data.
+        RowsNotRead: it cannot be run on these rows.
     """
     return _to_depth(config, lambda shape: _run_step(shape, batch, setup))
 
@@ -84,6 +91,7 @@ def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memo
 
     Raises:
         NeedsValues: the model cannot be run without data.
+        RowsNotRead: it cannot be run on these rows.
     """
     return _to_depth(config, lambda shape: _run_scoring(shape, batch, setup))
 
@@ -95,12 +103,15 @@ def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, lo
     input or output of a matrix, of which in * out parameters have 2 * in * out / min(in, out) at
     most; 32 for every score of attention, as if all were kept.
     """
-    inner = config.get_text_config()
-    heads, layers = inner.num_attention_heads, inner.num_hidden_layers
-    each = getattr(inner, "head_dim", None) or inner.hidden_size // heads
-    narrowest = each * (getattr(inner, "num_key_value_heads", None) or heads)
-    widths = 2 * parameters // min(narrowest, inner.hidden_size)
-    return 20 * parameters + tokens * (16 * widths + 32 * longest * heads * layers)
+    narrowest, scores = config.get_text_config().hidden_size, 0
+    for layer in layers_of(config):
+        heads, size, _ = head_sizes(layer)
+        scores += heads
+        if heads:
+            few = getattr(layer, "num_key_value_heads", None) or heads
+            narrowest = min(narrowest, size * few)
+    widths = 2 * parameters // narrowest
+    return 20 * parameters + tokens * (16 * widths + 32 * longest * scores)
 
 
 def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]) -> Memory:
@@ -108,12 +119,16 @@ def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[M
         return _drawn_to_depth(config, run)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise NeedsValues(config.model_type) from error
+    except UserError:  # a ValueError too
+        raise
+    except ROW_ERRORS as error:
+        raise RowsNotRead(config.model_type) from error
 
 
 def _drawn_to_depth(
     config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]
 ) -> Memory:
-    depth = config.num_hidden_layers
+    depth = config.get_text_config().num_hidden_layers
     period = _period(config)
     shallow = period * -(-4 // period)
     if depth <= 2 * shallow:
@@ -138,19 +153,21 @@ def _drawn_out(short: Memory, long: Memory, times: float) -> Memory:
 
 def _period(config: PreTrainedConfig) -> int:
     """After how many layers their kinds repeat; the depth where they do not."""
-    depth = config.num_hidden_layers
-    if getattr(config, "first_k_dense_replace", 0) or getattr(config, "mlp_only_layers", None):
+    text = config.get_text_config()
+    depth = text.num_hidden_layers
+    if getattr(text, "first_k_dense_replace", 0) or getattr(text, "mlp_only_layers", None):
         return depth
-    kinds = getattr(config, "layer_types", None) or ["any"] * depth
+    kinds = getattr(text, "layer_types", None) or ["any"] * depth
     fits = (p for p in range(1, depth) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
     return next(fits, depth)
 
 
 def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
     shallow = copy.deepcopy(config)
-    shallow.num_hidden_layers = depth
-    if getattr(config, "layer_types", None):
-        shallow.layer_types = config.layer_types[:depth]
+    text = shallow.get_text_config()
+    text.num_hidden_layers = depth
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:depth]
     return shallow
 
 
@@ -269,6 +286,8 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
             attn_implementation=setup.attention,
         )
         enable_scoring(model)
+        if setup.apart:
+            read_apart(model)
         if setup.lora:
             model = fuse_adapters(add_adapter(model, setup.lora, in_4bit=setup.load_in_4bit))
     return model

@@ -18,6 +18,7 @@ from sft.blocks import FLEX, VARIANTS
 from sft.config import UserError
 from sft.packing import Batch, Document, RowKind, Segment, lay_out
 from sft.scoring import (
+    ROW_ERRORS,
     attention_inputs,
     attention_of,
     decoder_of,
@@ -184,12 +185,11 @@ def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
 
 
 def _tried(model: Any, proof: Callable[[Any], str | None] = layout_flaw) -> str | None:
-    """What a proof finds, or what compilers, kernels and upstream refuse: Bloom builds its
-    positions from a mask of two dimensions, and has no name for others."""
+    """What a proof finds, or what is raised in it."""
     try:
         with evaluating(model):
             return proof(model)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except ROW_ERRORS as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 

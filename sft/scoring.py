@@ -37,6 +37,10 @@ _SCALED = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multip
 # Tokens of one scoring forward, padding included: what caches hold, and what fills a device.
 CPU_BATCH_TOKENS, BATCH_TOKENS = 4096, 32_768
 
+# What compilers, kernels and upstream's code raise where they do not take rows of a layout: Bloom
+# builds its positions from a mask of two dimensions, and has no name for others.
+ROW_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
+
 _enabled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 _apart: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # models that read no packed rows
 

@@ -16,6 +16,7 @@ from eval.open_questions import Question, answer
 from eval.repetition import measure, seq_rep_n, summarise
 from eval.repetition_views import near_loop
 from eval.safety import measure as measure_safety
+from eval.stopping import StopRule
 from eval.tables import measures
 from eval.thinking import MARKERS, split_generation, split_text
 from sft.chat import ensure_template, stop_ids
@@ -194,6 +195,34 @@ def test_a_stop_string_ends_the_answer_where_it_ended_the_text(tokenizer):
     written = Generation([1], ids, text, "stop_string")
     found = split_generation(tokenizer, written)
     assert (found.thinking, found.answer) == ("a", "It is 4.")
+
+
+@pytest.mark.parametrize("thought", ["tea?\n\nroad? STOP", "", "\n\n"])
+@pytest.mark.parametrize("opened", [False, True], ids=["written", "by the template"])
+def test_a_stop_string_ends_no_thinking(tokenizer, thought, opened):
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def verdict(text, *, slot=1):
+        tokens = ids(text)
+        prompts = [ids("How?"), ids("How?<think>\n") if opened else ids("How?")]
+        rule = StopRule(tokenizer, prompts, frozenset(), ("\n\n", "STOP"), None)
+        return tokens, rule.replay(tokens, slot=slot, ended=False)
+
+    before = f"{'' if opened else '<think>'}{thought}"
+    assert verdict(before)[1] is None, "it thinks"
+    assert verdict(f"{before}</think>\n\n")[1] is None, "nothing of the answer is there"
+    whole = f"{before}</think>\n\ncat\n"
+    tokens, over = verdict(f"{whole}\nno, a dog, and so on for a while")
+    assert over is not None
+    found, text, reason = over
+    assert reason == "stop_string" and tokenizer.decode(found) == f"{whole}\n"
+    assert found == tokens[: len(found)]
+    said = split_generation(tokenizer, Generation(ids("<think>" * opened), found, text, reason))
+    assert said.answer == "cat"
+    # An answer without thinking, in another slot, ends at its first one.
+    tokens, over = verdict("cat\n\nno, a dog, and so on", slot=0)
+    assert over == (ids("cat\n\n"), "cat", "stop_string")
 
 
 def test_instructions_and_the_judge_of_samples_read_the_answer_alone():
