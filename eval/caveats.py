@@ -9,7 +9,8 @@ Results = dict[str, Any]
 
 def caveats(results: Results) -> list[str]:
     """Sentences that belong wherever the changes of `results` are shown."""
-    return [*_same_weights(results), *_mixed_formats(results), *cut_tasks(results)]
+    said = (_same_weights, _mixed_formats, cut_tasks, _unchanged)
+    return [sentence for each in said for sentence in each(results)]
 
 
 def cut_tasks(results: Results) -> list[str]:
@@ -23,6 +24,22 @@ def cut_tasks(results: Results) -> list[str]:
     if not cut:
         return []
     return [f"Answers of {last} that were cut at the task's cap of tokens: {', '.join(cut)}."]
+
+
+def _unchanged(results: Results) -> list[str]:
+    """A sentence on clustered tasks in which no answer changed between two models."""
+    steps = [
+        f"{row['task']} ({row['from']} \u2192 {row['to']})"
+        for row in results.get("deltas", [])
+        if row["test"].endswith("clustered") and row.get("gained") == row.get("lost") == 0
+    ]
+    if not steps:
+        return []
+    return [
+        f"No answer changed in {', '.join(steps)}. Without any change nothing shows how much the "
+        "questions of a cluster differ, so each cluster counts as one question, and the interval "
+        "is wider than after a few changes."
+    ]
 
 
 def _mixed_formats(results: Results) -> list[str]:

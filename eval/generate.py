@@ -83,9 +83,7 @@ def generate(
                 [caps[r] for r in rows],
                 seeds=[seeds[r] for r in rows] if seeds and temperature > 0 else None,
             )
-            rule = StopRule(
-                tokenizer, own, frozenset(stop_ids), tuple(stop_strings), stop_when
-            )
+            rule = StopRule(tokenizer, own, frozenset(stop_ids), tuple(stop_strings), stop_when)
             for ended in batch.run(rule, temperature=temperature, top_p=top_p):
                 for slot, token_ids, text, reason in ended:
                     row = rows[slot]

@@ -59,6 +59,7 @@ def run(given: argparse.Namespace) -> None:
     from eval.open_questions import answers_of, read_questions
     from eval.open_tables import open_ended_table
     from sft.console import start_logging
+    from sft.coverage import refuse_lost_rows
     from sft.environment import write_environment
     from sft.model import check_model, load_tokenizer
     from sft.placement import choose_placement
@@ -100,6 +101,9 @@ def run(given: argparse.Namespace) -> None:
     preset = with_date(preset, models=list(paths.values()))
     date = preset.run.date
     tokenizers = {name: load_tokenizer(paths[name], sections[name], date=date) for name in named}
+    asked = [{"messages": [{"content": turn} for turn in one.turns]} for one in questions]
+    for name, tokenizer in tokenizers.items():
+        refuse_lost_rows(tokenizer, asked, most=sections[name].max_unknown, name=given.questions)
     placement = choose_placement(preset.model)
     check_backend(preset.eval, placement)
     with open_run(preset, ways_on="give --to a new folder") as folder:

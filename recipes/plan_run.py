@@ -107,6 +107,8 @@ def plan(
         date=with_date(preset).run.date,
         system_prompt=preset.data.system_prompt,
     )
+    config = read_config(base, preset.model)
+    check_adapters(preset, base, tokenizer, config=config)
     setting = Setting.of(preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here)
     benchmarks = asked(preset.eval)
     chats = prepare_chats(
@@ -118,8 +120,6 @@ def plan(
     works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
     for work in works:
         check_batch(work.name, work.section, processes=devices)
-    config = read_config(base, preset.model)
-    check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     training = show_budget(planner, works, parts=parts)

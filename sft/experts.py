@@ -11,10 +11,13 @@ from sft.config import UserError
 # Names of the number of experts that a token visits, and of all routed experts, by family.
 VISITED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
 ROUTED = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# Classes whose code has every expert compute every token, those that it does not choose on zeros
+# (transformers.models.llama4.modeling_llama4.Llama4TextMoe).
+ALL_COMPUTE = frozenset({"Llama4TextExperts"})
 
 
 def visited_shares(model: Any) -> dict[int, Fraction]:
-    """The share of each parameter of routed experts that a token visits, by the parameter's id.
+    """The share of each parameter of routed experts that a token is multiplied with, by its id.
 
     Experts are stacks [experts, ., .] (or [experts * ., .], as DBRX has them) of a module with
     `expert` in its name or class, a `ModuleList` of that name, and the adapters of either. Experts
@@ -25,14 +28,21 @@ def visited_shares(model: Any) -> dict[int, Fraction]:
     """
     shares: dict[int, Fraction] = {}
     for name, module in model.named_modules():
-        kind = f"{name} {type(module).__name__}".lower()
-        if isinstance(module, ParamWrapper):
-            kind += f" {type(module.get_base_layer()).__name__}".lower()
+        kind = " ".join([name, *_classes(module)]).lower()
         if "expert" not in kind or "shared" in name:
             continue
         for parameter, experts in _of_experts(module, name, model.config.get_text_config()):
-            shares[id(parameter)] = _visited(model.config.get_text_config()) / experts
+            visited = _visited(model.config.get_text_config())
+            if ALL_COMPUTE & _classes(module):
+                visited = Fraction(experts)
+            shares[id(parameter)] = visited / experts
     return shares
+
+
+def _classes(module: Any) -> set[str]:
+    """The class of a module, and of what an adapter wraps."""
+    inner = [module.get_base_layer()] if isinstance(module, ParamWrapper) else []
+    return {type(each).__name__ for each in (module, *inner)}
 
 
 def _of_experts(module: Any, name: str, config: Any) -> list[tuple[torch.nn.Parameter, int]]:

@@ -21,7 +21,6 @@ from sft.experts import visited_shares
 from sft.packing import Span
 from sft.targets import add_adapter, reach_of, wrapped_parameters
 
-
 # How names of parameters end that are no side of a matrix product, whatever their dimensions.
 ELEMENT_WISE = ("bias", "A_log", "scale")
 

@@ -12,7 +12,7 @@ from sft.row_errors import RowError, type_name
 
 TRAINED = "trained"  # key of a message: False where its row says that it is not trained
 # Keys of a message that are true or 1 where it is trained: OpenAI's fine-tuning format, Axolotl,
-# ms-swift, XTuner; and one that is true where it is not (torchtune).
+# ms-swift, XTuner; and those that are true where it is not (torchtune).
 KEPT = (
     "weight",
     "train",
@@ -22,8 +22,9 @@ KEPT = (
     "loss_weight",
     "loss_scale",
     "loss_mask",
+    "supervised",
 )
-SKIPPED = ("masked", "is_masked")
+SKIPPED = ("masked", "is_masked", "no_loss", "no_train")
 UNCLEAR = ("mask", "train_detail")  # of two meanings, or for parts of a turn
 KEYS = frozenset({TRAINED, *KEPT, *SKIPPED, *UNCLEAR})
 LISTS = (

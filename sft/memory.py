@@ -31,6 +31,9 @@ from sft.packing import Batch
 from sft.scoring import ROW_ERRORS, enable_scoring, log_probs, read_apart
 from sft.targets import add_adapter
 
+# Lists in a configuration that say of each layer what kind it is.
+BY_LAYER = ("layer_types", "mlp_layer_types")
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -157,7 +160,8 @@ def _period(config: PreTrainedConfig) -> int:
     depth = text.num_hidden_layers
     if getattr(text, "first_k_dense_replace", 0) or getattr(text, "mlp_only_layers", None):
         return depth
-    kinds = getattr(text, "layer_types", None) or ["any"] * depth
+    lists = (getattr(text, name, None) or ["any"] * depth for name in BY_LAYER)
+    kinds = list(zip(*lists, strict=False))
     fits = (p for p in range(1, depth) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
     return next(fits, depth)
 
@@ -166,8 +170,9 @@ def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
     shallow = copy.deepcopy(config)
     text = shallow.get_text_config()
     text.num_hidden_layers = depth
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:depth]
+    for name in BY_LAYER:
+        if kinds := getattr(text, name, None):
+            setattr(text, name, kinds[:depth])
     return shallow
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 from made_up_run import make_results
@@ -10,6 +11,7 @@ from rich.console import Console
 from eval.caveats import caveats
 from eval.report import write_report
 from eval.results import write_results
+from eval.stats import compare_paired
 from eval.tables import console_table, results_tables
 
 FORMATS = "base and dpo were asked in different formats"
@@ -45,6 +47,23 @@ def test_nothing_is_said_where_nothing_differs():
     results["benchmarks"]["world_code"]["base"]["shots"] = 5
     (sentence,) = caveats(results)
     assert sentence.startswith(FORMATS) and "base \u2192 sft-all" in sentence
+
+
+def test_the_wide_interval_of_clusters_in_which_nothing_changed_is_explained():
+    """Perfectly alike within clusters, 24 such clusters may hide what 24 questions may hide."""
+    scores, clusters = [1.0] * 240, [i // 10 for i in range(240)]
+    unchanged = compare_paired(scores, scores, clusters=clusters)
+    few = compare_paired(scores, [0.0] * 2 + scores[2:], clusters=[i % 24 for i in range(240)])
+    (low, high), (few_low, few_high) = unchanged.ci, few.ci
+    assert high - low > few_high - few_low
+    # A change in one of 24 independent clusters with this probability is missed in 2.5 % of cases.
+    assert high >= 1 - 0.025 ** (1 / 24)
+    results = make_results() | {"benchmarks": {}}
+    row = asdict(unchanged) | {"task": "t", "from": "a", "to": "b"}
+    (sentence,) = caveats(results | {"deltas": [row]})
+    assert "No answer changed in t (a \u2192 b)." in sentence and "each cluster counts" in sentence
+    assert caveats(results | {"deltas": [row | {"test": "exact McNemar"}]}) == []
+    assert caveats(results | {"deltas": [row | {"gained": 1}]}) == []
 
 
 def test_models_of_one_hash_are_named_in_the_results(tmp_path):

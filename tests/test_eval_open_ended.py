@@ -10,6 +10,8 @@ from conftest import make_tiny_model
 from judge_server import completion, says, serving
 from rich.console import Console
 from tiny_world import foreign_files
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from eval.endpoint import Reply
 from eval.judging import grade_table, judge_all, pair_table, usage
@@ -486,3 +488,18 @@ def test_an_endpoint_that_is_down_is_told_before_any_model_answers(command, caps
     assert (
         "--model 'one=x' is not of the form NAME=PATH, with a new name" in capsys.readouterr().err
     )
+
+
+def test_questions_that_a_tokenizer_cannot_write_are_refused_before_a_model_loads(command, capsys):
+    folder, arguments = command
+    vocabulary = {"<unk>": 0, "</s>": 1, "6": 2, "7": 3}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>")),
+        unk_token="<unk>",
+        eos_token="</s>",
+        pad_token="</s>",
+    )
+    tokenizer.save_pretrained(folder.parent / "two")
+    assert open_ended.main(arguments) == 2
+    assert re.search(r"q\.jsonl: \d\d\.\d% of the characters .*vocab", capsys.readouterr().err)
+    assert not folder.exists()

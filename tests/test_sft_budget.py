@@ -31,6 +31,7 @@ from sft.holding import USABLE
 from sft.machine import Machine, named_machine
 from sft.memory import nf4_bytes
 from sft.meter import memory_in_use
+from sft.model import attention_for
 from sft.packing import Span
 from sft.placement import Placement
 from sft.run import read_json, write_jsonl
@@ -59,6 +60,23 @@ def work(lengths=(60,) * 10, **options):
     section = SftStage(**plain, trl=SftStage().trl | given | options)
     spans = tuple(Span(i, 0, n, ()) for i, n in enumerate(lengths))
     return Work("sft-all", section, spans, tuple(n // 2 for n in lengths))
+
+
+@pytest.mark.parametrize("kind", ["bloom", "openai-gpt", "fuyu", "gemma4_unified_text"])
+def test_other_layouts_of_rows_and_layers_are_planned(kind):
+    """Code that takes no packed rows, a text model within another, heads by layer."""
+    sizes = SHAPE | {"num_hidden_layers": 2, "head_dim": 16, "num_key_value_heads": 2}
+    own = {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8}
+    config = AutoConfig.for_model(kind, **sizes, **own)
+    if kind == "fuyu":
+        config = AutoConfig.for_model(kind, text_config=SHAPE | {"num_hidden_layers": 2})
+    placement = replace(CPU, attention=attention_for(config, "sdpa"))
+    found = planner(config=config, placement=placement).stage(work())
+    assert found.memory is not None
+    parameters = costs_of_config(config).parameters
+    assert found.memory.optimiser == 8 * parameters.trainable
+    assert found.memory.weights >= 4 * parameters.total
+    assert found.memory.total < planner(config=config, placement=placement).ceiling(work())
 
 
 def test_operations_are_those_of_all_epochs_and_hours_follow_from_them():

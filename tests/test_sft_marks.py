@@ -56,6 +56,7 @@ def trained_texts(rows, *, untrained, template=None, turns="all"):
 OFF = [
     {"weight": 0}, {"train": False}, {"loss": False}, {"trainable": False}, {"training": "false"},
     {"loss_mask": 0}, {"masked": True}, {"weight": 0.0}, {"loss_scale": 0}, {"loss_weight": "0"},
+    {"supervised": False}, {"no_loss": True}, {"no_train": True},
 ]  # fmt: skip
 
 

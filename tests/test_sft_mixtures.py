@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from sft.config import LoraSection, UserError
 from sft.flops import costs_of_config, costs_of_model
-from sft.memory import NeedsValues, RowsNotRead, Setup, step_memory
+from sft.memory import NeedsValues, Setup, step_memory
 from sft.model import attention_for
 from sft.packing import Document, Segment, lay_out
 from sft.proof import settle_layout
@@ -51,6 +51,7 @@ MIXTURES = {
     "AXK1": LATENT,
     "AXK2": LATENT,
     "BailingHybrid": LATENT | {"num_hidden_layers": 4, "layer_group_size": 2},
+    "Beam": {"mlp_layer_types": ["dense", "sparse"]},
     "Cohere2Moe": {},
     "Dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
@@ -66,6 +67,7 @@ MIXTURES = {
     "Ernie4_5_Moe": {},
     "ExaoneMoe": {"first_k_dense_replace": 1},
     "FlexOlmo": {},
+    "Flint": {"mlp_only_layers": [0]},
     "Gemma4Text": {
         **{"enable_moe_block": True, "top_k_experts": 2, "global_head_dim": 16},
         **{"vocab_size_per_layer_input": 260, "hidden_size_per_layer_input": 8},
@@ -137,3 +139,94 @@ def config_of(name):
     known = {*vars(kind()), *kind.attribute_map, *FAMILY, *MIXTURES[name]}
     sizes = FAMILY | SIZES | MIXTURES[name]
     return kind(**{key: value for key, value in sizes.items() if key in known})
+
+
+IDS = list(range(4, 68))  # as many as leave a row no padding
+DOCUMENT = Document(Segment(IDS, [False] + [True] * 63))
+ADAPTER = LoraSection(r=2)
+# Left out: products with a matrix for each head, of which shapes say nothing.
+EACH_HEAD = ("rel_logits_proj.proj",)
+# How many of its experts have weights depends on the tokens; the mean is counted.
+ON_AVERAGE = {"LongcatFlash"}
+# The code of these reads values of tensors, so their memory is shown as unknown.
+WITHOUT_MEMORY = {"JetMoe", "LongcatFlash"}
+# The adapters of these modules get no gradient from the loss: they choose what others read.
+CHOOSERS = re.compile(r"\.(indexer|compressor|router|gate)\.")
+SHORT = ("GraniteMoeShared", "DeepseekV2", "Gemma4Text")  # of these the test runs every time
+
+
+def test_no_mixture_is_missing():
+    """Sources that name a class of experts, beside those of `MIXTURES`."""
+    missing = set()
+    for config in AutoModelForCausalLM._model_mapping:
+        known = AutoModelForCausalLM._model_mapping[config]
+        module = importlib.import_module(known.__module__)
+        source = inspect.getsource(module)
+        if re.search(r"^class \w*Experts?\w*\(|Experts\(", source, re.M):
+            missing.add(config.__name__.removesuffix("Config"))
+    composed = {"Dots3Note", "Gemma4", "Llama4", "Qwen3_5Moe", "Qwen4Exp"}  # of a text model above
+    assert missing - composed <= MIXTURES.keys()
+
+
+def really_ran(model, batch):
+    """Multiply-adds of a token in the layers' matrices, by parameter, of a step that ran."""
+    with ProductsWithWeights(model) as products:
+        loss = -log_probs(model, batch).sum()
+    loss.backward()
+    head = model.get_output_embeddings().weight
+    names = {n for n, p in model.named_parameters() if p is not head}
+    return {n: c // batch.num_tokens for n, c in products.counts.items() if n in names}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SHORT else pytest.param(n, marks=[long, pytest.mark.slow]) for n in MIXTURES]
+)
+def test_a_mixture_is_planned_counted_and_trained_or_refused(name):
+    """What is counted is what torch multiplies; every expert has an adapter, which learns."""
+    warnings.simplefilter("ignore")
+    config = config_of(name)
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(config).float()
+    assert any("expert" in n or "moe" in n for n, _ in plain.named_parameters()), "no mixture"
+    tokens = torch.tensor([IDS])
+    plain(input_ids=tokens, labels=tokens).loss.backward()
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention_for(config, "documents")
+        )
+        settle_layout(enable_scoring(model.float().eval()), training=torch.float32)
+        planned(config, name)
+        batch = lay_out([DOCUMENT], packing=True, rows=rows_of(model))
+        assert batch.input_ids.numel() == batch.num_tokens
+        ran = really_ran(model.train(), batch)
+        costs = costs_of_model(model)
+        assert costs == costs_of_config(config)
+        of_heads = [p.numel() for n, p in model.named_parameters() if n.endswith(EACH_HEAD)]
+        counted = costs.frozen + costs.trained - sum(of_heads)
+        found = sum(c for n, c in ran.items() if not n.endswith(EACH_HEAD))
+        assert counted == found or (name in ON_AVERAGE and abs(counted / found - 1) < 0.05)
+        lora = lora_config(ADAPTER)
+        adapted = add_adapter(model, lora)
+        assert costs_of_model(adapted) == costs_of_config(config, lora=lora)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    assert not {kind for kind in reach_of(adapted).unreached if "Expert" in kind}
+    log_probs(adapted, batch).sum().backward()
+    without = {n for n, p in adapted.named_parameters() if p.requires_grad and p.grad is None}
+    assert not {n for n in without if not CHOOSERS.search(n) and "experts" in n}
+
+
+def planned(config, name):
+    """The plan's memory holds the weights and moments that training has, or it is not known."""
+    for lora in (None, lora_config(ADAPTER)):
+        setup = Setup(lora, torch.float32, torch.float32, attention_for(config, "sdpa"))
+        batch = lay_out([DOCUMENT], packing=True, rows="masked")
+        parameters = costs_of_config(config, lora=lora).parameters
+        try:
+            found = step_memory(config, batch, setup)
+        except NeedsValues:
+            assert name in WITHOUT_MEMORY
+            continue
+        assert found.optimiser == 8 * parameters.trainable
+        assert 0 <= found.weights - 4 * parameters.total < 0.01 * found.weights + 20_000
