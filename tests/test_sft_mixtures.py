@@ -88,7 +88,7 @@ MIXTURES = {
     "InklingText": {},
     "Jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
     "JetMoe": {},
-    "KimiLinear": LATENT | {"num_hidden_layers": 4},
+    "KimiLinear": LATENT | {"layer_types": ["linear_attention", "full_attention"]},
     "Kolibri1": {},
     "Laguna": {},
     "Lfm2Moe": {"num_dense_layers": 0, "layer_types": ["conv", "full_attention"]},
