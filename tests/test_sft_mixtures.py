@@ -107,7 +107,11 @@ MIXTURES = {
     "Qwen3_5MoeText": LINEAR,
     "Qwen3Moe": {},
     "Qwen3Next": LINEAR,
-    "Qwen4ExpText": {"num_hidden_layers": 4},
+    "Qwen4ExpText": {
+        **{"layer_types": ["linear_attention", "indexed_attention"], "indexer_n_heads": 2},
+        **{"indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64},
+        "indexer_compress_ratio": 4,
+    },
     "SolarOpen": {},
     "Zaya": {"num_experts_per_tok": 1},
 }
