@@ -150,8 +150,9 @@ DOCUMENT = Document(Segment(IDS, [False] + [True] * 63))
 ADAPTER = LoraSection(r=2)
 # Left out: products with a matrix for each head, of which shapes say nothing.
 EACH_HEAD = ("rel_logits_proj.proj",)
-# How many of its experts have weights depends on the tokens; the mean is counted.
-ON_AVERAGE = {"LongcatFlash"}
+# Counted on average, since the tokens decide how many of its experts have weights; and a position
+# of padding, which one that looks at the token before adds to its rows.
+NEARLY = {"LongcatFlash", "Zaya"}
 # The code of these reads values of tensors, so their memory is shown as unknown.
 WITHOUT_MEMORY = {"JetMoe", "LongcatFlash"}
 # The adapters of these modules get no gradient from the loss: they choose what others read.
@@ -208,7 +209,7 @@ def test_a_mixture_is_planned_counted_and_trained_or_refused(name):
         of_heads = [p.numel() for n, p in model.named_parameters() if n.endswith(EACH_HEAD)]
         counted = costs.frozen + costs.trained - sum(of_heads)
         found = sum(c for n, c in ran.items() if not n.endswith(EACH_HEAD))
-        assert counted == found or (name in ON_AVERAGE and abs(counted / found - 1) < 0.05)
+        assert counted == found or (name in NEARLY and abs(counted / found - 1) < 0.05)
         lora = lora_config(ADAPTER)
         adapted = add_adapter(model, lora)
         assert costs_of_model(adapted) == costs_of_config(config, lora=lora)
