@@ -18,7 +18,7 @@ from dpo.data import read_preferences
 from eval.endpoint import _read as read_reply
 from eval.endpoint import _Transient as Transient
 from eval.imported import import_measures
-from eval.judge import check_references
+from eval.judge import reference_flaw
 from eval.judging import grade_table, judge_all, usage
 from eval.open_ended import grading
 from eval.open_questions import read_questions
@@ -56,7 +56,8 @@ def read_asked(draw, folder, tokenizer):
     path = hostile.write_rows(draw, folder, hostile.PROMPTS)
     prompts = read_prompts([Source(str(path))])
     write_jsonl(folder / "prompts-out.jsonl", prompts)
-    check_references(prompts)
+    flaws = [reference_flaw(prompt.get("reference") or {}) for prompt in prompts]
+    write_json(folder / "flaws.json", flaws)
     for prompt in prompts:
         encode_prompt(tokenizer, prompt["messages"])
 
