@@ -28,7 +28,7 @@ from eval.local import LocalTask
 from eval.probe import find_isolation
 from sft.config import EvalSection, TaskOptions, UserError, find_path
 from sft.hub import reach_hub
-from sft.plain_yaml import refuse_bomb
+from sft.plain_yaml import plain_text
 from sft.run import fingerprint
 from sft.secret import hidden
 from sft.storage import is_inside, is_plain_name
@@ -262,8 +262,7 @@ def _check_metrics(config: dict[str, Any]) -> None:
 def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A task file's keys, with those of the files that it includes, all of them under `root`."""
     try:
-        text = path.read_text(encoding="utf-8")
-        refuse_bomb(text)
+        text = plain_text(path)
         config = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1

@@ -11,9 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from sft.adapter_settings import adapter_settings, check_patterns
 from sft.adapters import adapter_base
 from sft.causal import model_of_config
 from sft.config import LoraSection, Preset, UserError
+from sft.model_files import loading
 from sft.run import is_adapter
 from sft.targets import adapted_weights, add_adapter, lora_config, refuse_ends, shown_targets
 from sft.vocabulary import token_rows
@@ -115,19 +117,23 @@ def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> N
     """
     if not is_adapter(path):
         return
+    base = adapter_base(path)
     with torch.device("meta"):
         model = model_of_config(config)
         own = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        its = LoraConfig.from_pretrained(path)
-        refuse_ends(model, its)
-        try:
+        with loading(
+            given,
+            what=f"PEFT cannot add this adapter to {base}",
+            remedy="give the base that it was trained over, or correct its adapter_config.json",
+        ):
+            check_patterns(
+                adapter_settings(path, given=given),
+                (name for name, _ in model.named_modules()),
+                given=given,
+            )
+            its = LoraConfig.from_pretrained(path)
+            refuse_ends(model, its)
             adapted = PeftModel(model, its)
-        except ValueError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"model.name_or_path={given}: PEFT cannot add this adapter to {adapter_base(path)} "
-                f"({reason}); give the base that it was trained over"
-            ) from None
     found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     due = own | {name: tuple(tensor.shape) for name, tensor in found.items()}
     for name, shape in _shapes(Path(path)):

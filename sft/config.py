@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.plain_yaml import refuse_bomb
+from sft.plain_yaml import plain_text
 from sft.rules import NO_SOURCE, check_rules
 from sft.secret import hidden, secret_places
 from sft.sections import (
@@ -142,8 +142,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"did you mean {path.parent / near[0]}" if near else "give the path of a YAML file"
         raise UserError(f"{path}: no such preset file; {hint}")
     try:
-        text = path.read_text(encoding="utf-8")
-        refuse_bomb(text)
+        text = plain_text(path)
         # OmegaConf's loader is a safe one; what `${...}` refers to is left alone, see _references.
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:

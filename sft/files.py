@@ -16,6 +16,11 @@ from sft.json_rows import read_json
 from sft.records import Record as Record
 from sft.row_errors import RowError, equal_names
 
+# First bytes of archives that are not read.
+PACKED = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zX": "xz", b"BZh": "bzip2"}
+# Of Parquet files: rows that are read at once, and from which size on a column may not be packed
+# more than so many times.
+BATCH, PACKED_BYTES, PACKED_RATIO = 128, 8 * 2**20, 1000
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -105,6 +110,8 @@ def _read_file(path: Path) -> Iterator[Record | RowError]:
         if head.startswith(magic) != right and (right or head.startswith(magic)):
             verb = "is not a" if right else "is a"
             raise UserError(f"{path}:1: {verb} {name} file, against its name; rename it")
+    if other := next((name for magic, name in PACKED.items() if head.startswith(magic)), None):
+        raise UserError(f"{path}:1: is a {other} file, against its name; unpack it")
     if suffix == ".parquet":
         return _read_parquet(path)
     kind = suffix.removesuffix(".gz")
@@ -124,7 +131,16 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             yield equal_names(f"{path}:1", twice, of="schema")
             return
-        for batch in file.iter_batches(batch_size=1024):
+        if bomb := _bomb(file.metadata):
+            yield RowError(
+                f"{path}:1",
+                rule="file too large",
+                detail=bomb,
+                remedy="save the rows again, in a file of their own size",
+                ends=True,
+            )
+            return
+        for batch in file.iter_batches(batch_size=BATCH):
             for fields in batch.to_pylist():
                 number += 1
                 yield Record(f"{path}:{number}", _without_nulls(fields))
@@ -136,6 +152,20 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
             remedy="fetch the file again",
             ends=True,
         )
+
+
+def _bomb(metadata: Any) -> str:
+    """What a Parquet file's columns would unpack to, where they are packed as no text is; a value
+    may stand in every row of a batch although the file holds it once."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            size, packed = column.total_uncompressed_size, max(1, column.total_compressed_size)
+            if size > PACKED_BYTES and size > PACKED_RATIO * packed:
+                return (
+                    f"the column {column.path_in_schema} has {size / 2**20:,.0f} MB in "
+                    f"{packed / 2**20:.3f} MB"
+                )
+    return ""
 
 
 def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:

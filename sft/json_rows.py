@@ -22,7 +22,7 @@ from typing import Any
 
 from sft.config import UserError
 from sft.messages import is_messages
-from sft.records import MAX_RECORD_BYTES, Record, open_bytes, read_lines, read_text
+from sft.records import MAX_RECORD_BYTES, Record, TooLarge, open_bytes, read_lines, read_text
 from sft.row_errors import RowError, half_pair, invalid_text, is_deep, malformed, type_name
 
 WHITE = " \t\r\n"
@@ -128,7 +128,7 @@ def _goes_on(path: Path, line: str) -> bool:
         with open_bytes(path) as file:
             start = file.read(MAX_RECORD_BYTES).decode("utf-8-sig", "ignore").lstrip(WHITE)
         _, end = DECODER.raw_decode(start)
-    except (EOFError, OSError, zlib.error, ValueError, RecursionError):
+    except (EOFError, OSError, zlib.error, ValueError, RecursionError, TooLarge):
         return False
     return end > len(line.strip(WHITE))
 

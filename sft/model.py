@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -33,6 +32,16 @@ from sft.hub import hub_refusal
 from sft.kernels import settle_kernels
 from sft.lora import fuse_adapters
 from sft.model_config import read_model_config
+from sft.model_files import (
+    LIBRARY_ERRORS,
+    build_empty,
+    check_config_file,
+    check_generation,
+    check_sizes,
+    loading,
+    reason_of,
+    try_tokenizer,
+)
 from sft.placement import Placement
 from sft.proof import settle_layout
 from sft.quantised import nf4
@@ -95,21 +104,24 @@ def check_model(section: ModelSection) -> str:
     Raises:
         UserError: there is no such model, it is no causal LM, or it has no safetensors weights.
     """
-    path = resolve_model_path(section.name_or_path, revision=section.revision)
-    check_adapter(path, given=section.name_or_path)
+    given = section.name_or_path
+    path = resolve_model_path(given, revision=section.revision)
+    check_sizes(path, given=given)
+    check_adapter(path, given=given)
+    whole = adapter_base(path) if is_adapter(path) else path
+    check_sizes(whole, given=given)
+    check_config_file(whole, given=given)
     try:
         config = read_config(path, section)
     except UserError:
         raise
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise UserError(
-            f"model.name_or_path={section.name_or_path}: {_unread(error, path)}"
-        ) from None
-    check_causal(config, given=section.name_or_path)
-    check_weights(path, given=section.name_or_path)
-    check_given_adapter(path, config, given=section.name_or_path)
-    base = adapter_base(path) if is_adapter(path) else path
-    check_generation(base, given=section.name_or_path)
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"model.name_or_path={given}: {_unread(error, path)}") from None
+    check_causal(config, given=given)
+    check_weights(path, given=given)
+    check_generation(whole, given=given)
+    build_empty(config, given=given)
+    check_given_adapter(path, config, given=given)
     return path
 
 
@@ -123,11 +135,9 @@ def _unread(error: Exception, path: str) -> str:
             "set model.trust_remote_code=true on the command line, or give a model that "
             "transformers knows"
         )
-    # Upstream's checked configurations tell the field first and what is wrong with it as the cause.
-    reason = str(error.__cause__ if isinstance(error, StrictDataclassError) else error)
     return (
-        f"no model could be read there ({reason.strip().splitlines()[0][:200]}); correct its "
-        "config.json, or give another directory or hub id"
+        f"no model could be read there ({reason_of(error)}); correct its config.json, or give "
+        "another directory or hub id"
     )
 
 
@@ -180,20 +190,20 @@ def _stored_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBa
     check_entries(place, given=path)
     if place != path:
         log.info("tokenizer: that of %s, since the adapter %s was saved without one", place, path)
-    try:
-        return AutoTokenizer.from_pretrained(
+    try_tokenizer(place, given=path)
+    missing = Path(place).is_dir() and not any(Path(place).glob("*token*"))
+    what = f"no tokenizer could be read in {place}"
+    with loading(
+        path,
+        what=f"{what}, which holds no tokenizer.json" if missing else what,
+        remedy="save one in the model's directory with save_pretrained",
+        hub=place,
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(
             **located(place), trust_remote_code=section.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        if refusal := hub_refusal(error, name=place):
-            raise UserError(f"model.name_or_path={path}: {refusal}") from None
-        reason = str(error).strip().splitlines()[0]
-        if Path(place).is_dir() and not any(Path(place).glob("*token*")):
-            reason = "it holds no tokenizer.json"
-        raise UserError(
-            f"model.name_or_path={path}: no tokenizer could be read in {place} ({reason}); save "
-            "one in the model's directory with save_pretrained"
-        ) from None
+        tokenizer.decode(tokenizer("a b").input_ids)  # settings of a wrong type end here
+    return tokenizer
 
 
 def has_template(path: str, section: ModelSection) -> bool:

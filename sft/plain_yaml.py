@@ -1,15 +1,34 @@
 """YAML from anyone: plain data, and no larger when it is unfolded than when it is read."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
 
+LARGEST = 1 << 20  # bytes of a file
 NODES = 100_000  # values of a file, every alias counted with all that it stands for
 DEPTH = 50  # levels of lists and mappings
 
 
 class TooLarge(yaml.YAMLError):
     """A file that would take the memory, or the stack, of whoever reads it."""
+
+
+def plain_text(path: Path) -> str:
+    """The text of a YAML file that `refuse_bomb` does not refuse.
+
+    Raises:
+        TooLarge: see there, or a file of more than `LARGEST` bytes.
+        UnicodeDecodeError: it is not UTF-8.
+        yaml.YAMLError: it is no YAML.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise TooLarge(f"it has more than {LARGEST >> 20} MB")
+    text = content.decode("utf-8")
+    refuse_bomb(text)
+    return text
 
 
 def refuse_bomb(text: str) -> None:

@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from sft.adapters import CONFIG
+from sft.adapter_settings import adapter_settings
 from sft.chat import EncodedChat, marking
 from sft.checks import Rules, as_facts, mix_table, stage_table, total
 from sft.config import DpoStage, Preset, SftStage, UserError
@@ -85,7 +85,7 @@ def _check_adapter(path: Path, preset: Preset) -> None:
     Raises:
         UserError: one differs.
     """
-    its = read_json(path / CONFIG)
+    its = adapter_settings(str(path), given=preset.model.name_or_path)
     for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
         asked, has = getattr(preset.lora, key), its.get(key, False)
         if asked != has:

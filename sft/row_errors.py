@@ -70,6 +70,17 @@ def too_long(origin: str, size: int, *, limit: int) -> RowError:
     )
 
 
+def too_large(origin: str, *, limit: float) -> RowError:
+    """A text that is larger, unpacked, than what is read of one file."""
+    return RowError(
+        origin,
+        rule="file too large",
+        detail=f"the file has more than {limit / 2**20:,.0f} MB unpacked",
+        remedy="unpack it, or save one row a line (.jsonl) in several files",
+        ends=True,
+    )
+
+
 def truncated(origin: str, error: Exception) -> RowError:
     """A compressed file that ends before its text does."""
     return RowError(

@@ -18,7 +18,7 @@ from sft.checkpoint import drop_others
 from sft.config import Preset, UserError, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
-from sft.plain_yaml import refuse_bomb
+from sft.plain_yaml import plain_text
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint
@@ -220,8 +220,7 @@ class _Claim:
 def _content(recorded: Path) -> Any:
     """What a preset.yaml holds; None where it is missing or damaged."""
     try:
-        text = recorded.read_text(encoding="utf-8")
-        refuse_bomb(text)
+        text = plain_text(recorded)
         return OmegaConf.to_container(OmegaConf.create(text))
     except FileNotFoundError:
         return None

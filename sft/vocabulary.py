@@ -57,7 +57,13 @@ def check_vocabulary(
         token = getattr(tokenizer, role)
         if token is None or token in added:
             continue
-        if (place := vocabulary[token]) >= rows:
+        place = vocabulary.get(token)
+        if place is None:
+            raise UserError(
+                f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token!r} is "
+                "none of its tokens; correct it in tokenizer_config.json"
+            )
+        if place >= rows:
             raise UserError(
                 f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token} is "
                 f"number {place:,}, and the model has embeddings for {rows:,} tokens; correct it "

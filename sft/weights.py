@@ -11,8 +11,10 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
+from sft.adapter_settings import adapter_settings
 from sft.adapters import BASE, CONFIG, adapter_base
 from sft.config import UserError
+from sft.model_files import read_settings
 from sft.revisions import located
 from sft.run import is_adapter, read_json
 from sft.storage import is_inside, is_plain_name
@@ -44,12 +46,12 @@ def check_adapter(path: str, *, given: str) -> None:
         given: as the user wrote it.
 
     Raises:
-        UserError: another kind; or it is not over a whole model.
+        UserError: another kind; a setting is out of bounds; or it is not over a whole model.
     """
     if not is_adapter(path):
         return
-    config = read_json(Path(path) / CONFIG)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_settings(Path(path) / CONFIG, given=given)
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(
             f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
@@ -62,6 +64,7 @@ def check_adapter(path: str, *, given: str) -> None:
             f"model.name_or_path={given}: its {CONFIG} sets {', '.join(others)}, which only other "
             "kinds of adapters have; merge it into its base with peft first"
         )
+    adapter_settings(path, given=given)
     recorded = config.get(BASE)
     if not isinstance(recorded, str) or not recorded:
         raise UserError(

@@ -1,0 +1,118 @@
+"""Settings of a given adapter, held against bounds before PEFT reads them."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sft.adapters import CONFIG
+from sft.config import UserError
+from sft.model_files import read_settings
+from sft.time_limit import cpu_seconds
+
+HIGHEST_RANK = 1 << 16
+MATCHING = 5.0  # seconds of computing for all names of a model's modules
+# How the weights began is of no matter to those that are loaded, but PEFT does it again: some take
+# their number of iterations from the name, some read data. PiSSA and OLoRA change the base, too.
+BEGINNINGS = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}")
+
+
+def adapter_settings(path: str, *, given: str) -> dict[str, Any]:
+    """The adapter_config.json of an adapter's directory.
+
+    Args:
+        given: as the user wrote it.
+
+    Raises:
+        UserError: it is damaged, or a setting is of another type than PEFT's, out of bounds, or
+            names code to import.
+    """
+    config = read_settings(Path(path) / CONFIG, given=given)
+    for field, rule in _flaws(config):
+        raise UserError(
+            f"model.name_or_path={given}: {CONFIG}: {field}={str(config.get(field))[:80]!r} {rule}"
+        )
+    return config
+
+
+def _flaws(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong with it and what to do)."""
+    rank = config.get("r", 8)
+    if not _whole(rank) or not 1 <= rank <= HIGHEST_RANK:
+        yield "r", f"is no rank from 1 to {HIGHEST_RANK:,}; correct it"
+    for field, least in (("lora_alpha", 0.0), ("lora_dropout", 0.0)):
+        value = config.get(field, least)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value >= least:
+            yield field, "is no number of at least 0; correct it"
+    for field in ("use_rslora", "use_dora", "fan_in_fan_out", "inference_mode"):
+        if not isinstance(config.get(field, False), bool):
+            yield field, "is neither true nor false; correct it"
+    for field in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save"):
+        value = config.get(field)
+        plain = isinstance(value, str) and field.endswith("_modules")
+        if not (value is None or plain or _texts(value)):
+            yield field, "is no list of names; correct it"
+    for field in ("rank_pattern", "alpha_pattern"):
+        value = config.get(field)
+        if value and not (isinstance(value, dict) and _ranks(value.values())):
+            yield field, f"must give each pattern a number up to {HIGHEST_RANK:,}; correct it"
+    begin = config.get("init_lora_weights", True)
+    if not (
+        isinstance(begin, bool | None) or (isinstance(begin, str) and BEGINNINGS.fullmatch(begin))
+    ):
+        yield (
+            "init_lora_weights",
+            "is not done again when an adapter is loaded; set it to true, which is right for "
+            "weights that are saved",
+        )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _ranks(values: Iterable[Any]) -> bool:
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= HIGHEST_RANK
+        for value in values
+    )
+
+
+def check_patterns(config: dict[str, Any], names: Iterable[str], *, given: str) -> None:
+    """Refuse regular expressions of an adapter that are none, or that never end on these names.
+
+    Args:
+        names: of the model's modules.
+
+    Raises:
+        UserError: naming the field.
+    """
+    names = list(names)
+    for field, pattern in _patterns(config):
+        try:
+            with cpu_seconds(MATCHING):
+                compiled = re.compile(pattern)
+                for name in names:
+                    compiled.match(name)
+        except (re.error, TimeoutError, RecursionError, OverflowError) as error:
+            raise UserError(
+                f"model.name_or_path={given}: {CONFIG}: {field} holds a regular expression that "
+                f"cannot be used ({str(error)[:100]}); list the names of layers instead"
+            ) from None
+
+
+def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every regular expression of the settings, as PEFT completes it."""
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(field), str):
+            yield field, rf"(?:{config[field]})\Z"
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in config.get(field) or ():
+            yield field, rf"(.*\.)?({key})$"
+    layers = config.get("layers_pattern") or ()
+    for pattern in [layers] if isinstance(layers, str) else layers:
+        yield "layers_pattern", rf".*\.{pattern}\.(\d+)\."
