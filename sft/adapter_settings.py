@@ -11,7 +11,7 @@ from sft.model_files import read_settings
 from sft.time_limit import cpu_seconds
 
 HIGHEST_RANK = 1 << 16
-MATCHING = 5.0  # seconds of computing for all names of a model's modules
+MATCHING = 2.0  # seconds of computing for all names of a model's modules
 # How the weights began is of no matter to those that are loaded, but PEFT does it again: some take
 # their number of iterations from the name, some read data. PiSSA and OLoRA change the base, too.
 BEGINNINGS = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}")
@@ -24,8 +24,7 @@ def adapter_settings(path: str, *, given: str) -> dict[str, Any]:
         given: as the user wrote it.
 
     Raises:
-        UserError: it is damaged, or a setting is of another type than PEFT's, out of bounds, or
-            names code to import.
+        UserError: it is damaged, or a setting is of another type than PEFT's or out of bounds.
     """
     config = read_settings(Path(path) / CONFIG, given=given)
     for field, rule in _flaws(config):
