@@ -36,7 +36,6 @@ from sft.model_files import (
     LIBRARY_ERRORS,
     build_empty,
     check_config_file,
-    check_generation,
     check_sizes,
     loading,
     reason_of,
