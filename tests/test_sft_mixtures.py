@@ -154,7 +154,7 @@ EACH_HEAD = ("rel_logits_proj.proj",)
 # of padding, which one that looks at the token before adds to its rows.
 NEARLY = {"LongcatFlash", "Zaya"}
 # The code of these reads values of tensors, so their memory is shown as unknown.
-WITHOUT_MEMORY = {"JetMoe", "LongcatFlash"}
+WITHOUT_MEMORY = {"JetMoe", "LongcatFlash", "Qwen4ExpText"}
 # The adapters of these modules get no gradient from the loss: they choose what others read.
 CHOOSERS = re.compile(r"\.(indexer|compressor|router|gate)\.")
 SHORT = ("GraniteMoeShared", "DeepseekV2", "Gemma4Text")  # of these the test runs every time

@@ -1,5 +1,6 @@
 """Equivalence classes: however a step is split, packed or resumed, the trajectory is the same."""
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILY, make_tiny_model
+from conftest import FAMILY, make_tiny_model, make_tiny_tokenizer
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -186,6 +187,47 @@ def test_a_run_that_stops_midway_ends_with_the_weights_of_one_that_did_not(
         assert line["train_tokens_per_second"] == pytest.approx(speed, rel=0.01)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def train_slowly(rows, folder):
+    """In a process of its own, to be killed."""
+    torch.set_num_threads(1)
+    tokenizer = make_tiny_tokenizer()
+    train(Dataset.from_list(rows), tokenizer, folder, **KILLED | {"num_train_epochs": 400.0})
+
+
+KILLED = {"save_steps": 21, "logging_steps": 1, "lr_scheduler_type": "constant"}
+
+
+def test_a_stage_that_was_killed_reports_the_time_and_tokens_of_all_its_starts(
+    rows, tiny_tokenizer, tmp_path
+):
+    """Killed behind its first checkpoint, and gone on with a second later, to one epoch more."""
+    folder, first = tmp_path / "killed", multiprocessing.get_context("spawn")
+    child = first.Process(target=train_slowly, args=(rows.to_list(), folder))
+    began = time.monotonic()
+    child.start()
+    while not list(folder.glob("checkpoint-*/manifest.json")):
+        assert child.is_alive(), "it ended"
+        time.sleep(0.002)
+    child.kill()
+    child.join()
+    killed_after = time.monotonic() - began
+    lines = read_jsonl(folder / "log.jsonl")
+    sealed = [path.parent.name for path in folder.glob("checkpoint-*/manifest.json")]
+    kept = max(int(name.partition("-")[2]) for name in sealed)
+    time.sleep(1)
+    steps = {"num_train_epochs": (kept + 6) / 3}
+    began = time.monotonic()
+    facts, log, _ = train(rows, tiny_tokenizer, folder, **KILLED | steps)
+    resumed_for = time.monotonic() - began
+    whole, whole_log, _ = train(rows, tiny_tokenizer, tmp_path / "whole", **KILLED | steps)
+    epoch = sum(map(len, rows["input_ids"])) + 3  # a token of each row that fills up the last step
+    assert facts.tokens == whole.tokens == epoch * (kept + 6) // 3
+    assert facts.steps == whole.steps == kept + 6 and log == whole_log
+    assert (facts.loss_first, facts.loss_last) == (whole.loss_first, whole.loss_last)
+    before = lines[kept - 1]["train_runtime"] - lines[0]["train_runtime"]
+    assert before > 0 and before < facts.seconds < killed_after + resumed_for
 
 
 def signal_after(folder, lines):

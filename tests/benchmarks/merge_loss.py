@@ -1,0 +1,106 @@
+"""How much of a LoRA's change rounding the merged weights to bfloat16 loses, by training steps.
+
+    python tests/benchmarks/merge_loss.py MODEL [--steps 8 16 32 64 128]
+
+Trains LoRA (r=16, alpha 32, every linear layer, AdamW at a constant 1e-4) on Alpaca rows of at most
+128 tokens, four a step, in float32 on the CPU. After the given numbers of steps the adapter is
+merged into a copy in float32, which is rounded to bfloat16; both are held against the base on rows
+that were not trained. The loss is the one that an export goes by (`sft.merge.MergeCheck.share`).
+"""
+
+import argparse
+import gzip
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sft.chat import EncodedChat, encode_chats, ensure_template
+from sft.config import LoraSection, ModelSection
+from sft.merge import compare_logits
+from sft.model import load_model, load_tokenizer, load_trainable, save_model
+from sft.packing import Document, Segment, lay_out
+from sft.placement import choose_placement
+from sft.scoring import log_probs, rows_of
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("TRUING_REAL_DATA", ROOT / "../shared/data"))
+LONGEST, ROWS, ASKED = 128, 4, 8  # tokens of a row, rows of a step, rows that logits are taken on
+
+
+def chats(tokenizer: Any) -> Iterator[EncodedChat]:
+    """Alpaca's rows of at most `LONGEST` tokens, in their order."""
+    with gzip.open(DATA / "sft" / "alpaca_en_first10k.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, 2000)]
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{row['instruction']}\n{row['input']}".strip()},
+                {"role": "assistant", "content": row["output"]},
+            ],
+            "origin": f"alpaca:{number}",
+        }
+        for number, row in enumerate(rows)
+        if row["output"].strip()
+    ]
+    for encoded in encode_chats(tokenizer, turns):
+        if isinstance(encoded, EncodedChat) and len(encoded.input_ids) <= LONGEST:
+            yield encoded
+
+
+@torch.no_grad()
+def logits_of(model: Any, rows: list[EncodedChat]) -> torch.Tensor:
+    """Float32 logits [tokens of all rows, vocabulary]."""
+    found = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
+    return torch.cat(found).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64, 128])
+    given = parser.parse_args()
+    section = ModelSection(given.model, dtype="float32")
+    placement = choose_placement(section)
+    tokenizer = load_tokenizer(given.model, section)
+    ensure_template(tokenizer)
+    found = chats(tokenizer)
+    asked = list(itertools.islice(found, ASKED))
+    model = load_trainable(
+        given.model,
+        placement,
+        lora=LoraSection(r=16, lora_alpha=32),
+        seed=0,
+        trust_remote_code=False,
+    )
+    with model.disable_adapter():
+        base = logits_of(model.eval(), asked)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
+    for step in range(1, max(given.steps) + 1):
+        rows = list(itertools.islice(found, ROWS))
+        documents = [Document(Segment(row.input_ids, row.trained)) for row in rows]
+        batch = lay_out(documents, packing=True, rows=rows_of(model))
+        loss = -log_probs(model.train(), batch).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step not in given.steps:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(model, tokenizer, Path(folder) / "adapter")
+            merged = load_model(str(Path(folder) / "adapter"), placement).merge_and_unload()
+        for parameter in merged.parameters():
+            parameter.data = parameter.to(torch.bfloat16).float()
+        trained_logits = logits_of(model.eval(), asked)
+        check = compare_logits(logits_of(merged, asked), trained=trained_logits, base=base)
+        print(f"{step:4} steps: loss {loss.item():.2f}, {check.share:.1%} lost", flush=True)
+
+
+if __name__ == "__main__":
+    main()
