@@ -65,6 +65,7 @@ __all__ = [
     "resolved",
 ]
 
+LONGEST = 2_000  # characters that are said of one mistake
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -112,7 +113,9 @@ def load_preset(
     problems += [p for p in check_rules(preset) if not (mistaken_source and p == NO_SOURCE)]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
-        raise UserError(hidden(f"{source}: " + "; ".join(problems)))
+        said = [hidden(p) for p in problems]  # in which a value of any length may stand
+        short = [p if len(p) <= LONGEST else f"{p[:LONGEST]}\u2026" for p in said]
+        raise UserError(f"{hidden(source)}: " + "; ".join(short))
     return preset
 
 
