@@ -39,6 +39,7 @@ BOUNDS = (
     (re.compile(r"experts?$"), 10_000),
     (re.compile(r"heads?(_kv)?$|n_group|topk"), 10_000),
     (re.compile(r"vocab"), 1 << 24),
+    (re.compile(r"^sliding_window$|^max_position_embeddings$|^n_positions$"), 1 << 40),
     (re.compile(r"hidden|n_embd|d_model|intermediate|n_inner|ffn|head_dim|_dim$|rank$"), 1 << 22),
 )
 LARGEST_NUMBER = 1 << 40  # of any other: a window, an id, a seed
@@ -147,8 +148,13 @@ def check_config_file(path: str, *, given: str) -> None:
         raise UserError(
             f"{at}return_dict=false has the model return another type than is read here; remove it"
         )
+    kinds = config.get("architectures") or []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise UserError(f"{at}architectures={str(kinds)[:80]} is no list of names; correct it")
     for name, value in _numbers(config):
         last = name.rpartition(".")[2]
+        if value % 1:
+            raise UserError(f"{at}{name}={value} must be a whole number; correct it")
         if POSITIVE.fullmatch(last) and value < 1:
             raise UserError(f"{at}{name}={value} must be at least 1; correct it")
         most = next((n for pattern, n in BOUNDS if pattern.search(last)), LARGEST_NUMBER)

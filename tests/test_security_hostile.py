@@ -62,6 +62,8 @@ def start(folder):
         ({"sliding_window": 10**400}, "sliding_window=a number of over 30 digits"),
         ({"hidden_act": "x"}, "no model can be built by its config.json .*x"),
         ({"rope_parameters": "x"}, "config.json|no model could be read"),
+        ({"architectures": [0]}, r"architectures=\[0\] is no list of names"),
+        ({"sliding_window": -0.5}, "sliding_window=-0.5 must be a whole number"),
         ({"return_dict": False}, "return_dict=false has the model return another type"),
         ({"output_hidden_states": "x"}, "output_hidden_states='x' is neither true nor false"),
         ({"pad_token_id": 10**9}, "no model can be built by its config.json .*[Pp]adding"),
