@@ -154,7 +154,7 @@ EACH_HEAD = ("rel_logits_proj.proj",)
 # of padding, which one that looks at the token before adds to its rows.
 NEARLY = {"LongcatFlash", "Zaya"}
 # The code of these reads values of tensors, so their memory is shown as unknown.
-WITHOUT_MEMORY = {"JetMoe", "LongcatFlash", "Qwen4ExpText"}
+WITHOUT_MEMORY = {"Dbrx", "JetMoe", "LongcatFlash", "Qwen4ExpText"}
 # The adapters of these modules get no gradient from the loss: they choose what others read.
 CHOOSERS = re.compile(r"\.(indexer|compressor|router|gate)\.")
 SHORT = ("GraniteMoeShared", "DeepseekV2", "Gemma4Text")  # of these the test runs every time
@@ -224,6 +224,9 @@ def test_a_mixture_is_planned_counted_and_trained_or_refused(name):
 
 def planned(config, name):
     """The plan's memory holds the weights and moments that training has, or it is not known."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
     for lora in (None, lora_config(ADAPTER)):
         setup = Setup(lora, torch.float32, torch.float32, attention_for(config, "sdpa"))
         batch = lay_out([DOCUMENT], packing=True, rows="masked")
@@ -234,4 +237,4 @@ def planned(config, name):
             assert name in WITHOUT_MEMORY
             continue
         assert found.optimiser == 8 * parameters.trainable
-        assert 0 <= found.weights - 4 * parameters.total < 0.01 * found.weights + 20_000
+        assert 0 <= found.weights - 4 * parameters.total <= buffers + 20_000
