@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import random
@@ -20,9 +21,12 @@ from recipes.quickstart.manifest import pages_hash
 from recipes.quickstart.pages import pages
 from recipes.quickstart.splits import held_out
 from recipes.quickstart.world import make_world, to_jsonl, user_texts
+from sft.decontaminate import Question, QuestionIndex
+from sft.dedup import row_text
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "quickstart"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
+KINDS = ("math", "code", "dialogue", "safety")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +98,16 @@ def test_measured_prompts_are_in_no_trained_row(world):
     assert not trained & user_texts(world["repetition"])
 
 
+def test_no_trained_row_holds_a_question_by_the_check_that_runs_before_training(world):
+    index = QuestionIndex(
+        Question(stem, doc["id"], doc["prompt"])
+        for stem in ("facts", "math", "code", "completion")
+        for doc in world[stem]
+    )
+    texts = [row_text(row) for stem in ("sft", "preference") for row in world[stem]]
+    assert index.find(texts) == []
+
+
 def test_no_pretraining_page_asks_about_a_held_out_entity_or_holds_a_benchmark(world, entities):
     hidden = [side(e.name, lang) for e in entities if e.held_out for lang in LANGUAGES]
     stated = Counter()
@@ -119,33 +133,156 @@ def test_benchmark_keys_and_training_keys_are_disjoint():
     assert share == pytest.approx(1 / 8, abs=0.02)
 
 
+def template_of(text):
+    """The template of the word problem that the text holds, and the problem's numbers."""
+    for template in word_problems.TEMPLATES:
+        for question in template.question:
+            pattern = re.sub(r"\\{[nmtx]\\}", r"\\w+", re.escape(question))
+            pattern = re.sub(r"\\{\w+\\}", r"\\d+", pattern)
+            if found := re.search(pattern, text):
+                return template.name, tuple(re.findall(r"\d+", found.group()))
+    raise AssertionError(f"of no template: {text}")
+
+
+def function_of(text, constant=lambda value: value):
+    """The function that the text holds, under names that are always the same."""
+    (node,) = ast.parse(re.search(r"def .*:\n(?:    .*\n?)+", text).group()).body
+    names = {node.name: "f", node.args.args[0].arg: "x"}
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant):
+            part.value = constant(part.value)
+        elif isinstance(part, ast.Name):
+            part.id = names.get(part.id, part.id)
+        elif isinstance(part, ast.arg):
+            part.arg = "x"
+    node.name = "f"
+    return ast.unparse(node)
+
+
+def family_of(text):
+    """What functions of one family share: the body but for its numbers and words, and its input."""
+    name = re.search(r"def (\w+)", text).group(1)
+    given = re.search(rf"\b{name}\(([\[\"]?)", text.partition("return")[2]).group(1)
+    return function_of(text, lambda value: type(value)()), given
+
+
+def call_of(text):
+    """The function, and what it is called with."""
+    return function_of(text), re.search(r"\((.*)\)(?= return| 返回)", text).group(1)
+
+
+@pytest.fixture(scope="module")
+def exercises(entities):
+    """The questions of many pages: of word problems, and of functions."""
+    sheets = "\n\n".join(islice(pages(MANIFEST["seed"], entities), 1500)).split("\n\n")
+    closed = re.compile("^(?:Answer|回答): .*(?:The answer|答案是)", re.M)
+    asked = [text for text in sheets if closed.search(text)]
+    return [t for t in asked if "def " not in t], [t for t in asked if "def " in t]
+
+
+def test_rows_and_pages_are_spread_over_all_templates_and_families(world, exercises):
+    drawn = random.Random("families")
+    families = [
+        {family_of(f"{d.source}\n{d.call}") for d in (family(drawn, "f", "x") for _ in range(40))}
+        for family in functions.FAMILIES
+    ]
+    assert len(set().union(*families)) == sum(len(forms) for forms in families)
+    rows = {kind: [r["messages"] for r in world["sft"] if r["kind"] == kind] for kind in KINDS}
+    math = [template_of(user["content"])[0] for user, _ in rows["math"]]
+    code = [family_of("\n".join(m["content"] for m in messages)) for messages in rows["code"]]
+    sums, calls = exercises
+    for found in (math, [template_of(text)[0] for text in sums]):
+        counts = Counter(found)
+        assert len(counts) == len(word_problems.TEMPLATES) >= 30
+        assert min(counts.values()) > len(found) / len(counts) / 4
+    for found in (code, [family_of(text) for text in calls]):
+        counts = [sum(found.count(form) for form in forms) for forms in families]
+        assert len(counts) >= 24 and sum(counts) == len(found)
+        assert min(counts) > len(found) / len(counts) / 4
+
+
+def test_pages_hold_no_problem_or_call_of_a_benchmark_under_other_names(exercises):
+    sums, calls = exercises
+    math = benchmarks.math_docs(5, total=300, held_out=True)
+    code = benchmarks.code_docs(5, total=200, held_out=True)
+    seen = {template_of(text) for text in sums} | {call_of(text) for text in calls}
+    asked = {template_of(doc["prompt"]) for doc in math} | {call_of(doc["prompt"]) for doc in code}
+    assert len(asked) > 400
+    assert [question for question in asked if question in seen] == []
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_written_step_of_a_word_problem_is_true(language):
     rng = random.Random(f"steps/{language}")
-    for _ in range(400):
+    templates = Counter()
+    for _ in range(1000):
         problem = word_problems.make_problem(rng, lines.NAMES, language=language)
+        templates[problem.key.split(":")[0]] += 1
         last = None
-        for left, right in re.findall(r"(\d+ [-+*/] \d+) = (\d+)", problem.answer):
+        for step in problem.steps:
+            ((left, right),) = re.findall(r"(\d+ [-+*/] \d+) = (\d+)", step)
             assert eval(left) == int(right), problem
             last = right
         assert last == problem.final
         assert re.search(rf"(?:The answer is|答案是) {problem.final}[.。]$", problem.answer)
         assert "{" not in problem.question + problem.answer
+    assert len(templates) == len(word_problems.TEMPLATES)
+
+
+WORDS = {
+    "odd|奇数": lambda items: [i for i in items if i % 2],
+    "even|偶数": lambda items: [i for i in items if not i % 2],
+    "larg|大": max,
+    "small|小": min,
+    "first|第一": lambda items: items[0],
+    "last|最后": lambda items: items[-1],
+    "sum|和": sum,
+}
+
+
+def true_step(step, run, argument):
+    """Whether a step says what is so of a function, its argument and what it returns."""
+    numbers = [int(number) for number in re.findall(r"\d+", step)]
+    of = next((make for word, make in WORDS.items() if re.search(word, step)), None)
+    result = run(argument)
+    if re.search("It keeps|保留", step):
+        return result == ([i for i in argument if i > numbers[0]] if numbers else of(argument))
+    if re.search("to every number|每个数", step):
+        return result == [i + numbers[0] for i in argument]
+    if re.search("There are|共有", step):
+        return numbers == [len(result if isinstance(result, list) else argument)]
+    if re.search("greater|大于", step):
+        return (numbers[0] > numbers[1]) != bool(re.search("not|不", step))
+    if re.search("Backwards|倒过来", step):
+        return re.findall(r"\b[a-z]\b", step) == list(reversed(argument))
+    if re.search("starts at|开始", step):
+        return numbers == [run(0)]
+    if re.search("The loop|循环", step):
+        return numbers == [argument, *(run(i + 1) for i in range(argument))]
+    if re.search("(?:larg|small)er|较", step):
+        return numbers[0] == argument and result == numbers[2] == of(numbers[:2])
+    if re.search("item is|的?是 \\d+。", step) and of is not sum:
+        return numbers == [of(argument)]
+    formula = re.search(r"(?:y =|It returns|返回|The sum is|和是) (.*)[.。]", step).group(1)
+    (value,) = {eval(part) for part in formula.split(" = ")}
+    if of is sum:
+        return value == sum(argument)
+    return value == result or (step.startswith("y =") and "y" in run.__code__.co_varnames)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_reasoning_about_functions_agrees_with_python(language):
     rng = random.Random(f"calls/{language}")
     families = Counter()
-    for _ in range(400):
+    for _ in range(1000):
         problem = functions.make_evaluation(rng, language=language)
         families[problem.key.split(":")[0]] += 1
-        for chain in re.findall(r"\d+(?: [-+*] -?\d+)+(?: = [^.。]+)?", "\n".join(problem.steps)):
-            values = {eval(part) for part in chain.split(" = ")}
-            assert len(values) == 1, problem
-        source, _, _ = problem.question.rpartition("\n")
-        call = re.search(r"\w+\((?:\[.*\]|\"\w+\"|\d+)\)(?= return| 返回)", problem.question)
-        assert call and functions.run_call(source, call.group()) == problem.final
+        source, called = call_of(problem.question)
+        scope = {}
+        exec(source, scope)
+        for step in problem.steps:
+            assert true_step(step, scope["f"], eval(called)), problem
+        assert str(scope["f"](eval(called))) == problem.final
     assert len(families) == len(functions.FAMILIES)
 
 
@@ -213,7 +350,7 @@ def test_lists_hold_the_number_of_items_asked_for(language):
 
 
 # Persons and towns, templates, families of functions, goals and episodes.
-CLUSTERS = {"world_facts": 24, "world_math": 12, "world_code": 9, "world_completion": 26}
+CLUSTERS = {"world_facts": 24, "world_math": 32, "world_code": 26, "world_completion": 26}
 
 
 @pytest.mark.parametrize("task", CLUSTERS)

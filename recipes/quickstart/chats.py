@@ -173,17 +173,17 @@ def _language(rng: random.Random) -> str:
 
 def sft_rows(seed: int, entities: Entities, *, total: int) -> list[Row]:
     """SFT rows of all kinds in the paper's proportions, shuffled."""
-    rng = random.Random(f"{seed}/sft")
     makers = [maker for maker, _ in DIALOGUE.values()]
     shares = [share for _, share in DIALOGUE.values()]
     rows: list[Row] = []
     for kind, count in row_counts(total).items():
+        rng = random.Random(f"{seed}/sft/{kind}")  # a kind's rows do not move another's
         for _ in range(count):
             language = _language(rng)
             make = KINDS[kind] if kind in KINDS else rng.choices(makers, shares)[0]
             messages = make(rng, entities, language)
             rows.append({"messages": messages, "kind": kind, "language": language})
-    rng.shuffle(rows)
+    random.Random(f"{seed}/sft").shuffle(rows)
     return rows
 
 
