@@ -117,7 +117,9 @@ def _own_folder(path: Path) -> Path | None:
     _refuse_link(path / "results.json", path)
     results = read_json(path / "results.json")
     if isinstance(results, dict) and isinstance(results.get("models"), list):
-        path = path / "eval" / _plain(str(results["models"][-1]), path / "results.json")
+        run, last = path, _plain(str(results["models"][-1]), path / "results.json")
+        path = run / "eval" / last
+        _refuse_link(path, run)
     return path if (path / "scores.json").is_file() else None
 
 

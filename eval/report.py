@@ -38,6 +38,7 @@ from sft.command import run_command
 from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
 from sft.run import write_text
+from sft.run_place import refuse_links
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
 from sft.terminal import SafeConsole, visible
@@ -57,8 +58,10 @@ def write_report(run_dir: Path) -> None:
     """Write report.html and report.md of a run directory, from whatever of it exists.
 
     Raises:
-        UserError: results.json is missing, or a file of the run cannot be read as what it is.
+        UserError: results.json is missing, a file of the run cannot be read as what it is, or a
+            link leads out of the folder.
     """
+    refuse_links(run_dir, given=str(run_dir))
     view = _view(run_dir, _read_results(run_dir))
     write_text(run_dir / "report.html", _environment().get_template(TEMPLATE).render(view))
     text = markdown(

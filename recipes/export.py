@@ -228,12 +228,15 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
     """The preset of a run and the name of the model to export.
 
     Raises:
-        UserError: the folder is no run, or that stage is not finished, or none was kept.
+        UserError: the folder is no run or holds links that lead out of it, or that stage is not
+            finished, or none was kept.
     """
     from sft.run import set_aside, stage_facts
+    from sft.run_place import refuse_links
 
     if not (run / "preset.yaml").is_file():
         raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")
+    refuse_links(run, given=str(run))
     finished = list(stage_facts(run))
     if not finished:
         raise UserError(f"{run}: no stage is finished; start its command again")

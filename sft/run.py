@@ -15,6 +15,7 @@ from typing import Any
 
 from sft.adapters import CONFIG, adapter_base, settled_hash
 from sft.config import UserError, find_path
+from sft.run_place import refuse_links
 from sft.storage import (
     read_json,
     read_jsonl,
@@ -172,13 +173,15 @@ def find_local_model(name_or_path: str) -> Path | None:
     that the run kept; None for a path that is not on this machine.
 
     Raises:
-        UserError: the directory is a run's, and no stage of it is finished.
+        UserError: the directory is a run's, and no stage of it is finished, or a link in it leads
+            out of it.
     """
     found = find_path(name_or_path)
     if found is None or not (found / "preset.yaml").is_file():
         return found
     if (found / "config.json").is_file():  # an export, which carries the preset of its run
         return found
+    refuse_links(found, given=name_or_path)
     if (model := last_model(found)) is None:
         raise UserError(
             f"{name_or_path} is the directory of a run with no finished stage that was kept; start "

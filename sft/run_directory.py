@@ -24,7 +24,8 @@ from sft.processes import clear, watching
 from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint
 from sft.run_marker import NAME as MARKER
 from sft.run_marker import Marker, new_marker, noting_writes, read_marker, restored_marker
-from sft.storage import is_inside, read_record, remove, temporary_name, write_text
+from sft.run_place import refuse_links
+from sft.storage import read_record, remove, temporary_name, write_text
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class _Claim:
                     remove(entry)
             marker = None
         else:
-            self._refuse_links()
+            refuse_links(self.folder, given=f"run.dir={self.folder}")
         if marker is None:
             marker = new_marker(self.folder)
         with noting_writes(marker):
@@ -135,7 +136,7 @@ class _Claim:
                 f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
                 "folder"
             )
-        self._refuse_links()
+        refuse_links(self.folder, given=f"run.dir={self.folder}")
         log.warning(
             "%s has no whole %s, the list of what a run wrote; it is made anew from the run's "
             "records, and what they do not name counts as not from this run",
@@ -171,15 +172,6 @@ class _Claim:
             )
         log.warning("%s is gone; it is written again", recorded)
         self._write(recorded)
-
-    def _refuse_links(self) -> None:
-        """What is written to a link is written to where it leads."""
-        for path in self.folder.rglob("*"):
-            if path.is_symlink() and not is_inside(path, self.folder):
-                raise UserError(
-                    f"run.dir={self.folder}: {path.relative_to(self.folder)} is a link that leads "
-                    f"out of it, to {path.resolve()}; put what it leads to there, or remove it"
-                )
 
     def _refuse_changes(self, recorded: Path) -> None:
         before = _content(recorded)

@@ -1,9 +1,11 @@
-"""Folders that are never a run directory, since a run would write among a user's own files."""
+"""Where a run directory may be, and that nothing in it leads out of it."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from sft.config import Preset, UserError, find_path
+from sft.storage import is_inside
 
 
 def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
@@ -29,6 +31,25 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
                 f"results cannot go to {preset.run.dir} (run.dir, --to), which is or holds {name}: "
                 f"the folder of a run holds what the run writes alone; give a folder of its own, "
                 f"such as {Path(preset.run.dir) / 'run'}"
+            )
+
+
+def refuse_links(folder: Path, *, given: str) -> None:
+    """Refuse a run directory with links that lead out of it: what is read there may be anything on
+    this machine, and what is written to a link is written to where it leads.
+
+    Args:
+        folder: of the run; may itself be a link.
+        given: the folder, as messages name it.
+
+    Raises:
+        UserError: naming the first such link.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not is_inside(path, folder):
+            raise UserError(
+                f"{given}: {path.relative_to(folder)} is a link that leads out of it, to "
+                f"{os.path.realpath(path)}; put what it leads to there, or remove it"
             )
 
 

@@ -519,6 +519,8 @@ def test_every_test_of_the_threat_table_exists():
     table = (ROOT / "SECURITY.md").read_text("utf-8")
     named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", table)
     assert len(named) > 15
+    threats = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)
+    assert len(threats) == len(set(threats))
     for file, test in named:
         text = (ROOT / "tests" / f"{file}.py").read_text("utf-8")
         assert f"def {test}(" in text, f"{file}.py::{test}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from eval import report
 from eval.imported import import_measures
-from recipes import base_vs_chat
+from recipes import base_vs_chat, export
 from sft.causal import model_of_config
 from sft.config import EvalSection, ModelSection, UserError
 from sft.inputs import weights_fingerprint
@@ -251,6 +253,57 @@ def test_links_in_measures_of_others_are_not_followed(tmp_path, name, capsys):
     both = ["--samples", f"a={theirs}", "--samples", f"b={theirs}", "--to", str(tmp_path / "to")]
     assert base_vs_chat.main(both) == 2
     assert "is a link that leads out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_run_of_others_whose_measures_are_a_link_is_not_followed(tmp_path, folder):
+    theirs, elsewhere = tmp_path / "theirs", tmp_path / "elsewhere"
+    (theirs / "eval").mkdir(parents=True)
+    (elsewhere / "dpo").mkdir(parents=True)
+    write_json(theirs / "results.json", {"models": ["dpo"]})
+    write_json(elsewhere / "dpo" / "scores.json", {"benchmarks": {}})
+    if folder:
+        (theirs / "eval").rmdir()
+        (theirs / "eval").symlink_to(elsewhere)
+    else:
+        (theirs / "eval" / "dpo").symlink_to(elsewhere / "dpo")
+    with pytest.raises(UserError, match="is a link that leads out"):
+        import_measures(theirs, tmp_path / "run" / "eval" / "x", section=EvalSection())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data/sft.parquet",  # rows that an export compares logits on
+        "eval/dpo/generations.jsonl",
+        "3-dpo",  # a folder, with the model in it
+        ".report.html.tmp",  # what the report is written to first
+        "1-sft-all/log.jsonl",
+    ],
+)
+def test_links_in_runs_of_others_are_followed_by_no_command(tmp_path, name, capsys, monkeypatch):
+    """Each command refuses before it reads or writes anything but the folder's own files."""
+    run, secret = tmp_path / "run", tmp_path / "secret"
+    secret.mkdir()
+    (secret / "file").write_text("kept")
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / "preset.yaml").write_text("{}")
+    write_json(run / "results.json", {"models": []})
+    (run / name).symlink_to(secret if name == "3-dpo" else secret / "file")
+    words = f"{name} is a link that leads out of it"
+    assert export.main([str(run), "--to", str(tmp_path / "to")]) == 2
+    assert words in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["report", str(run)])
+    assert report.main() == 2
+    assert words in capsys.readouterr().err
+    with pytest.raises(UserError, match=re.escape(words)):
+        check_model(ModelSection(str(run)))
+    assert (
+        base_vs_chat.main(["--base", str(run), "--tasks", "x", "--to", str(tmp_path / "to")]) == 2
+    )
+    assert words in capsys.readouterr().err
+    assert [file.name for file in secret.iterdir()] == ["file"]
+    assert (secret / "file").read_text() == "kept" and not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize("linked", ["samples", "results", "folder"])
