@@ -5,15 +5,14 @@ and refuses to save it once it has changed (`GenerationConfig.save_pretrained`).
 has: it gets the tokens that end a turn.
 """
 
-import json
 import logging
 import re
-from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
 from sft.config import UserError
+from sft.model_files import model_file, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +22,12 @@ SAMPLING = frozenset(
     {"temperature", "top_p", "min_p", "top_h", "typical_p", "top_k"}
     | {"epsilon_cutoff", "eta_cutoff"}
 )
+
+FLAGS = frozenset(
+    {"do_sample", "use_cache", "return_dict_in_generate", "renormalize_logits"}
+    | {"remove_invalid_values", "token_healing", "is_assistant", "disable_compile"}
+)
+LARGEST_ID = 1 << 31  # of a token
 
 
 def settle_generation(model: Any) -> None:
@@ -46,23 +51,48 @@ def settle_generation(model: Any) -> None:
 
 
 def check_generation(path: str, *, given: str) -> None:
-    """Refuse a model directory whose generation settings cannot be read or saved.
+    """Refuse a model whose generation settings cannot be read or saved.
+
+    Args:
+        path: a directory, or a hub id.
+        given: as the user wrote it.
 
     Raises:
         UserError: the file is damaged, or a setting in it breaks a rule of transformers.
     """
-    file = Path(path) / FILE
-    if not file.is_file():
+    file = model_file(path, FILE)
+    if file is None:
         return
+    if reason := _wrong_type(read_settings(file, given=given)):
+        raise _unusable(given, reason)
     try:
-        settings = GenerationConfig.from_pretrained(path)
-        _flaws(settings)
+        _flaws(GenerationConfig.from_pretrained(file.parent))
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
-        reason = "it is no JSON object" if not _is_object(file) else str(error).split("\n")[0]
-        raise UserError(
-            f"model.name_or_path={given}: {FILE} cannot be used ({reason[:200]}); correct it, or "
-            "remove it to have the defaults"
-        ) from None
+        raise _unusable(given, str(error).split("\n")[0]) from None
+
+
+def _unusable(given: str, reason: str) -> UserError:
+    return UserError(
+        f"model.name_or_path={given}: {FILE} cannot be used ({reason[:200]}); correct it, or "
+        "remove it to have the defaults"
+    )
+
+
+def _wrong_type(settings: dict[str, Any]) -> str:
+    """Which setting is of another type than the one that is read here, when an answer is written or
+    the model is saved; upstream checks the values of others, not their types."""
+    for name, value in settings.items():
+        if value is None:
+            continue
+        shown = f"{name}={str(value)[:80]!r}"
+        if (name in FLAGS or name.startswith("output_")) and not isinstance(value, bool):
+            return f"{shown} is neither true nor false"
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and not all(
+            isinstance(i, int) and not isinstance(i, bool) and abs(i) < LARGEST_ID for i in ids
+        ):
+            return f"{shown} is no token id or list of them"
+    return ""
 
 
 def _flaws(settings: GenerationConfig) -> set[str]:
@@ -78,10 +108,3 @@ def _flaws(settings: GenerationConfig) -> set[str]:
             return found
         raise
     return set()
-
-
-def _is_object(file: Path) -> bool:
-    try:
-        return isinstance(json.loads(file.read_bytes()), dict)
-    except (ValueError, RecursionError):
-        return False

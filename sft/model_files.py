@@ -22,6 +22,7 @@ from sft.causal import model_of_config
 from sft.config import UserError
 from sft.hub import hub_refusal
 from sft.revisions import located
+from sft.row_errors import half_pair
 from sft.storage import fault
 from sft.time_limit import cpu_seconds
 
@@ -95,7 +96,8 @@ def read_settings(file: Path, *, given: str) -> dict[str, Any]:
     """The content of a JSON file of settings.
 
     Raises:
-        UserError: it is damaged, no object, or nested more than `DEEPEST` levels.
+        UserError: it is damaged, no object, nested more than `DEEPEST` levels, or holds half a
+            character, which no file takes.
     """
     at = f"model.name_or_path={given}: {file.name}"
     try:
@@ -109,6 +111,8 @@ def read_settings(file: Path, *, given: str) -> dict[str, Any]:
         raise UserError(f"{at} holds no object of settings; fetch it again")
     if _depth(content) > DEEPEST:
         raise _too_deep(at)
+    if where := half_pair(content):
+        raise UserError(f"{at}: {where} holds half a character (a lone surrogate); correct it")
     return content
 
 
@@ -239,6 +243,7 @@ def check_buffers(model: Any, *, given: str) -> None:
         )
 
 
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 CHILD = Path(__file__).with_name("tokenizer_child.py")
 WALL_SECONDS = 300  # on a machine that does other things; the child limits its own computing
 
@@ -250,8 +255,12 @@ def try_tokenizer(place: str, *, given: str) -> None:
     where they are made for it.
 
     Raises:
-        UserError: naming the file and the part of it that failed.
+        UserError: naming the file and the part of it that failed; or its files of settings are
+            damaged.
     """
+    for name in TOKENIZER_SETTINGS:
+        if (settings := model_file(place, name)) is not None:
+            read_settings(settings, given=given)
     file = model_file(place, "tokenizer.json")
     if file is None:
         return

@@ -171,6 +171,16 @@ def test_damaged_settings_are_refused(base, adapter, name, content):
     assert "\n" not in str(no.value) and len(str(no.value)) < 600
 
 
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_half_characters_in_the_settings_of_a_tokenizer_are_refused(base, name):
+    """No file takes them, and each stage saves these settings again."""
+    (base / name).touch()
+    content = json.loads((base / name).read_text() or "{}")
+    (base / name).write_text(json.dumps(content | {"model_input_names": ["a", "\ud800"]}))
+    with pytest.raises(UserError, match=rf"{name}: model_input_names\[1\] holds half a character"):
+        start(base)
+
+
 def test_files_of_settings_are_read_up_to_a_size(base):
     with (base / "config.json").open("ab") as file:
         file.truncate(2**34)  # of which the disk holds nothing
