@@ -16,7 +16,14 @@ from eval.tables import md, md_table, results_tables
 from eval.wording import headline
 from sft.config import DpoStage, Preset, SftStage, Source, find_path
 from sft.files import is_on_hub
-from sft.run import STAGE_FOLDERS, read_json, read_jsonl, set_aside, stage_facts
+from sft.run import (
+    STAGE_FOLDERS,
+    read_jsonl,
+    set_aside,
+    stage_facts,
+    verified_results,
+    whole_record,
+)
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
 
@@ -35,7 +42,7 @@ def model_card(
         use: commands that talk to it, from inside its folder.
         checked: what was proved about it.
     """
-    results = read_json(run / "results.json")
+    results = verified_results(run)
     metadata = _metadata(preset, trained=stage_facts(run), last=model)
     base = preset.model.base_model or public_name(preset.model.name_or_path)
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
@@ -119,7 +126,7 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
         )
     loss = "loss, mean of the first and of the last quarter of the steps (at most 50)"
     head = ["stage", "learning rate", "epochs", "steps", "tokens", loss]
-    made = read_json(run / "run.json") or {}
+    made = whole_record(run / "run.json") or {}
     versions = ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items())
     return [
         *md_table(head, rows),
@@ -166,7 +173,7 @@ def public_name(path: str) -> str:
 
 def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
     """How many rows each stage up to `last` trained on, by the place that they were read from."""
-    checked = read_json(run / "data" / "checks.json") or {}
+    checked = whole_record(run / "data" / "checks.json") or {}
     names = list(stage_facts(run))
     trained = {
         stage: Counter({row["source"]: 0 for row in checked[stage]})

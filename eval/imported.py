@@ -29,8 +29,8 @@ from eval.stats import BITS_PER_BYTE
 from eval.stored import MORE_SAMPLES
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.render import PATIENCE, TEMPLATE_ERRORS
-from sft.run import read_json, write_json, write_jsonl
-from sft.storage import is_inside, is_plain_name, writing
+from sft.run import read_json, verified, verified_results, write_json, write_jsonl
+from sft.storage import is_inside, is_plain_name, read_file, writing
 from sft.time_limit import cpu_seconds
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class _Samples:
 def _own_folder(path: Path) -> Path | None:
     """eval/<model> of a run of ours: the one given, or that of a run's last model."""
     _refuse_link(path / "results.json", path)
-    results = read_json(path / "results.json")
+    results = verified_results(path) if (path / "results.json").is_file() else None
     if isinstance(results, dict) and isinstance(results.get("models"), list):
         run, last = path, _plain(str(results["models"][-1]), path / "results.json")
         path = run / "eval" / last
@@ -179,6 +179,8 @@ def _refuse_link(file: Path, folder: Path) -> None:
 
 def _copy(source: Path, folder: Path) -> str | None:
     _refuse_link(source / "scores.json", source)
+    if (source / "done.json").exists():  # absent where the measures were imported
+        verified(source)
     scores = read_json(source / "scores.json")
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
     for name in scores.get("benchmarks", {}) | scores.get("language", {}):
@@ -191,7 +193,7 @@ def _copy(source: Path, folder: Path) -> str | None:
             raise UserError(f"{source / name} is missing; measure that model again")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(folder / name):
-            (folder / name).write_bytes((source / name).read_bytes())
+            (folder / name).write_bytes(read_file(source / name))
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
     return scores.get(BACKEND, TRANSFORMERS)
 

@@ -37,10 +37,11 @@ from eval.wording import REPETITION
 from sft.command import run_command
 from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
-from sft.run import write_text
+from sft.run import verified_results, write_text
 from sft.run_place import refuse_links
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
+from sft.storage import read_file
 from sft.terminal import SafeConsole, visible
 
 __all__ = ["console_table", "read_curves", "write_report"]
@@ -294,6 +295,7 @@ def _read_results(run_dir: Path) -> Results:
     path = run_dir / "results.json"
     if not path.is_file():
         raise UserError(f"{path}: there are no results yet; measure the run's models first")
+    verified_results(run_dir)
     results = _read_json(path)
     if not isinstance(results, dict) or not isinstance(results.get("models"), list):
         raise UserError(f"{path}: results must hold the list `models`; measure the run again")
@@ -302,7 +304,7 @@ def _read_results(run_dir: Path) -> Results:
 
 def _read_json(path: Path) -> Any:
     try:
-        return stored.cleaned(json.loads(path.read_text("utf-8")))
+        return stored.cleaned(json.loads(read_file(path)))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); measure the run again") from None
 

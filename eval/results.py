@@ -11,7 +11,7 @@ from eval.formats import same_format
 from eval.report import write_report
 from sft import epochs, loops
 from sft.config import UserError
-from sft.run import read_json, read_jsonl, stage_facts, write_json
+from sft.run import DECISIONS, Stage, read_json, read_jsonl, stage_facts, write_json
 from sft.storage import read_record
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
     if decisions := read_json(folder / "decisions.json"):
         results["decisions"] = decisions
     write_json(folder / "results.json", results)
+    decided = [DECISIONS] * (folder / DECISIONS).is_file()
+    Stage(folder, {}).finish(outputs=["results.json", *decided], facts={})
     write_report(folder)
     return results
 

@@ -1,5 +1,6 @@
 """The stored samples of a run as the report reads them: where they are, and their rows."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from urllib.parse import quote
 
 from eval.wording import REPETITION
 from sft.config import UserError
-from sft.storage import is_inside
+from sft.storage import is_inside, open_file
 from sft.terminal import visible
 
 # Answers of the optional measures, linked where they are there.
@@ -44,7 +45,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: a line is not a JSON object.
     """
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

@@ -262,7 +262,8 @@ def _check_metrics(config: dict[str, Any]) -> None:
 def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A task file's keys, with those of the files that it includes, all of them under `root`."""
     try:
-        text = plain_text(path)
+        with path.open("rb") as file:
+            text = plain_text(file)
         config = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1

@@ -248,7 +248,33 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
             f"{run}: {finished[-1]} was set aside by its gate, and no other stage is finished; "
             f"give --model {finished[-1]} to export it all the same"
         )
-    return load_preset(run / "preset.yaml", recorded=True), model or kept[-1]
+    name = model or kept[-1]
+    check_whole(run, name)
+    return load_preset(run / "preset.yaml", recorded=True), name
+
+
+def check_whole(run: Path, name: str) -> None:
+    """Hold what an export of the stage `name` reads of a run against the run's records.
+
+    Raises:
+        UserError: a file is missing or was changed after the run wrote it.
+    """
+    from sft.run import STAGE_FOLDERS, fingerprint, verified, verified_results, whole_record
+    from sft.run_directory import recorded_preset
+
+    stage = run / STAGE_FOLDERS[name]
+    verified(stage)
+    verified_results(run)
+    # Stages that only some runs have: added tokens, an adapter merged before, measures.
+    for more in (run / "base", stage / "start", run / "eval" / name, run / "data"):
+        if (more / "done.json").exists():
+            verified(more)
+    record = whole_record(run / "run.json", "preset_sha256")
+    if record and record["preset_sha256"] != fingerprint(recorded_preset(run / "preset.yaml")):
+        raise UserError(
+            f"{run / 'preset.yaml'} is not as the run wrote it; start the run's command again, "
+            "which writes it anew"
+        )
 
 
 def answers(run: Path, model: str) -> list[dict[str, Any]]:

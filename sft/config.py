@@ -145,7 +145,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f"did you mean {path.parent / near[0]}" if near else "give the path of a YAML file"
         raise UserError(f"{path}: no such preset file; {hint}")
     try:
-        text = plain_text(path)
+        with path.open("rb") as file:
+            text = plain_text(file)
         # OmegaConf's loader is a safe one; what `${...}` refers to is left alone, see _references.
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from sft.config import CHECKOUT, Preset, resolved
 from sft.run import anything_done, differences, fingerprint
-from sft.storage import read_record, write_json
+from sft.storage import read_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def write_environment(
                 old,
                 new,
             )
-    write_json(folder / "run.json", facts)
+    write_record(folder / "run.json", facts)
 
 
 def _environment(state: PartialState, libraries: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from sft.seal import sealed, unsealed
 from sft.sharding import sharded
 from sft.shares import from_main
 from sft.signals import leaving_on_signal
-from sft.storage import write_jsonl
+from sft.storage import read_file, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of measures, which may not be there; without damaged ones, aloud."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
+    for line in read_file(path).splitlines() if path.is_file() else []:
         try:
             row = unsealed(json.loads(line), "epoch", "step")
         except (ValueError, RecursionError):

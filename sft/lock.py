@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from sft.config import UserError
 from sft.signals import requested
-from sft.storage import writing
+from sft.storage import read_file, writing
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def _wait_for_sign_of_life(folder: Path, holder: dict[str, Any]) -> None:
 def _read(folder: Path) -> dict[str, Any]:
     """The holder's record; opened anew each time, which is what makes NFS look."""
     try:
-        record = json.loads((folder / NAME).read_text() or "{}")
+        record = json.loads(read_file(folder / NAME) or "{}")
     except (ValueError, OSError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -1,7 +1,7 @@
 """YAML from anyone: plain data, and no larger when it is unfolded than when it is read."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -14,7 +14,7 @@ class TooLarge(yaml.YAMLError):
     """A file that would take the memory, or the stack, of whoever reads it."""
 
 
-def plain_text(path: Path) -> str:
+def plain_text(stream: IO[bytes]) -> str:
     """The text of a YAML file that `refuse_bomb` does not refuse.
 
     Raises:
@@ -22,8 +22,7 @@ def plain_text(path: Path) -> str:
         UnicodeDecodeError: it is not UTF-8.
         yaml.YAMLError: it is no YAML.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
+    content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise TooLarge(f"it has more than {LARGEST >> 20} MB")
     text = content.decode("utf-8")

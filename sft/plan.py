@@ -24,9 +24,10 @@ from sft.config import DpoStage, Preset, SftStage, UserError
 from sft.mix import PAPER_SHARES
 from sft.placement import Placement
 from sft.prepare import Example, StageRows, row_lengths, rows_of_stage
-from sft.run import find_local_model, is_adapter, read_json, write_json
+from sft.run import find_local_model, is_adapter, read_json
 from sft.schedule import long_warmup
 from sft.setting import Setting
+from sft.storage import read_record, write_record
 from sft.system_prompt import OWN, default_system, quoted
 from sft.terminal import raw
 from sft.trainer import training_arguments
@@ -162,8 +163,8 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
         planned.append(PlannedStage(name, section, found.rows, found.examples))
         facts[name] = as_facts(found.checked)
     file = setting.folder / "data" / "checks.json"
-    if PartialState().is_main_process and read_json(file) != facts:
-        write_json(file, facts)
+    if PartialState().is_main_process and read_record(file) != facts:
+        write_record(file, facts)
     return planned
 
 

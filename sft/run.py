@@ -8,7 +8,8 @@ match and whose outputs are whole is skipped and any other is done again.
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from sft.adapters import CONFIG, adapter_base, settled_hash
 from sft.config import UserError, find_path
 from sft.run_place import refuse_links
 from sft.storage import (
+    is_plain_name,
+    read_file,
     read_json,
     read_jsonl,
     read_record,
@@ -45,6 +48,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_RECORD = ("inputs", "outputs", "facts")  # keys of done.json
 DECISIONS = "decisions.json"  # of stages that run or are kept by evidence
 
 # Where each stage of the chain works, by the name that its model goes by.
@@ -67,16 +71,19 @@ class Stage:
     def finished(self) -> dict[str, Any] | None:
         """The facts recorded at its end, if the inputs match and the outputs are as written."""
         marker = self.folder / "done.json"
-        done = read_record(marker, "inputs", "outputs", "facts")
-        if done is None and marker.is_file():
+        done = read_record(marker, *_RECORD)
+        if done is None and os.path.lexists(marker):
             log.warning("%s: %s is damaged; doing it again", self.name, marker.name)
         if done is None or done["inputs"] != self.inputs:
             return None
-        for name, written in done["outputs"].items():
-            path = self.folder / name
-            if not path.is_file() or settled_hash(path) != written:
-                log.warning("%s: %s is missing or changed; doing it again", self.name, name)
-                return None
+        for name, text in done.get("kept", {}).items():
+            # The record may be another's: no name of it leads out of the folder.
+            if is_plain_name(name) and not _is_whole(self.folder, name, done["outputs"].get(name)):
+                log.warning("%s: %s is missing or changed; written again", self.name, name)
+                _restore(self.folder / name, text)
+        if (name := _altered(self.folder, done["outputs"])) is not None:
+            log.warning("%s: %s is missing or changed; doing it again", self.name, name)
+            return None
         return done["facts"]
 
     def begin(self) -> None:
@@ -97,9 +104,19 @@ class Stage:
         (self.folder / "done.json").unlink(missing_ok=True)
         write_record(marker, {"inputs": self.inputs})
 
-    def finish(self, *, outputs: list[str], facts: dict[str, Any]) -> dict[str, Any]:
+    def finish(
+        self, *, outputs: list[str], facts: dict[str, Any], kept: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Record that the stage is done: hashes of `outputs` (files or folders) once the disk holds
-        them, then the marker."""
+        them, then the marker.
+
+        Args:
+            kept: small files, which may be absent, that could not be made again: the marker holds
+                their text, from which a lost one is written again.
+        """
+        kept = [name for name in kept if (self.folder / name).is_file()]
+        texts = {name: read_file(self.folder / name).decode() for name in kept}
+        outputs = [*outputs, *kept]
         files: dict[str, str] = {}
         for name in outputs:
             path = self.folder / name
@@ -110,10 +127,80 @@ class Stage:
                     written = name if file == path else str(file.relative_to(self.folder))
                     files[written] = settled_hash(file)
         sync(self.folder)
-        write_record(
-            self.folder / "done.json", {"inputs": self.inputs, "outputs": files, "facts": facts}
-        )
+        record = {"inputs": self.inputs, "outputs": files, "facts": facts}
+        write_record(self.folder / "done.json", record | ({"kept": texts} if texts else {}))
         return facts
+
+
+def _is_whole(folder: Path, name: str, written: str | None) -> bool:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return False
+    path = folder / name
+    return path.is_file() and settled_hash(path) == written
+
+
+def _restore(path: Path, text: str) -> None:
+    if path.is_dir():
+        remove(path)
+    write_text(path, text)
+
+
+def _altered(folder: Path, outputs: Mapping[str, str]) -> str | None:
+    """The first of these outputs that is missing or not as it was written."""
+    altered = (name for name, written in outputs.items() if not _is_whole(folder, name, written))
+    return next(altered, None)
+
+
+def verified(folder: Path, *names: str) -> dict[str, Any]:
+    """The record of a finished stage, whose outputs are as they were written.
+
+    Args:
+        names: the outputs that are read, files or folders; absent: all.
+
+    Raises:
+        UserError: the record or an output is missing or damaged.
+    """
+    done = whole_record(folder / "done.json", *_RECORD)
+    if done is None:
+        raise _damaged(folder / "done.json")
+    read = {
+        name: written
+        for name, written in done["outputs"].items()
+        if not names or any(name == each or name.startswith(f"{each}/") for each in names)
+    }
+    if (name := _altered(folder, read)) is not None:
+        raise _damaged(folder / name)
+    return done
+
+
+def whole_record(path: Path, *keys: str) -> dict[str, Any] | None:
+    """`sft.storage.read_record` of a record of a run; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    record = read_record(path, *keys)
+    if record is None and os.path.lexists(path):
+        raise _damaged(path)
+    return record
+
+
+def verified_results(folder: Path) -> dict[str, Any] | None:
+    """results.json of a run, as it was written; None before there is one.
+
+    Raises:
+        UserError: it was changed since then.
+    """
+    if os.path.lexists(folder / "done.json"):
+        verified(folder)
+    return read_json(folder / "results.json")
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} is missing or not as it was written; start the command that wrote it again, which "
+        "makes it anew"
+    )
 
 
 def fingerprint(value: Any) -> str:
@@ -149,8 +236,15 @@ def is_adapter(path: str) -> bool:
 
 
 def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each finished training stage of a run recorded: the `stages` of results.json."""
-    done = {name: read_json(folder / place / "done.json") for name, place in STAGE_FOLDERS.items()}
+    """What each finished training stage of a run recorded: the `stages` of results.json.
+
+    Raises:
+        UserError: a record is damaged.
+    """
+    done = {
+        name: whole_record(folder / place / "done.json", *_RECORD)
+        for name, place in STAGE_FOLDERS.items()
+    }
     return {name: record["facts"] for name, record in done.items() if record is not None}
 
 
@@ -173,11 +267,13 @@ def find_local_model(name_or_path: str) -> Path | None:
     that the run kept; None for a path that is not on this machine.
 
     Raises:
-        UserError: the directory is a run's, and no stage of it is finished, or a link in it leads
-            out of it.
+        UserError: the directory is a run's, and no stage of it is finished, its model is not as it
+            was written, or a link in it leads out of it.
     """
     found = find_path(name_or_path)
     if found is None or not (found / "preset.yaml").is_file():
+        if found is not None and found.parent.name in STAGE_FOLDERS.values():
+            _verify_stage_model(found)
         return found
     if (found / "config.json").is_file():  # an export, which carries the preset of its run
         return found
@@ -187,7 +283,14 @@ def find_local_model(name_or_path: str) -> Path | None:
             f"{name_or_path} is the directory of a run with no finished stage that was kept; start "
             "its command again, or name a model's directory"
         )
+    verified(model.parent, "model")
     return model
+
+
+def _verify_stage_model(model: Path) -> None:
+    """Where a directory is the model of a finished stage: that it is as it was written."""
+    if model.name == "model" and os.path.lexists(model.parent / "done.json"):
+        verified(model.parent, "model")
 
 
 def anything_done(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint
 from sft.run_marker import NAME as MARKER
 from sft.run_marker import Marker, new_marker, noting_writes, read_marker, restored_marker
 from sft.run_place import refuse_links
-from sft.storage import read_record, remove, temporary_name, write_text
+from sft.storage import open_file, read_record, remove, temporary_name, write_text
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class _Claim:
         record = read_record(self.folder / "run.json", "preset_sha256")
         recorded = self.folder / "preset.yaml"
         known = {record["preset_sha256"]} if record else set()
-        if not known & {fingerprint(_content(recorded) or self.preset)}:
+        if not known & {fingerprint(recorded_preset(recorded) or self.preset)}:
             raise UserError(
                 f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
                 "folder"
@@ -174,7 +174,7 @@ class _Claim:
         self._write(recorded)
 
     def _refuse_changes(self, recorded: Path) -> None:
-        before = _content(recorded)
+        before = recorded_preset(recorded)
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
@@ -209,10 +209,11 @@ class _Claim:
             )
 
 
-def _content(recorded: Path) -> Any:
+def recorded_preset(recorded: Path) -> Any:
     """What a preset.yaml holds; None where it is missing or damaged."""
     try:
-        text = plain_text(recorded)
+        with open_file(recorded) as stream:
+            text = plain_text(stream)
         return OmegaConf.to_container(OmegaConf.create(text))
     except FileNotFoundError:
         return None

@@ -35,17 +35,22 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
 
 
 def refuse_links(folder: Path, *, given: str) -> None:
-    """Refuse a run directory with links that lead out of it: what is read there may be anything on
-    this machine, and what is written to a link is written to where it leads.
+    """Refuse a run directory with links that lead out of it, or with pipes, sockets or devices: what
+    a link leads to may be anything on this machine, and who reads a pipe waits for ever.
 
     Args:
         folder: of the run; may itself be a link.
         given: the folder, as messages name it.
 
     Raises:
-        UserError: naming the first such link.
+        UserError: naming the first of them.
     """
     for path in sorted(folder.rglob("*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(
+                f"{given}: {path.relative_to(folder)} is a pipe, a socket or a device, and a run "
+                "directory holds files; remove it"
+            )
         if path.is_symlink() and not is_inside(path, folder):
             raise UserError(
                 f"{given}: {path.relative_to(folder)} is a link that leads out of it, to "

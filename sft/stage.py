@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from sft import epochs, loops, watch
 from sft.config import UserError
 from sft.merge import MERGE_ROWS, merged_start
 from sft.model import bare_model, load_trainable, save_model
@@ -91,7 +92,11 @@ def run_stage(
             if target.exists():
                 remove(target)
             publish_folder(temporary, target)
-        stage.finish(outputs=["model", "log.jsonl"], facts=asdict(facts))
+        stage.finish(
+            outputs=["model", "log.jsonl"],
+            facts=asdict(facts),
+            kept=(epochs.FILE, loops.FILE, watch.FILE),
+        )
     state.wait_for_everyone()
     return str(target)
 

@@ -2,18 +2,21 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
+from sft.config import UserError
 from sft.run_marker import noted, vacate
 from sft.seal import sealed, unsealed
 
@@ -37,10 +40,16 @@ REMEDIES = {
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "free memory",
 }
+# A folder in the place of a file, or the reverse.
+MISPLACED = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
 _NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
 _NO_SPACE = "Not enough disk space"  # datasets', before it writes anything
 # Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
+
+
+class NotAFile(OSError):
+    """A folder, a pipe or a device is where a file belongs."""
 
 
 class WriteFailed(OSError):
@@ -57,6 +66,11 @@ def fault(error: OSError) -> str | None:
             f"no folder for temporary files can be written ({error.strerror}); what was saved "
             "before is whole: free some space, or set TMPDIR to a folder that has some, and start "
             "the same command again"
+        )
+    if isinstance(error, NotAFile) or error.errno in MISPLACED:
+        return (
+            f"{error.filename} is not what belongs there ({error.strerror}); move it away and "
+            "start the same command again"
         )
     if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
         return None
@@ -168,8 +182,8 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 def read_json(path: Path) -> Any:
     """The file's content, or None where there is no such file or it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return json.loads(read_file(path))
+    except (FileNotFoundError, NotADirectoryError, NotAFile, ValueError, RecursionError):
         return None
 
 
@@ -185,9 +199,48 @@ def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every line of a file that we wrote ourselves."""
-    with path.open(encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream]
+    """Every line of a file that a run wrote.
+
+    Raises:
+        UserError: a line is not JSON.
+    """
+    with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as stream:
+        return [_json_line(path, number, line) for number, line in enumerate(stream, start=1)]
+
+
+def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}:{number}: not JSON ({str(error)[:80]}); the file was changed after it was "
+            "written: start the command that wrote it again"
+        ) from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:{number}: no JSON object; start the command that wrote it again")
+    return row
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file to be read. Every file of a run is opened by this function: a pipe would keep its
+    reader waiting, and a device may never end.
+
+    Raises:
+        NotAFile: a folder, a pipe, a socket or a device is there.
+    """
+    if path.exists() and not path.is_file():
+        raise NotAFile(errno.EINVAL, "a file belongs there", str(path))
+    stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # it has changed in between
+        stream.close()
+        raise NotAFile(errno.EINVAL, "a file belongs there", str(path))
+    return stream
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; see `open_file`."""
+    with open_file(path) as stream:
+        return stream.read()
 
 
 def sync(path: Path) -> None:
@@ -230,14 +283,14 @@ def file_hash(path: Path) -> str:
     """sha256 of a file's contents; a large one is read once for as long as size and time stay."""
     facts = path.stat()
     if facts.st_size < CACHED_FROM:  # small files are rewritten faster than a file's clock ticks
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(path)).hexdigest()
     return _large_hash(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
 
 @lru_cache(maxsize=4096)
 def _large_hash(path: Path, *_: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_file(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from sft.config import UserError
 from sft.merge import compare_logits, publish
 from sft.model import load_model, resolve_model_path
 from sft.placement import Placement
-from sft.run import read_json, read_jsonl, write_json, write_jsonl
+from sft.run import Stage, read_json, read_jsonl, write_json, write_jsonl
 from sft.template import ensure_template
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
@@ -145,6 +145,7 @@ def test_a_model_that_the_gate_set_aside_is_not_handed_on_unless_named(run, tmp_
     decided = [{"stage": "sft-dialogue", "verdict": "set aside", "reason": "worse on sums"}]
     write_json(own / "decisions.json", decided)
     write_json(own / "results.json", read_json(own / "results.json") | {"decisions": decided})
+    Stage(own, {}).finish(outputs=["results.json", "decisions.json"], facts={})
     assert resolve_model_path(str(own)) == str(own / "1-sft-all" / "model")
     assert find_model(own, None)[1] == "sft-all"
     for name, told in (("sft-all", "| sft-all |"), ("sft-dialogue", "aside: worse on sums.")):
@@ -156,6 +157,7 @@ def test_a_model_that_the_gate_set_aside_is_not_handed_on_unless_named(run, tmp_
     assert main([str(own), "--to", str(tmp_path / "no")]) == 2
     assert "set aside by its gate, and no other stage is finished" in capsys.readouterr().err
     write_decisions(own, [])
+    Stage(own, {}).finish(outputs=["results.json"], facts={})
     assert find_model(own, None)[1] == "sft-dialogue"
 
 

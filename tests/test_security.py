@@ -46,7 +46,7 @@ from sft.data import read_sft
 from sft.environment import write_environment
 from sft.model import check_model, load_tokenizer
 from sft.processes import clear, watching
-from sft.run import write_json, write_text
+from sft.run import Stage, write_json, write_text
 from sft.run_directory import open_run
 from sft.secret import hidden
 from sft.weights import conversion
@@ -200,7 +200,7 @@ def test_python_files_of_a_model_do_not_run_unless_asked_for(
 def test_a_runs_word_is_not_enough_to_run_its_models_code(tmp_path, monkeypatch, capsys):
     (tmp_path / "preset.yaml").write_text(PRESET.replace("{name", "{trust_remote_code: true, name"))
     (tmp_path / "1-sft-all").mkdir()
-    write_json(tmp_path / "1-sft-all" / "done.json", {"facts": {}})
+    Stage(tmp_path / "1-sft-all", {}).finish(outputs=[], facts={})
     assert export.main([str(tmp_path), "--to", str(tmp_path / "out")]) == 2
     assert "pass --trust-remote-code" in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ from sft.config import LoraSection, ModelSection, UserError
 from sft.model import check_model, load_model, load_trainable, resolve_model_path
 from sft.packing import Document, Segment, lay_out
 from sft.placement import Placement, choose_placement
+from sft.run import Stage
 from sft.scoring import attention_of, log_probs, rows_of, sequence_sums
 
 
@@ -276,7 +277,7 @@ def test_the_directory_of_a_run_means_the_last_model_that_the_run_kept(tmp_path,
     for place in ("1-sft-all", "2-sft-dialogue", "3-dpo"):
         tiny_model.save_pretrained(run / place / "model")
     for place in ("1-sft-all", "2-sft-dialogue"):
-        (run / place / "done.json").touch()
+        Stage(run / place, {}).finish(outputs=["model"], facts={})
     assert resolve_model_path(str(run)) == str(run / "2-sft-dialogue" / "model")
     decision = {"stage": "sft-dialogue", "verdict": "set aside", "reason": "worse"}
     (run / "decisions.json").write_text(json.dumps([decision]))

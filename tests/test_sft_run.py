@@ -10,6 +10,7 @@ from sft.config import ModelSection, Preset, RunSection, UserError
 from sft.environment import write_environment
 from sft.run import Stage, fingerprint, read_json, write_json
 from sft.run_directory import open_run
+from sft.storage import read_record, write_record
 
 
 def preset(folder, seed=0):
@@ -142,19 +143,19 @@ def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog
     with open_run(preset(tmp_path / "r")) as folder:
         write_environment(folder, preset(folder))
         stage_in(folder)
-    record = read_json(folder / "run.json")
+    record = read_record(folder / "run.json")
     record["versions"]["torch"] = "2.0.0"
-    write_json(folder / "run.json", record)
+    write_record(folder / "run.json", record)
     with open_run(preset(tmp_path / "r")):
         write_environment(folder, preset(folder))
     assert "torch: 2.0.0 when this run was last here, now" in caplog.text
-    write_json(folder / "run.json", record | {"num_processes": 2})
+    write_record(folder / "run.json", record | {"num_processes": 2})
     refuse(tmp_path / "r", "begun by 2 process.*start it with --num_processes 2")
     for name in ("1-sft-all", "2-sft-dialogue"):
         for checkpoint, processes in (("checkpoint-3", 2), ("checkpoint-4", 1)):
             (folder / name / checkpoint).mkdir(parents=True)
-            write_json(folder / name / checkpoint / "manifest.json", {"processes": processes})
-    write_json(folder / "run.json", record)  # as a start that was refused later has left it
+            write_record(folder / name / checkpoint / "manifest.json", {"processes": processes})
+    write_record(folder / "run.json", record)  # as a start that was refused later has left it
     (folder / "1-sft-all" / "done.json").touch()
     with open_run(preset(tmp_path / "r"), rerun=True):
         pass

@@ -15,8 +15,9 @@ from recipes import base_vs_chat, export, sft_then_dpo
 from sft.chat import encode_chat, encode_prompt, ensure_template
 from sft.config import Preset, RunSection, UserError, load_preset
 from sft.render import render
-from sft.run import read_json, read_jsonl, write_json, write_jsonl
+from sft.run import read_json, read_jsonl, write_jsonl
 from sft.run_date import with_date
+from sft.storage import write_record
 from sft.template_date import apply_template, set_date
 
 QUESTION = [{"role": "user", "content": "hi"}]
@@ -116,13 +117,13 @@ def test_a_new_run_takes_today_a_resumed_one_its_own_and_a_given_date_wins(tmp_p
     model.mkdir(parents=True)
     today = date.today().isoformat()
     assert dated(run) == today
-    write_json(run / "run.json", {"date": "2019-07-06"})
+    write_record(run / "run.json", {"date": "2019-07-06"})
     assert dated(run) == "2019-07-06"
     assert dated(run, fresh=True) == today
     assert dated(run, "2018-01-01") == "2018-01-01"
     other = tmp_path / "compared"
     assert dated(other, models=["org/name", str(model)]) == "2019-07-06"
-    write_json(run / "run.json", {"seed": 0})  # a run from before there was a date
+    write_record(run / "run.json", {"seed": 0})  # a run from before there was a date
     assert dated(run) == today
 
 

@@ -1,0 +1,140 @@
+"""What a command reads of a run is held against the run's records: a changed byte is a sentence."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from eval.imported import import_measures
+from recipes.export import find_model
+from sft.command import run_command
+from sft.config import EvalSection, Preset, RunSection, UserError
+from sft.run import Stage, find_local_model, fingerprint, verified_results
+from sft.run_directory import open_run
+from sft.storage import (
+    NotAFile,
+    file_hash,
+    open_file,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_record,
+    write_text,
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run of one stage, as far as its readers look before they load the model."""
+    folder = tmp_path / "run"
+    stage, measured = folder / "1-sft-all", folder / "eval" / "sft-all"
+    for place in (stage / "model", measured, folder / "data"):
+        place.mkdir(parents=True)
+    write_json(stage / "model" / "config.json", {"model_type": "llama"})
+    (stage / "model" / "model.safetensors").write_bytes(bytes(range(256)) * 8)
+    write_jsonl(stage / "log.jsonl", [{"step": 1, "loss": 2.5}])
+    write_jsonl(stage / "loops.jsonl", [{"epoch": 0.5, "step": 1, "repetition": {"rate": 0.25}}])
+    outputs = ["model", "log.jsonl"]
+    Stage(stage, {"seed": "0"}).finish(outputs=outputs, facts={"steps": 1}, kept=("loops.jsonl",))
+    write_json(measured / "scores.json", {"benchmarks": {}, "repetition": {"rate": 0.25}})
+    write_jsonl(measured / "generations.jsonl", [{"id": "0", "text": "a"}])
+    Stage(measured, {}).finish(outputs=["scores.json", "generations.jsonl"], facts={})
+    (folder / "data" / "sft.parquet").write_bytes(b"PAR1" * 20)
+    Stage(folder / "data", {}).finish(outputs=["sft.parquet"], facts={})
+    preset = {
+        "run": {"dir": str(folder)},
+        "model": {"name_or_path": "org/base"},
+        "data": {"sft": [{"path": "org/rows"}]},
+        "dpo": {"enabled": False},
+    }
+    write_text(folder / "preset.yaml", json.dumps(preset))
+    write_record(folder / "run.json", {"preset_sha256": fingerprint(preset)})
+    write_json(folder / "results.json", {"models": ["sft-all"], "stages": {}})
+    Stage(folder, {}).finish(outputs=["results.json"], facts={})
+    return folder
+
+
+READERS = {
+    "export": (
+        lambda run, _: find_model(run, None),
+        *("1-sft-all", "eval/sft-all", "data", "preset.yaml", "run.json", "results.json"),
+    ),
+    "a run as a model": (lambda run, _: find_local_model(str(run)), "1-sft-all/model"),
+    "a stage's model": (
+        lambda run, _: find_local_model(str(run / "1-sft-all" / "model")),
+        "1-sft-all/model",
+    ),
+    "samples": (
+        lambda run, to: import_measures(run, to, section=EvalSection()),
+        *("eval/sft-all", "results.json"),
+    ),
+    "results": (lambda run, _: verified_results(run), "results.json"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_changed_bit_or_a_lost_file_is_refused_by_every_reader(run, tmp_path, name):
+    read, *places = READERS[name]
+    read(run, tmp_path / "whole")
+    files = [
+        p
+        for p in run.rglob("*")
+        if p.is_file() and f"{p.relative_to(run)}".startswith(tuple(places))
+    ]
+    assert files
+    for number, path in enumerate(files):
+        content = path.read_bytes()
+        for at in {0, len(content) // 2, len(content) - 2}:
+            changed = bytearray(content)
+            changed[at] ^= 1 << (number % 7)
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=r"start|again"):
+                read(run, tmp_path / f"{number}-{at}")
+            path.write_bytes(content)
+
+
+def test_a_lost_measure_of_training_is_written_again_from_the_record_of_its_stage(run):
+    stage = Stage(run / "1-sft-all", {"seed": "0"})
+    path = stage.folder / "loops.jsonl"
+    written = path.read_bytes()
+    for lose in (
+        path.unlink,
+        lambda: path.write_bytes(written.replace(b"0.25", b"0.75")),
+        lambda: (path.unlink(), path.mkdir(), (path / "more").mkdir()),
+    ):
+        lose()
+        assert stage.finished() == {"steps": 1}
+        assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_waited_for(tmp_path, capsys, make):
+    path = tmp_path / "log.jsonl"
+    make(path)
+    assert read_json(path) is None
+    for read in (read_jsonl, file_hash, open_file):
+        with pytest.raises(NotAFile):
+            read(path)
+    assert run_command(lambda: read_jsonl(path)) == 1
+    said = capsys.readouterr().err
+    assert str(path) in said and "move it away" in said and "Traceback" not in said
+
+
+def test_a_folder_in_the_place_of_a_file_that_is_written_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "results.json").mkdir()
+    (tmp_path / "results.json" / "mine.txt").write_text("words")
+    assert run_command(lambda: write_json(tmp_path / "results.json", {})) == 1
+    assert "move it away" in capsys.readouterr().err
+    assert (tmp_path / "results.json" / "mine.txt").read_text() == "words"
+
+
+def test_a_run_directory_with_a_pipe_is_refused(tmp_path):
+    preset = Preset(run=RunSection(dir=str(tmp_path / "run")))
+    with open_run(preset) as folder:
+        pass
+    os.mkfifo(folder / "loops.jsonl")
+    with pytest.raises(UserError, match=r"loops\.jsonl is a pipe"), open_run(preset):
+        pass
+    shutil.rmtree(folder)
