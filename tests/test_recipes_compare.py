@@ -14,7 +14,7 @@ from tiny_world import build_world, foreign_files
 
 from recipes import base_vs_chat
 from sft.chat import ensure_template
-from sft.run import read_json, read_jsonl, write_jsonl
+from sft.run import Stage, read_json, read_jsonl, write_jsonl
 
 RUNS = ("two", "unbroken")
 LONG = {
@@ -99,6 +99,7 @@ def test_of_samples_alone_the_tasks_that_can_be_compared_can_be_named(world, cap
     own = world / "whole" / "eval" / "chat" / "samples" / "long.jsonl"
     rows = read_jsonl(own)
     write_jsonl(own, [rows[0] | {"doc_id": "new", "doc_hash": "new"}, *rows[1:]])
+    Stage(own.parents[1], {}).finish(outputs=["scores.json", "samples"], facts={})
     given = [arg for n in ("base", "chat") for arg in ("--samples", str(own.parents[2] / n))]
     told = refusal([*given, "--to", str(world / "all")], capsys)
     assert "long: base and chat were measured on different documents" in told
