@@ -37,7 +37,7 @@ from eval.wording import REPETITION
 from sft.command import run_command
 from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
-from sft.run import verified_results, write_text
+from sft.run import verified, verified_results, write_text
 from sft.run_place import refuse_links
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
@@ -47,6 +47,12 @@ from sft.terminal import SafeConsole, visible
 __all__ = ["console_table", "read_curves", "write_report"]
 
 TEMPLATE = "report_template.html.j2"
+SHOWN = (
+    "scores.json",
+    "generations.jsonl",
+    "samples",
+    *(f"{n}.jsonl" for n in stored.MORE_SAMPLES),
+)
 PANELS = 12  # stages whose curves are drawn; a chain has three
 # A table of more rows than these gets a field to find one.
 MANY_ROWS = 8
@@ -316,6 +322,9 @@ def main() -> int:
     run_dir, *picture = map(Path, sys.argv[1:])
 
     def work() -> None:
+        for record in sorted([*run_dir.glob("*/done.json"), *run_dir.glob("eval/*/done.json")]):
+            # What the page shows of a stage or a model, without the weights.
+            verified(record.parent, "log.jsonl", "data.json", *SHOWN)
         write_report(run_dir)
         results = _read_results(run_dir)
         for path in picture:

@@ -22,6 +22,7 @@ from sft.merge import compare_logits, publish
 from sft.model import load_model, resolve_model_path
 from sft.placement import Placement
 from sft.run import Stage, read_json, read_jsonl, write_json, write_jsonl
+from sft.storage import read_record
 from sft.template import ensure_template
 
 PLACEMENT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
@@ -235,6 +236,9 @@ def test_an_export_after_little_training_is_in_float32_and_says_why(run, tmp_pat
     file = own / "1-sft-all" / "model" / "adapter_model.safetensors"
     little = {n: t * (1e-3 if "lora_B" in n else 1) for n, t in load_file(file).items()}
     save_file(little, file, metadata={"format": "pt"})
+    done = read_record(own / "1-sft-all" / "done.json")
+    stage = Stage(own / "1-sft-all", done["inputs"])
+    stage.finish(outputs=["model", "log.jsonl"], facts=done["facts"])
     assert main([str(own), "--to", str(tmp_path / "no"), "--dtype", "bfloat16"]) == 2
     assert "of the little that training changed" in capsys.readouterr().err
     assert main([str(own), "--to", str(tmp_path / "out")]) == 0
