@@ -6,6 +6,7 @@ import pytest
 from conftest import long, reported_by
 
 kill_resume = partial(reported_by, "kill_resume.py")
+kill_commands = partial(reported_by, "kill_commands.py")
 
 
 def test_killed_at_random_instants_the_chain_ends_with_the_same_bytes(tmp_path):
@@ -35,3 +36,20 @@ def test_killed_preempted_and_short_of_disk_in_one_and_two_processes(tmp_path):
         fault["one sentence"] == fault["equal"] == fault["starts"]
         for fault in report["faults"].values()
     )
+
+
+@long
+@pytest.mark.slow
+def test_signals_to_all_processes_with_data_workers_end_the_run_in_order(tmp_path):
+    options = ("--kills", "2", "--requeues", "4", "--variants", "lora, data workers")
+    report = kill_resume(tmp_path, *options)
+    assert set(report["requeues"].values()) == {report["requeues"]["starts"]}
+
+
+@long
+@pytest.mark.slow
+def test_launched_chains_exports_and_comparisons_that_are_hit_end_as_unbroken_ones(tmp_path):
+    report = kill_commands(tmp_path, "--launched", "2", "--exports", "4", "--comparisons", "4")
+    assert len(report) == 4
+    for tally in report.values():
+        assert tally["hits"] == tally["in_order"] == tally["equal"] > 0
