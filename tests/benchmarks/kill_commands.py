@@ -120,7 +120,7 @@ def hit(
         hits = orderly = 0
         while True:
             signum = lot.choice(SIGNALS)
-            after = lot.uniform(0, seconds) if hits < MOST else None
+            after = lot.uniform(0, seconds) if hits < min(MOST, count - tally["hits"]) else None
             ended = start(after=after, signum=signum, **way(start, lot))
             if set(ended.codes) == {0}:
                 break
