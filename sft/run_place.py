@@ -35,7 +35,7 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
 
 
 def refuse_links(folder: Path, *, given: str) -> None:
-    """Refuse a run directory with links that lead out of it, or with pipes, sockets or devices: what
+    """Refuse a run directory with links that lead out of it, or pipes, sockets or devices: what
     a link leads to may be anything on this machine, and who reads a pipe waits for ever.
 
     Args:
