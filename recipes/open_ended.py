@@ -75,6 +75,16 @@ def run(given: argparse.Namespace) -> None:
     if given.workers < 1 or given.tries < 1:
         raise UserError(f"--workers {given.workers} and --tries {given.tries} must be positive")
     questions = read_questions(given.questions, references=given.references)
+    sections = {name: ModelSection(path) for name, path in named.items()}
+    preset = Preset(
+        run=RunSection(given.to, given.seed),
+        model=next(iter(sections.values())),
+        sft_all=SftStage(enabled=False),
+        sft_dialogue=SftStage(enabled=False),
+        dpo=DpoStage(enabled=False),
+        eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
+    )
+    check_run_dir(preset, read=[*named.values(), given.questions, given.references or ""])
     judge = None
     if given.judge_url:
         endpoint = Endpoint(
@@ -87,17 +97,7 @@ def run(given: argparse.Namespace) -> None:
         judge = partial(ask, endpoint, max_tokens=given.judge_tokens)
         # A wrong address, key or name shows now, not after hours of answers.
         judge([{"role": "user", "content": "Say OK."}])
-    sections = {name: ModelSection(path) for name, path in named.items()}
     paths = {name: check_model(section) for name, section in sections.items()}
-    preset = Preset(
-        run=RunSection(given.to, given.seed),
-        model=next(iter(sections.values())),
-        sft_all=SftStage(enabled=False),
-        sft_dialogue=SftStage(enabled=False),
-        dpo=DpoStage(enabled=False),
-        eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
-    )
-    check_run_dir(preset, read=[*named.values(), given.questions, given.references or ""])
     preset = with_date(preset, models=list(paths.values()))
     date = preset.run.date
     tokenizers = {name: load_tokenizer(paths[name], sections[name], date=date) for name in named}

@@ -490,6 +490,15 @@ def test_an_endpoint_that_is_down_is_told_before_any_model_answers(command, caps
     )
 
 
+def test_a_folder_that_results_cannot_go_to_is_refused_before_the_judge_is_asked(command, capsys):
+    folder, arguments = command
+    with serving(says("OK")) as server:
+        given = [*arguments, "--judge-url", server.url, "--to", str(folder.parent)]
+        assert open_ended.main(given) == 2
+        assert server.requests == []
+    assert "which is or holds" in capsys.readouterr().err
+
+
 def test_questions_that_a_tokenizer_cannot_write_are_refused_before_a_model_loads(command, capsys):
     folder, arguments = command
     vocabulary = {"<unk>": 0, "</s>": 1, "6": 2, "7": 3}
