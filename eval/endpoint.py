@@ -7,11 +7,14 @@ log, a file or an error message; redirects are not followed, since they would ca
 import asyncio
 import json
 import os
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
@@ -60,11 +63,16 @@ def check_endpoint(endpoint: Endpoint) -> None:
     """Refuse an address or a key that no request can be made with; nothing is sent.
 
     Raises:
-        UserError: the URL is not http(s), holds a password or a query, or the key has white space
-            in it.
+        UserError: the URL is not http(s), holds a password or a query, the key has white space in
+            it, or the environment names a proxy that cannot be used.
     """
-    parts = urlsplit(endpoint.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(endpoint.url)
+        httpx2.URL(endpoint.url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except (ValueError, httpx2.InvalidURL):  # a port that is none, half an IPv6 address, ...
+        known = False
+    if not known:
         raise UserError(
             f"judge url {endpoint.url!r} is no http(s) address; give one like "
             "http://localhost:8000/v1"
@@ -80,6 +88,40 @@ def check_endpoint(endpoint: Endpoint) -> None:
             f"${endpoint.key_variable} holds white space or other characters that no key has; set "
             "it again"
         )
+    _transport(endpoint)
+
+
+def _transport(endpoint: Endpoint) -> httpx2.AsyncHTTPTransport:
+    """The way to the endpoint: directly, or by the proxy that the environment names for its scheme
+    (`http_proxy`, `https_proxy`), unless `no_proxy` names its host.
+
+    Raises:
+        UserError: the proxy cannot be used, or there are no certificates to check hosts by.
+    """
+    certificates = _certificates()
+    parts = urlsplit(endpoint.url)
+    proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    try:
+        return httpx2.AsyncHTTPTransport(verify=certificates, proxy=proxy or None)
+    except (ValueError, ImportError, httpx2.InvalidURL):  # another kind, SOCKS, no address
+        raise UserError(
+            f"the proxy that ${parts.scheme}_proxy names is no http(s) address; give one like "
+            f"http://proxy:3128, or name {parts.hostname} in $no_proxy"
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """Of the authorities that hosts are checked by; reading them takes longer than a request."""
+    try:
+        return httpx2.create_ssl_context()
+    except OSError as error:
+        raise UserError(
+            f"no certificates could be read ({error.strerror or error}); correct or unset "
+            "$SSL_CERT_FILE and $SSL_CERT_DIR"
+        ) from None
 
 
 def ask(
@@ -144,7 +186,9 @@ async def _exchange(endpoint: Endpoint, content: bytes, *, headers: Mapping[str,
     url = endpoint.url.rstrip("/") + "/chat/completions"
     # httpx limits each single read and write; the caller's deadline covers all of them.
     async with (
-        httpx2.AsyncClient(timeout=None, follow_redirects=False) as client,
+        httpx2.AsyncClient(
+            transport=_transport(endpoint), timeout=None, follow_redirects=False
+        ) as client,
         client.stream("POST", url, content=content, headers=headers) as response,
     ):
         if not response.is_success:

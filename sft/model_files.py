@@ -147,7 +147,8 @@ def check_config_file(path: str, *, given: str) -> None:
     config = read_settings(file, given=given)
     for field in FLAGS:
         if not isinstance(config.get(field, True), bool):
-            raise UserError(f"{at}{field}={config[field]!r} is neither true nor false; correct it")
+            shown = f"{field}={str(config[field])[:80]!r}"
+            raise UserError(f"{at}{shown} is neither true nor false; correct it")
     if not config.get("return_dict", True):
         raise UserError(
             f"{at}return_dict=false has the model return another type than is read here; remove it"

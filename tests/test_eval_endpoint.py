@@ -11,7 +11,7 @@ from itertools import chain, repeat
 import pytest
 from judge_server import completion, says, serving
 
-from eval.endpoint import Endpoint, Reply, ask, check_endpoint
+from eval.endpoint import Endpoint, Reply, _certificates, ask, check_endpoint
 from sft.config import UserError
 
 KEY = "sk-very-secret-0123456789"
@@ -227,3 +227,41 @@ def test_an_address_or_key_that_cannot_work_is_refused_unsent(monkeypatch):
     with pytest.raises(UserError, match=r"\$JUDGE_KEY holds white space") as error:
         check_endpoint(endpoint("https://host/v1"))
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://[::1/v1", "http://localhost:99999/v1", "http://localhost:abc/v1"),
+        *("http://localhost:0/v1", "http://localhost:80/v1\x00", "http:///v1", "localhost:80/v1"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_in_a_sentence(url):
+    with pytest.raises(UserError, match="is no http"):
+        check_endpoint(endpoint(url))
+
+
+def test_the_proxy_of_the_addresss_own_scheme_is_used_and_no_other(monkeypatch):
+    """Many have $ALL_PROXY for SOCKS, which is for no HTTP client; a judge at home needs none."""
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with serving(says("Hi")) as server:
+        monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+        monkeypatch.setenv("https_proxy", "ftp://x")
+        assert ask(endpoint(server.url), HELLO, max_tokens=7).text == "Hi"
+        monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1").removeprefix("http://"))
+        assert ask(endpoint("http://judge.invalid/v1"), HELLO, max_tokens=7).text == "Hi"
+        assert server.requests[-1]["path"] == "http://judge.invalid/v1/chat/completions"
+        monkeypatch.setenv("http_proxy", "socks5://me:hunter2@127.0.0.1:9")
+        with pytest.raises(UserError, match=r"\$http_proxy names is no http\(s\) address") as no:
+            check_endpoint(endpoint(server.url))
+        assert "hunter2" not in str(no.value)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert ask(endpoint(server.url), HELLO, max_tokens=7).text == "Hi"
+
+
+def test_certificates_that_are_not_there_are_named(monkeypatch, tmp_path):
+    _certificates.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(UserError, match=r"no certificates could be read .*\$SSL_CERT_FILE"):
+        check_endpoint(endpoint("https://host/v1"))

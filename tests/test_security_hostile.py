@@ -66,6 +66,7 @@ def start(folder):
         ({"sliding_window": -0.5}, "sliding_window=-0.5 must be a whole number"),
         ({"return_dict": False}, "return_dict=false has the model return another type"),
         ({"output_hidden_states": "x"}, "output_hidden_states='x' is neither true nor false"),
+        ({"output_attentions": ["x"] * 1000}, r"output_attentions=\"\['x'.{80} is neither true"),
         ({"pad_token_id": 10**9}, "no model can be built by its config.json .*[Pp]adding"),
         ({"layer_types": [[[[]]]]}, "config.json|no model could be read"),
     ],
