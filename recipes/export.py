@@ -269,6 +269,9 @@ def check_whole(run: Path, name: str) -> None:
     for more in (run / "base", stage / "start", run / "eval" / name, run / "data"):
         if (more / "done.json").exists():
             verified(more)
+    for place in STAGE_FOLDERS.values():  # the model card has a row for each stage
+        if (run / place / "done.json").exists():
+            verified(run / place, "log.jsonl")
     record = whole_record(run / "run.json", "preset_sha256")
     if record and record["preset_sha256"] != fingerprint(recorded_preset(run / "preset.yaml")):
         raise UserError(

@@ -178,7 +178,8 @@ class _Claim:
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
-        changed_keys = {key for key, _, _ in differences(before, self.preset)}
+        known = _with_defaults(before, resolved(Preset()))
+        changed_keys = {key for key, _, _ in differences(known, self.preset)}
         keys = sorted(
             key
             for key in changed_keys
@@ -207,6 +208,16 @@ class _Claim:
                 f"{now}, which would not give the same weights; start it with --num_processes "
                 f"{processes}, or {self.ways_on}"
             )
+
+
+def _with_defaults(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A recorded preset with the keys that came after the version that recorded it; every other key
+    is in it, since a record has the defaults written out."""
+    filled = defaults | recorded
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(filled[key], dict):
+            filled[key] = _with_defaults(filled[key], default)
+    return filled
 
 
 def recorded_preset(recorded: Path) -> Any:

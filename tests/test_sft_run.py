@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import yaml
 
 from sft.config import ModelSection, Preset, RunSection, UserError
 from sft.environment import write_environment
@@ -66,6 +68,23 @@ def test_another_preset_is_refused_by_the_keys_that_differ(tmp_path):
         assert (folder / "1-a").is_dir()
     with open_run(preset(tmp_path / "r", seed=2), fresh=True) as folder:
         assert not (folder / "1-a").exists()
+
+
+def test_a_key_that_came_after_the_run_began_is_no_change_at_its_default(tmp_path):
+    with open_run(preset(tmp_path / "r")) as folder:
+        stage_in(folder)
+    recorded = yaml.safe_load((folder / "preset.yaml").read_text())
+    assert recorded["run"].pop("loop_budget") is not None
+    assert recorded["eval"].pop("allow_unconfined_code") is False
+    del recorded["eval"]["repetition"]["cap"]
+    (folder / "preset.yaml").write_text(yaml.safe_dump(recorded))
+    with open_run(preset(tmp_path / "r")):
+        pass
+    (folder / "preset.yaml").write_text(yaml.safe_dump(recorded))
+    changed = preset(tmp_path / "r")
+    changed = replace(changed, run=replace(changed.run, loop_budget=0.5))
+    with pytest.raises(UserError, match=r"it differs in run.loop_budget\)"), open_run(changed):
+        pass
 
 
 def stage_in(folder):

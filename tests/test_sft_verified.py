@@ -95,6 +95,15 @@ def test_a_changed_bit_or_a_lost_file_is_refused_by_every_reader(run, tmp_path, 
             path.write_bytes(content)
 
 
+def test_the_log_of_an_earlier_stage_is_verified_too(run):
+    dialogue = run / "2-sft-dialogue"
+    shutil.copytree(run / "1-sft-all", dialogue)
+    assert find_model(run, None)[1] == "sft-dialogue"
+    write_jsonl(run / "1-sft-all" / "log.jsonl", [{"step": 1, "loss": 0.5}])
+    with pytest.raises(UserError, match=r"1-sft-all/log\.jsonl is missing or not as it was"):
+        find_model(run, None)
+
+
 def test_a_lost_measure_of_training_is_written_again_from_the_record_of_its_stage(run):
     stage = Stage(run / "1-sft-all", {"seed": "0"})
     path = stage.folder / "loops.jsonl"
