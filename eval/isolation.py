@@ -80,7 +80,8 @@ class RunCode(enum.Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process is confined: its empty folder, a name of its own, its limits."""
+    """Where a process is confined: its folder (empty, or `/` where its files lie in memory), a name
+    of its own, its limits."""
 
     folder: str
     name: str
@@ -224,8 +225,7 @@ def environment(home: str) -> dict[str, str]:
 
 def _namespaces(place: Place) -> dict[str, Any]:
     """Arguments of `eval.namespaces.enter`."""
-    size = place.limits.disk_bytes
-    return {"folder": place.folder, "size": size, "user": free_user(), "shown": _shown()}
+    return {"size": place.limits.disk_bytes, "user": free_user(), "shown": _shown()}
 
 
 def _python() -> str:

@@ -4,7 +4,7 @@ It sees no network, no process but its own, and a root of its own: the system's 
 read-only, and an empty /tmp of limited size in memory. It has no capabilities, cannot make
 namespaces, and is not root outside: where it was, it gets a user id that nobody has.
 
-Only the standard library is there: `eval.programs` sends these lines to the process.
+Only the standard library is there: `eval.confined` sends this module to the process.
 """
 
 import ctypes
@@ -25,16 +25,16 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = (
     *(1, 2, 4, 8, 32, 4096, 16384, 1 << 18),
 )
 DETACH = 2
+ROOT = "/proc"  # where the new root is mounted: a folder that is always there and never shown
 MOUNT_SETATTR, AT_RECURSIVE, AT_FDCWD = 442, 0x8000, -100
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION = 0x20080522
 
 
-def enter(folder: str, *, size: int, user: int, shown: Sequence[str]) -> None:
+def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
     """Enter namespaces; returns two forks down, below the namespace's process 1.
 
     Args:
-        folder: an empty one, for the new root.
         size: of /tmp, in bytes.
         user: the id that the process gets where it is root.
         shown: folders to be seen besides the system's.
@@ -49,13 +49,14 @@ def enter(folder: str, *, size: int, user: int, shown: Sequence[str]) -> None:
             number = ctypes.get_errno()
             raise OSError(number, f"{name}: {os.strerror(number)}")
 
+    call("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # ends with the evaluation
     own, group = os.geteuid(), os.getegid()
     root = own == 0
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # the new root has none
     call("unshare", NEWNS | NEWNET | NEWPID | NEWIPC | NEWUTS | (0 if root else NEWUSER))
     if not root:
         _settle(proc, own, group)
-    _build_root(call, folder, size=size, shown=shown)
+    _build_root(call, size=size, shown=shown)
     for _ in range(2):
         child = os.fork()
         if child:
@@ -104,13 +105,13 @@ def _settle(proc: int, user: int, group: int) -> None:
         os.close(file)
 
 
-def _build_root(call: Callable[..., None], folder: str, *, size: int, shown: Sequence[str]) -> None:
-    """Make `folder` the root: what is shown read-only, /tmp empty and writable."""
+def _build_root(call: Callable[..., None], *, size: int, shown: Sequence[str]) -> None:
+    """Make ROOT the root: what is shown read-only, /tmp empty and writable."""
     read_only = (ctypes.c_uint64 * 4)(RDONLY | NOSUID, 0, 0, 0)  # struct mount_attr
     call("mount", None, b"/", None, REC | PRIVATE, None)
-    call("mount", b"none", folder.encode(), b"tmpfs", NOSUID | NODEV, b"mode=755,size=1m")
+    call("mount", b"none", ROOT.encode(), b"tmpfs", NOSUID | NODEV, b"mode=755,size=1m")
     for tree in (*TREES, *DEVICES, *shown):
-        place = folder + tree
+        place = ROOT + tree
         if os.path.lexists(place) or not os.path.exists(tree):
             continue
         os.makedirs(os.path.dirname(place), exist_ok=True)
@@ -124,11 +125,11 @@ def _build_root(call: Callable[..., None], folder: str, *, size: int, shown: Seq
         call("mount", tree.encode(), place.encode(), None, BIND | REC, None)
         setting = (place.encode(), AT_RECURSIVE, read_only, ctypes.sizeof(read_only))
         call("syscall", MOUNT_SETATTR, AT_FDCWD, *setting)
-    os.makedirs(f"{folder}/tmp", exist_ok=True)
+    os.makedirs(f"{ROOT}/tmp", exist_ok=True)
     options = f"mode=1777,size={size},nr_inodes=4096".encode()
-    call("mount", b"none", f"{folder}/tmp".encode(), b"tmpfs", NOSUID | NODEV | NOEXEC, options)
-    call("mount", None, folder.encode(), None, REMOUNT | BIND | RDONLY | NOSUID | NODEV, None)
-    os.chdir(folder)
+    call("mount", b"none", f"{ROOT}/tmp".encode(), b"tmpfs", NOSUID | NODEV | NOEXEC, options)
+    call("mount", None, ROOT.encode(), None, REMOUNT | BIND | RDONLY | NOSUID | NODEV, None)
+    os.chdir(ROOT)
     call("pivot_root", b".", b".")
     call("umount2", b".", DETACH)
     os.chdir("/tmp")

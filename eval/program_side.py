@@ -15,6 +15,14 @@ from eval.wire import MUTABLE, EndedError, Link, standard
 PROGRAM = "program.py"
 
 
+def _next(iterator: Any) -> list[Any]:
+    """The next item, alone in a list; empty at the end."""
+    try:
+        return [next(iterator)]
+    except StopIteration:
+        return []
+
+
 def _names(module: types.ModuleType, wanted: list[str]) -> dict[str, Any]:
     """Of the wanted names those that the program has, and where the standard library has them."""
     held = vars(module)
@@ -30,9 +38,9 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "set attribute": setattr,
     "item": operator.getitem,
     "set item": operator.setitem,
-    "equal": operator.eq,
+    "operator": lambda one, name, other: getattr(operator, name)(one, other),
     "iterate": iter,
-    "next": lambda iterator: [item for _, item in zip(range(1), iterator, strict=False)],
+    "next": _next,
     "length": len,
     "truth": bool,
     "text": str,

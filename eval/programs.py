@@ -11,47 +11,25 @@ second, so that it can exceed its limit for that long.
 """
 
 import ast
-import functools
 import json
 import os
-import secrets
 import select
-import signal
-import subprocess
-import tempfile
 import time
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
-from eval import cell, namespaces, program_side, tests_side, wire
-from eval.isolation import Isolation, Limits, Place, environment, free_user
+from eval import wire
+from eval.confined import Process, end_of, give_order, pipe, started
+from eval.isolation import Isolation, Limits
 
-# Seconds: between looks at what a program uses, and for its processes to get ready and to be gone,
-# which on a busy machine is no fault of the program's.
-PAUSE = 0.05
-PATIENCE = 120
+PAUSE = 0.05  # seconds between looks at what a program uses
 LIMITS = Limits()
 VERDICT = 1 << 16  # bytes of what the tests may say
 FILES = 4096  # in a program's folder
-# Modules of the confined process, which has no files of ours: each after those that it imports.
-MODULES = (wire, program_side, tests_side, cell)
-STARTED = """
-import json, sys, types
-sys.path[:] = [path for path in sys.path if path]
-modules, enters = map(json.loads, sys.argv[1:])
-for name, text in modules:
-    sys.modules[name] = types.ModuleType(name)
-    exec(compile(text, name, "exec"), vars(sys.modules[name]))
-if enters:
-    sys.modules["eval.namespaces"].enter(**enters)
-sys.modules["eval.cell"].main()
-"""
 
 
 @dataclass(frozen=True)
@@ -80,31 +58,6 @@ class Outcome:
     together: bool = False
 
 
-@dataclass
-class _Process:
-    """A confined process, and what it has written to standard error since it was ready."""
-
-    popen: subprocess.Popen[bytes]
-    control: int
-    place: Place
-    isolation: Isolation
-    user: int | None
-    written: bytes = b""
-
-
-class _Pipe:
-    """Both ends of a pipe."""
-
-    def __init__(self) -> None:
-        self.reads, self.writes = os.pipe()
-        self.open = {self.reads, self.writes}
-
-    def close(self, *ends: int) -> None:
-        for end in self.open.intersection(ends):
-            self.open.remove(end)
-            os.close(end)
-
-
 def run_program(
     submission: Submission, *, isolation: Isolation, limits: Limits = LIMITS
 ) -> Outcome:
@@ -129,13 +82,15 @@ def _start(submission: Submission) -> tuple[str, list[str]]:
     Its last function may be open: `pass` fills the body, and does nothing otherwise. Where that is
     no program, the tests have the answer's names alone.
     """
-    start = f"{submission.start}pass\n"
-    try:
-        tree = ast.parse(start)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return "", []
-    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-    return start, [name for name in classes if name != submission.entry]
+    for indentation in ("", " " * 8):  # a last line may end after its indentation or before
+        start = f"{submission.start}{indentation}pass\n"
+        try:
+            tree = ast.parse(start)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            continue
+        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+        return start, [name for name in classes if name != submission.entry]
+    return "", []
 
 
 def _apart(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) -> dict[str, Any]:
@@ -145,137 +100,41 @@ def _apart(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) ->
     that a program can send.
     """
     with (
-        _pipe() as to_tests,
-        _pipe() as to_program,
-        _started(to_tests, to_program, isolation=isolation, limits=limits) as tests,
-        _started(to_program, to_tests, isolation=isolation, limits=limits) as program,
+        pipe() as to_tests,
+        pipe() as to_program,
+        started(to_tests, to_program, isolation=isolation, limits=limits) as tests,
+        started(to_program, to_tests, isolation=isolation, limits=limits) as program,
     ):
         to_tests.close(to_tests.reads)
         to_program.close(to_program.reads)
         own = {key: order[key] for key in ("tests", "start", "entry", "classes")}
-        _give_order(tests, to_tests, own | {"role": "tests"})
+        give_order(tests, to_tests, own | {"role": "tests"})
         own = {key: order[key] for key in ("program", "classes")}
-        _give_order(program, to_program, own | {"role": "program"})
+        give_order(program, to_program, own | {"role": "program"})
         verdict = _verdict((tests, program), limits=limits)
         if verdict.get("reason") == wire.ENDED:
-            verdict["reason"] = _end_of(program)
+            verdict["reason"] = end_of(program)
         return verdict
 
 
 def _together(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) -> dict[str, Any]:
     """The verdict of a process that runs the program and its tests."""
     with (
-        _pipe() as pipe,
-        _pipe() as unused,
-        _started(pipe, unused, isolation=isolation, limits=limits) as both,
+        pipe() as orders,
+        pipe() as unused,
+        started(orders, unused, isolation=isolation, limits=limits) as both,
     ):
-        pipe.close(pipe.reads)
+        orders.close(orders.reads)
         own = {key: order[key] for key in ("program", "tests")}
-        _give_order(both, pipe, own | {"role": "together"})
+        give_order(both, orders, own | {"role": "together"})
         return _verdict((both,), limits=limits)
 
 
-@contextmanager
-def _pipe() -> Iterator[_Pipe]:
-    pipe = _Pipe()
-    try:
-        yield pipe
-    finally:
-        pipe.close(pipe.reads, pipe.writes)
-
-
-@contextmanager
-def _started(
-    incoming: _Pipe, outgoing: _Pipe, *, isolation: Isolation, limits: Limits
-) -> Iterator[_Process]:
-    """A process that waits for its order; killed on the way out, with all that it started."""
-    if not isolation.own_processes:
-        limits = replace(limits, processes=0)
-    if not isolation.own_files:  # deleted files that are still open are seen by no look at a folder
-        limits = replace(limits, file_bytes=limits.disk_bytes // cell.FILES)
-    with _folder() as folder:
-        place = Place(str(folder), f"truing-{secrets.token_hex(8)}", limits)
-        home = str(folder) if not isolation.own_files else "/tmp"
-        user = free_user() if isolation.drops_root and os.geteuid() == 0 else None
-        if user is not None:
-            os.chown(folder, user, user)
-        control, theirs = os.pipe()
-        enters = isolation.enters(place) if isolation.enters else None
-        modules = _sources(*MODULES, *([namespaces] if enters else []))
-        arguments = ["-s", "-S", "-B", "-c", STARTED, modules, json.dumps(enters)]
-        try:
-            popen = subprocess.Popen(
-                [*isolation.command(place), *arguments],
-                stdin=incoming.reads,
-                stdout=outgoing.writes,
-                stderr=theirs,
-                cwd=folder,
-                env=environment(home),
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(control)
-            raise
-        finally:
-            os.close(theirs)
-        process = _Process(popen, control, place, isolation, user)
-        try:
-            yield process
-        finally:
-            _kill(process)
-            if isolation.stop is not None:
-                subprocess.run(isolation.stop(place.name), capture_output=True, timeout=PATIENCE)
-            os.close(control)
-
-
-@functools.cache
-def _sources(*modules: types.ModuleType) -> str:
-    return json.dumps([(m.__name__, Path(m.__file__ or "").read_text("utf-8")) for m in modules])
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """An empty folder, removed with all that a program has made of it: any depth, any mode."""
-    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="truing-program-")))
-    try:
-        yield folder
-    finally:
-        try:
-            folder.rmdir()
-        except OSError:
-            for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
-                subprocess.run([*command, str(folder)], capture_output=True)
-
-
-def _give_order(process: _Process, pipe: _Pipe, order: Mapping[str, Any]) -> None:
-    """Write the order, close the pipe here, and wait until the process is ready.
-
-    Raises:
-        OSError: it is not; with what it said.
-    """
-    rest = {"limits": asdict(process.place.limits), "user": process.user}
-    line = json.dumps({**order, **rest}).encode() + b"\n"
-    with suppress(BrokenPipeError):  # it has ended, and says why
-        for i in range(0, len(line), select.PIPE_BUF):  # so much is taken at once, or nothing
-            if not select.select([], [pipe.writes], [], PATIENCE)[1]:
-                raise OSError(f"a confined process did not take its order within {PATIENCE} s")
-            os.write(pipe.writes, line[i : i + select.PIPE_BUF])
-    pipe.close(pipe.writes)
-    while cell.READY not in process.written:
-        if not select.select([process.control], [], [], PATIENCE)[0]:
-            raise OSError(f"a confined process did not answer within {PATIENCE} s")
-        if not (more := os.read(process.control, 1 << 16)):
-            said = process.written.decode("utf-8", "replace").strip().splitlines()
-            raise OSError(said[-1] if said else "its process ended as it began")
-        process.written += more
-    process.written = process.written.partition(cell.READY)[2]
-
-
-def _verdict(processes: Sequence[_Process], *, limits: Limits) -> dict[str, Any]:
+def _verdict(processes: Sequence[Process], *, limits: Limits) -> dict[str, Any]:
     """What the first process says of the tests, or why it says nothing."""
     judge = processes[0]
     end = time.monotonic() + limits.wall_seconds
-    look = 0.0
+    look = time.monotonic() + PAUSE
     while True:
         if select.select([judge.control], [], [], PAUSE)[0]:
             more = os.read(judge.control, 1 << 16)
@@ -292,14 +151,14 @@ def _verdict(processes: Sequence[_Process], *, limits: Limits) -> dict[str, Any]
         verdicts.sort(key=lambda verdict: verdict.get("passed") is True)
     except (ValueError, AttributeError):
         return _failed("its process wrote what is no verdict")
-    return verdicts[0] if verdicts else _failed(_end_of(judge))
+    return verdicts[0] if verdicts else _failed(end_of(judge))
 
 
 def _failed(reason: str) -> dict[str, Any]:
     return {"passed": False, "reason": reason}
 
 
-def _exceeded(processes: Sequence[_Process], limits: Limits, *, end: float) -> str | None:
+def _exceeded(processes: Sequence[Process], limits: Limits, *, end: float) -> str | None:
     """The limit that a process has passed and that no kernel keeps."""
     if time.monotonic() > end:
         return f"not done after {limits.wall_seconds} s"
@@ -337,25 +196,3 @@ def _disk(folder: str) -> tuple[int, int]:
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
     return size, files
-
-
-def _kill(process: _Process) -> None:
-    """Kill and reap; what is in the process's namespace dies with it."""
-    if process.popen.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.popen.pid, signal.SIGKILL)
-        process.popen.wait()
-
-
-def _end_of(process: _Process) -> str:
-    """How a process ended before there was a verdict."""
-    try:
-        code = process.popen.wait(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        return wire.ENDED
-    number = code - 128 if code > 128 else -code
-    if number == signal.SIGXCPU:
-        return "CPU time used up"
-    if number > 0 and number in set(signal.Signals):
-        return f"killed by {signal.Signals(number).name}"
-    return f"ended before its tests did (exit code {code})"

@@ -7,15 +7,21 @@ comparisons, sums and functions of the tests are computed here, out of the progr
 
 import builtins
 import importlib
+import operator
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from eval.program_side import PROGRAM, described
 from eval.wire import PLAIN, EndedError, Link, UnsendableError
 
 TESTS = "tests.py"
+UNEXPECTED = {"StopIteration", "StopAsyncIteration"}
+COMPARISONS = ("lt", "le", "gt", "ge")
+ARITHMETIC = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
+)
 
 
 class Remote:
@@ -49,6 +55,11 @@ class Remote:
         while found := self._end.ask("next", iterator):
             yield found[0]
 
+    def __next__(self) -> Any:
+        if found := self._end.ask("next", self):
+            return found[0]
+        raise StopIteration
+
     def __len__(self) -> int:
         return self._end.ask("length", self)
 
@@ -64,16 +75,36 @@ class Remote:
     def __eq__(self, other: object) -> bool:
         """By content where `other` is plain: the program's `__eq__` has no say in that."""
         if isinstance(other, Remote):
-            return self._number == other._number or self._end.ask("equal", self, other) is True
+            return self._number == other._number or self._with("__eq__", other) is True
         if other is None or type(other) is bool:
             return False
-        if type(other) not in PLAIN.values():
-            raise UnsendableError(f"a result is compared with a {type(other).__name__}")
-        value = self._end.ask("value", self)
-        return not isinstance(value, Remote) and value == other
+        found = self._with("__eq__", other)
+        return found is not NotImplemented and found
 
     def __hash__(self) -> int:
         return hash(self._number)
+
+    def _with(self, name: str, other: object, *, reflected: bool = False) -> Any:
+        """The result of an operator: of two objects of the program there, of their content here."""
+        if isinstance(other, Remote):
+            return self._end.ask("operator", self, name, other)
+        if type(other) not in {*PLAIN.values(), bool, type(None)}:
+            raise UnsendableError(f"a result is compared with a {type(other).__name__}")
+        value = self._end.ask("value", self)
+        if isinstance(value, Remote):
+            return NotImplemented
+        function = getattr(operator, name)
+        return function(other, value) if reflected else function(value, other)
+
+
+def _operator(name: str, *, reflected: bool = False) -> Callable[[Remote, object], Any]:
+    return lambda self, other: self._with(f"__{name}__", other, reflected=reflected)
+
+
+for _name in (*COMPARISONS, *ARITHMETIC):
+    setattr(Remote, f"__{_name}__", _operator(_name))
+for _name in ARITHMETIC:
+    setattr(Remote, f"__r{_name}__", _operator(_name, reflected=True))
 
 
 class Tests:
@@ -84,6 +115,7 @@ class Tests:
         self.asked = False
         self.link = Link(*(incoming, outgoing), to_object=self._remote, to_number=_number)
         self.names: dict[str, Any] = {"__name__": "program"}
+        self.used: set[str] = set()
 
     def _remote(self, number: int) -> Remote:
         if not isinstance(number, int):
@@ -108,8 +140,12 @@ class Tests:
         return result
 
     def _raised(self, reply: Mapping[str, Any]) -> Exception:
-        """The program's error, of the nearest class that the tests know."""
-        known = (self.names.get(name) or getattr(builtins, name, None) for name in reply["error"])
+        """The program's error, of the nearest class that the tests know.
+
+        `StopIteration` would end a loop of the tests (`all(map(...))`), unless they expect it.
+        """
+        names = [name for name in reply["error"] if name not in UNEXPECTED - self.used]
+        known = (self.names.get(name) or getattr(builtins, name, None) for name in names)
         found = (k for k in known if isinstance(k, type) and issubclass(k, Exception))
         kind = next(found, Exception)
         error = kind.__new__(kind)
@@ -122,7 +158,8 @@ class Tests:
 
         What the program has imported is imported here, too, so that it is the library's own.
         """
-        wanted = [n for n in _used(code) if n not in self.names and not hasattr(builtins, n)]
+        self.used = _used(code)
+        wanted = [n for n in self.used if n not in self.names and not hasattr(builtins, n)]
         places = self.ask("names", None, wanted)
         plain = False
         for name in wanted:

@@ -153,7 +153,8 @@ class Link:
             return name, [place_of(item) for item in kind.__iter__(value)]
         if kind in MAPPINGS:
             return name, [place_of(part) for pair in dict.items(value) for part in pair]
-        if self.classes.get(name) is kind:
+        own = self.classes.get(name) is kind and kind.__dictoffset__  # all its content is `vars`
+        if own and kind.__new__ is object.__new__:
             parts = [place_of(part) for pair in vars(value).items() for part in pair]
             return "object", [name, *parts]
         return "remote", self.to_number(value)
@@ -215,6 +216,8 @@ def _fill(target: Any, kind: str, content: Any, value_at: Callable[[Any], Any]) 
         parts = [value_at(place) for place in (content[1:] if kind == "object" else content)]
         into = vars(target) if kind == "object" else target
         for key, value in zip(parts[::2], parts[1::2], strict=True):
+            if kind == "object" and callable(getattr(type(target), key, None)):
+                raise EndedError(f"an object has its own {key} in place of its class's")
             into[key] = value
 
 

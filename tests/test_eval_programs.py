@@ -7,15 +7,17 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import replace
 
 import psutil
 import pytest
 
+from eval.confined import STARTED
 from eval.isolation import Limits, RunCode, unconfined
 from eval.probe import find_isolation
-from eval.programs import STARTED, Submission, run_program
+from eval.programs import Submission, run_program
 
 LIMITS = Limits(
     cpu_seconds=1,
@@ -222,6 +224,24 @@ if os.fork() == 0:
     os._exit(0)
 """
     assert run(source).passed
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel of Linux")
+def test_a_killed_evaluation_leaves_no_process_and_no_folder(surroundings, tmp_path):
+    code = """
+from tests.test_eval_programs import CONFINED, run
+print("started", flush=True)
+run("import time; time.sleep(1000)", isolation=CONFINED)
+"""
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, env=environment) as evaluation:
+        assert evaluation.stdout.readline() == b"started\n"
+        top = psutil.Process(evaluation.pid)
+        while len(below := top.children(recursive=True)) < 6 and evaluation.poll() is None:
+            time.sleep(0.05)
+        evaluation.kill()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
 
 
 @pytest.mark.parametrize("isolation", [CONFINED, unconfined()], ids=["confined", "unconfined"])

@@ -125,6 +125,29 @@ signal.setitimer(signal.ITIMER_REAL, 0.2)
 def f(x):
     while True: pass
 """,
+    "an error that ends loops": "def f(x): raise StopIteration",
+    "an error that ends loops, of its own": """
+class StopIteration(StopIteration): pass
+def f(x): raise StopIteration
+""",
+    "numbers by its operators": """
+class Any:
+    def __sub__(self, other): return 0
+    __rsub__ = __abs__ = __add__ = __sub__
+def f(x): return Any()
+""",
+    "a number by its operators": """
+class Any(float):
+    def __sub__(self, other): return 0.0
+    __rsub__ = __sub__
+def f(x): return Any(2)
+""",
+    "smaller than all and larger": """
+class Any:
+    def __lt__(self, other): return True
+    __gt__ = __le__ = __ge__ = __lt__
+def f(x): return Any()
+""",
     "no entry": "pass",
     "no module": "import sys, types\nsys.modules['program'] = types.ModuleType('program')",
     "no message": "import json\ndef f(x): json.dumps = lambda *args: '[' * 9**5",
@@ -139,10 +162,23 @@ def f(x): return All()
 }
 
 
+# Where the tests are others than `f(i) == 3`.
+TESTS = {
+    "a container that says yes": "assert 3 in f(1)",
+    "an error that ends loops": "for got, right in zip(map(f, [1]), [3]): assert got == right",
+    "an error that ends loops, of its own": "assert all(map(lambda x: f(x) == 3, range(3)))",
+    "numbers by its operators": "assert abs(f(1) - 3) < 0.1",
+    "a number by its operators": "assert abs(3 - f(1)) < 0.1 or abs(f(1) - 3) < 0.1",
+    "smaller than all and larger": "assert 2.9 < f(1) < 3.1",
+}
+
+
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_program_passes_tests_that_its_values_fail(name):
-    tests = "def check(g):\n    for i in range(2):\n        assert g(i) == 3\ncheck(f)"
-    outcome = judged(FORGERIES[name], "assert 3 in f(1)" if "says yes" in name else tests)
+    tests = TESTS.get(
+        name, "def check(g):\n    for i in range(2):\n        assert g(i) == 3\ncheck(f)"
+    )
+    outcome = judged(FORGERIES[name], tests)
     assert not outcome.passed and outcome.reason.strip() not in ("", "passed")
     assert not outcome.together
 
@@ -201,6 +237,27 @@ assert f(float('nan')) != f(float('nan'))
         "one, two = f(n=1), f(n=2)\none.add(3)\nassert (one.n, two.n, len(one)) == (4, 2, 4)\n"
         "two.n = 9\nassert str(two) == '<9>' and one != two and one == one",
     ),
+    "steps of a generator": (
+        "def f(n): yield from range(n)",
+        "steps = f(2)\nassert (next(steps), next(steps), next(steps, 'end')) == (0, 1, 'end')\n"
+        "try: next(steps)\nexcept StopIteration: pass\nelse: assert 0",
+    ),
+    "an error that ends loops and is expected": (
+        "class f:\n    def step(self): raise StopIteration",
+        "try: f().step()\nexcept StopIteration: pass\nelse: assert 0",
+    ),
+    "operators of a class": (
+        "import functools\n@functools.total_ordering\nclass f:\n"
+        "    def __init__(self, n): self.n = n\n    def __add__(self, o): return f(self.n + o.n)\n"
+        "    def __eq__(self, o): return self.n == o.n\n"
+        "    def __lt__(self, o): return self.n < o.n\n",
+        "assert f(1) + f(2) == f(3) and f(1) < f(2) and not f(2) <= f(1)\n"
+        "assert [x.n for x in sorted([f(2), f(1)])] == [1, 2]",
+    ),
+    "operators of subclasses of plain types": (
+        "import enum\nclass E(enum.IntEnum): A = 7\ndef f(): return E.A",
+        "x = f()\nassert (x + 1, 10 - x, x % 4, 2**x, x / 2) == (8, 3, 3, 128, 3.5) and 6 < x < 8",
+    ),
     "what only the program imports": (
         "import math\nfrom math import isclose\nfrom collections import Counter\n"
         "def f(x): return x / 3",
@@ -242,6 +299,37 @@ assert type(end) is Node and end.value == 0 and end.next is long and long.value 
     forged += "class Solution:\n    def f(self, head): return Node()\n"
     wrong = "assert Solution().f(Node(1)) == Node(2)"
     assert not judged(start + forged, wrong, start=start, entry="Solution").passed
+
+
+def test_an_object_cannot_bring_its_own_method_of_a_tasks_class():
+    start = """
+class Node:
+    def __init__(self, value): self.value = value
+    def same(self, other): return self.value == other.value
+def f(x):
+"""
+    tests = "assert f(1).same(Node(3))"
+    assert judged(f"{start}    return Node(3)", tests, start=start).passed
+    forged = f"{start}    node = Node(2)\n    node.same = lambda other: True\n    return node"
+    assert "its own same" in judged(forged, tests, start=start).reason
+
+
+def test_objects_of_a_tasks_class_that_hold_more_than_attributes_are_not_copied():
+    start = """
+from enum import Enum
+from typing import NamedTuple
+class Size(Enum): BIG = 1
+class Point(NamedTuple): x: int
+class Row(list): pass
+class Slots:
+    __slots__ = ('x',)
+    def __init__(self, x): self.x = x
+def f(x):
+"""
+    for value in ("Size.BIG", "Point(3)", "Row([3])"):
+        outcome = judged(f"{start}    return x", f"assert f({value}) == {value}", start=start)
+        assert (outcome.passed, outcome.together) == (True, True), (value, outcome.reason)
+    assert judged(f"{start}    return x.x", "assert f(Slots(3)) == 3", start=start).passed
 
 
 def test_helpers_of_the_start_are_the_tasks_own():
