@@ -12,9 +12,9 @@ from sft.time_limit import cpu_seconds
 
 HIGHEST_RANK = 1 << 16
 MATCHING = 2.0  # seconds of computing for all names of a model's modules
-# How the weights began is of no matter to those that are loaded, but PEFT does it again: some take
-# their number of iterations from the name, some read data. PiSSA and OLoRA change the base, too.
-BEGINNINGS = re.compile(r"gaussian|orthogonal|olora|pissa|pissa_niter_\d{1,2}")
+# PEFT begins the weights again before it loads them. PiSSA and OLoRA change the base by it, too, so
+# that it has to be done; other ways need data or packages, or take as long as their name says.
+BEGINNINGS = re.compile(r"gaussian|orthogonal|olora|eva|pissa|pissa_niter_\d{1,2}")
 
 
 def adapter_settings(path: str, *, given: str) -> dict[str, Any]:
@@ -61,8 +61,7 @@ def _flaws(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     ):
         yield (
             "init_lora_weights",
-            "is not done again when an adapter is loaded; set it to true, which is right for "
-            "weights that are saved",
+            "is not done again when an adapter is loaded; merge it into its base with peft first",
         )
 
 

@@ -35,7 +35,8 @@ def read_model_config(path: str, *, trust_remote_code: bool) -> Any:
             raise UserError(
                 f"model.name_or_path={path} is quantised already, and what is trained is merged "
                 "into unquantised weights; name the model that it was made from, with "
-                "model.load_in_4bit=true to train over 4-bit weights"
+                "model.load_in_4bit=true to train over 4-bit weights, or where there is none "
+                "(FP8, MXFP4) save it unquantised with transformers (dequantize=True)"
             )
     _refuse_hub_adapter(path)
     return config

@@ -30,7 +30,7 @@ LORA_FIELDS = frozenset(
         *("bias", "lora_bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
         *("target_parameters", "trainable_token_indices", "modules_to_save"),
-        *("ensure_weight_tying", "init_lora_weights"),
+        *("ensure_weight_tying", "init_lora_weights", "eva_config"),
         *("megatron_core", "qalora_group_size"),  # without effect on their own
     }
 )
@@ -61,8 +61,8 @@ def check_adapter(path: str, *, given: str) -> None:
     others = [name for name in sorted(plain.keys() - LORA_FIELDS) if config.get(name)]
     if others := [name for name in others if config[name] != plain[name]]:
         raise UserError(
-            f"model.name_or_path={given}: its {CONFIG} sets {', '.join(others)}, which only other "
-            "kinds of adapters have; merge it into its base with peft first"
+            f"model.name_or_path={given}: its {CONFIG} sets {', '.join(others)}, with which no "
+            "adapter is loaded here; merge it into its base with peft first"
         )
     adapter_settings(path, given=given)
     recorded = config.get(BASE)

@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import long, make_tiny_model
 from hostile_models import hostile_copy
-from peft import LoraConfig, get_peft_model
+from peft import EvaConfig, LoraConfig, get_peft_model
 
 from sft.adapter_checks import check_adapters
 from sft.config import ModelSection, Preset, UserError
@@ -66,7 +67,7 @@ def start(folder):
         ({"sliding_window": -0.5}, "sliding_window=-0.5 must be a whole number"),
         ({"return_dict": False}, "return_dict=false has the model return another type"),
         ({"output_hidden_states": "x"}, "output_hidden_states='x' is neither true nor false"),
-        ({"output_attentions": ["x"] * 1000}, r"output_attentions=\"\['x'.{80} is neither true"),
+        ({"output_attentions": ["x"] * 1000}, r"output_attentions=\"\['x'.{76}\" is neither"),
         ({"pad_token_id": 10**9}, "no model can be built by its config.json .*[Pp]adding"),
         ({"layer_types": [[[[]]]]}, "config.json|no model could be read"),
     ],
@@ -160,6 +161,25 @@ def test_an_adapter_whose_settings_are_out_of_bounds_is_refused(adapter, changes
     with pytest.raises(UserError, match=words) as no:
         start(adapter)
     assert "\n" not in str(no.value)
+
+
+@pytest.mark.filterwarnings("ignore:lora with eva initialization")
+@pytest.mark.parametrize("begin", [True, False, "gaussian", "orthogonal", "olora", "pissa", "eva"])
+def test_an_adapter_that_began_in_any_way_that_is_done_again_computes_as_it_did(base, begin):
+    """PiSSA and OLoRA take their part out of the base as they begin, so again at loading."""
+    options = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "init_lora_weights": begin}
+    if begin == "eva":
+        options["eva_config"] = EvaConfig()
+    model = get_peft_model(make_tiny_model(), LoraConfig(r=2, **options)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_" in name:  # as if trained
+            weight.data += 0.1
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(base.parent / "begun")
+    path, section = start(base.parent / "begun")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    found = load_model(path, choose_placement(section))(input_ids=ids).logits
+    torch.testing.assert_close(found, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "\ud800", "[" * 10**5], ids=repr)

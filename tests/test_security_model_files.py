@@ -126,7 +126,7 @@ def test_fields_of_an_adapter_choose_no_code(tmp_path, folder, fields):
         lambda: check_model(ModelSection(str(adapter))),
         lambda: load_model(str(adapter), choose_placement(ModelSection(str(adapter)))),
     ):
-        with pytest.raises(UserError, match=f"sets {next(iter(fields))}, which only other kinds"):
+        with pytest.raises(UserError, match=f"sets {next(iter(fields))}, with which no adapter"):
             load()
 
 
