@@ -156,6 +156,11 @@ def check_config_file(path: str, *, given: str) -> None:
     kinds = config.get("architectures") or []
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise UserError(f"{at}architectures={str(kinds)[:80]} is no list of names; correct it")
+    texts = config.get("text_config")
+    for part in (config, texts if isinstance(texts, dict) else {}):
+        if not isinstance(window := part.get("sliding_window"), int | float | None):
+            shown = f"sliding_window={str(window)[:80]!r}"
+            raise UserError(f"{at}{shown} is neither a number nor null; correct it")
     for name, value in _numbers(config):
         last = name.rpartition(".")[2]
         if value % 1:

@@ -65,6 +65,7 @@ def start(folder):
         ({"rope_parameters": "x"}, "config.json|no model could be read"),
         ({"architectures": [0]}, r"architectures=\[0\] is no list of names"),
         ({"sliding_window": -0.5}, "sliding_window=-0.5 must be a whole number"),
+        ({"sliding_window": [[[]]]}, r"sliding_window='\[\[\[\]\]\]' is neither a number nor null"),
         ({"return_dict": False}, "return_dict=false has the model return another type"),
         ({"output_hidden_states": "x"}, "output_hidden_states='x' is neither true nor false"),
         ({"output_attentions": ["x"] * 1000}, r"output_attentions=\"\['x'.{76}\" is neither"),
