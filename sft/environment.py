@@ -66,7 +66,8 @@ def _environment(state: PartialState, libraries: Sequence[str]) -> dict[str, Any
     commit = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
