@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
@@ -25,10 +25,12 @@ from eval.scores import (
     cluster_of,
     template_id,
 )
+from eval.shapes import ANSWER, READ_TEXT, SCORES, VERDICT, misfit
 from eval.stats import BITS_PER_BYTE
-from eval.stored import MORE_SAMPLES
+from eval.stored import MORE_SAMPLES, read_lines
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.render import PATIENCE, TEMPLATE_ERRORS
+from sft.row_errors import half_pair
 from sft.run import read_json, verified, verified_results, write_json, write_jsonl
 from sft.storage import is_inside, is_plain_name, read_file, writing
 from sft.time_limit import cpu_seconds
@@ -181,7 +183,7 @@ def _copy(source: Path, folder: Path) -> str | None:
     _refuse_link(source / "scores.json", source)
     if (source / "done.json").exists():  # absent where the measures were imported
         verified(source)
-    scores = read_json(source / "scores.json")
+    scores = _own_scores(source)
     files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
     for name in scores.get("benchmarks", {}) | scores.get("language", {}):
         _plain(name, source / "scores.json")
@@ -192,10 +194,35 @@ def _copy(source: Path, folder: Path) -> str | None:
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for _ in read_lines(source / name, shape=_shape_of(name, scores)):
+            pass  # a row that cannot be compared or shown is refused
         with writing(folder / name):
             (folder / name).write_bytes(read_file(source / name))
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
     return scores.get(BACKEND, TRANSFORMERS)
+
+
+def _own_scores(source: Path) -> dict[str, Any]:
+    """scores.json of another run.
+
+    Raises:
+        UserError: it is damaged, or holds something that this version does not write.
+    """
+    scores = read_json(source / "scores.json")
+    if found := misfit(scores, SCORES) or half_pair(scores):
+        raise UserError(
+            f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
+            "model again"
+        )
+    return cast(dict[str, Any], scores)
+
+
+def _shape_of(name: str, scores: Mapping[str, Any]) -> Any:
+    """What the rows of a file of eval/<model>/ hold."""
+    if name.startswith("samples/"):
+        task = name.removeprefix("samples/").removesuffix(".jsonl")
+        return READ_TEXT if task in scores.get("language", {}) else VERDICT
+    return ANSWER if name == "generations.jsonl" else {}
 
 
 def _newest(path: Path) -> dict[str, _Samples]:

@@ -23,6 +23,7 @@ from eval.cards import Filter, prompt_deck, question_deck
 from eval.caveats import caveats
 from eval.detail_tables import repetition_details, safety_details
 from eval.epoch_plots import epoch_panels, epoch_table
+from eval.shapes import LOG, RESULTS, misfit, unknown_name
 from eval.tables import (
     console_table,
     isolations,
@@ -37,6 +38,7 @@ from eval.wording import REPETITION
 from sft.command import run_command
 from sft.config import UserError
 from sft.plain_yaml import refuse_bomb
+from sft.row_errors import is_deep
 from sft.run import verified, verified_results, write_text
 from sft.run_place import refuse_links
 from sft.sections import how_trained
@@ -89,7 +91,7 @@ def read_curves(run_dir: Path) -> list[plots.Curve]:
     curves = []
     for path in _logs(run_dir):
         loss, rates = plots.Thinned(), plots.Thinned()
-        for row in stored.read_lines(path):
+        for row in stored.read_lines(path, shape=LOG):
             if row.get("loss") is not None:
                 loss.add(float(row["step"]), float(row["loss"]))
                 if (rate := row.get("learning_rate")) is not None:
@@ -305,14 +307,21 @@ def _read_results(run_dir: Path) -> Results:
     results = _read_json(path)
     if not isinstance(results, dict) or not isinstance(results.get("models"), list):
         raise UserError(f"{path}: results must hold the list `models`; measure the run again")
+    if found := misfit(results, RESULTS) or unknown_name(results):
+        raise UserError(f"{path}: {found} is not as this version writes it; measure the run again")
     return {"repetition": {}, "benchmarks": {}, "deltas": [], "stages": {}} | results
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return stored.cleaned(json.loads(read_file(path)))
+        value = json.loads(read_file(path))
+    except RecursionError:
+        raise UserError(f"{path}: too many levels of lists; measure the run again") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); measure the run again") from None
+    if is_deep(value):
+        raise UserError(f"{path}: too many levels of lists; measure the run again")
+    return stored.cleaned(value)
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from eval.shapes import ANSWER, VERDICT
 from eval.stored import read_lines
 
 # However much is measured, the page holds no more than this, so that it opens at once.
@@ -76,7 +77,7 @@ def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
     repeats: dict[str, dict[str, bool]] = defaultdict(dict)
     group: dict[str, tuple[str, ...]] = {}
     for model, path in files.items():
-        for row in read_lines(path):
+        for row in read_lines(path, shape=ANSWER):
             repeats[row["id"]][model] = bool(row.get("repeats"))
             # The last model to loop comes first: a loop cured late is rarer than one cured early.
             looper = model if row.get("repeats") else group.get(row["id"], ("",))[0]
@@ -102,7 +103,7 @@ def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
     for task, paths in list(files.items())[:TASKS]:
         scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
         for model, path in paths.items():
-            for row in read_lines(path):
+            for row in read_lines(path, shape=VERDICT):
                 scores[_document(row)][model] = row["score"]
         shared = {key: list(s.values()) for key, s in scores.items() if len(s) == len(paths)}
         gained = [key for key, s in shared.items() if s[-1] > s[0]]
@@ -198,7 +199,7 @@ def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int 
 def _fetch_prompts(files: dict[str, Path], chosen: Sequence[str]) -> list[Prompt]:
     found: dict[str, dict[str, dict[str, Any]]] = {i: {} for i in chosen}
     for model, path in files.items():
-        for row in read_lines(path):
+        for row in read_lines(path, shape=ANSWER):
             if row["id"] in found:
                 found[row["id"]][model] = _bounded(row)
     prompts = []
@@ -214,7 +215,7 @@ def _fetch_questions(
 ) -> list[Question]:
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {key: {} for key in chosen}
     for model, path in paths.items():
-        for row in read_lines(path):
+        for row in read_lines(path, shape=VERDICT):
             if _document(row) in found:
                 found[_document(row)][model] = _bounded(row)
     questions = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from eval.shapes import misfit
 from eval.wording import REPETITION
 from sft.config import UserError
 from sft.storage import is_inside, open_file
@@ -39,11 +40,14 @@ def task_href(run_dir: Path | None, *, model: str, task: str, form: str = "") ->
     return own or sample_href(run_dir, model=model, name=f"samples/{task}.jsonl")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, shape: Any) -> Iterator[dict[str, Any]]:
     """Rows of a JSON-lines file, hidden characters made visible.
 
+    Args:
+        shape: what `eval.shapes.misfit` holds each row against.
+
     Raises:
-        UserError: a line is not a JSON object.
+        UserError: a line is not a JSON object, or not of that shape.
     """
     with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
@@ -51,10 +55,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg}); measure again") from None
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", "its numbers or levels are too many")
+                raise UserError(f"{path}:{number}: not JSON ({reason}); measure again") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: not a JSON object; measure again")
+            if found := misfit(row, shape):
+                raise UserError(
+                    f"{path}:{number}: {found} is not as this version writes it; measure again"
+                )
             yield cleaned(row)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import yaml
+from made_up_run import MODELS, make_run
 
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 3.5, float("nan"), float("inf"), -0.0, 10**400, 1e308),
@@ -323,6 +324,28 @@ def write_samples(random_: random.Random, folder: Path) -> Path:
     if random_.random() < 0.9:
         (samples / f"results_{name}.json").write_bytes(as_bytes(random_, json_text(results)))
     return samples
+
+
+def write_run(random_: random.Random, folder: Path) -> None:
+    """A finished run of two rows a file, with scores.json of each model, one file of it hostile."""
+    make_run(folder)
+    results = json.loads((folder / "results.json").read_text("utf-8"))
+    for model in MODELS:
+        tasks = {task: entries[model] for task, entries in results["benchmarks"].items()}
+        scores = {"repetition": results["repetition"][model], "benchmarks": tasks}
+        path = folder / "eval" / model / "scores.json"
+        path.write_text(json.dumps(scores), encoding="utf-8")
+    for path in folder.rglob("*.jsonl"):
+        lines = path.read_text("utf-8").splitlines(keepends=True)
+        path.write_text("".join(lines[:2]), encoding="utf-8")
+    dpo = folder / "eval" / "dpo"
+    files = [folder / "results.json", dpo / "scores.json", dpo / "generations.jsonl"]
+    files += [dpo / "samples" / "world_math.jsonl", folder / "3-dpo" / "log.jsonl"]
+    path = random_.choice([*files, folder / "data" / "data.json"])
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    at = random_.randrange(len(rows))
+    rows[at] = mutated(random_, rows[at])
+    path.write_bytes(as_bytes(random_, "".join(json_text(row) + "\n" for row in rows)))
 
 
 def reply(random_: random.Random, code: str) -> bytes:

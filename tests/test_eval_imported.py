@@ -9,6 +9,7 @@ from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
+from made_up_run import benchmark_row, write_rows
 from made_up_tasks import CHOICE, NAMES, change
 from test_eval_benchmarks import run
 
@@ -277,9 +278,14 @@ def test_every_file_behind_a_number_of_another_run_comes_with_it(tmp_path):
     source = tmp_path / "run" / "eval" / "chat"
     (source / "samples").mkdir(parents=True)
     names = ("safety", "generations", "generations-sampled", "generations-double-cap")
-    for name in (*names, "samples/quiz"):
-        (source / f"{name}.jsonl").write_text("{}\n", "utf-8")
-    scores = {"benchmarks": {"quiz": {}}, "repetition": {}, "safety": {}}
+    answer = {"id": "1", "messages": [], "text": "a", "repeats": False}
+    write_rows(source / "samples" / "quiz.jsonl", [benchmark_row("quiz", "chat", 1, True)])
+    for name in names:
+        write_rows(source / f"{name}.jsonl", [answer])
+    rate = {"rate": 0.0, "ci": [0.0, 0.8], "n": 1}
+    quiz = {"score": 1.0, "n": 1, "metric": "exact_match", "shots": 0, "chat_template": True}
+    safety = {"judge": "rules", "agreement": None, "categories": []}
+    scores = {"benchmarks": {"quiz": quiz}, "repetition": rate, "safety": safety}
     (source / "scores.json").write_text(json.dumps(scores), "utf-8")
     import_measures(source, tmp_path / "here", section=EvalSection())
     assert all((tmp_path / "here" / f"{name}.jsonl").is_file() for name in names)

@@ -22,6 +22,8 @@ from eval.judge import reference_flaw
 from eval.judging import grade_table, judge_all, usage
 from eval.open_ended import grading
 from eval.open_questions import read_questions
+from eval.report import write_report
+from eval.results import write_results
 from sft.chat import encode_prompt
 from sft.config import EvalSection, Source, UserError, load_preset, resolved
 from sft.data import read_sft
@@ -86,6 +88,21 @@ def read_samples(draw, folder, tokenizer):
         read_jsonl(file)
 
 
+def read_measures(draw, folder, tokenizer):
+    """A run of ours, one file of which is hostile: reported again, and compared with others."""
+    hostile.write_run(draw, folder / "run")
+    refused = []
+    for source in ("run", "run/eval/dpo"):
+        try:
+            import_measures(folder / source, folder / f"copy-{len(refused)}", section=EvalSection())
+        except UserError as error:
+            refused.append(str(error))
+    write_report(folder / "run")
+    if refused:
+        raise UserError(refused[0])
+    write_results(folder / "run", ["base", "dpo"])
+
+
 def read_replies(draw, folder, tokenizer):
     source = folder / "questions.jsonl"
     source.write_text(json.dumps(hostile.QUESTIONS[0]) + "\n", encoding="utf-8")
@@ -114,6 +131,7 @@ READERS = {
     "questions": read_open_questions,
     "presets": read_preset,
     "samples": read_samples,
+    "measures": read_measures,
     "judge replies": read_replies,
 }
 
