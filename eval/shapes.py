@@ -169,8 +169,8 @@ def _misfit(value: Any, shape: Any, at: str) -> str | None:
     if callable(shape):
         return None if shape(value) else at or "the whole"
     if isinstance(shape, tuple):
-        found = [_misfit(value, one, at) for one in shape]
-        return None if None in found else max(map(str, found), key=len)
+        tried = [_misfit(value, one, at) for one in shape]
+        return None if None in tried else max(map(str, tried), key=len)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return at or "the whole"
