@@ -178,8 +178,8 @@ class _Claim:
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
-        known = _with_defaults(before, resolved(Preset()))
-        changed_keys = {key for key, _, _ in differences(known, self.preset)}
+        old, new = (_with_defaults(p, resolved(Preset())) for p in (before, self.preset))
+        changed_keys = {key for key, _, _ in differences(old, new)}
         keys = sorted(
             key
             for key in changed_keys
@@ -211,8 +211,8 @@ class _Claim:
 
 
 def _with_defaults(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A recorded preset with the keys that came after the version that recorded it; every other key
-    is in it, since a record has the defaults written out."""
+    """A recorded preset with the keys that it lacks: those that came after the version that wrote
+    it, and those of sections that only some commands have."""
     filled = defaults | recorded
     for key, default in defaults.items():
         if isinstance(default, dict) and isinstance(filled[key], dict):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from sft.config import ModelSection, Preset, RunSection, UserError
+from sft.config import ModelSection, Preset, RunSection, SftStage, UserError
 from sft.environment import write_environment
 from sft.run import Stage, fingerprint, read_json, write_json
 from sft.run_directory import open_run
@@ -85,6 +85,14 @@ def test_a_key_that_came_after_the_run_began_is_no_change_at_its_default(tmp_pat
     changed = replace(changed, run=replace(changed.run, loop_budget=0.5))
     with pytest.raises(UserError, match=r"it differs in run.loop_budget\)"), open_run(changed):
         pass
+
+
+def test_a_command_without_keys_of_the_dialogue_stage_goes_on(tmp_path):
+    given = replace(preset(tmp_path / "r"), sft_dialogue=SftStage(enabled=False))
+    with open_run(given) as folder:
+        stage_in(folder)
+    with open_run(given) as folder:
+        assert (folder / "1-a" / "done.json").is_file()
 
 
 def stage_in(folder):
