@@ -133,9 +133,10 @@ class Stage:
 
 
 def _is_whole(folder: Path, name: str, written: str | None) -> bool:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    # Sampled pairs are kept in the folder that their stage's lies in; further out is another's.
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder.parent)):
         return False
-    path = folder / name
     return path.is_file() and settled_hash(path) == written
 
 
