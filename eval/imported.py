@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from eval.backend import BACKEND, TRANSFORMERS, check_one_backend
 from eval.benchmarks import place_of, summarise
@@ -183,38 +183,36 @@ def _copy(source: Path, folder: Path) -> str | None:
     _refuse_link(source / "scores.json", source)
     if (source / "done.json").exists():  # absent where the measures were imported
         verified(source)
-    scores = _own_scores(source)
-    files = [f"samples/{t}.jsonl" for k in ("benchmarks", "language") for t in scores.get(k, {})]
-    for name in scores.get("benchmarks", {}) | scores.get("language", {}):
-        _plain(name, source / "scores.json")
+    scores = read_json(source / "scores.json")
+    _refuse_misfit(scores, {"benchmarks?": {}, "language?": {}}, source)
+    tasks = scores.get("benchmarks", {}) | scores.get("language", {})
+    files = [f"samples/{_plain(name, source / 'scores.json')}.jsonl" for name in tasks]
     more = [f"{name}.jsonl" for name in MORE_SAMPLES]
     files += [name for name in more if (source / name).is_file()]
-    for name in files + ["generations.jsonl"] * ("repetition" in scores):
+    files += ["generations.jsonl"] * ("repetition" in scores)
+    for name in files:
         _refuse_link(source / name, source)
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    _refuse_misfit(scores, SCORES, source)
+    for name in files:
         for _ in read_lines(source / name, shape=_shape_of(name, scores)):
             pass  # a row that cannot be compared or shown is refused
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(folder / name):
             (folder / name).write_bytes(read_file(source / name))
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
     return scores.get(BACKEND, TRANSFORMERS)
 
 
-def _own_scores(source: Path) -> dict[str, Any]:
-    """scores.json of another run.
-
-    Raises:
-        UserError: it is damaged, or holds something that this version does not write.
-    """
-    scores = read_json(source / "scores.json")
-    if found := misfit(scores, SCORES) or half_pair(scores):
+def _refuse_misfit(scores: Any, shape: Any, source: Path) -> None:
+    """Refuse scores.json of another run that is damaged, or holds what this version does not
+    write."""
+    if found := misfit(scores, shape) or half_pair(scores):
         raise UserError(
             f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
             "model again"
         )
-    return cast(dict[str, Any], scores)
 
 
 def _shape_of(name: str, scores: Mapping[str, Any]) -> Any:
