@@ -154,8 +154,8 @@ class _Claim:
         if strangers:
             more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
             raise UserError(
-                f"run.dir={self.folder}: {', '.join(strangers[:3])}{more} would be removed by "
-                "--fresh and is not from this run; move it away, or set run.dir= to a new folder"
+                f"run.dir={self.folder}: --fresh would remove what is not from this run "
+                f"({', '.join(strangers[:3])}{more}); move it away, or set run.dir= to a new folder"
             )
 
     def _restore_preset(self, recorded: Path, *, asked: bool) -> None:

@@ -24,8 +24,10 @@ NAME = ".run.jsonl"
 ASIDE = "not-from-this-run"  # takes what was in a folder that the run had to remove
 # Folders of working files, which a run makes and empties as it likes.
 WORKING = frozenset({".cache", ".processes", ".saving", ".vllm"})
-# Working files; event files of TensorBoard, which names them itself; what the Finder and NFS leave.
-_WORKING_NAMES = re.compile(r"\..+\.tmp|\.gone-.*|events\.out\.tfevents\..*|\.DS_Store|\.nfs\w+")
+# A file or folder before it is renamed to its name, or on its way to be removed (`sft.storage`).
+_RENAMED = re.compile(r"\.(?P<new>.+)\.tmp|\.gone-(?P<old>.+)")
+# Event files of TensorBoard, which names them itself; what the Finder and NFS leave.
+_WORKING_NAMES = re.compile(r"events\.out\.tfevents\..*|\.DS_Store|\.nfs\w+")
 _OWN_NAMES = frozenset({NAME, ".lock"})
 
 
@@ -60,7 +62,7 @@ class Marker:
 
     def owns(self, path: Path) -> bool:
         """Whether the run wrote a file of its folder."""
-        name = path.relative_to(self.folder)
+        name = _settled(path.relative_to(self.folder))
         parts = name.parts
         if parts[0] in _OWN_NAMES or any(_is_working(part) for part in parts):
             return True
@@ -98,7 +100,7 @@ class Marker:
             if not whole.is_relative_to(self.folder.resolve()):
                 return None
             whole = self.folder / whole.relative_to(self.folder.resolve())
-        parts = whole.relative_to(self.folder).parts
+        parts = _settled(whole.relative_to(self.folder)).parts
         if not parts or parts[0] in _OWN_NAMES or any(_is_working(part) for part in parts):
             return None
         return str(Path(*parts))
@@ -207,6 +209,15 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 def _is_working(name: str) -> bool:
     return name in WORKING or _WORKING_NAMES.fullmatch(name) is not None
+
+
+def _settled(name: Path) -> Path:
+    """A path in which working names (`.model.tmp`, `.gone-model`) are the names they are for."""
+    parts = []
+    for part in name.parts:
+        match = _RENAMED.fullmatch(part)
+        parts.append((match["new"] or match["old"]) if match else part)
+    return Path(*parts)
 
 
 def _files(folder: Path) -> list[Path]:

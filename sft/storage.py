@@ -302,6 +302,8 @@ def remove(path: Path) -> None:
     vacate(path)
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(GONE + path.name)
+        if gone.exists():
+            vacate(gone)
         shutil.rmtree(gone, ignore_errors=True)
         path.rename(gone)
         shutil.rmtree(gone)
@@ -312,4 +314,5 @@ def remove(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Finish removals that a kill cut off."""
     for path in folder.glob(GONE + "*"):
-        shutil.rmtree(path)
+        vacate(path)
+        shutil.rmtree(path, ignore_errors=not path.is_dir())

@@ -1,5 +1,7 @@
 """A run directory is known by its marker, and nothing that the run did not write is removed."""
 
+import re
+
 import pytest
 
 from sft.config import ModelSection, Preset, RunSection, UserError
@@ -39,6 +41,7 @@ def run_of(folder):
     [
         *("thesis.txt", "notes/plan.md", ".git/HEAD", "1-sft-all/chats.jsonl"),
         *("1-sft-all/model/model.gguf", "1-sft-all/checkpoint-3/mine.txt", "data/mine.jsonl"),
+        *(".thesis.tmp", ".gone-thesis/a.txt", "1-sft-all/.gone-notes", "1-sft-all/.draft.txt.tmp"),
     ],
 )
 def test_fresh_refuses_while_anything_is_there_that_the_run_did_not_write(tmp_path, name):
@@ -46,7 +49,7 @@ def test_fresh_refuses_while_anything_is_there_that_the_run_did_not_write(tmp_pa
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("mine")
     before = contents(folder)
-    words = f"{name} would be removed by --fresh and is not from this run"
+    words = re.escape(f"--fresh would remove what is not from this run ({name})")
     with pytest.raises(UserError, match=words), open_run(preset(folder), fresh=True):
         pass
     assert contents(folder) == before
@@ -55,13 +58,33 @@ def test_fresh_refuses_while_anything_is_there_that_the_run_did_not_write(tmp_pa
         assert sorted(contents(folder)) == [NAME, "preset.yaml"]
 
 
+def test_what_a_kill_left_of_the_runs_own_writes_and_removals_is_the_runs(tmp_path):
+    folder = run_of(tmp_path / "run")
+    for name in (".model.tmp", ".gone-model"):
+        (folder / "1-sft-all" / name).mkdir()
+        (folder / "1-sft-all" / name / "model.safetensors").write_bytes(b"half")
+    (folder / "1-sft-all" / ".log.jsonl.tmp").write_text("{")
+    with open_run(preset(folder), fresh=True):
+        assert sorted(contents(folder)) == [NAME, "preset.yaml"]
+
+
+def test_what_is_called_as_a_removal_that_was_cut_off_is_kept_if_the_run_did_not_make_it(tmp_path):
+    folder = run_of(tmp_path / "run")
+    (folder / "1-sft-all" / ".gone-thesis").mkdir()
+    (folder / "1-sft-all" / ".gone-thesis" / "a.txt").write_text("mine")
+    with open_run(preset(folder)):
+        Stage(folder / "1-sft-all", {"rows": "y"}).begin()
+    kept = folder / ASIDE / "1-sft-all" / ".gone-thesis" / "a.txt"
+    assert kept.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("fresh", "copied", "words"),
     [
         (False, (), "not from a run"),
         (True, (), "not from a run"),
-        (True, (NAME,), "thesis.txt would be removed"),
-        (True, (NAME, "run.json"), "thesis.txt would be removed"),
+        (True, (NAME,), "would remove what is not from this run .thesis.txt"),
+        (True, (NAME, "run.json"), "would remove what is not from this run .thesis.txt"),
     ],
 )
 def test_a_folder_with_a_preset_in_it_is_no_run(tmp_path, fresh, copied, words):
@@ -86,7 +109,7 @@ def test_a_run_of_before_runs_had_markers_goes_on_and_is_not_emptied(tmp_path, c
         assert Stage(folder / "1-sft-all", {"rows": "x"}).finished() == {}
     assert "what they do not name counts as not from this run" in caplog.text
     with (
-        pytest.raises(UserError, match=r"older.json would be"),
+        pytest.raises(UserError, match=r"run .older.json"),
         open_run(preset(folder), fresh=True),
     ):
         pass
