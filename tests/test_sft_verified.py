@@ -38,7 +38,8 @@ def run(tmp_path):
     write_jsonl(stage / "loops.jsonl", [{"epoch": 0.5, "step": 1, "repetition": {"rate": 0.25}}])
     outputs = ["model", "log.jsonl"]
     Stage(stage, {"seed": "0"}).finish(outputs=outputs, facts={"steps": 1}, kept=("loops.jsonl",))
-    write_json(measured / "scores.json", {"benchmarks": {}, "repetition": {"rate": 0.25}})
+    repetition = {"rate": 0.25, "ci": [0.1, 0.4], "n": 4}
+    write_json(measured / "scores.json", {"benchmarks": {}, "repetition": repetition})
     write_jsonl(measured / "generations.jsonl", [{"id": "0", "text": "a"}])
     Stage(measured, {}).finish(outputs=["scores.json", "generations.jsonl"], facts={})
     (folder / "data" / "sft.parquet").write_bytes(b"PAR1" * 20)
