@@ -40,7 +40,9 @@ def run(tmp_path):
     Stage(stage, {"seed": "0"}).finish(outputs=outputs, facts={"steps": 1}, kept=("loops.jsonl",))
     repetition = {"rate": 0.25, "ci": [0.1, 0.4], "n": 4}
     write_json(measured / "scores.json", {"benchmarks": {}, "repetition": repetition})
-    write_jsonl(measured / "generations.jsonl", [{"id": "0", "text": "a"}])
+    asked = [{"role": "user", "content": "Why?"}]
+    answer = {"id": "0", "messages": asked, "text": "a", "repeats": False}
+    write_jsonl(measured / "generations.jsonl", [answer])
     Stage(measured, {}).finish(outputs=["scores.json", "generations.jsonl"], facts={})
     (folder / "data" / "sft.parquet").write_bytes(b"PAR1" * 20)
     Stage(folder / "data", {}).finish(outputs=["sft.parquet"], facts={})
