@@ -1,9 +1,7 @@
 """Starts confined processes, gives them their orders, and ends them with all that they started."""
 
-import base64
 import functools
 import json
-import marshal
 import os
 import secrets
 import select
@@ -26,11 +24,11 @@ PATIENCE = 120
 # Modules of the confined process, which has no files of ours: each after those that it imports.
 MODULES = (wire, program_side, tests_side, cell)
 STARTED = """
-import binascii, json, marshal, sys, types
+import json, sys, types
 sys.path[:] = [path for path in sys.path if path]
-for name, code in marshal.loads(binascii.a2b_base64(sys.argv[1])):
+for name, source in json.loads(sys.argv[1]):
     sys.modules[name] = types.ModuleType(name)
-    exec(code, vars(sys.modules[name]))
+    exec(compile(source, name, "exec"), vars(sys.modules[name]))
 if enters := json.loads(sys.argv[2]):
     sys.modules["eval.namespaces"].enter(**enters)
 sys.modules["eval.cell"].main()
@@ -88,7 +86,7 @@ def started(
             os.chown(folder, user, user)
         control, theirs = os.pipe()
         enters = isolation.enters(place) if isolation.enters else None
-        modules = _compiled(*MODULES, *([namespaces] if enters else []))
+        modules = _sources(*MODULES, *([namespaces] if enters else []))
         arguments = ["-s", "-S", "-B", "-c", STARTED, modules, json.dumps(enters)]
         try:
             popen = subprocess.Popen(
@@ -116,11 +114,10 @@ def started(
 
 
 @functools.cache
-def _compiled(*modules: types.ModuleType) -> str:
-    """Names and code of modules; the code is of this minor version of Python, as the image is."""
-    files = {module.__name__: module.__file__ or "" for module in modules}
-    codes = [(n, compile(Path(f).read_text("utf-8"), n, "exec")) for n, f in files.items()]
-    return base64.b64encode(marshal.dumps(codes)).decode()
+def _sources(*modules: types.ModuleType) -> str:
+    """Names and source texts of modules, as JSON."""
+    files = {module.__name__: Path(module.__file__ or "") for module in modules}
+    return json.dumps([(name, file.read_text("utf-8")) for name, file in files.items()])
 
 
 @contextmanager
