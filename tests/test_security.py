@@ -361,7 +361,7 @@ def test_links_that_lead_out_of_a_run_directory_are_refused(tmp_path):
         open_run(preset),
     ):
         pass
-    with pytest.raises(UserError, match="from this run .inside"), open_run(preset, fresh=True):
+    with pytest.raises(UserError, match=r"from this run .inside"), open_run(preset, fresh=True):
         pass
     (folder / "inside").unlink()
     with open_run(preset, fresh=True):
