@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,9 @@ FAMILY = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, and children would inherit it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 
