@@ -135,8 +135,8 @@ def stored_row(
         if metric == MATH_EQUAL:
             filtered = math_answers.final_answer(filtered)
         row |= {"finish_reason": reason, "filtered": filtered}
-    if "outcome" in sample:
-        row |= {"outcome": sample["outcome"], "together": sample["together"]}
+    # `outcome` is of a program, or of IFEval; `together` of a program alone.
+    row |= {key: sample[key] for key in ("outcome", "together") if key in sample}
     answer = str(sample["resps"][0][0])
     if thinking:
         row["thinking"] = thinking
