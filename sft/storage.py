@@ -40,8 +40,7 @@ REMEDIES = {
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "free memory",
 }
-# A folder in the place of a file, or the reverse.
-MISPLACED = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST}
+MISPLACED = {errno.EISDIR, errno.EEXIST}  # a folder in the place of a file, or the reverse
 _NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
 _NO_SPACE = "Not enough disk space"  # datasets', before it writes anything
 # Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
