@@ -77,7 +77,7 @@ class Marker:
     def strangers(self, path: Path) -> list[Path]:
         """Files of the run's folder, at or below `path`, that the run did not write."""
         below = [path] if path.is_symlink() or not path.is_dir() else _files(path)
-        return [file for file in below if not self.owns(file)]
+        return [file for file in below if os.path.lexists(file) and not self.owns(file)]
 
     def vacate(self, path: Path) -> None:
         """Move what the run did not write out of a folder that is about to be removed."""

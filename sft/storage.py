@@ -301,9 +301,7 @@ def remove(path: Path) -> None:
     vacate(path)
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(GONE + path.name)
-        if gone.exists():
-            vacate(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        _discard(gone)
         path.rename(gone)
         shutil.rmtree(gone)
     else:
@@ -313,5 +311,11 @@ def remove(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Finish removals that a kill cut off."""
     for path in folder.glob(GONE + "*"):
-        vacate(path)
-        shutil.rmtree(path, ignore_errors=not path.is_dir())
+        _discard(path)
+
+
+def _discard(gone: Path) -> None:
+    """Finish one removal, if there is one; what an open run did not write is moved aside."""
+    vacate(gone)
+    if gone.is_dir() and not gone.is_symlink():
+        shutil.rmtree(gone)

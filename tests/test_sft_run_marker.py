@@ -9,7 +9,7 @@ from sft.environment import write_environment
 from sft.run import Stage, write_json, write_text
 from sft.run_directory import open_run
 from sft.run_marker import ASIDE, NAME, read_marker
-from sft.storage import writing
+from sft.storage import remove, writing
 
 
 def preset(folder, seed=0):
@@ -66,6 +66,12 @@ def test_what_a_kill_left_of_the_runs_own_writes_and_removals_is_the_runs(tmp_pa
     (folder / "1-sft-all" / ".log.jsonl.tmp").write_text("{")
     with open_run(preset(folder), fresh=True):
         assert sorted(contents(folder)) == [NAME, "preset.yaml"]
+
+
+def test_what_is_not_there_is_removed_without_a_word(tmp_path, caplog):
+    with open_run(preset(run_of(tmp_path / "run"))):
+        remove(tmp_path / "run" / "never-written.json")
+    assert not caplog.records
 
 
 def test_what_is_called_as_a_removal_that_was_cut_off_is_kept_if_the_run_did_not_make_it(tmp_path):
