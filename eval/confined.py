@@ -95,7 +95,7 @@ def started(
                 stdout=outgoing.writes,
                 stderr=theirs,
                 cwd=folder,
-                env=environment(home),
+                env=None if isolation.by_client else environment(home),
                 start_new_session=True,
             )
         except BaseException:

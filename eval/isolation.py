@@ -26,6 +26,8 @@ MAC_TREES = (
     *("/usr/lib", "/usr/share", "/System", "/opt/homebrew/Cellar", "/opt/homebrew/opt"),
     *("/opt/homebrew/lib", "/usr/local/Cellar", "/usr/local/opt", "/opt/local/lib"),
 )
+# Of the user's engine and shell, which it would pass on to a container.
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 # Later rules override earlier ones; `system.sb` is what Apple's own profiles start from.
 MAC_PROFILE = """(version 1)
 (deny default)
@@ -100,6 +102,8 @@ class Isolation:
         drops_root: it becomes a user that owns nothing where the caller is root.
         stop: the command that ends it, where killing the process is not enough.
         enters: arguments of `eval.namespaces.enter`, where the process confines itself.
+        by_client: the command is a client of a daemon or of a storage that the user's environment
+            names; it gets that environment, and the program does not.
     """
 
     name: str
@@ -109,6 +113,7 @@ class Isolation:
     drops_root: bool = False
     stop: Callable[[str], list[str]] | None = None
     enters: Callable[[Place], dict[str, Any]] | None = None
+    by_client: bool = False
 
 
 def free_user() -> int:
@@ -183,9 +188,9 @@ def sandbox_exec(tool: str) -> Isolation:
         trees = [*MAC_TREES, *_shown(), *map(os.path.realpath, _shown())]
         above = {str(parent) for tree in (*trees, place.folder) for parent in Path(tree).parents}
         profile = MAC_PROFILE.format(
-            trees=" ".join(f"(subpath {json.dumps(tree)})" for tree in dict.fromkeys(trees)),
-            above=" ".join(f"(literal {json.dumps(path)})" for path in sorted(above)),
-            folder=json.dumps(place.folder),
+            trees=" ".join(f"(subpath {_quoted(tree)})" for tree in dict.fromkeys(trees)),
+            above=" ".join(f"(literal {_quoted(path)})" for path in sorted(above)),
+            folder=_quoted(place.folder),
         )
         return [tool, "-p", profile, _python()]
 
@@ -193,18 +198,32 @@ def sandbox_exec(tool: str) -> Isolation:
     return Isolation(f"{name}; {_LIMITED}", command, own_processes=False, own_files=False)
 
 
+def _quoted(path: str) -> str:
+    """A string of the profile's language, which has no escapes for other than quotes."""
+    return json.dumps(path, ensure_ascii=False)
+
+
 def container(engine: str) -> Isolation:
     """A container of an image that is there already; none is fetched."""
 
+    podman = Path(engine).name == "podman"
+
     def command(place: Place) -> list[str]:
         limits, user = place.limits, free_user()
-        memory, tmp = str(limits.memory_bytes), f"size={limits.disk_bytes},nr_inodes=4096"
+        memory, size = str(limits.memory_bytes), limits.disk_bytes
         words = [engine, "run", "--rm", "--interactive", "--name", place.name, "--pull", "never"]
-        words += ["--network", "none", "--read-only", "--cap-drop", "ALL"]
+        words += ["--network", "none", "--ipc", "none", "--read-only", "--cap-drop", "ALL"]
+        # Podman makes more folders writable unless that is refused.
+        words += ["--read-only-tmpfs=false"] if podman else []
         words += ["--security-opt", "no-new-privileges", "--user", f"{user}:{user}"]
         words += ["--pids-limit", str(limits.processes + 1)]
         words += ["--memory", memory, "--memory-swap", memory]
-        words += ["--tmpfs", f"/tmp:rw,noexec,nosuid,nodev,mode=1777,{tmp}", "--workdir", "/tmp"]
+        # Podman knows no limit on the number of files; their memory counts in any case.
+        words += ["--tmpfs", f"/tmp:rw,noexec,nosuid,nodev,mode=1777,size={size}"]
+        # What a program writes is kept in no log, and what does not end is killed at once.
+        words += ["--workdir", "/tmp", "--log-driver", "none", "--stop-timeout", "0"]
+        for name in PROXIES:
+            words += ["--env", f"{name}=", "--env", f"{name.upper()}="]
         for name, value in environment("/tmp").items():
             words += ["--env", f"{name}={value}"]
         return [*words, "--entrypoint", "python3", IMAGE]
@@ -213,7 +232,7 @@ def container(engine: str) -> Isolation:
         return [engine, "rm", "--force", name]
 
     name = f"container of {Path(engine).name} ({IMAGE}): no network, own processes and files"
-    return Isolation(f"{name}; {_LIMITED}", command, stop=stop)
+    return Isolation(f"{name}; {_LIMITED}", command, stop=stop, by_client=True)
 
 
 def environment(home: str) -> dict[str, str]:

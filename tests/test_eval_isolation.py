@@ -11,6 +11,7 @@ import pytest
 from eval import isolation, probe
 from eval.isolation import IMAGE, Isolation, Limits, Place, RunCode, bubblewrap, container
 from eval.probe import check_confinement, find_isolation
+from eval.programs import Submission, run_program
 from sft.config import EvalSection, UserError
 
 PLACE = Place("/somewhere/of its own", "truing-1", Limits())
@@ -101,9 +102,54 @@ def test_a_container_fetches_nothing_and_is_ended_by_name(engine):
         ("--name", "truing-1"),
         ("--memory", str(1 << 30)),
         ("--entrypoint", "python3"),
+        ("--ipc", "none"),  # else /dev/shm is writable
+        ("--log-driver", "none"),  # else the daemon stores what a program writes, without limit
+        ("--stop-timeout", "0"),  # else Podman waits for 10 s before it removes by force
     ):
         assert words[words.index(pair[0]) + 1] == pair[1]
     assert "--read-only" in words and words[-1] == IMAGE and "--volume" not in words
     assert way.stop is not None
     assert way.stop("truing-1") == [f"/usr/bin/{engine}", "rm", "--force", "truing-1"]
     assert engine in json.dumps(way.name)
+    # Podman refuses other options of a tmpfs, and would make /run and /var/tmp writable.
+    options = words[words.index("--tmpfs") + 1].removeprefix("/tmp:").split(",")
+    assert {o.split("=")[0] for o in options} == {"rw", "noexec", "nosuid", "nodev", "mode", "size"}
+    assert ("--read-only-tmpfs=false" in words) == (engine == "podman")
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_an_engines_client_has_the_users_environment_and_the_program_has_not(engine, tmp_path):
+    """The client finds its daemon, or its images, by HOME, DOCKER_HOST and XDG_RUNTIME_DIR.
+
+    A stand-in for the client writes down its environment, and runs the command as it is asked to.
+    """
+    client, python = tmp_path / engine, os.path.realpath(sys.executable)
+    client.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys\n"
+        "words = sys.argv[1:]\n"
+        "if words[0] == 'rm': sys.exit()\n"
+        f"open({str(tmp_path / 'seen')!r}, 'a').write(os.environ['HOME'] + '\\n')\n"
+        "given = [w for flag, w in zip(words, words[1:]) if flag == '--env']\n"
+        f"rest = words[words.index({IMAGE!r}) + 1:]\n"
+        "own = dict(pair.split('=', 1) for pair in given)\n"
+        "own = {**{k: v for k, v in os.environ.items() if 'PROXY' in k.upper()}, **own}\n"
+        f"os.execve({python!r}, [{python!r}, *rest], own)\n"
+    )
+    client.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        patch.setenv("HTTPS_PROXY", "http://user:secret@proxy")
+        program = "import os\ndef f(): return str(os.environ) + open('/proc/self/environ').read()"
+        tests = f"assert 'secret' not in f() and {str(tmp_path)!r} not in f()"
+        outcome = run_program(
+            Submission(program, tests, entry="f"), isolation=container(str(client))
+        )
+    assert outcome.passed, outcome.reason
+    assert (tmp_path / "seen").read_text().splitlines() == [str(tmp_path)] * 2
+
+
+def test_a_mac_sandbox_names_folders_as_they_are():
+    """Its language has no escapes for letters: a home may be called José."""
+    words = isolation.sandbox_exec("/x").command(Place('/Users/José/a "b"', "truing-1", Limits()))
+    assert '(subpath "/Users/José/a \\"b\\"")' in words[2]
