@@ -22,12 +22,13 @@ log = logging.getLogger(__name__)
 
 NAME = ".run.jsonl"
 ASIDE = "not-from-this-run"  # takes what was in a folder that the run had to remove
-# Folders of working files, which a run makes and empties as it likes.
-WORKING = frozenset({".cache", ".processes", ".saving", ".vllm"})
+# Working files, which a run makes and removes as it likes: folders at its top; folders, and event
+# files of TensorBoard, in a folder below it in which the run wrote something else.
+_WORKING_AT_TOP = frozenset({".processes", ".vllm"})
+_WORKING_BELOW = re.compile(r"\.cache|\.saving|events\.out\.tfevents\..+")
 # A file or folder before it is renamed to its name, or on its way to be removed (`sft.storage`).
 _RENAMED = re.compile(r"\.(?P<new>.+)\.tmp|\.gone-(?P<old>.+)")
-# Event files of TensorBoard, which names them itself; what the Finder and NFS leave.
-_WORKING_NAMES = re.compile(r"events\.out\.tfevents\..*|\.DS_Store|\.nfs\w+")
+_OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs[0-9a-f]{16,}")  # what the Finder and NFS leave
 _OWN_NAMES = frozenset({NAME, ".lock"})
 
 
@@ -64,7 +65,7 @@ class Marker:
         """Whether the run wrote a file of its folder."""
         name = _settled(path.relative_to(self.folder))
         parts = name.parts
-        if parts[0] in _OWN_NAMES or any(_is_working(part) for part in parts):
+        if self._is_working(parts):
             return True
         for depth in range(1, len(parts) + 1):
             top = str(Path(*parts[:depth]))
@@ -101,9 +102,19 @@ class Marker:
                 return None
             whole = self.folder / whole.relative_to(self.folder.resolve())
         parts = _settled(whole.relative_to(self.folder)).parts
-        if not parts or parts[0] in _OWN_NAMES or any(_is_working(part) for part in parts):
+        if not parts or self._is_working(parts):
             return None
         return str(Path(*parts))
+
+    def _is_working(self, parts: tuple[str, ...]) -> bool:
+        """Whether a path is that of a working file, of the list itself or of the system."""
+        if parts[0] in _OWN_NAMES | _WORKING_AT_TOP or _OF_THE_SYSTEM.fullmatch(parts[-1]):
+            return True
+        below = next((i for i in range(1, len(parts)) if _WORKING_BELOW.fullmatch(parts[i])), None)
+        if below is None:
+            return False
+        folder = f"{Path(*parts[:below])}{os.sep}"
+        return any(name.startswith(folder) for name in self.written)
 
     def _is_open(self, name: str) -> bool:
         return name in self.written and self.written[name] is None
@@ -205,10 +216,6 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         return unsealed(json.loads(line), SEAL)
     except (ValueError, RecursionError):
         return None
-
-
-def _is_working(name: str) -> bool:
-    return name in WORKING or _WORKING_NAMES.fullmatch(name) is not None
 
 
 def _settled(name: Path) -> Path:

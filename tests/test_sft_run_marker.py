@@ -42,6 +42,9 @@ def run_of(folder):
         *("thesis.txt", "notes/plan.md", ".git/HEAD", "1-sft-all/chats.jsonl"),
         *("1-sft-all/model/model.gguf", "1-sft-all/checkpoint-3/mine.txt", "data/mine.jsonl"),
         *(".thesis.tmp", ".gone-thesis/a.txt", "1-sft-all/.gone-notes", "1-sft-all/.draft.txt.tmp"),
+        # Names of working files where the run has none.
+        *(".cache/thesis.txt", "notes/.cache/thesis.txt", "notes/events.out.tfevents.1.host"),
+        *("events.out.tfevents.1.host", "notes/.vllm/a.txt", ".saving/a.txt", ".nfsthesis"),
     ],
 )
 def test_fresh_refuses_while_anything_is_there_that_the_run_did_not_write(tmp_path, name):
