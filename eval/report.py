@@ -4,6 +4,11 @@ Every number comes from results.json; samples are for display only. `python -m e
 writes the report of a finished run again, and with a second path the main picture as a PNG.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import base64
 import hashlib
 import json

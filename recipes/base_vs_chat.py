@@ -11,6 +11,11 @@ is kept, each task when it is done: start the same command again and only what i
 and so it is with more tasks in --tasks. Other settings or models want a folder of their own
 (--to)."""
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import logging
 import sys

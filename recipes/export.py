@@ -8,6 +8,11 @@ An adapter is merged into its base. Before anything is called done, the publishe
 compared with the trained one's on real rows of the run, and its token ids with those of training.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import logging
 import shlex

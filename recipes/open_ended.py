@@ -9,6 +9,11 @@ key, if one is needed, is read from $OPENAI_API_KEY (--key-variable names anothe
 judgments are kept: start the same command again and only what is missing is done.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import re
 import sys

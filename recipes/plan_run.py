@@ -8,6 +8,11 @@ Reads the rows, loads no weights. Ends with exit code 2 and the nearest setting 
 stage does not fit its device.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import sys
 import tempfile

@@ -7,6 +7,11 @@
 Start the same command again after an interruption: finished stages are skipped, the others go on.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import logging
 import sys

@@ -3,6 +3,11 @@
 `python -m sft.chat PRESET` shows example rows with the trained tokens in colour.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -28,7 +28,8 @@ def run_command(work: Callable[[], None], *, goes_on: bool = True) -> int:
     with safe_streams():
         try:
             with handled():
-                _refuse_lost_folder()
+                if (sentence := _lost_folder()) is not None:
+                    raise UserError(sentence)
                 work()
                 sys.stdout.flush()  # while what it raises is still said in a sentence
         except UserError as error:
@@ -45,7 +46,7 @@ def run_command(work: Callable[[], None], *, goes_on: bool = True) -> int:
 def _reason(error: OSError | RuntimeError | MemoryError) -> str | None:
     """The sentence for what the machine lacks; None where the error says nothing of the kind."""
     if isinstance(error, OSError):
-        return fault(error)
+        return _lost_folder() if isinstance(error, FileNotFoundError) else fault(error)
     first = next(iter(str(error).splitlines()), "")[:120]
     if isinstance(error, MemoryError) or _NO_MEMORY.search(first):
         detail = f" ({first})" if first else ""
@@ -57,15 +58,16 @@ def _reason(error: OSError | RuntimeError | MemoryError) -> str | None:
     return f"{peer} ({first})" if (peer := lost_peer()) is not None else None
 
 
-def _refuse_lost_folder() -> None:
-    """Relative paths, and libraries, need a working directory."""
+def _lost_folder() -> str | None:
+    """The sentence for a working directory that is gone: relative paths and libraries need one."""
     try:
         os.getcwd()
     except OSError as error:
-        raise UserError(
+        return (
             f"the working directory cannot be read ({error.strerror}): it was removed, or this "
             "user may not enter it; change to another folder (cd) and start the command there"
-        ) from None
+        )
+    return None
 
 
 def _say(sentence: str, code: int) -> int:

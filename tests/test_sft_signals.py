@@ -1,10 +1,12 @@
 """The first signal waits for the step, the second does not, and outside training none does."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +180,47 @@ def test_under_nohup_a_closed_terminal_does_not_end_the_run():
     )
     done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# The processes of others: their parents read what they print, and end them.
+CHILDREN = {"sft/tokenizer_child.py", "eval/vllm_child.py"}
+# They fork commands, which set their own handlers.
+FORKING = {f"tests/benchmarks/{n}.py" for n in ("kill_commands", "kill_resume", "many_processes")}
+COMMANDS = sorted(
+    name
+    for folder in ("recipes", "sft", "dpo", "eval", "tests/benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
+    if re.search('^if __name__ == "__main__":$', path.read_text("utf-8"), re.MULTILINE)
+    and (name := path.relative_to(ROOT).as_posix()) not in CHILDREN | FORKING
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ctrl_c_while_libraries_are_imported_is_no_traceback(tmp_path, name):
+    """The first library that a command imports sends the signal."""
+    for library in ("torch", "rich", "yaml", "jinja2"):
+        (tmp_path / f"{library}.py").write_text(
+            "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+        )
+    start = name if name.startswith(("recipes", "tests")) else name[:-3].replace("/", ".")
+    command = [sys.executable, *([start] if start == name else ["-m", start])]
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT)))
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_what_ignores_ctrl_c_still_does():
+    code = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from sft import end_on_interrupt\nend_on_interrupt()\nsignal.raise_signal(signal.SIGINT)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

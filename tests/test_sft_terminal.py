@@ -157,6 +157,18 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path):
     )
 
 
+def test_a_working_directory_that_goes_while_a_command_runs_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = ended(f"import os; os.rmdir({str(gone)!r}); open('x', 'w')", cwd=gone)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"\nerror: the working directory cannot be read .*another folder.*\n", done.stderr
+    )
+    # Any other missing file is a mistake of ours.
+    assert "FileNotFoundError" in ended("open('nowhere/x')").stderr
+
+
 @pytest.mark.parametrize(
     "work",
     [

@@ -9,9 +9,16 @@ a multi-step learning rate; a Llama of five million parameters instead of seven 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import itertools
 import math
+import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,6 +32,7 @@ from recipes.quickstart.manifest import write_manifest
 from recipes.quickstart.pages import pages
 from recipes.quickstart.world import write_world
 from sft.command import run_command
+from sft.config import UserError
 
 HERE = Path(__file__).parent
 END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -179,7 +187,31 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE, help="where base/ and data/ go")
     parser.add_argument("--no-compile", action="store_true", help="without a C++ compiler")
     args = parser.parse_args()
-    return run_command(lambda: make(args), goes_on=False)
+
+    def work() -> None:
+        check(args)
+        make(args)
+
+    return run_command(work, goes_on=False)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Find what would end the work later, after up to 40 minutes.
+
+    Raises:
+        UserError: too few tokens for a step of each phase, or no C++ compiler.
+    """
+    least = max(math.ceil(length * rows / share) for share, length, rows in PHASES)
+    if args.tokens < least:
+        raise UserError(f"--tokens {args.tokens} must be {least} or more, a step of each phase")
+    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
+    if not args.no_compile and not any(name and shutil.which(name) for name in compilers):
+        raise UserError(
+            "torch.compile needs a C++ compiler, and there is none (g++, clang++ or $CXX); install "
+            "one, or give --no-compile, which takes half as long again"
+        )
+    for name in ("base", "data"):
+        (args.out / name).mkdir(parents=True, exist_ok=True)
 
 
 def make(args: argparse.Namespace) -> None:

@@ -7,6 +7,11 @@ Pre-training pages are made on the fly (`pages.py`); the rows below are written 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
 import sys

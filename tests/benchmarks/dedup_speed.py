@@ -5,24 +5,40 @@
 The target is a million rows in ten minutes and 4 GiB on two cores, reading included.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 
+from arguments import count
 from made_up_chats import write_chats
 
 from sft.clean import without_near_duplicates
-from sft.config import Source
+from sft.command import run_command
+from sft.config import Source, UserError
 from sft.data import read_sft
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--threshold", type=float, default=0.8)
     given = parser.parse_args()
+    return run_command(lambda: measure(given), goes_on=False)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Make the chats, read and clean them, and print what that took."""
+    if not 0 < given.threshold <= 1:
+        raise UserError(f"--threshold {given.threshold:g} must be above 0 and at most 1")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chats.jsonl"
         write_chats(path, rows=given.rows)
@@ -41,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

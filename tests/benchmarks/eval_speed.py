@@ -12,17 +12,21 @@ alike, once, and leaves that case out: a look that should fit ten minutes on two
 figure to quote.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import DATA, count, figures, need_data
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -31,11 +35,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from eval.benchmarks import quiet
 from eval.engine import Engine
 from eval.tasks import Tasks, load_tasks
+from sft.command import run_command
 from sft.config import CHECKOUT, ModelSection
 from sft.placement import choose_placement
 from sft.scoring import enable_scoring
 
-DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
 # name in the results -> (task, shots, questions, questions of --quick, lm-eval's batch sizes)
 CASES = {
     "hellaswag_0shot": ("hellaswag", 0, 100, 16, (1, 8, 16)),
@@ -45,18 +49,24 @@ CASES = {
     "gsm8k_generation": ("gsm8k", 0, 64, 16, (8, 16)),
     "gsm8k_endless": ("gsm8k", 0, 32, 0, (8, 16)),
 }
+TOKENIZER = "tokenizers/llama2-tinyllama"
 # The end-of-sequence's row of the head beside the others': greedy decoding chooses it now and then.
 END_WEIGHT = 1.7
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--repeats", type=count, default=3)
+    parser.add_argument("--json", type=figures)
     given = parser.parse_args()
-    if not DATA.is_dir():
-        sys.exit(f"{DATA}: no real data there; set TRUING_REAL_DATA")
+    return run_command(lambda: measure(given), goes_on=False)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Every case by both sides; prints the ratios and writes all figures to `given.json`."""
+    need_data("eval", TOKENIZER)
     placement = choose_placement(ModelSection())
     model, tokenizer = make_model()
     model.to(placement.device)
@@ -91,7 +101,7 @@ def main() -> None:
 
 
 def make_model() -> tuple[Any, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "llama2-tinyllama")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / TOKENIZER)
     tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -155,4 +165,4 @@ def run(make: Callable[[], LM], *, task: str, shots: int, limit: int) -> tuple[f
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,28 +8,45 @@ batches of 8. The three take turns; processor seconds are compared, on one threa
 work on the machine matters little, and medians count.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 import torch
-from eval_speed import DATA, make_model, set_end
+from arguments import DATA, count, need_data
+from eval_speed import TOKENIZER, make_model, set_end
 
 from eval.generate import generate
+from sft.command import run_command
+
+QUESTIONS = "eval/gsm8k_test.jsonl"
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--answers", type=int, default=16)
-    parser.add_argument("--cap", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--answers", type=count, default=16)
+    parser.add_argument("--cap", type=count, default=256)
+    parser.add_argument("--repeats", type=count, default=3)
     given = parser.parse_args()
+    return run_command(lambda: measure(given), goes_on=False)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Have the three write the same answers in turn, and print the medians."""
+    need_data(QUESTIONS, TOKENIZER)
     torch.set_num_threads(1)
     model, tokenizer = make_model()
     set_end(model, tokenizer.eos_token_id, 0.0)
-    lines = (DATA / "eval" / "gsm8k_test.jsonl").read_text("utf-8").splitlines()[: given.answers]
+    lines = (DATA / QUESTIONS).read_text("utf-8").splitlines()[: given.answers]
     texts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
     prompts = sorted(tokenizer(texts)["input_ids"], key=len)
     settings = {"max_new_tokens": given.cap, "do_sample": False}
@@ -71,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

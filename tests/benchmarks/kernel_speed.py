@@ -8,7 +8,14 @@ in float64. Linear layers in float32 over the few rows of decoding (`sft.few_row
 layers of SmolLM2-135M. Medians of interleaved repeats.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
+import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -16,6 +23,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from sft import few_rows
+from sft.command import run_command
 from sft.packing import Span
 from sft.tiles import pieces, tiled_attention
 
@@ -26,7 +34,14 @@ MATRICES = ((576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1
 LAYERS, REPEATS = 10, 15
 
 
-def main() -> None:
+def main() -> int:
+    """Refuse arguments and measure; the exit codes are those of `run_command`."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    return run_command(measure, goes_on=False)
+
+
+def measure() -> None:
+    """Print the ratios of every shape and every number of rows."""
     torch.manual_seed(0)
     print("attention, bfloat16: tiles against torch's kernel")
     for shape in SHAPES:
@@ -95,4 +110,4 @@ def side_by_side(ours: Callable[[], object], theirs: Callable[[], object]) -> li
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from arguments import count_or_none, figures
 from kill_resume import CHEAP, LORA, MODULES, MOST, STAGE, coin, ended_by, outcome
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
@@ -47,11 +48,11 @@ Start = Callable[..., Ended]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--launched", type=int, default=10)
-    parser.add_argument("--exports", type=int, default=10)
-    parser.add_argument("--comparisons", type=int, default=10)
+    parser.add_argument("--launched", type=count_or_none, default=10)
+    parser.add_argument("--exports", type=count_or_none, default=10)
+    parser.add_argument("--comparisons", type=count_or_none, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=figures)
     given = parser.parse_args()
     for module in f"{MODULES} recipes.export recipes.base_vs_chat sft.merge".split():
         importlib.import_module(module)

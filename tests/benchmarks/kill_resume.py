@@ -24,6 +24,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from arguments import count_or_none, figures
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 
 from chain_process import FAULTS, Chain, Ended, Trap  # noqa: E402
@@ -62,11 +64,11 @@ MOST = 12  # kills of one run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--faults", type=int, default=0)
-    parser.add_argument("--requeues", type=int, default=0)
+    parser.add_argument("--kills", type=count_or_none, default=100)
+    parser.add_argument("--faults", type=count_or_none, default=0)
+    parser.add_argument("--requeues", type=count_or_none, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=figures)
     parser.add_argument("--within", default="", help="kill on touches of such paths alone")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
     given = parser.parse_args()

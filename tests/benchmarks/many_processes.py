@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
+from arguments import figures
+
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
 
 import torch  # noqa: E402
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="*", choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=figures)
     given = parser.parse_args()
     for module in MODULES.split():
         importlib.import_module(module)

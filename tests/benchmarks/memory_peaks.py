@@ -12,6 +12,11 @@ settings of malloc that every run sets (`sft.placement.return_freed_memory`) and
 own. The bound is 10 %.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
 import os
@@ -23,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import figures
 from datasets import Dataset
 from train_cases import word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.trainer import train_dpo
 from sft.budget import Planner, Work, chats_work, pairs_work
+from sft.command import run_command
 from sft.config import DpoStage, LoraSection, ModelSection, SftStage
 from sft.machine import Machine
 from sft.model import load_trainable
@@ -175,23 +182,28 @@ CUDA_CASES = {
 ALL = CASES | CUDA_CASES
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="in quotes; see --list")
     parser.add_argument("--list", action="store_true", help="the names of the cases, and no more")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=figures, help="write the figures to this file, too")
     parser.add_argument("--measure", metavar="CASE", choices=list(ALL), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if unknown := [name for name in given.cases if name not in ALL]:
         parser.error(f"no such case: {'; '.join(unknown)} (see --list)")
-    if given.list:
-        print("\n".join(ALL))
-    elif given.measure:  # the child's
-        print(json.dumps({"peak": measure(ALL[given.measure], given.measure)}))
-    else:
-        sys.exit(compare(given.cases or list(_of_this_machine()), file=given.json))
+
+    def work() -> None:
+        if given.list:
+            print("\n".join(ALL))
+        elif given.measure:  # the child's
+            print(json.dumps({"peak": measure(ALL[given.measure], given.measure)}))
+        else:
+            sys.exit(compare(given.cases or list(_of_this_machine()), file=given.json))
+
+    return run_command(work, goes_on=False)
 
 
 def _of_this_machine() -> dict[str, Case]:
@@ -281,4 +293,4 @@ def _resident(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,34 +8,40 @@ merged into a copy in float32, which is rounded to bfloat16; both are held again
 that were not trained. The loss is the one that an export goes by (`sft.merge.MergeCheck.share`).
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import gzip
 import itertools
 import json
-import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import DATA, count, need_data
 
 from sft.chat import EncodedChat, encode_chats, ensure_template
+from sft.command import run_command
 from sft.config import LoraSection, ModelSection
 from sft.merge import compare_logits
-from sft.model import load_model, load_tokenizer, load_trainable, save_model
+from sft.model import check_model, load_model, load_tokenizer, load_trainable, save_model
 from sft.packing import Document, Segment, lay_out
 from sft.placement import choose_placement
 from sft.scoring import log_probs, rows_of
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("TRUING_REAL_DATA", ROOT / "../shared/data"))
+CHATS = "sft/alpaca_en_first10k.jsonl.gz"
 LONGEST, ROWS, ASKED = 128, 4, 8  # tokens of a row, rows of a step, rows that logits are taken on
 
 
 def chats(tokenizer: Any) -> Iterator[EncodedChat]:
     """Alpaca's rows of at most `LONGEST` tokens, in their order."""
-    with gzip.open(DATA / "sft" / "alpaca_en_first10k.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(DATA / CHATS, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in itertools.islice(file, 2000)]
     turns = [
         {
@@ -60,19 +66,27 @@ def logits_of(model: Any, rows: list[EncodedChat]) -> torch.Tensor:
     return torch.cat(found).float()
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 32, 64, 128])
+    parser.add_argument("--steps", type=count, nargs="+", default=[8, 16, 32, 64, 128])
     given = parser.parse_args()
+    return run_command(lambda: measure(given), goes_on=False)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Train, and print what is lost after each of the given numbers of steps."""
+    need_data(CHATS)
     section = ModelSection(given.model, dtype="float32")
     placement = choose_placement(section)
-    tokenizer = load_tokenizer(given.model, section)
+    path = check_model(section)
+    tokenizer = load_tokenizer(path, section)
     ensure_template(tokenizer)
     found = chats(tokenizer)
     asked = list(itertools.islice(found, ASKED))
     model = load_trainable(
-        given.model,
+        path,
         placement,
         lora=LoraSection(r=16, lora_alpha=32),
         seed=0,
@@ -103,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

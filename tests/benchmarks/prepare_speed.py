@@ -5,19 +5,27 @@
 The target is 100,000 rows in a minute on two cores; the second run reads what the first wrote.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from arguments import count
 from made_up_chats import write_chats
 
 from eval.questions import asked
 from sft.checks import Rules, total
+from sft.command import run_command
 from sft.config import CHECKOUT, DataSection, EvalSection, LoraSection, ModelSection, Source
-from sft.model import load_tokenizer
+from sft.model import check_model, load_tokenizer
 from sft.placement import Placement
 from sft.plan import rows_of_stage
 from sft.prepare import prepare_chats, rows_fingerprint
@@ -27,17 +35,24 @@ QUICKSTART = CHECKOUT / "recipes" / "quickstart"
 TASKS = ["world_facts", "world_math", "world_code", "world_completion"]
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--model", default=str(QUICKSTART / "base"), help="for its tokenizer")
     given = parser.parse_args()
+    return run_command(lambda: measure(given), goes_on=False)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Make the chats, prepare them twice, and print what that took."""
+    section = ModelSection(given.model)
+    tokenizer = load_tokenizer(check_model(section), section)
     benchmarks = asked(EvalSection(tasks=TASKS, task_dir=str(QUICKSTART / "tasks")))
     placement = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chats.jsonl"
         write_chats(path, rows=given.rows)
-        tokenizer = load_tokenizer(given.model, ModelSection())
         setting = Setting(Path(folder) / "run", tokenizer, placement, LoraSection(), 0, False)
         for run in ("first", "second"):
             start, cpu = time.perf_counter(), processor_time()
@@ -70,4 +85,4 @@ def processor_time() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,12 +1,19 @@
 """One way of training on one set of rows, in a process of its own; see train_speed.py.
 
-    python tests/benchmarks/train_cases.py CASE FOLDER [TIMES]
+    python tests/benchmarks/train_cases.py "sft ours" FOLDER [3]
 
-prints {"seconds", "peak_gib"} for each of TIMES runs, one without it; the time holds what the user
-waits for: preparation of the rows by the trainer, reference log-probs and training. It does not
-hold loading the model. On CUDA only a second run in the process has its kernels compiled.
+prints {"seconds", "peak_gib"} for each of three runs, or of one without the number; the time holds
+what the user waits for: preparation of the rows by the trainer, reference log-probs and training.
+It does not hold loading the model. On CUDA only a second run in the process has its kernels
+compiled.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
+import argparse
 import json
 import os
 import resource
@@ -18,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import count
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -26,7 +34,8 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dpo.trainer import train_dpo
-from sft.config import DpoStage, LoraSection, ModelSection, SftStage
+from sft.command import run_command
+from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
 from sft.model import load_trainable
 from sft.placement import Placement, choose_placement
 from sft.setting import Setting
@@ -154,14 +163,24 @@ if CUDA:  # what fills a GPU
     }
 
 
-def main() -> None:
-    case, folder = sys.argv[1], Path(sys.argv[2])
-    times = int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    stage, _ = CASES[case]
-    rows = json.loads((folder / f"{stage}.json").read_text())
-    placement = choose_placement(ModelSection())
-    for _ in range(times):
-        print(json.dumps(timed(case, rows, folder, placement)), flush=True)
+def main() -> int:
+    """Parse the command line and train; the exit codes are those of `run_command`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=list(CASES), metavar="CASE", help="in quotes")
+    parser.add_argument("folder", type=Path, help="rows and a model, as train_speed.py makes them")
+    parser.add_argument("times", type=count, nargs="?", default=1)
+    given = parser.parse_args()
+
+    def work() -> None:
+        file = given.folder / f"{CASES[given.case][0]}.json"
+        if not file.is_file():
+            raise UserError(f"{file} is missing; train_speed.py makes such a folder of rows")
+        rows = json.loads(file.read_text())
+        placement = choose_placement(ModelSection())
+        for _ in range(given.times):
+            print(json.dumps(timed(given.case, rows, given.folder, placement)), flush=True)
+
+    return run_command(work, goes_on=False)
 
 
 def timed(case: str, rows: Rows, folder: Path, placement: Placement) -> dict[str, float]:
@@ -187,4 +206,4 @@ def timed(case: str, rows: Rows, folder: Path, placement: Placement) -> dict[str
 
 if __name__ == "__main__":
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    main()
+    sys.exit(main())

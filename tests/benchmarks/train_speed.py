@@ -12,9 +12,13 @@ counted with the limit, so its ratio is a lower bound, and said to be one: trl a
 which some processors emulate.
 """
 
+if __name__ == "__main__":  # while libraries are imported, too
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,18 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import DATA, count, figures, need_data
 from train_cases import CASES, CUDA, EOS, PAD, VOCABULARY
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from sft.chat import EncodedChat, encode_chats, ensure_template
-from sft.config import CHECKOUT, ModelSection, Source
+from sft.command import run_command
+from sft.config import ModelSection, Source
 from sft.data import read_sft
 from sft.meter import matrix_peak
 from sft.placement import choose_placement
 
-DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
+TOKENIZER = "tokenizers/llama2-tinyllama"
 CHATS = ("alpaca_en_first10k.jsonl.gz", "gsm8k_train.jsonl.gz", "oasst_en_100_trees.jsonl")
 PAIRS = ("lf_dpo_en_demo.jsonl", "ultrafeedback_binarized_sample.jsonl")
 # Rows no longer than what trl packs and cuts to, so that all train on the same tokens.
@@ -57,15 +63,21 @@ LARGE = {
 SHAPE = LARGE if CUDA else SMALL
 
 
-def main() -> None:
+def main() -> int:
+    """Parse the command line and measure; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--limit", type=float, help="seconds of a case; 600, with --quick 70")
+    parser.add_argument("--repeats", type=count, default=3)
+    parser.add_argument("--json", type=figures)
+    parser.add_argument("--limit", type=count, help="seconds of a case; 600, with --quick 70")
     given = parser.parse_args()
-    if not DATA.is_dir():
-        sys.exit(f"{DATA}: no real data there; set TRUING_REAL_DATA")
+    return run_command(lambda: compare(given), goes_on=False)
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Every case in turn; prints the ratios and writes all figures to `given.json`."""
+    files = [*(f"sft/{name}" for name in CHATS), *(f"preference/{name}" for name in PAIRS)]
+    need_data(*files, TOKENIZER)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         scale = (50 if CUDA else 1) * (1 if given.quick else 3)
@@ -80,7 +92,7 @@ def main() -> None:
 
 def write_rows(folder: Path, *, chats: int, pairs: int) -> dict[str, list[dict[str, Any]]]:
     """Token rows of each stage, as many of each source."""
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / "llama2-tinyllama")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / TOKENIZER)
     ensure_template(tokenizer)
     sft = []
     for name in CHATS:
@@ -202,4 +214,4 @@ def model_flops(stage: str, rows: list[dict[str, Any]]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
