@@ -28,13 +28,20 @@ def draft_folder(folder: Path) -> Path:
 
 
 def publish(draft: Path, folder: Path, *, keep: int | None) -> None:
-    """Seal a written checkpoint, move it into `folder` and remove all but the newest `keep`."""
-    seal(draft)
+    """Seal a written checkpoint, move it into `folder` and remove all but the newest `keep`.
+
+    A whole checkpoint of the same step stays instead: it says the same, and a kill while it is
+    replaced would leave none.
+    """
     target = folder / draft.name
-    if target.exists():
-        remove(target)
-    draft.rename(target)
-    sync(folder)
+    if target.exists() and flaw(target) is None:
+        remove(draft)
+    else:
+        seal(draft)
+        if target.exists():
+            remove(target)
+        draft.rename(target)
+        sync(folder)
     if keep:
         whole = [c for c in newest_first(folder) if _sizes_flaw(c, _manifest(c)) is None]
         for checkpoint in whole[keep:]:

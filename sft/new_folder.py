@@ -47,6 +47,8 @@ def new_folder(to: Path, *, option: str) -> Iterator[Path]:
             with writing(to):
                 publish_folder(draft, to)
         finally:
+            # The lock last: without it the next command does not know the folder as an export's.
+            shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(working, ignore_errors=True)
 
 

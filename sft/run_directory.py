@@ -22,10 +22,11 @@ from sft.plain_yaml import plain_text
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint
+from sft.run_marker import DRAFT as MARKER_DRAFT
 from sft.run_marker import NAME as MARKER
 from sft.run_marker import Marker, new_marker, noting_writes, read_marker, restored_marker
 from sft.run_place import refuse_links
-from sft.storage import open_file, read_record, remove, temporary_name, write_text
+from sft.storage import open_file, read_record, remove, sweep, temporary_name, write_text
 
 log = logging.getLogger(__name__)
 
@@ -90,19 +91,22 @@ class _Claim:
     def settle(self, *, fresh: bool, rerun: bool) -> Marker:
         """Let the start in, or say why not; returns the marker of the run."""
         recorded = self.folder / "preset.yaml"
-        ours = {LOCK, PROCESSES, MARKER, temporary_name(recorded).name}
-        entries = [entry for entry in self.folder.iterdir() if entry.name not in ours]
-        marker = read_marker(self.folder) or (self._lost_marker() if entries else None)
-        if fresh:
-            if marker is not None:
+        marker = read_marker(self.folder) or (self._lost_marker() if self._entries() else None)
+        if not fresh:
+            refuse_links(self.folder, given=f"run.dir={self.folder}")
+        if marker is not None:
+            if fresh:
                 self._refuse_strangers(marker)
+            with noting_writes(marker):
+                sweep(self.folder)
+        entries = self._entries()
+        if fresh:
             # The draft of preset.yaml too: it may be a link, which would be written through.
             for entry in [*entries, temporary_name(recorded)]:
                 if entry != recorded:
                     remove(entry)
-            marker = None
-        else:
-            refuse_links(self.folder, given=f"run.dir={self.folder}")
+            # preset.yaml stays until the new one takes its place, and is the run's own until then.
+            marker = restored_marker(self.folder, written={recorded.name: None})
         if marker is None:
             marker = new_marker(self.folder)
         with noting_writes(marker):
@@ -117,6 +121,12 @@ class _Claim:
                             drop_others(self.folder / place)
             self._write(recorded)
         return marker
+
+    def _entries(self) -> list[Path]:
+        """What is in the folder, but for what every start writes before it has a marker."""
+        draft = temporary_name(self.folder / "preset.yaml").name
+        early = {LOCK, PROCESSES, MARKER, MARKER_DRAFT, draft}
+        return [entry for entry in self.folder.iterdir() if entry.name not in early]
 
     def _write(self, recorded: Path) -> None:
         write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))

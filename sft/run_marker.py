@@ -21,6 +21,7 @@ from sft.seal import SEAL, sealed, unsealed
 log = logging.getLogger(__name__)
 
 NAME = ".run.jsonl"
+DRAFT = f".{NAME}.tmp"  # what it is called until it is whole
 ASIDE = "not-from-this-run"  # takes what was in a folder that the run had to remove
 # Working files, which a run makes and removes as it likes: folders at its top; folders, and event
 # files of TensorBoard, in a folder below it in which the run wrote something else.
@@ -138,7 +139,7 @@ def restored_marker(folder: Path, *, written: dict[str, set[str] | None]) -> Mar
         {"path": name} if files is None else {"path": name, "files": sorted(files)}
         for name, files in written.items()
     ]
-    draft = marker.folder / f".{NAME}.tmp"
+    draft = marker.folder / DRAFT
     draft.unlink(missing_ok=True)  # it may be a link, which would be written through
     with draft.open("xb") as stream:
         for entry in [{"run": marker.run}, *entries]:
