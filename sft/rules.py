@@ -16,6 +16,7 @@ from sft.sections import (
     Source,
 )
 
+MOST_WORKERS = 256  # processes that make batches for each process that trains
 NO_SOURCE = "data.sft is empty; list at least one source of chats"
 
 
@@ -147,6 +148,11 @@ def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
         count = options.get(name)
         if isinstance(count, int) and count < 1:
             problems.append(f"{stage}.{name}={count} must be at least 1")
+    workers = options.get("dataloader_num_workers")
+    if isinstance(workers, int) and not 0 <= workers <= MOST_WORKERS:
+        problems.append(
+            f"{stage}.dataloader_num_workers={workers} must be from 0 to {MOST_WORKERS} processes"
+        )
     often = options.get("save_steps")
     if isinstance(often, int | float) and not often > 0:
         problems.append(
@@ -156,6 +162,11 @@ def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
     rate = options.get("learning_rate")
     if isinstance(rate, float) and not 0 <= rate < math.inf:
         problems.append(f"{stage}.learning_rate={rate:g} must be a number, zero or above")
+    noise = options.get("neftune_noise_alpha")
+    if isinstance(noise, float) and not 0 <= noise < math.inf:
+        problems.append(
+            f"{stage}.neftune_noise_alpha={noise:g} must be a number, zero or above, or null"
+        )
     epochs = options.get("num_train_epochs")
     steps = options.get("max_steps")
     counted = isinstance(steps, int) and steps > 0

@@ -27,7 +27,7 @@ from sft.guarded import GuardedTrainer
 from sft.log import StageLog
 from sft.loops import LoopChecks
 from sft.meter import Meter, matrix_peak
-from sft.optimiser import check_optimiser
+from sft.optimiser import check_options
 from sft.passes import Layout, collate_chats
 from sft.placement import Placement
 from sft.schedule import SCHEDULES, long_warmup
@@ -195,11 +195,18 @@ def training_arguments(
     """
     options = dict(section.trl)
     schedule = None
-    if "gradient_checkpointing" in options:  # trl's name for it, deprecated in transformers
-        options["activation_checkpointing"] = options.pop("gradient_checkpointing")
+    for name in ("checkpointing", "checkpointing_kwargs"):  # trl's, deprecated in transformers
+        if f"gradient_{name}" in options:
+            options[f"activation_{name}"] = options.pop(f"gradient_{name}")
     if options.get("lr_scheduler_type") in SCHEDULES:
         chosen = SCHEDULES[options.pop("lr_scheduler_type")]
-        schedule = functools.partial(chosen, **(options.pop("lr_scheduler_kwargs", None) or {}))
+        given = options.pop("lr_scheduler_kwargs", None) or {}
+        if not isinstance(given, dict):
+            raise UserError(
+                f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
+                "{name: value, ...}, or remove it"
+            )
+        schedule = functools.partial(chosen, **given)
         options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
     if section.train_batch_size:
         processes = PartialState().num_processes
@@ -224,7 +231,7 @@ def training_arguments(
         )
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
-    check_optimiser(args, stage=folder.name.replace("-", "_"))
+    check_options(args, schedule, stage=folder.name.replace("-", "_"))
     return args, schedule
 
 

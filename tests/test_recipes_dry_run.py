@@ -102,3 +102,64 @@ def test_the_data_of_a_task_that_was_not_measured_may_be_corrected(world, capsys
     assert run(world, *alone) == 0
     assert read_json(world / "run" / "results.json")["benchmarks"]["sums"]["sft-all"]["n"] == 40
     assert (world / "run" / "1-sft-all" / "done.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["sft_all.lr_scheduler_kwargs={foo: 1}"], "lr_scheduler_kwargs"),
+        (["sft_all.lr_scheduler_kwargs=foo"], "lr_scheduler_kwargs='foo' is no mapping"),
+        (
+            [
+                "sft_all.lr_scheduler_type=multi_step",
+                "sft_all.lr_scheduler_kwargs={milestones: [0.5], factors: []}",
+            ],
+            "lr_scheduler_kwargs",
+        ),
+        (["sft_all.lr_scheduler_type=cosine_with_min_lr"], "lr_scheduler_kwargs"),
+        (["sft_all.warmup_steps=.nan"], "warmup_steps"),
+        (["sft_all.optim_args=foo"], "optim_args"),
+        (["dpo.adam_beta1=2"], "dpo: optim, optim_args, adam_"),
+        (["sft_dialogue.adam_epsilon=-1"], "sft_dialogue: optim, optim_args, adam_"),
+        (["sft_all.weight_decay=-1"], "weight_decay"),
+        (["sft_all.log_level=nonesuch"], "log_level"),
+        (["sft_all.torch_compile_backend=nonesuch"], "torch_compile_"),
+        (["sft_all.torch_compile_mode=nonesuch"], "torch_compile_"),
+        (["sft_all.activation_checkpointing_kwargs={foo: 1}"], "activation_checkpointing_kwargs"),
+        (["sft_all.gradient_checkpointing_kwargs=os.system"], "activation_checkpointing_kwargs"),
+        (
+            ["sft_all.activation_checkpointing_kwargs={use_reentrant: false, context_fn: f}"],
+            "activation_checkpointing_kwargs",
+        ),
+        (["sft_all.neftune_noise_alpha=.inf"], "must be a number, zero or above"),
+        (["sft_all.dataloader_num_workers=-1"], "must be from 0 to 256"),
+        (["dpo.dataloader_num_workers=1000000"], "must be from 0 to 256"),
+        (
+            [
+                "sft_all.dataloader_num_workers=1",
+                "sft_all.dataloader_multiprocessing_context=nonesuch",
+            ],
+            "dataloader_",
+        ),
+        (
+            ["sft_all.dataloader_num_workers=1", "sft_all.dataloader_prefetch_factor=-1"],
+            "dataloader_",
+        ),
+    ],
+)
+def test_an_option_that_would_fail_when_training_begins_is_refused(world, capsys, given, words):
+    """Upstream looks at these only then: after the rows are prepared and the base is measured."""
+    assert words in refusal(world, capsys, *given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["sft_all.optim=sgd", "sft_all.optim_args=momentum=0.9"],
+        ["sft_all.lr_scheduler_type=polynomial", "sft_all.lr_scheduler_kwargs={power: 2.0}"],
+        ["sft_all.dataloader_num_workers=2", "sft_all.dataloader_prefetch_factor=3"],
+        ["sft_all.activation_checkpointing_kwargs={use_reentrant: false}"],
+    ],
+)
+def test_an_option_that_works_is_taken(world, given):
+    assert run(world, "--dry-run", *given) == 0
