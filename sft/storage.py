@@ -40,6 +40,8 @@ REMEDIES = {
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "free memory",
 }
+# Within `writing` alone: elsewhere a file that is missing may be our own mistake.
+_OF_WRITES = {errno.ENOENT: "leave the folder in its place while a command writes there"}
 MISPLACED = {errno.EISDIR, errno.EEXIST}  # a folder in the place of a file, or the reverse
 _NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
 _NO_SPACE = "Not enough disk space"  # datasets', before it writes anything
@@ -73,7 +75,7 @@ def fault(error: OSError) -> str | None:
         )
     if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
         return None
-    remedy = REMEDIES.get(error.errno or 0, "look at free space and rights")
+    remedy = (REMEDIES | _OF_WRITES).get(error.errno or 0, "look at free space and rights")
     done = "written" if isinstance(error, WriteFailed) else "read or written"
     return (
         f"{error.filename or 'a file'} could not be {done} ({error.strerror}); what was saved "
@@ -100,9 +102,10 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
         if not isinstance(error, kinds) and type(error) is not Exception:  # tokenizers' own
             raise
         number = _number(error)
-        if number not in REMEDIES and not _is_torch_writer(error):
+        known = number in REMEDIES or number in _OF_WRITES
+        if not known and not _is_torch_writer(error):
             raise
-        reason = os.strerror(number) if number in REMEDIES else str(error).split("\n")[0][:160]
+        reason = os.strerror(number) if known else str(error).split("\n")[0][:160]
         raise WriteFailed(number, reason, str(path)) from error
 
 

@@ -1,9 +1,11 @@
 """A run directory is known by its marker, and nothing that the run did not write is removed."""
 
 import re
+import shutil
 
 import pytest
 
+from sft.command import run_command
 from sft.config import ModelSection, Preset, RunSection, UserError
 from sft.environment import write_environment
 from sft.run import Stage, write_json, write_text
@@ -156,3 +158,17 @@ def test_what_is_not_from_the_run_is_moved_out_of_what_is_done_again(tmp_path, c
     for name in ("notes.txt", "model/model.gguf"):
         assert (folder / ASIDE / "1-sft-all" / name).read_text() == "mine"
     assert "is not from this run; moved to" in caplog.text
+
+
+def test_a_run_directory_that_is_removed_while_it_is_open_is_named_in_a_sentence(tmp_path, capsys):
+    folder = tmp_path / "run"
+
+    def work():
+        with open_run(preset(folder)):
+            shutil.rmtree(folder)
+            write_text(folder / "report.md", "text")
+
+    assert run_command(work) == 1
+    said = capsys.readouterr().err
+    assert "could not be written (No such file or directory)" in said
+    assert "leave the folder in its place" in said
