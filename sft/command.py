@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from sft.config import UserError
-from sft.processes import lost_peer
+from sft.processes import ending_with_launcher, lost_peer
 from sft.signals import Interrupted, handled
 from sft.storage import fault
 from sft.terminal import in_one_piece, safe_streams
@@ -27,7 +27,7 @@ def run_command(work: Callable[[], None], *, goes_on: bool = True) -> int:
     """
     with safe_streams():
         try:
-            with handled():
+            with handled(), ending_with_launcher():
                 if (sentence := _lost_folder()) is not None:
                     raise UserError(sentence)
                 work()

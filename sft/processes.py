@@ -71,18 +71,16 @@ def lost_peer() -> str | None:
 
 @contextmanager
 def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
-    """Be watched by, and watch, the `count` processes of this run; and the launcher, if any.
+    """Be watched by, and watch, the `count` processes of this run.
 
     All of them enter together, behind a barrier before which the first has called `clear`.
     """
     global _watch
-    watch = _Watch(folder / FOLDER, rank=rank, count=count)
-    if not watch.needed:
+    if count == 1:
         yield
         return
-    _watch = watch
-    if count > 1:
-        watch._write()
+    _watch = watch = _Watch(folder / FOLDER, rank=rank, count=count)
+    watch._write()
     watch.start()
     try:
         yield
@@ -93,6 +91,35 @@ def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
         raise
     else:
         watch.end("")
+
+
+@contextmanager
+def ending_with_launcher() -> Iterator[None]:
+    """Within, SIGTERM ends this process once the launcher that started it is gone.
+
+    The processes of a start meet at a store that the launcher holds, before any of them opens the
+    run: without it each would wait there for `sft.sharding.PATIENCE`.
+    """
+    if not _launched():
+        yield
+        return
+    ended = threading.Event()
+    given = {"launcher": os.getppid(), "ended": ended}
+    threading.Thread(target=_follow, kwargs=given, name="launcher", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _follow(*, launcher: int, ended: threading.Event) -> None:
+    while os.getppid() == launcher:
+        if ended.wait(1.0):
+            return
+    if not requested():
+        with suppress(OSError):  # the launcher may have been what read this
+            print("\nthe launcher is gone; ending with it", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def clear(folder: Path) -> None:
@@ -109,8 +136,6 @@ class _Watch(threading.Thread):
     def __init__(self, folder: Path, *, rank: int, count: int) -> None:
         super().__init__(name="watch", daemon=True)
         self.folder, self.rank, self.count = folder, rank, count
-        self.launcher = os.getppid() if _launched() else 0
-        self.needed = count > 1 or bool(self.launcher)
         self.beat = 0
         self.begun = time.monotonic()
         self.seen: dict[int, tuple[int, float]] = {}  # rank: last beat, and when it came
@@ -128,25 +153,18 @@ class _Watch(threading.Thread):
                 if _progress.begun is not None:
                     _progress.begun = now
             last = now
-            if self.launcher and os.getppid() != self.launcher and not requested():
-                with suppress(OSError):  # the launcher may have been what read this
-                    print("\nthe launcher is gone; ending with it", file=sys.stderr, flush=True)
-                os.kill(os.getpid(), signal.SIGTERM)
-                self.launcher = 0
-            if self.count > 1:
-                self._write()
-                sentence = self._silent() or self._stuck()
-                if sentence is not None:
-                    self.end(sentence)
-                    print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
-                    os._exit(1)
+            self._write()
+            sentence = self._silent() or self._stuck()
+            if sentence is not None:
+                self.end(sentence)
+                print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def end(self, reason: str) -> None:
         """Leave the last record: empty if all went well, else why this process ends."""
         self.ended.set()
         self.reason = reason
-        if self.count > 1:
-            self._write()
+        self._write()
 
     def gone(self) -> str | None:
         """The process that ended or is no longer there, in words."""

@@ -27,6 +27,7 @@ from accelerate.utils import prepare_multi_gpu_env
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+LEFT = 120.0  # seconds in which processes end after their launcher, on a machine that is busy
 OWN = (".lock", ".processes")  # touched by threads, by the clock
 
 
@@ -201,7 +202,10 @@ class Launched:
                     with suppress(psutil.NoSuchProcess):
                         process.send_signal(signum)
                 launcher.wait()
-            psutil.wait_procs(below)
+            _, left = psutil.wait_procs(below, timeout=LEFT)
+            for process in left:
+                process.kill()
+            assert not left, f"{len(left)} processes outlived their launcher by {LEFT} s"
         return Ended((launcher.returncode,), 0, "launched", said.read_text(errors="replace"))
 
 
