@@ -17,6 +17,8 @@ from sft.sections import (
 )
 
 MOST_WORKERS = 256  # processes that make batches for each process that trains
+# Upstream takes any other name for random.
+SAMPLING = ("random", "sequential", "group_by_length", "batch_rebalance")
 NO_SOURCE = "data.sft is empty; list at least one source of chats"
 
 
@@ -90,6 +92,12 @@ def check_rules(preset: Preset) -> list[str]:
             problems.append(
                 f"{stage}.train_batch_size={section.train_batch_size} must not be negative; 0 "
                 "leaves it to per_device_train_batch_size and gradient_accumulation_steps"
+            )
+    for stage in ("sft_all", "sft_dialogue", "dpo"):
+        order = getattr(preset, stage).trl.get("train_sampling_strategy", "random")
+        if order not in SAMPLING:
+            problems.append(
+                f"{stage}.train_sampling_strategy={order!r} is not one of {', '.join(SAMPLING)}"
             )
     for stage in ("sft_all", "sft_dialogue"):
         if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
