@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -113,7 +114,7 @@ def ending_with_launcher() -> Iterator[None]:
 
 
 def _follow(*, launcher: int, ended: threading.Event) -> None:
-    while os.getppid() == launcher:
+    while os.getppid() == launcher and not (launcher == 1 and _is_system()):
         if ended.wait(1.0):
             return
     if not requested():
@@ -252,6 +253,16 @@ class _Watch(threading.Thread):
 def _launched() -> bool:
     """Whether accelerate or torchrun started this process, and is to be outlived by nobody."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_system() -> bool:
+    """Whether process 1, which takes over processes whose parent has ended, is surely no launcher:
+    in a container it may be one, or the shell of one."""
+    try:
+        words = " ".join(psutil.Process(1).cmdline())
+    except psutil.Error:  # it is not shown to this user
+        return False
+    return not re.search("python|accelerate|torchrun|sh\\b", words, re.IGNORECASE)
 
 
 def _name(rank: int, record: dict[str, Any]) -> str:

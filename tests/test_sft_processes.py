@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sft.processes import watching
+from sft.processes import _is_system, watching
 
 SCRIPT = """
 import sys, time
@@ -117,3 +117,17 @@ def test_a_process_whose_launcher_is_gone_ends_as_on_sigterm(waits):
     assert "the launcher is gone" in said
     assert "stopped by SIGTERM; the same command goes on from there" in said
     assert waits == "torch" or "code 143" in said
+
+
+@pytest.mark.skipif(not _is_system(), reason="process 1 may be a launcher")
+def test_a_process_whose_launcher_is_gone_before_it_begins_ends(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    inner = (
+        "import os, time\nfrom sft.command import run_command\n"
+        "while os.getppid() != 1: time.sleep(0.1)\n"
+        "print('code', run_command(lambda: time.sleep(60)), flush=True)\n"
+    )
+    outer = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1]])\n"
+    command = [sys.executable, "-W", "ignore", "-c", outer, inner]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert ended.stdout == "code 143\n", ended.stderr
