@@ -343,7 +343,7 @@ def main() -> int:
         results = _read_results(run_dir)
         for path in picture:
             plots.write_picture(results, logs=read_curves(run_dir), path=path)
-        SafeConsole().print(console_table(results))
+        SafeConsole().show(console_table(results))
         lines = (f"report  {run_dir / 'report.html'}", *(f"picture {path}" for path in picture))
         print(*lines, sep="\n")
 

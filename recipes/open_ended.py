@@ -143,7 +143,7 @@ def run(given: argparse.Namespace) -> None:
             "usage": usage(rows, prices=tuple(given.prices) if given.prices else None),
         }
         write_json(folder / "open_ended.json", results)
-        SafeConsole().print(open_ended_table(results))
+        SafeConsole().show(open_ended_table(results))
         print(f"judgments  {kept}\nresults    {folder / 'open_ended.json'}")
 
 

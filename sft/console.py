@@ -10,8 +10,6 @@ from typing import Any
 import datasets
 import transformers
 from accelerate import PartialState
-from rich.console import Console
-from rich.measure import Measurement
 
 from sft.run import is_adapter
 from sft.sharding import join_processes
@@ -47,17 +45,9 @@ class LogLines(logging.Formatter):
 
 
 def show(table: Any) -> None:
-    """Print a table to stderr, where the log is, with names of files and kinds unchanged. A table
-    that the terminal is too narrow for runs over the edge: no column is left out."""
+    """Print a table to stderr, where the log is, with names of files and kinds unchanged."""
     if PartialState().is_main_process:
-        console = SafeConsole(errors=True)
-        console.width = max(console.width, least_width(console, table))
-        console.print(table)
-
-
-def least_width(console: Console, table: Any) -> int:
-    """The width in characters below which columns of a table would be cut off."""
-    return Measurement.get(console, console.options.update(width=1_000), table).minimum
+        SafeConsole(errors=True).show(table)
 
 
 def farewell(table: Any, *, folder: Path, model: str | None) -> None:
@@ -72,7 +62,7 @@ def farewell(table: Any, *, folder: Path, model: str | None) -> None:
     if table is None:
         print(f"finished already, nothing was left to do; the report is {report}")
         return
-    SafeConsole().print(table)
+    SafeConsole().show(table)
     # Plain lines, whole: what is copied from them is a path or a command.
     print(f"report  {report}")
     if model is None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.segment import Segment
 
 from sft.secret import hidden
@@ -34,6 +35,7 @@ _VISIBLE: dict[int, str] = {
         for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *_HIDDEN)
     },
 }
+PAGE = 80  # characters of a line that every terminal used to show
 # Signs of our own tables and lines in ASCII.
 _IN_ASCII = str.maketrans(
     {"⟦": "[[", "⟧": "]]", "→": "->", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-"}
@@ -131,6 +133,13 @@ class SafeConsole(Console):
 
     def __init__(self, *, errors: bool = False) -> None:
         super().__init__(file=raw(sys.stderr if errors else sys.stdout), markup=False)
+
+    def show(self, table: Any) -> None:
+        """Print a table. One that the terminal is too narrow for runs over its edge: no column is
+        left out, and up to `PAGE` characters no figure or name is broken."""
+        needed = Measurement.get(self, self.options.update(width=1_000), table)
+        self.width = max(self.width, needed.minimum, min(needed.maximum, PAGE))
+        self.print(table)
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):

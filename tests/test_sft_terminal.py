@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from rich.table import Table
 
 from sft.chat import EncodedChat, coloured
 from sft.terminal import SafeConsole, SafeStream, visible
@@ -97,6 +98,18 @@ def test_what_the_command_itself_writes_stays(monkeypatch):
     written = terminal.getvalue()
     assert written.startswith("\x1b[1m␛")
     assert re.sub(r"\x1b\[[0-9;]*m", "", written) == "␛[31mred[/red]\n"
+
+
+def test_a_terminal_too_narrow_breaks_no_figure_and_leaves_no_column_out(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    figures = ["30.6-86.3%", "21.5-78.5%", "p = 1.00", "-12.5"]
+    table = Table(box=None)
+    for name in ("sft-dialogue", "base to dpo", "p after Holm", "change"):
+        table.add_column(name, overflow="fold")
+    table.add_row(*figures)
+    SafeConsole().show(table)
+    shown = capsys.readouterr().out
+    assert all(figure in shown for figure in figures) and "sft-dialogue" in shown
 
 
 def test_a_token_cannot_look_trained_by_its_own_colors(tiny_tokenizer):
