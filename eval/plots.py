@@ -186,7 +186,7 @@ def write_picture(results: dict[str, Any], *, logs: Sequence[Curve], path: Path)
         panels = bands[1].subplots(1, len(logs), squeeze=False)[0]
         for axes, log in zip(panels, logs, strict=True):
             _draw_loss(axes, log, results["models"])
-    figure.savefig(path, dpi=160, metadata={"Software": None})
+    figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
 
 
 def accent(model: str, models: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ if __name__ == "__main__":  # while libraries are imported, too
 
     end_on_interrupt()
 
+import argparse
 import base64
 import hashlib
 import json
@@ -330,12 +331,21 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> int:
-    if len(sys.argv) not in (2, 3) or sys.argv[1].startswith("-"):
-        print("usage: python -m eval.report RUN_DIR [PICTURE.png]", file=sys.stderr)
-        return 2
-    run_dir, *picture = map(Path, sys.argv[1:])
+    """Parse the command line and write; the exit codes are those of `run_command`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.report", description="Write the report of a finished run again."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "picture", type=Path, nargs="?", metavar="PICTURE.png", help="a file for the main picture"
+    )
+    given = parser.parse_args()
+    run_dir, picture = given.run, [given.picture] if given.picture else []
 
     def work() -> None:
+        for path in picture:
+            if path.is_dir() or not path.parent.is_dir():
+                raise UserError(f"{path} is a folder, or lies in none; give a path for the picture")
         for record in sorted([*run_dir.glob("*/done.json"), *run_dir.glob("eval/*/done.json")]):
             # What the page shows of a stage or a model, without the weights.
             verified(record.parent, "log.jsonl", "data.json", *SHOWN)

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # while libraries are imported, too
 
     end_on_interrupt()
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -316,10 +317,15 @@ def main(argv: Sequence[str]) -> int:
     from sft.config import load_preset
     from sft.preview import preview
 
-    if not argv or argv[0].startswith("-"):
-        print("usage: python -m sft.chat PRESET [section.key=value ...]", file=sys.stderr)
-        return 2
-    return run_command(lambda: preview(load_preset(argv[0], overrides=argv[1:])), goes_on=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m sft.chat", description="Show example rows with what is trained in them."
+    )
+    parser.add_argument("preset", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    given = parser.parse_intermixed_args(argv)
+    return run_command(
+        lambda: preview(load_preset(given.preset, overrides=given.overrides)), goes_on=False
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How a command writes and ends: 0, or one sentence and an exit code that says whose turn it is."""
 
+import errno
 import os
 import re
 import sys
@@ -46,7 +47,7 @@ def run_command(work: Callable[[], None], *, goes_on: bool = True) -> int:
 def _reason(error: OSError | RuntimeError | MemoryError) -> str | None:
     """The sentence for what the machine lacks; None where the error says nothing of the kind."""
     if isinstance(error, OSError):
-        return _lost_folder() if isinstance(error, FileNotFoundError) else fault(error)
+        return (_lost_folder() if error.errno == errno.ENOENT else None) or fault(error)
     first = next(iter(str(error).splitlines()), "")[:120]
     if isinstance(error, MemoryError) or _NO_MEMORY.search(first):
         detail = f" ({first})" if first else ""

@@ -101,7 +101,7 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, kinds) and type(error) is not Exception:  # tokenizers' own
             raise
-        number = _number(error)
+        number = _number(error) if path.parent.is_dir() else errno.ENOENT
         known = number in REMEDIES or number in _OF_WRITES
         if not known and not _is_torch_writer(error):
             raise

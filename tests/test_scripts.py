@@ -66,3 +66,17 @@ def test_the_base_is_not_begun_where_it_cannot_be_ended(tmp_path, arguments, exp
     said = ended(script, "--out", str(to), *arguments, cwd=tmp_path, PATH="", CXX="")
     assert expected in said and "Traceback" not in said
     assert not to.exists()
+
+
+@pytest.mark.parametrize("picture", ["nowhere/picture.png", "."])
+def test_a_picture_that_cannot_be_drawn_is_refused_before_the_report(tmp_path, picture):
+    said = ended("eval/report.py", str(tmp_path), picture, cwd=tmp_path)
+    assert said == f"\nerror: {picture} is a folder, or lies in none; give a path for the picture\n"
+
+
+@pytest.mark.parametrize("module", ["eval.report", "sft.chat"])
+def test_modules_say_how_they_are_called(module):
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: python -m {module} ")

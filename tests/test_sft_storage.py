@@ -121,3 +121,16 @@ def test_a_text_that_cannot_be_written_leaves_no_half_of_it(tmp_path):
         write_text(tmp_path / "a", "x" * 10_000 + "\ud800")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_text() == "before"
+
+
+def test_a_folder_that_is_removed_while_it_is_written_to_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    for write in (write_json, lambda path, _: torch_save(path)):
+        with pytest.raises(WriteFailed) as failed:
+            write(gone / "facts.json", {})
+        assert "leave the folder in its place while a command writes" in fault(failed.value)
+
+
+def torch_save(path):
+    with writing(path):
+        torch.save({}, path)
