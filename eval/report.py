@@ -43,7 +43,7 @@ from eval.tables import (
 from eval.wording import REPETITION
 from sft.command import run_command
 from sft.config import UserError
-from sft.plain_yaml import refuse_bomb
+from sft.plain_yaml import constructing, refuse_bomb
 from sft.row_errors import is_deep
 from sft.run import verified, verified_results, write_text
 from sft.run_place import refuse_links
@@ -258,7 +258,8 @@ def _plain(preset: str) -> Any:
     """The preset as data; None where it is none, which nothing here depends on."""
     try:
         refuse_bomb(preset)
-        return yaml.safe_load(preset)
+        with constructing():
+            return yaml.safe_load(preset)
     except yaml.YAMLError:
         return None
 

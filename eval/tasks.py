@@ -28,7 +28,7 @@ from eval.local import LocalTask
 from eval.probe import find_isolation
 from sft.config import EvalSection, TaskOptions, UserError, find_path
 from sft.hub import reach_hub
-from sft.plain_yaml import plain_text
+from sft.plain_yaml import constructing, plain_text
 from sft.run import fingerprint
 from sft.secret import hidden
 from sft.storage import is_inside, is_plain_name
@@ -264,7 +264,8 @@ def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[
     try:
         with path.open("rb") as file:
             text = plain_text(file)
-        config = yaml.safe_load(text)
+        with constructing():
+            config = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(
@@ -275,7 +276,7 @@ def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[
     if not isinstance(config, dict):
         raise UserError(f"{path}: a task file holds keys and values, such as `task: name`")
     include = config.pop("include", None)
-    for base in [include] if isinstance(include, str) else include or []:
+    for base in include if isinstance(include, list) else [include] * (include is not None):
         parent = path.parent / str(base)
         if not parent.is_file() or not is_inside(parent, root):
             raise UserError(f"{path}: include {base} is not there; name a file beside this one")

@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.plain_yaml import plain_text
+from sft.plain_yaml import constructing, plain_text
 from sft.rules import NO_SOURCE, check_rules
 from sft.secret import hidden, secret_places
 from sft.sections import (
@@ -148,7 +148,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             text = plain_text(file)
         # OmegaConf's loader is a safe one; what `${...}` refers to is left alone, see _references.
-        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        with constructing():
+            content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a readable YAML preset: {' '.join(str(error).split())}"
@@ -196,7 +197,8 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
         return [f"override {override!r} is not of the form section.key=value"]
     try:
         # OmegaConf's loader, because PyYAML's own reads 1e-5 as a string.
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
+        with constructing():
+            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
     except UnicodeEncodeError:
         return [
             f"override {override!r} holds bytes that are no text in the locale's encoding "
@@ -323,6 +325,6 @@ def _name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def _unknown(key: str, valid: Any) -> str:
-    near = difflib.get_close_matches(key, list(valid), n=1, cutoff=0.5)
+def _unknown(key: Any, valid: Any) -> str:
+    near = difflib.get_close_matches(str(key), list(valid), n=1, cutoff=0.5)
     return f"unknown key {key}" + (f" (did you mean {near[0]}?)" if near else "")

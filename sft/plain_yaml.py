@@ -1,9 +1,11 @@
 """YAML from anyone: plain data, and no larger when it is unfolded than when it is read."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import yaml
+from omegaconf.errors import OmegaConfBaseException
 
 LARGEST = 1 << 20  # bytes of a file
 NODES = 100_000  # values of a file, every alias counted with all that it stands for
@@ -12,6 +14,26 @@ DEPTH = 50  # levels of lists and mappings
 
 class TooLarge(yaml.YAMLError):
     """A file that would take the memory, or the stack, of whoever reads it."""
+
+
+class BadValue(yaml.YAMLError):
+    """A value that is not what its form or its tag says: the 13th month, `!!int many`."""
+
+
+@contextmanager
+def constructing() -> Iterator[None]:
+    """Around what loads YAML: constructors of PyYAML let Python's own errors through.
+
+    Raises:
+        BadValue: for such an error.
+    """
+    try:
+        yield
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeError):
+        raise
+    except (ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
+        reason = "it is no truth value" if isinstance(error, KeyError) else str(error)
+        raise BadValue(f"a value cannot be read: {reason}") from None
 
 
 def plain_text(stream: IO[bytes]) -> str:

@@ -18,7 +18,7 @@ from sft.checkpoint import drop_others
 from sft.config import Preset, UserError, resolved
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
-from sft.plain_yaml import plain_text
+from sft.plain_yaml import constructing, plain_text
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
 from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint
@@ -235,7 +235,8 @@ def recorded_preset(recorded: Path) -> Any:
     try:
         with open_file(recorded) as stream:
             text = plain_text(stream)
-        return OmegaConf.to_container(OmegaConf.create(text))
+        with constructing():
+            return OmegaConf.to_container(OmegaConf.create(text))
     except FileNotFoundError:
         return None
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:

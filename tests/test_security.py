@@ -265,12 +265,15 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
     ("text", "words"),
     [
         (BOMB, "more than 100,000 values"),
+        ("run: {seed: " + "9" * 5_000 + "}", "a value cannot be read: Exceeds the limit"),
+        ("run: {seed: !!int many}", "a value cannot be read: invalid literal"),
+        ("run: {seed: !!bool many}", "a value cannot be read: it is no truth value"),
         ("run: " + "[" * 2_000, "more than 50 levels"),
         ("run: &a [*a]", "stands inside"),
         ("run: !!python/object/apply:os.system ['touch mark']", "could not determine a constr"),
         ("run: {dir: '${oc.env:HOME}'}", r"run.dir holds \$\{...\}; write the value out"),
     ],
-    ids=["bomb", "depth", "loop", "object", "environment"],
+    ids=["bomb", "digits", "int", "bool", "depth", "loop", "object", "environment"],
 )
 def test_hostile_yaml_is_refused_in_presets_and_tasks(tmp_path, mark, text, words):
     (tmp_path / "p.yaml").write_text(text)

@@ -331,3 +331,15 @@ def test_options_of_a_task_are_a_section_of_their_own(tmp_path):
         "eval.same_format lists 'markdown', which is not one of plain, chat",
     ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["1: 2", "2026-01-31: x", "true: [1]"])
+def test_a_section_whose_name_is_no_text_is_unknown(preset_file, text):
+    preset_file.write_text(f"{GOOD}{text}\n")
+    with pytest.raises(UserError, match="unknown key"):
+        load_preset(preset_file)
+
+
+def test_an_override_that_is_not_what_its_tag_says_is_no_yaml_value(preset_file):
+    with pytest.raises(UserError, match=r"is no YAML value .a value cannot be read: invalid"):
+        load_preset(preset_file, overrides=["run.seed=!!int many"])
