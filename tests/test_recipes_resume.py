@@ -49,7 +49,8 @@ def test_signals_to_all_processes_with_data_workers_end_the_run_in_order(tmp_pat
 @long
 @pytest.mark.slow
 def test_launched_chains_exports_and_comparisons_that_are_hit_end_as_unbroken_ones(tmp_path):
-    report = kill_commands(tmp_path, "--launched", "2", "--exports", "4", "--comparisons", "4")
-    assert len(report) == 4
+    counts = ("--launched", "2", "--exports", "4", "--comparisons", "4", "--answers", "4")
+    report = kill_commands(tmp_path, *counts)
+    assert len(report) == 5
     for tally in report.values():
         assert tally["hits"] == tally["in_order"] == tally["equal"] > 0

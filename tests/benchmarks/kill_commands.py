@@ -1,12 +1,12 @@
 """Kill the commands around the chain at random instants, start them again, compare.
 
     python tests/benchmarks/kill_commands.py [--launched N] [--exports N] [--comparisons N]
-                                             [--json FILE] [--seed S]
+                                             [--answers N] [--json FILE] [--seed S]
 
 `accelerate launch` of the chain (one process and two; the launcher alone is hit, or all processes),
-`export.py` and `base_vs_chat.py`, each hit by SIGKILL, SIGTERM, SIGINT or SIGHUP until it ends by
-itself. Its outcome has to be that of a start that nothing hit; the run that it reads, and the files
-that lie next to what it writes, have to keep every byte.
+`export.py`, `base_vs_chat.py` and `open_ended.py` (without a judge), each hit by SIGKILL, SIGTERM,
+SIGINT or SIGHUP until it ends by itself. Its outcome has to be that of a start that nothing hit;
+the run that it reads, and the files that lie next to what it writes, have to keep every byte.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from chain_process import Chain, Ended, Launched  # noqa: E402
 from conftest import make_tiny_tokenizer  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
-from sft.storage import file_hash, read_json  # noqa: E402
+from sft.storage import file_hash, read_json, write_jsonl  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -51,10 +51,13 @@ def main() -> None:
     parser.add_argument("--launched", type=count_or_none, default=10)
     parser.add_argument("--exports", type=count_or_none, default=10)
     parser.add_argument("--comparisons", type=count_or_none, default=10)
+    parser.add_argument("--answers", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=figures)
     given = parser.parse_args()
-    for module in f"{MODULES} recipes.export recipes.base_vs_chat sft.merge".split():
+    for (
+        module
+    ) in f"{MODULES} recipes.export recipes.base_vs_chat recipes.open_ended sft.merge".split():
         importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="kill-commands-") as folder:
         report = measure(Path(folder), given)
@@ -86,6 +89,14 @@ def measure(folder: Path, given: argparse.Namespace) -> dict:
         asked += ["--prompts", str(folder / "prompts.jsonl"), "--to", str(to)]
         command = Chain(folder, [*models, *asked], run=to, recipe="base_vs_chat")
         report["base_vs_chat"] = hit(command.start, to, lot, given.comparisons, result=measured)
+    if given.answers:
+        to, questions = folder / "answered", folder / "questions.jsonl"
+        rows = [{"question_id": n, "category": "stem", "turns": [f"{n}?"]} for n in range(40)]
+        write_jsonl(questions, rows)
+        models = ["--model", f"base={folder / 'base'}", "--model", f"dpo={finished}"]
+        asked = ["--questions", str(questions), "--cap", "32", "--to", str(to)]
+        command = Chain(folder, [*models, *asked], run=to, recipe="open_ended")
+        report["open_ended"] = hit(command.start, to, lot, given.answers, result=answered)
     assert contents(finished) == source, "a command that reads a run has changed it"
     for name, options in LAUNCHES.items() if given.launched else ():
         run = folder / "run"
@@ -162,6 +173,11 @@ def measured(to: Path) -> dict:
     """What a comparison has measured: results, and every answer."""
     files = {str(p.relative_to(to)): file_hash(p) for p in sorted(to.glob("eval/**/*.jsonl"))}
     return {"results": read_json(to / "results.json"), "files": files}
+
+
+def answered(to: Path) -> dict:
+    """Every answer of `open_ended.py`."""
+    return contents(to / "answers")
 
 
 def contents(folder: Path) -> dict:
