@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sft.budget import Planner
+from sft.budget_table import in_digits
 from sft.config import EvalSection, Preset, Source
 from sft.prompts import read_prompts, read_repetition
 
@@ -74,7 +75,7 @@ def cost_line(
     chat = hours(asked[True] + others + answers_cost(section))
     answers = hours(Tokens(0, sampled * pairs.samples_per_prompt * pairs.max_new_tokens))
     whole = base + models * chat + answers
-    parts = [f"base {base:.2g}", f"{models} trained {models * chat:.2g}"]
-    parts += [f"answers for pairs {answers:.2g}"] if sampled else []
-    line = f"measuring, at most: {whole:.2g} hours ({', '.join(parts)})"
+    parts = [f"base {in_digits(base, 2)}", f"{models} trained {in_digits(models * chat, 2)}"]
+    parts += [f"answers for pairs {in_digits(answers, 2)}"] if sampled else []
+    line = f"measuring, at most: {in_digits(whole, 2)} hours ({', '.join(parts)})"
     return f"{line}, {whole / (whole + training):.0%} of the run" if whole else None

@@ -123,7 +123,12 @@ def _sizes(parameters: Parameters) -> str:
 def _hours(hours: float | None) -> str:
     if hours is None:
         return ""
-    return f"{hours:.3g}" if hours >= 0.01 else "<0.01"
+    return in_digits(hours, 3) if hours >= 0.01 else "<0.01"
+
+
+def in_digits(hours: float, digits: int) -> str:
+    """Hours with so many digits that count; from 100 on, whole hours and never a power of ten."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.{digits}g}"
 
 
 def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:

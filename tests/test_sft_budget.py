@@ -24,7 +24,7 @@ from sft.budget import (
     padding_of,
     pairs_work,
 )
-from sft.budget_table import budget_table, check_memory, show_budget
+from sft.budget_table import budget_table, check_memory, in_digits, show_budget
 from sft.config import DpoStage, LoraSection, SftStage, UserError
 from sft.flops import costs_of_config, forward_flops, training_flops
 from sft.holding import USABLE
@@ -424,3 +424,8 @@ def test_a_plan_for_a_processor_holds_python_and_its_libraries_as_the_log_does()
     Console(file=text, width=120).print(budget_table(plans[0], [here], parts=False))
     assert line(text.getvalue(), "process, GiB") == [f"{here.memory.process / 2**30:.2f}"]
     assert plans[0].ceiling(work()) > here.memory.total
+
+
+def test_many_hours_are_whole_numbers():
+    shown = [in_digits(hours, 2) for hours in (0.0123, 9.87, 99.4, 250.4, 12345.6)]
+    assert shown == ["0.012", "9.9", "99", "250", "12,346"]
