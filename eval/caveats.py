@@ -47,7 +47,8 @@ def _mixed_formats(results: Results) -> list[str]:
     mixed = []
     for pair in transitions(results):
         entries = [s for s in results.get("benchmarks", {}).values() if all(m in s for m in pair)]
-        if any(len({(s[m]["shots"], s[m]["chat_template"]) for m in pair}) > 1 for s in entries):
+        formats = [{(s[m]["shots"], s[m].get("chat_template")) for m in pair} for s in entries]
+        if any(len(each) > 1 for each in formats):
             mixed.append(pair)
     if not mixed:
         return []

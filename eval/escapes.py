@@ -28,7 +28,7 @@ def escapes(folder, port, pid):
 
 
 def read_file(folder, port, pid):
-    with open(f"{folder}/secret") as file:
+    with open(f"{folder}/secret", encoding="utf-8") as file:
         return file.read()
 
 
@@ -38,7 +38,7 @@ def list_folder(folder, port, pid):
 
 def read_by_a_link(folder, port, pid):
     os.symlink(folder, "link")
-    with open("link/secret") as file:
+    with open("link/secret", encoding="utf-8") as file:
         return file.read()
 
 
@@ -71,7 +71,7 @@ def read_by_the_c_library(folder, port, pid):
 
 
 def write_file(folder, port, pid):
-    with open(f"{folder}/written", "w") as file:
+    with open(f"{folder}/written", "w", encoding="utf-8") as file:
         file.write("x")
 
 
@@ -127,7 +127,8 @@ def lower_priority(folder, port, pid):
 
 
 def read_memory(folder, port, pid):
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
+    maps_file = f"/proc/{pid}/maps"
+    with open(maps_file, encoding="utf-8") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
         memory.seek(int(next(iter(maps)).split("-")[0], 16))
         return f"memory of {pid}: {memory.read(1)!r}"
 

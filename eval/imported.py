@@ -7,6 +7,7 @@ task's version, its template, its examples and its groups.
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ from eval.stored import MORE_SAMPLES, read_lines
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.render import PATIENCE, TEMPLATE_ERRORS
 from sft.row_errors import half_pair
-from sft.run import read_json, verified, verified_results, write_json, write_jsonl
-from sft.storage import is_inside, is_plain_name, read_file, writing
+from sft.run import Stage, read_json, verified, verified_results, write_json, write_jsonl
+from sft.storage import is_inside, is_plain_name, read_file, read_record, remove, writing
 from sft.time_limit import cpu_seconds
 
 log = logging.getLogger(__name__)
@@ -63,25 +64,32 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | 
             f"{path} holds nothing measured; give a run, eval/<model> of a run, or the folder "
             "where lm-eval wrote samples_*.jsonl (it does so with --log_samples)"
         )
-    if (folder / "done.json").is_file():
+    stage = Stage(folder, {})
+    done = read_record(folder / "done.json", "facts")
+    if done is not None and not done["facts"].get("imported"):
         raise UserError(
             f"{folder} holds a model measured here; give {path} another name, NAME=PATH"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / "done.json")
     if own:
-        return _copy(own, folder)
+        backend, files = _copy(own, folder)
+        stage.finish(outputs=files, facts={"imported": True})
+        return backend
     backend = _backend_of(samples)
     scores: dict[str, Any] = {"benchmarks": {}}
     if backend != TRANSFORMERS:
         scores[BACKEND] = backend
-    for name, files in _grouped(samples).items():
-        _plain(name, files[0].path)
-        rows = [row for file in files for row in _rows(file, section, pooled=len(files) > 1)]
-        entry = summarise(rows) | files[0].format
+    for name, logs in _grouped(samples).items():
+        _plain(name, logs[0].path)
+        rows = [row for log in logs for row in _rows(log, section, pooled=len(logs) > 1)]
+        entry = summarise(rows) | logs[0].format
         scores.setdefault(place_of(entry), {})[name] = entry
         (folder / "samples").mkdir(exist_ok=True)
         write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
     write_json(folder / "scores.json", scores)
+    files = [f"samples/{name}.jsonl" for name in _grouped(samples)]
+    stage.finish(outputs=["scores.json", *files], facts={"imported": True})
     return backend
 
 
@@ -179,10 +187,17 @@ def _refuse_link(file: Path, folder: Path) -> None:
         raise UserError(f"{file} is a link that leads out of {folder}; put what it leads to there")
 
 
-def _copy(source: Path, folder: Path) -> str | None:
+def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
+    """Copy measures of another run; returns their backend and what was written."""
     _refuse_link(source / "scores.json", source)
-    if (source / "done.json").exists():  # absent where the measures were imported
+    if os.path.lexists(source / "done.json"):
         verified(source)
+    else:
+        log.warning(
+            "%s has no done.json, the record of its hashes: its measuring was cut off, or it was "
+            "imported by an earlier version; what it holds is read unverified",
+            source,
+        )
     scores = read_json(source / "scores.json")
     _refuse_misfit(scores, {"benchmarks?": {}, "language?": {}}, source)
     tasks = scores.get("benchmarks", {}) | scores.get("language", {})
@@ -202,7 +217,7 @@ def _copy(source: Path, folder: Path) -> str | None:
         with writing(folder / name):
             (folder / name).write_bytes(read_file(source / name))
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
-    return scores.get(BACKEND, TRANSFORMERS)
+    return scores.get(BACKEND, TRANSFORMERS), ["scores.json", *files]
 
 
 def _refuse_misfit(scores: Any, shape: Any, source: Path) -> None:

@@ -142,7 +142,7 @@ class _Measured:
     def refuse_other_weights(self) -> None:
         """So that what was computed for another model is not written over."""
         done = read_record(self.folder / "done.json", "inputs")
-        if done is not None and done["inputs"]["weights"] != self._common["weights"]:
+        if done is not None and done["inputs"].get("weights") != self._common["weights"]:
             raise UserError(
                 f"{self.folder} holds measures of another model than {self.path}; give it another "
                 "name (NAME=PATH), or --to a new folder"

@@ -46,10 +46,11 @@ from sft.config import UserError
 from sft.plain_yaml import constructing, refuse_bomb
 from sft.row_errors import is_deep
 from sft.run import verified, verified_results, write_text
+from sft.run_directory import verify_preset
 from sft.run_place import refuse_links
 from sft.sections import how_trained
 from sft.stage_facts import COMPARABLE_STEPS
-from sft.storage import read_file
+from sft.storage import is_inside, read_file
 from sft.terminal import SafeConsole, visible
 
 __all__ = ["console_table", "read_curves", "write_report"]
@@ -347,6 +348,12 @@ def main() -> int:
         for path in picture:
             if path.is_dir() or not path.parent.is_dir():
                 raise UserError(f"{path} is a folder, or lies in none; give a path for the picture")
+            if is_inside(path, run_dir):
+                raise UserError(
+                    f"{path} lies in {run_dir}, which holds what the run writes alone; give the "
+                    "picture a place outside of it"
+                )
+        verify_preset(run_dir)
         for record in sorted([*run_dir.glob("*/done.json"), *run_dir.glob("eval/*/done.json")]):
             # What the page shows of a stage or a model, without the weights.
             verified(record.parent, "log.jsonl", "data.json", *SHOWN)

@@ -1,8 +1,9 @@
 """Whether stored measures, which may be of another run or edited, have the form that is read here.
 
 A shape is a function that says whether a value fits, a tuple of shapes of which one fits, a list
-with the shape of all elements, an object with the shape of each key (`name?` may be absent, others
-are not looked at), or `{str: shape}`, an object of any names.
+with the shape of all elements, an object with the shape of each key, or `{str: shape}`, an object
+of any names. A key `name?` may be absent, where it does not apply or an earlier version did not
+record it; keys that are not listed are not looked at.
 """
 
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ _REPETITION = {
 }
 _ENTRY = {
     **{"ci?": (interval, null), "n": some, "metric": text, "shots": (count, null)},
-    **{"chat_template": flag, "description?": text, "isolation?": text},
+    **{"chat_template?": flag, "description?": text, "isolation?": text},
     **{f"{name}?": count for name in ("cut_prompts", "fewer_shots", "left_out", "cut_answers")},
     **{"unanswered?": count, "together?": count},
 }
@@ -144,7 +145,7 @@ ANSWER = {
     **{"language?": text, "category?": text},
 }
 _SAMPLE = {
-    **{"doc_id": text, "doc_hash": text, "prompt": text, "cluster?": (text, null)},
+    **{"doc_id": text, "doc_hash": text, "prompt?": text, "cluster?": (text, null)},
     **{"filter?": text, "version?": (text, null), "template?": (text, null)},
 }
 VERDICT = {

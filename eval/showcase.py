@@ -221,7 +221,11 @@ def _fetch_questions(
     questions = []
     for answers in found.values():
         # The shortest prompt is the question alone, without few-shot examples before it.
-        row = min(answers.values(), key=lambda row: len(row["prompt"]))
+        # Rows of early versions have no prompt, and their questions cannot be shown.
+        asked = [row for row in answers.values() if "prompt" in row]
+        if not asked:
+            continue
+        row = min(asked, key=lambda row: len(row["prompt"]))
         questions.append(Question(task, row["prompt"], str(row["target"]), answers))
     return questions
 

@@ -83,7 +83,12 @@ def find_vllm(python: str | None) -> Vllm:
     command = [path, "-c", _PROBE]
     try:
         found = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, check=False
+            command,
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
         )
     except OSError as error:
         raise UserError(
@@ -197,7 +202,8 @@ class _Process:
                 env=environment(device),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 start_new_session=True,
             )
         )

@@ -83,6 +83,9 @@ def export(
     trust_remote_code: bool = False,
 ) -> None:
     """Write a run's model to a new folder, prove it, and say how to use it."""
+    from sft.run_place import refuse_inside_run
+
+    refuse_inside_run(to, option="--to")
     preset, name = find_model(run, model)
     if preset.model.trust_remote_code and not trust_remote_code:
         raise UserError(
@@ -264,8 +267,8 @@ def check_whole(run: Path, name: str) -> None:
     Raises:
         UserError: a file is missing or was changed after the run wrote it.
     """
-    from sft.run import STAGE_FOLDERS, fingerprint, verified, verified_results, whole_record
-    from sft.run_directory import recorded_preset
+    from sft.run import STAGE_FOLDERS, verified, verified_results
+    from sft.run_directory import verify_preset
 
     stage = run / STAGE_FOLDERS[name]
     verified(stage)
@@ -277,12 +280,7 @@ def check_whole(run: Path, name: str) -> None:
     for place in STAGE_FOLDERS.values():  # the model card has a row for each stage
         if (run / place / "done.json").exists():
             verified(run / place, "log.jsonl")
-    record = whole_record(run / "run.json", "preset_sha256")
-    if record and record["preset_sha256"] != fingerprint(recorded_preset(run / "preset.yaml")):
-        raise UserError(
-            f"{run / 'preset.yaml'} is not as the run wrote it; start the run's command again, "
-            "which writes it anew"
-        )
+    verify_preset(run)
 
 
 def answers(run: Path, model: str) -> list[dict[str, Any]]:

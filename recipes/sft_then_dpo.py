@@ -100,7 +100,7 @@ def chain(
     from sft.budget_table import check_memory, show_budget
     from sft.console import farewell, show
     from sft.environment import write_environment
-    from sft.inputs import run_inputs
+    from sft.inputs import earlier_inputs, run_inputs
     from sft.machine import this_machine
     from sft.model import check_model, context_window, load_tokenizer, read_config
     from sft.placement import choose_placement
@@ -152,7 +152,14 @@ def chain(
         "model.max_unknown",
     )
     with (
-        open_run(preset, inputs=held, fresh=fresh, rerun=rerun, growing=free) as folder,
+        open_run(
+            preset,
+            inputs=held,
+            fresh=fresh,
+            rerun=rerun,
+            growing=free,
+            earlier=earlier_inputs(base),
+        ) as folder,
         reporting(preset, folder) as trackers,
     ):
         setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from sft.config import CHECKOUT, Preset, resolved
+from sft.earlier_runs import HASH_RULES
 from sft.run import anything_done, differences, fingerprint
 from sft.storage import read_record, write_record
 
@@ -41,6 +42,7 @@ def write_environment(
         "date": preset.run.date,
         "preset_sha256": fingerprint(resolved(preset)),
         "inputs": dict(inputs or {}),
+        "hash_rules": HASH_RULES,
         "revisions": dict(revisions or {}),
     }
     before = read_record(folder / "run.json")

@@ -64,4 +64,4 @@ def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
 def _mkl_on_amd() -> bool:
     if platform.system() != "Linux" or not torch.backends.mkl.is_available():
         return False
-    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -1,6 +1,6 @@
 """What a run reads beside its preset, each with a hash, so that a change is refused by its name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +13,8 @@ from sft.run import fingerprint, is_adapter
 
 # Files of a model that its weights and the ends of its answers are read from, and its own code.
 READ = ("*.safetensors", "*.index.json", "config.json", "generation_config.json", CONFIG, "**/*.py")
+# Those that the hash covered by the first rules (`sft.earlier_runs.HASH_RULES`).
+READ_BEFORE = ("*.safetensors", "*.index.json", "config.json", CONFIG, "*.py")
 
 
 def run_inputs(
@@ -45,7 +47,7 @@ def run_inputs(
     }
     core = tokenizer.backend_tokenizer.to_str()
     return {
-        f"the weights of {base}": weights_fingerprint(base),
+        _weights_of(base): weights_fingerprint(base),
         "the tokenizer": fingerprint([core, stop_ids(tokenizer)]),
         "the chat template": fingerprint(tokenizer.chat_template),
         **files,
@@ -53,13 +55,28 @@ def run_inputs(
     }
 
 
-def weights_fingerprint(path: str) -> str:
-    """The hash of a local model's weights and configuration alone; a hub id stands for itself."""
+def earlier_inputs(base: str) -> dict[str, str]:
+    """The hashes of `run_inputs` that were others by the first rules, by those rules."""
+    return {_weights_of(base): weights_fingerprint(base, patterns=READ_BEFORE)}
+
+
+def _weights_of(base: str) -> str:
+    return f"the weights of {base}"
+
+
+def weights_fingerprint(path: str, *, patterns: Sequence[str] = READ) -> str:
+    """The hash of a local model's weights and configuration alone; of a hub id the id itself.
+
+    Args:
+        patterns: of the files that it covers.
+    """
     folder = Path(path)
     if not folder.is_dir():
         return f"hub:{path}"
-    files = sorted({file for pattern in READ for file in folder.glob(pattern) if file.is_file()})
+    files = sorted(
+        {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    )
     parts = [[file.relative_to(folder).as_posix(), settled_hash(file)] for file in files]
     if is_adapter(path):
-        parts.append(["base", weights_fingerprint(adapter_base(path))])
+        parts.append(["base", weights_fingerprint(adapter_base(path), patterns=patterns)])
     return fingerprint(parts)

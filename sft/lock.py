@@ -16,13 +16,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sft.config import UserError
 from sft.signals import requested
-from sft.storage import read_file, writing
+from sft.storage import TOO_LONG, read_file, writing
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 def one_writer(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
     """Hold `folder`, which is made where it is missing, for this process.
 
+    A start that ends with an error before it writes anything there leaves the folder as it was.
+
     Args:
         option: that names the folder, for the sentences.
 
@@ -50,29 +52,10 @@ def one_writer(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
             f"{option}={folder} holds `::`, by which datasets would read it as an address within "
             "another; choose a path without"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not through a link: what it leads to would be emptied.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        stream = os.fdopen(os.open(folder / NAME, flags, 0o644), "r+b", 0)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"{option}={folder} is a file, or lies in one; set {option}= to a folder"
-        ) from None
-    except OSError as error:
-        if error.errno == errno.ELOOP and (folder / NAME).is_symlink():
-            raise UserError(
-                f"{option}={folder}: {NAME} is a link, which would have what it leads to written "
-                "over; remove it"
-            ) from None
-        raise UserError(
-            f"{option}={folder} cannot be written ({error.strerror}); set {option}= to a "
-            "folder of yours"
-        ) from None
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    before = _names(folder)
+    stream, by_kernel = _held_stream(folder, option)
     with stream:
-        if not (folder / NAME).is_file():  # reading a pipe never ends
-            raise UserError(f"{option}={folder}: {NAME} is no file; remove it")
-        by_kernel = _take(stream, folder)
         holder = _read(folder)
         here = platform.node()
         if holder and not (by_kernel and holder.get("host") == here):
@@ -88,8 +71,71 @@ def one_writer(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
         held.start()
         try:
             yield
-        finally:
+        except BaseException:
             held.release()
+            if NAME not in before and _names(folder) <= {*before, NAME}:
+                (folder / NAME).unlink(missing_ok=True)
+                for place in made:
+                    with suppress(OSError):  # it holds something by now
+                        place.rmdir()
+            raise
+        held.release()
+
+
+def _names(folder: Path) -> set[str]:
+    """The entries of a folder; none where there is no folder."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _held_stream(folder: Path, option: str) -> tuple[IO[bytes], bool]:
+    """The lock file, held, and whether the kernel holds it."""
+    while True:
+        stream = _opened(folder, option)
+        try:
+            if not (folder / NAME).is_file():  # reading a pipe never ends
+                raise UserError(f"{option}={folder}: {NAME} is no file; remove it")
+            by_kernel = _take(stream, folder)
+            if _is_there(stream, folder / NAME):
+                return stream, by_kernel
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()  # of a start that was refused, which has removed it since
+
+
+def _is_there(stream: IO[bytes], path: Path) -> bool:
+    """Whether a path still leads to the file that was opened by it."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _opened(folder: Path, option: str) -> IO[bytes]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not through a link: what it leads to would be emptied.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        return os.fdopen(os.open(folder / NAME, flags, 0o644), "r+b", 0)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"{option}={folder} is a file, or lies in one; set {option}= to a folder"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP and (folder / NAME).is_symlink():
+            raise UserError(
+                f"{option}={folder}: {NAME} is a link, which would have what it leads to written "
+                "over; remove it"
+            ) from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{option}={folder} is too long; {TOO_LONG}") from None
+        raise UserError(
+            f"{option}={folder} cannot be written ({error.strerror}); set {option}= to a "
+            "folder of yours"
+        ) from None
 
 
 def _take(stream: IO[bytes], folder: Path) -> bool:

@@ -288,7 +288,7 @@ def _outcome(file: str, *_: int) -> tuple[str, str]:
             [sys.executable, str(CHILD), file],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=WALL_SECONDS,
             check=False,

@@ -177,4 +177,7 @@ def _apple_chip() -> str:
     if platform.system() != "Darwin":
         return "Apple GPU"
     query = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    answer = subprocess.run(
+        query, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
+    return answer.stdout.strip()

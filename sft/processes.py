@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from sft.signals import requested
+from sft.storage import read_file
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ class _Watch(threading.Thread):
         temporary = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps(self._record()))
+            temporary.write_text(json.dumps(self._record()), encoding="utf-8")
             temporary.replace(path)
         except OSError as error:  # a full disk: the others see silence, and this says why
             log.warning("%s cannot be written (%s)", path, error.strerror)
@@ -240,7 +241,7 @@ class _Watch(threading.Thread):
     def _read(self) -> None:
         for rank in range(self.count):
             try:
-                record = json.loads((self.folder / f"{rank}.json").read_text())
+                record = json.loads(read_file(self.folder / f"{rank}.json"))
             except (OSError, ValueError):
                 continue
             if rank == self.rank:

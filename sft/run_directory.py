@@ -1,10 +1,9 @@
 """Opening a run directory: held by one command, marked as a run's, and of one preset."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sft.adapters import name_own_bases
 from sft.checkpoint import drop_others
-from sft.config import Preset, UserError, resolved
+from sft.config import Preset, Source, UserError, resolved
+from sft.earlier_runs import HASH_RULES, recorded_files, refuse_incomparable
 from sft.lock import NAME as LOCK
 from sft.lock import one_writer
 from sft.plain_yaml import constructing, plain_text
 from sft.processes import FOLDER as PROCESSES
 from sft.processes import clear, watching
-from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint
+from sft.run import STAGE_FOLDERS, anything_done, differences, fingerprint, whole_record
 from sft.run_marker import DRAFT as MARKER_DRAFT
 from sft.run_marker import NAME as MARKER
-from sft.run_marker import Marker, new_marker, noting_writes, read_marker, restored_marker
+from sft.run_marker import Marker, new_marker, noting_writes, read_marker
 from sft.run_place import refuse_links
-from sft.storage import open_file, read_record, remove, sweep, temporary_name, write_text
+from sft.storage import GONE, open_file, read_record, remove, sweep, temporary_name, write_text
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ WAYS_ON = (
     "set run.dir= to a new folder, or pass --rerun to redo what the change touches, or --fresh to "
     "start from nothing"
 )
+
+_SOURCE = asdict(Source(""))
 
 
 @contextmanager
@@ -45,6 +47,7 @@ def open_run(
     rerun: bool = False,
     growing: Sequence[str] = (),
     ways_on: str = WAYS_ON,
+    earlier: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Make or re-enter `run.dir`, held by this command alone; yields the folder.
 
@@ -54,6 +57,8 @@ def open_run(
 
     Args:
         inputs: what the run reads beside its preset: a hash by the name to say when it has changed.
+        earlier: those of these hashes that a run begun by an earlier version has otherwise, as
+            that version took them.
 
     Raises:
         UserError: the path cannot be written, another process holds the directory, or it belongs
@@ -71,7 +76,14 @@ def open_run(
             ExitStack() as held,
         ):
             if state.is_main_process:
-                claim = _Claim(folder, resolved(preset), dict(inputs or {}), ways_on, growing)
+                claim = _Claim(
+                    folder,
+                    preset=resolved(preset),
+                    inputs=dict(inputs or {}),
+                    earlier=dict(earlier or {}),
+                    ways_on=ways_on,
+                    growing=growing,
+                )
                 held.enter_context(noting_writes(claim.settle(fresh=fresh, rerun=rerun)))
                 name_own_bases([folder / place / "model" for place in STAGE_FOLDERS.values()])
             state.wait_for_everyone()
@@ -85,41 +97,53 @@ class _Claim:
     folder: Path
     preset: dict[str, Any]
     inputs: dict[str, str]
+    earlier: dict[str, str]
     ways_on: str
     growing: Sequence[str] = ()
 
     def settle(self, *, fresh: bool, rerun: bool) -> Marker:
         """Let the start in, or say why not; returns the marker of the run."""
         recorded = self.folder / "preset.yaml"
-        marker = read_marker(self.folder) or (self._lost_marker() if self._entries() else None)
+        entries = self._entries()
+        marker = read_marker(self.folder)
+        lost = marker is None and bool(entries)
+        if lost:
+            marker = new_marker(self.folder, written=self._written())
+        # All that refuses comes before the first write: a refused start leaves nothing behind.
+        going_on = any(not entry.name.startswith(GONE) for entry in entries)
         if not fresh:
             refuse_links(self.folder, given=f"run.dir={self.folder}")
+            if going_on and not rerun:
+                self._refuse_changes(recorded)
+        elif marker is not None:
+            self._refuse_strangers(marker, listed=not lost)
         if marker is not None:
-            if fresh:
-                self._refuse_strangers(marker)
+            if lost:
+                log.warning(
+                    "%s has no whole %s, the list of what a run wrote; it is made anew from the "
+                    "run's records, and what they do not name counts as not from this run",
+                    *(self.folder, MARKER),
+                )
+                marker.save()
             with noting_writes(marker):
                 sweep(self.folder)
-        entries = self._entries()
         if fresh:
             # The draft of preset.yaml too: it may be a link, which would be written through.
-            for entry in [*entries, temporary_name(recorded)]:
+            for entry in [*self._entries(), temporary_name(recorded)]:
                 if entry != recorded:
                     remove(entry)
+        if fresh or marker is None:
             # preset.yaml stays until the new one takes its place, and is the run's own until then.
-            marker = restored_marker(self.folder, written={recorded.name: None})
-        if marker is None:
-            marker = new_marker(self.folder)
+            marker = new_marker(self.folder, written={recorded.name: None} if fresh else {})
+            marker.save()
         with noting_writes(marker):
-            if not fresh and entries and not recorded.is_file():
-                self._restore_preset(recorded, asked=rerun)
-            if not fresh and recorded.is_file() and anything_done(self.folder):
-                if not rerun:
-                    self._refuse_changes(recorded)
-                else:
-                    for place in STAGE_FOLDERS.values():
-                        if not (self.folder / place / "done.json").is_file():
-                            drop_others(self.folder / place)
-            self._write(recorded)
+            if going_on and not fresh and not recorded.is_file():
+                log.warning("%s is gone; it is written again", recorded)
+            if rerun and anything_done(self.folder):
+                for place in STAGE_FOLDERS.values():
+                    if not (self.folder / place / "done.json").is_file():
+                        drop_others(self.folder / place)
+            write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
         return marker
 
     def _entries(self) -> list[Path]:
@@ -128,12 +152,8 @@ class _Claim:
         early = {LOCK, PROCESSES, MARKER, MARKER_DRAFT, draft}
         return [entry for entry in self.folder.iterdir() if entry.name not in early]
 
-    def _write(self, recorded: Path) -> None:
-        write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
-
-    def _lost_marker(self) -> Marker:
-        """The marker of a run that was begun before runs had one, or that lost it, written anew:
-        its list names what the run's own records name.
+    def _written(self) -> dict[str, set[str] | None]:
+        """The files of a run that was begun before runs had a marker, or that lost it.
 
         Raises:
             UserError: the files are not from a run.
@@ -147,15 +167,13 @@ class _Claim:
                 "folder"
             )
         refuse_links(self.folder, given=f"run.dir={self.folder}")
-        log.warning(
-            "%s has no whole %s, the list of what a run wrote; it is made anew from the run's "
-            "records, and what they do not name counts as not from this run",
-            *(self.folder, MARKER),
-        )
-        return restored_marker(self.folder, written=_recorded_files(self.folder))
+        return recorded_files(self.folder)
 
-    def _refuse_strangers(self, marker: Marker) -> None:
+    def _refuse_strangers(self, marker: Marker, *, listed: bool) -> None:
         """Before the folder is emptied.
+
+        Args:
+            listed: whether the run has its list of what it wrote.
 
         Raises:
             UserError: something in it is not from the run.
@@ -163,31 +181,37 @@ class _Claim:
         strangers = [str(p.relative_to(marker.folder)) for p in marker.strangers(marker.folder)]
         if strangers:
             more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+            why = "" if listed else ", which has lost its list of files and whose records lack them"
             raise UserError(
                 f"run.dir={self.folder}: --fresh would remove what is not from this run "
-                f"({', '.join(strangers[:3])}{more}); move it away, or set run.dir= to a new folder"
+                f"({', '.join(strangers[:3])}{more}){why}; move it away, or set run.dir= to a "
+                "new folder"
             )
-
-    def _restore_preset(self, recorded: Path, *, asked: bool) -> None:
-        """Write what a run has lost, if this is known to be it, or a way on was `asked` for.
-
-        Raises:
-            UserError: it is another.
-        """
-        record = read_record(self.folder / "run.json", "preset_sha256")
-        if not asked and (record is None or record["preset_sha256"] != fingerprint(self.preset)):
-            raise UserError(
-                f"{recorded} is gone, and this is not the preset that the run began with; "
-                f"{self.ways_on}"
-            )
-        log.warning("%s is gone; it is written again", recorded)
-        self._write(recorded)
 
     def _refuse_changes(self, recorded: Path) -> None:
-        before = recorded_preset(recorded)
+        """Refuse a start that is not of this run.
+
+        Raises:
+            UserError: its preset, its inputs or its number of processes differ.
+        """
+        record = read_record(self.folder / "run.json") or {}
+        if not recorded.is_file():
+            if record.get("preset_sha256") != fingerprint(self.preset):
+                raise UserError(
+                    f"{recorded} is gone, and this is not the preset that the run began with; "
+                    f"{self.ways_on}"
+                )
+            before = self.preset
+        elif anything_done(self.folder):
+            before = recorded_preset(recorded)
+        else:
+            return
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
-        before["run"]["dir"] = self.preset["run"]["dir"]  # a run may have been moved
+        refuse_incomparable(self.folder, before=before, now=self.preset, ways_on=self.ways_on)
+        # A run may have been moved; one without a date was begun before runs had one.
+        before["run"] = {"date": self.preset["run"]["date"]} | before["run"]
+        before["run"]["dir"] = self.preset["run"]["dir"]
         old, new = (_with_defaults(p, resolved(Preset())) for p in (before, self.preset))
         changed_keys = {key for key, _, _ in differences(old, new)}
         keys = sorted(
@@ -201,11 +225,15 @@ class _Claim:
                 f"{', '.join(keys)}); {self.ways_on}"
             )
         kept = self.folder / "run.json"
-        record = read_record(kept) or {}
+        earlier = {} if record.get("hash_rules") == HASH_RULES else self.earlier
         if not record and kept.is_file():
             log.warning("%s is damaged; stages alone tell what has changed since then", kept)
         read = record.get("inputs", {})
-        changed = [name for name, value in self.inputs.items() if read.get(name, value) != value]
+        changed = [
+            name
+            for name, value in self.inputs.items()
+            if read.get(name, value) not in (value, earlier.get(name))
+        ]
         if changed:
             raise UserError(
                 f"run.dir={self.folder}: changed since the run began: {', '.join(changed)}; "
@@ -224,10 +252,27 @@ def _with_defaults(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[s
     """A recorded preset with the keys that it lacks: those that came after the version that wrote
     it, and those of sections that only some commands have."""
     filled = defaults | recorded
-    for key, default in defaults.items():
-        if isinstance(default, dict) and isinstance(filled[key], dict):
-            filled[key] = _with_defaults(filled[key], default)
+    for key, value in filled.items():
+        if isinstance(defaults.get(key), dict) and isinstance(value, dict):
+            filled[key] = _with_defaults(value, defaults[key])
+        elif isinstance(value, list):  # of sources, where it is one of mappings
+            filled[key] = [_SOURCE | one if isinstance(one, dict) else one for one in value]
     return filled
+
+
+def verify_preset(folder: Path) -> None:
+    """Hold run.json and preset.yaml of a run against their hashes.
+
+    Raises:
+        UserError: one of them is missing or was changed after the run wrote it.
+    """
+    record = whole_record(folder / "run.json", "preset_sha256")
+    recorded = folder / "preset.yaml"
+    if record and record["preset_sha256"] != fingerprint(recorded_preset(recorded)):
+        raise UserError(
+            f"{recorded} is not as the run wrote it; start the run's command again, which writes "
+            "it anew"
+        )
 
 
 def recorded_preset(recorded: Path) -> Any:
@@ -242,15 +287,3 @@ def recorded_preset(recorded: Path) -> Any:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         log.warning("%s: %s", recorded, " ".join(str(error).split()))
         return None
-
-
-def _recorded_files(folder: Path) -> dict[str, set[str] | None]:
-    """The files that records of stages and checkpoints name, and these records."""
-    names = [Path(name) for name in ("preset.yaml", "run.json", "results.json", "decisions.json")]
-    for record, listed in (("done.json", "outputs"), ("manifest.json", "files")):
-        for path in folder.rglob(record):
-            files = (read_record(path) or {}).get(listed)
-            if isinstance(files, dict):
-                names += [path, path.with_name("begun.json"), *(path.parent / f for f in files)]
-    inside = [os.path.relpath(folder / name, folder) for name in names]
-    return {name: None for name in inside if (folder / name).is_file()}

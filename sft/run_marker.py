@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sft.seal import SEAL, sealed, unsealed
@@ -45,6 +46,21 @@ class Marker:
         self.folder = Path(os.path.abspath(folder))
         self.run = run
         self.written = written
+
+    def save(self) -> None:
+        """Write the marker to its folder, in place of one that is there."""
+        entries = [
+            {"path": name} if files is None else {"path": name, "files": sorted(files)}
+            for name, files in self.written.items()
+        ]
+        draft = self.folder / DRAFT
+        draft.unlink(missing_ok=True)  # it may be a link, which would be written through
+        with draft.open("xb") as stream:
+            for entry in [{"run": self.run}, *entries]:
+                stream.write(_line(entry))
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(self.folder / NAME)
 
     def add(self, path: Path) -> None:
         """Note that the run is about to write `path`, or into the folder `path`."""
@@ -127,27 +143,16 @@ class Marker:
             os.fsync(stream.fileno())
 
 
-def new_marker(folder: Path) -> Marker:
-    """A run that begins: what `folder` holds by now is not its own."""
-    return restored_marker(folder, written={})
+def new_marker(
+    folder: Path, *, written: Mapping[str, set[str] | None] = MappingProxyType({})
+) -> Marker:
+    """A marker with a new id, not yet written to the folder (`Marker.save`).
 
-
-def restored_marker(folder: Path, *, written: dict[str, set[str] | None]) -> Marker:
-    """A marker with a new id and a list, written in place of one that is lost."""
-    marker = Marker(folder, run=secrets.token_hex(16), written=written)
-    entries = [
-        {"path": name} if files is None else {"path": name, "files": sorted(files)}
-        for name, files in written.items()
-    ]
-    draft = marker.folder / DRAFT
-    draft.unlink(missing_ok=True)  # it may be a link, which would be written through
-    with draft.open("xb") as stream:
-        for entry in [{"run": marker.run}, *entries]:
-            stream.write(_line(entry))
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(marker.folder / NAME)
-    return marker
+    Args:
+        written: what the folder holds of the run already, as `Marker.written`; nothing else that is
+            there by now is the run's.
+    """
+    return Marker(folder, run=secrets.token_hex(16), written=dict(written))
 
 
 def read_marker(folder: Path) -> Marker | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.config import Preset, UserError, find_path
+from sft.run_marker import NAME as MARKER
 from sft.storage import is_inside
 
 
@@ -16,8 +17,9 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
 
     Raises:
         UserError: `run.dir` is the home folder, the current one, or one that holds either or a
-            file or folder that is read; it says which.
+            file or folder that is read, or it lies in another run; it says which.
     """
+    refuse_inside_run(preset.run.dir, option="run.dir or --to:")
     try:
         home, here = Path.home(), Path.cwd()
     except (RuntimeError, FileNotFoundError):  # no home, or a current folder that is gone
@@ -32,6 +34,34 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
                 f"the folder of a run holds what the run writes alone; give a folder of its own, "
                 f"such as {Path(preset.run.dir) / 'run'}"
             )
+
+
+def refuse_inside_run(folder: str | Path, *, option: str) -> None:
+    """Refuse a folder for results below the directory of another run, as it is after links.
+
+    Args:
+        option: of the command that named it.
+
+    Raises:
+        UserError: it lies in a run.
+    """
+    place = Path(os.path.realpath(Path(folder).expanduser()))
+    if is_run(place):
+        return  # of the same command, which goes on with it
+    for above in place.parents:
+        if is_run(above):
+            raise UserError(
+                f"{option} {folder} lies in {above}, the directory of a run, which holds what "
+                "that run writes alone; give a folder outside of it"
+            )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the directory of a run, by its list or, of earlier versions, records."""
+    # Not `Path.is_file`, which raises where a name is too long or the folder may not be entered.
+    return os.path.isfile(folder / MARKER) or all(
+        os.path.isfile(folder / name) for name in ("run.json", "preset.yaml")
+    )
 
 
 def refuse_links(folder: Path, *, given: str) -> None:

@@ -23,6 +23,7 @@ from sft.seal import sealed, unsealed
 CACHED_FROM = 1 << 22  # bytes
 GONE = ".gone-"  # what a folder is called from the moment that it counts for nothing
 
+TOO_LONG = "give a shorter name or path: most systems take 255 and 4096 bytes"
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space or have the quota raised",
@@ -34,7 +35,7 @@ REMEDIES = {
     errno.ESTALE: "check the network file system",
     errno.ENOTDIR: "name a folder in the place of the file that the path leads through",
     errno.EISDIR: "move the folder that stands in the place of the file",
-    errno.ENAMETOOLONG: "give a shorter name or path",
+    errno.ENAMETOOLONG: TOO_LONG,
     errno.ELOOP: "remove the circle of links",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
@@ -75,6 +76,8 @@ def fault(error: OSError) -> str | None:
         )
     if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
         return None
+    if error.errno == errno.ENAMETOOLONG:  # of what the user named: nothing was begun there
+        return f"the name or path {error.filename or ''} is too long; {TOO_LONG}"
     remedy = (REMEDIES | _OF_WRITES).get(error.errno or 0, "look at free space and rights")
     done = "written" if isinstance(error, WriteFailed) else "read or written"
     return (

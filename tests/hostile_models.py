@@ -63,18 +63,18 @@ def damage(folder: Path, seed: int) -> str:
 
 def _field(path: Path, chance: random.Random) -> str:
     """A field of the file's top level gets an odd value, or two do."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     changes = {
         key: chance.choice(ODD)
         for key in chance.sample(sorted({*content, *MORE[path.name]}), chance.choice((1, 1, 1, 2)))
     }
-    path.write_text(json.dumps(content | changes))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
     return repr(changes)[:300]
 
 
 def _inside(path: Path, chance: random.Random) -> str:
     """A value at any depth becomes an odd one, or goes."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     places: list[tuple[Any, Any]] = []
     trail: list[str] = []
     holder = content
@@ -94,7 +94,7 @@ def _inside(path: Path, chance: random.Random) -> str:
     else:
         holder[key] = chance.choice(ODD)
         told = f"{where}={holder[key]!r}"[:300]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return told
 
 

@@ -65,6 +65,15 @@ def test_code_lives_in_the_folders_of_the_design_card():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_text_of_other_programs_is_read_in_an_encoding_that_is_named(path):
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call):
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            unnamed = "True" in (given.get("text"), given.get("universal_newlines"))
+            assert not unnamed or "encoding" in given, f"{path}:{call.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_file_can_be_read_in_one_sitting(path):
     if path.stem.endswith("_lines"):
         return  # lists of sentences: text, not code

@@ -9,13 +9,14 @@ from conftest import make_tiny_model
 from lm_eval.evaluator import evaluate
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
-from made_up_run import benchmark_row, write_rows
+from made_up_run import benchmark_row, make_run, write_rows
 from made_up_tasks import CHOICE, NAMES, change
 from test_eval_benchmarks import run
 
 from eval.benchmarks import quiet
 from eval.delta import compare
 from eval.imported import import_measures
+from eval.report import write_report
 from eval.tasks import Tasks, load_tasks
 from sft.config import EvalSection, TaskOptions, UserError
 from sft.run import read_json, read_jsonl
@@ -289,3 +290,17 @@ def test_every_file_behind_a_number_of_another_run_comes_with_it(tmp_path):
     (source / "scores.json").write_text(json.dumps(scores), "utf-8")
     import_measures(source, tmp_path / "here", section=EvalSection())
     assert all((tmp_path / "here" / f"{name}.jsonl").is_file() for name in names)
+
+
+def test_measures_of_a_version_without_prompts_and_templates_are_read_and_shown(tmp_path):
+    run = make_run(tmp_path / "run")
+    for path in run.glob("eval/*/samples/*.jsonl"):
+        rows = [{k: v for k, v in row.items() if k != "prompt"} for row in read_jsonl(path)]
+        write_rows(path, rows)
+    results = read_json(run / "results.json")
+    for entries in results["benchmarks"].values():
+        for entry in entries.values():
+            entry.pop("chat_template", None)
+    (run / "results.json").write_text(json.dumps(results), "utf-8")
+    write_report(run)
+    assert "world_math" in (run / "report.html").read_text("utf-8")

@@ -387,9 +387,9 @@ def test_programs_of_models_run_only_when_asked_for(world, capsys):
 
 
 def spoil(path, line, text):
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     lines[line - 1] = text
-    Path(path).write_text("\n".join(lines) + "\n")
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize(

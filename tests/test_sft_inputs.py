@@ -29,7 +29,7 @@ def world(tmp_path, tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     paths = {name: str(tmp_path / f"{name}.jsonl") for name in (*FILES, *MEASURED)}
     for path in paths.values():
-        with open(path, "w") as stream:
+        with open(path, "w", encoding="utf-8") as stream:
             stream.write("{}\n")
     sft, preference, other, prompts = ([Source(paths[name])] for name in FILES)
     preset = Preset(
@@ -61,7 +61,7 @@ def test_a_changed_file_is_told_by_its_section_and_path(world, section):
     path = world[1][section]
 
     def change():
-        with open(path, "a") as stream:
+        with open(path, "a", encoding="utf-8") as stream:
             stream.write("{}\n")
 
     assert changed(world, change) == {f"{section} {path}"}
@@ -78,9 +78,9 @@ def test_changed_weights_template_and_tokenizer_are_told_apart(world):
 
     def configuration():
         path = f"{base}/config.json"
-        with open(path) as stream:
+        with open(path, encoding="utf-8") as stream:
             config = json.load(stream)
-        with open(path, "w") as stream:
+        with open(path, "w", encoding="utf-8") as stream:
             json.dump(config | {"rope_theta": 5.0}, stream)
 
     assert changed(world, configuration) == {f"the weights of {base}"}

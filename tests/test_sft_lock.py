@@ -111,3 +111,38 @@ def test_a_folder_that_datasets_would_take_for_an_address_is_refused(tmp_path):
     ):
         raise AssertionError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_is_refused_leaves_no_trace(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for folder in (mine, tmp_path / "new" / "run"):
+        with pytest.raises(UserError, match="refused"), one_writer(folder):
+            raise UserError("refused")
+    assert sorted(tmp_path.rglob("*")) == [mine, mine / "thesis.txt"]
+    with pytest.raises(UserError), one_writer(mine):  # one that wrote keeps its lock
+        (mine / "preset.yaml").write_text("")
+        raise UserError("later")
+    assert (mine / NAME).is_file()
+
+
+def test_a_lock_file_that_a_refused_start_removed_is_not_held(tmp_path, monkeypatch):
+    taken = lock._take
+
+    def removed_first(stream, folder):
+        by_kernel = taken(stream, folder)
+        monkeypatch.setattr(lock, "_take", taken)
+        (folder / NAME).unlink()  # by the start that held it until now
+        return by_kernel
+
+    monkeypatch.setattr(lock, "_take", removed_first)
+    with one_writer(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("folder", ["x" * 256, "/".join(["d" * 200] * 30)])
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path, folder):
+    words = "is too long; give a shorter name or path: most systems take 255 and 4096 bytes"
+    with pytest.raises(UserError, match=words), one_writer(tmp_path / folder):
+        pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import base_vs_chat, sft_then_dpo
+from recipes import base_vs_chat, export, open_ended, sft_then_dpo
 from sft.config import UserError, find_path, load_preset
 from sft.run_place import check_run_dir
 
@@ -70,6 +70,32 @@ def test_the_other_recipes_hold_to_it_too(mine, capsys):
     assert base_vs_chat.main(["--base", "models/base", "--tasks", "a", "--to", "models"]) == 2
     assert "results cannot go to models" in capsys.readouterr().err
     assert sorted(os.listdir("models")) == ["base"]
+
+
+@pytest.mark.parametrize("place", ["1-sft-all", "3-dpo/model/deep", "link"])
+@pytest.mark.parametrize("marker", [[".run.jsonl"], ["run.json", "preset.yaml"]])
+def test_results_do_not_go_into_a_run(mine, tmp_path, capsys, place, marker):
+    run = tmp_path / "run"
+    (run / "1-sft-all").mkdir(parents=True)
+    for name in marker:
+        (run / name).write_text("{}", "utf-8")
+    (tmp_path / "link").symlink_to(run / "1-sft-all")
+    to = str(tmp_path / "link" / "new") if place == "link" else str(run / place)
+    before = sorted(run.rglob("*"))
+    asked = ["--questions", "questions/own.jsonl"]
+    (mine / "presets" / "own.yaml").write_text(PRESET + f"run: {{dir: {to}}}\n", "utf-8")
+    for command in (
+        lambda: export.main([str(run), "--to", to]),
+        lambda: base_vs_chat.main(["--base", "models/base", "--tasks", "a", "--to", to]),
+        lambda: sft_then_dpo.main([str(mine / "presets" / "own.yaml"), "--dry-run"]),
+    ):
+        assert command() == 2
+        assert f"lies in {run}, the directory of a run" in capsys.readouterr().err
+    question = '{"question_id": 1, "category": "math", "turns": ["2?"]}\n'
+    Path("questions/own.jsonl").write_text(question, "utf-8")
+    assert open_ended.main(["--model", "own=models/base", *asked, "--to", to]) == 2
+    assert f"lies in {run}, the directory of a run" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_path_longer_than_the_system_takes_is_none():

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 
+from eval import report
 from eval.imported import import_measures
 from recipes.export import find_model
 from sft.command import run_command
@@ -41,7 +43,8 @@ def run(tmp_path):
     repetition = {"rate": 0.25, "ci": [0.1, 0.4], "n": 4}
     write_json(measured / "scores.json", {"benchmarks": {}, "repetition": repetition})
     asked = [{"role": "user", "content": "Why?"}]
-    answer = {"id": "0", "messages": asked, "text": "a", "repeats": False}
+    ending = {"finish_reason": "stop_id", "cap": 8, "token_ids": [1]}
+    answer = {"id": "0", "messages": asked, "text": "a", "repeats": False} | ending
     write_jsonl(measured / "generations.jsonl", [answer])
     Stage(measured, {}).finish(outputs=["scores.json", "generations.jsonl"], facts={})
     (folder / "data" / "sft.parquet").write_bytes(b"PAR1" * 20)
@@ -119,6 +122,42 @@ def test_a_lost_measure_of_training_is_written_again_from_the_record_of_its_stag
         lose()
         assert stage.finished() == {"steps": 1}
         assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("preset.yaml", "preset.yaml is not as the run"), ("run.json", "run.json is missing or not")],
+)
+def test_the_report_shows_no_changed_preset_or_environment(run, capsys, monkeypatch, name, words):
+    monkeypatch.setattr(sys, "argv", ["report", str(run)])
+    assert report.main() == 0
+    changed = (run / name).read_text().replace("org/base", "org/other").replace('"', "'", 2)
+    (run / name).write_text(changed)
+    assert report.main() == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_picture_is_not_drawn_into_the_run(run, capsys, monkeypatch):
+    before = (run / "results.json").read_bytes()
+    monkeypatch.setattr(sys, "argv", ["report", str(run), str(run / "results.json")])
+    assert report.main() == 2
+    assert "which holds what the run writes alone" in capsys.readouterr().err
+    assert (run / "results.json").read_bytes() == before
+
+
+def test_imported_measures_have_hashes_and_those_without_are_said(run, tmp_path, caplog):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for _ in range(2):  # a second start imports again
+        import_measures(run, first, section=EvalSection())
+    import_measures(first, second, section=EvalSection())
+    assert "unverified" not in caplog.text
+    altered = (first / "generations.jsonl").read_text().replace("Why?", "How?")
+    (first / "generations.jsonl").write_text(altered)
+    with pytest.raises(UserError, match=r"generations.jsonl is missing or not as it was written"):
+        import_measures(first, tmp_path / "third", section=EvalSection())
+    (first / "done.json").unlink()
+    import_measures(first, tmp_path / "third", section=EvalSection())
+    assert f"{first} has no done.json" in caplog.text and "read unverified" in caplog.text
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

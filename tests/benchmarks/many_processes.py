@@ -118,7 +118,7 @@ def noted(module: ModuleType, name: str, file: Path) -> AbstractContextManager:
     work = getattr(module, name)
 
     def call(*args, **kwargs):
-        with file.open("a") as stream:
+        with file.open("a", encoding="utf-8") as stream:
             stream.write(f"{os.environ['RANK']}\n")
         return work(*args, **kwargs)
 
