@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval import cell, namespaces, program_side, tests_side, wire
+from eval import cell, namespaces, program_side, remote, tests_side, wire
 from eval.isolation import Isolation, Limits, Place, environment, free_user
 
 # Seconds for processes to get ready and to be gone, which on a busy machine is no fault of the
 # program's.
 PATIENCE = 120
 # Modules of the confined process, which has no files of ours: each after those that it imports.
-MODULES = (wire, program_side, tests_side, cell)
+MODULES = (wire, program_side, remote, tests_side, cell)
 STARTED = """
 import json, sys, types
 sys.path[:] = [path for path in sys.path if path]

@@ -67,7 +67,9 @@ def run_program(
         OSError: the isolation cannot be set up; nothing of the program has run.
     """
     start, classes = _start(submission)
-    order = asdict(submission) | {"start": start, "classes": classes}
+    helpers = [name for name in classes if name != submission.entry]
+    order = asdict(submission) | {"start": start, "classes": helpers}
+    order["class"] = submission.entry in classes
     verdict = _apart(order, isolation=isolation, limits=limits)
     together = "unsendable" in verdict
     if together:
@@ -88,8 +90,7 @@ def _start(submission: Submission) -> tuple[str, list[str]]:
             tree = ast.parse(start)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
-        classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
-        return start, [name for name in classes if name != submission.entry]
+        return start, [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
     return "", []
 
 
@@ -107,7 +108,7 @@ def _apart(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) ->
     ):
         to_tests.close(to_tests.reads)
         to_program.close(to_program.reads)
-        own = {key: order[key] for key in ("tests", "start", "entry", "classes")}
+        own = {key: order[key] for key in ("tests", "start", "entry", "class", "classes")}
         give_order(tests, to_tests, own | {"role": "tests"})
         own = {key: order[key] for key in ("program", "classes")}
         give_order(program, to_program, own | {"role": "program"})

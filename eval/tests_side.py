@@ -6,123 +6,45 @@ comparisons, sums and functions of the tests are computed here, out of the progr
 """
 
 import builtins
-import importlib
-import operator
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from eval.program_side import PROGRAM, described
-from eval.wire import PLAIN, EndedError, Link, UnsendableError
+from eval.program_side import PROGRAM, told
+from eval.remote import TESTS, Remote, TypeOf, class_of, library_class, library_value
+from eval.wire import BROAD, CLASSES, EndedError, Link, UnsendableError
 
-TESTS = "tests.py"
-UNEXPECTED = {"StopIteration", "StopAsyncIteration"}
-COMPARISONS = ("lt", "le", "gt", "ge")
-ARITHMETIC = (
-    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"),
+# Errors that would end a loop or the process of the tests, unless these name them.
+UNEXPECTED = frozenset(
+    {"StopIteration", "StopAsyncIteration", "SystemExit", "KeyboardInterrupt", "GeneratorExit"}
 )
-
-
-class Remote:
-    """An object of the program that cannot be copied; whatever is done with it happens there."""
-
-    __slots__ = ("_end", "_number")
-
-    def __init__(self, end: "Tests", number: int) -> None:
-        object.__setattr__(self, "_end", end)
-        object.__setattr__(self, "_number", number)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._end.ask("attribute", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._end.ask("set attribute", self, name, value)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._end.ask("call", self, list(args), kwargs)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._end.ask("item", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._end.ask("set item", self, key, value)
-
-    def __iter__(self) -> Iterator[Any]:
-        iterator = self._end.ask("iterate", self)
-        while found := self._end.ask("next", iterator):
-            yield found[0]
-
-    def __next__(self) -> Any:
-        if found := self._end.ask("next", self):
-            return found[0]
-        raise StopIteration
-
-    def __len__(self) -> int:
-        return self._end.ask("length", self)
-
-    def __bool__(self) -> bool:
-        return self._end.ask("truth", self) is True
-
-    def __str__(self) -> str:
-        return self._end.ask("text", self)
-
-    def __repr__(self) -> str:
-        return self._end.ask("form", self)
-
-    def __eq__(self, other: object) -> bool:
-        """By content where `other` is plain: the program's `__eq__` has no say in that."""
-        if isinstance(other, Remote):
-            return self._number == other._number or self._with("__eq__", other) is True
-        if other is None or type(other) is bool:
-            return False
-        found = self._with("__eq__", other)
-        return found is not NotImplemented and found
-
-    def __hash__(self) -> int:
-        return hash(self._number)
-
-    def _with(self, name: str, other: object, *, reflected: bool = False) -> Any:
-        """The result of an operator: of two objects of the program there, of their content here."""
-        if isinstance(other, Remote):
-            return self._end.ask("operator", self, name, other)
-        if type(other) not in {*PLAIN.values(), bool, type(None)}:
-            raise UnsendableError(f"a result is compared with a {type(other).__name__}")
-        value = self._end.ask("value", self)
-        if isinstance(value, Remote):
-            return NotImplemented
-        function = getattr(operator, name)
-        return function(other, value) if reflected else function(value, other)
-
-
-def _operator(name: str, *, reflected: bool = False) -> Callable[[Remote, object], Any]:
-    return lambda self, other: self._with(f"__{name}__", other, reflected=reflected)
-
-
-for _name in (*COMPARISONS, *ARITHMETIC):
-    setattr(Remote, f"__{_name}__", _operator(_name))
-for _name in ARITHMETIC:
-    setattr(Remote, f"__r{_name}__", _operator(_name, reflected=True))
+# Names in tests that look at more of the program than its values: what it prints, what it imports.
+SHARED = frozenset({"redirect_stdout", "redirect_stderr", "stdout", "stderr", "stdin", "patch"})
 
 
 class Tests:
-    """Requests to the program, and the names that its tests use."""
+    """Requests to the program, and the names that its tests use.
+
+    Attributes:
+        failure: the error that ends the tests, which they may have caught.
+        own_word: the last operation with a value of the tests that an object's own methods alone
+            could do, and that was therefore not done.
+    """
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
-        self.remotes: dict[int, Remote] = {}
+        self.remotes: dict[int, Any] = {}
+        self.numbers: dict[int, tuple[Any, int]] = {}  # of errors and their classes, by id
+        self.kinds: dict[str, type[Remote]] = {}
         self.asked = False
-        self.link = Link(*(incoming, outgoing), to_object=self._remote, to_number=_number)
+        self.failure: BaseException | None = None
+        self.own_word = ""
+        self.entry: Any = None  # where the task says that it is a class
+        self.link = Link(incoming, outgoing, describe=self._describe, build=self._build)
         self.names: dict[str, Any] = {"__name__": "program"}
         self.used: set[str] = set()
 
-    def _remote(self, number: int) -> Remote:
-        if not isinstance(number, int):
-            raise EndedError("what its process sent is no message")
-        return self.remotes.setdefault(number, Remote(self, number))
-
-    def ask(self, action: str, target: Remote | None, *values: Any) -> Any:
+    def ask(self, action: str, target: Any, *values: Any) -> Any:
         """The program's answer to one of `program_side.ACTIONS`; None is the program itself.
 
         Raises:
@@ -130,28 +52,122 @@ class Tests:
             EndedError: the program's process has ended.
             Exception: the program raised it.
         """
-        graph, objects = self.link.encode([target, *values])
-        self.link.send({"do": action, "graph": graph})
-        reply = self.link.receive()
+        try:
+            graph, objects = self.link.encode([target, *values])
+            self.link.send({"do": action, "graph": graph})
+            reply = self.link.receive()
+        except (UnsendableError, EndedError) as error:
+            self.failure = error
+            raise
         self.asked = True
-        if "error" in reply:
-            raise self._raised(reply)
-        (result, *_), _ = self.link.decode(reply["graph"], origins=objects)
+        for number, kind in reply["kinds"].items():
+            if number not in self.kinds:
+                self.kinds[number] = class_of(*kind)
+        failed = "told" in reply
+        (result, *_), _ = self.link.decode(reply["graph"], origins=None if failed else objects)
+        if failed:
+            expected = isinstance(result, (Exception, *self._named()))
+            raised: Any = result if expected else Exception()
+            raised.told = str(reply["told"])
+            raise raised
+        if action == "call" and target is self.entry and isinstance(result, Remote):
+            object.__setattr__(result, "_trusted", True)
         return result
 
-    def _raised(self, reply: Mapping[str, Any]) -> Exception:
-        """The program's error, of the nearest class that the tests know.
+    def _describe(self, value: Any, place_of: Callable[[Any], Any]) -> tuple[str, Any]:
+        if isinstance(value, Remote):
+            return "remote", value._number
+        if id(value) in self.numbers:
+            return "remote", self.numbers[id(value)][1]
+        if isinstance(value, Exception) and type(value) in CLASSES.values():
+            return "error", [type(value).__name__, [place_of(argument) for argument in value.args]]
+        raise UnsendableError(f"a {type(value).__name__} of the tests is passed to the program")
 
-        `StopIteration` would end a loop of the tests (`all(map(...))`), unless they expect it.
-        """
-        names = [name for name in reply["error"] if name not in UNEXPECTED - self.used]
-        known = (self.names.get(name) or getattr(builtins, name, None) for name in names)
-        found = (k for k in known if isinstance(k, type) and issubclass(k, Exception))
-        kind = next(found, Exception)
-        error = kind.__new__(kind)
-        error.args = (reply["told"],)
-        error.told = reply["told"]  # type: ignore[attr-defined]
+    def _build(self, kind: str, content: Any, value_at: Callable[[Any], Any]) -> Any:
+        number = content[0]
+        if kind == "remote":
+            if number not in self.remotes:
+                self.remotes[number] = self.kinds[str(content[1])](self, number)
+            # What comes back from elsewhere, such as a method that returns `self`, is a result.
+            if isinstance(self.remotes[number], Remote):
+                object.__setattr__(self.remotes[number], "_trusted", False)
+            return self.remotes[number]
+        if number not in self.remotes:
+            build = self._error_class if kind == "error class" else self._error
+            self.remotes[number] = build(*content, value_at=value_at)
+            self.numbers[id(self.remotes[number])] = (self.remotes[number], number)
+        return self.remotes[number]
+
+    def _error_class(
+        self, _: int, name: str, place: Any, bases: list[Any], *, value_at: Callable[[Any], Any]
+    ) -> type:
+        """The class of errors here: the task's, the library's, or a new one with such bases."""
+        known = self.link.classes.get(name) or library_class(place)
+        if known and issubclass(known, BaseException) and not issubclass(AssertionError, known):
+            return known
+        above = [kind for kind in map(value_at, bases) if issubclass(kind, BaseException)]
+        held: dict[str, Any] = {"__str__": lambda error: error.text, "__module__": "program"}
+        held |= {"__getattr__": lambda error, name: self._of_error(error, name), "end": self}
+        for some in (above, above[:1]):
+            try:
+                return _ErrorClass(str(name), tuple(some) or (Exception,), held)
+            except TypeError:  # bases that do not go together here
+                continue
+        return _ErrorClass(str(name), (Exception,), held)
+
+    def _of_error(self, error: BaseException, name: str) -> Any:
+        """What an error lacks here is asked of the one in the program."""
+        if name == "told" or name.startswith("__"):
+            raise AttributeError(name)
+        return self.ask("attribute", error, name)
+
+    def _named(self) -> tuple[type, ...]:
+        """Errors that the tests expect, though they would end a loop or the process."""
+        return tuple(getattr(builtins, name) for name in UNEXPECTED & self.used)
+
+    def _error(
+        self,
+        number: int,
+        of: Any,
+        args: list[Any],
+        held: list[Any],
+        cause: Any,
+        text: str,
+        *,
+        value_at: Callable[[Any], Any],
+    ) -> BaseException:
+        """An error of the program, of the nearest class that does no harm here."""
+        kind: Any = AssertionError if of == "AssertionError" else Exception
+        if of not in BROAD:
+            harmful = tuple(getattr(builtins, name) for name in UNEXPECTED - self.used)
+            classes = value_at(of).__mro__
+            fit = (k for k in classes if issubclass(k, (Exception, *self._named())))
+            kind = next((k for k in fit if not issubclass(k, harmful)), Exception)
+        values = [value_at(place) for place in args]
+        try:
+            error = type.__call__(kind, *values) if kind in CLASSES.values() else None
+        except Exception:  # a class that wants other arguments
+            error = None
+        if error is None:
+            error = kind.__new__(kind)
+            error.args = tuple(values)
+        parts = [value_at(place) for place in held]
+        error.__dict__.update(zip(parts[::2], parts[1::2], strict=True), text=str(text))
+        if isinstance(above := value_at(cause), BaseException):
+            error.__cause__ = above
         return error
+
+    def lack(self, error: BaseException) -> str:
+        """What the tests could not do with objects of the program, where they failed by that."""
+        if self.own_word:
+            return (
+                f"; the tests need the answer's own {self.own_word}, which is asked only where the "
+                "task's start begins its class"
+            )
+        kinds = sorted({kind.__name__ for kind in self.kinds.values()} - CLASSES.keys())
+        if not kinds or isinstance(error, AssertionError):
+            return ""
+        return f"; the tests need objects of the answer ({', '.join(kinds)[:200]}) as copies"
 
     def learn_names(self, code: types.CodeType, *, entry: str) -> None:
         """Names that the tests use and that `start` lacks: the program's, or of its imports.
@@ -159,35 +175,36 @@ class Tests:
         What the program has imported is imported here, too, so that it is the library's own.
         """
         self.used = _used(code)
+        if self.used & SHARED:
+            raise UnsendableError("the tests read or replace what the program uses")
         wanted = [n for n in self.used if n not in self.names and not hasattr(builtins, n)]
         places = self.ask("names", None, wanted)
+        if "type" in self.used:
+            self.names.setdefault("type", TypeOf)
         plain = False
         for name in wanted:
             if name not in places:
                 continue
-            if name != entry and places[name] is not None:
-                self.names[name] = _imported(*places[name])
+            if name != entry and places[name] is not None and places[name][1] not in BROAD:
+                if (value := library_value(*places[name])) is None:
+                    raise EndedError("what its process sent is no message")
+                self.names[name] = value
             else:
                 self.names[name] = self.ask("attribute", None, name)
-                plain |= not isinstance(self.names[name], Remote)
+                plain |= not isinstance(self.names[name], Remote | _ErrorClass)
         self.asked = plain  # a value that the tests compare is as good as a call
 
 
-def _number(value: Any) -> int:
-    if type(value) is not Remote:
-        raise UnsendableError(f"a {type(value).__name__} of the tests is passed to the program")
-    return value._number
+class _ErrorClass(type):
+    """A class of errors of the program, to be expected by the tests; made and asked there."""
 
+    end: Tests
 
-def _imported(module: str, name: str) -> Any:
-    if module.split(".")[0] not in sys.stdlib_module_names:
-        raise EndedError("what its process sent is no message")
-    value = importlib.import_module(module)
-    value = getattr(value, name) if name else value
-    kinds = types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type
-    if not isinstance(value, kinds):
-        raise EndedError("what its process sent is no message")
-    return value
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return cls.end.ask("call", cls, list(args), kwargs)
+
+    def __getattr__(cls, name: str) -> Any:
+        return cls.end.ask("attribute", cls, name)
 
 
 def _used(code: types.CodeType) -> set[str]:
@@ -203,21 +220,27 @@ def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) 
     end = Tests(incoming, outgoing)
     try:
         loaded = end.link.receive()
-        if "error" in loaded:
-            return _failed(str(loaded.get("told", "")))
+        if "told" in loaded:
+            return _failed(str(loaded["told"]))
         exec(compile(order["start"], PROGRAM, "exec", dont_inherit=True), end.names)
         end.link.classes = {name: end.names[name] for name in order["classes"]}
         end.names.pop(order["entry"], None)
         code = compile(order["tests"], TESTS, "exec", dont_inherit=True)
         end.learn_names(code, entry=order["entry"])
+        if order["class"]:
+            end.entry = end.names.get(order["entry"])
         exec(code, end.names)
+        if end.failure is not None:
+            raise end.failure
     except UnsendableError as error:
         return {"unsendable": str(error)}
     except EndedError as error:
         return {**_failed(str(error)), "ended": True}
     except BaseException as error:
-        told = getattr(error, "told", None)
-        return _failed(told or described(error, {TESTS: order["tests"]})["told"])
+        if isinstance(end.failure, UnsendableError):
+            return {"unsendable": str(end.failure)}
+        reason = getattr(error, "told", None) or told(error, {TESTS: order["tests"]})
+        return _failed(reason if hasattr(error, "told") else reason + end.lack(error))
     if not end.asked:
         return _failed("its tests ask nothing of the program")
     return {"passed": True, "reason": "passed"}
@@ -226,14 +249,14 @@ def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) 
 def run_together(_: BinaryIO, __: BinaryIO, order: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict of a process that runs the program and its tests: the program could forge it."""
     sources = {PROGRAM: order["program"], TESTS: order["tests"]}
-    tell, failed = described, _failed
+    tell, failed = told, _failed
     module = types.ModuleType("program")
     sys.modules["program"] = module
     try:
         for file, source in sources.items():
             exec(compile(source, file, "exec", dont_inherit=True), vars(module))
     except BaseException as error:
-        return failed(tell(error, sources)["told"])
+        return failed(tell(error, sources))
     return {"passed": True, "reason": "passed"}
 
 

@@ -1,10 +1,11 @@
 """Copies values between the process that runs the tests and the process that holds the program.
 
 A message is one line of JSON. Plain values are copied: None, bool, int, float, complex, str, bytes,
-list, tuple, dict, set, range, Decimal, Fraction and the like, and instances of the classes that a
-task itself defines; shared and circular references are kept. Any other object of the program stays
-there under a number. A reply therefore holds content alone, and no method of the program's takes
-part when the tests compare it. Only the standard library is used: this runs in a confined process.
+list, tuple, dict, set, range, Decimal, Fraction, date and the like, Python's own classes, and
+instances of the classes that a task itself defines; shared and circular references are kept. Any
+other object of the program stays there under a number. A reply therefore holds content alone, and
+no method of the program's takes part when the tests compare it. Only the standard library is used:
+this runs in a confined process.
 
 A graph is {"nodes": [[kind, origin, content], ...], "roots": [place, ...]}. A place is null, a
 bool, a str, a number, or ["n", i] for node i: the graph of `([1], [1.5])` is
@@ -16,10 +17,13 @@ bool, a str, a number, or ["n", i] for node i: the graph of `([1], [1.5])` is
 its arguments comes back.
 """
 
+import builtins
 import json
 import sys
+import types
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, BinaryIO
@@ -47,12 +51,51 @@ IMMUTABLE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
         lambda v: [hex(v.numerator), hex(v.denominator)],
         lambda c: Fraction(*map(_whole, c)),
     ),
+    date: (lambda v: [v.year, v.month, v.day], lambda c: date(*c)),
+    datetime: (lambda v: [*v.timetuple()[:6], v.microsecond], lambda c: datetime(*c)),
+    time: (lambda v: [v.hour, v.minute, v.second, v.microsecond], lambda c: time(*c)),
+    timedelta: (lambda v: [v.days, v.seconds, v.microseconds], lambda c: timedelta(*c)),
 }
 FROZEN: tuple[type, ...] = (tuple, frozenset)
 SEQUENCES: tuple[type, ...] = (list, deque, set)
 MAPPINGS: tuple[type, ...] = (Counter, OrderedDict, dict)
 MUTABLE = {kind.__name__: kind for kind in (*SEQUENCES, *MAPPINGS, bytearray)}
 PLAIN = {**MUTABLE, **{kind.__name__: kind for kind in (*IMMUTABLE, *FROZEN)}}
+# Where tests expect one of these, what they expect could be the failure of their own assertion.
+BROAD = ("BaseException", "Exception", "AssertionError")
+# Classes that are the same at both ends, by name.
+CLASSES: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        *(*PLAIN.values(), type(None), types.FunctionType, types.MethodType, types.ModuleType),
+        *(types.BuiltinFunctionType, types.GeneratorType, types.CoroutineType),
+        *(types.AsyncGeneratorType, types.CodeType),
+        *(kind for kind in vars(builtins).values() if isinstance(kind, type)),
+    )
+    if kind.__name__ not in BROAD
+}
+
+CONSTANTS: dict[str, Any] = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
+# Special methods that the tests' end of an object has where the object has them. Python looks
+# whether they are there, as tests do by `callable` and `isinstance(x, Iterable)`. Those of `object`
+# are not listed: all objects have them.
+UNARY = (
+    *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "int", "float", "complex"),
+    *("index", "bytes", "len", "length_hint", "iter", "reversed", "getitem", "setitem", "delitem"),
+    *("fspath", "enter", "aenter", "aiter"),
+)
+ARITHMETIC = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul"),
+    *("and", "or", "xor", "lshift", "rshift"),
+)
+SPECIAL = frozenset(
+    f"__{name}__"
+    for name in (
+        *(*UNARY, *ARITHMETIC, *(f"r{name}" for name in ARITHMETIC)),
+        *(f"i{name}" for name in ARITHMETIC),
+        *("call", "contains", "next", "exit", "await", "anext", "aexit"),
+    )
+)
 
 
 def _complex(real: str, imaginary: str) -> complex:
@@ -71,8 +114,8 @@ class Link:
     """One end of the connection.
 
     Args:
-        to_object: the object behind a number.
-        to_number: the number of an object that is not copied.
+        describe: kind and content of what is not copied; its `place_of` gives a value's place.
+        build: what the other end's `describe` described; its `value_at` gives a place's value.
     """
 
     def __init__(
@@ -80,11 +123,11 @@ class Link:
         incoming: BinaryIO,
         outgoing: BinaryIO,
         *,
-        to_object: Callable[[int], Any],
-        to_number: Callable[[Any], int],
+        describe: Callable[[Any, Callable[[Any], Any]], tuple[str, Any]],
+        build: Callable[[str, Any, Callable[[Any], Any]], Any],
     ) -> None:
         self.incoming, self.outgoing = incoming, outgoing
-        self.to_object, self.to_number = to_object, to_number
+        self.describe, self.build = describe, build
         self.classes: Mapping[str, type] = {}  # of the task, by name
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -143,9 +186,9 @@ class Link:
     ) -> tuple[str, Any]:
         kind = type(value)
         if as_base:
-            kind = next((base for base in PLAIN.values() if issubclass(kind, base)), kind)
+            kind = next(base for base in (*PLAIN.values(), kind) if issubclass(kind, base))
         name = kind.__name__
-        if kind in IMMUTABLE:
+        if kind in IMMUTABLE and getattr(value, "tzinfo", None) is None:
             return name, IMMUTABLE[kind][0](value)
         if kind is bytearray:
             return name, bytes(value).hex()
@@ -153,11 +196,19 @@ class Link:
             return name, [place_of(item) for item in kind.__iter__(value)]
         if kind in MAPPINGS:
             return name, [place_of(part) for pair in dict.items(value) for part in pair]
-        own = self.classes.get(name) is kind and kind.__dictoffset__  # all its content is `vars`
+        own: Any = (
+            self.classes.get(name) is kind and kind.__dictoffset__
+        )  # all its content is `vars`
         if own and kind.__new__ is object.__new__:
             parts = [place_of(part) for pair in vars(value).items() for part in pair]
             return "object", [name, *parts]
-        return "remote", self.to_number(value)
+        if isinstance(value, slice):
+            return "slice", [place_of(value.start), place_of(value.stop), place_of(value.step)]
+        if kind is type and value in CLASSES.values():
+            return "class", value.__name__
+        if any(value is constant for constant in CONSTANTS.values()):
+            return "class", repr(value)
+        return self.describe(value, place_of)
 
     def decode(
         self, graph: Mapping[str, Any], *, origins: list[Any] | None = None
@@ -170,9 +221,7 @@ class Link:
         nodes = graph["nodes"]
         made: dict[int, Any] = {}
         for i, (kind, origin, content) in enumerate(nodes):
-            if kind == "remote":
-                made[i] = self.to_object(content)
-            elif kind in MUTABLE or kind == "object":
+            if kind in MUTABLE or kind == "object":
                 own = None if origins is None or origin is None else origins[origin]
                 made[i] = self._emptied(kind, content, own)
 
@@ -182,7 +231,13 @@ class Link:
             number = place[1]
             if number not in made:
                 kind, _, content = nodes[number]
-                if PLAIN[kind] in FROZEN:
+                if kind == "class":
+                    made[number] = {**CLASSES, **CONSTANTS}[content]
+                elif kind == "slice":
+                    made[number] = slice(*map(value_at, content))
+                elif kind not in PLAIN:
+                    made[number] = self.build(kind, content, value_at)
+                elif PLAIN[kind] in FROZEN:
                     made[number] = PLAIN[kind](value_at(item) for item in content)
                 else:
                     made[number] = IMMUTABLE[PLAIN[kind]][1](content)
@@ -212,7 +267,7 @@ def _fill(target: Any, kind: str, content: Any, value_at: Callable[[Any], Any]) 
         target.extend(value_at(place) for place in content)
     elif kind == "set":
         target.update(value_at(place) for place in content)
-    elif kind != "remote":
+    else:
         parts = [value_at(place) for place in (content[1:] if kind == "object" else content)]
         into = vars(target) if kind == "object" else target
         for key, value in zip(parts[::2], parts[1::2], strict=True):
