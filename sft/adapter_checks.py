@@ -1,24 +1,28 @@
 """Whether an adapter can be trained, asked of a model without data before anything is measured."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from sft.adapter_settings import adapter_settings, check_patterns
-from sft.adapters import adapter_base
+from sft.adapters import CONFIG, adapter_base
 from sft.causal import model_of_config
 from sft.config import LoraSection, Preset, UserError
 from sft.model_files import loading
 from sft.run import is_adapter
 from sft.targets import adapted_weights, add_adapter, lora_config, refuse_ends, shown_targets
 from sft.vocabulary import token_rows
+from sft.weights import check_values
+
+AS_TRAINED = f"give it with its own {CONFIG} and the base that it was trained over"
+FLOATING = ("F64", "F32", "F16", "BF16")  # types of numbers, as safetensors names them
 
 
 def check_adapters(
@@ -132,23 +136,65 @@ def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> N
                 given=given,
             )
             its = LoraConfig.from_pretrained(path)
-            refuse_ends(model, its)
+            refuse_ends(model, its, given=given)
             adapted = PeftModel(model, its)
     found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     due = own | {name: tuple(tensor.shape) for name, tensor in found.items()}
-    for name, shape in _shapes(Path(path)):
+    its_weights = _without_values(Path(path), given=given)
+    for name, tensor in its_weights.items():
         plain = name.removeprefix("base_model.model.")
-        wanted = due.get(name, due.get(plain))
+        wanted, shape = due.get(name, due.get(plain)), tuple(tensor.shape)
         if wanted is not None and wanted != shape:
             raise UserError(_other_shape(path, given=given, name=plain, shape=shape, wanted=wanted))
+    _check_names(adapted, its_weights, due=found, given=given, base=base)
+
+
+def _check_names(
+    adapted: PeftModel,
+    its_weights: dict[str, torch.Tensor],
+    *,
+    due: Container[str],
+    given: str,
+    base: str,
+) -> None:
+    """Refuse weights that lack some of the adapter's, which PEFT would leave as they began, or hold
+    others, which it would leave out.
+
+    Args:
+        adapted: the base with the adapter, without values.
+        its_weights: of the adapter's file, without values.
+        due: names of the weights that PEFT would save of it.
+    """
+    at = f"model.name_or_path={given}: its weights"
+    with loading(given, what=f"PEFT cannot load its weights over {base}", remedy=AS_TRAINED):
+        try:
+            result: Any = set_peft_model_state_dict(adapted, its_weights)
+        except KeyError as error:  # of a module that is saved whole, or of tokens
+            raise UserError(f"{at} lack {str(error.args[0])[:100]!r}; {AS_TRAINED}") from None
+    parameters = dict(adapted.named_parameters(remove_duplicate=False))
+    missing = set(result.missing_keys)
+    there = {id(parameter) for name, parameter in parameters.items() if name not in missing}
+    lacking = [
+        name
+        for name in missing
+        if ("default" in name.split(".") or name in due) and id(parameters.get(name)) not in there
+    ]  # a parameter may have two names, as in a tied head
+    for names, rest in (
+        (lacking, "lack {}, which would stay as they began"),
+        (result.unexpected_keys, "hold {}, which nothing reads"),
+    ):
+        if names:
+            told = rest.format(f"{sorted(names)[0][:100]!r} ({len(names)} such)")
+            raise UserError(f"{at} {told}; {AS_TRAINED}")
 
 
 def _other_shape(path: str, *, given: str, name: str, shape: Any, wanted: Any) -> str:
     base = adapter_base(path)
-    at = f"model.name_or_path={given}: its {name} is {list(shape)}, its base {base} asks for"
-    rows = any(part in name for part in ("embed", "wte", "head")) and shape[1:] == wanted[1:]
-    if not rows:
-        return f"{at} {list(wanted)}; give the base that it was trained over"
+    at = f"model.name_or_path={given}: its {name} is {list(shape)}, its base {base}"
+    ends = name.endswith(".weight") and any(part in name for part in ("embed", "wte", "head"))
+    if not (ends and shape[1:] == wanted[1:]):
+        return f"{at} with its {CONFIG} asks for {list(wanted)}; {AS_TRAINED}"
+    at += " asks for"
     whole = path.rstrip("/") + "-merged"
     steps = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
@@ -163,9 +209,25 @@ def _other_shape(path: str, *, given: str, name: str, shape: Any, wanted: Any) -
     )
 
 
-def _shapes(folder: Path) -> list[tuple[str, tuple[int, ...]]]:
+def _without_values(folder: Path, *, given: str) -> dict[str, torch.Tensor]:
+    """The weights of an adapter, of their shapes, on the meta device.
+
+    Raises:
+        UserError: some are no floating-point numbers, or not finite.
+    """
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
-        return []  # which `sft.weights` refuses
+        return {}  # which `sft.weights` refuses
+    found = {}
     with safe_open(file, "pt") as opened:
-        return [(name, tuple(opened.get_slice(name).get_shape())) for name in opened.keys()]  # noqa: SIM118  it is no dictionary
+        for name in opened.keys():  # noqa: SIM118  it is no dictionary
+            part = opened.get_slice(name)
+            if (kind := part.get_dtype()) not in FLOATING:
+                raise UserError(
+                    f"model.name_or_path={given}: {file.name}: {name[:100]!r} holds numbers of "
+                    f"type {kind}, and adapters are read as {', '.join(FLOATING)}; save it again "
+                    "with peft, unquantised"
+                )
+            check_values([(name, opened.get_tensor(name))], given=given)
+            found[name] = torch.empty(part.get_shape(), device="meta")
+    return found

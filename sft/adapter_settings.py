@@ -10,11 +10,20 @@ from sft.config import UserError
 from sft.model_files import read_settings
 from sft.time_limit import cpu_seconds
 
+# What can be done with an adapter that is not loaded here.
+MERGE_FIRST = "merge it into its base with peft first, where peft can, or train one without"
 HIGHEST_RANK = 1 << 16
+FLAGS = (
+    *("use_rslora", "use_dora", "fan_in_fan_out", "inference_mode"),
+    *("lora_bias", "ensure_weight_tying"),
+)
 MATCHING = 2.0  # seconds of computing for all names of a model's modules
-# PEFT begins the weights again before it loads them. PiSSA and OLoRA change the base by it, too, so
-# that it has to be done; other ways need data or packages, or take as long as their name says.
-BEGINNINGS = re.compile(r"gaussian|orthogonal|olora|eva|pissa|pissa_niter_\d{1,2}")
+# PEFT initializes the weights again before it loads them. PiSSA and OLoRA subtract their first
+# product from the base there, as they did before training; both are exact.
+REPEATED = re.compile(r"gaussian|orthogonal|olora|eva|pissa")
+# These subtract from the base, too, and PEFT cannot do the same again: pissa_niter_N takes a random
+# approximation, CorDA needs data, and LoRA-GA gradients, without which PEFT leaves the base whole.
+UNREPEATABLE = re.compile(r"pissa_niter_.*|corda.*|lora_ga", re.DOTALL)
 
 
 def adapter_settings(path: str, *, given: str) -> dict[str, Any]:
@@ -43,7 +52,12 @@ def _flaws(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = config.get(field, least)
         if not isinstance(value, int | float) or isinstance(value, bool) or not value >= least:
             yield field, "is no number of at least 0; correct it"
-    for field in ("use_rslora", "use_dora", "fan_in_fan_out", "inference_mode"):
+    if config.get("bias", "none") not in ("none", "all", "lora_only"):
+        yield "bias", "is none of none, all and lora_only; correct it"
+    tokens = config.get("trainable_token_indices") or []
+    if not all(_ids(ids) for ids in (tokens.values() if isinstance(tokens, dict) else [tokens])):
+        yield "trainable_token_indices", "is no list of token ids; correct it"
+    for field in FLAGS:
         if not isinstance(config.get(field, False), bool):
             yield field, "is neither true nor false; correct it"
     for field in ("target_modules", "exclude_modules", "target_parameters", "modules_to_save"):
@@ -56,12 +70,20 @@ def _flaws(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if value and not (isinstance(value, dict) and _ranks(value.values())):
             yield field, f"must give each pattern a number up to {HIGHEST_RANK:,}; correct it"
     begin = config.get("init_lora_weights", True)
-    if not (
-        isinstance(begin, bool | None) or (isinstance(begin, str) and BEGINNINGS.fullmatch(begin))
+    if isinstance(begin, str) and UNREPEATABLE.fullmatch(begin):
+        yield (
+            "init_lora_weights",
+            "changes the base by values that PEFT does not find again when it loads the adapter, "
+            "so that it computes other logits than were trained; in the process that trains it, "
+            "save it with path_initial_model_for_weight_conversion (PEFT's save_pretrained) or "
+            "save its merge_and_unload(), or train again with init_lora_weights=pissa",
+        )
+    elif not (
+        isinstance(begin, bool | None) or (isinstance(begin, str) and REPEATED.fullmatch(begin))
     ):
         yield (
             "init_lora_weights",
-            "is not done again when an adapter is loaded; merge it into its base with peft first",
+            f"is an initialization with which no adapter is loaded here; {MERGE_FIRST}",
         )
 
 
@@ -71,6 +93,10 @@ def _whole(value: Any) -> bool:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _ids(value: Any) -> bool:
+    return isinstance(value, list) and all(_whole(one) and one >= 0 for one in value)
 
 
 def _ranks(values: Iterable[Any]) -> bool:

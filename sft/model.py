@@ -53,7 +53,7 @@ from sft.system_prompt import OWN, default_system, quoted, set_system_prompt
 from sft.targets import add_adapter, lora_config, reach_of
 from sft.template_date import asks_date, set_date
 from sft.vocabulary import add_tokens, check_vocabulary, token_rows
-from sft.weights import check_adapter, check_entries, check_weights, read_weights
+from sft.weights import check_adapter, check_entries, check_values, check_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str
         raise UserError(f"model.name_or_path={name_or_path} is a file; give the model's directory")
     if not any((found / f).is_file() for f in ("config.json", CONFIG)):
         raise UserError(
-            f"model.name_or_path={name_or_path} holds no config.json; give a directory saved by "
-            "save_pretrained"
+            f"model.name_or_path={name_or_path} holds no config.json or {CONFIG}; give a "
+            "directory saved by save_pretrained"
         )
     return str(found.resolve())
 
@@ -107,19 +107,22 @@ def check_model(section: ModelSection) -> str:
     path = resolve_model_path(given, revision=section.revision)
     check_sizes(path, given=given)
     check_adapter(path, given=given)
-    whole = adapter_base(path) if is_adapter(path) else path
-    check_sizes(whole, given=given)
-    check_config_file(whole, given=given)
+    whole, of_whole = path, given
+    if is_adapter(path):
+        whole = adapter_base(path)
+        of_whole = f"{given} (its base, {whole[:200]!r})"
+    check_sizes(whole, given=of_whole)
+    check_config_file(whole, given=of_whole)
     try:
         config = read_config(path, section)
     except UserError:
         raise
     except LIBRARY_ERRORS as error:
-        raise UserError(f"model.name_or_path={given}: {_unread(error, path)}") from None
-    check_causal(config, given=given)
+        raise UserError(f"model.name_or_path={of_whole}: {_unread(error, path)}") from None
+    check_causal(config, given=of_whole)
     check_weights(path, given=given)
-    check_generation(whole, given=given)
-    build_empty(config, given=given)
+    check_generation(whole, given=of_whole)
+    build_empty(config, given=of_whole)
     check_given_adapter(path, config, given=given)
     return path
 
@@ -267,6 +270,7 @@ def load_model(
             f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "
             "them (pickled weights are not loaded)"
         ) from None
+    check_values(model.named_parameters(), given=base)
     settle_generation(model)
     model = hand_over(model) if parts else model.to(placement.device)
     enable_scoring(model)

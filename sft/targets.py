@@ -23,6 +23,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers.pytorch_utils import Conv1D
 
+from sft.adapter_settings import MERGE_FIRST
 from sft.config import LoraSection, UserError
 
 ALL = "all-linear"
@@ -143,12 +144,13 @@ def resolve_targets(model: Any, config: LoraConfig, *, in_4bit: bool = False) ->
     return config
 
 
-def refuse_ends(model: Any, config: LoraConfig) -> None:
+def refuse_ends(model: Any, config: LoraConfig, *, given: str | None = None) -> None:
     """Refuse an adapter on the head, from whose weight the loss is computed directly, or on an
     embedding that is the same matrix.
 
     Args:
         model: without the adapter.
+        given: where the adapter is, if it is not one that the preset asks for.
 
     Raises:
         UserError: there would be one.
@@ -163,9 +165,14 @@ def refuse_ends(model: Any, config: LoraConfig) -> None:
             why = "the head, whose weight the loss is computed from, past any adapter"
             if module is embedding:
                 why = "the head's matrix too, which would stay without it"
-            key = "lora.target_modules" if as_module else "lora.target_parameters"
+            key = "target_modules" if as_module else "target_parameters"
+            if given is not None:
+                raise UserError(
+                    f"model.name_or_path={given}: adapter_config.json: {key}: {_last(name)} is "
+                    f"{why}; {MERGE_FIRST}"
+                )
             raise UserError(
-                f"{key}: {_last(name)} is {why}; leave it out (model.add_tokens trains the "
+                f"lora.{key}: {_last(name)} is {why}; leave it out (model.add_tokens trains the "
                 "embeddings of single tokens)"
             )
 

@@ -3,15 +3,18 @@
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import constants
 from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from sft.adapter_settings import adapter_settings
+from sft.adapter_settings import MERGE_FIRST, adapter_settings
 from sft.adapters import BASE, CONFIG, adapter_base
 from sft.config import UserError
 from sft.model_files import read_settings
@@ -34,6 +37,7 @@ LORA_FIELDS = frozenset(
         *("megatron_core", "qalora_group_size"),  # without effect on their own
     }
 )
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 POINTER = b"version https://git-lfs"
 
 
@@ -54,24 +58,31 @@ def check_adapter(path: str, *, given: str) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(
-            f"model.name_or_path={given} is an adapter of kind {kind!r}, and only LORA is loaded; "
-            "merge it into its base with peft first"
+            f"model.name_or_path={given} is an adapter of kind {str(kind)[:80]!r}, and only LORA "
+            "is loaded; merge it into its base with peft first, where peft can, or train a LoRA"
         )
+    adapter_settings(path, given=given)
     plain = LoraConfig().to_dict()
     others = [name for name in sorted(plain.keys() - LORA_FIELDS) if config.get(name)]
     if others := [name for name in others if config[name] != plain[name]]:
         raise UserError(
             f"model.name_or_path={given}: its {CONFIG} sets {', '.join(others)}, with which no "
-            "adapter is loaded here; merge it into its base with peft first"
+            f"adapter is loaded here; {MERGE_FIRST}"
         )
-    adapter_settings(path, given=given)
     recorded = config.get(BASE)
     if not isinstance(recorded, str) or not recorded:
         raise UserError(
             f"model.name_or_path={given}: its {CONFIG} names no {BASE}; write the base's "
             "directory or hub id there"
         )
-    if is_adapter(base := adapter_base(path)):
+    try:
+        again = is_adapter(base := adapter_base(path))
+    except OSError as error:  # as of a name that is too long
+        raise UserError(
+            f"model.name_or_path={given}: {CONFIG}: {BASE}={recorded[:80]!r} cannot be read "
+            f"({error.strerror}); write the base's directory or hub id there"
+        ) from None
+    if again:
         raise UserError(
             f"model.name_or_path={given} is an adapter over {base}, an adapter again; merge that "
             "into its base first"
@@ -216,6 +227,26 @@ def read_weights(base: str, *, config: Any, **options: Any) -> Any:
             "model saved whole, with its head over the vocabulary"
         )
     return model
+
+
+def check_values(weights: Iterable[tuple[str, torch.Tensor]], *, given: str) -> None:
+    """Refuse weights, by name, that are not finite: everything that is computed by them would not
+    be, either.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, weight in weights:
+        values = weight.detach()
+        values = values.to_local() if isinstance(values, DTensor) else values
+        if values.dtype not in FLOATING or not values.numel():
+            continue
+        if not all(bound.isfinite() for bound in torch.aminmax(values)):  # in one pass, NaN too
+            raise UserError(
+                f"model.name_or_path={given}: its weights {name[:100]!r} hold values that are not "
+                "finite (NaN or infinity); fetch them again, or give a checkpoint from before the "
+                "training diverged"
+            )
 
 
 def conversion(path: str, *, adapter: bool) -> str:

@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import make_tiny_model, make_tiny_tokenizer
 from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_world import build_world, foreign_files
 from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -418,6 +419,9 @@ def test_layers_that_a_given_adapter_has_not_are_refused_with_those_that_it_has(
     settings = read_json(tmp_path / "plain" / "adapter_config.json")
     first = {"layers_to_transform": [0], "layers_pattern": "layers"}
     (tmp_path / "plain" / "adapter_config.json").write_text(json.dumps(settings | first))
+    weights = load_file(tmp_path / "plain" / "adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layers.0" in name}
+    save_file(kept, tmp_path / "plain" / "adapter_model.safetensors")
     assert dry_run(world, *given, "lora.target_modules=[v_proj, q_proj]") == 2
     assert "; set lora.between_stages=merge to begin" in capsys.readouterr().err
 
