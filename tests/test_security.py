@@ -21,8 +21,9 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import Dataset
+from hostile_adapters import save_adapter
 from made_up_tasks import CHOICE, change
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_sft_trainer import train
 
 from eval.imported import import_measures
@@ -107,11 +108,9 @@ def test_pickled_weights_are_refused_and_the_way_to_convert_them_works(tmp_path,
 
 
 def adapter(folder, base, **changes):
-    folder.mkdir()
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
-    config |= {"base_model_name_or_path": str(base)} | changes
+    save_adapter("lora", folder, base=base)
+    config = json.loads((folder / "adapter_config.json").read_text()) | changes
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    save_file({"none": torch.zeros(1)}, folder / "adapter_model.safetensors")
     return ModelSection(str(folder))
 
 
@@ -122,7 +121,8 @@ def test_adapters_of_other_kinds_and_over_pickles_are_refused(tmp_path, mark, ti
     with pytest.raises(UserError, match="kind 'PROMPT_TUNING', and only LORA"):
         check_model(adapter(tmp_path / "a", tmp_path / "base", **prompt))
     with pytest.raises(UserError, match=r"no such|no model could be read"):
-        check_model(adapter(tmp_path / "b", tmp_path / "nowhere"))
+        nowhere = {"base_model_name_or_path": str(tmp_path / "nowhere")}
+        check_model(adapter(tmp_path / "b", tmp_path / "base", **nowhere))
     pickled = adapter(tmp_path / "c", tmp_path / "base")
     (tmp_path / "c" / "adapter_model.safetensors").unlink()
     torch.save({"a.lora_A": torch.zeros(2), "b": Bomb(mark)}, tmp_path / "c" / "adapter_model.bin")

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from hostile_adapters import save_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -115,11 +116,8 @@ def test_fields_of_a_models_parts_choose_nothing_either(tmp_path):
 )
 def test_fields_of_an_adapter_choose_no_code(tmp_path, folder, fields):
     adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    plain = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "loftq_config": {}}
-    plain |= {"base_model_name_or_path": str(folder), "megatron_core": "megatron.core"}
-    write_json(adapter / "adapter_config.json", plain)
-    save_file({"none": torch.zeros(1)}, adapter / "adapter_model.safetensors")
+    save_adapter("lora", adapter, base=folder)
+    change(adapter / "adapter_config.json", loftq_config={}, megatron_core="megatron.core")
     assert check_model(ModelSection(str(adapter)))
     change(adapter / "adapter_config.json", **fields)
     for load in (
