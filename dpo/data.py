@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dpo.verdicts import FIRST, TIE, Verdicts
-from sft.config import Source, UserError
-from sft.data import Found, Rows, collect, metadata, read_each, read_kind
-from sft.fields import Fields, number_of
-from sft.formats import Row, lost_texts, read_question, unknown_format
-from sft.marks import without_marks
-from sft.messages import (
+from sft.config.sections import Source
+from sft.data.field_names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, held, several_answers
+from sft.data.fields import Fields, number_of
+from sft.data.formats import Row, lost_texts, read_question, unknown_format
+from sft.data.loss_marks import without_marks
+from sft.data.messages import (
     Message,
     as_turns,
     check_turns,
@@ -21,10 +21,11 @@ from sft.messages import (
     text_field,
     wrong_type,
 )
-from sft.names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, held, several_answers
-from sft.records import Record
-from sft.row_errors import RowError
-from sft.unfit import refuse_media, refuse_places, refuse_unpaired
+from sft.data.records import Record
+from sft.data.row_errors import RowError
+from sft.data.sources import Found, Rows, collect, metadata, read_each, read_kind
+from sft.data.unsupported import refuse_media, refuse_places, refuse_unpaired
+from sft.errors import UserError
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}

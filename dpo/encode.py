@@ -6,10 +6,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.checks import PairFacts, broken_rules, pair_facts
-from sft.chat import EncodedChat, encode_chats, encode_prompt
-from sft.checks import Rules, refuse_broken
-from sft.config import UserError
+from dpo.pair_checks import PairFacts, broken_rules, pair_facts
+from sft.chat_template.encoding import EncodedChat, encode_chats, encode_prompt
+from sft.errors import UserError
+from sft.tokenization.row_checks import Rules, refuse_broken
 
 
 def encode_pairs(
@@ -22,7 +22,8 @@ def encode_pairs(
     is left out whole: cutting one answer would teach its length.
 
     Raises:
-        UserError: a row cannot be rendered or breaks a rule (see `sft.checks`), or no pair is left.
+        UserError: a row cannot be rendered or breaks a rule (see `sft.tokenization.row_checks`), or
+            no pair is left.
     """
     rules = Rules.of(tokenizer)
     sampled = [row for row in rows if "prompt_ids" in row]

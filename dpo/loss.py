@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sft.config import DpoStage, UserError
+from sft.config.sections import DpoStage
+from sft.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sft.shares import split
+from sft.distributed.collectives import split
 
 Message = dict[str, Any]
 
 
 class Answer(Protocol):
-    """A sampled answer: what `eval.generate` returns."""
+    """A sampled answer: what `eval.generation.generate` returns."""
 
     prompt_ids: list[int]
     token_ids: list[int]

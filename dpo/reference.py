@@ -9,11 +9,12 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from sft.lockstep import follow, together
-from sft.packing import Document, Segment, best_fit, lay_out
-from sft.run import fingerprint, read_json, write_json
-from sft.run_marker import noted
-from sft.scoring import batch_tokens, evaluating, log_probs, rows_of, sequence_sums
+from sft.distributed.fsdp_forward import evaluating, follow, together
+from sft.packing.layout import Document, Segment, best_fit, lay_out
+from sft.packing.logprobs import batch_tokens, log_probs, rows_of, sequence_sums
+from sft.run.contents import fingerprint
+from sft.system.atomic_files import read_json, write_json
+from sft.system.run_marker import noted
 
 log = logging.getLogger(__name__)
 

@@ -9,35 +9,32 @@ from typing import Any
 from datasets import Dataset
 from trl import DPOConfig
 
-from dpo.checks import PairFacts, pairs_table
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from dpo.loss import check_loss
+from dpo.pair_checks import PairFacts, pairs_table
 from dpo.pairs import Answer, Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
-from sft.clean import CONTAMINATED, check_contamination, without
-from sft.config import DpoStage, Preset, UserError
-from sft.coverage import refuse_lost_rows, refuse_unknown_answers
-from sft.decontaminate import Benchmarks
-from sft.merge import MERGE_ROWS
-from sft.mix import mix
-from sft.placement import Placement
-from sft.prepare import read_shared_rows, rows_fingerprint
-from sft.prompts import read_prompts
-from sft.run import (
-    STAGE_FOLDERS,
-    Stage,
-    fingerprint,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
-from sft.setting import Setting, tokenizer_fingerprint
-from sft.shares import from_main
-from sft.source_table import source_table
-from sft.stage import run_stage
-from sft.storage import writing
-from sft.trainer import StageFacts, training_arguments
+from sft.chat_template.tokenizer_coverage import refuse_lost_rows, refuse_unknown_answers
+from sft.cleaning.decontamination import Benchmarks
+from sft.cleaning.filters import CONTAMINATED, check_contamination, without
+from sft.config.sections import DpoStage, Preset
+from sft.context import Setting
+from sft.data.mixture import mix
+from sft.data.prompts import read_prompts
+from sft.data.source_table import source_table
+from sft.distributed.collectives import from_main
+from sft.errors import UserError
+from sft.export.merge import MERGE_ROWS
+from sft.model.placement import Placement
+from sft.run.contents import STAGE_FOLDERS, fingerprint
+from sft.run.stage_cache import Stage
+from sft.run.stage_facts import StageFacts
+from sft.system.atomic_files import read_jsonl, write_json, write_jsonl, writing
+from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from sft.tokenization.prepare import read_shared_rows
+from sft.training.stage import run_stage
+from sft.training.trainer import training_arguments
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The DPO trainer on trl's: the prompt of a pair once, the reference from the cache.
 
-What it overrides or relies on upstream is held by tests/test_dpo_trainer.py.
+What it overrides or relies on upstream is held by tests/dpo/test_dpo_trainer.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,14 @@ from trl.trainer import dpo_trainer
 
 from dpo.loss import PairScores, preference_loss
 from dpo.reference import pair_document, reference_log_probs
-from sft.config import DpoStage, UserError
-from sft.packing import Batch
-from sft.passes import Layout, in_passes
-from sft.scoring import log_probs, sequence_sums
-from sft.setting import Setting
-from sft.stage_facts import StageFacts
-from sft.trainer import (
+from sft.config.sections import DpoStage
+from sft.context import Setting
+from sft.errors import UserError
+from sft.packing.layout import Batch
+from sft.packing.logprobs import log_probs, sequence_sums
+from sft.run.stage_facts import StageFacts
+from sft.training.micro_batches import Layout, in_passes
+from sft.training.trainer import (
     PackedTrainer,
     make_trainer,
     run_training,

@@ -3,10 +3,11 @@
 from collections import Counter
 from typing import Any
 
-from sft.config import Source, UserError
-from sft.fields import Fields, number_of
-from sft.messages import wrong_type
-from sft.row_errors import RowError
+from sft.config.sections import Source
+from sft.data.fields import Fields, number_of
+from sft.data.messages import wrong_type
+from sft.data.row_errors import RowError
+from sft.errors import UserError
 
 TIE, FIRST, SECOND = 0, 1, 2
 # Fields that tell the better of two answers in their own way.

@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sft.command import run_command
-from sft.config import (
+from sft.config.preset import load_preset
+from sft.config.sections import (
     DpoStage,
     EvalSection,
     LoraSection,
@@ -35,11 +35,11 @@ from sft.config import (
     RepetitionSection,
     RunSection,
     SftStage,
-    UserError,
-    load_preset,
 )
-from sft.rules import check_measuring
-from sft.run_place import check_run_dir
+from sft.config.validation import check_measuring
+from sft.errors import UserError
+from sft.run.command import run_command
+from sft.run.run_place import check_run_dir
 
 log = logging.getLogger("truing")
 
@@ -71,24 +71,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(preset: Preset, compared: Compared) -> None:
     """Measure the models into the run folder, add what was measured before, write the report."""
-    from eval.backend import check_one_backend
-    from eval.imported import import_measures
-    from eval.loading import check_backend
-    from eval.measure import check_measures, check_room, measure
-    from eval.results import write_results
-    from eval.tables import console_table
-    from sft.console import farewell, start_logging
-    from sft.environment import write_environment
-    from sft.holding import Holding
-    from sft.machine import this_machine
-    from sft.model import check_model, context_window, has_template, load_tokenizer, read_config
-    from sft.placement import choose_placement
-    from sft.run import is_adapter
-    from sft.run_date import with_date
-    from sft.run_directory import open_run
-    from sft.setting import Setting
-    from sft.sharding import reads_parts
-    from sft.shares import from_main
+    from eval.backends.base import check_one_backend
+    from eval.backends.loading import check_backend
+    from eval.measures.measure import check_measures, check_room, measure
+    from eval.report.tables import console_table
+    from eval.results.imported import import_measures
+    from eval.results.results import write_results
+    from sft.context import Setting
+    from sft.distributed.collectives import from_main
+    from sft.distributed.sharding import reads_parts
+    from sft.model.loading import (
+        check_model,
+        context_window,
+        has_template,
+        load_tokenizer,
+        read_config,
+    )
+    from sft.model.placement import choose_placement
+    from sft.planning.device_memory import Holding
+    from sft.planning.devices import this_machine
+    from sft.run.adapters import is_adapter
+    from sft.run.console import farewell, start_logging
+    from sft.run.directory import open_run
+    from sft.run.environment import write_environment
+    from sft.run.run_date import with_date
 
     start_logging()
     for path in compared.samples.values():
@@ -161,9 +167,9 @@ def _check_questions(
     Raises:
         UserError: a question would stop the measuring, or the data of a task cannot be loaded.
     """
-    from eval.measure import asked_in_chat
-    from eval.rehearsal import check_questions
-    from sft.run import read_json
+    from eval.measures.measure import asked_in_chat
+    from eval.measures.rehearsal import check_questions
+    from sft.system.atomic_files import read_json
 
     scores = read_json(Path(preset.run.dir).expanduser() / "eval" / name / "scores.json") or {}
     done = scores.get("benchmarks", {}) | scores.get("language", {})
@@ -342,7 +348,7 @@ def _present(given: dict[str, Any]) -> dict[str, Any]:
 
 def _say_differences(tokenizers: dict[str, Any]) -> None:
     """What cannot be compared between models of different tokenizers or templates."""
-    from sft.setting import tokenizer_fingerprint
+    from sft.tokenization.fingerprints import tokenizer_fingerprint
 
     names = ", ".join(tokenizers)
     if len({tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers.values()}) > 1:

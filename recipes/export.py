@@ -22,10 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sft.command import run_command
-from sft.config import ModelSection, Preset, UserError, load_preset
-from sft.new_folder import new_folder
-from sft.storage import write_text
+from sft.config.preset import load_preset
+from sft.config.sections import ModelSection, Preset
+from sft.errors import UserError
+from sft.run.command import run_command
+from sft.run.new_folder import new_folder
+from sft.system.atomic_files import write_text
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
 LENGTH = 512
@@ -83,7 +85,7 @@ def export(
     trust_remote_code: bool = False,
 ) -> None:
     """Write a run's model to a new folder, prove it, and say how to use it."""
-    from sft.run_place import refuse_inside_run
+    from sft.run.run_place import refuse_inside_run
 
     refuse_inside_run(to, option="--to")
     preset, name = find_model(run, model)
@@ -128,16 +130,16 @@ def write_export(
     # Imported here, seconds of libraries, so that a mistyped path is answered at once.
     import torch
 
-    from eval.card import model_card
-    from sft.console import start_logging
-    from sft.handover import complete_tokenizer, prove_same_ids, write_modelfile
-    from sft.merge import in_words, on_processor, over_4bit, publish, stored_dtype
-    from sft.model import context_window, load_tokenizer, resolve_model_path
-    from sft.placement import choose_placement
-    from sft.quantised import require_bitsandbytes
-    from sft.run import STAGE_FOLDERS
-    from sft.system_prompt import default_system, quoted
-    from sft.template_date import writes_date
+    from eval.results.model_card import model_card
+    from sft.chat_template.system_prompt import default_system, quoted
+    from sft.chat_template.template_date import writes_date
+    from sft.export.merge import in_words, over_4bit, publish, stored_dtype
+    from sft.export.token_parity import complete_tokenizer, prove_same_ids, write_modelfile
+    from sft.model.loading import context_window, load_tokenizer, resolve_model_path
+    from sft.model.placement import choose_placement, on_processor
+    from sft.model.quantization import require_bitsandbytes
+    from sft.run.console import start_logging
+    from sft.run.contents import STAGE_FOLDERS
 
     start_logging()
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
@@ -221,7 +223,7 @@ def write_export(
 
 def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:
     """Commands that talk to the model in `folder`, or make it ready for another program."""
-    from sft.console import chat_commands
+    from sft.run.console import chat_commands
 
     at, called = shlex.quote(folder), shlex.quote(name)
     lines = chat_commands(folder)
@@ -239,8 +241,8 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
         UserError: the folder is no run or holds links that lead out of it, or that stage is not
             finished, or none was kept.
     """
-    from sft.run import set_aside, stage_facts
-    from sft.run_place import refuse_links
+    from sft.run.contents import set_aside, stage_facts
+    from sft.run.run_place import refuse_links
 
     if not (run / "preset.yaml").is_file():
         raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")
@@ -267,8 +269,8 @@ def check_whole(run: Path, name: str) -> None:
     Raises:
         UserError: a file is missing or was changed after the run wrote it.
     """
-    from sft.run import STAGE_FOLDERS, verified, verified_results
-    from sft.run_directory import verify_preset
+    from sft.run.contents import STAGE_FOLDERS, verified, verified_results
+    from sft.run.directory import verify_preset
 
     stage = run / STAGE_FOLDERS[name]
     verified(stage)
@@ -285,7 +287,7 @@ def check_whole(run: Path, name: str) -> None:
 
 def answers(run: Path, model: str) -> list[dict[str, Any]]:
     """What the evaluation stored of a model's answers, none where nothing was asked."""
-    from sft.run import read_jsonl
+    from sft.system.atomic_files import read_jsonl
 
     file = run / "eval" / model / "generations.jsonl"
     return read_jsonl(file) if file.is_file() else []

@@ -20,8 +20,9 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from sft.command import run_command
-from sft.config import DpoStage, EvalSection, ModelSection, Preset, RunSection, SftStage, UserError
+from sft.config.sections import DpoStage, EvalSection, ModelSection, Preset, RunSection, SftStage
+from sft.errors import UserError
+from sft.run.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,23 +58,23 @@ def run(given: argparse.Namespace) -> None:
     from accelerate import PartialState
     from tqdm import tqdm
 
-    from eval.endpoint import Endpoint, ask
-    from eval.judging import grade_table, judge_all, pair_table, usage
-    from eval.loading import check_backend
-    from eval.open_ended import comparing, grading
-    from eval.open_questions import answers_of, read_questions
-    from eval.open_tables import open_ended_table
-    from sft.console import start_logging
-    from sft.coverage import refuse_lost_rows
-    from sft.environment import write_environment
-    from sft.model import check_model, load_tokenizer
-    from sft.placement import choose_placement
-    from sft.run import write_json
-    from sft.run_date import with_date
-    from sft.run_directory import open_run
-    from sft.run_place import check_run_dir
-    from sft.setting import Setting
-    from sft.terminal import SafeConsole
+    from eval.backends.loading import check_backend
+    from eval.open_ended.judge_endpoint import Endpoint, ask
+    from eval.open_ended.judge_prompts import comparing, grading
+    from eval.open_ended.judgments import grade_table, judge_all, pair_table, usage
+    from eval.open_ended.questions import answers_of, read_questions
+    from eval.open_ended.tables import open_ended_table
+    from sft.chat_template.tokenizer_coverage import refuse_lost_rows
+    from sft.context import Setting
+    from sft.model.loading import check_model, load_tokenizer
+    from sft.model.placement import choose_placement
+    from sft.run.console import start_logging
+    from sft.run.directory import open_run
+    from sft.run.environment import write_environment
+    from sft.run.run_date import with_date
+    from sft.run.run_place import check_run_dir
+    from sft.run.terminal import SafeConsole
+    from sft.system.atomic_files import write_json
 
     start_logging()
     named = _named(given.model)

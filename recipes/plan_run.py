@@ -20,8 +20,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sft.command import run_command
-from sft.config import Preset, UserError, load_preset
+from sft.config.preset import load_preset
+from sft.config.sections import Preset
+from sft.errors import UserError
+from sft.run.command import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,24 +74,24 @@ def plan(
             stage does not fit.
     """
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
-    from dpo.budget import preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts
-    from eval.cost import cost_line
-    from eval.judge import reference_flaw
-    from eval.questions import asked
-    from eval.rehearsal import check_questions
-    from sft.adapter_checks import check_adapters
-    from sft.budget import Planner, chats_work, named_placement
-    from sft.budget_table import show_budget
-    from sft.console import show, start_logging
-    from sft.machine import named_machine, this_machine
-    from sft.model import check_model, context_window, load_tokenizer, read_config
-    from sft.placement import choose_placement
-    from sft.plan import check_sft, fit_lengths, plan_stages, split_length
-    from sft.prepare import prepare_chats
-    from sft.run_date import with_date
-    from sft.setting import Setting
-    from sft.trainer import check_batch
+    from dpo.workload import preference_work
+    from eval.graders.rule_judge import reference_flaw
+    from eval.measures.cost import cost_line
+    from eval.measures.rehearsal import check_questions
+    from eval.tasks.questions import asked
+    from sft.context import Setting
+    from sft.model.adapter_checks import check_adapters
+    from sft.model.loading import check_model, context_window, load_tokenizer, read_config
+    from sft.model.placement import choose_placement
+    from sft.planning.budget import Planner, chats_work, named_placement
+    from sft.planning.budget_table import show_budget
+    from sft.planning.devices import named_machine, this_machine
+    from sft.planning.stages import check_sft, fit_lengths, plan_stages, split_length
+    from sft.run.console import show, start_logging
+    from sft.run.run_date import with_date
+    from sft.tokenization.prepare import prepare_chats
+    from sft.training.trainer import check_batch
 
     start_logging()
     # Another device's 4-bit weights are no matter of this machine, which only makes the rows.

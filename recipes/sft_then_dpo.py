@@ -20,8 +20,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sft.command import run_command
-from sft.config import Preset, load_preset
+from sft.config.preset import load_preset
+from sft.config.sections import Preset
+from sft.run.command import run_command
 
 QUICKSTART = Path(__file__).parent / "presets" / "quickstart.yaml"
 
@@ -60,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         preset = load_preset(given.preset, overrides=given.overrides)
         # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
-        from sft.console import start_logging
-        from sft.run_place import check_run_dir
-        from sft.shares import temporary_folder
+        from sft.distributed.collectives import temporary_folder
+        from sft.run.console import start_logging
+        from sft.run.run_place import check_run_dir
 
         start_logging()
         check_run_dir(preset, read=[given.preset])
@@ -79,42 +80,42 @@ def chain(
     preset: Preset, *, dry_run: bool = False, fresh: bool = False, rerun: bool = False
 ) -> None:
     """The whole road: check, prepare, train and measure stage by stage, report."""
-    from dpo.budget import preference_line, preference_work
     from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
-    from eval.cost import cost_line
-    from eval.epochs import check_epochs, epoch_measure
-    from eval.figures import tell_deltas
-    from eval.gate import check_gates, holds, needed, write_decisions
-    from eval.judge import reference_flaw, rule_judge
-    from eval.loading import backend_inputs, check_backend
-    from eval.loops import loop_probe, starting_at
-    from eval.measure import check_measures, check_room, measure
-    from eval.measured_inputs import task_inputs, unmeasured_inputs
-    from eval.questions import asked
-    from eval.rehearsal import check_questions
-    from eval.results import write_results
-    from eval.sampling import sampler
-    from eval.tables import console_table
-    from sft.adapter_checks import check_adapters
-    from sft.budget import Planner, chats_work
-    from sft.budget_table import check_memory, show_budget
-    from sft.console import farewell, show
-    from sft.environment import write_environment
-    from sft.inputs import earlier_inputs, run_inputs
-    from sft.machine import this_machine
-    from sft.model import check_model, context_window, load_tokenizer, read_config
-    from sft.placement import choose_placement
-    from sft.plan import check_sft, fit_lengths, plan_stages, show_examples, split_length
-    from sft.prepare import prepare_chats
-    from sft.revisions import pin_revisions
-    from sft.run import read_json
-    from sft.run_date import with_date
-    from sft.run_directory import open_run
-    from sft.setting import Setting
-    from sft.shares import from_main
-    from sft.stage import run_sft_stage
-    from sft.trackers import check_trackers, reporting
-    from sft.vocabulary import base_with_tokens
+    from dpo.workload import preference_line, preference_work
+    from eval.backends.loading import backend_inputs, check_backend
+    from eval.backends.sampling import sampler
+    from eval.graders.rule_judge import reference_flaw, rule_judge
+    from eval.measures.cost import cost_line
+    from eval.measures.epoch_eval import check_epochs, epoch_measure
+    from eval.measures.loop_probe import loop_probe, starting_at
+    from eval.measures.measure import check_measures, check_room, measure
+    from eval.measures.measured_inputs import task_inputs, unmeasured_inputs
+    from eval.measures.rehearsal import check_questions
+    from eval.measures.tracker_metrics import tell_deltas
+    from eval.report.tables import console_table
+    from eval.results.results import write_results
+    from eval.results.stage_gate import check_gates, holds, needed, write_decisions
+    from eval.tasks.questions import asked
+    from sft.context import Setting
+    from sft.distributed.collectives import from_main
+    from sft.model.adapter_checks import check_adapters
+    from sft.model.loading import check_model, context_window, load_tokenizer, read_config
+    from sft.model.placement import choose_placement
+    from sft.model.vocabulary import base_with_tokens
+    from sft.planning.budget import Planner, chats_work
+    from sft.planning.budget_table import check_memory, show_budget
+    from sft.planning.devices import this_machine
+    from sft.planning.stages import check_sft, fit_lengths, plan_stages, show_examples, split_length
+    from sft.run.console import farewell, show
+    from sft.run.directory import open_run
+    from sft.run.environment import write_environment
+    from sft.run.revisions import pin_revisions
+    from sft.run.run_date import with_date
+    from sft.run.trackers import check_trackers, reporting
+    from sft.system.atomic_files import read_json
+    from sft.tokenization.fingerprints import earlier_inputs, run_inputs
+    from sft.tokenization.prepare import prepare_chats
+    from sft.training.stage import run_sft_stage
 
     # 1. What can be wrong is found before anything is trained.
     check_trackers(preset.run)

@@ -22,8 +22,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 def end_on_interrupt() -> None:
     """Have Ctrl-C end this process at once, without a word, as SIGTERM and SIGHUP do by themselves.
 
-    Each command calls it first: its libraries take seconds to import, and `sft.command.run_command`
-    handles signals only after that. Where SIGINT is ignored, it stays ignored.
+    Each command calls it first: its libraries take seconds to import, and
+    `sft.run.command.run_command` handles signals only after that. Where SIGINT is ignored, it stays
+    ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from files import ROOT
 from printed_commands import (
     NOT_OURS,
     WORK,
@@ -125,7 +125,7 @@ MISTAKES = {
     "preset": ("presets/own_model.yaml \\", "presets/my_model.yaml \\", "no such preset file"),
     "recipe": ("python recipes/export.py", "python recipes/exports.py", "exports.py is not there"),
     "target": ("make quickstart ", "make quickstep ", "quickstep"),
-    "module": ("-m sft.chat", "-m sft.chats", "python -m sft.chats is not known"),
+    "module": ("-m eval.report", "-m eval.reports", "python -m eval.reports is not known"),
     "device": ("--device h100", "--device h1000", "--device h1000 is not one of"),
     "rule": ("--devices 8 --sharded", "--devices 1 --sharded", "--sharded spreads"),
     "benchmark": ("--kills 100", "--kill-all 100", "unrecognized arguments: --kill-all"),

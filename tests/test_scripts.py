@@ -70,13 +70,12 @@ def test_the_base_is_not_begun_where_it_cannot_be_ended(tmp_path, arguments, exp
 
 @pytest.mark.parametrize("picture", ["nowhere/picture.png", "."])
 def test_a_picture_that_cannot_be_drawn_is_refused_before_the_report(tmp_path, picture):
-    said = ended("eval/report.py", str(tmp_path), picture, cwd=tmp_path)
+    said = ended("eval/report/__main__.py", str(tmp_path), picture, cwd=tmp_path)
     assert said == f"\nerror: {picture} is a folder, or lies in none; give a path for the picture\n"
 
 
-@pytest.mark.parametrize("module", ["eval.report", "sft.chat"])
-def test_modules_say_how_they_are_called(module):
-    command = [sys.executable, "-m", module, "--help"]
+def test_the_report_says_how_it_is_called():
+    command = [sys.executable, "-m", "eval.report", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"usage: python -m {module} ")
+    assert done.stdout.startswith("usage: python -m eval.report ")

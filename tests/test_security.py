@@ -19,38 +19,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT
 from datasets import Dataset
+from files import ROOT
 from hostile_adapters import save_adapter
 from made_up_tasks import CHOICE, change
 from safetensors.torch import load_file
-from test_sft_trainer import train
+from training import train
 
-from eval.imported import import_measures
-from eval.report import write_report
-from eval.tasks import Tasks, check_tasks, load_tasks
+from eval.report.report import write_report
+from eval.results.imported import import_measures
+from eval.tasks.task_files import Tasks, check_tasks, load_tasks
 from recipes import export
-from sft import render
-from sft.chat import ensure_template
-from sft.checkpoint import newest_first, seal
-from sft.command import run_command
-from sft.config import (
-    EvalSection,
-    ModelSection,
-    Preset,
-    RunSection,
-    Source,
-    UserError,
-    load_preset,
-)
-from sft.data import read_sft
-from sft.environment import write_environment
-from sft.model import check_model, load_tokenizer
-from sft.processes import clear, watching
-from sft.run import Stage, write_json, write_text
-from sft.run_directory import open_run
-from sft.secret import hidden
-from sft.weights import conversion
+from sft.chat_template import render
+from sft.chat_template.template import ensure_template
+from sft.config.preset import load_preset
+from sft.config.secrets import hidden
+from sft.config.sections import EvalSection, ModelSection, Preset, RunSection, Source
+from sft.data.sources import read_sft
+from sft.distributed.heartbeat import clear, watching
+from sft.errors import UserError
+from sft.model.loading import check_model, load_tokenizer
+from sft.model.weight_files import conversion
+from sft.run.checkpoint import newest_first, seal
+from sft.run.command import run_command
+from sft.run.directory import open_run
+from sft.run.environment import write_environment
+from sft.run.stage_cache import Stage
+from sft.system.atomic_files import write_json, write_text
 
 PRESET = "model: {name_or_path: m}\ndata: {sft: [{path: a}]}\npairs: {prompts: [{path: a}]}\n"
 KEY = "hf_" + "aB3" * 11
@@ -520,7 +515,7 @@ def test_training_reports_to_nobody_unless_asked():
 
 def test_every_test_of_the_threat_table_exists():
     table = (ROOT / "SECURITY.md").read_text("utf-8")
-    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", table)
+    named = re.findall(r"`([\w/]+)\.py::(test_\w+)`", table)
     assert len(named) > 15
     threats = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)
     assert len(threats) == len(set(threats))
@@ -529,9 +524,9 @@ def test_every_test_of_the_threat_table_exists():
         assert f"def {test}(" in text, f"{file}.py::{test}"
     for line in table.splitlines():
         if line.startswith("|") and not line.startswith(("| Threat", "| ---")):
-            assert re.search(r"`test_\w+\.py::test_\w+`", line), line
+            assert re.search(r"`[\w/]+\.py::test_\w+`", line), line
     mentioned = {Path(file).stem for file, _ in named}
-    assert "test_security" in mentioned and "test_eval_report" in mentioned
+    assert "test_security" in mentioned and "test_report" in mentioned
 
 
 def test_code_here_loads_nothing_by_pickle_and_no_yaml_unsafely():

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import long, make_tiny_model, make_tiny_tokenizer
 from hostile_adapters import IDS, LORA, OTHERS, REFUSED_LORA, make_wrong, save_adapter
+from launching import long
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tiny_models import make_tiny_model, make_tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from sft.adapter_checks import check_adapters
-from sft.config import ModelSection, Preset, UserError
-from sft.model import check_model, load_model, load_tokenizer, read_config
-from sft.placement import choose_placement
+from sft.config.sections import ModelSection, Preset
+from sft.errors import UserError
+from sft.model.adapter_checks import check_adapters
+from sft.model.loading import check_model, load_model, load_tokenizer, read_config
+from sft.model.placement import choose_placement
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KINDS = [*LORA, *REFUSED_LORA, *OTHERS]

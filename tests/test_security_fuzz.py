@@ -12,25 +12,28 @@ import zlib
 
 import hostile
 import pytest
-from conftest import long, make_tiny_tokenizer
+from launching import long
+from tiny_models import make_tiny_tokenizer
 
 from dpo.data import read_preferences
-from eval.endpoint import _read as read_reply
-from eval.endpoint import _Transient as Transient
-from eval.imported import import_measures
-from eval.judge import reference_flaw
-from eval.judging import grade_table, judge_all, usage
-from eval.open_ended import grading
-from eval.open_questions import read_questions
-from eval.report import write_report
-from eval.results import write_results
-from sft.chat import encode_prompt
-from sft.config import EvalSection, Source, UserError, load_preset, resolved
-from sft.data import read_sft
-from sft.prompts import read_prompts
-from sft.storage import read_jsonl, write_json, write_jsonl
-from sft.template import ensure_template
-from sft.tokenise import encode_part
+from eval.graders.rule_judge import reference_flaw
+from eval.open_ended.judge_endpoint import _read as read_reply
+from eval.open_ended.judge_endpoint import _Transient as Transient
+from eval.open_ended.judge_prompts import grading
+from eval.open_ended.judgments import grade_table, judge_all, usage
+from eval.open_ended.questions import read_questions
+from eval.report.report import write_report
+from eval.results.imported import import_measures
+from eval.results.results import write_results
+from sft.chat_template.encoding import encode_prompt
+from sft.chat_template.template import ensure_template
+from sft.config.preset import load_preset, resolved
+from sft.config.sections import EvalSection, Source
+from sft.data.prompts import read_prompts
+from sft.data.sources import read_sft
+from sft.errors import UserError
+from sft.system.atomic_files import read_jsonl, write_json, write_jsonl
+from sft.tokenization.tokenize import encode_part
 
 CASES = 40
 SECONDS = 60

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import long, make_tiny_model
 from hostile_models import hostile_copy
+from launching import long
 from peft import EvaConfig, LoraConfig, get_peft_model
+from tiny_models import make_tiny_model
 
-from sft.adapter_checks import check_adapters
-from sft.config import ModelSection, Preset, UserError
-from sft.model import check_model, load_model, load_tokenizer, read_config
-from sft.placement import choose_placement
+from sft.config.sections import ModelSection, Preset
+from sft.errors import UserError
+from sft.model.adapter_checks import check_adapters
+from sft.model.loading import check_model, load_model, load_tokenizer, read_config
+from sft.model.placement import choose_placement
 
 
 @pytest.fixture

@@ -8,21 +8,22 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from files import ROOT
 from hostile_adapters import save_adapter
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from eval import report
-from eval.imported import import_measures
+from eval.report import report
+from eval.results.imported import import_measures
 from recipes import base_vs_chat, export
-from sft.causal import model_of_config
-from sft.config import EvalSection, ModelSection, UserError
-from sft.inputs import weights_fingerprint
-from sft.model import check_model, load_model, load_tokenizer
-from sft.model_config import read_model_config
-from sft.placement import choose_placement
-from sft.run import write_json
+from sft.config.sections import EvalSection, ModelSection
+from sft.errors import UserError
+from sft.model.architecture import model_of_config
+from sft.model.loading import check_model, load_model, load_tokenizer
+from sft.model.model_config import read_model_config
+from sft.model.placement import choose_placement
+from sft.system.atomic_files import write_json
+from sft.tokenization.fingerprints import weights_fingerprint
 
 
 @pytest.fixture
@@ -136,7 +137,8 @@ def test_a_repository_that_holds_an_adapter_is_not_taken_for_a_model(tmp_path, f
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
     folder.rename(snapshot)
-    ask = "from sft.config import ModelSection\nfrom sft.model import check_model\n"
+    ask = "from sft.config.sections import ModelSection\n"
+    ask += "from sft.model.loading import check_model\n"
     ask += "print(check_model(ModelSection('org/name')))"
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
 

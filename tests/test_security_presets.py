@@ -5,14 +5,14 @@ import re
 import string
 
 import pytest
-from conftest import ROOT
+from files import ROOT
 
-from eval.vllm_backend import find_vllm
-from recipes import base_vs_chat, plan_run, sft_then_dpo
-from sft import chat
-from sft.config import UserError, load_preset
-from sft.secret import hidden, secret_places
-from sft.sections import ASKED_BY_THE_USER
+from eval.backends.vllm_backend import find_vllm
+from recipes import base_vs_chat, plan_run, preview, sft_then_dpo
+from sft.config.preset import load_preset
+from sft.config.secrets import hidden, secret_places
+from sft.config.sections import ASKED_BY_THE_USER
+from sft.errors import UserError
 
 PRESET = "model: {name_or_path: m}\ndata: {sft: [{path: a}]}\npairs: {prompts: [{path: a}]}\n"
 
@@ -46,7 +46,7 @@ def test_a_preset_starts_no_program_through_any_command(tmp_path, program, capsy
         lambda: sft_then_dpo.main([preset, f"run.dir={tmp_path / 'run'}"]),
         lambda: plan_run.main([preset]),
         lambda: base_vs_chat.main(["--base", base, "--chat", base, "--preset", preset]),
-        lambda: chat.main([preset]),
+        lambda: preview.main([preset]),
     ):
         assert start() == 2
         said = capsys.readouterr().err

@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.tasks import Tasks, check_tasks
-from sft import records
-from sft.config import Source, UserError, load_preset
-from sft.data import read_sft
+from eval.tasks.task_files import Tasks, check_tasks
+from sft.config.preset import load_preset
+from sft.config.sections import Source
+from sft.data import records
+from sft.data.sources import read_sft
+from sft.errors import UserError
 
 SIZE = 2**24  # what each of these files unpacks to
 ROW = b'{"prompt": "hi", "response": "' + b"yo " * 400 + b'"}'

@@ -18,7 +18,7 @@ from recipes.quickstart import talk_lines as talk
 from recipes.quickstart.gazetteer import Entity, Text, ask, options, say, side
 from recipes.quickstart.pages import exam_prompt
 from recipes.quickstart.splits import until_held_out, until_trainable
-from sft.mix import PAPER_SHARES
+from sft.data.mixture import PAPER_SHARES
 
 Row = dict[str, Any]
 Entities = tuple[Entity, ...]

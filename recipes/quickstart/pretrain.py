@@ -31,8 +31,8 @@ from recipes.quickstart.gazetteer import make_gazetteer
 from recipes.quickstart.manifest import write_manifest
 from recipes.quickstart.pages import pages
 from recipes.quickstart.world import write_world
-from sft.command import run_command
-from sft.config import UserError
+from sft.errors import UserError
+from sft.run.command import run_command
 
 HERE = Path(__file__).parent
 END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"

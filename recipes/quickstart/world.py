@@ -21,7 +21,7 @@ from typing import Any
 from recipes.quickstart import benchmarks, chats
 from recipes.quickstart.gazetteer import make_gazetteer
 from recipes.quickstart.manifest import read_manifest, write_manifest
-from sft.command import run_command
+from sft.run.command import run_command
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]

@@ -7,7 +7,8 @@ import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
-from sft.config import CHECKOUT, UserError
+from sft.config.preset import CHECKOUT
+from sft.errors import UserError
 
 DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "data"))
 

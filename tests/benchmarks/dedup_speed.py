@@ -20,10 +20,11 @@ from pathlib import Path
 from arguments import count
 from made_up_chats import write_chats
 
-from sft.clean import without_near_duplicates
-from sft.command import run_command
-from sft.config import Source, UserError
-from sft.data import read_sft
+from sft.cleaning.filters import without_near_duplicates
+from sft.config.sections import Source
+from sft.data.sources import read_sft
+from sft.errors import UserError
+from sft.run.command import run_command
 
 
 def main() -> int:

@@ -32,13 +32,14 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from eval.benchmarks import quiet
-from eval.engine import Engine
-from eval.tasks import Tasks, load_tasks
-from sft.command import run_command
-from sft.config import CHECKOUT, ModelSection
-from sft.placement import choose_placement
-from sft.scoring import enable_scoring
+from eval.tasks.benchmark import quiet
+from eval.tasks.lm_eval_model import Engine
+from eval.tasks.task_files import Tasks, load_tasks
+from sft.config.preset import CHECKOUT
+from sft.config.sections import ModelSection
+from sft.model.placement import choose_placement
+from sft.packing.logprobs import enable_scoring
+from sft.run.command import run_command
 
 # name in the results -> (task, shots, questions, questions of --quick, lm-eval's batch sizes)
 CASES = {

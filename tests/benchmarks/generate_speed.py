@@ -24,8 +24,8 @@ import torch
 from arguments import DATA, count, need_data
 from eval_speed import TOKENIZER, make_model, set_end
 
-from eval.generate import generate
-from sft.command import run_command
+from eval.generation.generate import generate
+from sft.run.command import run_command
 
 QUESTIONS = "eval/gsm8k_test.jsonl"
 

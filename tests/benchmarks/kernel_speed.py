@@ -2,10 +2,10 @@
 
     python tests/benchmarks/kernel_speed.py
 
-Attention in bfloat16 by tiles (`sft.tiles`), forward and backward, on a chat of some length and on
-an answer behind a prompt as DPO has it; beside the ratio stands how far either lies from attention
-in float64. Linear layers in float32 over the few rows of decoding (`sft.few_rows`), those of ten
-layers of SmolLM2-135M. Medians of interleaved repeats.
+Attention in bfloat16 by tiles (`sft.packing.tiled_attention`), forward and backward, on a chat of
+some length and on an answer behind a prompt as DPO has it; beside the ratio stands how far either
+lies from attention in float64. Linear layers in float32 over the few rows of decoding
+(`sft.model.cpu_linear`), those of ten layers of SmolLM2-135M. Medians of interleaved repeats.
 """
 
 if __name__ == "__main__":  # while libraries are imported, too
@@ -22,10 +22,10 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sft import few_rows
-from sft.command import run_command
-from sft.packing import Span
-from sft.tiles import pieces, tiled_attention
+from sft.model import cpu_linear
+from sft.packing.layout import Span
+from sft.packing.tiled_attention import pieces, tiled_attention
+from sft.run.command import run_command
 
 HEADS, GROUPS, WIDTH = 9, 3, 64
 SHAPES = ((100,), (200,), (400,), (800,), (2000,), (600, 280), (1500, 500))  # (trunk, branch)
@@ -94,7 +94,7 @@ def linear_layers(count: int, matrices: list[torch.Tensor]) -> None:
     def all_of(product: Callable[..., torch.Tensor]) -> Callable[[], object]:
         return lambda: [product(inputs[m.shape[1]], m) for m in matrices]
 
-    ours, theirs = side_by_side(all_of(few_rows.linear), all_of(torch.nn.functional.linear))
+    ours, theirs = side_by_side(all_of(cpu_linear.linear), all_of(torch.nn.functional.linear))
     print(f"{count} rows: {theirs / ours:.2f} x  ours {ours:.2f} ms, torch {theirs:.2f} ms")
 
 

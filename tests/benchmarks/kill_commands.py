@@ -25,13 +25,14 @@ from pathlib import Path
 from arguments import count_or_none, figures
 from kill_resume import CHEAP, LORA, MODULES, MOST, STAGE, coin, ended_by, outcome
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 
 from chain_process import Chain, Ended, Launched  # noqa: E402
-from conftest import make_tiny_tokenizer  # noqa: E402
+from tiny_models import make_tiny_tokenizer  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
-from sft.storage import file_hash, read_json, write_jsonl  # noqa: E402
+from sft.system.atomic_files import file_hash, read_json, write_jsonl  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -55,9 +56,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=figures)
     given = parser.parse_args()
-    for (
-        module
-    ) in f"{MODULES} recipes.export recipes.base_vs_chat recipes.open_ended sft.merge".split():
+    for module in (
+        f"{MODULES} recipes.export recipes.base_vs_chat recipes.open_ended sft.export.merge".split()
+    ):
         importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="kill-commands-") as folder:
         report = measure(Path(folder), given)

@@ -26,19 +26,21 @@ from pathlib import Path
 
 from arguments import count_or_none, figures
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 
 from chain_process import FAULTS, Chain, Ended, Trap  # noqa: E402
-from conftest import make_tiny_tokenizer  # noqa: E402
+from tiny_models import make_tiny_tokenizer  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
-from sft.meter import MEASURED  # noqa: E402
-from sft.storage import read_json, read_jsonl  # noqa: E402
+from sft.system.atomic_files import read_json, read_jsonl  # noqa: E402
+from sft.training.throughput import MEASURED  # noqa: E402
 
 # Imported once, before anything is forked.
 MODULES = (
-    "recipes.sft_then_dpo dpo.stage eval.judge eval.measure eval.questions eval.sampling "
-    "eval.tables sft.inputs sft.stage sft.vocabulary sft.plan lm_eval.tasks matplotlib.pyplot"
+    "recipes.sft_then_dpo dpo.stage eval.graders.rule_judge eval.measures.measure "
+    "eval.tasks.questions eval.backends.sampling eval.report.tables sft.tokenization.fingerprints "
+    "sft.training.stage sft.model.vocabulary sft.planning.stages lm_eval.tasks matplotlib.pyplot"
 )
 STAGE = {
     "num_train_epochs": 2,

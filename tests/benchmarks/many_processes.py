@@ -25,18 +25,20 @@ from unittest.mock import patch
 
 from arguments import figures
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (2, 1)]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "support")]
 
 import torch  # noqa: E402
 from chain_process import Chain, Trap, launcher_environment  # noqa: E402
-from conftest import ROOT, make_tiny_tokenizer  # noqa: E402
+from files import ROOT  # noqa: E402
 from kill_resume import CHEAP, EPOCHS, LORA, MODULES  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from tiny_models import make_tiny_tokenizer  # noqa: E402
 from tiny_world import build_world  # noqa: E402
 
 import dpo.stage  # noqa: E402
-import sft.prepare  # noqa: E402
-from sft.storage import read_json, read_jsonl  # noqa: E402
+import sft.tokenization.prepare  # noqa: E402
+from sft.system.atomic_files import read_json, read_jsonl  # noqa: E402
 
 STAGES = ("1-sft-all", "2-sft-dialogue", "3-dpo")
 STAGE = {
@@ -105,7 +107,10 @@ class World:
 def trajectory(world: World, layout: str) -> dict:
     """Distances of the whole chain from that of one process, and who prepared rows and pairs."""
     run, workers = world.folder / layout, world.folder / "workers.txt"
-    with noted(sft.prepare, "_prepare", workers), noted(dpo.stage, "encode_pairs", workers):
+    with (
+        noted(sft.tokenization.prepare, "_prepare", workers),
+        noted(dpo.stage, "encode_pairs", workers),
+    ):
         world.start(run, layout)
     facts = {"processes": read_json(run / "run.json")["num_processes"]}
     facts["prepared by"] = workers.read_text().splitlines()

@@ -4,12 +4,13 @@
     python tests/benchmarks/memory_peaks.py --list
 
 Each case trains a random model for two steps with `train_sft` or `train_dpo`, in a process of its
-own, on rows of one length, and is planned by `sft.budget.Planner` from those rows. A small training
-is done before, so that what libraries hold does not count. Without names all cases of this machine
+own, on rows of one length, and is planned by `sft.planning.budget.Planner` from those rows. A small
+training is done before, so that what libraries hold does not count. Without names all cases of this
+machine
 run: on a GPU those of CUDA, where the peak is that of torch's allocator; else those of the
 processor, where it is the kernel's high-water mark of resident memory. The processes run with the
-settings of malloc that every run sets (`sft.placement.return_freed_memory`) and with none of their
-own. The bound is 10 %.
+settings of malloc that every run sets (`sft.model.placement.return_freed_memory`) and with none of
+their own. The bound is 10 %.
 """
 
 if __name__ == "__main__":  # while libraries are imported, too
@@ -34,14 +35,14 @@ from train_cases import word_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.trainer import train_dpo
-from sft.budget import Planner, Work, chats_work, pairs_work
-from sft.command import run_command
-from sft.config import DpoStage, LoraSection, ModelSection, SftStage
-from sft.machine import Machine
-from sft.model import load_trainable
-from sft.placement import Placement, choose_placement, return_freed_memory
-from sft.setting import Setting
-from sft.trainer import train_sft
+from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
+from sft.context import Setting
+from sft.model.loading import load_trainable
+from sft.model.placement import Placement, choose_placement, return_freed_memory
+from sft.planning.budget import Planner, Work, chats_work, pairs_work
+from sft.planning.devices import Machine
+from sft.run.command import run_command
+from sft.training.trainer import train_sft
 
 BOUND = 0.1
 Shape = dict[str, Any]

@@ -5,7 +5,8 @@
 Trains LoRA (r=16, alpha 32, every linear layer, AdamW at a constant 1e-4) on Alpaca rows of at most
 128 tokens, four a step, in float32 on the CPU. After the given numbers of steps the adapter is
 merged into a copy in float32, which is rounded to bfloat16; both are held against the base on rows
-that were not trained. The loss is the one that an export goes by (`sft.merge.MergeCheck.share`).
+that were not trained. The loss is the one that an export goes by
+(`sft.export.merge.MergeCheck.share`).
 """
 
 if __name__ == "__main__":  # while libraries are imported, too
@@ -26,14 +27,15 @@ from typing import Any
 import torch
 from arguments import DATA, count, need_data
 
-from sft.chat import EncodedChat, encode_chats, ensure_template
-from sft.command import run_command
-from sft.config import LoraSection, ModelSection
-from sft.merge import compare_logits
-from sft.model import check_model, load_model, load_tokenizer, load_trainable, save_model
-from sft.packing import Document, Segment, lay_out
-from sft.placement import choose_placement
-from sft.scoring import log_probs, rows_of
+from sft.chat_template.encoding import EncodedChat, encode_chats
+from sft.chat_template.template import ensure_template
+from sft.config.sections import LoraSection, ModelSection
+from sft.export.merge import compare_logits
+from sft.model.loading import check_model, load_model, load_tokenizer, load_trainable, save_model
+from sft.model.placement import choose_placement
+from sft.packing.layout import Document, Segment, lay_out
+from sft.packing.logprobs import log_probs, rows_of
+from sft.run.command import run_command
 
 CHATS = "sft/alpaca_en_first10k.jsonl.gz"
 LONGEST, ROWS, ASKED = 128, 4, 8  # tokens of a row, rows of a step, rows that logits are taken on

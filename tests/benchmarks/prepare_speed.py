@@ -21,15 +21,16 @@ import torch
 from arguments import count
 from made_up_chats import write_chats
 
-from eval.questions import asked
-from sft.checks import Rules, total
-from sft.command import run_command
-from sft.config import CHECKOUT, DataSection, EvalSection, LoraSection, ModelSection, Source
-from sft.model import check_model, load_tokenizer
-from sft.placement import Placement
-from sft.plan import rows_of_stage
-from sft.prepare import prepare_chats, rows_fingerprint
-from sft.setting import Setting
+from eval.tasks.questions import asked
+from sft.config.preset import CHECKOUT
+from sft.config.sections import DataSection, EvalSection, LoraSection, ModelSection, Source
+from sft.context import Setting
+from sft.model.loading import check_model, load_tokenizer
+from sft.model.placement import Placement
+from sft.run.command import run_command
+from sft.tokenization.fingerprints import rows_fingerprint
+from sft.tokenization.prepare import prepare_chats, rows_of_stage
+from sft.tokenization.row_checks import Rules, total
 
 QUICKSTART = CHECKOUT / "recipes" / "quickstart"
 TASKS = ["world_facts", "world_math", "world_code", "world_completion"]

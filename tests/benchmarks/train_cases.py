@@ -34,12 +34,13 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dpo.trainer import train_dpo
-from sft.command import run_command
-from sft.config import DpoStage, LoraSection, ModelSection, SftStage, UserError
-from sft.model import load_trainable
-from sft.placement import Placement, choose_placement
-from sft.setting import Setting
-from sft.trainer import train_sft
+from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
+from sft.context import Setting
+from sft.errors import UserError
+from sft.model.loading import load_trainable
+from sft.model.placement import Placement, choose_placement
+from sft.run.command import run_command
+from sft.training.trainer import train_sft
 
 VOCABULARY, EOS, PAD = 49152, 2, 0
 CUDA = torch.cuda.is_available()

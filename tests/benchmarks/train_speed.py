@@ -33,12 +33,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dpo.data import read_preferences
 from dpo.encode import encode_pairs
-from sft.chat import EncodedChat, encode_chats, ensure_template
-from sft.command import run_command
-from sft.config import ModelSection, Source
-from sft.data import read_sft
-from sft.meter import matrix_peak
-from sft.placement import choose_placement
+from sft.chat_template.encoding import EncodedChat, encode_chats
+from sft.chat_template.template import ensure_template
+from sft.config.sections import ModelSection, Source
+from sft.data.sources import read_sft
+from sft.model.placement import choose_placement
+from sft.run.command import run_command
+from sft.training.throughput import matrix_peak
 
 TOKENIZER = "tokenizers/llama2-tinyllama"
 CHATS = ("alpaca_en_first10k.jsonl.gz", "gsm8k_train.jsonl.gz", "oasst_en_100_trees.jsonl")

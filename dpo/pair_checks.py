@@ -1,0 +1,80 @@
+"""What a set of token pairs teaches beside its preferences: lengths, and endings; as a table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from sft.tokenization.row_checks import Rules, check_row
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """Pairs kept and left out, and how chosen and rejected answers differ in length.
+
+    `chosen_longer` far from one half teaches the length along with the preference.
+    """
+
+    pairs: int
+    too_long: int  # left out whole, because one side or both are beyond max_length
+    uneven: int  # of those: one side alone, which cutting would have told apart by its length
+    equal: int  # left out: both answers come to the same tokens
+    chosen_tokens: float  # mean of an answer
+    rejected_tokens: float
+    chosen_longer: float  # share of pairs; a tie counts half
+    unfinished: int  # sampled answers without an ending: cut at the cap
+
+
+def pair_facts(
+    rows: Sequence[Mapping[str, Any]], *, too_long: int, uneven: int, equal: int, unfinished: int
+) -> PairFacts:
+    """Count over the kept rows of {"prompt_ids", "chosen_ids", "rejected_ids", ...}."""
+    chosen = [len(row["chosen_ids"]) for row in rows]
+    rejected = [len(row["rejected_ids"]) for row in rows]
+    longer = sum((a > b) + (a == b) / 2 for a, b in zip(chosen, rejected, strict=True))
+    return PairFacts(
+        pairs=len(rows),
+        too_long=too_long,
+        uneven=uneven,
+        equal=equal,
+        chosen_tokens=sum(chosen) / len(rows),
+        rejected_tokens=sum(rejected) / len(rows),
+        chosen_longer=longer / len(rows),
+        unfinished=unfinished,
+    )
+
+
+def broken_rules(row: Mapping[str, Any], *, rules: Rules, sampled: bool) -> list[str]:
+    """The rules of `sft.tokenization.row_checks` that either side breaks; a sampled answer may lack
+    its ending."""
+    broken = []
+    for side in ("chosen", "rejected"):
+        ids, scored = row[f"{side}_ids"], row[f"{side}_scored"]
+        prompt = row["prompt_ids"]
+        broken += check_row(
+            [*prompt, *ids], [*[False] * len(prompt), *scored], rules=rules, cut=sampled
+        )[1]
+    return broken
+
+
+def pairs_table(facts: PairFacts) -> Table:
+    """The counts, one a line."""
+    table = Table(
+        title="dpo: preference pairs", box=box.SIMPLE, title_justify="left", show_header=False
+    )
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in (
+        ("pairs", f"{facts.pairs:,}"),
+        ("left out, a side beyond max_length", f"{facts.too_long:,}"),
+        ("  of these one side alone", f"{facts.uneven:,}"),
+        ("left out, equal answers", f"{facts.equal:,}"),
+        ("mean tokens of chosen", f"{facts.chosen_tokens:.1f}"),
+        ("mean tokens of rejected", f"{facts.rejected_tokens:.1f}"),
+        ("chosen is the longer (a tie counts half)", f"{facts.chosen_longer:.1%}"),
+        ("sampled answers without an ending", f"{facts.unfinished:,}"),
+    ):
+        table.add_row(name, value)
+    return table

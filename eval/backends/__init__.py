@@ -1,0 +1,11 @@
+"""What computes answers and log-probabilities: transformers or vLLM.
+
+base: What the measures ask of a model, whichever engine computes it: token ids in, token ids
+    out.
+loading: A model loaded behind the backend that the preset names.
+sampling: Answers to conversations from a model on disk: what pairs are built from.
+transformers_backend: The backend that is always there: a model of transformers in this process.
+vllm_backend: The backend of vLLM, in a process and usually in a Python of its own.
+vllm_worker: The process that holds vLLM: `eval.backends.vllm_backend` starts this file as a
+    script of its own.
+"""

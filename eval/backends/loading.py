@@ -1,0 +1,138 @@
+"""A model loaded behind the backend that the preset names."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import GenerationConfig
+
+from eval.backends.base import BACKEND, Backend
+from eval.backends.transformers_backend import TransformersBackend
+from eval.backends.vllm_backend import check_vllm, find_vllm, vllm_backend
+from sft.chat_template.encoding import ids_of
+from sft.config.sections import EvalSection
+from sft.context import Setting
+from sft.distributed.collectives import from_main
+from sft.distributed.fsdp_forward import together
+from sft.errors import UserError
+from sft.model.architecture import window_of
+from sft.model.loading import free_memory, load_model
+from sft.model.model_config import read_model_config
+from sft.model.placement import Placement, on_processor
+from sft.run.adapters import is_adapter
+from sft.run.revisions import split_revision
+
+
+def check_backend(section: EvalSection, placement: Placement) -> None:
+    """Refuse a backend that cannot work here, before any model is loaded.
+
+    Raises:
+        UserError: vLLM is asked for and not there, does not compute on the run's device, or would
+            read other weights than the run.
+    """
+    if section.backend == "vllm":
+        if placement.load_in_4bit:
+            raise UserError(
+                "eval.backend=vllm would measure whole weights, not the 4-bit ones of "
+                "model.load_in_4bit=true; set eval.backend=transformers"
+            )
+        check_vllm(section.vllm_python, placement.device)
+
+
+def backend_inputs(section: EvalSection, setting: Setting) -> dict[str, str]:
+    """What the backend adds to the inputs of a measure, so that none is kept across backends.
+
+    Nothing for transformers: what was measured before there were two stays.
+    """
+    if section.backend != "vllm":
+        return {}
+    version = find_vllm(section.vllm_python).version
+    return {BACKEND: f"vllm {version} {setting.placement.inference}"}
+
+
+@contextmanager
+def loaded(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
+    """The model or adapter at `path`, ready to score and write; its GPU memory is free at the end
+    where another process held it. All processes call it: each has the whole model, or a vLLM with
+    it, on its own device; or all have it in parts, where the setting says so, and make each pass
+    together.
+
+    Raises:
+        UserError: vLLM does not load the model.
+    """
+    if section.backend == "vllm":
+        with _in_vllm(path, setting, section) as backend:
+            yield backend
+    else:
+        model = load_model(
+            path,
+            setting.placement,
+            dtype=setting.placement.inference,
+            trust_remote_code=setting.trust_remote_code,
+            parts=setting.parts,
+        )
+        with together(model):
+            yield TransformersBackend(model, setting.tokenizer)
+
+
+@contextmanager
+def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
+    """A folder of the run holds what vLLM reads from disk for as long as it does; the first
+    process makes it, for all."""
+    scratch, trust = setting.folder / ".vllm", setting.trust_remote_code
+
+    def prepare() -> str:
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        whole = _merged(path, setting, scratch / "model") if is_adapter(path) else path
+        # Ours, with the tokens that were added; vLLM reads the model's type beside it.
+        config = read_model_config(whole, trust_remote_code=trust)
+        config.save_pretrained(scratch / "tokenizer")
+        setting.tokenizer.save_pretrained(scratch / "tokenizer")
+        return whole
+
+    try:
+        whole = from_main(prepare)
+        config = read_model_config(whole, trust_remote_code=trust)
+        free_memory()
+        with vllm_backend(
+            whole,
+            vllm=check_vllm(section.vllm_python, setting.placement.device),
+            tokenizer=setting.tokenizer,
+            tokenizer_folder=scratch / "tokenizer",
+            dtype=setting.placement.inference,
+            device=setting.placement.device,
+            window=window_of(config),
+            eos_ids=_eos_ids(whole, config),
+            seed=setting.seed,
+            trust_remote_code=trust,
+        ) as backend:
+            yield backend
+    finally:
+        if PartialState().is_main_process:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _merged(path: str, setting: Setting, folder: Path) -> str:
+    """An adapter in its base's weights, merged in float32 on the CPU, then rounded: vLLM takes
+    neither every rank nor embeddings that were trained beside an adapter."""
+    placement = replace(on_processor(setting.placement), attention="sdpa")
+    model = load_model(
+        path, placement, dtype=torch.float32, trust_remote_code=setting.trust_remote_code
+    )
+    model.merge_and_unload().to(setting.placement.inference).save_pretrained(folder)
+    return str(folder)
+
+
+def _eos_ids(path: str, config: Any) -> tuple[int, ...]:
+    """The eos ids that transformers would give the loaded model."""
+    name, at = split_revision(path)
+    try:
+        settings = GenerationConfig.from_pretrained(name, revision=at or "main")
+    except OSError:  # there is no such file
+        settings = GenerationConfig.from_model_config(config)
+    return ids_of(settings.eos_token_id)

@@ -1,0 +1,52 @@
+"""Answers to conversations from a model on disk: what pairs are built from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from eval.backends.loading import loaded
+from eval.generation.generate import Generation
+from sft.chat_template.encoding import encode_prompt, stop_ids
+from sft.config.sections import EvalSection, PairsSection
+from sft.context import Setting
+from sft.distributed.collectives import own_share, split
+
+
+def sampler(
+    path: str, setting: Setting, *, section: PairsSection, engine: EvalSection
+) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
+    """A function of conversations and seeds that samples one answer each.
+
+    Processes share the conversations: all call it. The model is loaded when the function is called,
+    so that nothing is where nothing is sampled; `engine` names the backend.
+    """
+
+    def sample(
+        conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
+    ) -> list[Generation]:
+        with (
+            loaded(path, setting, engine) as backend,
+            tqdm(
+                total=len(own_share(conversations)),
+                desc="sampling answers",
+                unit="answer",
+                disable=not PartialState().is_main_process,
+            ) as bar,
+        ):
+
+            def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
+                return backend.generate(
+                    [encode_prompt(setting.tokenizer, messages) for messages, _ in asked],
+                    max_new_tokens=section.max_new_tokens,
+                    stop_ids=stop_ids(setting.tokenizer, also=backend.eos_ids),
+                    temperature=section.temperature,
+                    top_p=section.top_p,
+                    seeds=[seed for _, seed in asked],
+                    progress=bar.update,
+                )
+
+            return split(list(zip(conversations, seeds, strict=True)), answers)
+
+    return sample

@@ -1,0 +1,89 @@
+"""When an answer is over: at a stop id, a stop string, its cap, or a loop.
+
+A stop string ends an answer, not the thinking before it (`eval.generation.thinking`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eval.generation.thinking import answer_start
+
+# Steps between two looks at the rows: stop strings, loops, compaction, and on GPUs the only sync.
+CHECK_EVERY = 8
+
+FinishReason = Literal["stop_id", "stop_string", "cap", "loop"]
+
+Verdict = tuple[list[int], str, FinishReason]
+Ended = tuple[int, list[int], str, FinishReason]  # with its slot
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a row ends, judged on its token ids. A slot is the place of its prompt."""
+
+    tokenizer: Any
+    prompts: Sequence[Sequence[int]]
+    stop_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    stop_when: Callable[[list[int]], bool] | None
+
+    def verdict(
+        self, tokens: list[int], *, slot: int, ended: bool, suspect: bool
+    ) -> Verdict | None:
+        """Tokens, text and reason of a row that is over, or None for one that goes on.
+
+        Args:
+            ended: the last token is a stop id or the last that the cap allows.
+            suspect: see `suspects`.
+        """
+        if suspect and (cut := self.cut(tokens, slot=slot)) is not None:
+            return *cut, "stop_string"
+        if ended:
+            reason: FinishReason = "stop_id" if tokens[-1] in self.stop_ids else "cap"
+            return tokens, self.text(tokens), reason
+        if self.stop_when is not None and self.stop_when(tokens):
+            return tokens, self.text(tokens), "loop"
+        return None
+
+    def replay(self, tokens: list[int], *, slot: int, ended: bool) -> Verdict | None:
+        """The verdict on tokens that were decoded elsewhere: looked at as `generate` would have
+        looked, every few of them."""
+        for step in range(CHECK_EVERY, len(tokens) + CHECK_EVERY, CHECK_EVERY):
+            seen = tokens[:step]
+            (suspect,) = self.suspects([seen])
+            last = ended and step >= len(tokens)
+            found = self.verdict(seen, slot=slot, ended=last, suspect=suspect)
+            if found is not None:
+                return found
+        return None
+
+    def suspects(self, rows: Sequence[list[int]]) -> list[bool]:
+        """Which rows show a stop string in what the last steps may have completed."""
+        if not self.stop_strings or not rows:
+            return [False] * len(rows)
+        # A token holds at least a byte, so this tail covers every stop string that ends in it.
+        reach = max(len(s.encode()) for s in self.stop_strings) + CHECK_EVERY + 4
+        tails = self.tokenizer.batch_decode(
+            [row[-reach:] for row in rows], skip_special_tokens=True
+        )
+        return [any(s in tail for s in self.stop_strings) for tail in tails]
+
+    def cut(self, tokens: list[int], *, slot: int) -> tuple[list[int], str] | None:
+        """Tokens up to the one that completes the first stop string, and the text before it."""
+        written = tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
+        start = answer_start(self.tokenizer, self.prompts[slot], written)
+        if start is None:
+            return None
+        for end in range(max(1, len(tokens) - CHECK_EVERY), len(tokens) + 1):
+            text = self.text(tokens[:end])
+            found = [at for s in self.stop_strings if (at := text.find(s, start)) >= 0]
+            if found:
+                return tokens[:end], text[: min(found)]
+        return None
+
+    def text(self, tokens: list[int]) -> str:
+        """Decoded text without special tokens, a final stop id among them."""
+        if tokens and tokens[-1] in self.stop_ids:
+            tokens = tokens[:-1]
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)

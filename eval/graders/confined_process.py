@@ -1,0 +1,187 @@
+"""Starts confined processes, gives them their orders, and ends them with all that they started."""
+
+import functools
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+import tempfile
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eval.graders import (
+    namespaces,
+    program_side,
+    remote_objects,
+    sandbox_worker,
+    tests_side,
+    value_copies,
+)
+from eval.graders.isolation import Isolation, Limits, Place, environment, free_user
+
+# Seconds for processes to get ready and to be gone, which on a busy machine is no fault of the
+# program's.
+PATIENCE = 120
+# Modules of the confined process, which has no files of ours: each after those that it imports.
+MODULES = (value_copies, program_side, remote_objects, tests_side, sandbox_worker)
+STARTED = """
+import json, sys, types
+sys.path[:] = [path for path in sys.path if path]
+for name, source in json.loads(sys.argv[1]):
+    sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), vars(sys.modules[name]))
+if enters := json.loads(sys.argv[2]):
+    sys.modules["eval.graders.namespaces"].enter(**enters)
+sys.modules["eval.graders.sandbox_worker"].main()
+"""
+
+
+@dataclass
+class Process:
+    """A confined process, and what it has written to standard error since it was ready."""
+
+    popen: subprocess.Popen[bytes]
+    control: int
+    place: Place
+    isolation: Isolation
+    user: int | None
+    written: bytes = b""
+
+
+class Pipe:
+    """Both ends of a pipe."""
+
+    def __init__(self) -> None:
+        self.reads, self.writes = os.pipe()
+        self.open = {self.reads, self.writes}
+
+    def close(self, *ends: int) -> None:
+        for end in self.open.intersection(ends):
+            self.open.remove(end)
+            os.close(end)
+
+
+@contextmanager
+def pipe() -> Iterator[Pipe]:
+    both = Pipe()
+    try:
+        yield both
+    finally:
+        both.close(both.reads, both.writes)
+
+
+@contextmanager
+def started(
+    incoming: Pipe, outgoing: Pipe, *, isolation: Isolation, limits: Limits
+) -> Iterator[Process]:
+    """A process that waits for its order; killed on the way out, with all that it started."""
+    if not isolation.own_processes:
+        limits = replace(limits, processes=0)
+    if not isolation.own_files:  # deleted files that are still open are seen by no look at a folder
+        limits = replace(limits, file_bytes=limits.disk_bytes // sandbox_worker.FILES)
+    with nullcontext(Path("/")) if isolation.own_files else _folder() as folder:
+        place = Place(str(folder), f"truing-{secrets.token_hex(8)}", limits)
+        home = str(folder) if not isolation.own_files else "/tmp"
+        user = free_user() if isolation.drops_root and os.geteuid() == 0 else None
+        if user is not None:
+            os.chown(folder, user, user)
+        control, theirs = os.pipe()
+        enters = isolation.enters(place) if isolation.enters else None
+        modules = _sources(*MODULES, *([namespaces] if enters else []))
+        arguments = ["-s", "-S", "-B", "-c", STARTED, modules, json.dumps(enters)]
+        try:
+            popen = subprocess.Popen(
+                [*isolation.command(place), *arguments],
+                stdin=incoming.reads,
+                stdout=outgoing.writes,
+                stderr=theirs,
+                cwd=folder,
+                env=None if isolation.by_client else environment(home),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(control)
+            raise
+        finally:
+            os.close(theirs)
+        process = Process(popen, control, place, isolation, user)
+        try:
+            yield process
+        finally:
+            _kill(process)
+            if isolation.stop is not None:
+                subprocess.run(isolation.stop(place.name), capture_output=True, timeout=PATIENCE)
+            os.close(control)
+
+
+@functools.cache
+def _sources(*modules: types.ModuleType) -> str:
+    """Names and source texts of modules, as JSON."""
+    files = {module.__name__: Path(module.__file__ or "") for module in modules}
+    return json.dumps([(name, file.read_text("utf-8")) for name, file in files.items()])
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """An empty folder, removed with all that a program has made of it: any depth, any mode."""
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="truing-program-")))
+    try:
+        yield folder
+    finally:
+        try:
+            folder.rmdir()
+        except OSError:
+            for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+                subprocess.run([*command, str(folder)], capture_output=True)
+
+
+def give_order(process: Process, orders: Pipe, order: Mapping[str, Any]) -> None:
+    """Write the order, close the pipe here, and wait until the process is ready.
+
+    Raises:
+        OSError: it is not; with what it said.
+    """
+    rest = {"limits": asdict(process.place.limits), "user": process.user}
+    line = json.dumps({**order, **rest}).encode() + b"\n"
+    with suppress(BrokenPipeError):  # it has ended, and says why
+        for i in range(0, len(line), select.PIPE_BUF):  # so much is taken at once, or nothing
+            if not select.select([], [orders.writes], [], PATIENCE)[1]:
+                raise OSError(f"a confined process did not take its order within {PATIENCE} s")
+            os.write(orders.writes, line[i : i + select.PIPE_BUF])
+    orders.close(orders.writes)
+    while sandbox_worker.READY not in process.written:
+        if not select.select([process.control], [], [], PATIENCE)[0]:
+            raise OSError(f"a confined process did not answer within {PATIENCE} s")
+        if not (more := os.read(process.control, 1 << 16)):
+            said = process.written.decode("utf-8", "replace").strip().splitlines()
+            raise OSError(said[-1] if said else "its process ended as it began")
+        process.written += more
+    process.written = process.written.partition(sandbox_worker.READY)[2]
+
+
+def _kill(process: Process) -> None:
+    """Kill and reap; what is in the process's namespace dies with it."""
+    if process.popen.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
+
+
+def end_of(process: Process) -> str:
+    """How a process ended before there was a verdict."""
+    try:
+        code = process.popen.wait(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return value_copies.ENDED
+    number = code - 128 if code > 128 else -code
+    if number == signal.SIGXCPU:
+        return "CPU time used up"
+    if number > 0 and number in set(signal.Signals):
+        return f"killed by {signal.Signals(number).name}"
+    return f"ended before its tests did (exit code {code})"

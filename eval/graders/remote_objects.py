@@ -1,0 +1,287 @@
+"""The tests' end of an object of the program: whatever is done with it happens in the program.
+
+An object has a class here with the special methods that its own class has there, so that `len`,
+`iter`, `callable`, `with`, `await` and `isinstance` find what they would find.
+
+No value that the tests expect decides by a method of the program: comparison and arithmetic with
+one are done here, on the object's content, where it extends a plain type. Only where the task's own
+beginning says that the answer is a class do its instances get such values.
+"""
+
+import importlib
+import operator
+import sys
+import types
+from collections.abc import Callable, Iterator
+from opcode import opmap
+from typing import Any, Protocol
+
+from eval.graders.value_copies import ARITHMETIC, CLASSES, PLAIN, SPECIAL, UNARY, UnsendableError
+
+COMPARISONS = ("lt", "le", "gt", "ge")
+TESTS = "tests.py"
+
+
+class End(Protocol):
+    """What a `Remote` needs of `eval.graders.tests_side.Tests`."""
+
+    own_word: str
+
+    def ask(self, action: str, target: Any, *values: Any) -> Any: ...
+
+
+class Remote:
+    """An object of the program that cannot be copied.
+
+    Attributes:
+        _trusted: an instance of the class that the task asks for, made by the tests and returned by
+            nothing since. Values that the tests expect may be given to it.
+    """
+
+    __slots__ = ("__weakref__", "_end", "_number", "_trusted")
+
+    def __init__(self, end: End, number: int) -> None:
+        for name, value in (("_end", end), ("_number", number), ("_trusted", False)):
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._end.ask("attribute", self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._end.ask("set attribute", self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._end.ask("delete attribute", self, name)
+
+    def __dir__(self) -> list[str]:
+        return self._end.ask("names of attributes", self)
+
+    def __bool__(self) -> bool:
+        return self._end.ask("truth", self) is True
+
+    def __str__(self) -> str:
+        return self._end.ask("text", self)
+
+    def __repr__(self) -> str:
+        return self._end.ask("form", self)
+
+    def __format__(self, how: str) -> str:
+        return self._end.ask("format", self, how)
+
+    def __hash__(self) -> int:
+        value = self._content()
+        return self._end.ask("hash", self) if isinstance(value, Remote) else hash(value)
+
+    def __eq__(self, other: object) -> Any:
+        if isinstance(other, Remote) and self._number == other._number:
+            return self._end.ask("operator", self, "__eq__", other)
+        return False if other is None else self._with("__eq__", other)
+
+    def __ne__(self, other: object) -> Any:
+        if isinstance(other, Remote):
+            return self._end.ask("operator", self, "__ne__", other)
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else not equal
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return self._end.ask("is instance", self, instance)
+
+    def __subclasscheck__(self, kind: object) -> bool:
+        return self._end.ask("is subclass", self, kind)
+
+    def __copy__(self) -> Any:
+        return self._end.ask("copy", self, False)
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self._end.ask("copy", self, True)
+
+    def __mro_entries__(self, bases: object) -> Any:
+        raise UnsendableError("the tests extend a class of the program")
+
+    def _content(self) -> Any:
+        """A copy as the plain type that its class extends; where it extends none, itself."""
+        return self._end.ask("value", self)
+
+    def _with(self, name: str, other: object, *, reflected: bool = False) -> Any:
+        """The result of an operator: of two objects of the program there, of their content here."""
+        action = "reflected operator" if reflected else "operator"
+        if isinstance(other, Remote) or self._trusted:
+            return self._end.ask(action, self, name, other)
+        value = self._content()
+        if isinstance(value, Remote):
+            if type(other) not in {*PLAIN.values(), bool, type(None)}:
+                kind = type(other).__name__
+                raise UnsendableError(f"a result is compared with a {kind}")
+            self._end.own_word = f"{type(self).__name__}.{name} on a {type(other).__name__}"
+            return NotImplemented
+        function = divmod if name == "__divmod__" else getattr(operator, name)
+        return function(other, value) if reflected else function(value, other)
+
+
+def _unary(name: str) -> Callable[..., Any]:
+    return lambda self, *args: self._end.ask("special", self, name, *args)
+
+
+def _binary(name: str, *, reflected: bool = False) -> Callable[[Remote, object], Any]:
+    return lambda self, other: self._with(name, other, reflected=reflected)
+
+
+def _in_place(name: str) -> Callable[[Remote, object], Any]:
+    def method(self: Remote, other: object) -> Any:
+        if isinstance(other, Remote) or self._trusted:
+            return self._end.ask("operator", self, name, other)
+        return NotImplemented  # then it is `__add__` and the like
+
+    return method
+
+
+def _call(self: Remote, *args: Any, **kwargs: Any) -> Any:
+    return self._end.ask("call", self, list(args), kwargs)
+
+
+def _contains(self: Remote, item: object) -> bool:
+    if isinstance(item, Remote) or self._trusted:
+        return bool(self._end.ask("special", self, "__contains__", item))
+    value = self._content()
+    if not isinstance(value, Remote):
+        return item in value
+    if not {"__iter__", "__getitem__"}.intersection(dir(type(self))):
+        self._end.own_word = f"{type(self).__name__}.__contains__"
+    return any(found is item or found == item for found in self)  # type: ignore[attr-defined]
+
+
+def _next(self: Remote) -> Any:
+    found = self._end.ask("next", self)
+    if len(found) == 1:
+        return found[0]
+    raise StopIteration(*found[1:])
+
+
+def _exit(self: Remote, kind: Any, error: BaseException | None, trace: Any) -> bool:
+    sent, counts = _sent(error)
+    return bool(self._end.ask("special", self, "__exit__", *sent)) and counts
+
+
+async def _aexit(self: Remote, kind: Any, error: BaseException | None, trace: Any) -> bool:
+    sent, counts = _sent(error)
+    return bool(await self._end.ask("special", self, "__aexit__", *sent)) and counts
+
+
+def _sent(error: BaseException | None) -> tuple[tuple[Any, Any, None], bool]:
+    """What `__exit__` gets, and whether it may end the error.
+
+    It may not end what a wrong value causes, such as a failed assertion: only what the program has
+    raised, or what the tests raise in so many words.
+    """
+    if error is None:
+        return (None, None, None), True
+    if hasattr(error, "told"):
+        return (type(error), error, None), True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None and trace.tb_frame.f_code.co_filename == TESTS:
+        code = trace.tb_frame.f_code.co_code
+        if code[trace.tb_lasti] == opmap["RAISE_VARARGS"] and type(error) in CLASSES.values():
+            return (type(error), error, None), True
+    return (RuntimeError, RuntimeError("the tests failed"), None), False
+
+
+def _await(self: Remote) -> Iterator[Any]:
+    return self._end.ask("await", self)
+    yield  # a generator, which waits for nothing here
+
+
+def _send(self: Remote, value: Any) -> Any:
+    raise StopIteration(self._end.ask("await", self))
+
+
+def _throw(self: Remote, *error: Any) -> Any:
+    raise error[0]
+
+
+def _close(self: Remote) -> None:
+    """What was never awaited has not begun."""
+
+
+async def _anext(self: Remote) -> Any:
+    if found := self._end.ask("await next", self):
+        return found[0]
+    raise StopAsyncIteration
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    **{f"__{name}__": _unary(f"__{name}__") for name in UNARY},
+    **{f"__{name}__": _binary(f"__{name}__") for name in ARITHMETIC},
+    **{f"__r{name}__": _binary(f"__{name}__", reflected=True) for name in ARITHMETIC},
+    **{f"__i{name}__": _in_place(f"__i{name}__") for name in ARITHMETIC if name != "divmod"},
+    **{"__call__": _call, "__contains__": _contains, "__next__": _next, "__exit__": _exit},
+    **{"__await__": _await, "__anext__": _anext, "__aexit__": _aexit},
+}
+for _name in COMPARISONS:
+    setattr(Remote, f"__{_name}__", _binary(f"__{_name}__"))
+
+
+def class_of(name: str, methods: list[str], standards: list[Any]) -> type[Remote]:
+    """The class here of the objects of one class there.
+
+    Args:
+        name: of the class there.
+        methods: of `eval.graders.value_copies.SPECIAL`, and "send" for a coroutine.
+        standards: module and name of the classes that it extends, None where it is no library's.
+    """
+    held: dict[str, Any] = {key: METHODS[key] for key in SPECIAL.intersection(methods, METHODS)}
+    if "send" in methods:  # what makes it a coroutine to `asyncio`
+        coroutine: dict[str, Any] = {"send": _send, "throw": _throw, "close": _close}
+        held |= coroutine
+    known = next(filter(None, map(library_class, standards)), None)
+    held["__doc__"] = property(lambda self: self._end.ask("attribute", self, "__doc__"))
+    held["__module__"] = "program"
+    held["__class__"] = property(lambda self: known or type(self))  # what `isinstance` looks at
+    return type(str(name), (Remote,), {**held, "__slots__": ()})
+
+
+def library_class(place: Any) -> type | None:
+    """A class of the standard library that the tests have imported, by module and name.
+
+    Without a module, one of `eval.graders.value_copies.CLASSES`.
+    """
+    if not isinstance(place, list):
+        return None
+    module, name = place
+    if not module:
+        return CLASSES.get(name)
+    found = getattr(sys.modules.get(module), name, None)
+    listed = module.split(".")[0] in sys.stdlib_module_names
+    return found if listed and isinstance(found, type) and found is not object else None
+
+
+def library_value(module: str, name: str) -> Any:
+    """A module, function or class of the standard library, which is imported; else None."""
+    if module.split(".")[0] not in sys.stdlib_module_names:
+        return None
+    value = importlib.import_module(module)
+    value = getattr(value, name) if name else value
+    kinds = types.ModuleType | types.FunctionType | types.BuiltinFunctionType | type
+    return value if isinstance(value, kinds) else None
+
+
+class _TypeOf(type):
+    """Makes `type(x)` of the tests the class in the program where `x` is an object of it."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], Remote):
+            return args[0]._end.ask("class", args[0])
+        return type(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, type)
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is type
+
+    __hash__ = type.__hash__
+
+
+class TypeOf(type, metaclass=_TypeOf):
+    """`type`, for the tests."""

@@ -1,0 +1,158 @@
+"""Tries to get out: what `eval.graders.sandbox_probe` runs in a confinement before any program of a
+model.
+
+Run as a program of its own, with the standard library alone. Every attempt is harmless where it
+succeeds. Nothing is judged here, except that what an attempt has read is returned.
+"""
+
+import os
+import socket
+import subprocess
+
+
+def escapes(folder, port, pid):
+    """Try each way; returns {attempt: what it read or reached}, for those that raised no error.
+
+    Args:
+        folder: of somebody else, with a file `secret`.
+        port: on which somebody else listens on this machine.
+        pid: a process of somebody else.
+    """
+    reached = {}
+    for attempt in ATTEMPTS:
+        try:
+            found = attempt(folder, port, pid)
+        except BaseException:  # of any kind: an attempt that fails is what should be
+            continue
+        reached[attempt.__name__] = str(found)[:1000]
+    return reached
+
+
+def read_file(folder, port, pid):
+    with open(f"{folder}/secret", encoding="utf-8") as file:
+        return file.read()
+
+
+def list_folder(folder, port, pid):
+    return os.listdir(folder)
+
+
+def read_by_a_link(folder, port, pid):
+    os.symlink(folder, "link")
+    with open("link/secret", encoding="utf-8") as file:
+        return file.read()
+
+
+def read_by_a_command(folder, port, pid):
+    return subprocess.run(["/bin/cat", f"{folder}/secret"], capture_output=True).stdout
+
+
+def read_by_readline(folder, port, pid):
+    import readline
+
+    readline.read_history_file(f"{folder}/secret")
+    return [readline.get_history_item(i) for i in range(1, 3)]
+
+
+def read_by_tcl(folder, port, pid):
+    import _tkinter
+
+    return _tkinter.create(None, "x", "X", False, True, False, False, None).eval(
+        f"read [open {{{folder}/secret}}]"
+    )
+
+
+def read_by_the_c_library(folder, port, pid):
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    content = ctypes.create_string_buffer(1000)
+    library.read(library.open(f"{folder}/secret".encode(), 0), content, 999)
+    return content.value
+
+
+def write_file(folder, port, pid):
+    with open(f"{folder}/written", "w", encoding="utf-8") as file:
+        file.write("x")
+
+
+def write_by_readline(folder, port, pid):
+    import readline
+
+    readline.add_history("x")
+    readline.write_history_file(f"{folder}/history")
+
+
+def write_by_a_subinterpreter(folder, port, pid):
+    code = f"open({folder + '/subinterpreter'!r}, 'w').write('x')"
+    try:
+        import _interpreters as interpreters
+
+        interpreters.exec(interpreters.create(), code)
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+
+        interpreters.run_string(interpreters.create(), code)
+
+
+def make_pipe(folder, port, pid):
+    os.mkfifo(f"{folder}/pipe")
+
+
+def make_node(folder, port, pid):
+    os.mknod(f"{folder}/node")
+
+
+def make_folder(folder, port, pid):
+    os.mkdir(f"{folder}/folder")
+
+
+def make_link(folder, port, pid):
+    os.symlink("secret", f"{folder}/link")
+
+
+def rename_file(folder, port, pid):
+    os.rename(f"{folder}/secret", f"{folder}/renamed")
+
+
+def change_mode(folder, port, pid):
+    os.chmod(f"{folder}/secret", 0o600)
+
+
+def connect(folder, port, pid):
+    socket.create_connection(("127.0.0.1", port), timeout=2)
+
+
+def lower_priority(folder, port, pid):
+    os.setpriority(os.PRIO_PROCESS, pid, 5)
+
+
+def read_memory(folder, port, pid):
+    maps_file = f"/proc/{pid}/maps"
+    with open(maps_file, encoding="utf-8") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
+        memory.seek(int(next(iter(maps)).split("-")[0], 16))
+        return f"memory of {pid}: {memory.read(1)!r}"
+
+
+def kill(folder, port, pid):
+    os.kill(pid, 9)
+
+
+def kill_by_descriptor(folder, port, pid):
+    import signal
+
+    signal.pidfd_send_signal(os.pidfd_open(pid), 9)
+
+
+def kill_by_the_c_library(folder, port, pid):
+    import ctypes
+
+    ctypes.CDLL(None).kill(pid, 9)
+
+
+ATTEMPTS = [
+    *(read_file, list_folder, read_by_a_link, read_by_a_command, read_by_readline, read_by_tcl),
+    *(read_by_the_c_library, write_file, write_by_readline, write_by_a_subinterpreter, make_pipe),
+    *(make_node, make_folder, make_link, change_mode, connect, lower_priority, read_memory),
+    *(kill, kill_by_descriptor, kill_by_the_c_library, rename_file),
+]

@@ -1,0 +1,124 @@
+"""Repetition and benchmarks of a model in training, at the end of each epoch.
+
+DeepSeek LLM (arXiv 2401.02954, section 4) watched its 7B and 67B models so: scores on GSM8K and
+HumanEval went on rising with the epochs of the one, the other was soon at its bound, and repetition
+told what the data did. The section `eval.each_epoch` switches it on. It is a small measure, of some
+prompts and the first documents of each task, in the chat template as the chat models' own, on the
+model as it trains, in training's arithmetic; what is decided rests on the measure of the finished
+stages. Rows are kept in STAGE/epochs.jsonl, all answers in STAGE/epochs/EPOCH/.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.graders.isolation import RunCode
+from eval.measures import repetition
+from eval.measures.measure import ask_of
+from eval.measures.tracker_metrics import figures
+from eval.metrics.formatting import percent, percent_range
+from eval.metrics.stats import BITS_PER_BYTE
+from eval.tasks.benchmark import place_of, run_benchmark
+from eval.tasks.system_prompt import TurnedEngine
+from eval.tasks.task_files import Tasks
+from sft.config.sections import EvalSection, Preset
+from sft.context import InTraining, Moment, Setting
+from sft.data.prompts import read_repetition, spread
+from sft.distributed.sharding import spread as spread_by
+from sft.errors import UserError
+from sft.run.contents import STAGE_FOLDERS
+from sft.system.atomic_files import write_jsonl
+from sft.training.eval_callbacks import read_rows
+
+log = logging.getLogger(__name__)
+
+
+def check_epochs(preset: Preset) -> None:
+    """Refuse to measure weights that processes cannot lend each other in training.
+
+    Raises:
+        UserError: the launcher asks for DeepSpeed.
+    """
+    if preset.eval.each_epoch.enabled and spread_by() == "DeepSpeed":
+        raise UserError(
+            "eval.each_epoch.enabled=true measures in one process, and under DeepSpeed none holds "
+            "all weights; set it to false, or train with recipes/accelerate/fsdp2.yaml or ddp.yaml"
+        )
+
+
+def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
+    """What `setting.after_epoch` is to be: None where the preset does not ask for it.
+
+    The function writes generations.jsonl and samples/<task>.jsonl and returns `repetition` and
+    `benchmarks` (and `language`) as `eval.measures.measure` has them in scores.json.
+
+    Raises:
+        UserError: the prompts cannot be read.
+    """
+    own = section.each_epoch
+    if not own.enabled:
+        return None
+    prompts: list[dict[str, Any]] = []
+    if own.prompts and section.repetition.prompts:
+        prompts = spread(read_repetition(section.repetition), own.prompts)
+    tasks = section.tasks if own.tasks is None else own.tasks
+
+    def measure(model: Any, end: Moment) -> dict[str, Any]:
+        began = time.monotonic()
+        row: dict[str, Any] = {}
+        name = f"{end.stage}: epoch {end.epoch:g}"
+        with tqdm(total=len(prompts) + len(tasks), desc=name, leave=False) as bar:
+            if prompts:
+                cap = section.repetition.cap
+                rows = repetition.measure(
+                    model, setting.tokenizer, prompts, cap=cap, progress=bar.update
+                )
+                write_jsonl(end.folder / "generations.jsonl", rows)
+                row["repetition"] = repetition.summarise(rows)
+            for task in tasks:
+                engine = TurnedEngine(
+                    *(model, setting.tokenizer),
+                    chat=True,
+                    seed=setting.seed,
+                    max_unknown=setting.max_unknown,
+                )
+                entry = run_benchmark(
+                    engine,
+                    task=task,
+                    source=Tasks.of(section),
+                    ask=ask_of(task, section, chat=True),
+                    limit=own.limit,
+                    file=end.folder / "samples" / f"{task}.jsonl",
+                    code=RunCode.of(section),
+                )
+                row.setdefault(place_of(entry), {})[task] = entry
+                bar.update()
+        log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
+        setting.trackers.tell(end.stage, figures(row, "epoch"), step=end.step)
+        return row
+
+    return measure
+
+
+def rows_in_training(folder: Path, file: str) -> dict[str, list[dict[str, Any]]]:
+    """The `epochs` and `loops` of results.json: the rows of each finished stage that has any in its
+    `file`, by its name."""
+    found = {
+        name: read_rows(folder / place / file)
+        for name, place in STAGE_FOLDERS.items()
+        if (folder / place / "done.json").is_file()
+    }
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    parts = []
+    if rate := row.get("repetition"):
+        of = f"of {rate['n']} answers ({percent_range(rate['ci'])})"
+        parts.append(f"{percent(rate['rate'])} {of} repeat themselves")
+    parts += [f"{t} {percent(e['score'])}" for t, e in row.get("benchmarks", {}).items()]
+    parts += [f"{t} {e[BITS_PER_BYTE]:.3f} bits" for t, e in row.get("language", {}).items()]
+    return ", ".join(parts)

@@ -1,0 +1,353 @@
+"""A model measured, with its samples on disk, measure by measure."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from eval.backends.base import Backend
+from eval.backends.loading import backend_inputs, loaded
+from eval.backends.transformers_backend import backend_of
+from eval.graders.isolation import RunCode
+from eval.measures import repetition, safety
+from eval.measures.measure_cache import Unit, not_written
+from eval.measures.repetition_breakdown import detail
+from eval.measures.tracker_metrics import tell_measures
+from eval.metrics.paired_comparison import REPETITION
+from eval.tasks.answer_length import check_answers
+from eval.tasks.benchmark import Ask, place_of, run_benchmark
+from eval.tasks.system_prompt import TurnedEngine
+from eval.tasks.task_files import Tasks, check_tasks, tasks_fingerprint
+from sft.chat_template.tokenizer_coverage import refuse_lost_rows
+from sft.config.sections import EvalSection, RepetitionSection, TaskOptions
+from sft.context import Setting
+from sft.data.prompts import read_repetition
+from sft.distributed.collectives import from_main, own_share, split
+from sft.errors import UserError
+from sft.model.chat_models import is_chat_model
+from sft.run.contents import fingerprint
+from sft.run.stage_cache import Stage
+from sft.system.atomic_files import read_jsonl, read_record, write_json, write_jsonl
+from sft.tokenization.fingerprints import tokenizer_fingerprint
+
+log = logging.getLogger(__name__)
+
+BASE = "base"
+
+
+def check_measures(section: EvalSection) -> None:
+    """Refuse unknown tasks and unreadable prompts before any model is loaded.
+
+    Raises:
+        UserError: a task is unknown or runs programs that are not allowed, or the prompts for
+            repetition or safety cannot be read, or no answer could be counted as repeating.
+    """
+    check_tasks(
+        section.tasks,
+        source=Tasks.of(section),
+        options=section.per_task,
+        code=RunCode.of(section),
+    )
+    if section.repetition.prompts:
+        repetition.check_cap(section.repetition.cap)
+        read_repetition(section.repetition)
+    if section.safety.prompts:
+        safety.read_safety_prompts(section.safety.prompts)
+    if not (section.tasks or section.repetition.prompts or section.safety.prompts):
+        raise UserError(
+            "eval names neither tasks nor repetition.prompts nor safety.prompts; name at least "
+            "one, or nothing shows what training did"
+        )
+
+
+def check_room(
+    section: EvalSection, tokenizer: Any, *, window: int | None, max_unknown: float = 0.03
+) -> None:
+    """Refuse prompts for repetition and safety that leave a model's window too little room for the
+    cap or that the tokenizer cannot write, and tasks whose answers alone may fill the window.
+
+    Raises:
+        UserError: so it is; it says what would fit.
+    """
+    check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
+    if section.repetition.prompts is not None:
+        prompts, cap = read_repetition(section.repetition), section.repetition.cap
+        times = _times(section.repetition)
+        repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
+        refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=section.repetition.prompts)
+    if (path := section.safety.prompts) is not None:
+        prompts = safety.read_safety_prompts(path, limit=section.safety.limit)
+        safety.check_prompts(tokenizer, prompts, window=window, cap=section.safety.cap)
+        refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=path)
+
+
+def _times(section: RepetitionSection) -> int:
+    """How many times the cap an answer may be followed to."""
+    return 4 if section.double_cap else 2
+
+
+def measure(
+    name: str, path: str, setting: Setting, section: EvalSection, *, replaces: bool = True
+) -> None:
+    """Measure one model into eval/<name>/, except what is there for these weights and settings.
+
+    The base model is asked with `base_shots` examples as plain text (in the chat template as the
+    others, if it is a chat model already or `base_format` says so), the others with `chat_shots`
+    in the chat template, and all of them in each of `same_format` too; repetition prompts go
+    through the template for all. Each task is kept when it is done. Processes share the questions,
+    each with the whole model; the first one writes.
+
+    Raises:
+        UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
+            it holds measures of other weights.
+    """
+    try:
+        with ExitStack() as resources:
+            measured = _Measured(name, path, setting, section, resources)
+            if not replaces:
+                from_main(measured.refuse_other_weights)
+            measured.all()
+    except OSError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
+            raise
+        raise not_written(setting.folder, error) from None
+
+
+@dataclass
+class _Measured:
+    """One model's measures in a run; the model is loaded when the first of them is missing."""
+
+    name: str
+    path: str
+    setting: Setting
+    section: EvalSection
+    resources: ExitStack  # what is closed when the model is measured
+    scores: dict[str, Any] = field(default_factory=lambda: {"benchmarks": {}})
+    files: list[str] = field(default_factory=list)
+    missing: int = 0
+
+    @property
+    def folder(self) -> Path:
+        return self.setting.folder / "eval" / self.name
+
+    def refuse_other_weights(self) -> None:
+        """So that what was computed for another model is not written over."""
+        done = read_record(self.folder / "done.json", "inputs")
+        if done is not None and done["inputs"].get("weights") != self._common["weights"]:
+            raise UserError(
+                f"{self.folder} holds measures of another model than {self.path}; give it another "
+                "name (NAME=PATH), or --to a new folder"
+            )
+
+    def all(self) -> None:
+        """Every task in the protocol's format, then in the others, then repetition and safety."""
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scores |= backend_inputs(self.section, self.setting)
+        trust = self.setting.trust_remote_code
+        chat = asked_in_chat(self.name, self.path, self.section, trust_remote_code=trust)
+        if chat and self.name == BASE and self.section.base_format == "auto":
+            log.info(
+                "%s: a chat model already, so it is asked in its own template, as the others are; "
+                "eval.base_format=plain asks it with examples as plain text",
+                self.name,
+            )
+        for task in self.section.tasks:  # first: a task without data ends the run at once
+            entry = self._benchmark(task, "protocol", chat=chat)
+            self.scores.setdefault(place_of(entry), {})[task] = entry
+        for form in self.section.same_format:
+            asked = self.scores["benchmarks"] if (form == "chat") != chat else {}
+            others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}
+            self.scores.setdefault("same_format", {})[form] = others
+        if self.section.repetition.prompts:
+            self._repetition()
+        if self.section.safety.prompts:
+            self.scores["safety"] = self._safety(self.section.safety.prompts)
+        from_main(self._finish)
+
+    def _finish(self) -> None:
+        setting = self.setting
+        tell_measures(setting.trackers, self.name, self.scores, folder=setting.folder)
+        stage = Stage(self.folder, self._common | {"scores": fingerprint(self.scores)})
+        if stage.finished() is not None and not self.missing:
+            log.info("%s: measured already, skipped", self.name)
+            return
+        write_json(self.folder / "scores.json", self.scores)
+        stage.finish(outputs=["scores.json", *self.files], facts={})
+
+    @cached_property
+    def _common(self) -> dict[str, str]:
+        return {
+            "weights": self.setting.weights_key(self.path),
+            "tokenizer": tokenizer_fingerprint(self.setting.tokenizer),
+            **backend_inputs(self.section, self.setting),
+        }
+
+    @cached_property
+    def _model(self) -> Backend:
+        """All processes ask for it, also one that has no share of what is missing."""
+        return self.resources.enter_context(loaded(self.path, self.setting, self.section))
+
+    def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
+        ask = ask_of(task, self.section, chat=chat)
+        source = Tasks.of(self.section)
+        samples = "samples" if form == "protocol" else f"samples-{form}"
+        unit = self._unit(
+            f"{form}/{task}",
+            f"{samples}/{task}.jsonl",
+            task=tasks_fingerprint([task], source=source),
+            asked=fingerprint([asdict(ask), self.section.limit, self.setting.seed]),
+        )
+        label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
+
+        def run() -> dict[str, Any]:
+            engine = TurnedEngine(
+                *(self._model, self.setting.tokenizer),
+                chat=chat,
+                seed=self.setting.seed,
+                label=label,
+                max_unknown=self.setting.max_unknown,
+            )
+            return run_benchmark(
+                engine,
+                task=task,
+                source=source,
+                ask=ask,
+                limit=self.section.limit,
+                file=unit.rows,
+                code=RunCode.of(self.section),
+            )
+
+        return self._kept(unit, run)
+
+    def _repetition(self) -> None:
+        """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
+        each a unit of its own."""
+        section, tokenizer = self.section.repetition, self.setting.tokenizer
+        prompts, cap = read_repetition(section), section.cap
+        asked = fingerprint([prompts, cap])
+        greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
+
+        def run() -> dict[str, Any]:
+            times = _times(section)
+            window = backend_of(self._model, tokenizer).window
+            repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
+            with self._bar(prompts, "repetition") as bar:
+                measured = partial(
+                    repetition.measure, self._model, tokenizer, cap=cap, progress=bar.update
+                )
+                rows = split(prompts, measured)
+            from_main(lambda: write_jsonl(greedy.rows, rows))
+            return {"rate": repetition.summarise(rows), "detail": detail(rows)}
+
+        def run_on() -> dict[str, Any]:
+            begun, model = from_main(lambda: read_jsonl(greedy.rows)), self._model
+
+            def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+                asked, stored = zip(*own, strict=True)
+                return repetition.measure(model, tokenizer, asked, cap=2 * cap, begun=stored)
+
+            rows = split(list(zip(prompts, begun, strict=True)), go_on)
+            from_main(lambda: write_jsonl(longer.rows, rows))
+            return repetition.summarise(rows)
+
+        def run_sampled() -> dict[str, Any]:
+            with self._bar(prompts, f"repetition at temperature {heat:g}") as bar:
+                measured = partial(
+                    repetition.measure_sampled,
+                    self._model,
+                    tokenizer,
+                    cap=cap,
+                    temperature=heat,
+                    seed=self.setting.seed,
+                    progress=bar.update,
+                )
+                rows = split(prompts, measured)
+            from_main(lambda: write_jsonl(sampled.rows, rows))
+            return repetition.summarise(rows) | {"temperature": heat}
+
+        found = self._kept(greedy, run)
+        self.scores["repetition"] = found["rate"]
+        self.scores["repetition_detail"] = more = found["detail"]
+        if section.double_cap:
+            longer = self._unit(
+                "repetition-double-cap", "generations-double-cap.jsonl", prompts=asked
+            )
+            more["double_cap"] = self._kept(longer, run_on)
+        if (heat := section.temperature) > 0:
+            drawn = fingerprint([heat, self.setting.seed])
+            sampled = self._unit(
+                "repetition-sampled", "generations-sampled.jsonl", prompts=asked, drawn=drawn
+            )
+            more["sampled"] = self._kept(sampled, run_sampled)
+
+    def _safety(self, path: str) -> dict[str, Any]:
+        cap, limit = self.section.safety.cap, self.section.safety.limit
+        prompts = safety.read_safety_prompts(path, limit=limit)
+        unit = self._unit("safety", "safety.jsonl", prompts=fingerprint([prompts, cap]))
+
+        def run() -> dict[str, Any]:
+            with self._bar(prompts, "safety") as bar:
+                measured = partial(
+                    safety.measure,
+                    self._model,
+                    self.setting.tokenizer,
+                    cap=cap,
+                    progress=bar.update,
+                )
+                rows = split(prompts, measured)
+            from_main(lambda: write_jsonl(unit.rows, rows))
+            return safety.summarise(rows)
+
+        return self._kept(unit, run)
+
+    def _bar(self, prompts: list[dict[str, Any]], what: str) -> Any:
+        return tqdm(
+            total=len(own_share(prompts)),
+            desc=f"{self.name}: {what}",
+            unit="answer",
+            disable=not PartialState().is_main_process,
+        )
+
+    def _unit(self, name: str, file: str, **inputs: str) -> Unit:
+        self.files.append(file)
+        return Unit(self.folder, name, file, self._common | inputs)
+
+    def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        entry = from_main(unit.kept)
+        if entry is None:
+            self.missing += 1
+            measured = run()
+            entry = from_main(lambda: unit.keep(measured))
+        return entry
+
+
+def asked_in_chat(name: str, path: str, section: EvalSection, *, trust_remote_code: bool) -> bool:
+    """Whether the protocol asks a model in the chat template: every model but the base, and the
+    base where it is a chat model already or `eval.base_format` says so."""
+    if name != BASE or section.base_format == "chat":
+        return True
+    if section.base_format == "plain" or not section.tasks:
+        return False
+    return is_chat_model(path, trust_remote_code=trust_remote_code)
+
+
+def ask_of(task: str, section: EvalSection, *, chat: bool) -> Ask:
+    """How a task is asked: its own shots, metric and filter where the preset names them."""
+    own = section.per_task.get(task, TaskOptions())
+    shots = own.chat_shots if chat else own.base_shots
+    common = section.chat_shots if chat else section.base_shots
+    return Ask(
+        chat=chat,
+        shots=common if shots is None else shots,
+        pinned=shots is None,
+        metric=own.metric,
+        filter=own.filter,
+        max_gen_toks=own.max_gen_toks,
+    )

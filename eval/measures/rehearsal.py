@@ -1,0 +1,78 @@
+"""Questions asked without a model, so that what would stop a measure is found before training."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from accelerate import PartialState
+
+from eval.backends.base import Backend, Question, Scored
+from eval.generation.generate import Generation
+from eval.measures.cost import Tokens
+from eval.measures.measure import ask_of
+from eval.tasks.benchmark import check_benchmark
+from eval.tasks.system_prompt import TurnedEngine
+from eval.tasks.task_files import Tasks
+from sft.config.sections import EvalSection
+
+
+class SilentBackend(Backend):
+    """A backend with a window that computes nothing: every choice is equally likely and every
+    answer ends at once."""
+
+    eos_ids = ()
+
+    def __init__(self, window: int | None) -> None:
+        self.window, self.tokens = window, Tokens()
+
+    def score(
+        self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
+    ) -> list[Scored]:
+        contexts = {question.context for question in questions}
+        choices = sum(len(question.continuation) for question in questions)
+        self.tokens += Tokens(sum(map(len, contexts)) + choices)
+        return [Scored(0.0, 0) for _ in questions]
+
+    def generate(self, prompts: Sequence[Sequence[int]], **given: Any) -> list[Generation]:
+        most = given["max_new_tokens"] * len(prompts)
+        self.tokens += Tokens(sum(map(len, prompts)), most)
+        return [Generation(list(prompt), [], "", "stop_id") for prompt in prompts]
+
+
+def check_questions(
+    section: EvalSection,
+    tokenizer: Any,
+    *,
+    window: int | None,
+    seed: int,
+    max_unknown: float,
+    formats: Iterable[bool] = (False, True),
+    needs_data: bool = True,
+) -> dict[bool, Tokens]:
+    """Ask every task as a run does, of a backend that computes nothing.
+
+    Args:
+        formats: which are asked: False as plain text, True in the chat template.
+        needs_data: refuse a task whose data cannot be loaded; otherwise it is not checked.
+
+    Returns:
+        The tokens that a model would read and write at most, by format.
+
+    Raises:
+        UserError: a question would stop the run, see `eval.tasks.benchmark.check_benchmark`.
+    """
+    backends = {chat: SilentBackend(window) for chat in formats}
+    for task in section.tasks:
+        for chat, backend in backends.items():
+            check_benchmark(
+                TurnedEngine(backend, tokenizer, chat=chat, seed=seed, max_unknown=max_unknown),
+                task=task,
+                source=Tasks.of(section),
+                ask=ask_of(task, section, chat=chat),
+                limit=section.limit,
+                needs_data=needs_data,
+            )
+    shares = PartialState().num_processes  # each has counted its own
+    return {
+        chat: Tokens(backend.tokens.read * shares, backend.tokens.written * shares)
+        for chat, backend in backends.items()
+    }

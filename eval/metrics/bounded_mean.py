@@ -1,0 +1,140 @@
+"""Confidence bounds and tests for the mean of values in a known range.
+
+A bound for the mean of n values z in [low, high] is a quantile of sum(D_i z_i) + D_0 * end, where D
+is uniform on the simplex (Dirichlet with n + 1 ones) and `end` is `low` for the lower bound and
+`high` for the upper one: the n values, and one more that is as extreme as the range allows (Gaffke
+2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
+variable"; Learned-Miller and Thomas 2019, arXiv 1905.06208). It assumes no distribution. Of zeros
+and ones it is the interval of Clopper and Pearson (1934); of paired right/wrong scores, whose
+differences are -1, 0 and 1, the bound excludes 0 exactly when McNemar's exact test rejects, as the
+intervals of Fay and Lumbard (2021, Statistics in Medicine 40:1147-1159) do.
+
+`weight` is the number of independent values that each value counts for: 1, or less where values of
+one cluster resemble each other (see `eval.metrics.clusters`).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import optimize
+from scipy.special import betainc, betaincinv, ndtr
+from scipy.stats import beta
+
+_STEPS = 500  # points of the midpoint rule over the share of gains
+_TOLERANCE = 1e-9
+
+
+def mean_bounds(
+    values: Sequence[float], *, low: float, high: float, level: float, weight: float = 1.0
+) -> tuple[float, float]:
+    """Two-sided interval at `level` of the mean of `values` [n], all of them in [low, high]."""
+    data = np.asarray(values, dtype=float)
+    tail = (1 - level) / 2
+    lower = _lower(data, end=low, tail=tail, weight=weight)
+    return lower, -_lower(-data, end=-high, tail=tail, weight=weight)
+
+
+def mean_p_value(values: Sequence[float], *, low: float, high: float, weight: float = 1.0) -> float:
+    """Two-sided p-value of mean 0; below 1 - level where `mean_bounds` exclude 0."""
+    data = np.asarray(values, dtype=float)
+    above = _at_most(data, 0.0, end=low, weight=weight)
+    below = _at_most(-data, 0.0, end=-high, weight=weight)
+    return min(1.0, 2 * min(above, below))
+
+
+def proportion_bounds(gained: float, lost: float, n: float, *, level: float) -> tuple[float, float]:
+    """`mean_bounds` of `gained` ones, `lost` minus ones and zeros up to n in all, which need not
+    be whole numbers."""
+    tail = (1 - level) / 2
+    return _lower_proportion(gained, lost, n, tail), -_lower_proportion(lost, gained, n, tail)
+
+
+def proportion_p_value(gained: float, lost: float) -> float:
+    """McNemar's exact p-value, two-sided; of whole numbers the binomial test of 1/2."""
+    return min(1.0, 2 * min(_no_gain(gained, lost), _no_gain(lost, gained)))
+
+
+def _no_gain(gained: float, lost: float) -> float:
+    """P(share of gains <= 1/2) where that share is Beta(gained, lost + 1)."""
+    return float(betainc(gained, lost + 1, 0.5)) if gained > 0 else 1.0
+
+
+def _lower_proportion(gained: float, lost: float, n: float, tail: float) -> float:
+    """The quantile `tail` of changed * (2 * share - 1), where `share` of gains is Beta(gained,
+    lost + 1) and `changed`, the share of pairs that differ, is Beta(gained + lost + 1, the rest).
+
+    The sign is that of 2 * share - 1, so it is settled first, and exactly.
+    """
+    same, changed = max(n - gained - lost, 0.0), gained + lost + 1
+    if gained <= 0:  # the share of gains is 0
+        return -float(beta.ppf(1 - tail, changed, same)) if same > 0 else -1.0
+    if same <= 0:  # every pair differs
+        return 2 * float(betaincinv(gained, lost + 1, tail)) - 1
+    negative = _no_gain(gained, lost)
+    start, end = (0.0, negative) if negative > tail else (negative, 1.0)
+    grid = start + (end - start) * (np.arange(_STEPS) + 0.5) / _STEPS
+    lean = np.abs(2 * betaincinv(gained, lost + 1, grid) - 1)
+
+    def short(size: float) -> float:
+        inside = float(np.mean(betainc(changed, same, np.minimum(size / lean, 1.0))))
+        if negative > tail:  # P(product <= -size)
+            return negative * (1 - inside) - tail
+        return negative + (1 - negative) * inside - tail
+
+    size = float(optimize.brentq(short, 0.0, 1.0, xtol=_TOLERANCE))
+    return -size if negative > tail else size
+
+
+def _lower(values: np.ndarray, *, end: float, tail: float, weight: float) -> float:
+    """The lower bound; `end`, the least possible value, where the values say nothing more."""
+    if not len(values) or weight <= 0:
+        return end
+    mean = float(np.mean(values))
+
+    def short(bound: float) -> float:
+        return _at_most(values, bound, end=end, weight=weight) - tail
+
+    if mean - end <= _TOLERANCE or short(end + _TOLERANCE) >= 0:
+        return end
+    # The median of the weighted sum lies below the mean, and the bound below the median.
+    return float(optimize.brentq(short, end + _TOLERANCE, mean, xtol=_TOLERANCE))
+
+
+def _at_most(values: np.ndarray, bound: float, *, end: float, weight: float) -> float:
+    """P(sum(D_i z_i) + D_0 * end <= bound), that is P(sum of Gamma(weight) * (z_i - bound) +
+    Gamma(1) * (end - bound) <= 0)."""
+    found, counts = np.unique(np.append(values - bound, end - bound), return_counts=True)
+    weights = counts * weight
+    weights[np.searchsorted(found, end - bound)] += 1 - weight
+    kept = (found != 0) & (weights > 0)
+    return _negative(found[kept], weights[kept])
+
+
+def _negative(factors: np.ndarray, weights: np.ndarray) -> float:
+    """P(sum of weights_i-Gamma variables times factors_i <= 0), for factors other than 0.
+
+    Exact for two factors, else by the saddlepoint approximation of Lugannani and Rice (1980,
+    Advances in Applied Probability 12:475-490), within a few per cent of a small probability.
+    """
+    if factors.min(initial=0.0) >= 0:
+        return 1.0 if not len(factors) else 0.0
+    if factors.max() < 0:
+        return 1.0
+    if len(factors) == 2:
+        (loss, gain), (lost, gained) = factors, weights
+        return float(betainc(gained, lost, -loss / (gain - loss)))
+
+    def slope(s: float) -> float:
+        return float(np.sum(weights * factors / (1 - s * factors)))
+
+    inside = 1 - 1e-12
+    s = float(optimize.brentq(slope, inside / factors.min(), inside / factors.max(), xtol=1e-14))
+    kept = 1 - s * factors
+    height = max(float(np.sum(weights * np.log(kept))), 0.0)  # minus the cumulant function at s
+    signed = math.copysign(math.sqrt(2 * height), s)
+    scaled = s * math.sqrt(float(np.sum(weights * (factors / kept) ** 2)))
+    if abs(signed) < 1e-4:  # at the mean, where the formula is 0 / 0
+        return 0.5
+    density = math.exp(-height) / math.sqrt(2 * math.pi)
+    return float(np.clip(ndtr(signed) + density * (1 / signed - 1 / scaled), 0.0, 1.0))

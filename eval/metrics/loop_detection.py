@@ -1,0 +1,64 @@
+"""Loop detection in token ids: the period, the number of copies and where the loop begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
+# and a line of dashes are shorter. A period has no bound but that its copies fit.
+MIN_COPIES = 4
+MIN_TOKENS = 64
+# Copies that a loop has made by the cap, if it is to count at twice the cap.
+BEGUN_COPIES = 2
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A periodic tail: from `start` on, each token equals the one `period` before it."""
+
+    period: int
+    copies: int  # whole copies; a partial last one is allowed and not counted
+    start: int
+
+
+def find_loop(
+    token_ids: Sequence[Any], *, cap: int | None = None, copies: int = BEGUN_COPIES
+) -> Loop | None:
+    """The loop that the tokens end in, with the smallest period that qualifies; O(n).
+
+    The Z-function of the reversed tokens gives, for every period at once, how far back the tail
+    keeps it. A loop needs MIN_COPIES whole copies and MIN_TOKENS tokens.
+
+    Args:
+        cap: look instead for a loop, however short so far, that had `copies` whole copies by this
+            many tokens and has not been left since.
+    """
+    tail = list(token_ids)[::-1]
+    n = len(tail)
+    longest = n // MIN_COPIES if cap is None else min(cap // copies, n - 1)
+    agree = [0] * (longest + 1)
+    left = right = 0
+    for period in range(1, longest + 1):
+        length = min(right - period, agree[period - left]) if period < right else 0
+        while period + length < n and tail[length] == tail[period + length]:
+            length += 1
+        agree[period] = length
+        if period + length > right:
+            left, right = period, period + length
+        covered = period + length
+        start = n - covered
+        if cap is None:
+            enough = covered >= max(MIN_COPIES * period, MIN_TOKENS)
+        else:
+            enough = start + copies * period <= cap
+        if enough:
+            return Loop(period, covered // period, start)
+    return None
+
+
+def seq_rep_n(token_ids: Sequence[int], *, n: int = 4) -> float:
+    """1 - distinct n-grams / n-grams (Welleck et al. 2020, arXiv 1908.04319); 0 below n tokens."""
+    count = len(token_ids) - n + 1
+    if count <= 0:
+        return 0.0
+    return 1 - len({tuple(token_ids[i : i + n]) for i in range(count)}) / count

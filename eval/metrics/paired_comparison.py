@@ -1,0 +1,202 @@
+"""What a stage changed: two models' stored samples joined on the document, compared in pairs."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from eval.metrics.stats import BITS_PER_BYTE, Comparison, compare_bits, compare_paired, holm
+from sft.errors import UserError
+
+REPETITION = "repetition"
+_SHOWN = 5
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """One row of results.json `deltas`, but for the names of its two models.
+
+    Besides the contract's keys it has those of `eval.metrics.stats.Comparison`: what n questions
+    can show, how many would show this difference, the smallest p-value that was possible, and the
+    pairs that changed either way; and `left_out`, the documents that did not fit one of the two
+    models alone.
+    """
+
+    task: str
+    delta: float
+    ci: tuple[float, float] | None
+    p: float
+    p_holm: float
+    n: int
+    test: str
+    visible: float | None
+    needed: int | None
+    smallest_p: float
+    gained: int | None
+    lost: int | None
+    left_out: int
+
+
+def stage_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Consecutive models, then first -> last unless that is the only step."""
+    pairs = list(itertools.pairwise(models))
+    return pairs if len(models) <= 2 else [*pairs, (models[0], models[-1])]
+
+
+def delta_table(
+    samples: Mapping[str, Mapping[str, Rows]],
+    *,
+    models: Sequence[str],
+    entries: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+) -> list[dict[str, Any]]:
+    """The `deltas` of results.json: every task, consecutive models and first -> last.
+
+    `samples[task][model]` are the stored rows: of eval/<model>/samples/<task>.jsonl, and of
+    eval/<model>/generations.jsonl for the task "repetition". `entries` are those of results.json
+    by task and model, which say how many documents a model left out. Holm runs across the whole
+    table. Raises UserError where a model lacks a task or the documents of two models differ.
+    """
+    named: list[tuple[str, str, Delta]] = []
+    for task, by_model in samples.items():
+        for first, second in stage_pairs(models):
+            for model in (first, second):
+                if model not in by_model:
+                    raise UserError(
+                        f"{task}: no samples of model {model}, so {first} -> {second} cannot be "
+                        f"paired; measure {model} on {task} or leave the task out"
+                    )
+            delta = compare(
+                *(task, by_model[first], by_model[second]),
+                names=(first, second),
+                left_out=left_out((entries or {}).get(task, {}), first, second),
+            )
+            named.append((first, second, delta))
+    adjusted = adjust([delta for _, _, delta in named])
+    return [
+        {"task": row.pop("task"), "from": first, "to": second, **row}
+        for (first, second, _), row in zip(named, adjusted, strict=True)
+    ]
+
+
+def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
+    """Rows of plain data, with p after Holm over those that could be significant."""
+    adjusted = holm([d.p for d in deltas], smallest=[d.smallest_p for d in deltas])
+    return [
+        asdict(replace(delta, p_holm=p_holm)) | {"ci": None if delta.ci is None else list(delta.ci)}
+        for delta, p_holm in zip(deltas, adjusted, strict=True)
+    ]
+
+
+def left_out(entries: Mapping[str, Mapping[str, Any]], first: str, second: str) -> tuple[int, int]:
+    """How many documents of a task each of two models left out, by the task's entries."""
+    before, after = (entries.get(name, {}).get("left_out", 0) for name in (first, second))
+    return before, after
+
+
+def compare(
+    task: str,
+    first: Rows,
+    second: Rows,
+    *,
+    names: tuple[str, str],
+    left_out: tuple[int, int] = (0, 0),
+) -> Delta:
+    """Paired difference second - first of one task's stored rows; p_holm is p until adjusted.
+
+    Only documents that both have are compared: one that a model left out, since it does not fit the
+    model's window, is left out of the other's rows too.
+
+    Raises UserError when one lacks more documents of the other than it has `left_out`, or the two
+    were not asked and judged by the same version of the task.
+    """
+    _same_measure(task, first, second, names=names)
+    left, right = _by_document(task, first), _by_document(task, second)
+    both = [key for key in left if key in right]
+    unpaired = len(right) - len(both), len(left) - len(both)
+    if not both or any(lacks > out for lacks, out in zip(unpaired, left_out, strict=True)):
+        raise UserError(_unpaired(task, left, right, names=names))
+    result = _compared(task, [left[key] for key in both], [right[key] for key in both])
+    return Delta(
+        *(task, result.delta, result.ci, result.p, result.p, result.n, result.test),
+        *(result.visible, result.needed, result.smallest_p, result.gained, result.lost),
+        left_out=sum(unpaired),
+    )
+
+
+def _compared(task: str, first: Rows, second: Rows) -> Comparison:
+    """The test that fits the rows, which are in the same order of documents."""
+    clusters = clusters_of(first) or clusters_of(second)  # one may be older, or imported
+    if all(row.get("metric") == BITS_PER_BYTE for row in first):
+        logs = [[float(row["log_prob"]) for row in rows] for rows in (first, second)]
+        return compare_bits(*logs, sizes=[row["bytes"] for row in first], clusters=clusters)
+    scores = [[_score(task, row) for row in rows] for rows in (first, second)]
+    return compare_paired(*scores, clusters=clusters)
+
+
+def clusters_of(rows: Rows) -> list[tuple[bool, str]] | None:
+    """What each row's score hangs on: its passage, or itself alone; None where none has one."""
+    clusters = [_cluster(row) for row in rows]
+    return clusters if any(shared for shared, _ in clusters) else None
+
+
+def _by_document(task: str, rows: Rows) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Rows by document and occurrence: a benchmark may hold the same document twice."""
+    seen: Counter[str] = Counter()
+    keyed = {}
+    for row in rows:
+        document = f"{row['id']} {row['messages']}" if task == REPETITION else row["doc_hash"]
+        keyed[(document, seen[document])] = row
+        seen[document] += 1
+    return keyed
+
+
+def _score(task: str, row: Mapping[str, Any]) -> float:
+    return float(row["repeats"] if task == REPETITION else row["score"])
+
+
+def _cluster(row: Mapping[str, Any]) -> tuple[bool, str]:
+    """The row's passage; a row without one is a cluster of its own."""
+    name = row.get("cluster")
+    return (False, str(row.get("doc_id"))) if name is None else (True, str(name))
+
+
+def _same_measure(task: str, first: Rows, second: Rows, *, names: tuple[str, str]) -> None:
+    """Refuse to compare numbers that were not measured alike.
+
+    Rows without `version` or `template` (imported ones, and those of older runs) are not asked.
+    """
+    keys = ("cap",) if task == REPETITION else ("metric", "filter", "version", "template")
+    for key in keys:
+        left, right = ({str(row[key]) for row in rows if row.get(key)} for rows in (first, second))
+        if left != right and left and right:
+            raise UserError(
+                f"{task}: {key} is {', '.join(sorted(left))} for {names[0]} but "
+                f"{', '.join(sorted(right))} for {names[1]}; measure both alike to compare them"
+            )
+
+
+def _unpaired(
+    task: str,
+    left: Mapping[tuple[str, int], Mapping[str, Any]],
+    right: Mapping[tuple[str, int], Mapping[str, Any]],
+    *,
+    names: tuple[str, str],
+) -> str:
+    parts = []
+    for name, own, other in ((names[0], left, right), (names[1], right, left)):
+        only = [
+            str(row["id"] if task == REPETITION else row["doc_id"])
+            for key, row in own.items()
+            if key not in other
+        ]
+        if only:
+            more = f" and {len(only) - _SHOWN} more" if len(only) > _SHOWN else ""
+            parts.append(f"only {name} has {', '.join(only[:_SHOWN])}{more}")
+    return (
+        f"{task}: {names[0]} and {names[1]} were measured on different documents "
+        f"({'; '.join(parts)}); measure both on the same ones to compare them, or "
+        "name the tasks that can be compared (base_vs_chat.py --tasks)"
+    )

@@ -1,0 +1,297 @@
+"""Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or a file of one's own.
+
+Nothing of either benchmark is shipped; both are read from the files that their authors published.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from accelerate import PartialState
+from tqdm import tqdm
+
+from eval.backends.loading import backend_inputs, loaded
+from eval.backends.transformers_backend import backend_of
+from eval.generation.thinking import split_generation
+from sft.chat_template.encoding import encode_prompt, stop_ids
+from sft.config.sections import EvalSection, Source
+from sft.context import Setting
+from sft.data.readers import read_records
+from sft.data.row_errors import RowError
+from sft.distributed.collectives import from_main, own_share, split
+from sft.errors import UserError
+from sft.run.contents import fingerprint
+from sft.run.stage_cache import Stage
+from sft.system.atomic_files import read_jsonl, write_jsonl
+from sft.tokenization.fingerprints import tokenizer_fingerprint
+
+log = logging.getLogger(__name__)
+
+# MT-Bench: FastChat's temperature_config (llm_judge/common.py). AlignBench: the paper's 0.7 for
+# role-play, writing and open questions, 0.1 for the rest (arXiv 2401.02954, section 5.2).
+TEMPERATURES = {
+    **dict.fromkeys(("writing", "roleplay"), 0.7),
+    **dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0),
+    **dict.fromkeys(("stem", "humanities"), 0.1),
+    **dict.fromkeys(("角色扮演", "文本写作", "综合问答"), 0.7),
+    **dict.fromkeys(("专业能力", "数学计算", "逻辑推理", "基本任务", "中文理解"), 0.1),
+}
+
+# Names of what is read of a row; of those that it fills the first counts.
+FIELDS = {
+    "question": ("turns", "question", "prompt", "instruction"),
+    "reference": (
+        *("reference", "references", "reference_answer", "reference_answers", "answer", "answers"),
+        *("ground_truth", "gold", "golden", "target"),
+    ),
+    "category": ("category", "type", "task_type", "topic", "subject", "domain", "kind", "task"),
+    "id": ("question_id", "id", "prompt_id", "uid"),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, turn by turn, with a reference for each turn ("" where there is none)."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+    references: tuple[str, ...]
+
+    @property
+    def temperature(self) -> float:
+        return TEMPERATURES.get(self.category, 0.0)
+
+
+def read_questions(path: str, *, references: str | None = None) -> list[Question]:
+    """Questions from a file of MT-Bench, of AlignBench, or of another with FIELDS.
+
+    What is read is logged, with the fields that are not.
+
+    Args:
+        references: MT-Bench's file of reference answers; they replace those of the questions.
+
+    Raises:
+        UserError: a row without a question, or with a reference answer that is no text, an id that
+            comes twice, references for none of the questions, or no rows.
+    """
+    given = {} if references is None else _references(references)
+    questions: dict[str, Question] = {}
+    ignored: Counter[str] = Counter()
+    for place, fields in _rows(path):
+        turns = _texts(_first(fields, "question"))
+        if not turns or not all(map(_said, turns)):
+            raise UserError(
+                f"{place}: no question; a row holds `turns`, {_or(FIELDS['question'][1:])}, a text "
+                "or a list of texts, one for each turn"
+            )
+        identity = str(_first(fields, "id", default=len(questions)))
+        if identity in questions:
+            raise UserError(f"{place}: question id {identity} occurs twice; make ids unique")
+        own = _own_references(fields, turns=len(turns), place=place)
+        padded = [text or "" for text in given.get(identity) or own] + [""] * len(turns)
+        questions[identity] = Question(
+            identity,
+            str(_first(fields, "category", default="") or "all"),
+            tuple(turns),
+            tuple(padded[: len(turns)]),
+        )
+        read = {_named(fields, kind) for kind in FIELDS}
+        ignored.update(name for name, value in fields.items() if value and name not in read)
+    if not questions:
+        raise UserError(f"{path}: no questions; a file holds at least one")
+    if given and not given.keys() & questions.keys():
+        raise UserError(
+            f"{references}: its ids ({next(iter(given))}, ...) are those of no question of {path} "
+            f"({next(iter(questions))}, ...); give the references of these questions"
+        )
+    _tell(path, list(questions.values()), ignored)
+    return list(questions.values())
+
+
+def _tell(path: str, questions: Sequence[Question], ignored: Mapping[str, int]) -> None:
+    """Log what was read of a file."""
+    known = sum(any(question.references) for question in questions)
+    categories = {question.category for question in questions}
+    log.info(
+        "%s: %d questions, %d with a reference answer, %s",
+        *(path, len(questions), known),
+        "no categories" if categories == {"all"} else f"{len(categories)} categories",
+    )
+    if ignored:
+        named = ", ".join(f"{name} (in {count} rows)" for name, count in ignored.items())
+        log.info("%s: not read: %s", path, named)
+
+
+def _own_references(fields: Mapping[str, Any], *, turns: int, place: str) -> list[str]:
+    """A row's reference answers, one for each turn; several for the only turn are alternatives."""
+    own = _texts(_first(fields, "reference", default=[]))
+    if own is None or (turns > 1 and len(own) > turns):
+        raise UserError(
+            f"{place}: the reference answer is not a text for each of {turns} turns; give a text, "
+            "or a list of texts, under " + _or(FIELDS["reference"])
+        )
+    return own if turns > 1 else ["\nor: ".join(own)]
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
+def _named(fields: Mapping[str, Any], kind: str) -> str | None:
+    """The first field of FIELDS[kind] that a row fills."""
+    filled = (name for name in FIELDS[kind] if fields.get(name) not in (None, "", []))
+    return next(filled, None)
+
+
+def _first(fields: Mapping[str, Any], kind: str, *, default: Any = None) -> Any:
+    """The value of that field."""
+    name = _named(fields, kind)
+    return default if name is None else fields[name]
+
+
+def _texts(value: Any) -> list[str] | None:
+    """A text or texts, one a turn; turns may be messages, as Arena-Hard's are. None for others."""
+    texts = []
+    for item in value if isinstance(value, list) else [value]:
+        text = item.get("content", item) if isinstance(item, dict) else item
+        if isinstance(text, int | float) and not isinstance(text, bool):
+            text = str(text)
+        if text is not None and not isinstance(text, str):
+            return None
+        texts.append(text or "")
+    return texts
+
+
+def answers_of(
+    name: str,
+    path: str,
+    setting: Setting,
+    questions: Sequence[Question],
+    *,
+    cap: int,
+    engine: EvalSection,
+) -> list[dict[str, Any]]:
+    """A model's answers, kept in answers/<name>/answers.jsonl of the setting's folder: answered
+    once for these weights, questions and cap, by the backend of `engine`. Processes share the
+    questions, the first one writes.
+    """
+    stage = Stage(
+        setting.folder / "answers" / name,
+        {
+            "weights": setting.weights_key(path),
+            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "questions": fingerprint([[q.id, q.category, *q.turns] for q in questions]),
+            "options": fingerprint([cap, setting.seed, TEMPERATURES]),
+            **backend_inputs(engine, setting),
+        },
+    )
+    if from_main(stage.finished) is None:
+        from_main(stage.begin)
+        with (
+            loaded(path, setting, engine) as backend,
+            tqdm(
+                total=sum(len(q.turns) for q in own_share(questions)),
+                desc=f"{name}: answers",
+                unit="answer",
+                disable=not PartialState().is_main_process,
+            ) as bar,
+        ):
+            answers = partial(
+                answer,
+                backend,
+                setting.tokenizer,
+                cap=cap,
+                seed=setting.seed,
+                progress=bar.update,
+            )
+            rows = split(questions, answers)
+
+        def keep() -> None:
+            write_jsonl(stage.folder / "answers.jsonl", rows)
+            stage.finish(outputs=["answers.jsonl"], facts={})
+
+        from_main(keep)
+    return read_jsonl(stage.folder / "answers.jsonl")
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    cap: int,
+    seed: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Answer every turn of every question, each turn with the answers before it in view.
+
+    Returns rows {"id", "category", "turns": [{"text", "token_ids", "finish_reason"}, ...]}, a turn
+    with its `thinking`, if there was any, which later turns and judges do not see. A category's
+    temperature is that of TEMPERATURES; other categories are answered greedily.
+    """
+    given: list[list[dict[str, Any]]] = [[] for _ in questions]
+    for turn in range(max(len(question.turns) for question in questions)):
+        for temperature in sorted({question.temperature for question in questions}):
+            asked = [
+                i
+                for i, question in enumerate(questions)
+                if question.temperature == temperature and turn < len(question.turns)
+            ]
+            backend = backend_of(model, tokenizer)
+            generations = backend.generate(
+                [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked],
+                max_new_tokens=cap,
+                stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
+                temperature=temperature,
+                seeds=[int(fingerprint([seed, questions[i].id, turn])[:12], 16) for i in asked],
+                progress=progress,
+            )
+            for i, written in zip(asked, generations, strict=True):
+                facts = {"token_ids": written.token_ids, "finish_reason": written.finish_reason}
+                said = split_generation(tokenizer, written)
+                given[i].append({"text": said.answer, **said.facts, **facts})
+    return [
+        {"id": question.id, "category": question.category, "turns": turns}
+        for question, turns in zip(questions, given, strict=True)
+    ]
+
+
+def chat(question: Question, given: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The conversation up to the turn that comes after the answers `given`."""
+    messages: list[dict[str, str]] = []
+    for text, said in zip(question.turns, given, strict=False):
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": said["text"]},
+        ]
+    return [*messages, {"role": "user", "content": question.turns[len(given)]}]
+
+
+def _references(path: str) -> dict[str, list[str]]:
+    """Reference answers by question id, from FastChat's reference_answer/*.jsonl."""
+    found = {}
+    for place, fields in _rows(path):
+        try:
+            found[str(fields["question_id"])] = list(fields["choices"][0]["turns"])
+        except (KeyError, IndexError, TypeError):
+            raise UserError(
+                f"{place}: no reference answer; a row holds question_id and choices[0].turns"
+            ) from None
+    return found
+
+
+def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
+    rows = []
+    for record in read_records(Source(path)):
+        if isinstance(record, RowError):
+            raise record
+        rows.append((record.origin, record.fields))
+    return rows
+
+
+def _said(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())

@@ -1,0 +1,71 @@
+"""What a reader must know before a change is read as training's: formats, weights, endings."""
+
+from typing import Any
+
+from eval.metrics.formatting import percent
+from eval.report.headline import MOSTLY, overall, transitions
+
+Results = dict[str, Any]
+
+
+def caveats(results: Results) -> list[str]:
+    """Sentences that belong wherever the changes of `results` are shown."""
+    said = (_same_weights, _mixed_formats, cut_tasks, _unchanged)
+    return [sentence for each in said for sentence in each(results)]
+
+
+def cut_tasks(results: Results) -> list[str]:
+    """A sentence on the tasks most of whose answers by the last model were cut at the cap."""
+    last = results["models"][-1] if results["models"] else None
+    cut = [
+        f"{task} {percent(entries[last]['cut_answers'] / entries[last]['n'])}"
+        for task, entries in results.get("benchmarks", {}).items()
+        if last in entries and entries[last].get("cut_answers", 0) >= MOSTLY * entries[last]["n"]
+    ]
+    if not cut:
+        return []
+    return [f"Answers of {last} that were cut at the task's cap of tokens: {', '.join(cut)}."]
+
+
+def _unchanged(results: Results) -> list[str]:
+    """A sentence on clustered tasks in which no answer changed between two models."""
+    steps = [
+        f"{row['task']} ({row['from']} \u2192 {row['to']})"
+        for row in results.get("deltas", [])
+        if row["test"].endswith("clustered") and row.get("gained") == row.get("lost") == 0
+    ]
+    if not steps:
+        return []
+    return [
+        f"No answer changed in {', '.join(steps)}. Without any change nothing shows how much the "
+        "questions of a cluster differ, so each cluster counts as one question, and the interval "
+        "is wider than after a few changes."
+    ]
+
+
+def _mixed_formats(results: Results) -> list[str]:
+    """The pairs of models that were asked some benchmark in different formats."""
+    mixed = []
+    for pair in transitions(results):
+        entries = [s for s in results.get("benchmarks", {}).values() if all(m in s for m in pair)]
+        formats = [{(s[m]["shots"], s[m].get("chat_template")) for m in pair} for s in entries]
+        if any(len(each) > 1 for each in formats):
+            mixed.append(pair)
+    if not mixed:
+        return []
+    whole = overall(results)
+    named = whole if whole in mixed else mixed[0]
+    also = [f"{a} \u2192 {b}" for a, b in mixed if (a, b) != named]
+    more = f" (so were {', '.join(also)})" if also else ""
+    return [
+        f"{named[0]} and {named[1]} were asked in different formats (see the table){more}, so the "
+        "change in their benchmark scores includes the change of format."
+    ]
+
+
+def _same_weights(results: Results) -> list[str]:
+    return [
+        f"{' and '.join(names)} have the same weights: if their scores differ, the cause is how "
+        "they were asked, not training."
+        for names in results.get("same_weights", [])
+    ]

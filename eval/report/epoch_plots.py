@@ -1,0 +1,128 @@
+"""Repetition and benchmarks in training, all stages in a row: the report's picture and table."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from eval.metrics.formatting import DASH, REPETITION, percent, percent_range
+from eval.report.plots import Scale, accent, scale
+
+LABELS = 12  # epochs that are numbered under a picture, at most
+
+
+@dataclass(frozen=True)
+class EpochPanel:
+    """One measure over the epochs of all stages."""
+
+    title: str
+    caption: str
+    y: Scale
+    labels: tuple[tuple[float, str], ...]  # place in percent of the width, epoch
+    picture: Markup
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A row of a stage; `x` counts epochs from the start of the first stage, `first` of a stage."""
+
+    stage: str
+    epoch: float
+    x: float
+    first: bool
+    row: dict[str, Any]
+
+    def entry(self, measure: str) -> dict[str, Any] | None:
+        """What was measured, with its number as `score`."""
+        if measure != REPETITION:
+            return self.row.get("benchmarks", {}).get(measure)
+        rate = self.row.get(REPETITION)
+        return None if rate is None else rate | {"score": rate["rate"]}
+
+
+def epoch_panels(results: dict[str, Any], *, key: str = "epochs") -> list[EpochPanel]:
+    """A panel for repetition and one for each benchmark that was measured in training.
+
+    Args:
+        key: where its rows are in `results`: epochs (by epoch), loops (a few times in a stage).
+    """
+    points = list(_points(results, key))
+    if not points:
+        return []
+    x = Scale(0, 1.05 * (points[-1].x or 1), ())
+    every = -(-len(points) // LABELS)
+    labels = tuple((x.at(p.x), f"{p.epoch:.3g}") for p in points[::every])
+    panels = []
+    for measure in _measures(points):
+        entries = [(p, entry) for p in points if (entry := p.entry(measure)) is not None]
+        ends = [end for _, entry in entries for end in entry["ci"]]
+        y = scale(ends, zero=measure == REPETITION, num_ticks=4)
+        counts = " / ".join(dict.fromkeys(f"{entry['n']:,}" for _, entry in entries))
+        kind = "share of endless answers" if measure == REPETITION else entries[0][1]["metric"]
+        picture = _picture(entries, x=x, y=y, models=results["models"])
+        panels.append(EpochPanel(measure, f"{kind}, n = {counts}", y, labels, picture))
+    return panels
+
+
+def epoch_table(results: dict[str, Any], *, key: str = "epochs") -> list[list[str]]:
+    """The same numbers as rows of text, a head first; nothing where there are none."""
+    points = list(_points(results, key))
+    if not points:
+        return []
+    names = _measures(points)
+    rows = [["stage", "epoch", "step", *names]]
+    for p in points:
+        cells = []
+        for name in names:
+            entry = p.entry(name)
+            known = entry and f"{percent(entry['score'])} {percent_range(entry['ci'])}"
+            cells.append(known or DASH)
+        rows.append([p.stage, f"{p.epoch:.3g}", f"{p.row['step']:,}", *cells])
+    return rows
+
+
+def _points(results: dict[str, Any], key: str) -> Iterator[_Point]:
+    before = 0.0
+    for stage, rows in results.get(key, {}).items():
+        for i, row in enumerate(rows):
+            yield _Point(stage, row["epoch"], before + row["epoch"], i == 0, row)
+        last = rows[-1]  # of a step before the stage's last, perhaps
+        steps = results["stages"][stage]["steps"]
+        before += last["epoch"] * steps / last["step"] if last["step"] else 1
+
+
+def _measures(points: list[_Point]) -> list[str]:
+    found = dict.fromkeys(REPETITION for p in points if REPETITION in p.row)
+    return list(found | dict.fromkeys(task for p in points for task in p.row.get("benchmarks", {})))
+
+
+def _picture(
+    entries: list[tuple[_Point, dict[str, Any]]], *, x: Scale, y: Scale, models: list[str]
+) -> Markup:
+    """Dots with their intervals, joined in the order of training, each in its stage's colour."""
+    shapes = Markup("")
+    for tick in y.ticks:
+        shapes += _line("grid", (0, 100), (100 - y.at(tick),) * 2)
+    before: tuple[float, float] | None = None
+    for point, entry in entries:
+        here = x.at(point.x), 100 - y.at(entry["score"])
+        parts = _line("ci", (here[0],) * 2, tuple(100 - y.at(end) for end in entry["ci"]))
+        if before is not None:
+            parts += _line("link", (before[0], here[0]), (before[1], here[1]))
+            if point.first:
+                shapes += _line("border", (before[0],) * 2, (0, 100))
+        words = (
+            f"{point.stage}, epoch {point.epoch:.3g}: {percent(entry['score'])}, 95% interval "
+            f"{percent_range(entry['ci'])}"
+        )
+        dot = '<circle class="dot clear" cx="{}%" cy="{}%" r="4"><title>{}</title></circle>'
+        parts += Markup(dot).format(*here, words)
+        shapes += Markup('<g class="m{}">{}</g>').format(accent(point.stage, models), parts)
+        before = here
+    return Markup('<svg role="img">{}</svg>').format(shapes)
+
+
+def _line(css: str, x: tuple[float, ...], y: tuple[float, ...]) -> Markup:
+    line = '<line class="{}" x1="{}%" x2="{}%" y1="{}%" y2="{}%"/>'
+    return Markup(line).format(css, *x, *(round(value, 3) for value in y))

@@ -1,0 +1,79 @@
+"""The stored samples of a run as the report reads them: where they are, and their rows."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from eval.metrics.formatting import REPETITION
+from eval.report.record_shapes import misfit
+from sft.errors import UserError
+from sft.run.terminal import visible
+from sft.system.atomic_files import is_inside, open_file
+
+# Answers of the optional measures, linked where they are there.
+MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
+
+
+def sample_file(run_dir: Path, *, model: str, name: str) -> Path | None:
+    """eval/<model>/<name> if it is there and the names do not lead out of eval/."""
+    path = run_dir / "eval" / model / name
+    inside = ".." not in Path(model, name).parts and is_inside(path, run_dir / "eval")
+    return path if inside and path.is_file() else None
+
+
+def sample_href(run_dir: Path | None, *, model: str, name: str) -> str | None:
+    """The address of eval/<model>/<name> from the run directory, where that file is there."""
+    if run_dir is None or sample_file(run_dir, model=model, name=name) is None:
+        return None
+    return quote(f"eval/{model}/{name}")
+
+
+def task_href(run_dir: Path | None, *, model: str, task: str, form: str = "") -> str | None:
+    """The address of the answers behind a task's number; `form` is one of `same_format`, whose
+    answers are those of the protocol where that asks the model in it anyway."""
+    if task == REPETITION:
+        return sample_href(run_dir, model=model, name="generations.jsonl")
+    own = form and sample_href(run_dir, model=model, name=f"samples-{form}/{task}.jsonl")
+    return own or sample_href(run_dir, model=model, name=f"samples/{task}.jsonl")
+
+
+def read_lines(path: Path, *, shape: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file, hidden characters made visible.
+
+    Args:
+        shape: what `eval.report.record_shapes.misfit` holds each row against.
+
+    Raises:
+        UserError: a line is not a JSON object, or not of that shape.
+    """
+    with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", "its numbers or levels are too many")
+                raise UserError(f"{path}:{number}: not JSON ({reason}); measure again") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: not a JSON object; measure again")
+            if found := misfit(row, shape):
+                raise UserError(
+                    f"{path}:{number}: {found} is not as this version writes it; measure again"
+                )
+            yield cleaned(row)
+
+
+def cleaned(value: Any) -> Any:
+    """JSON data with every string, keys included, passed through `visible`."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, list):
+        # Token ids are the bulk of a row and hold no strings.
+        return value if value and isinstance(value[0], int) else [cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {visible(key): cleaned(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,388 @@
+"""What was measured before, here or by lm-eval itself, as a model to compare: no model is loaded.
+
+lm-eval writes samples_<task>_<date>.jsonl with `--log_samples`, one line a document and filter, and
+results_<date>.json beside them (lm_eval/loggers/evaluation_tracker.py); from the second come the
+task's version, its template, its examples and its groups.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.backends.base import BACKEND, TRANSFORMERS, check_one_backend
+from eval.graders.math_answers import grade
+from eval.metrics.stats import BITS_PER_BYTE
+from eval.report.record_shapes import ANSWER, READ_TEXT, SCORES, VERDICT, misfit
+from eval.report.sample_files import MORE_SAMPLES, read_lines
+from eval.results.imported_checks import plain_name, read_results, refuse_link, wrong_field
+from eval.tasks.benchmark import place_of, summarise
+from eval.tasks.sample_rows import (
+    CHOICE_METRICS,
+    MATH_EQUAL,
+    MUTUAL,
+    choice_values,
+    cluster_of,
+    template_id,
+)
+from sft.chat_template.render import PATIENCE, TEMPLATE_ERRORS
+from sft.config.sections import EvalSection, TaskOptions
+from sft.data.row_errors import half_pair
+from sft.errors import UserError
+from sft.run.contents import verified, verified_results
+from sft.run.stage_cache import Stage
+from sft.system.atomic_files import (
+    read_file,
+    read_json,
+    read_record,
+    remove,
+    write_json,
+    write_jsonl,
+    writing,
+)
+from sft.system.time_limit import cpu_seconds
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+_NEEDED = ("doc_id", "doc_hash", "filter", "metrics", "arguments", "filtered_resps")
+# What lm-eval calls the backends that are ours too (lm_eval/models/__init__.py).
+_BACKENDS = {**dict.fromkeys(("hf", "hf-auto", "huggingface"), TRANSFORMERS), "vllm": "vllm"}
+
+
+def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | None:
+    """Write eval/<model>/ of another run, or of lm-eval's samples, into `folder`; returns the
+    backend that measured it, None where that is not known.
+
+    Args:
+        path: a run (its last model), eval/<model> of a run, a file samples_*.jsonl, or a folder
+            that holds such files; of a task that is there twice the newest.
+        section: `per_task` says which metric and filter count, else a task's first.
+
+    Raises:
+        UserError: nothing measured is there, a line is not lm-eval's, a file is a link that leads
+            out of `path`, or the logs are of two models or of two backends.
+    """
+    own = _own_folder(path)
+    samples = {} if own else _newest(path)
+    if not own and not samples:
+        raise UserError(
+            f"{path} holds nothing measured; give a run, eval/<model> of a run, or the folder "
+            "where lm-eval wrote samples_*.jsonl (it does so with --log_samples)"
+        )
+    stage = Stage(folder, {})
+    done = read_record(folder / "done.json", "facts")
+    if done is not None and not done["facts"].get("imported"):
+        raise UserError(
+            f"{folder} holds a model measured here; give {path} another name, NAME=PATH"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder / "done.json")
+    if own:
+        backend, files = _copy(own, folder)
+        stage.finish(outputs=files, facts={"imported": True})
+        return backend
+    backend = _backend_of(samples)
+    scores: dict[str, Any] = {"benchmarks": {}}
+    if backend != TRANSFORMERS:
+        scores[BACKEND] = backend
+    for name, logs in _grouped(samples).items():
+        plain_name(name, logs[0].path)
+        rows = [row for log in logs for row in _rows(log, section, pooled=len(logs) > 1)]
+        entry = summarise(rows) | logs[0].format
+        scores.setdefault(place_of(entry), {})[name] = entry
+        (folder / "samples").mkdir(exist_ok=True)
+        write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
+    write_json(folder / "scores.json", scores)
+    files = [f"samples/{name}.jsonl" for name in _grouped(samples)]
+    stage.finish(outputs=["scores.json", *files], facts={"imported": True})
+    return backend
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """One samples file of lm-eval, with what the results file of its run says of the task."""
+
+    path: Path
+    task: str
+    date: str
+    results: Mapping[str, Any]
+
+    @property
+    def format(self) -> dict[str, Any]:
+        return {
+            "shots": self.results.get("n-shot", {}).get(self.task),
+            "chat_template": bool(self.results.get("chat_template")),
+        }
+
+    @property
+    def source(self) -> str:
+        """lm-eval's name for what computed, empty where its results do not say."""
+        return self.results.get("model_source") or ""
+
+    @property
+    def model(self) -> str | None:
+        """lm-eval's name of the model, with the commit where it knows one; None without results."""
+        name = self.results.get("model_name") or self.results.get("model_name_sanitized")
+        commit = (self.results.get("config") or {}).get("model_sha")
+        return f"{name} at {commit}" if name and commit else name
+
+
+def _own_folder(path: Path) -> Path | None:
+    """eval/<model> of a run of ours: the one given, or that of a run's last model."""
+    refuse_link(path / "results.json", path)
+    results = verified_results(path) if (path / "results.json").is_file() else None
+    if isinstance(results, dict) and isinstance(results.get("models"), list):
+        run, last = path, plain_name(str(results["models"][-1]), path / "results.json")
+        path = run / "eval" / last
+        refuse_link(path, run)
+    return path if (path / "scores.json").is_file() else None
+
+
+def _refuse_two_models(path: Path, samples: Sequence[_Samples]) -> None:
+    """Logs of several models are several sides of a comparison, never tasks of one.
+
+    Files without results are of the model whose other files are in their folder, or of one that
+    the folder is named after.
+
+    Raises:
+        UserError: there are two.
+    """
+    known = {file.path.parent: file.model for file in samples if file.model}
+    places: dict[str, Path] = {}
+    for file in samples:
+        folder = file.path.parent
+        places.setdefault(file.model or known.get(folder) or folder.name, folder)
+    if len(places) > 1:
+        (first, one), (second, other) = list(places.items())[:2]
+        remedy = (
+            f"name one of their folders, {one} or {other}"
+            if one != other
+            else "move the files of one into a folder of its own"
+        )
+        raise UserError(
+            f"{path} holds lm-eval's logs of two models, {first} and {second}; {remedy}"
+        )
+
+
+def _backend_of(samples: Mapping[str, _Samples]) -> str | None:
+    """The backend of all samples; None for lm-eval's other kinds of models, which are said, and
+    where its results name none."""
+    backends = {task: _BACKENDS.get(file.source) for task, file in samples.items()}
+    check_one_backend(backends)
+    for task, file in samples.items():
+        if file.source and backends[task] is None:
+            log.warning(
+                "%s: measured by lm-eval's %s; what differs from other models may be its rounding",
+                file.path,
+                file.source,
+            )
+    return next((known for known in backends.values() if known), None)
+
+
+def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
+    """Copy measures of another run; returns their backend and what was written."""
+    refuse_link(source / "scores.json", source)
+    if os.path.lexists(source / "done.json"):
+        verified(source)
+    else:
+        log.warning(
+            "%s has no done.json, the record of its hashes: its measuring was cut off, or it was "
+            "imported by an earlier version; what it holds is read unverified",
+            source,
+        )
+    scores = read_json(source / "scores.json")
+    _refuse_misfit(scores, {"benchmarks?": {}, "language?": {}}, source)
+    tasks = scores.get("benchmarks", {}) | scores.get("language", {})
+    files = [f"samples/{plain_name(name, source / 'scores.json')}.jsonl" for name in tasks]
+    more = [f"{name}.jsonl" for name in MORE_SAMPLES]
+    files += [name for name in more if (source / name).is_file()]
+    files += ["generations.jsonl"] * ("repetition" in scores)
+    for name in files:
+        refuse_link(source / name, source)
+        if not (source / name).is_file():
+            raise UserError(f"{source / name} is missing; measure that model again")
+    _refuse_misfit(scores, SCORES, source)
+    for name in files:
+        for _ in read_lines(source / name, shape=_shape_of(name, scores)):
+            pass  # a row that cannot be compared or shown is refused
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with writing(folder / name):
+            (folder / name).write_bytes(read_file(source / name))
+    write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
+    return scores.get(BACKEND, TRANSFORMERS), ["scores.json", *files]
+
+
+def _refuse_misfit(scores: Any, shape: Any, source: Path) -> None:
+    """Refuse scores.json of another run that is damaged, or holds what this version does not
+    write."""
+    if found := misfit(scores, shape) or half_pair(scores):
+        raise UserError(
+            f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
+            "model again"
+        )
+
+
+def _shape_of(name: str, scores: Mapping[str, Any]) -> Any:
+    """What the rows of a file of eval/<model>/ hold."""
+    if name.startswith("samples/"):
+        task = name.removeprefix("samples/").removesuffix(".jsonl")
+        return READ_TEXT if task in scores.get("language", {}) else VERDICT
+    return ANSWER if name == "generations.jsonl" else {}
+
+
+def _newest(path: Path) -> dict[str, _Samples]:
+    """lm-eval's samples by task, the newest of each.
+
+    Raises:
+        UserError: they are of two models.
+    """
+    found = []
+    folder = path.parent if path.is_file() else path
+    for file in [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl")):
+        if (match := _NAME.fullmatch(file.name)) is not None:
+            logs = sorted(file.parent.glob(f"*_{match['date']}.json"))
+            for each in [*logs[:1], *([file] if file != path else [])]:
+                refuse_link(each, folder)
+            results = read_results(logs[0], match["task"]) if logs else {}
+            found.append(_Samples(file, match["task"], match["date"], results))
+    _refuse_two_models(path, found)
+    newest = {one.task: one for one in sorted(found, key=lambda one: (one.date, one.path))}
+    for one in newest.values():
+        if not one.results:
+            log.warning(
+                "%s: no results_%s.json beside it, so its version is unknown", one.path, one.date
+            )
+    return dict(sorted(newest.items()))
+
+
+def _grouped(samples: Mapping[str, _Samples]) -> dict[str, list[_Samples]]:
+    """Files by the name of the outermost group that their task is in, else its own."""
+    table: dict[str, list[_Samples]] = {}
+    for task, file in samples.items():
+        name = task
+        groups = {
+            child: group
+            for group, children in file.results.get("group_subtasks", {}).items()
+            for child in children
+        }
+        while name in groups:
+            name = groups.pop(name)  # a group that is in itself ends there
+        table.setdefault(name, []).append(file)
+    return table
+
+
+def _rows(file: _Samples, section: EvalSection, *, pooled: bool) -> list[dict[str, Any]]:
+    """Stored rows as `eval.tasks.sample_rows` writes them, of the filter and metric that count."""
+    own = section.per_task.get(file.task, TaskOptions())
+    lines = _lines(file.path)
+    wanted = own.filter or lines[0]["filter"]
+    config = file.results.get("configs", {}).get(file.task)
+    version = file.results.get("versions", {}).get(file.task)
+    identity = {
+        "version": None if version is None else str(version),
+        "template": template_id(config) if config else None,
+    }
+    rows = []
+    for line in lines:
+        if line["filter"] == wanted:
+            row = _row(file, line, metric=own.metric) | identity
+            rows.append(row | ({"doc_id": f"{file.task}/{row['doc_id']}"} if pooled else {}))
+    if not rows:
+        filters = ", ".join(dict.fromkeys(line["filter"] for line in lines))
+        raise UserError(f"{file.path} has no filter {wanted!r}; it has {filters}")
+    return rows
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if b"\\ud" in text.lower():  # half a character, which no file of ours can hold
+                whole = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
+                line = json.loads(whole)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
+        lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]
+        if lacking:
+            raise UserError(
+                f"{path}:{number}: not a sample of lm-eval 0.4.3 or newer (it lacks "
+                f"{', '.join(lacking)}); log the samples again"
+            )
+        if wrong := wrong_field(line):
+            raise UserError(
+                f"{path}:{number}: {wrong} is not as lm-eval writes it; log the samples again"
+            )
+        lines.append(line)
+    if not lines:
+        raise UserError(f"{path}: is empty; log the samples again")
+    return lines
+
+
+def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict[str, Any]:
+    arguments = [list(given.values()) for given in line["arguments"].values()]
+    config = file.results.get("configs", {}).get(file.task, {})
+    row = {
+        "doc_id": str(line["doc_id"]),
+        "doc_hash": line["doc_hash"],
+        "prompt": str(arguments[0][0]),
+        "cluster": _passage(config, line.get("doc")),
+        "filter": line["filter"],
+        "target": str(line.get("target")),
+    }
+    pair = line.get(BITS_PER_BYTE)
+    if isinstance(pair, list) and metric in (None, BITS_PER_BYTE):
+        log_prob, size = float(pair[0]), int(pair[1])
+        return row | {"metric": BITS_PER_BYTE, "log_prob": log_prob, "bytes": size}
+    listed = [entry["metric"] for entry in config.get("metric_list", [])]
+    for name in [metric] if metric else [*listed, *line["metrics"]]:
+        value = line.get(name)
+        if name == MATH_EQUAL and value is None and isinstance(line["filtered_resps"][0], str):
+            value = grade(line["filtered_resps"][0], line.get("target"))
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            answer = _answer(name, line, arguments)
+            return row | {"metric": name, "score": float(value), "answer": answer}
+    raise UserError(
+        f"{file.path}: document {line['doc_id']} has no {metric or 'metric'} in [0, 1]; it has "
+        f"{', '.join(line['metrics'])}"
+    )
+
+
+def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
+    """What questions of one passage share, where the task's file named it in our way."""
+    metadata = config.get("metadata")
+    if not isinstance(metadata, dict) or not isinstance(doc, dict) or "cluster" not in metadata:
+        return None
+    try:
+        with cpu_seconds(PATIENCE):
+            return cluster_of(str(metadata["cluster"]), doc)
+    except TEMPLATE_ERRORS as error:
+        raise UserError(
+            f"metadata.cluster {metadata['cluster']!r} of lm-eval's results cannot be read of a "
+            f"document ({' '.join(str(error).split())[:120]}); log the samples again"
+        ) from None
+
+
+def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:
+    """What the model chose or wrote, for display; lm-eval keeps log-probabilities as text."""
+    answers = line["filtered_resps"]
+    if metric not in CHOICE_METRICS or not isinstance(answers[0], list) or len(answers) < 2:
+        return str(answers[0])
+    # With acc_mutual_info as many log-probabilities without the context follow.
+    count = len(answers) // (2 if MUTUAL in line["metrics"] else 1)
+    try:
+        logs = [float(answer[0]) for answer in answers]
+        row: dict[str, Any] = {
+            "choices": [str(given[1]).strip() for given in arguments[:count]],
+            "log_probs": logs[:count],
+            "bare_log_probs": logs[count:],
+        }
+        values = choice_values(metric, row)
+        return row["choices"][values.index(max(values))]
+    except (TypeError, ValueError, LookupError, ArithmeticError):  # not answers to choices
+        return str(answers[0])

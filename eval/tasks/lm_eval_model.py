@@ -1,0 +1,361 @@
+"""lm-eval's model interface over a backend that scores and continues token ids.
+
+Texts become tokens here, exactly as in lm-eval's own Hugging Face backend; what computes is behind
+`eval.backend`. With transformers the answers are those of lm-eval's backend in float32.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from accelerate import PartialState
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from eval.backends.base import Question, Scored
+from eval.backends.transformers_backend import backend_of
+from eval.generation.generate import Generation
+from eval.generation.stopping import FinishReason
+from eval.generation.thinking import split_generation
+from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, no_room
+from sft.chat_template.encoding import stop_ids
+from sft.chat_template.template_date import apply_template
+from sft.chat_template.tokenizer_coverage import Coverage, refuse_lost
+from sft.distributed.collectives import own_share, split
+from sft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# lm-eval's where a model names none (huggingface.py, max_length).
+DEFAULT_WINDOW = 2048
+# Prompts that are cut to fit the model's window change the question; more than this is refused.
+CUT_SHARE = 0.1
+# Characters that tokens may leave out of the texts whose bits per byte are measured: their bytes
+# count and their bits do not, so more would move the third digit.
+ALTERED = 0.001
+
+_SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
+
+
+class Engine(LM):
+    """An `lm_eval.api.model.LM` over a backend or a causal LM (see `backend_of`).
+
+    Args:
+        chat: prompts come from the chat template, which writes its own special tokens, and answers
+            end with the template's end of turn; otherwise plain text, which gets a BOS where the
+            tokenizer adds one.
+        seed: decides the draws of tasks that sample.
+        label: names the progress bars; without one there are none.
+        max_unknown: share of a task's characters that the tokenizer may be unable to write.
+
+    Attributes:
+        finish_reasons: by task and document, what ended a generated answer.
+        thinking: by task and document, what came before the answer (`eval.generation.thinking`).
+        lengths: by task, document and place, tokens of a continuation that was scored.
+        unfit: task and document of each question with a choice longer than the window, which has no
+            score.
+        bare: log-probabilities of continuations without a context, see `score_bare`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        chat: bool,
+        seed: int = 0,
+        label: str | None = None,
+        max_unknown: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.backend, self.tokenizer = backend_of(model, tokenizer), tokenizer
+        self.chat, self.seed, self.label = chat, seed, label
+        self.max_unknown, self._coverage = max_unknown, Coverage.of(tokenizer)
+        self.finish_reasons: dict[tuple[str, int], FinishReason] = {}
+        self.thinking: dict[tuple[str, int], str] = {}
+        self.lengths: dict[tuple[str, int, int], int] = {}
+        self.unfit: set[tuple[str, int]] = set()
+        self.bare: dict[str, float] = {}
+        self.window = self.backend.window
+        bos = tokenizer.bos_token_id
+        probe = tokenizer("a")["input_ids"]
+        self._brings_bos = bos is not None and probe[0] == bos
+        self.adds_bos = self._brings_bos and not chat
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of lm-eval's cache key; nothing is cached here."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as text; without a generation prompt its last turn is left open."""
+        return apply_template(
+            self.tokenizer,
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy decoding would write it) of each continuation."""
+        task = str(requests[0].task_name)
+        self._refuse_lost(task, ["".join(request.args) for request in requests])
+        questions = self._split([request.args for request in requests], task=task)
+        for request, question in zip(requests, questions, strict=True):
+            place = (str(request.task_name), int(request.doc_id or 0), request.idx)
+            self.lengths[place] = len(question.continuation)
+            if not question.context:
+                self.unfit.add(place[:2])
+        self._report_unfit(task)
+        return self._score(questions, unit="choice")
+
+    def score_bare(self, continuations: Iterable[str]) -> None:
+        """Fill `bare` with what lm-eval's acc_mutual_info subtracts: given BOS (or eos) alone."""
+        texts = list(dict.fromkeys(continuations))
+        if not texts:
+            return
+        questions = self._split([("", text) for text in texts], task="")
+        scored = self._score(questions, unit="choice")
+        self.bare |= {text: total for text, (total, _) in zip(texts, scored, strict=True)}
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-probability of each text, given BOS (or eos), in windows of the model's length.
+
+        As in lm-eval, whose logs are compared with this, a BOS that the tokenizer adds is part of
+        the text: it is scored too, behind a first one, in whatever format other tasks are asked.
+        """
+        questions, places = [], []
+        texts = [request.args[0] for request in requests]
+        self._refuse_altered(str(requests[0].task_name), texts)
+        for place, ids in enumerate(self._encode(texts, bos=self._brings_bos)):
+            windows = get_rolling_token_windows(
+                token_list=ids,
+                prefix_token=self._prefix,
+                max_seq_len=self.window or DEFAULT_WINDOW,
+                context_len=1,
+            )
+            for window in windows:
+                context, continuation = make_disjoint_window(window)
+                questions.append(Question(tuple(context), tuple(continuation)))
+                places.append(place)
+        totals = [0.0] * len(texts)
+        for place, (total, _) in zip(places, self._score(questions, unit="window"), strict=True):
+            totals[place] += total
+        return totals
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Each context continued to a stop string, a stop id or the task's limit of tokens.
+
+        Filters and metrics get the answer without the thinking before it, which `thinking` keeps.
+
+        Raises:
+            UserError: a task asks for a decoding method that is not offered here.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            # Prompts of one task share their examples, which `generate` computes once a batch.
+            key = json.dumps([request.task_name, request.args[1]], sort_keys=True, default=str)
+            groups.setdefault(key, []).append(place)
+        answers = [""] * len(requests)
+        with self._bar(len(own_share(requests)), unit="answer") as bar:
+            for places in groups.values():
+                own = [requests[place] for place in places]
+                generations = self._generate(own, places, progress=bar.update)
+                for place, generation in zip(places, generations, strict=True):
+                    where = (str(requests[place].task_name), int(requests[place].doc_id or 0))
+                    self.finish_reasons[where] = generation.finish_reason
+                    written = split_generation(self.tokenizer, generation)
+                    answers[place] = written.answer
+                    if written.thinking is not None:
+                        self.thinking[where] = written.thinking
+        return answers
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with exactly one BOS where one belongs, whether or not the text brings it."""
+        return self._encode(texts, bos=self.adds_bos)
+
+    def _encode(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        if not bos:
+            return encoded
+        first = self.tokenizer.bos_token_id
+        return [ids if ids[:1] == [first] else [first, *ids] for ids in encoded]
+
+    def _refuse_lost(self, task: str, texts: Sequence[str]) -> None:
+        """Stop where the tokenizer cannot write what a task asks.
+
+        Raises:
+            UserError: see `sft.chat_template.tokenizer_coverage.refuse_lost`.
+        """
+        found = {f"task {task}": self._coverage.count(list(dict.fromkeys(texts)))}
+        refuse_lost(found, most=self.max_unknown, remedy="leave the task out")
+
+    def _refuse_altered(self, task: str, texts: Sequence[str]) -> None:
+        """Stop where bits per byte would count bytes of text that no token stands for.
+
+        Raises:
+            UserError: the tokens of the texts do not give the texts back.
+        """
+        found = self._coverage.altered(texts)
+        if found.share > ALTERED:
+            raise UserError(
+                f"task {task}: {found.share:.1%} of the characters ({found.lost:,} of "
+                f"{found.characters:,}) are lost when the tokenizer writes its texts, so bits per "
+                "byte would be too low; leave the task out"
+            )
+
+    @property
+    def _prefix(self) -> int:
+        """What stands in for an empty context: BOS, or eos where there is none."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return bos if bos is not None else eos
+
+    def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[Question]:
+        """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.
+
+        Spaces at a context's end belong to the continuation, and the continuation is what the
+        whole text has beyond as many tokens as the context alone.
+        """
+        moved = [(c.rstrip(), c[len(c.rstrip()) :] + more) for c, more in pairs]
+        contexts = list(dict.fromkeys(context for context, _ in moved))
+        known = dict(zip(contexts, self.encode(contexts), strict=True))
+        wholes = self.encode([context + more for context, more in moved])
+        questions = []
+        for (context, _), whole in zip(moved, wholes, strict=True):
+            if context:
+                head = known[context]
+                # A merge over the border can leave nothing behind it; score the last token then.
+                if len(whole) <= len(head):
+                    head = whole[:-1] or [self._prefix]
+                tail = whole[len(head) :] or whole[-1:]
+            else:
+                # lm-eval conditions on BOS or eos, once.
+                whole = whole if whole[:1] == [self._prefix] else [self._prefix, *whole]
+                head, tail = whole[:1], whole[1:]
+            questions.append(Question(tuple(head), tuple(tail)))
+        return self._fit(questions, task=task)
+
+    def _fit(self, questions: list[Question], *, task: str) -> list[Question]:
+        """Contexts cut from the left where the window is too small; counted, and said. A context is
+        empty where the continuation alone fills the window."""
+        fitted = []
+        for question in questions:
+            room = (self.window or DEFAULT_WINDOW) + 1 - len(question.continuation)
+            fitted.append(replace(question, context=question.context[-room:] if room > 0 else ()))
+        pairs = zip(fitted, questions, strict=True)
+        cut = sum(bool(a.context) and a.context != b.context for a, b in pairs)
+        self._report_cuts(cut, len(questions), task=task)
+        return fitted
+
+    def _report_unfit(self, task: str) -> None:
+        """Say how many questions have a choice that fills the window, or stop where many have."""
+        count, total = len(self.unfit), len({place[:2] for place in self.lengths})
+        rest = f"have a choice that alone fills the model's window of {self.window} tokens"
+        if count > CUT_SHARE * total:
+            raise UserError(f"{task}: {count} of {total} questions {rest}; leave the task out")
+        if count:
+            log.warning("%s: %d of %d questions %s and are left out", task, count, total, rest)
+
+    def _report_cuts(self, cut: int, total: int, *, task: str) -> None:
+        if cut > CUT_SHARE * total:
+            raise UserError(
+                f"{task}: {cut} of {total} prompts are longer than the model's window of "
+                f"{self.window} tokens; ask with fewer shots, if it has any, or leave the task out"
+            )
+        if cut:
+            log.warning(
+                "%s: %d of %d prompts cut from the left to the window of %d tokens",
+                task,
+                cut,
+                total,
+                self.window,
+            )
+
+    def _score(self, questions: Sequence[Question], *, unit: str) -> list[tuple[float, bool]]:
+        """What lm-eval asks of a continuation: its log-probability, and whether it is greedy.
+
+        Processes share the contexts, so that what continues one stays together.
+        """
+        groups: dict[tuple[int, ...], list[Question]] = {}
+        for question in questions:
+            if question.context:
+                groups.setdefault(question.context, []).append(question)
+        scored = split(list(groups.values()), partial(self._score_groups, unit=unit))
+        found = {
+            question: one
+            for group, ones in zip(groups.values(), scored, strict=True)
+            for question, one in zip(group, ones, strict=True)
+        }
+        unscored = Scored(-math.inf, 0)
+        found |= {question: unscored for question in questions if not question.context}
+        return [(found[q].log_prob, found[q].agreed == len(q.continuation)) for q in questions]
+
+    def _score_groups(
+        self, groups: Sequence[Sequence[Question]], *, unit: str
+    ) -> list[list[Scored]]:
+        asked = [question for group in groups for question in group]
+        with self._bar(len(asked), unit=unit) as bar:
+            scored = iter(self.backend.score(asked, progress=bar.update))
+        return [[next(scored) for _ in group] for group in groups]
+
+    def _generate(
+        self, requests: Sequence[Instance], places: Sequence[int], *, progress: Callable[[int], Any]
+    ) -> list[Generation]:
+        """Generations for requests that share their settings."""
+        task, settings = requests[0].task_name, requests[0].args[1]
+        given = normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)
+        options: dict[str, Any] = {**given}
+        until = [stop for stop in options.pop("until") if stop]
+        cap = options.pop("max_gen_toks")
+        sampled = options["do_sample"]
+        extra = [k for k in options if k not in _SAMPLING or (k == "top_k" and sampled)]
+        if extra:
+            raise UserError(
+                f"{task}: generation_kwargs.{extra[0]} is not offered; use greedy decoding or "
+                "temperature and top_p"
+            )
+        self._refuse_lost(str(task), [request.args[0] for request in requests])
+        prompts = self.encode([request.args[0] for request in requests])
+        room = (self.window or DEFAULT_WINDOW) - cap
+        if room <= 0:
+            raise UserError(no_room(str(task), cap, window=self.window))
+        self._report_cuts(
+            sum(len(prompt) > room for prompt in prompts), len(prompts), task=str(task)
+        )
+
+        def answers(asked: list[tuple[list[int], int]]) -> list[Generation]:
+            return self.backend.generate(
+                [prompt[-room:] for prompt, _ in asked],
+                max_new_tokens=cap,
+                stop_ids=self._stop_ids(),
+                stop_strings=until,
+                temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
+                top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
+                seeds=[self.seed * 1_000_003 + place for _, place in asked],
+                progress=progress,
+            )
+
+        return split(list(zip(prompts, places, strict=True)), answers)
+
+    def _stop_ids(self) -> list[int]:
+        """What ends an answer: the template's end of turn in a chat, and what the model names."""
+        ids = [self.tokenizer.eos_token_id, *self.backend.eos_ids]
+        if self.chat:
+            ids += stop_ids(self.tokenizer)
+        return sorted({i for i in ids if i is not None})
+
+    def _bar(self, total: int, *, unit: str) -> Any:
+        silent = self.label is None or not PartialState().is_main_process
+        return tqdm(total=total, desc=self.label, unit=unit, disable=silent)

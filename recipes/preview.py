@@ -1,0 +1,39 @@
+"""Show the first row of each kind that a preset trains on, with the trained tokens marked.
+
+    python recipes/preview.py PRESET [section.key=value ...]
+
+Reads the rows and the tokenizer, loads no weights.
+"""
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sft.config.preset import load_preset
+from sft.run.command import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and print the rows; the exit codes are those of `run_command`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", help="a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    given = parser.parse_intermixed_args(argv)
+
+    def work() -> None:
+        from sft.planning.preview import preview
+
+        preview(load_preset(given.preset, overrides=given.overrides))
+
+    return run_command(work, goes_on=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""Chats to token ids: the template, what is trained, and what generation starts and stops on."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from sft.chat_template.assistant_mask import Chat, find_turns, refuse_control_tokens
+from sft.chat_template.message_forms import as_taken, refuse_thinking
+from sft.chat_template.render import Message, render
+from sft.chat_template.shown_content import refuse_lost_context
+from sft.chat_template.template import ensure_template as ensure_template
+from sft.chat_template.template_date import apply_template
+from sft.chat_template.turn_end import (
+    control_pattern,
+    control_tokens,
+    find_ending,
+    has_generation_tags,
+)
+from sft.data.loss_marks import has_marks
+from sft.errors import UserError
+
+
+@dataclass(frozen=True)
+class EncodedChat:
+    """A chat as tokens; `trained[i]` says whether token i is a target of the loss.
+
+    With ChatML, for user "hi" and assistant "yo":
+
+        input_ids  ... hi <|im_end|> \\n <|im_start|> assistant \\n yo <|im_end|> \\n
+        trained        0  0          0  0            0         0  1  1          0
+    """
+
+    input_ids: list[int]
+    trained: list[bool]
+    untrained_turns: int = (
+        0  # assistant turns kept as context, see sft.chat_template.assistant_mask
+    )
+
+
+def stop_ids(tokenizer, *, also: Iterable[int] = ()) -> list[int]:
+    """Ids that end an assistant turn: the template's end-of-turn first, then eos, then `also`, the
+    eos ids of the model's own generation settings.
+
+    Raises:
+        UserError: the template does not end its turns.
+    """
+    return list(dict.fromkeys([*find_ending(tokenizer).ids, *also]))
+
+
+def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
+    """The eos ids of a generation config, which holds one, several or none."""
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def encode_chat(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None, turns: str = "all"
+) -> EncodedChat:
+    """Tokenise a whole conversation and mark what the assistant says, end-of-turn included.
+
+    Args:
+        messages: roles and contents, the last one the assistant's.
+        tools: function descriptions for templates that list them.
+        turns: "all" or "last", the assistant turns that are trained.
+
+    Raises:
+        UserError: the row breaks a rule (see `sft.chat_template.assistant_mask.find_turns`), begins
+            with two BOS, or tokenises so that no generation prompt could lead to it.
+    """
+    (result,) = encode_chats(tokenizer, [{"messages": messages, "tools": tools}], turns=turns)
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def encode_chats(
+    tokenizer, rows: Iterable[dict], *, turns: str = "all", chunk: int = 512
+) -> Iterator[EncodedChat | UserError]:
+    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenised in batches; a row of
+    {"text"} is trained whole, from BOS (where chats have it) to eos.
+
+    A row that breaks a rule comes back as the UserError that encode_chat would raise, so that the
+    caller can stop with the row's place or count it.
+    """
+    assert turns in ("all", "last"), turns
+    rows = iter(rows)
+    tags = has_generation_tags(tokenizer)
+    while batch := list(islice(rows, chunk)):
+        chats = [_find(tokenizer, row, turns=turns) for row in batch]
+        found = [chat for chat in chats if isinstance(chat, Chat)]
+        ids = _encode(tokenizer, [chat.text for chat in found])
+        seams = [_seams(tokenizer, chat, whole) for chat, whole in zip(found, ids, strict=True)]
+        windows = list({seam.window for several in seams for seam in several})
+        prompts = dict(zip(windows, _encode(tokenizer, windows), strict=True))
+        stops = set(stop_ids(tokenizer)) if found else set()
+        encoded = map(partial(_mark, tokenizer, prompts, stops), found, ids, seams)
+        for row, chat in zip(batch, chats, strict=True):
+            result = next(encoded) if isinstance(chat, Chat) else chat
+            if tags and isinstance(chat, Chat) and isinstance(result, EncodedChat):
+                result = _follow_tags(tokenizer, row, result, lost=chat.lost, turns=turns)
+            yield result
+
+
+@dataclass(frozen=True)
+class Seam:
+    """Where a turn follows its prompt: the prompt's text from token `at` of the chat on.
+
+    Of the last turn that is the whole prompt: the row begins with what generation starts from, by
+    this comparison. Of the earlier ones it is what stands behind the last control token; before
+    it, text is tokenised alike with and without the turn.
+    """
+
+    window: str
+    at: int
+
+
+def _seams(tokenizer, chat: Chat, ids: list[int]) -> list[Seam]:
+    pattern, numbers = control_pattern(tokenizer)
+    matches = list(pattern.finditer(chat.text))
+    controls = set(numbers.values())
+    places = [i for i, token in enumerate(ids) if token in controls]
+    if [ids[i] for i in places] != [numbers[match.group()] for match in matches]:
+        return [Seam(chat.text[: turn.start], 0) for turn in chat.turns]
+    seams = []
+    for turn in chat.turns:
+        before = sum(match.end() <= turn.start for match in matches)
+        if before and turn is not chat.turns[-1]:
+            window = chat.text[matches[before - 1].start() : turn.start]
+            seams.append(Seam(window, places[before - 1]))
+        else:
+            seams.append(Seam(chat.text[: turn.start], 0))
+    return seams
+
+
+def _find(tokenizer, row: dict, *, turns: str) -> Chat | EncodedChat | UserError:
+    try:
+        if "text" in row:
+            return _encode_text(tokenizer, row["text"])
+        messages = as_taken(tokenizer, row["messages"])
+        if messages and messages[-1].get("role") == "assistant":
+            refuse_thinking(tokenizer, row["messages"], tools=row.get("tools"))
+        return find_turns(tokenizer, messages, tools=row.get("tools"), last_only=turns == "last")
+    except UserError as error:
+        return error
+
+
+def _encode_text(tokenizer, text: str) -> EncodedChat:
+    """A plain text: all of it is trained but its first token, which nothing predicts."""
+    refuse_control_tokens(tokenizer, [{"role": "text", "content": text}])
+    bos = [tokenizer.bos_token_id] if find_ending(tokenizer).bos else []
+    ids = bos + _encode(tokenizer, [text])[0] + [tokenizer.eos_token_id]
+    return EncodedChat(ids, [False] + [True] * (len(ids) - 1))
+
+
+def _mark(
+    tokenizer,
+    prompts: dict[str, list[int]],
+    stops: set[int],
+    chat: Chat,
+    ids: list[int],
+    seams: list[Seam],
+) -> EncodedChat | UserError:
+    """Equal prefixes of ids, not of characters, are the rule: a turn counts where its prompt alone
+    tokenises to what stands before it."""
+    prompt = prompts[seams[-1].window]
+    if not _begins(ids, seams[-1].at, prompt):
+        # A merge across the seam (an answer that begins with a line break): the prompt wins.
+        rest = _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
+        ids = ids[: seams[-1].at] + prompt + rest
+    trained = [False] * len(ids)
+    untrained = chat.untrained
+    for seam in seams:
+        prompt = prompts[seam.window]
+        if not _begins(ids, seam.at, prompt):
+            untrained += 1
+            continue
+        start = seam.at + len(prompt)
+        end = next((i for i in range(start, len(ids)) if ids[i] in stops), None)
+        if end is None:
+            return UserError("an assistant turn loses its end-of-turn token in tokenisation")
+        trained[start : end + 1] = [True] * (end + 1 - start)
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        return UserError(
+            f"the chat begins with two BOS tokens ({tokenizer.bos_token}); remove one from the "
+            "chat template or from the text"
+        )
+    return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
+
+
+def _begins(ids: list[int], at: int, prompt: list[int]) -> bool:
+    return ids[at : at + len(prompt)] == prompt
+
+
+def _follow_tags(
+    tokenizer, row: dict, chat: EncodedChat, *, lost: frozenset[int], turns: str
+) -> EncodedChat | UserError:
+    """The mask that the template's own {% generation %} blocks give, where it has them; without
+    the `lost` turns, of which the blocks hold only a part."""
+    said = [i for i, message in enumerate(row["messages"]) if message.get("role") == "assistant"]
+    tagged = apply_template(
+        tokenizer,
+        as_taken(tokenizer, row["messages"]),
+        tools=row.get("tools"),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    if tagged["input_ids"] != chat.input_ids or has_marks(row["messages"]):
+        return chat  # the answer merges with its prompt; only our own spans fit these ids
+    runs = _runs([bool(flag) for flag in tagged["assistant_masks"]])
+    stops = set(stop_ids(tokenizer))
+    # A turn of the history may end with another token (gpt-oss), the last one never.
+    ends = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
+    for run in runs:
+        if not (stops if run == runs[-1] else ends) & set(chat.input_ids[run.start : run.stop]):
+            return UserError(
+                "a {% generation %} block of the chat template leaves out the end-of-turn token; "
+                "move {% endgeneration %} behind it"
+            )
+    untrained = chat.untrained_turns
+    if turns == "last":
+        runs = runs[-1:]
+    elif len(runs) == len(said):
+        runs = [run for i, run in zip(said, runs, strict=True) if i not in lost]
+        untrained = len(lost)
+    elif lost:  # which block is which turn is not known
+        runs = [run for run in runs if any(chat.trained[run.start : run.stop])]
+    kept = {i for run in runs for i in run}
+    return EncodedChat(chat.input_ids, [i in kept for i in range(len(chat.input_ids))], untrained)
+
+
+def _runs(flags: list[bool]) -> list[range]:
+    """Where the flags are set without a break."""
+    starts = [i for i, flag in enumerate(flags) if flag and not (i and flags[i - 1])]
+    ends = [i for i in range(1, len(flags) + 1) if flags[i - 1] and not any(flags[i : i + 1])]
+    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
+
+
+def encode_prompt(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None
+) -> list[int]:
+    """The ids that an answer to `messages` is generated from; training rows begin with the same.
+
+    Raises:
+        UserError: the conversation ends with an assistant turn, holds a control token, or the
+            template refuses it.
+    """
+    if not messages or messages[-1].get("role") == "assistant":
+        raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
+    messages = as_taken(tokenizer, messages)
+    refuse_control_tokens(tokenizer, messages)
+    text = render(tokenizer, messages, tools=tools, prompt=True)
+    refuse_lost_context(tokenizer, messages, text=text, tools=tools)
+    return _encode(tokenizer, [text])[0]
+
+
+def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of texts that already hold their special tokens."""
+    if not texts:
+        return []
+    nothing_more = {"return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(texts, add_special_tokens=False, verbose=False, **nothing_more)["input_ids"]
+
+
+def _encode_after(tokenizer, text: str) -> list[int]:
+    """Ids of text in the middle of a chat: behind an anchor, where no prefix space is added."""
+    for anchor in ("\n", "a", ":"):
+        before, both = _encode(tokenizer, [anchor, anchor + text])
+        if both[: len(before)] == before:
+            return both[len(before) :]
+    return _encode(tokenizer, [text])[0]

@@ -1,0 +1,239 @@
+"""Messages in the forms that a chat template takes: arguments of tool calls, and thinking.
+
+Templates differ in both: most take the arguments of a call as an object, some as JSON text
+(DeepSeek V3); and thinking has a field of its own, begins the content, or continues what the
+generation prompt has opened. Training and generation render the same form.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from sft.chat_template.render import Message, render
+from sft.chat_template.shown_content import REASONING
+from sft.chat_template.turn_end import ANY_TOOL, ASKED, SAID, template_text
+from sft.errors import UserError
+
+THOUGHT = "\ue008"  # a private-use character, as in sft.chat_template.turn_end
+ASK: Message = {"role": "user", "content": ASKED}
+# Thinking in front of an answer. What was written behind an opened block has no first tag.
+THINKING = re.compile(
+    r"\s*(?P<tag><think(?:ing)?>)?(?P<thought>.*?)</think(?:ing)?>(?P<answer>.*)", re.DOTALL
+)
+# The tag that a generation prompt ends with where it opens a block of thinking.
+OPENED = re.compile(r"(<[^<>/\s]*(?:think|thought|reason)[^<>/\s]*>|\[THINK\])\s*\Z", re.IGNORECASE)
+CLOSED = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
+
+
+@dataclass(frozen=True)
+class Forms:
+    """What a template takes.
+
+    Attributes:
+        text_arguments: arguments of calls are JSON text, not objects.
+        field: the key of a message under which the template takes its thinking.
+        opening: the end of the generation prompt that opens a block of thinking, or "".
+        lead: where there is no field, what content with thinking begins with so that the turn
+            continues the opening.
+        inline: thinking in the content, between `<think>` and `</think>`, is written as that of the
+            field.
+        doubled: thinking in the content gets an empty block of thinking in front of it, which no
+            field fills (Kimi K2 Thinking).
+        bare: an answer without thinking continues the generation prompt.
+    """
+
+    text_arguments: bool
+    field: str | None
+    opening: str
+    lead: str | None
+    inline: bool
+    doubled: bool
+    bare: bool
+
+
+def as_taken(tokenizer, messages: Sequence[Message]) -> list[Message]:
+    """The messages in the forms that the tokenizer's template takes.
+
+    Arguments become objects or JSON text; text that was given is kept as it is where the template
+    takes text. Thinking, under any of its keys or between `<think>` and `</think>` in front of the
+    content, moves to the template's field; without one, it continues what the generation prompt has
+    opened; else, and where the template writes the field as it writes that content, it stays.
+    """
+    if not any(_depends(message) for message in messages):
+        return list(messages)
+    forms = find_forms(tokenizer)
+    return [_as_taken(message, forms) for message in messages]
+
+
+def refuse_thinking(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> None:
+    """The last turn must continue the block of thinking that its generation prompt opens, if any;
+    and no turn may get a second block.
+
+    Raises:
+        UserError: the last turn has no thinking, or the template writes none into it; a turn has
+            thinking behind a block that the template writes.
+    """
+    forms = find_forms(tokenizer)
+    for number, message in enumerate(messages, start=1):
+        if forms.doubled and message.get("role") == "assistant" and _thinking(message, forms):
+            raise UserError(
+                f"message {number} (assistant) has thinking, and the template writes a block of "
+                "thinking of its own in front of every answer; remove the thinking, or set "
+                "model.chat_template to a template that takes it"
+            )
+    thinks = _thinking(messages[-1], forms) is not None
+    takes = forms.field is not None or forms.lead is not None
+    if not forms.opening or (takes if thinks else forms.bare):
+        return
+    before = as_taken(tokenizer, messages[:-1])
+    if not opening_of(render(tokenizer, before, tools=tools, prompt=True)):
+        return  # behind the result of a tool, say
+    what = "has thinking, which the template leaves out" if thinks else "has none"
+    remedy = "set model.chat_template to a template that keeps thinking"
+    if takes:
+        remedy = "give it its thinking as reasoning_content, or as <think>...</think> in front of "
+        remedy += "the content"
+    raise UserError(
+        "the last assistant turn cannot be trained: the generation prompt opens a block of "
+        f"thinking ({forms.opening!r}), and the answer {what}; {remedy}"
+    )
+
+
+def _depends(message: Message) -> bool:
+    if message.get("role") != "assistant":
+        return False
+    named = any(message.get(key) for key in ("tool_calls", *REASONING))
+    return named or "</think" in (message.get("content") or "")
+
+
+def _thinking(message: Message, forms: Forms) -> tuple[str, str] | None:
+    """The thinking of a message and the rest of its content, or None where it has none."""
+    content = message.get("content") or ""
+    for key in REASONING:
+        if message.get(key):
+            return message[key], content
+    found = THINKING.fullmatch(content)
+    if found is None or not (found["tag"] or forms.opening):
+        return None
+    return found["thought"], found["answer"]
+
+
+def _as_taken(message: Message, forms: Forms) -> Message:
+    if not _depends(message):
+        return message
+    if calls := message.get("tool_calls"):
+        message = {**message, "tool_calls": [_call_as_taken(call, forms) for call in calls]}
+    thinking = _thinking(message, forms)
+    if thinking is None or (forms.field is None and forms.lead is None):
+        return message
+    thought, answer = thinking
+    within = answer != (message.get("content") or "")  # the thinking is in the content
+    rest = {key: value for key, value in message.items() if key not in REASONING}
+    if forms.field is not None:
+        if within and forms.inline:
+            return message
+        if within:  # the template writes its own white space around it
+            thought, answer = thought.strip(), answer.strip()
+        return {**rest, "content": answer, forms.field: thought}
+    if not within:
+        thought, answer = f"{thought}\n", f"\n\n{answer}"
+    return {**rest, "content": f"{forms.lead}{thought.lstrip()}{_closing(forms.opening)}{answer}"}
+
+
+def _call_as_taken(call: dict, forms: Forms) -> dict:
+    function = call.get("function", call)
+    given = function.get("arguments")
+    arguments: Any = given
+    if forms.text_arguments and not isinstance(given, str):
+        arguments = json.dumps({} if given is None else given, ensure_ascii=False)
+    elif not forms.text_arguments and isinstance(given, str):
+        with suppress(ValueError):
+            arguments = json.loads(given or "{}")
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if "function" in call else function
+
+
+def find_forms(tokenizer) -> Forms:
+    """What this tokenizer's template takes, found with sentinels and kept."""
+    special = (tokenizer.bos_token, tokenizer.eos_token)
+    return _find_forms(tokenizer, template_text(tokenizer), special)
+
+
+@lru_cache(maxsize=16)
+def _find_forms(tokenizer, template: str, special: tuple) -> Forms:
+    """The arguments after the tokenizer are what the answer depends on, for the cache."""
+    prompt = _rendered(tokenizer, [ASK], prompt=True)
+    opening = opening_of(prompt)
+
+    def before(first: str, **said: str) -> str | None:
+        """What a turn that says this has between the prompt and `first`, or None where it does not
+        continue the prompt or leaves out its words; and nothing is to stand there if the prompt
+        has opened a block for what comes first."""
+        text = _rendered(tokenizer, [ASK, {"role": "assistant", **said}])
+        head, there, tail = text[len(prompt) :].partition(first)
+        if not text.startswith(prompt) or not there or SAID not in first + tail:
+            return None
+        return None if opening and first == THOUGHT and head.strip() else head.strip()
+
+    named = {key: before(THOUGHT, content=SAID, **{key: THOUGHT}) for key in REASONING}
+    field = next((key for key in REASONING if named[key] is not None), None)
+    closing = _closing(opening)
+    leads = (opening, "") if opening and field is None else ()
+    found = {lead: before(THOUGHT, content=f"{lead}{THOUGHT}{closing}{SAID}") for lead in leads}
+    inline = before(THOUGHT, content=f"<think>{THOUGHT}</think>{SAID}")
+    return Forms(
+        text_arguments=_takes_text(tokenizer),
+        field=field,
+        opening=opening,
+        lead=next((lead for lead in leads if found[lead] is not None), None),
+        doubled=not (field or opening) and _closes(tokenizer),
+        inline=not opening and inline is not None and inline == named.get(field or ""),
+        bare=before(SAID, content=SAID) is not None,
+    )
+
+
+def _closes(tokenizer) -> bool:
+    """Whether the template closes a block of thinking in front of thinking in the content."""
+    said = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{SAID}"}
+    head, there, _ = _rendered(tokenizer, [ASK, said]).rpartition(ASKED)[2].partition(THOUGHT)
+    return bool(there) and CLOSED.search(head) is not None
+
+
+def opening_of(prompt: str) -> str:
+    """The end of a generation prompt that opens a block of thinking, or ""."""
+    found = OPENED.search(prompt)
+    return found.group() if found and "end" not in found.group(1).lower() else ""
+
+
+def _closing(opening: str) -> str:
+    """The tag that closes what `opening` opens."""
+    tag = opening.strip()
+    return tag.replace("START", "END") if "START" in tag else f"{tag[:1]}/{tag[1:]}"
+
+
+def _takes_text(tokenizer) -> bool:
+    """Whether arguments are taken as text: objects are refused, or written as Python's."""
+    arguments = {"argument": 1}
+    objects = _rendered(tokenizer, _calling(arguments))
+    if objects and str(arguments) not in objects:
+        return False
+    text = json.dumps(arguments)
+    return text in _rendered(tokenizer, _calling(text))
+
+
+def _calling(arguments: Any) -> list[Message]:
+    function = {"name": SAID, "arguments": arguments}
+    call = {"type": "function", "id": SAID * 9, "function": function}
+    return [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]
+
+
+def _rendered(tokenizer, messages: list[Message], *, prompt: bool = False) -> str:
+    """The conversation as text, without tools or with one; "" where the template refuses it."""
+    for tools in (None, [ANY_TOOL]):
+        with suppress(UserError):
+            return render(tokenizer, messages, tools=tools, prompt=prompt)
+    return ""

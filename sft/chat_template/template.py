@@ -1,0 +1,120 @@
+"""The chat template: the tokenizer's own, the user's, or ours where there is none."""
+
+from sft.chat_template.turn_end import find_ending
+from sft.config.preset import find_path
+from sft.errors import UserError
+
+# Special tokens that end a text in public vocabularies, for tokenizers that do not name theirs.
+KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
+
+_TOOLS = """\
+{%- macro calls(message) -%}
+{%- for call in message.tool_calls or [] -%}
+{%- set call = call.function if call.function is defined else call -%}
+{{- '\\n<tool_call>\\n' + ({'name': call.name, 'arguments': call.arguments} | tojson) \
++ '\\n</tool_call>' -}}
+{%- endfor -%}
+{%- endmacro -%}
+"""
+_LISTED_TOOLS = (
+    '\'Call functions as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. '
+    "Functions:\\n' + (tools | tojson)"
+)
+CHATML = (
+    _TOOLS
+    + "{{- BOS -}}\n"
+    + "{%- if tools -%}{{- '<|im_start|>system\\n' + "
+    + _LISTED_TOOLS
+    + " + '<|im_end|>\\n' -}}{%- endif -%}\n"
+    + """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{{- message.content -}}{{- calls(message) -}}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+)
+PLAIN = (
+    _TOOLS
+    + "{{- BOS -}}\n"
+    + "{%- if tools -%}{{- "
+    + _LISTED_TOOLS
+    + " + '\\n\\n' -}}{%- endif -%}\n"
+    + """\
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{{- 'Assistant: ' -}}{{- message.content -}}{{- calls(message) -}}{{- eos_token -}}
+{%- elif message.role == 'system' -%}
+{{- message.content -}}{{- '\\n\\n' -}}
+{%- else -%}
+{{- message.role | capitalize + ': ' -}}{{- message.content -}}{{- '\\n\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
+"""
+)
+
+
+def ensure_template(tokenizer, *, template: str | None = None) -> str:
+    """Give the tokenizer a template where it has none, and check that it ends its turns.
+
+    Args:
+        tokenizer: changed in place (chat_template; eos_token where the vocabulary has one that the
+            configuration does not name). No token is added.
+        template: path of a .jinja file or template text, put in the place of the tokenizer's own.
+
+    Returns:
+        One line for the log: which template is used and what ends a turn.
+
+    Raises:
+        UserError: no such file; a template that does not end its turn; no end-of-sequence token.
+    """
+    notes = []
+    if tokenizer.eos_token is None:
+        notes.append(_adopt_eos(tokenizer))
+    if template is not None:
+        tokenizer.chat_template = _read_template(template)
+        notes.insert(0, "given by model.chat_template")
+    elif tokenizer.chat_template is not None:
+        notes.insert(0, "the tokenizer's own")
+    else:
+        bos = tokenizer.bos_token
+        chatml = all(_is_single(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>"))
+        writes_bos = bos is not None and bos not in (tokenizer.eos_token, "<|im_start|>")
+        ours = CHATML if chatml else PLAIN
+        tokenizer.chat_template = ours.replace("BOS", "bos_token" if writes_bos else "''")
+        name = "ChatML" if chatml else "User/Assistant"
+        notes.insert(0, f"ours ({name}), the tokenizer has none")
+    ending = find_ending(tokenizer)
+    return f"chat template: {'; '.join(notes)}; a turn ends with {ending.texts[0]}"
+
+
+def _adopt_eos(tokenizer) -> str:
+    known = [token for token in KNOWN_EOS if _is_single(tokenizer, token)]
+    if not known:
+        raise UserError(
+            "the tokenizer names no eos_token and its vocabulary has none of "
+            f"{', '.join(KNOWN_EOS)}; set eos_token in its tokenizer_config.json"
+        )
+    tokenizer.eos_token = known[0]
+    return f"eos_token is {known[0]}, from the vocabulary"
+
+
+def _is_single(tokenizer, token: str) -> bool:
+    return (
+        token in tokenizer.get_vocab()
+        and len(tokenizer.encode(token, add_special_tokens=False)) == 1
+    )
+
+
+def _read_template(template: str) -> str:
+    if "{%" in template or "{{" in template:
+        return template
+    path = find_path(template)
+    if path is None or not path.is_file():
+        raise UserError(
+            f"model.chat_template={template!r} is neither a file nor template text; give the path "
+            "of a .jinja file"
+        )
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,225 @@
+"""How a chat template ends an assistant turn, and which tokens control a chat."""
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+
+from sft.chat_template.render import Message, render
+from sft.errors import UserError
+
+# Private-use characters: no template looks for them and no tokenizer's special token holds them.
+ASKED, SAID = "\ue002", "\ue003"
+ANY_TOOL = {
+    "type": "function",
+    "function": {"name": "any", "description": "any", "parameters": {"type": "object"}},
+}
+GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the template ends an assistant turn.
+
+    `texts` are the tokens that end one: a turn of words, a turn of tool calls where that is another
+    (`<|call|>` of gpt-oss), and eos. `before` and `after` surround the content of a fresh turn,
+    from the end of the generation prompt to the end of the stop token. `closing`, for a turn of
+    tool calls `call_closing`, ends a turn but is written only when something follows: a generation
+    prompt (Qwen1.5), or the role token of the next turn (`<|user|>` and `<|observation|>` of GLM);
+    it is empty where the template ends the turn by itself. `bos` says whether the conversation
+    begins with the tokenizer's BOS.
+    """
+
+    texts: tuple[str, ...]
+    ids: tuple[int, ...]
+    before: str
+    after: str
+    closing: str
+    call_closing: str
+    bos: bool
+
+    def closing_of(self, message: Message) -> str:
+        """What to write behind this message of the assistant's where it is the last."""
+        return self.call_closing if message.get("tool_calls") else self.closing
+
+
+def find_ending(tokenizer) -> Ending:
+    """How this tokenizer's template ends a turn, found with sentinels and kept.
+
+    Raises:
+        UserError: no template, or one that writes no control token behind the answer.
+    """
+    special = (tokenizer.bos_token, tokenizer.eos_token)
+    return _find_ending(tokenizer, template_text(tokenizer), special)
+
+
+def template_text(tokenizer) -> str:
+    """The template, or, where a tokenizer has several by name, all of them as one text."""
+    template = tokenizer.chat_template
+    return template if isinstance(template, str) else json.dumps(template)
+
+
+@lru_cache(maxsize=16)
+def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
+    """The arguments beside the tokenizer are what the answer depends on, for the cache."""
+    user, answer = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+    try:
+        single, tools = render(tokenizer, [user, answer], prompt=False), None
+    except UserError:
+        tools = [ANY_TOOL]  # some templates are for tool use alone
+        single = render(tokenizer, [user, answer], tools=tools, prompt=False)
+    asked, _, last = single.partition(ASKED)[2].partition(SAID)
+    try:
+        double = render(tokenizer, [user, answer, user, answer], tools=tools, prompt=False)
+        middle = double.partition(SAID)[2].partition(ASKED)[0]
+    except UserError:
+        double, middle = "", last
+    closing = ""
+    # What is written whether or not the conversation goes on; else what ends the conversation.
+    token = _choose(tokenizer, common_prefix(last, middle), asked) or _choose(
+        tokenizer, last, asked
+    )
+    prompted = render(tokenizer, [user, answer], tools=tools, prompt=True)
+    header = prompted.removeprefix(single) if prompted.startswith(single) else prompted
+    if token is None and prompted.startswith(single) and middle.startswith(header):
+        closing, token = header, _choose(tokenizer, header, asked)
+    if token is None and double.startswith(single):
+        closing, token = _next_role(tokenizer, double.removeprefix(single), header=header)
+    if token is None:
+        raise UserError(
+            "the chat template does not end an assistant turn with a token of its own (behind the "
+            f"answer it writes {last[:40]!r}); add eos_token there, name its end-of-turn in "
+            "model.add_tokens, or set model.chat_template"
+        )
+    call_closing, call = _call_ending(tokenizer, user, plain=(closing, token), header=header)
+    texts = tuple(dict.fromkeys(text for text in (token, call, tokenizer.eos_token) if text))
+    prompt = render(tokenizer, [user], tools=tools, prompt=True)
+    return Ending(
+        texts=texts,
+        ids=tuple(tokenizer.convert_tokens_to_ids(text) for text in texts),
+        before=single.removeprefix(prompt).partition(SAID)[0],
+        after=(last + closing)[: (last + closing).index(token) + len(token)],
+        closing=closing,
+        call_closing=call_closing,
+        bos=bool(tokenizer.bos_token) and single.startswith(tokenizer.bos_token),
+    )
+
+
+def _next_role(tokenizer, following: str, *, header: str) -> tuple[str, str | None]:
+    """The token that the next turn begins with, and the text up to its end, where that token is of
+    one role: `header`, which begins the assistant's turn, does not hold it."""
+    begun = following.lstrip()
+    token = next((t for t in control_tokens(tokenizer) if begun.startswith(t)), None)
+    if token is None or token in header:
+        return "", None
+    return following[: following.index(token) + len(token)], token
+
+
+def _call_ending(
+    tokenizer, user: Message, *, plain: tuple[str, str], header: str
+) -> tuple[str, str | None]:
+    """What is written behind a turn of tool calls to end it, and the token that does; that of
+    `plain` turns where the template writes no calls or ends them so."""
+    forms: tuple[object, ...] = ({}, "{}")
+    for tools, arguments in product(([ANY_TOOL], None), forms):
+        with suppress(UserError):
+            return _end_of_call(tokenizer, user, arguments, tools=tools, header=header) or plain
+    return plain
+
+
+def _end_of_call(
+    tokenizer, user: Message, arguments: object, *, tools: list | None, header: str
+) -> tuple[str, str] | None:
+    """The closing and token of a turn of calls; None where they are those of a plain turn.
+
+    Raises:
+        UserError: the template takes no calls of this form.
+    """
+    call: Message = {"role": "assistant", "content": "", "tool_calls": [_call(SAID, arguments)]}
+    result = {"role": "tool", "content": "ok", "name": SAID, "tool_call_id": SAID * 9}
+    text = render(tokenizer, [user, call], tools=tools, prompt=False)
+    if SAID not in text:
+        return None
+    tail = text.rpartition(SAID)[2]
+    if tokenizer.eos_token in tail:
+        return "", tokenizer.eos_token
+    token = next((t for t in control_tokens(tokenizer) if tail.rstrip().endswith(t)), None)
+    if token is not None and token not in _between_calls(tokenizer, [user, call], tools=tools):
+        return "", token
+    followed = render(tokenizer, [user, call, result], tools=tools, prompt=False)
+    if not followed.startswith(text):
+        return None
+    closing, token = _next_role(tokenizer, followed.removeprefix(text), header=header)
+    return None if token is None else (closing, token)
+
+
+def _between_calls(tokenizer, messages: list[Message], *, tools: list | None) -> str:
+    """What is written between two calls of one turn, the name of the first `SAID`; empty where a
+    turn has one call (Llama 3.1, gpt-oss)."""
+    (first,) = messages[-1]["tool_calls"]
+    second = _call(ASKED, first["function"]["arguments"])
+    both = {**messages[-1], "tool_calls": [first, second]}
+    try:
+        text = render(tokenizer, [*messages[:-1], both], tools=tools, prompt=False)
+    except UserError:
+        return ""
+    tail = text.rpartition(SAID)[2]
+    return tail.partition(ASKED)[0] if ASKED in tail else ""
+
+
+def _call(name: str, arguments: object) -> dict:
+    """A tool call; its id, of nine letters as Mistral asks, holds the name as Kimi K2's do."""
+    return {
+        "type": "function",
+        "id": name * 9,
+        "function": {"name": name, "arguments": arguments},
+    }
+
+
+def has_generation_tags(tokenizer) -> bool:
+    """Whether the template marks what the assistant says with {% generation %} itself."""
+    return GENERATION.search(template_text(tokenizer)) is not None
+
+
+def _choose(tokenizer, tail: str, asked: str) -> str | None:
+    """The token in `tail` that ends a turn: eos, else one that ends the user's turns as well (text
+    `asked` follows them), else the first, since a mere marker may stand before it."""
+    found = sorted(
+        (tail.find(token), token) for token in control_tokens(tokenizer) if token in tail
+    )
+    tokens = [token for _, token in found]
+    if tokenizer.eos_token in tokens:
+        return tokenizer.eos_token
+    return next((t for t in tokens if asked.lstrip().startswith(t)), next(iter(tokens), None))
+
+
+def common_prefix(a: str, b: str) -> str:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return a[:length]
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """Texts that the tokenizer reads as one special token, in any order.
+
+    The unknown token is none, since unknown text becomes it; unless it begins or ends texts, too
+    (GPT-2, whose bytes leave nothing unknown).
+    """
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    special |= set(tokenizer.all_special_tokens)
+    return sorted(special - ({tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}))
+
+
+def control_pattern(tokenizer) -> tuple[re.Pattern, dict[str, int]]:
+    """A pattern that finds the control tokens in a text, longest first, and their ids."""
+    return _control_pattern(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=16)
+def _control_pattern(tokenizer, size: int) -> tuple[re.Pattern, dict[str, int]]:
+    tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+    return pattern, {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}

@@ -1,0 +1,206 @@
+"""Training rows that hold a benchmark's question, found by overlap of character windows.
+
+Case, spacing, punctuation and full-width forms do not hide a copy (see `sft.cleaning.ngrams`). A
+row holds a question when it holds at least half of the question's windows; a question shorter than
+a window must stand in the row whole, and one of a few words is too common to say anything.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sft.cleaning.ngrams import Joined, Windows, chunks, normal_form
+
+# Characters of a window: the largest that fits into the question. Latin letters say less each than
+# ideographs; 50 and 18 are ten words or so. Questions below the smallest are common phrases.
+SIZES, SIZES_CJK = (50, 42, 36, 30, 25), (18, 14, 12, 10)
+MIN_SHARE = 0.5
+# A window of more questions than this is the benchmark's own boilerplate and proves nothing.
+MOST_OWNERS = 5
+# Fields that hold a question in the files of known benchmarks, in the order of trial.
+FIELDS = (
+    *("question", "query", "problem", "prompt", "instruction", "ctx", "input"),
+    *("sentence", "premise", "goal", "turns", "messages", "text"),
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A benchmark's question: what it is called and its text, without choices and answer."""
+
+    source: str  # task or file
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """What a run will be measured with.
+
+    Attributes:
+        key: another where any question is; known without loading them.
+        load: the questions by benchmark, none where its data cannot be had now.
+    """
+
+    key: str
+    load: Callable[[], Mapping[str, Sequence[Question]]]
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """Row `row` holds `share` of the windows of a question; `evidence` is a passage of both."""
+
+    row: int
+    source: str
+    id: str
+    share: float
+    evidence: str  # in normal form
+
+
+@dataclass(frozen=True)
+class _Known:
+    question: Question
+    normal: str
+    size: int  # of its windows
+
+
+class QuestionIndex:
+    """Questions by the hashes of their windows.
+
+    Attributes:
+        not_sought: questions too short or too common to look for.
+    """
+
+    def __init__(self, questions: Iterable[Question]) -> None:
+        asked = {normal_form(question.text): question for question in questions}
+        known = [_Known(question, normal, _size(normal)) for normal, question in asked.items()]
+        self._known = [k for k in known if k.size]
+        joined = Joined([k.normal for k in self._known])
+        sizes = sorted({k.size for k in self._known})
+        self._sizes = [_SizeIndex(joined, self._known, size) for size in sizes]
+        self._counts = np.zeros(len(self._known), dtype=np.int64)
+        for index in self._sizes:
+            self._counts += np.bincount(index.owners, minlength=len(self._known))
+        self.not_sought = len(known) - int((self._counts > 0).sum())
+
+    def find(self, texts: Iterable[str]) -> list[Contamination]:
+        """For each text that holds a question, the one it holds most of; in order of texts."""
+        found: list[Contamination] = []
+        done = 0
+        for chunk in chunks(texts):
+            found += self._find(chunk, done)
+            done += len(chunk)
+        return found
+
+    def _find(self, normals: list[str], first: int) -> Iterator[Contamination]:
+        joined = Joined(normals)
+        hits = [index.held(joined) for index in self._sizes]
+        if not hits:
+            return
+        held, counts = np.unique(np.concatenate(hits), return_counts=True)
+        texts, owners = held >> 32, held & 0xFFFFFFFF
+        shares = counts / self._counts[owners]
+        done = -1
+        for at in np.lexsort((owners, -shares, texts)):
+            text, known = int(texts[at]), self._known[owners[at]]
+            if text == done or shares[at] < MIN_SHARE:
+                continue
+            evidence = _common_passage(normals[text], known)
+            if evidence:
+                done = text
+                asked = known.question
+                yield Contamination(
+                    first + text, asked.source, asked.id, float(shares[at]), evidence
+                )
+
+
+class _SizeIndex:
+    """The telling windows of the questions of one size: hashes in order, and whose they are."""
+
+    def __init__(self, joined: Joined, known: Sequence[_Known], size: int) -> None:
+        self.size = size
+        windows = joined.windows(size)
+        own = np.array([k.size == size for k in known])
+        self._mark(windows.hashes[own[windows.texts]])
+        hashes, texts = self._marked(windows)
+        order = np.lexsort((texts, hashes))
+        hashes, owners = hashes[order], texts[order]
+        # A question has a window once, however often it stands there.
+        once = np.ones(len(hashes), dtype=bool)
+        once[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+        hashes, owners = hashes[once], owners[once]
+        begins = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
+        holders = np.diff(begins, append=len(hashes))
+        keep = np.repeat(holders <= MOST_OWNERS, holders) & own[owners]
+        self.hashes, self.owners = hashes[keep], owners[keep]
+
+    def held(self, joined: Joined) -> np.ndarray:
+        """text << 32 | question, as often as the text holds different windows of the question."""
+        hashes, texts = self._marked(joined.windows(self.size))
+        left = np.searchsorted(self.hashes, hashes, side="left")
+        right = np.searchsorted(self.hashes, hashes, side="right")
+        times = right - left
+        ends = np.cumsum(times)
+        places = np.repeat(left - ends + times, times) + np.arange(ends[-1] if len(ends) else 0)
+        # `places` is one window of one question: a text that repeats it holds it once.
+        met = np.unique(np.repeat(texts, times) << 32 | places)
+        return met >> 32 << 32 | self.owners[met & 0xFFFFFFFF]
+
+    def _mark(self, hashes: np.ndarray) -> None:
+        """A table by the hashes' first bits: most windows of a text are in no question, and it says
+        so without a search."""
+        bits = min(26, max(12, len(hashes).bit_length() + 3))
+        self._shift = np.uint64(64 - bits)
+        self._table = np.zeros(1 << bits, dtype=bool)
+        self._table[hashes >> self._shift] = True
+
+    def _marked(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
+        maybe = self._table[windows.hashes >> self._shift]
+        return windows.hashes[maybe], windows.texts[maybe].astype(np.int64)
+
+
+def _size(normal: str) -> int:
+    """The size of a question's windows; 0 for one that is too short."""
+    sizes = SIZES_CJK if _mostly_cjk(normal) else SIZES
+    return next((size for size in sizes if size <= len(normal)), 0)
+
+
+def _common_passage(normal: str, known: _Known) -> str:
+    """The first passage of the question that stands in the text, a window at least; or nothing."""
+    size = known.size
+    for start in range(len(known.normal) - size + 1):
+        if known.normal[start : start + size] in normal:
+            end = start + size
+            while end < len(known.normal) and known.normal[start : end + 1] in normal:
+                end += 1
+            return known.normal[start:end]
+    return ""
+
+
+def _mostly_cjk(normal: str) -> bool:
+    return sum("\u3040" <= c <= "\u9fff" or c >= "\U00020000" for c in normal) * 2 > len(normal)
+
+
+def read_questions(rows: Iterable[Mapping[str, object]], *, source: str) -> list[Question]:
+    """Questions of a benchmark's rows as files hold them, by the usual names of the field.
+
+    Rows without one of these fields are passed over.
+    """
+    questions = []
+    for place, row in enumerate(rows):
+        text = next((text for name in FIELDS if (text := _text(row.get(name)))), None)
+        if text is not None:
+            questions.append(Question(source, str(row.get("id", place)), text))
+    return questions
+
+
+def _text(value: object) -> str:
+    """A field's text: as it is, of turns, or of the messages that are not the assistant's."""
+    if isinstance(value, list):
+        value = "\n".join(
+            _text(part.get("content") if isinstance(part, dict) else part)
+            for part in value
+            if not (isinstance(part, dict) and part.get("role") == "assistant")
+        )
+    return value.strip() if isinstance(value, str) else ""

@@ -1,0 +1,50 @@
+"""How much of each source is trained: weights become row counts, by lot from a seed."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from sft.config.sections import Source
+from sft.data.sources import Rows
+
+Row = TypeVar("Row", bound=dict[str, Any])
+
+# The paper's mix (arXiv 2401.02954, 4.1): shares of the helpful rows, and of all for safety.
+PAPER_SHARES = {"math": 0.466, "code": 0.222, "dialogue": 0.312, "safety": 0.2}
+
+
+def mix(read: Rows, sources: Sequence[Source], *, seed: int) -> list[dict[str, Any]]:
+    """The rows of all sources in their order, each source's share taken by its weight or count."""
+    mixed: list[dict[str, Any]] = []
+    start = 0
+    for source, count in zip(sources, read.counts, strict=True):
+        kept = read.rows[start : start + count.kept]
+        if source.count is None:
+            mixed += take_share(kept, weight=source.weight, seed=seed)
+        else:
+            mixed += take_count(kept, count=source.count, seed=seed)
+        start += count.kept
+    return mixed
+
+
+def take_share(rows: Sequence[Row], *, weight: float, seed: int) -> list[Row]:
+    """`weight` times the rows, rounded, taken as `take_count` does.
+
+    A weight of 1 keeps the rows and their order; 0.25 keeps a quarter; 2.5 repeats each row twice
+    and half of them a third time.
+    """
+    return take_count(rows, count=round(weight * len(rows)), seed=seed)
+
+
+def take_count(rows: Sequence[Row], *, count: int, seed: int) -> list[Row]:
+    """Exactly `count` rows: whole copies, then a sample without replacement for the rest."""
+    copies, rest = divmod(count, len(rows)) if rows else (0, 0)
+    lot = random.Random(seed)
+    drawn = sorted(lot.sample(range(len(rows)), rest))
+    return list(rows) * copies + [rows[i] for i in drawn]
+
+
+def share_of_kind(kind: str, counts: Mapping[str, int]) -> float:
+    """A kind's share as the paper counts it: safety of all rows, the others of all but safety."""
+    total = sum(counts.values()) - (0 if kind == "safety" else counts.get("safety", 0))
+    return counts[kind] / total

@@ -1,0 +1,7 @@
+"""Trained models for others: merged weights, Ollama, equal token ids.
+
+merge: A trained model as one whole model on disk, and what its logits lost on the way.
+ollama: A chat template as Ollama's: Go text instead of Jinja, the same tokens in the end.
+token_parity: What stands beside published weights so that others start and stop as the training
+    did.
+"""

@@ -1,0 +1,291 @@
+"""A trained model as one whole model on disk, and what its logits lost on the way.
+
+An adapter is merged into its base's weights in float32, then everything is rounded once, to
+nearest, to the dtype that is published. Rounding to bfloat16 costs little beside what training
+changed, unless training changed little: so the loss is measured on real rows and set against the
+change, and where it is too large the model is published in float32. An adapter that was
+trained over 4-bit weights goes into the unquantised ones too, which are not those that it was
+trained over: what that changes is measured beside it and shown.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat_template.encoding import ids_of, stop_ids
+from sft.context import Setting
+from sft.distributed.collectives import from_main
+from sft.errors import UserError
+from sft.model.loading import load_model, save_model
+from sft.model.model_config import read_model_config
+from sft.model.placement import Placement, on_processor
+from sft.run.adapters import adapter_base
+from sft.run.stage_cache import Stage
+from sft.system.atomic_files import writing
+
+log = logging.getLogger(__name__)
+
+# Refused where publishing loses more than this share of what training changed, as root mean square
+# over logits. Merging exactly and rounding to bfloat16 loses a few hundredths.
+LOST = 0.1
+# Logits that differ by less are equal: float32 sums in another order.
+EQUAL = 1e-4
+POSITIONS = 16  # of each row, evenly spaced: a vocabulary's logits at each are kept in memory
+# Between stages the comparison is made on a processor, where a large model is slow.
+MERGE_ROWS, MERGE_LENGTH = 8, 128
+
+
+@dataclass(frozen=True)
+class MergeCheck:
+    """Logits of the published model against the trained one, and of the base against it.
+
+    Root mean squares over positions and vocabulary, each position's logits less their mean, which
+    the softmax does not see.
+    """
+
+    positions: int
+    lost: float  # published - trained
+    changed: float  # base - trained
+    worst: float  # the largest single |published - trained|
+    agree: float  # share of positions at which both would write the same token
+    dtype: str = "float32"  # of the published weights
+    instead_of: str | None = None  # why it is not the dtype that was asked for
+
+    @property
+    def share(self) -> float:
+        """What is lost of what training changed."""
+        return self.lost / self.changed if self.changed else float(self.lost > EQUAL)
+
+
+def publish(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base: str,
+    rows: Sequence[Sequence[int]],
+    folder: Path,
+    placement: Placement,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    or_float32: bool = False,
+    remedy: str = "publish in float32 (--dtype float32)",
+) -> MergeCheck:
+    """Write a trained model (whole or adapter) to `folder` as safetensors, then read it back and
+    compare.
+
+    Args:
+        path: the model or adapter.
+        base: what it was trained from.
+        placement: where it is merged and compared, in float32; not in 4 bits.
+        rows: token ids to compare on, of real conversations.
+        dtype: of the published weights, to which they are rounded once, to nearest.
+        or_float32: publish in float32 where rounding to `dtype` loses more than `LOST` allows.
+        remedy: what the user can do where too much is lost.
+
+    Raises:
+        UserError: rounding to `dtype` loses more than `LOST` of what training changed, or the
+            logits of what was written are not those of what was to be written.
+    """
+    assert not placement.load_in_4bit, "nothing is merged into 4-bit weights"
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    changed = _logits(load_model(base, placement, **options), rows)
+    model = load_model(path, placement, **options)
+    trained = due = _logits(model, rows)
+    model = _merged(model)
+    instead_of = None
+    if dtype != torch.float32:
+        _round(model, dtype)
+        due = _logits(model, rows)
+        check = compare_logits(due, trained=trained, base=changed)
+        if check.share > LOST:
+            reason = _rounding_loses(check, dtype)
+            if not or_float32:
+                raise UserError(f"{folder}: {reason}; {remedy}")
+            log.info("weights: published in float32, since %s", reason)
+            instead_of, dtype, due = reason, torch.float32, trained
+            model = _merged(load_model(path, placement, **options))
+    # Ends of turn stand in the configuration too: some readers look nowhere else.
+    also = ids_of(model.generation_config.eos_token_id)
+    model.config.eos_token_id = stop_ids(tokenizer, also=also)
+    with writing(folder):
+        save_model(model.to(dtype), tokenizer, folder)
+    del model
+    published = _logits(load_model(str(folder), placement, **options), rows)
+    written = compare_logits(published, trained=due, base=changed)
+    if written.share > LOST and written.lost > EQUAL:
+        raise UserError(
+            f"{folder}: the published model is not the trained one: its logits on {len(rows)} real "
+            f"rows are off by {written.lost:.3g} (root mean square), {written.share:.0%} of what "
+            f"training changed ({written.changed:.3g}), before any rounding; export again, and "
+            "report this if it stays"
+        )
+    check = compare_logits(published, trained=trained, base=changed)
+    return replace(check, dtype=_name(dtype), instead_of=instead_of)
+
+
+def _merged(model: Any) -> Any:
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+@torch.no_grad()
+def _round(model: Any, dtype: torch.dtype) -> None:
+    """Round float32 weights to the values that `dtype` has, to nearest: none is off by more than
+    half of `torch.finfo(dtype).eps` of its own size."""
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(dtype))
+
+
+def _rounding_loses(check: MergeCheck, dtype: torch.dtype) -> str:
+    bits = 1 - math.log2(torch.finfo(dtype).eps)
+    return (
+        f"{_name(dtype)} keeps {bits:.0f} significant bits of a weight, and rounding to it "
+        f"loses {check.share:.0%} of the little that training changed (logits off by "
+        f"{check.lost:.3g}, changed by {check.changed:.3g}, root mean squares)"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def over_4bit(
+    path: str,
+    whole: str,
+    *,
+    rows: Sequence[Sequence[int]],
+    placement: Placement,
+    use: Placement,
+    trust_remote_code: bool = False,
+) -> MergeCheck:
+    """Compare what an adapter was merged into with the adapter over 4-bit weights, as it was
+    trained.
+
+    Args:
+        path: the adapter.
+        whole: the model that it was merged into.
+        rows: token ids to compare on.
+        placement: as it was trained, in 4 bits.
+        use: as the whole model is used.
+    """
+    options: dict[str, Any] = {"dtype": placement.compute, "trust_remote_code": trust_remote_code}
+    changed = _logits(load_model(adapter_base(path), placement, **options), rows)
+    trained = _logits(load_model(path, placement, **options), rows)
+    return compare_logits(
+        _logits(load_model(whole, use, **options), rows), trained=trained, base=changed
+    )
+
+
+def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> str:
+    """The whole model that an adapter makes with its base, kept in `folder`, for a stage to begin
+    with; its path. One process merges.
+
+    Merged in float32 on the processor, and kept in the dtype that the stage computes in, so that
+    what is measured and what is trained on are the same weights. With 4-bit weights the stage
+    quantises them anew; how far that is from what the stage before ended with is logged.
+
+    Args:
+        start: the adapter.
+        rows: token ids of the stage, of which the first `MERGE_ROWS` are compared on.
+
+    Raises:
+        UserError: rounding loses more than `LOST` of what training changed.
+    """
+    placement, trust = setting.placement, setting.trust_remote_code
+    inputs = {"weights": setting.weights_key(start), "dtype": str(placement.compute)}
+    stage = Stage(folder, inputs)
+    target = folder / "model"
+
+    def merge() -> None:
+        if stage.finished() is not None:
+            return
+        stage.begin()
+        shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
+        check = publish(
+            start,
+            setting.tokenizer,
+            base=adapter_base(start),
+            rows=shown,
+            folder=target,
+            placement=on_processor(placement),
+            dtype=placement.compute,
+            trust_remote_code=trust,
+            remedy="set lora.between_stages=continue or model.dtype=float32",
+        )
+        log.info("adapter: merged into its base; %s", in_words(check))
+        facts = asdict(check)
+        if placement.load_in_4bit:
+            again = over_4bit(
+                start,
+                str(target),
+                rows=shown,
+                placement=placement,
+                use=placement,
+                trust_remote_code=trust,
+            )
+            log.info("adapter: quantised anew with its base; %s", in_words(again))
+            facts["quantised"] = asdict(again)
+        stage.finish(outputs=["model"], facts=facts)
+
+    from_main(merge)
+    return str(target.resolve())
+
+
+def in_words(check: MergeCheck) -> str:
+    """What a merge did to the logits, in a sentence."""
+    beside = f"{check.share:.1%} of what training changed"
+    if check.changed <= EQUAL:
+        beside = "and training had changed none of them"
+    return (
+        f"on {check.positions} positions of real rows logits are off by {check.lost:.2g} (root "
+        f"mean square), {beside}; the same next token at {check.agree:.1%}"
+    )
+
+
+def compare_logits(
+    published: torch.Tensor, *, trained: torch.Tensor, base: torch.Tensor
+) -> MergeCheck:
+    """Set the distance of two models' logits [P, V] against that of the base's.
+
+    A base with fewer tokens is compared on those that it has.
+    """
+    off = _centred(published - trained)
+    known = min(base.shape[1], trained.shape[1])
+    moved = _centred(base[:, :known] - trained[:, :known])
+    return MergeCheck(
+        positions=trained.shape[0],
+        lost=off.square().mean().sqrt().item(),
+        changed=moved.square().mean().sqrt().item(),
+        worst=off.abs().max().item(),
+        agree=(published.argmax(1) == trained.argmax(1)).float().mean().item(),
+    )
+
+
+def stored_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
+    """The dtype that a model's weights are kept in, as its configuration says; else float32."""
+    config = read_model_config(path, trust_remote_code=trust_remote_code)
+    return config.dtype or torch.float32
+
+
+def _centred(difference: torch.Tensor) -> torch.Tensor:
+    return difference - difference.mean(1, keepdim=True)
+
+
+@torch.no_grad()
+def _logits(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[P, V] float32 on the CPU: the logits at `POSITIONS` places of each row."""
+    device = next(model.parameters()).device
+    found = []
+    for row in rows:
+        count = min(POSITIONS, len(row))
+        places = torch.linspace(0, len(row) - 1, count, device=device).long()
+        ids = torch.tensor([list(row)], device=device)
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
+        found.append(logits.float().cpu())
+    return torch.cat(found)

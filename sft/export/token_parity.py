@@ -1,0 +1,150 @@
+"""What stands beside published weights so that others start and stop as the training did.
+
+A tokenizer whose configuration says all that other readers need, an Ollama Modelfile, and the proof
+that one conversation becomes the same token ids wherever the model is used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sft.chat_template.encoding import encode_chat, encode_prompt, ids_of, stop_ids
+from sft.chat_template.render import Message
+from sft.chat_template.template_date import apply_template, date_of, writes_date
+from sft.errors import UserError
+from sft.export.ollama import Turns, modelfile, probes, regular_turns, write
+from sft.system.atomic_files import read_json, write_json, write_text
+
+ANSWER = {"role": "assistant", "content": "Fine."}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How many conversations gave the same ids, and everywhere where."""
+
+    chats: int
+    ways: tuple[str, ...]
+
+
+def complete_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say in tokenizer_config.json what other readers look for there.
+
+    Ollama and llama.cpp put BOS in front unless `add_bos_token` is false; readers older than
+    transformers 4.53 know no chat_template.jinja.
+    """
+    file = folder / "tokenizer_config.json"
+    known = read_json(file) | {"add_bos_token": adds_bos(tokenizer)}
+    write_json(file, known | {"chat_template": tokenizer.chat_template})
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its BOS in front of a plain text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a")["input_ids"][0] == bos
+
+
+def write_modelfile(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, *, window: int | None
+) -> Turns:
+    """Write folder/Modelfile, which stops where folder/generation_config.json does; returns the
+    fixed texts of the template.
+
+    Raises:
+        UserError: the template cannot be said in Ollama's language, or its text becomes other ids.
+    """
+    turns = regular_turns(tokenizer)
+    for chat in probes(system="system" in turns.around):
+        if _ids_of_text(tokenizer, turns, chat) != encode_prompt(tokenizer, chat):
+            raise UserError(
+                "the chat template's text becomes other tokens where BOS is not part of it; serve "
+                "the model with its own template instead (llama-server --jinja, vllm)"
+            )
+    text = modelfile(
+        turns,
+        stops=list(filter(None, tokenizer.batch_decode([[stop] for stop in _eos_ids(folder)]))),
+        window=window,
+        adds_bos=adds_bos(tokenizer),
+        day=date_of(tokenizer) if writes_date(tokenizer) else None,
+    )
+    write_text(folder / "Modelfile", text)
+    return turns
+
+
+def prove_same_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+    recorded: Sequence[dict[str, Any]] = (),
+    turns: Turns | None = None,
+    trust_remote_code: bool = False,
+) -> Proof:
+    """The same conversation is the same ids in training, evaluation, chat and export.
+
+    Args:
+        tokenizer: the one of the training run.
+        folder: the export, read as any user reads it.
+        recorded: rows of {"messages", "prompt_ids"} as the evaluation stored them.
+        turns: of the Modelfile, where there is one.
+
+    Raises:
+        UserError: somewhere they differ, or generation stops on other tokens than were trained.
+    """
+    exported: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    system = turns is None or "system" in turns.around
+    chats: list[list[Message]] = [*probes(system=system), *(row["messages"] for row in recorded)]
+    unasked: list[list[int] | None] = [None] * (len(chats) - len(recorded))
+    evaluated = unasked + [row["prompt_ids"] for row in recorded]
+    ways = ["training", "evaluation", "transformers chat"] + ["Ollama's template"] * bool(turns)
+    for chat, stored in zip(chats, evaluated, strict=True):
+        prompt = encode_prompt(tokenizer, chat)
+        trained = encode_chat(tokenizer, [*chat, ANSWER]).input_ids[: len(prompt)]
+        # As transformers/cli/serving/chat_completion.py asks for them.
+        asked = apply_template(
+            exported,
+            chat,
+            day=date_of(tokenizer),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )["input_ids"]
+        found = [trained, stored or prompt, asked]
+        found += [_ids_of_text(exported, turns, chat)] if turns else []
+        for way, ids in zip(ways, found, strict=True):
+            if ids != prompt:
+                raise UserError(
+                    f"{folder}: a chat becomes other tokens in {way} than in the prompt of "
+                    f"training ({_difference(ids, prompt)}); the chat template or the tokenizer "
+                    "was changed after training"
+                )
+    stops = _eos_ids(folder)
+    if not set(stop_ids(tokenizer)) <= set(stops):
+        raise UserError(
+            f"{folder}: generation stops on {stops}, training ended turns with "
+            f"{stop_ids(tokenizer)}; export again"
+        )
+    return Proof(len(chats), tuple(ways))
+
+
+def _eos_ids(folder: Path) -> list[int]:
+    """What ends an answer of the model in `folder`."""
+    return list(ids_of(read_json(folder / "generation_config.json")["eos_token_id"]))
+
+
+def _ids_of_text(tokenizer: Any, turns: Turns, chat: Sequence[Message]) -> list[int]:
+    """Ids of the text that the Modelfile makes, BOS from the tokenizer where it adds one."""
+    text = write(turns, chat)
+    front = []
+    if adds_bos(tokenizer):
+        text = text.removeprefix(turns.bos)
+        front = [tokenizer.bos_token_id]
+    return front + tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _difference(ids: list[int], prompt: list[int]) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(ids, prompt, strict=False)) if a != b), None)
+    if at is None:
+        return f"{len(ids)} tokens for {len(prompt)}"
+    return f"token {at} is {ids[at]}, not {prompt[at]}"

@@ -1,0 +1,225 @@
+"""Parameters and floating-point operations of a causal LM: what training must compute.
+
+The paper's model of compute: 72 n d^2 + 12 n d l operations a token for n layers of width d at
+length l, forward and backward, without the vocabulary (section 3.2, eq. 2). Here it is read off the
+model's own matrices, so that grouped queries, gated layers, experts and adapters count as they are.
+Element-wise work (norms, softmax, rotations, state-space scans) is left out, as it is there.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedConfig
+
+from sft.model.architecture import head_sizes, layers_of, model_of_config
+from sft.model.experts import visited_shares
+from sft.model.lora_targets import add_adapter, reach_of, wrapped_parameters
+from sft.packing.layout import Span
+
+# How names of parameters end that are no side of a matrix product, whatever their dimensions.
+ELEMENT_WISE = ("bias", "A_log", "scale")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters by part; tied matrices count once."""
+
+    embedding: int  # of tokens, and of positions where they are learned
+    head: int  # 0 where it is the embedding's matrix
+    attention: int
+    mlp: int  # all experts
+    other: int  # norms
+    adapter: int  # LoRA's, and token rows that it trains
+    trainable: int  # of all these, the ones with gradients
+    reached: int = 0  # weights that an adapter is added to
+    stacked: int = 0  # of the MLP's, experts in one tensor, which 4-bit weights leave as they are
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.head + self.attention + self.mlp + self.other + self.adapter
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a token costs in a model, in multiply-adds (two operations each)."""
+
+    parameters: Parameters
+    frozen: int  # of a token in the layers' matrices without gradients
+    trained: int  # of a token in those with gradients
+    head: int  # of a scored token in the vocabulary projection
+    head_trained: bool
+    pairs: tuple[tuple[int | None, int], ...]  # of a query and key, by the layers' window
+
+
+def costs_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Costs:
+    """Costs of the model that a configuration describes, with an adapter where `lora` is given."""
+    return costs_of_model(_meta_model(config, lora))
+
+
+def parameters_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Parameters:
+    """Its parameters alone, of any causal LM."""
+    return parameters_of_model(_meta_model(config, lora))
+
+
+def _meta_model(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
+    """Built on torch's meta device: shapes without memory, in a fraction of a second."""
+    with torch.device("meta"):
+        model = model_of_config(config)
+        return model if lora is None else add_adapter(model, lora)
+
+
+def parameters_of_model(model: Any) -> Parameters:
+    """Parameters of a model as it is, PEFT's included."""
+    outside = _outside_of_layers(model)
+    count = dict.fromkeys(("embedding", "head", "attention", "mlp", "other", "adapter"), 0)
+    trainable = 0
+    for name, parameter in model.named_parameters():
+        trainable += parameter.numel() if parameter.requires_grad else 0
+        count[outside.get(id(parameter)) or _part(name, parameter)] += parameter.numel()
+    reached = reach_of(model).reached if isinstance(model, PeftModel) else 0
+    stacked = sum(p.numel() for p in model.parameters() if p.ndim == 3)
+    return Parameters(**count, trainable=trainable, reached=reached, stacked=stacked)
+
+
+def _outside_of_layers(model: Any) -> dict[int, str]:
+    """The part of each parameter, by its id, that is the head's or an embedding's."""
+    head = {id(p): "head" for p in model.get_output_embeddings().parameters()}
+    embeddings = (m for m in model.modules() if isinstance(m, torch.nn.Embedding))
+    return head | {id(p): "embedding" for m in embeddings for p in m.parameters()}
+
+
+def costs_of_model(model: Any) -> Costs:
+    """Costs of a model as it is, PEFT's included; call it before a distributed wrapper.
+
+    Raises:
+        UserError: the model has experts and its configuration does not say how many a token uses.
+    """
+    outside = _outside_of_layers(model)
+    # An adapter of a whole tensor is added to it, and gets its gradient by way of the tensor's.
+    merged = wrapped_parameters(model)
+    visited = visited_shares(model)
+    work = {True: 0, False: 0}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in outside and not _is_token_row(name):
+            trained = parameter.requires_grad or id(parameter) in merged
+            work[trained] += _multiply_adds(parameter, name, visited.get(id(parameter)))
+    weight = model.get_output_embeddings().weight
+    return Costs(
+        parameters_of_model(model),
+        frozen=work[False],
+        trained=work[True],
+        head=weight.numel(),
+        head_trained=weight.requires_grad,
+        pairs=_pair_costs(model.config.get_text_config()),
+    )
+
+
+def attended_pairs(spans: Iterable[Span], *, window: int | None = None, causal: bool = True) -> int:
+    """Pairs of a query and a key that it sees, over documents laid out as trunk and branches.
+
+    Args:
+        window: how many positions a token sees, its own among them; all where None.
+        causal: count what a token sees; otherwise the whole square, as the paper does.
+    """
+    total = 0
+    for span in spans:
+        total += _pairs(0, span.trunk, window=window, causal=causal)
+        for branch in span.branches:
+            total += _pairs(span.trunk, branch, window=window, causal=causal)
+    return total
+
+
+def forward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+    """Operations of one forward pass.
+
+    Args:
+        spans: the documents of a batch (`Batch.spans`); padding costs, but is no work.
+        scored: tokens that the vocabulary projection runs on.
+        causal: see `attended_pairs`; kernels that skip the masked half are the rule, and model
+            utilisation is often stated for the whole square.
+    """
+    spans = list(spans)
+    matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
+    return matrices + attention + head
+
+
+def backward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+    """Operations of one backward pass: gradients by activations everywhere, by weights where they
+    are trained. Under LoRA that is about half of full fine-tuning's."""
+    spans = list(spans)
+    matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
+    tokens = _tokens(spans)
+    by_weights = 2 * tokens * costs.trained + (head if costs.head_trained else 0)
+    return matrices + 2 * attention + head + by_weights
+
+
+def training_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+    """Forward and backward, without what activation checkpointing computes again."""
+    spans = list(spans)
+    return forward_flops(costs, spans, scored=scored, causal=causal) + backward_flops(
+        costs, spans, scored=scored, causal=causal
+    )
+
+
+def _forward(costs: Costs, spans: list[Span], *, scored: int, causal: bool) -> tuple[int, int, int]:
+    matrices = 2 * _tokens(spans) * (costs.frozen + costs.trained)
+    attention = sum(
+        2 * each * attended_pairs(spans, window=window, causal=causal)
+        for window, each in costs.pairs
+    )
+    return matrices, attention, 2 * scored * costs.head
+
+
+def _tokens(spans: list[Span]) -> int:
+    return sum(span.trunk + sum(span.branches) for span in spans)
+
+
+def _pairs(before: int, length: int, *, window: int | None, causal: bool) -> int:
+    """Pairs of `length` queries at positions from `before` on."""
+    end = before + length
+    if not causal:
+        return length * min(end, window or end)
+    if window is None or end <= window:
+        return length * before + length * (length + 1) // 2
+    growing = max(0, window - before)  # queries that still see everything before them
+    return growing * before + growing * (growing + 1) // 2 + (length - growing) * window
+
+
+def _part(name: str, parameter: torch.nn.Parameter) -> str:
+    pieces = name.split(".")
+    if any(piece.startswith("lora_") for piece in pieces) or _is_token_row(name):
+        return "adapter"
+    if any("attn" in p or "attention" in p for p in pieces if "norm" not in p):
+        return "attention"
+    if any("norm" in p or p.startswith("ln_") for p in pieces):
+        return "other"
+    return "mlp"
+
+
+def _is_token_row(name: str) -> bool:
+    return "trainable_tokens" in name  # peft's rows of the embedding that are trained
+
+
+def _multiply_adds(parameter: torch.nn.Parameter, name: str, share: Fraction | None) -> int:
+    """Of one token: a matrix's size; of experts the share that the token visits."""
+    if parameter.ndim < 2 or name.endswith(ELEMENT_WISE):
+        return 0
+    return parameter.numel() if share is None else int(parameter.numel() * share)
+
+
+def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:
+    """Multiply-adds of a (query, key) pair over all heads and layers, by the layers' window."""
+    layers = layers_of(config)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers)
+    costs: Counter[int | None] = Counter()
+    for layer, kind in zip(layers, kinds, strict=False):
+        heads, key, value = head_sizes(layer)
+        if heads and kind in ("full_attention", "sliding_attention"):
+            window = getattr(layer, "sliding_window", None)
+            costs[window if kind == "sliding_attention" else None] += heads * (key + value)
+    return tuple(costs.items())

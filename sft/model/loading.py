@@ -1,0 +1,397 @@
+"""Models and their tokenizers: found, checked, loaded, given an adapter, saved."""
+
+import ctypes
+import gc
+import logging
+import math
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from sft.chat_template.encoding import ids_of, stop_ids
+from sft.chat_template.system_prompt import OWN, default_system, quoted, set_system_prompt
+from sft.chat_template.template import ensure_template
+from sft.chat_template.template_date import asks_date, set_date
+from sft.config.sections import LoraSection, ModelSection
+from sft.distributed.sharding import hand_over, in_parts, let_go, reads_parts
+from sft.errors import UserError
+from sft.model.adapter_card import write_adapter_card
+from sft.model.adapter_checks import check_given_adapter
+from sft.model.architecture import check_causal, window_of
+from sft.model.fused_lora import fuse_adapters
+from sft.model.generation_settings import check_generation, settle_generation
+from sft.model.lora_targets import add_adapter, lora_config, reach_of
+from sft.model.model_config import read_model_config
+from sft.model.model_files import (
+    LIBRARY_ERRORS,
+    build_empty,
+    check_config_file,
+    check_sizes,
+    loading,
+    reason_of,
+    try_tokenizer,
+)
+from sft.model.placement import Placement
+from sft.model.quantization import nf4
+from sft.model.vocabulary import add_tokens, check_vocabulary, token_rows
+from sft.model.weight_files import (
+    check_adapter,
+    check_entries,
+    check_values,
+    check_weights,
+    read_weights,
+)
+from sft.packing.equivalence import settle_layout
+from sft.packing.liger import settle_kernels
+from sft.packing.logprob_head import settle_head
+from sft.packing.logprobs import enable_scoring
+from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_place
+from sft.run.contents import find_local_model
+from sft.run.revisions import is_hub_id, located, resolve_commit, split_revision, with_revision
+from sft.system.atomic_files import as_others, fault
+from sft.system.hub import hub_refusal
+
+log = logging.getLogger(__name__)
+
+
+def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str:
+    """A local directory, found as presets' paths are, or `org/name@commit` for a hub id; without
+    the commit where neither the hub nor the cache of downloads names it.
+
+    Args:
+        name_or_path: may hold the revision itself, as `org/name@revision`.
+
+    Raises:
+        UserError: it looks like a path but is none, the directory holds no model, or the revision
+            is unknown, given twice, or given for a local directory.
+    """
+    named = with_revision(ModelSection(name_or_path, revision=revision))
+    found = find_local_model(name_or_path)
+    if found is None:
+        name = named.name_or_path
+        if not is_hub_id(name):
+            raise UserError(
+                f"model.name_or_path={name_or_path}: no such directory; give a local model "
+                "directory or a hub id like org/name"
+            )
+        commit = resolve_commit(name, revision=named.revision)
+        return name if commit is None else f"{name}@{commit}"
+    if revision is not None:
+        raise UserError(
+            f"model.revision={revision}: model.name_or_path={name_or_path} is a local directory, "
+            "which has no revisions; leave model.revision out"
+        )
+    if not found.is_dir():
+        raise UserError(f"model.name_or_path={name_or_path} is a file; give the model's directory")
+    if not any((found / f).is_file() for f in ("config.json", CONFIG)):
+        raise UserError(
+            f"model.name_or_path={name_or_path} holds no config.json or {CONFIG}; give a "
+            "directory saved by save_pretrained"
+        )
+    return str(found.resolve())
+
+
+def check_model(section: ModelSection) -> str:
+    """Resolve the model and read its configuration, before any weights are loaded.
+
+    Returns the resolved path or hub id.
+
+    Raises:
+        UserError: there is no such model, it is no causal LM, or it has no safetensors weights.
+    """
+    given = section.name_or_path
+    path = resolve_model_path(given, revision=section.revision)
+    check_sizes(path, given=given)
+    check_adapter(path, given=given)
+    whole, of_whole = path, given
+    if is_adapter(path):
+        whole = adapter_base(path)
+        of_whole = f"{given} (its base, {whole[:200]!r})"
+    check_sizes(whole, given=of_whole)
+    check_config_file(whole, given=of_whole)
+    try:
+        config = read_config(path, section)
+    except UserError:
+        raise
+    except LIBRARY_ERRORS as error:
+        raise UserError(f"model.name_or_path={of_whole}: {_unread(error, path)}") from None
+    check_causal(config, given=of_whole)
+    check_weights(path, given=given)
+    check_generation(whole, given=of_whole)
+    build_empty(config, given=of_whole)
+    check_given_adapter(path, config, given=given)
+    return path
+
+
+def _unread(error: Exception, path: str) -> str:
+    """Why no configuration could be read there, and what to do."""
+    if refusal := hub_refusal(error, name=adapter_base(path) if is_adapter(path) else path):
+        return refusal
+    if "trust_remote_code" in str(error):
+        return (
+            "it brings code of its own, which runs only where you ask for it; read that code, then "
+            "set model.trust_remote_code=true on the command line, or give a model that "
+            "transformers knows"
+        )
+    return (
+        f"no model could be read there ({reason_of(error)}); correct its config.json, or give "
+        "another directory or hub id"
+    )
+
+
+def read_config(path: str, section: ModelSection) -> Any:
+    """A model's configuration; of an adapter that of its base (`sft.model.model_config`)."""
+    return read_model_config(path, trust_remote_code=section.trust_remote_code)
+
+
+def context_window(path: str, section: ModelSection) -> int | None:
+    """How many tokens a sequence may have (see `sft.model.architecture.window_of`)."""
+    return window_of(read_config(path, section))
+
+
+def load_tokenizer(
+    path: str, section: ModelSection, *, date: str | None = None, system_prompt: str = OWN
+) -> PreTrainedTokenizerBase:
+    """The tokenizer with a chat template and a pad token.
+
+    Labels go by position here, so a pad token that equals eos does no harm; one is still needed
+    for generation.
+
+    Args:
+        date: the run's (`run.date`), which the template writes wherever it writes today's.
+        system_prompt: `data.system_prompt`, see `sft.chat_template.system_prompt`.
+
+    Raises:
+        UserError: there is none, it is another model's, or its template does not end its turns.
+    """
+    tokenizer = _stored_tokenizer(path, section)
+    add_tokens(tokenizer, section.add_tokens)
+    log.info("%s", ensure_template(tokenizer, template=section.chat_template))
+    set_system_prompt(tokenizer, system_prompt)
+    if default := default_system(tokenizer):
+        log.info(
+            "chat template: it writes a system turn where a chat has none: %s", quoted(default)
+        )
+    if date is not None:
+        set_date(tokenizer, date)
+        if asks_date(tokenizer):
+            log.info("chat template: it writes the date, in this run always %s (run.date)", date)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    rows = read_config(path, section).get_text_config().vocab_size
+    check_vocabulary(tokenizer, rows=rows, added=section.add_tokens)
+    return tokenizer
+
+
+def _stored_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
+    place = tokenizer_place(path)
+    check_entries(place, given=path)
+    if place != path:
+        log.info("tokenizer: that of %s, since the adapter %s was saved without one", place, path)
+    try_tokenizer(place, given=path)
+    missing = Path(place).is_dir() and not any(Path(place).glob("*token*"))
+    what = f"no tokenizer could be read in {place}"
+    with loading(
+        path,
+        what=f"{what}, which holds no tokenizer.json" if missing else what,
+        remedy="save one in the model's directory with save_pretrained",
+        hub=place,
+    ):
+        tokenizer = AutoTokenizer.from_pretrained(
+            **located(place), trust_remote_code=section.trust_remote_code
+        )
+        tokenizer.decode(tokenizer("a b").input_ids)  # settings of a wrong type end here
+    return tokenizer
+
+
+def has_template(path: str, section: ModelSection) -> bool:
+    """Whether a chat template is given or stored with the tokenizer, so that ours is not used."""
+    if section.chat_template is not None:
+        return True
+    stored = AutoTokenizer.from_pretrained(
+        **located(tokenizer_place(path)), trust_remote_code=section.trust_remote_code
+    )
+    return stored.chat_template is not None
+
+
+def load_model(
+    path: str,
+    placement: Placement,
+    *,
+    dtype: torch.dtype | None = None,
+    trainable: bool = False,
+    trust_remote_code: bool = False,
+    parts: bool = False,
+) -> Any:
+    """Load a model or a LoRA adapter directory onto its device, ready to score packed rows.
+
+    Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
+    weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
+    4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
+    With `parts` all processes call it, and under FSDP2 each holds its part of a whole model's
+    weights, where transformers can read it so.
+    """
+    free_memory()
+    check_adapter(path, given=path)
+    check_weights(path, given=path)
+    adapter = is_adapter(path)
+    dtype = dtype or placement.weights
+    more: dict[str, Any] = {}
+    if placement.load_in_4bit:
+        more = {"quantization_config": nf4(dtype), "device_map": {"": placement.device}}
+    base = adapter_base(path) if adapter else path
+    try:
+        config = read_model_config(base, trust_remote_code=trust_remote_code)
+        attention = attention_for(config, placement.attention)
+        if attention != placement.attention:
+            log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
+        parts = parts and reads_parts(config)
+        if parts:
+            more = in_parts(compute=placement.compute if trainable else dtype, weights=dtype)
+        model = read_weights(
+            base,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            **more,
+        )
+    except OSError as error:
+        if Path(str(base)).is_dir() or fault(error):
+            raise
+        if refusal := hub_refusal(error, name=base):
+            raise UserError(f"model.name_or_path={base}: {refusal}") from None
+        raise UserError(
+            f"{base}: no safetensors weights could be had from the hub "
+            f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "
+            "them (pickled weights are not loaded)"
+        ) from None
+    check_values(model.named_parameters(), given=base)
+    settle_generation(model)
+    model = hand_over(model) if parts else model.to(placement.device)
+    enable_scoring(model)
+    settle_kernels(model)
+    settle_head(model)
+    settle_layout(model, training=placement.compute if trainable else None)
+    let_go(model)
+    if adapter:
+        model = PeftModel.from_pretrained(model, path, is_trainable=trainable).to(placement.device)
+    return model
+
+
+def attention_for(config: PreTrainedConfig, attention: str) -> str:
+    """The attention that was chosen, or eager for a model with something in it that sdpa leaves out
+    (caps on its scores, sinks); upstream's classes say so."""
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    return attention if kind is None or kind._supports_sdpa else "eager"
+
+
+@cache
+def _set_libraries_aside() -> None:
+    """Once, before the first model: what is there now lives to the end, and each collection, ours
+    and accelerate's, would walk over all of it, half a second."""
+    gc.freeze()
+
+
+def free_memory() -> None:
+    """Hand back what the model before this one left behind, cycles of a trainer among it."""
+    _set_libraries_aside()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+    # glibc keeps freed activations for itself: gibibytes after a training stage on a CPU.
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def load_trainable(
+    path: str,
+    placement: Placement,
+    *,
+    lora: LoraSection,
+    seed: int,
+    trust_remote_code: bool,
+    tokens: Sequence[int] = (),
+) -> Any:
+    """The model a stage starts from, with what it trains set to require gradients.
+
+    Under LoRA the frozen weights take the compute dtype (or 4 bits) and the adapter float32; an
+    adapter from the stage before is trained on, a whole model gets a new one, beside which the
+    embeddings of `tokens` are trained. Otherwise everything trains, in float32, and under FSDP2
+    each process reads its part of it, where transformers can.
+    """
+    model = load_model(
+        path,
+        placement,
+        dtype=placement.compute if lora.r else placement.weights,
+        trainable=True,
+        trust_remote_code=trust_remote_code,
+        parts=not lora.r,
+    )
+    if not lora.r:
+        return model
+    if is_adapter(path):
+        log.info("adapter: that of %s goes on; it reaches %s", path, reach_of(model))
+        return fuse_adapters(model)
+    if lora.use_dora:
+        log.info("adapter: DoRA; load it with peft, since from_pretrained leaves its lengths out")
+    config = lora_config(lora)
+    config.trainable_token_indices = token_rows(model, tokens) if tokens else None
+    set_seed(seed)  # the adapter's first weights are random
+    _, revision = split_revision(path)
+    adapted = add_adapter(model, config, in_4bit=placement.load_in_4bit, revision=revision)
+    log.info("adapter: new, %s; it reaches %s", _scale(lora), reach_of(adapted))
+    return fuse_adapters(adapted)
+
+
+def _scale(lora: LoraSection) -> str:
+    scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+    rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
+    return f"rank {lora.r}, counted {scale:g} times ({rule})"
+
+
+def bare_model(model: Any) -> Any:
+    """The model that an adapter is in, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def save_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write weights (safetensors), tokenizer with template, and generation settings that stop.
+
+    `generation_config.json` gets every token that ends an assistant turn as an eos id, and keeps
+    those that the model had; the README of an adapter's folder shows how to load it with these.
+    `weights` are those of a model that does not hold them whole
+    (`sft.distributed.sharding.whole_weights`).
+    """
+    bare = bare_model(model)
+    bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
+    bare.generation_config.eos_token_id = stop_ids(
+        tokenizer, also=ids_of(bare.generation_config.eos_token_id)
+    )
+    bare.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder, state_dict=weights)
+    bare.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        write_adapter_card(folder)
+    as_others(folder)

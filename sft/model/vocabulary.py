@@ -1,0 +1,172 @@
+"""Tokens that a chat template needs and the base lacks: added, and trained under LoRA too."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
+
+from sft.config.sections import ModelSection
+from sft.distributed.collectives import from_main
+from sft.errors import UserError
+from sft.model.model_config import read_model_config
+from sft.model.weight_files import read_weights
+from sft.run.adapters import is_adapter, tokenizer_place
+from sft.run.contents import fingerprint, model_fingerprint
+from sft.run.revisions import located
+from sft.run.stage_cache import Stage
+from sft.system.atomic_files import writing
+
+log = logging.getLogger(__name__)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Let the tokenizer read each of `tokens` as one special token; new ones go to the end."""
+    special = [AddedToken(token, special=True, normalized=False) for token in tokens]
+    added = tokenizer.add_tokens(special, special_tokens=True)
+    if tokens:
+        log.info("tokens: %s (%d new); their embeddings are trained", " ".join(tokens), added)
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, *, rows: int, added: Sequence[str]
+) -> None:
+    """Refuse tokens that the model has no embedding for: a look-up beyond the last row ends the
+    training, wherever the first of them stands.
+
+    Special tokens that nothing uses may lie there (Gemma 3's image token does).
+
+    Args:
+        rows: of the embedding.
+        added: tokens that get their rows (`base_with_tokens`).
+
+    Raises:
+        UserError: the vocabulary is another model's, or one of eos, bos and pad has no row.
+    """
+    apart = set(tokenizer.added_tokens_encoder)
+    vocabulary = tokenizer.get_vocab()
+    plain = {token: i for token, i in vocabulary.items() if token not in apart}
+    beyond = [token for token, i in plain.items() if i >= rows]
+    if beyond:
+        raise UserError(
+            f"model.name_or_path={tokenizer.name_or_path}: the tokenizer has {len(plain):,} tokens "
+            f"and the model embeddings for {rows:,}; give the tokenizer that the model was trained "
+            "with"
+        )
+    for role in ("eos_token", "bos_token", "pad_token"):
+        token = getattr(tokenizer, role)
+        if token is None or token in added:
+            continue
+        place = vocabulary.get(token)
+        if place is None:
+            raise UserError(
+                f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token!r} is "
+                "none of its tokens; correct it in tokenizer_config.json"
+            )
+        if place >= rows:
+            raise UserError(
+                f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token} is "
+                f"number {place:,}, and the model has embeddings for {rows:,} tokens; correct it "
+                "in tokenizer_config.json, or list it in model.add_tokens, which gives it one"
+            )
+
+
+def base_with_tokens(
+    base: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, run: Path
+) -> str:
+    """The base model with a row for each token of `model.add_tokens` that it lacks.
+
+    A copy under run/base, which is then the base of every stage and adapter, so that nothing that
+    loads them need know of it; the base itself where it lacks none. The new rows, of the embedding
+    and of an untied head, are the mean of the others.
+
+    Args:
+        tokenizer: with the tokens added already.
+
+    Raises:
+        UserError: the base is an adapter.
+    """
+    if not section.add_tokens:
+        return base
+    trust = section.trust_remote_code
+    place = located(tokenizer_place(base))
+    known = AutoTokenizer.from_pretrained(**place, trust_remote_code=trust).get_vocab()
+    rows = _embeddings(base, trust_remote_code=trust)
+    new = [token for token in section.add_tokens if known.get(token, rows) >= rows]
+    if not new:
+        return base
+    if is_adapter(base):
+        raise UserError(
+            f"model.add_tokens={section.add_tokens}: {base} is an adapter, which has no embeddings "
+            "to add to; merge it into its base first"
+        )
+    stage = Stage(
+        run / "base",
+        {"weights": model_fingerprint(base), "tokens": fingerprint(section.add_tokens)},
+    )
+    target = stage.folder / "model"
+
+    def grow() -> None:
+        if stage.finished() is not None:
+            return
+        stage.begin()
+        model = read_weights(
+            base,
+            config=read_model_config(base, trust_remote_code=trust),
+            dtype="auto",
+            attn_implementation="eager",
+            trust_remote_code=trust,
+        )
+        _add_rows(model, tokenizer.convert_tokens_to_ids(new))  # type: ignore[arg-type]
+        with writing(target):
+            model.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        stage.finish(outputs=["model"], facts={"tokens": len(new)})
+
+    from_main(grow)
+    return str(target.resolve())
+
+
+def _embeddings(base: str, *, trust_remote_code: bool) -> int:
+    """How many rows the embedding has, by the configuration; of an adapter that of its base."""
+    config = read_model_config(base, trust_remote_code=trust_remote_code)
+    return config.get_text_config().vocab_size
+
+
+def _add_rows(model: Any, ids: list[int]) -> None:
+    needed = max(ids) + 1
+    if needed > model.get_input_embeddings().weight.shape[0]:  # some vocabularies are padded
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    with torch.no_grad():
+        for matrix in {id(m.weight): m.weight for m in _matrices(model).values()}.values():
+            # New tokens stand behind all others, so these are the rows of the known ones.
+            matrix[ids] = matrix[: min(ids)].mean(0, dtype=torch.float32).to(matrix.dtype)
+
+
+def token_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]]:
+    """The rows that PEFT is to train beside an adapter, by the name of their matrix: those of
+    the embedding and, where it is not the same matrix, of the head.
+
+    Raises:
+        UserError: the head has a bias, which PEFT's wrapper would drop.
+    """
+    matrices = _matrices(model)
+    if any(getattr(m, "bias", None) is not None for m in matrices.values()):
+        raise UserError(
+            "model.add_tokens with LoRA: this model's head has a bias, which peft leaves out; set "
+            "lora.r=0 or a chat template of tokens that the model has"
+        )
+    first = next(iter(matrices.values()))
+    names = [n for n, m in matrices.items() if m is first or m.weight is not first.weight]
+    return {name: list(ids) for name in names}
+
+
+def _matrices(model: Any) -> dict[str, Any]:
+    """The embedding and the head by their full names."""
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    named = {
+        name: module for name, module in model.named_modules() if any(module is m for m in both)
+    }
+    return dict(sorted(named.items(), key=lambda item: item[1] is not both[0]))

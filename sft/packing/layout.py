@@ -1,0 +1,242 @@
+"""Trunk-and-branch rows: one layout for SFT packing, preference pairs and multiple choice.
+
+A row holds documents; a document is a trunk (a prefix) with zero or more branches. A token sees its
+own trunk and its own branch, causally, and nothing else; a branch's positions continue from the
+trunk's end, and a branch's first token is predicted by the trunk's last. Rows stay apart in the
+batch, so attention costs the sum of L^2 over rows, never (B*L)^2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+
+PADDING = -1
+RowKind = Literal["flat", "blocks", "masked", "apart"]
+FLAT_BUCKET = 8  # widths that matrix kernels like
+BLOCK = 128  # tokens that flex attention sees as one, see `sft.packing.flex_attention`
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Token ids and, for each, whether it is a prediction target. Lengths are equal."""
+
+    ids: Sequence[int]
+    scored: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A trunk and its branches: a chat (no branch), a pair (two), a question (one a choice)."""
+
+    trunk: Segment
+    branches: tuple[Segment, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.trunk.ids) + sum(len(b.ids) for b in self.branches)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a document lies: `trunk` tokens of row `row` from `start` on, then its branches."""
+
+    row: int
+    start: int
+    trunk: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows. R rows of L tokens, N scored tokens, S scored sequences.
+
+    For one row of two documents, trunk `a b` with branches `c` and `d e`, and trunk `f g`:
+
+        input_ids     a  b  c  d  e  f  g  0
+        position_ids  0  1  2  2  3  0  1  0
+        document      0  0  0  0  0  1  1 -1
+        branch        0  0  1  2  2  0  0  0
+        source        1  1  3  5          (b predicts c and d, d predicts e, f predicts g)
+        target        c  d  e  g
+        sequence      0  1  1  2
+        spans         (row 0, start 0, trunk 2, branches 1 2), (row 0, start 5, trunk 2)
+    """
+
+    input_ids: torch.Tensor  # [R, L] int64
+    position_ids: torch.Tensor  # [R, L] int64, restarts with each document
+    document: torch.Tensor  # [R, L] int64, index within the row, PADDING where empty
+    branch: torch.Tensor  # [R, L] int64, 0 for the trunk
+    source: torch.Tensor  # [N] int64, flat index (r * L + c) of the state that predicts
+    target: torch.Tensor  # [N] int64, the token it predicts
+    sequence: torch.Tensor  # [N] int64, which scored sequence the token belongs to
+    num_sequences: int  # S: a document counts once, or once for each of its branches
+    spans: tuple[Span, ...]  # of the documents, by row and place
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        moved: dict[str, Any] = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return sum(span.trunk + sum(span.branches) for span in self.spans)
+
+
+def best_fit(lengths: Sequence[int], *, row_length: int) -> list[list[int]]:
+    """Best-fit-decreasing bins of indices, each of at most `row_length` in sum.
+
+    An item longer than `row_length` gets a bin of its own. Deterministic: ties go to the first.
+    """
+    bins: list[list[int]] = []
+    rooms: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[index]
+        fits = [b for b, room in enumerate(rooms) if room >= length]
+        if fits:
+            tightest = min(fits, key=rooms.__getitem__)
+            bins[tightest].append(index)
+            rooms[tightest] -= length
+        else:
+            bins.append([index])
+            rooms.append(row_length - length)
+    return bins
+
+
+def pack(
+    documents: Sequence[Document], *, row_length: int, bucket: int = 64, pad_id: int = 0
+) -> Batch:
+    """Lay documents out in rows of about `row_length` tokens.
+
+    Rows share one width, the longest row rounded up to a multiple of `bucket`, so that devices
+    which compile by shape see few shapes. Sequences are numbered in the order of `documents`,
+    whatever row a document lands in. `row_length=0` gives each document a row of its own.
+
+    Raises:
+        ValueError: a branch or a trunk is empty where a scored token needs a predecessor.
+    """
+    firsts, num_sequences = _number_sequences(documents)
+    rows = best_fit([len(d) for d in documents], row_length=row_length)
+    width = max((sum(len(documents[i]) for i in row) for row in rows), default=0)
+    width = max(bucket, -(-width // bucket) * bucket)
+    shape = (len(rows), width)
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    position_ids = torch.zeros(shape, dtype=torch.int64)
+    document = torch.full(shape, PADDING, dtype=torch.int64)
+    branch = torch.zeros(shape, dtype=torch.int64)
+    source: list[int] = []
+    target: list[int] = []
+    sequence: list[int] = []
+    spans: list[Span] = []
+    for r, row in enumerate(rows):
+        at = 0
+        for d, index in enumerate(row):
+            doc = documents[index]
+            spans.append(Span(r, at, len(doc.trunk.ids), tuple(len(b.ids) for b in doc.branches)))
+            trunk_end = at + len(doc.trunk.ids)
+            for b, segment in enumerate((doc.trunk, *doc.branches)):
+                n = len(segment.ids)
+                start = 0 if b == 0 else len(doc.trunk.ids)
+                input_ids[r, at : at + n] = torch.as_tensor(segment.ids, dtype=torch.int64)
+                position_ids[r, at : at + n] = torch.arange(start, start + n)
+                document[r, at : at + n] = d
+                branch[r, at : at + n] = b
+                owner = firsts[index] + max(b - 1, 0)
+                for i in range(n):
+                    if segment.scored[i]:
+                        before = trunk_end - 1 if b > 0 and i == 0 else at + i - 1
+                        source.append(r * width + before)
+                        target.append(segment.ids[i])
+                        sequence.append(owner)
+                at += n
+    return Batch(
+        input_ids,
+        position_ids,
+        document,
+        branch,
+        torch.tensor(source, dtype=torch.int64),
+        torch.tensor(target, dtype=torch.int64),
+        torch.tensor(sequence, dtype=torch.int64),
+        num_sequences,
+        tuple(spans),
+    )
+
+
+def lay_out(documents: Sequence[Document], *, packing: bool, rows: RowKind) -> Batch:
+    """The rows of a micro-batch for training or scoring; sequences keep their numbers.
+
+    Args:
+        packing: several documents in a row; otherwise each has a row of its own.
+        rows: what the model can read. "flat": attention goes document by document (see
+            `sft.packing.document_attention`), so that one row without padding costs least.
+            "blocks": attention skips what no token of a block sees (see
+            `sft.packing.flex_attention`), so one row does too. "masked": attention over whole rows,
+            no longer than the longest document therefore. "apart": layers that would carry
+            something over from one document to the next, or between branches; a row for each branch
+            with its trunk before it.
+    """
+    if rows == "apart":
+        return pack([whole for d in documents for whole in unshared(d)], row_length=0)
+    if not packing:
+        return pack(documents, row_length=0)
+    if rows in ("flat", "blocks"):
+        bucket = FLAT_BUCKET if rows == "flat" else BLOCK
+        return pack(documents, row_length=sum(map(len, documents)), bucket=bucket)
+    return pack(documents, row_length=max(map(len, documents)))
+
+
+def unshared(document: Document) -> list[Document]:
+    """A document for each branch, its trunk repeated; scored tokens and sequences are the same."""
+    trunk = document.trunk
+    if not document.branches:
+        return [document]
+    silent = Segment(trunk.ids, [False] * len(trunk.ids))
+    return [
+        Document(Segment([*before.ids, *branch.ids], [*before.scored, *branch.scored]))
+        for before, branch in zip(
+            (trunk, *[silent] * (len(document.branches) - 1)), document.branches, strict=True
+        )
+    ]
+
+
+def _number_sequences(documents: Sequence[Document]) -> tuple[list[int], int]:
+    firsts, count = [], 0
+    for index, doc in enumerate(documents):
+        if not doc.trunk.ids:
+            raise ValueError(f"document {index} has an empty trunk; put its first token there")
+        if doc.trunk.scored[0]:
+            raise ValueError(f"document {index} scores its first token, which nothing predicts")
+        if any(not b.ids for b in doc.branches):
+            raise ValueError(f"document {index} has an empty branch; drop it before packing")
+        firsts.append(count)
+        count += max(1, len(doc.branches))
+    return firsts, count
+
+
+def attention_mask(batch: Batch, *, window: int | None = None) -> torch.Tensor:
+    """Who sees whom: bool [R, 1, L, L], true where query (row) may attend to key (column).
+
+    Padding sees itself, so that no softmax row is empty.
+
+    Args:
+        window: positions that a token sees, its own among them; all where None.
+    """
+    length = batch.input_ids.shape[1]
+    device = batch.input_ids.device
+    index = torch.arange(length, device=device)
+    causal = index[:, None] >= index[None, :]
+    same = batch.document[:, :, None] == batch.document[:, None, :]
+    real = (batch.document != PADDING)[:, None, :]
+    trunk_or_own = (batch.branch[:, None, :] == 0) | (
+        batch.branch[:, :, None] == batch.branch[:, None, :]
+    )
+    seen = causal & same & real & trunk_or_own
+    if window is not None:
+        place = batch.position_ids
+        seen = seen & (place[:, :, None] - place[:, None, :] < window)
+    return (seen | torch.eye(length, dtype=torch.bool, device=device))[:, None]

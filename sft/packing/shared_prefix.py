@@ -1,0 +1,106 @@
+"""Rows of one chat that begin alike, laid out as a trunk with a branch for each of them.
+
+`data.turns: each` gives every assistant turn a row that repeats the chat up to it. Their common
+beginning is computed once: rows that follow one another and come from one place become a document
+of `sft.packing.layout`. For the rows "a b | X", "a b c | Y" and "a b c d | Z" (what is behind | is
+trained) and a limit of 9 tokens:
+
+    input_ids  a b X c Y c d Z
+    trained    0 0 1 0 1 0 0 1
+    branches   1 2 3            (so "a b" is the trunk)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+AT_ONCE = 4096  # documents that are held as Python lists
+SCHEMA = pa.schema(
+    {
+        "origin": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "trained": pa.list_(pa.bool_()),
+        "branches": pa.list_(pa.int32()),
+    }
+)
+
+
+@dataclass(frozen=True)
+class _Row:
+    origin: str
+    ids: np.ndarray
+    trained: np.ndarray
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the first that is trained."""
+        return int(self.trained.argmax()) if self.trained.any() else len(self.trained)
+
+
+def share_prefixes(rows: Dataset, *, limit: int) -> Dataset:
+    """The rows in documents of at most `limit` tokens, in order.
+
+    Args:
+        rows: columns `origin`, `input_ids`, `trained`.
+
+    Returns:
+        The same columns and `branches`, the lengths of the branches at the end of `input_ids`; none
+        where a row stands alone.
+    """
+    documents = _documents(rows, limit=limit)
+    tables = []
+    while some := list(islice(documents, AT_ONCE)):
+        tables.append(pa.Table.from_pylist(some, SCHEMA))
+    return Dataset(pa.concat_tables(tables)) if tables else Dataset(SCHEMA.empty_table())
+
+
+def _documents(rows: Iterable[Any], *, limit: int) -> Iterator[dict[str, Any]]:
+    read = (
+        _Row(row["origin"], np.asarray(row["input_ids"]), np.asarray(row["trained"], dtype=bool))
+        for row in rows
+    )
+    for _, chat in groupby(read, key=lambda row: row.origin):
+        for group, trunk in _groups(list(chat), limit=limit):
+            yield _document(group, trunk)
+
+
+def _groups(rows: Sequence[_Row], *, limit: int) -> list[tuple[list[_Row], int]]:
+    """Neighbors that share a prefix, and its length; from the last on, whose prompt is longest."""
+    groups: list[tuple[list[_Row], int]] = []
+    for row in reversed(rows):
+        if groups:
+            group, trunk = groups[-1]
+            shared = _common(row.ids[: row.prompt], group[0].ids[:trunk])
+            size = sum(len(each.ids) - shared for each in (row, *group)) + shared
+            # A shorter trunk is repeated in fewer rows, and lengthens the branches that are there.
+            if size <= limit and len(group) * shared > (len(group) - 1) * trunk:
+                groups[-1] = ([row, *group], shared)
+                continue
+        groups.append(([row], row.prompt))
+    return groups[::-1]
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many tokens two sequences begin with alike."""
+    length = min(len(a), len(b))
+    differ = np.flatnonzero(a[:length] != b[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _document(group: Sequence[_Row], trunk: int) -> dict[str, Any]:
+    first = group[0]
+    if len(group) == 1:
+        trunk = len(first.ids)
+    branches = [] if len(group) == 1 else [len(row.ids) - trunk for row in group]
+    tails = group if branches else []
+    return {
+        "origin": first.origin,
+        "input_ids": np.concatenate([first.ids[:trunk], *(row.ids[trunk:] for row in tails)]),
+        "trained": np.concatenate([first.trained[:trunk], *(row.trained[trunk:] for row in tails)]),
+        "branches": branches,
+    }

@@ -1,0 +1,171 @@
+"""Checkpoints that are whole or not there: written aside, sealed by a manifest, then renamed.
+
+Upstream writes into `checkpoint-N` in place and removes older ones by time. Here it writes into
+`.saving/`, every file is on the disk and hashed before the manifest is, and the rename into place
+comes last; only then are older ones removed, of which flawed ones do not count.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from sft.distributed.sharding import spread
+from sft.errors import UserError
+from sft.system.atomic_files import (
+    file_hash,
+    read_record,
+    remove,
+    sweep,
+    sync,
+    sync_tree,
+    write_record,
+)
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+DRAFTS = ".saving"
+
+
+def draft_folder(folder: Path) -> Path:
+    """Where checkpoints of a stage are written before they count."""
+    return folder / DRAFTS
+
+
+def publish(draft: Path, folder: Path, *, keep: int | None) -> None:
+    """Seal a written checkpoint, move it into `folder` and remove all but the newest `keep`.
+
+    A whole checkpoint of the same step stays instead: it says the same, and a kill while it is
+    replaced would leave none.
+    """
+    target = folder / draft.name
+    if target.exists() and flaw(target) is None:
+        remove(draft)
+    else:
+        seal(draft)
+        if target.exists():
+            remove(target)
+        draft.rename(target)
+        sync(folder)
+    if keep:
+        whole = [c for c in newest_first(folder) if _sizes_flaw(c, _manifest(c)) is None]
+        for checkpoint in whole[keep:]:
+            remove(checkpoint)
+
+
+def seal(checkpoint: Path) -> None:
+    """Have the disk hold every file, then write their sizes and hashes, and how many processes
+    trained how; until then a checkpoint counts for nothing."""
+    sync_tree(checkpoint)
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        "processes": PartialState().num_processes,
+        "spread": spread(),
+        "files": {
+            str(p.relative_to(checkpoint)): {"size": p.stat().st_size, "sha256": file_hash(p)}
+            for p in files
+        },
+    }
+    write_record(checkpoint / MANIFEST, manifest)
+
+
+def flaw(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None if every file is as it was sealed."""
+    manifest = _manifest(checkpoint)
+    reason = _sizes_flaw(checkpoint, manifest)
+    if reason is not None:
+        return reason
+    for name, facts in manifest["files"].items():
+        if file_hash(checkpoint / name) != facts["sha256"]:
+            return f"{name} is altered"
+    return None
+
+
+def _manifest(checkpoint: Path) -> Any:
+    return read_record(checkpoint / MANIFEST)
+
+
+def _sizes_flaw(checkpoint: Path, manifest: Any) -> str | None:
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        damaged = (checkpoint / MANIFEST).is_file()
+        return f"{MANIFEST} is damaged" if damaged else "it was never finished"
+    for name, facts in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
+    return None
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a stage, whole or not, by their steps."""
+    numbered = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
+    return sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True)
+
+
+def last_good(folder: Path) -> Path | None:
+    """The newest intact checkpoint of a stage; broken ones are removed, aloud."""
+    sweep(folder)
+    if draft_folder(folder).exists():
+        remove(draft_folder(folder))
+    for checkpoint in newest_first(folder):
+        reason = flaw(checkpoint)
+        if reason is None:
+            return checkpoint
+        log.warning("%s is passed over: %s", checkpoint, reason)
+        remove(checkpoint)
+    return None
+
+
+def drop_others(folder: Path) -> None:
+    """Remove a stage's checkpoints by another number of processes, or of weights spread otherwise,
+    which this start cannot go on with; those without a whole manifest are `last_good`'s to pass
+    over."""
+    for checkpoint in newest_first(folder):
+        manifest = _manifest(checkpoint)
+        now = PartialState().num_processes
+        if not isinstance(manifest, dict):
+            continue
+        if manifest.get("processes", now) != now or _spread(manifest) != spread():
+            log.warning("%s is of another number of processes or sharding; removed", checkpoint)
+            remove(checkpoint)
+
+
+def _spread(manifest: dict[str, Any]) -> str:
+    return manifest.get("spread", "nothing")
+
+
+def resume_point(folder: Path) -> Path | None:
+    """`last_good`, looked for by one process and told to the others.
+
+    Raises:
+        UserError: it was written by another number of processes, which sum in another order, or
+            with weights spread otherwise.
+    """
+    state = PartialState()
+    found = [last_good(folder) if state.is_main_process else None]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    checkpoint = found[0]
+    if checkpoint is None:
+        return None
+    manifest = _manifest(checkpoint)
+    if _spread(manifest) != spread():
+        raise UserError(
+            f"{checkpoint} has weights spread by {_spread(manifest)} and this start spreads them "
+            f"by {spread()}; start it with the configuration of before, or pass --rerun to begin "
+            "the stage anew"
+        )
+    processes = manifest["processes"]
+    if processes != state.num_processes:
+        raise UserError(
+            f"{checkpoint} was written by {processes} process(es) and this start has "
+            f"{state.num_processes}, which would not give the same weights; start it with "
+            f"--num_processes {processes}, or pass --rerun to begin the stage anew"
+        )
+    log.info("%s: going on from step %s", folder.name, checkpoint.name.split("-")[1])
+    return checkpoint

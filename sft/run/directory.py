@@ -1,0 +1,299 @@
+"""Opening a run directory: held by one command, marked as a run's, and of one preset."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sft.config.preset import resolved
+from sft.config.safe_yaml import constructing, plain_text
+from sft.config.sections import Preset, Source
+from sft.distributed.heartbeat import FOLDER as PROCESSES
+from sft.distributed.heartbeat import clear, watching
+from sft.errors import UserError
+from sft.run.adapters import name_own_bases
+from sft.run.checkpoint import drop_others
+from sft.run.contents import STAGE_FOLDERS, anything_done, differences, fingerprint, whole_record
+from sft.run.earlier_versions import HASH_RULES, recorded_files, refuse_incomparable
+from sft.run.run_place import refuse_links
+from sft.system.atomic_files import (
+    GONE,
+    open_file,
+    read_record,
+    remove,
+    sweep,
+    temporary_name,
+    write_text,
+)
+from sft.system.file_lock import NAME as LOCK
+from sft.system.file_lock import one_writer
+from sft.system.run_marker import DRAFT as MARKER_DRAFT
+from sft.system.run_marker import NAME as MARKER
+from sft.system.run_marker import Marker, new_marker, noting_writes, read_marker
+
+log = logging.getLogger(__name__)
+
+WAYS_ON = (
+    "set run.dir= to a new folder, or pass --rerun to redo what the change touches, or --fresh to "
+    "start from nothing"
+)
+
+_SOURCE = asdict(Source(""))
+
+
+@contextmanager
+def open_run(
+    preset: Preset,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    fresh: bool = False,
+    rerun: bool = False,
+    growing: Sequence[str] = (),
+    ways_on: str = WAYS_ON,
+    earlier: Mapping[str, str] | None = None,
+) -> Iterator[Path]:
+    """Make or re-enter `run.dir`, held by this command alone; yields the folder.
+
+    `fresh` empties the folder first; `rerun` lets a changed preset or input in, and then the stages
+    that the change touches are done again; keys in `growing`, or below them, may always change,
+    which takes nothing away; `ways_on` tells the user of these, as the command spells them.
+
+    Args:
+        inputs: what the run reads beside its preset: a hash by the name to say when it has changed.
+        earlier: those of these hashes that a run begun by an earlier version has otherwise, as
+            that version took them.
+
+    Raises:
+        UserError: the path cannot be written, another process holds the directory, or it belongs
+            to another preset, other inputs (then what changed is named) or another number of
+            processes.
+    """
+    folder = Path(preset.run.dir).expanduser()
+    state = PartialState()
+    with one_writer(folder) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            clear(folder)
+        state.wait_for_everyone()
+        with (
+            watching(folder, rank=state.process_index, count=state.num_processes),
+            ExitStack() as held,
+        ):
+            if state.is_main_process:
+                claim = _Claim(
+                    folder,
+                    preset=resolved(preset),
+                    inputs=dict(inputs or {}),
+                    earlier=dict(earlier or {}),
+                    ways_on=ways_on,
+                    growing=growing,
+                )
+                held.enter_context(noting_writes(claim.settle(fresh=fresh, rerun=rerun)))
+                name_own_bases([folder / place / "model" for place in STAGE_FOLDERS.values()])
+            state.wait_for_everyone()
+            yield folder
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A start's claim to a run directory, held against what is there."""
+
+    folder: Path
+    preset: dict[str, Any]
+    inputs: dict[str, str]
+    earlier: dict[str, str]
+    ways_on: str
+    growing: Sequence[str] = ()
+
+    def settle(self, *, fresh: bool, rerun: bool) -> Marker:
+        """Let the start in, or say why not; returns the marker of the run."""
+        recorded = self.folder / "preset.yaml"
+        entries = self._entries()
+        marker = read_marker(self.folder)
+        lost = marker is None and bool(entries)
+        if lost:
+            marker = new_marker(self.folder, written=self._written())
+        # All that refuses comes before the first write: a refused start leaves nothing behind.
+        going_on = any(not entry.name.startswith(GONE) for entry in entries)
+        if not fresh:
+            refuse_links(self.folder, given=f"run.dir={self.folder}")
+            if going_on and not rerun:
+                self._refuse_changes(recorded)
+        elif marker is not None:
+            self._refuse_strangers(marker, listed=not lost)
+        if marker is not None:
+            if lost:
+                log.warning(
+                    "%s has no whole %s, the list of what a run wrote; it is made anew from the "
+                    "run's records, and what they do not name counts as not from this run",
+                    *(self.folder, MARKER),
+                )
+                marker.save()
+            with noting_writes(marker):
+                sweep(self.folder)
+        if fresh:
+            # The draft of preset.yaml too: it may be a link, which would be written through.
+            for entry in [*self._entries(), temporary_name(recorded)]:
+                if entry != recorded:
+                    remove(entry)
+        if fresh or marker is None:
+            # preset.yaml stays until the new one takes its place, and is the run's own until then.
+            marker = new_marker(self.folder, written={recorded.name: None} if fresh else {})
+            marker.save()
+        with noting_writes(marker):
+            if going_on and not fresh and not recorded.is_file():
+                log.warning("%s is gone; it is written again", recorded)
+            if rerun and anything_done(self.folder):
+                for place in STAGE_FOLDERS.values():
+                    if not (self.folder / place / "done.json").is_file():
+                        drop_others(self.folder / place)
+            write_text(recorded, OmegaConf.to_yaml(OmegaConf.create(self.preset)))
+        return marker
+
+    def _entries(self) -> list[Path]:
+        """What is in the folder, but for what every start writes before it has a marker."""
+        draft = temporary_name(self.folder / "preset.yaml").name
+        early = {LOCK, PROCESSES, MARKER, MARKER_DRAFT, draft}
+        return [entry for entry in self.folder.iterdir() if entry.name not in early]
+
+    def _written(self) -> dict[str, set[str] | None]:
+        """The files of a run that was begun before runs had a marker, or that lost it.
+
+        Raises:
+            UserError: the files are not from a run.
+        """
+        record = read_record(self.folder / "run.json", "preset_sha256")
+        recorded = self.folder / "preset.yaml"
+        known = {record["preset_sha256"]} if record else set()
+        if not known & {fingerprint(recorded_preset(recorded) or self.preset)}:
+            raise UserError(
+                f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
+                "folder"
+            )
+        refuse_links(self.folder, given=f"run.dir={self.folder}")
+        return recorded_files(self.folder)
+
+    def _refuse_strangers(self, marker: Marker, *, listed: bool) -> None:
+        """Before the folder is emptied.
+
+        Args:
+            listed: whether the run has its list of what it wrote.
+
+        Raises:
+            UserError: something in it is not from the run.
+        """
+        strangers = [str(p.relative_to(marker.folder)) for p in marker.strangers(marker.folder)]
+        if strangers:
+            more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+            why = "" if listed else ", which has lost its list of files and whose records lack them"
+            raise UserError(
+                f"run.dir={self.folder}: --fresh would remove what is not from this run "
+                f"({', '.join(strangers[:3])}{more}){why}; move it away, or set run.dir= to a "
+                "new folder"
+            )
+
+    def _refuse_changes(self, recorded: Path) -> None:
+        """Refuse a start that is not of this run.
+
+        Raises:
+            UserError: its preset, its inputs or its number of processes differ.
+        """
+        record = read_record(self.folder / "run.json") or {}
+        if not recorded.is_file():
+            if record.get("preset_sha256") != fingerprint(self.preset):
+                raise UserError(
+                    f"{recorded} is gone, and this is not the preset that the run began with; "
+                    f"{self.ways_on}"
+                )
+            before = self.preset
+        elif anything_done(self.folder):
+            before = recorded_preset(recorded)
+        else:
+            return
+        if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
+            raise UserError(f"{recorded} is damaged; {self.ways_on}")
+        refuse_incomparable(self.folder, before=before, now=self.preset, ways_on=self.ways_on)
+        # A run may have been moved; one without a date was begun before runs had one.
+        before["run"] = {"date": self.preset["run"]["date"]} | before["run"]
+        before["run"]["dir"] = self.preset["run"]["dir"]
+        old, new = (_with_defaults(p, resolved(Preset())) for p in (before, self.preset))
+        changed_keys = {key for key, _, _ in differences(old, new)}
+        keys = sorted(
+            key
+            for key in changed_keys
+            if not any(f"{key}.".startswith(f"{free}.") for free in self.growing)
+        )
+        if keys:
+            raise UserError(
+                f"run.dir={self.folder} holds a run of another preset (it differs in "
+                f"{', '.join(keys)}); {self.ways_on}"
+            )
+        kept = self.folder / "run.json"
+        earlier = {} if record.get("hash_rules") == HASH_RULES else self.earlier
+        if not record and kept.is_file():
+            log.warning("%s is damaged; stages alone tell what has changed since then", kept)
+        read = record.get("inputs", {})
+        changed = [
+            name
+            for name, value in self.inputs.items()
+            if read.get(name, value) not in (value, earlier.get(name))
+        ]
+        if changed:
+            raise UserError(
+                f"run.dir={self.folder}: changed since the run began: {', '.join(changed)}; "
+                f"{self.ways_on}"
+            )
+        processes, now = record.get("num_processes"), PartialState().num_processes
+        if processes not in (None, now) and not (self.folder / "results.json").is_file():
+            raise UserError(
+                f"run.dir={self.folder} was begun by {processes} process(es) and this start has "
+                f"{now}, which would not give the same weights; start it with --num_processes "
+                f"{processes}, or {self.ways_on}"
+            )
+
+
+def _with_defaults(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A recorded preset with the keys that it lacks: those that came after the version that wrote
+    it, and those of sections that only some commands have."""
+    filled = defaults | recorded
+    for key, value in filled.items():
+        if isinstance(defaults.get(key), dict) and isinstance(value, dict):
+            filled[key] = _with_defaults(value, defaults[key])
+        elif isinstance(value, list):  # of sources, where it is one of mappings
+            filled[key] = [_SOURCE | one if isinstance(one, dict) else one for one in value]
+    return filled
+
+
+def verify_preset(folder: Path) -> None:
+    """Hold run.json and preset.yaml of a run against their hashes.
+
+    Raises:
+        UserError: one of them is missing or was changed after the run wrote it.
+    """
+    record = whole_record(folder / "run.json", "preset_sha256")
+    recorded = folder / "preset.yaml"
+    if record and record["preset_sha256"] != fingerprint(recorded_preset(recorded)):
+        raise UserError(
+            f"{recorded} is not as the run wrote it; start the run's command again, which writes "
+            "it anew"
+        )
+
+
+def recorded_preset(recorded: Path) -> Any:
+    """What a preset.yaml holds; None where it is missing or damaged."""
+    try:
+        with open_file(recorded) as stream:
+            text = plain_text(stream)
+        with constructing():
+            return OmegaConf.to_container(OmegaConf.create(text))
+    except FileNotFoundError:
+        return None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        log.warning("%s: %s", recorded, " ".join(str(error).split()))
+        return None

@@ -1,0 +1,66 @@
+"""Folders that take their name when all of them is written, for results outside a run directory."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft.errors import UserError
+from sft.system.atomic_files import publish_folder, temporary_name, writing
+from sft.system.file_lock import NAME as LOCK
+from sft.system.file_lock import one_writer
+
+
+@contextmanager
+def new_folder(to: Path, *, option: str) -> Iterator[Path]:
+    """A folder to write into, which becomes `to` at the end; where that fails or is interrupted,
+    `to` is as it was.
+
+    It is written in a working folder beside `to`, which one process holds at a time and which a
+    killed one leaves to the next.
+
+    Args:
+        option: of the command that named `to`, for its sentences.
+
+    Raises:
+        UserError: `to` is a file or holds files, the working folder is somebody else's or is held
+            by another process, or neither can be made.
+        WriteFailed: the disk did not take it.
+    """
+    to = Path(os.path.realpath(to))  # where `to` is a link, what it leads to is filled
+    _refuse_taken(to, option)
+    working = temporary_name(to)
+    if os.path.lexists(working) and not _is_ours(working):
+        raise UserError(
+            f"{option} {to}: {working}, where it would be written first, is there and is not from "
+            "an export; move it away"
+        )
+    with one_writer(working, option=option):
+        draft = working / "model"
+        try:
+            shutil.rmtree(draft, ignore_errors=True)  # of a command that was killed
+            with writing(draft):
+                draft.mkdir()
+            yield draft
+            _refuse_taken(to, option)
+            with writing(to):
+                publish_folder(draft, to)
+        finally:
+            # The lock last: without it the next command does not know the folder as an export's.
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(working, ignore_errors=True)
+
+
+def _refuse_taken(to: Path, option: str) -> None:
+    if os.path.lexists(to) and not (to.is_dir() and not any(to.iterdir())):
+        what = "holds files already" if to.is_dir() else "is a file"
+        raise UserError(f"{option} {to} {what}; give a new folder")
+
+
+def _is_ours(working: Path) -> bool:
+    """Whether a killed command can have left it: a lock and no more than a draft."""
+    if working.is_symlink() or not working.is_dir():
+        return False
+    names = {entry.name for entry in working.iterdir()}
+    return not names or (names <= {LOCK, "model"} and LOCK in names)

@@ -1,0 +1,162 @@
+"""Hub revisions: resolve branches and tags to commits, and keep a run on the commits it began with.
+
+Inside of a run a model on the hub is written `org/name@commit`, so that its weights, its
+configuration and its tokenizer come from one commit, and a hash of its inputs names that commit.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
+from sft.config.preset import find_path
+from sft.config.sections import ModelSection, Preset, Source
+from sft.data.readers import is_on_hub
+from sft.errors import UserError
+from sft.system.atomic_files import read_record
+from sft.system.hub import reach_hub
+
+log = logging.getLogger(__name__)
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TIMEOUT = 30.0  # seconds for the hub to name a commit
+
+
+def split_revision(path: str) -> tuple[str, str | None]:
+    """`org/name@revision` as (`org/name`, `revision`); any other path or hub id with None."""
+    name, at, revision = path.rpartition("@")
+    if not at or not revision or Path(path).exists() or name.count("/") > 1:
+        return path, None
+    return name, revision
+
+
+def with_revision(section: ModelSection) -> ModelSection:
+    """A section whose `name_or_path` is `org/name@revision`, with the revision in its own key.
+
+    Raises:
+        UserError: it names two revisions.
+    """
+    name, own = split_revision(section.name_or_path or "")
+    if own is None:
+        return section
+    if section.revision not in (None, own):
+        raise UserError(
+            f"model.name_or_path={section.name_or_path} and model.revision={section.revision} name "
+            "two revisions; give one"
+        )
+    return replace(section, name_or_path=name, revision=own)
+
+
+def located(path: str) -> dict[str, Any]:
+    """The keyword arguments of `from_pretrained` for a local directory, `org/name` or
+    `org/name@revision`."""
+    name, revision = split_revision(path)
+    given: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    return given if revision is None else given | {"revision": revision}
+
+
+def resolve_commit(name: str, *, revision: str | None, kind: str = "model") -> str | None:
+    """The commit that a branch, a tag or an abbreviated commit of a hub repository stands at.
+
+    The hub is asked where it can be reached; otherwise the cache of downloads is.
+
+    Args:
+        revision: absent: the main branch.
+        kind: model or dataset.
+
+    Returns:
+        40 hexadecimal digits; None where neither the hub nor the cache knows the repository, which
+        the loading then reports with its own reason.
+
+    Raises:
+        UserError: the repository has no such revision.
+    """
+    if revision and COMMIT.fullmatch(revision):
+        return revision
+    if not reach_hub() or constants.HF_HUB_OFFLINE:
+        return _cached_commit(name, revision=revision, kind=kind)
+    try:
+        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT).sha
+    except RevisionNotFoundError:
+        raise UserError(
+            f"{name}: the hub has no revision {revision!r} of this {kind}; correct it, or leave it "
+            "out for the main branch"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        log.debug("%s: no commit (%s)", name, error)
+        return _cached_commit(name, revision=revision, kind=kind)
+
+
+def _cached_commit(name: str, *, revision: str | None, kind: str) -> str | None:
+    file = "config.json" if kind == "model" else "README.md"
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+    except ValueError:  # not the form of a hub id
+        return None
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]]:
+    """A preset whose model and sources on the hub name the commit that they are read from.
+
+    Args:
+        keep: whether the commits that a run in `run.dir` has recorded are taken, although the
+            branch or tag has moved since; a warning names both commits.
+
+    Returns:
+        the preset, and for `write_environment` the commit by "KIND NAME@REVISION".
+
+    Raises:
+        UserError: see `resolve_commit`.
+    """
+    recorded = _recorded(preset) if keep else {}
+    commits: dict[str, str] = {}
+
+    def commit_of(name: str, revision: str | None, kind: str) -> str | None:
+        key = f"{kind} {name}@{revision or constants.DEFAULT_REVISION}"
+        if key not in commits:
+            now, before = resolve_commit(name, revision=revision, kind=kind), recorded.get(key)
+            if before and now and now != before:
+                log.warning(
+                    "%s moved from commit %s to %s since the run began; the run continues with the "
+                    "former (--rerun takes the latter)",
+                    *(key, before[:12], now[:12]),
+                )
+            if (found := before or now) is None:
+                return revision
+            commits[key] = found
+        return commits[key]
+
+    def pinned(source: Source) -> Source:
+        if not is_on_hub(source.path):
+            return source
+        return replace(source, revision=commit_of(source.path, source.revision, "dataset"))
+
+    model = with_revision(preset.model)
+    if model.name_or_path and is_hub_id(model.name_or_path):
+        model = replace(model, revision=commit_of(model.name_or_path, model.revision, "model"))
+    data = replace(
+        preset.data,
+        sft=[pinned(source) for source in preset.data.sft],
+        preference=[pinned(source) for source in preset.data.preference],
+    )
+    pairs = replace(preset.pairs, prompts=[pinned(source) for source in preset.pairs.prompts])
+    return replace(preset, model=model, data=data, pairs=pairs), commits
+
+
+def _recorded(preset: Preset) -> Mapping[str, str]:
+    """The commits that a run in `run.dir` has recorded; empty where there is no run."""
+    record = read_record(Path(preset.run.dir).expanduser() / "run.json") or {}
+    commits = record.get("revisions")
+    return commits if isinstance(commits, dict) else {}
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path that is not on this machine has the form of a hub id."""
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    return not local and find_path(path) is None

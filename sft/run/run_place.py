@@ -1,0 +1,103 @@
+"""Where a run directory may be, and that nothing in it leads out of it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft.config.preset import find_path
+from sft.config.sections import Preset
+from sft.errors import UserError
+from sft.system.atomic_files import is_inside
+from sft.system.run_marker import NAME as MARKER
+
+
+def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
+    """Refuse a run directory that is, or holds, what the run reads or where the user works.
+
+    Args:
+        read: paths that the command reads without the preset naming them: the preset's own file.
+
+    Raises:
+        UserError: `run.dir` is the home folder, the current one, or one that holds either or a
+            file or folder that is read, or it lies in another run; it says which.
+    """
+    refuse_inside_run(preset.run.dir, option="run.dir or --to:")
+    try:
+        home, here = Path.home(), Path.cwd()
+    except (RuntimeError, FileNotFoundError):  # no home, or a current folder that is gone
+        return
+    folder = (here / Path(preset.run.dir).expanduser()).resolve()
+    places = {"the home folder": home, "the current folder": here}
+    places |= {str(path): found for path in _named(preset, read) if (found := find_path(path))}
+    for name, place in places.items():
+        if place.resolve().is_relative_to(folder):
+            raise UserError(
+                f"results cannot go to {preset.run.dir} (run.dir, --to), which is or holds {name}: "
+                f"the folder of a run holds what the run writes alone; give a folder of its own, "
+                f"such as {Path(preset.run.dir) / 'run'}"
+            )
+
+
+def refuse_inside_run(folder: str | Path, *, option: str) -> None:
+    """Refuse a folder for results below the directory of another run, as it is after links.
+
+    Args:
+        option: of the command that named it.
+
+    Raises:
+        UserError: it lies in a run.
+    """
+    place = Path(os.path.realpath(Path(folder).expanduser()))
+    if is_run(place):
+        return  # of the same command, which goes on with it
+    for above in place.parents:
+        if is_run(above):
+            raise UserError(
+                f"{option} {folder} lies in {above}, the directory of a run, which holds what "
+                "that run writes alone; give a folder outside of it"
+            )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the directory of a run, by its list or, of earlier versions, records."""
+    # Not `Path.is_file`, which raises where a name is too long or the folder may not be entered.
+    return os.path.isfile(folder / MARKER) or all(
+        os.path.isfile(folder / name) for name in ("run.json", "preset.yaml")
+    )
+
+
+def refuse_links(folder: Path, *, given: str) -> None:
+    """Refuse a run directory with links that lead out of it, or pipes, sockets or devices: what
+    a link leads to may be anything on this machine, and who reads a pipe waits for ever.
+
+    Args:
+        folder: of the run; may itself be a link.
+        given: the folder, as messages name it.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(
+                f"{given}: {path.relative_to(folder)} is a pipe, a socket or a device, and a run "
+                "directory holds files; remove it"
+            )
+        if path.is_symlink() and not is_inside(path, folder):
+            raise UserError(
+                f"{given}: {path.relative_to(folder)} is a link that leads out of it, to "
+                f"{os.path.realpath(path)}; put what it leads to there, or remove it"
+            )
+
+
+def _named(preset: Preset, read: Sequence[str | Path]) -> list[str]:
+    """Every path that a run reads; a name of the hub among them is found nowhere on the disk."""
+    data, measures, template = preset.data, preset.eval, preset.model.chat_template
+    sources = [*data.sft, *data.preference, *preset.pairs.prompts]
+    single = [
+        *(preset.model.name_or_path, measures.task_dir, measures.data_dir),
+        *(measures.repetition.prompts, measures.safety.prompts),
+        None if template and "{" in template else template,  # the text of a template, or its file
+    ]
+    named = [*map(str, read), *(source.path for source in sources), *data.decontaminate]
+    return [path for path in (*named, *single) if path]

@@ -1,0 +1,143 @@
+"""Chats to a file of token rows, some thousands at a time, on all cores where that pays."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat_template.system_prompt import lacks_system
+from sft.data.sources import EXAMPLES
+from sft.distributed.workers import Workers
+from sft.errors import UserError
+from sft.system.atomic_files import writing
+from sft.tokenization.truncation import encode_within
+
+SCHEMA = pa.schema(
+    {
+        "origin": pa.string(),
+        "kind": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "trained": pa.list_(pa.bool_()),
+        "untrained": pa.int32(),  # assistant turns of the chat that no row trains
+    }
+)
+COUNTS = ("tokens", "trained_tokens", "untrained_turns", "pieces", "without_system")
+ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
+# Fewer chats are done before another process would have helped.
+SHARED_FROM = 4 * ROWS_AT_ONCE
+
+Encode = partial["Part"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some chats come to: token rows, sums over them, and what could not be tokenised."""
+
+    rows: pa.Table
+    counts: Counter[str]
+    problems: list[str]
+
+
+def write_token_rows(
+    chats: Sequence[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    *,
+    turns: str,
+    split_at: int | None,
+    on_error: str,
+) -> dict[str, Any]:
+    """Write the chats' token rows, in order, to a Parquet file; returns what they come to.
+
+    Raises:
+        UserError: a chat cannot be tokenised and `on_error` is stop, or none can.
+    """
+    problems: list[str] = []
+    counts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    encode = partial(encode_part, tokenizer, turns=turns, split_at=split_at)
+    with writing(path), pq.ParquetWriter(path, SCHEMA) as writer:
+        for part in _parts(encode, chats):
+            if part.problems and on_error == "stop":
+                raise UserError(part.problems[0])
+            writer.write_table(part.rows)
+            problems += part.problems
+            counts += part.counts
+            kinds.update(part.rows["kind"].to_pylist())
+    if problems and not kinds:
+        raise UserError(f"no row of data.sft could be tokenised; the first problem: {problems[0]}")
+    return {
+        "not_tokenised": {"count": len(problems), "problems": problems[:EXAMPLES]},
+        "kinds": dict(kinds),
+        **{name: counts[name] for name in COUNTS},
+    }
+
+
+def encode_part(
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[dict[str, Any]],
+    *,
+    turns: str,
+    split_at: int | None,
+) -> Part:
+    """The token rows of these chats, see `sft.tokenization.truncation.encode_within`."""
+    rows, problems = [], []
+    counts: Counter[str] = Counter()
+    for chat, encoded in encode_within(tokenizer, chats, turns=turns, split_at=split_at):
+        if isinstance(encoded, UserError):
+            problems.append(f"{chat['origin']}: {encoded}")
+            continue
+        row = {"origin": chat["origin"], "kind": chat["kind"]}
+        row |= {"untrained": encoded.untrained_turns}
+        rows.append(row | {"input_ids": encoded.input_ids, "trained": encoded.trained})
+        counts["tokens"] += len(encoded.input_ids)
+        counts["trained_tokens"] += sum(encoded.trained)
+        counts["untrained_turns"] += encoded.untrained_turns
+        counts["pieces"] += "piece" in chat
+        counts["without_system"] += "messages" in chat and lacks_system(chat["messages"])
+    return Part(pa.Table.from_pylist(rows, SCHEMA), counts, problems)
+
+
+def _parts(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[Part]:
+    """`encode` over some chats after the other, in order, by as many processes as there are cores.
+
+    Forked, so that they have the chats and the tokenizer already; elsewhere than on Linux a fork is
+    not safe, and this process does it alone.
+    """
+    starts = range(0, len(chats), ROWS_AT_ONCE)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if cores < 2 or len(chats) < SHARED_FROM:
+        for start in starts:
+            yield encode(chats[start : start + ROWS_AT_ONCE])
+        return
+    pool = ProcessPoolExecutor(
+        min(cores, len(starts)),
+        mp_context=Workers(),
+        initializer=_begin_worker,
+        initargs=(encode, chats),
+    )
+    try:
+        yield from pool.map(_encode_from, starts)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: dict[str, Any] = {}  # what a forked process works on
+
+
+def _begin_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, and no warning of the fork
+    _worker.update(encode=encode, chats=chats)
+
+
+def _encode_from(start: int) -> Part:
+    return _worker["encode"](_worker["chats"][start : start + ROWS_AT_ONCE])

@@ -1,0 +1,91 @@
+"""Micro-batches as forward passes of packed rows, each of a bounded number of tokens.
+
+A pass holds whole documents, so that a micro-batch of any number of rows costs the memory of one
+pass, and a short row fills up what a long one leaves.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from sft.distributed.sharding import sharded
+from sft.packing.layout import Batch, Document, RowKind, Segment, best_fit, lay_out
+from sft.packing.logprobs import batch_tokens, rows_of
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a micro-batch is laid out in rows and passes."""
+
+    packing: bool  # several documents in a row
+    rows: RowKind  # what the model reads (see `sft.packing.layout.lay_out`)
+    pass_tokens: int  # of one forward and backward pass; a longer document has one of its own
+
+    @classmethod
+    def of(cls, model: Any, *, packing: bool) -> "Layout":
+        """For `model` on the device and under the wrapper of this process."""
+        tokens = pass_tokens(PartialState().device, sharded=sharded())
+        return cls(packing, rows_of(model), tokens)
+
+
+def pass_tokens(device: torch.device, *, sharded: bool) -> int:
+    """Tokens of one forward and backward pass: half of what a scoring forward holds, since
+    activations are kept. Sharded models (FSDP, DeepSpeed) take a micro-batch in one pass, because
+    all processes must gather weights equally often."""
+    return sys.maxsize if sharded else batch_tokens(device) // 2
+
+
+def collate_chats(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:
+    """Chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
+
+    def inputs(rows: Sequence[dict[str, Any]], batch: Batch) -> dict[str, Any]:
+        return {"rows": batch, "num_items": torch.tensor(len(batch.target))}
+
+    return in_passes(examples, chat_document, inputs, layout=layout)
+
+
+def chat_document(row: dict[str, Any]) -> Document:
+    """A token row as a trunk without branches, or with those that `sft.packing.shared_prefix`
+    made."""
+    ids, trained, lengths = row["input_ids"], row["trained"], row.get("branches") or ()
+    at = len(ids) - sum(lengths)
+    trunk, branches = Segment(ids[:at], trained[:at]), []
+    for length in lengths:
+        branches.append(Segment(ids[at : at + length], trained[at : at + length]))
+        at += length
+    return Document(trunk, tuple(branches))
+
+
+def in_passes(
+    examples: Sequence[dict[str, Any]],
+    document: Callable[[dict[str, Any]], Document],
+    inputs: Callable[[Sequence[dict[str, Any]], Batch], dict[str, Any]],
+    *,
+    layout: Layout,
+) -> dict[str, Any]:
+    """A micro-batch cut into forward passes of a bounded number of tokens.
+
+    Args:
+        inputs: what `compute_loss` takes for some of the examples, given their rows; `num_items`
+            among it.
+
+    Returns:
+        `passes`, and over all of them `num_items` and the two keys by which upstream counts tokens.
+    """
+    passes = []
+    documents = [document(example) for example in examples]
+    for part in best_fit([len(d) for d in documents], row_length=layout.pass_tokens):
+        parts = [documents[i] for i in part]
+        batch = lay_out(parts, packing=layout.packing, rows=layout.rows)
+        passes.append(inputs([examples[i] for i in part], batch))
+    rows: list[Batch] = [each["rows"] for each in passes]
+    return {
+        "passes": passes,
+        "num_items": torch.stack([each["num_items"] for each in passes]).sum(),
+        "input_ids": torch.cat([batch.input_ids.flatten() for batch in rows]),
+        "attention_mask": torch.cat([(batch.document >= 0).flatten() for batch in rows]),
+    }

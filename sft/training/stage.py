@@ -1,0 +1,172 @@
+"""A training stage from the model it starts with to the published one."""
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import Dataset
+
+from sft.config.sections import SftStage
+from sft.context import Setting
+from sft.distributed.collectives import from_main
+from sft.distributed.sharding import spread, whole_weights
+from sft.errors import UserError
+from sft.export.merge import MERGE_ROWS, merged_start
+from sft.model.loading import bare_model, load_trainable, save_model
+from sft.run.adapters import is_adapter
+from sft.run.contents import STAGE_FOLDERS, fingerprint
+from sft.run.stage_cache import Stage
+from sft.run.stage_facts import StageFacts
+from sft.system.atomic_files import publish_folder, remove, temporary_name, writing
+from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from sft.tokenization.prepare import Example
+from sft.training import divergence, eval_callbacks, loop_callback
+from sft.training.trainer import train_sft
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """An SFT stage of the chain with the rows that it trains on."""
+
+    name: str  # of the model that it makes
+    section: SftStage
+    rows: Dataset  # columns `input_ids`, `trained`
+    examples: tuple[Example, ...] = ()
+
+
+def run_stage(
+    setting: Setting,
+    name: str,
+    *,
+    start: str,
+    inputs: dict[str, Any],
+    train: Callable[[Any, Path], StageFacts],
+    texts: Sequence[Sequence[int]],
+    keep: tuple[str, ...] = (),
+) -> str:
+    """Train a stage unless it is finished; returns the directory of its model.
+
+    Args:
+        start: the model (or adapter) that the stage begins with.
+        inputs: what else it reads, as plain data; a change makes the stage run again.
+        train: given the loaded model and the stage's folder, trains the model in place.
+        texts: token ids of some of its rows; where an adapter is merged before the stage begins,
+            what came of it is compared on these.
+    """
+    state = PartialState()
+    read = {
+        "weights": setting.weights_key(start),
+        "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+        "lora": fingerprint(asdict(setting.lora)),
+        "dtype": str(setting.placement.compute),
+        "seed": str(setting.seed),
+    }
+    if setting.tokens:
+        read["tokens"] = fingerprint(list(setting.tokens))
+    seed = setting.seed
+    if is_adapter(start) and setting.lora.between_stages == "merge":
+        keep = (*keep, "start")
+        start = merged_start(start, setting, folder=setting.folder / name / "start", rows=texts)
+        seed += 1 + list(STAGE_FOLDERS.values()).index(name)  # the new adapter's own directions
+    stage = Stage(
+        setting.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
+    )
+    target = stage.folder / "model"
+    finished = stage.finished()
+    state.wait_for_everyone()
+    if finished is not None:
+        log.info("%s: finished already, skipped", name)
+        return str(target)
+    if state.is_main_process:
+        stage.begin()
+    state.wait_for_everyone()
+    model = load_trainable(
+        start,
+        setting.placement,
+        lora=setting.lora,
+        seed=seed,
+        trust_remote_code=setting.trust_remote_code,
+        tokens=setting.tokens,
+    )
+    try_saving(model, setting.tokenizer, stage.folder)
+    facts = train(model, stage.folder)
+    weights = whole_weights(model)
+    if state.is_main_process:
+        temporary = temporary_name(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        with writing(target):
+            save_model(model, setting.tokenizer, temporary, weights=weights)
+            if target.exists():
+                remove(target)
+            publish_folder(temporary, target)
+        stage.finish(
+            outputs=["model", "log.jsonl"],
+            facts=asdict(facts),
+            kept=(eval_callbacks.FILE, loop_callback.FILE, divergence.FILE),
+        )
+    state.wait_for_everyone()
+    return str(target)
+
+
+def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write what a stage publishes at its end to a working folder that is removed again, so that a
+    model that cannot be saved is found before it is trained. All processes call it; the model is as
+    it was. DeepSpeed has its weights only once it trains: there nothing is tried.
+
+    Raises:
+        UserError: a library refuses to save the model.
+        WriteFailed: the disk does not take it.
+    """
+    if spread() == "DeepSpeed":
+        return
+    bare, draft = bare_model(model), temporary_name(folder / "trial")
+    use_cache, settings = bare.config.use_cache, copy.deepcopy(bare.generation_config)
+    weights = whole_weights(model)
+
+    def write() -> None:
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            with writing(draft):
+                save_model(model, tokenizer, draft, weights=weights)
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{folder.name}: the model could not be saved at the end of the stage ({reason}), "
+                "so it is not trained; correct what is named in the files of the model, or give "
+                "another model"
+            ) from None
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    from_main(write)
+    bare.config.use_cache, bare.generation_config = use_cache, settings
+
+
+def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str:
+    """A stage of supervised fine-tuning on token rows; returns the directory of its model."""
+
+    def train(model: Any, folder: Path) -> StageFacts:
+        return train_sft(
+            model,
+            planned.rows,
+            section=planned.section,
+            setting=setting,
+            folder=folder,
+            label=planned.name,
+        )
+
+    return run_stage(
+        setting,
+        STAGE_FOLDERS[planned.name],
+        start=start,
+        inputs={"section": asdict(planned.section), "rows": rows_fingerprint(planned.rows)},
+        train=train,
+        texts=planned.rows[:MERGE_ROWS]["input_ids"],
+    )

@@ -1,0 +1,379 @@
+"""The SFT trainer on trl's: packed rows in, a loss on answers only, sealed checkpoints.
+
+`PackedTrainer` holds what SFT and DPO share. Upstream methods that it overrides or relies on are
+held by tests/sft/training/test_trainer.py.
+"""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch.utils.data import RandomSampler
+from transformers import PrinterCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from sft.config.sections import DpoStage, SftStage
+from sft.context import Setting
+from sft.distributed.workers import Workers, forks_by_default
+from sft.errors import UserError
+from sft.model.placement import Placement
+from sft.packing.fillers import FillersLast, fill_last_step
+from sft.packing.logprobs import log_probs, quieten_routers
+from sft.run.checkpoint import resume_point
+from sft.run.stage_facts import StageFacts, smoothed_losses
+from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
+from sft.training.eval_callbacks import EpochMeasures
+from sft.training.loop_callback import LoopChecks
+from sft.training.lr_schedules import SCHEDULES, long_warmup
+from sft.training.micro_batches import Layout, collate_chats
+from sft.training.optimizer import check_options
+from sft.training.progress_log import StageLog
+from sft.training.resumable import GuardedTrainer
+from sft.training.throughput import Meter, matrix_peak
+
+log = logging.getLogger(__name__)
+
+
+class PackedTrainer(GuardedTrainer):
+    """Goes before one of trl's trainers in a class's bases; batches are those of
+    `sft.training.micro_batches`.
+
+    The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
+    all passes, micro-batches and processes, so how a step is split never changes it.
+    """
+
+    loss_is_scaled_for_ga: Any = True
+    stops_at_loops = False  # whether answers that begin to loop stop the stage
+    schedule: functools.partial | None = None
+    filled_from: int | None = None  # rows of the data set from here on fill up the last step
+
+    def get_train_dataloader(self) -> Any:
+        """Upstream's, with the rows that fill up the last step at the end of every epoch, and with
+        workers (`dataloader_num_workers`) that leave signals to this process."""
+        loader: Any = super().get_train_dataloader()  # accelerate's
+        if loader.num_workers and forks_by_default():
+            loader.multiprocessing_context = Workers()
+        sampler = loader.get_sampler()
+        if self.filled_from is not None and isinstance(sampler, RandomSampler):
+            loader.set_sampler(FillersLast(sampler, first=self.filled_from))
+        return loader
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
+        return self.accelerator.gather(count).sum()
+
+    def training_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of a micro-batch, pass by pass; gradients are synced in the last."""
+        total = torch.zeros((), device=self.args.device)
+        passes = inputs["passes"]
+        for place, part in enumerate(passes):
+            self.meter.add(part["rows"])
+            last = place == len(passes) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                total += super().training_step(model, part, num_items_in_batch)
+        return total
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Ours where `lr_scheduler_type` names one of `sft.training.lr_schedules`, else upstream's;
+        without a warm-up that would hold every step at a learning rate of 0, as of a stage of one
+        step."""
+        self._make_scheduler(num_training_steps, optimizer)
+        factors = getattr(self.lr_scheduler, "lr_lambdas", ())
+        idle = factors and not any(map(factors[0], range(num_training_steps)))
+        if idle and self.args.get_warmup_steps(num_training_steps):
+            assert self.watch is not None, "see make_trainer"
+            log.warning(
+                "%s: no warm-up: it has %d step%s, which would have a learning rate of 0",
+                *(self.watch.label, num_training_steps, "s" * (num_training_steps > 1)),
+            )
+            self.args.warmup_steps, self.lr_scheduler = 0, None
+            self._make_scheduler(num_training_steps, optimizer)
+        options = {
+            "warmup_steps": self.args.warmup_steps,
+            "learning_rate": self.args.learning_rate,
+            "lr_scheduler_type": None if self.schedule else self.args.lr_scheduler_type,
+        }
+        if self.watch and (note := long_warmup(options, total_steps=num_training_steps)):
+            log.warning("%s: %s", self.watch.label, note)
+        return self.lr_scheduler
+
+    def _make_scheduler(self, num_training_steps: int, optimizer: Any) -> None:
+        if self.schedule is None:
+            super().create_scheduler(num_training_steps, optimizer)
+            return
+        factor = functools.partial(
+            self.schedule,
+            total_steps=num_training_steps,
+            warmup_steps=self.args.get_warmup_steps(num_training_steps),
+        )
+        target: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
+        self._created_lr_scheduler = True
+
+    def step_share(
+        self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        """A micro-batch's sum over the items of the whole step, as DDP's averaging expects it."""
+        count = torch.as_tensor(inputs["num_items"] if items is None else items)
+        return total * self.accelerator.num_processes / count.clamp(min=1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to a loss what `sft.training.throughput` counted since the one before. Upstream's
+        time begins with this start and holds what is measured in between, so it is replaced by that
+        of training."""
+        if "loss" in logs:
+            seconds = self.meter.training_seconds()
+            logs |= self.meter.read(self.accelerator.reduce)
+            logs["train_runtime"] = round(seconds, 4)
+            logs["train_tokens_per_second"] = round(self.state.num_input_tokens_seen / seconds, 3)
+        super().log(logs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """None: upstream's count walks over all modules each step, and `sft.training.throughput`
+        has its own."""
+        return 0
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints carry no card; the run's report is the record."""
+
+
+class SftTrainer(PackedTrainer, SFTTrainer):
+    """trl's SFTTrainer on rows that are tokens already: `{"input_ids", "trained"}`."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean negative log-likelihood of the trained tokens of the step."""
+        assert not return_outputs, "packed rows have no logits to return"
+        total = -log_probs(model, inputs["rows"]).sum()
+        return self.step_share(total, inputs, num_items_in_batch)
+
+
+def check_batch(label: str, section: SftStage | DpoStage, *, processes: int) -> int:
+    """Rows that the processes take at a time.
+
+    Raises:
+        UserError: `train_batch_size` is no multiple of them.
+    """
+    micro = section.trl["per_device_train_batch_size"] * processes
+    if section.train_batch_size % micro:
+        raise UserError(
+            f"{label}: train_batch_size={section.train_batch_size} is no multiple of "
+            f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
+            "one of them"
+        )
+    return micro
+
+
+def training_arguments(
+    config: type[TrainingArguments],
+    section: SftStage | DpoStage,
+    *,
+    folder: Path,
+    placement: Placement,
+    seed: int = 0,
+    **decided: Any,
+) -> tuple[Any, functools.partial | None]:
+    """Upstream's arguments for a stage, and our schedule where the stage names one.
+
+    Called once with any folder before models are loaded, so that refusals come early.
+
+    Raises:
+        UserError: `train_batch_size` does not divide over devices and micro-batches, upstream
+            refuses a value, or an option needs what is not installed.
+    """
+    options = dict(section.trl)
+    schedule = None
+    for name in ("checkpointing", "checkpointing_kwargs"):  # trl's, deprecated in transformers
+        if f"gradient_{name}" in options:
+            options[f"activation_{name}"] = options.pop(f"gradient_{name}")
+    if options.get("lr_scheduler_type") in SCHEDULES:
+        chosen = SCHEDULES[options.pop("lr_scheduler_type")]
+        given = options.pop("lr_scheduler_kwargs", None) or {}
+        if not isinstance(given, dict):
+            raise UserError(
+                f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
+                "{name: value, ...}, or remove it"
+            )
+        schedule = functools.partial(chosen, **given)
+        options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
+    if section.train_batch_size:
+        processes = PartialState().num_processes
+        micro = check_batch(folder.name, section, processes=processes)
+        options["gradient_accumulation_steps"] = section.train_batch_size // micro
+    try:
+        args = config(
+            **options,
+            **decided,
+            output_dir=str(folder),
+            seed=seed,
+            data_seed=seed,
+            bf16=placement.autocast and placement.compute == torch.bfloat16,
+            fp16=placement.autocast and placement.compute == torch.float16,
+            use_cpu=placement.device.type == "cpu",
+            dataloader_pin_memory=placement.device.type == "cuda",
+            remove_unused_columns=False,
+            include_num_input_tokens_seen="non_padding",
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            disable_tqdm=True,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
+    check_options(args, schedule, stage=folder.name.replace("-", "_"))
+    return args, schedule
+
+
+@contextmanager
+def kept_dtypes(model: Any) -> Iterator[None]:
+    """Hold what is trained as it is while a trainer of trl is made.
+
+    Over 4-bit weights upstream rounds the adapter to bfloat16 there, which loses of the adapter
+    that comes from the stage before, and of every step that is small beside a weight.
+    """
+    kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    yield
+    for name, parameter in model.named_parameters():
+        if name in kept and parameter.dtype != kept[name].dtype:
+            parameter.data = kept[name]
+
+
+def make_trainer(
+    kind: Any,
+    model: Any,
+    args: TrainingArguments,
+    rows: Dataset,
+    *,
+    filler: dict[str, Any],
+    collate: Callable[..., Any],
+    schedule: functools.partial | None,
+    section: SftStage | DpoStage,
+    setting: Setting,
+    folder: Path,
+    label: str,
+) -> Any:
+    """A trainer over these rows, with a judge of its steps that puts bad ones on record.
+
+    Args:
+        kind: a class of `PackedTrainer`.
+        filler: what makes of the first row one that counts for nothing, to fill up the last step.
+        collate: makes a micro-batch of rows, given their `layout`.
+    """
+    layout = Layout.of(model, packing=section.packing)
+    rows = rows.add_column(
+        PLACE, list(range(len(rows)))
+    )  # see `sft.training.divergence.with_places`
+    filler = rows[0] | filler | {PLACE: -1}
+    with kept_dtypes(model):
+        trainer = kind(
+            model=model,
+            args=args,
+            train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
+            processing_class=setting.tokenizer,
+            data_collator=functools.partial(
+                with_places, collate=functools.partial(collate, layout=layout)
+            ),
+        )
+    quieten_routers(model)
+
+    def describe(place: int) -> dict[str, Any]:
+        return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
+
+    trainer.schedule = schedule
+    if len(trainer.train_dataset) > len(rows):
+        trainer.filled_from = len(rows)
+    trainer.watch = StepWatch(folder, label=label, limits=setting.limits, describe=describe)
+    return trainer
+
+
+def run_training(
+    trainer: Any, model: Any, *, setting: Setting, folder: Path, label: str
+) -> StageFacts:
+    """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StageLog(folder / "log.jsonl", label=label, trackers=setting.trackers))
+    device = trainer.args.device
+    peak = matrix_peak(device, setting.placement.compute)
+    trainer.meter = Meter(model, device=device, peak=peak)
+    if setting.after_epoch is not None:
+        trainer.add_callback(
+            EpochMeasures(trainer, setting.after_epoch, folder=folder, label=label)
+        )
+    if setting.loop_probe is not None:
+        trainer.add_callback(
+            LoopChecks(
+                trainer,
+                setting.loop_probe,
+                folder=folder,
+                label=label,
+                watch=trainer.watch,
+                stops=trainer.stops_at_loops,
+            )
+        )
+    checkpoint = resume_point(folder)
+    trainer.train_to_the_end(checkpoint)
+    seconds = trainer.meter.training_seconds()
+    losses = {e["step"]: e["loss"] for e in trainer.state.log_history if "loss" in e}
+    last = list(losses.values())[-1] if losses else None
+    if last is None or not math.isfinite(last):
+        raise UserError(f"{label}: the loss ended at {last}; lower learning_rate")
+    first_mean, last_mean = smoothed_losses(losses)
+    return StageFacts(
+        tokens=int(trainer.state.num_input_tokens_seen),
+        steps=trainer.state.global_step,
+        seconds=round(seconds, 3),
+        loss_first=first_mean,
+        loss_last=last_mean,
+    )
+
+
+def train_sft(
+    model: Any, rows: Dataset, *, section: SftStage, setting: Setting, folder: Path, label: str
+) -> StageFacts:
+    """Fine-tune `model` in place on token rows.
+
+    Args:
+        rows: columns `input_ids` (list of int) and `trained` (list of bool), and `branches` (list
+            of int) where rows share prefixes (see `sft.packing.shared_prefix`).
+        folder: where checkpoints and log.jsonl go.
+        label: names the progress bar.
+    """
+    args, schedule = training_arguments(
+        SFTConfig,
+        section,
+        folder=folder,
+        placement=setting.placement,
+        seed=setting.seed,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    plain: dict[str, Any] = {"branches": []} if "branches" in rows.column_names else {}
+    trainer = make_trainer(
+        SftTrainer,
+        model,
+        args,
+        rows,
+        filler={"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]} | plain,
+        collate=collate_chats,
+        schedule=schedule,
+        section=section,
+        setting=setting,
+        folder=folder,
+        label=label,
+    )
+    return run_training(trainer, model, setting=setting, folder=folder, label=label)

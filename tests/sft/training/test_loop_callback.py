@@ -1,0 +1,202 @@
+"""A model whose answers begin to loop in training: seen, judged, on record; nothing else moves."""
+
+import logging
+import math
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tiny_models import make_tiny_model
+
+from sft.config.sections import LoraSection, ModelSection, SftStage
+from sft.context import Limits, Setting
+from sft.errors import UserError
+from sft.model.placement import choose_placement
+from sft.packing.logprobs import enable_scoring
+from sft.run.command import run_command
+from sft.system.atomic_files import read_jsonl
+from sft.training.divergence import FILE as RECORD
+from sft.training.divergence import looping
+from sft.training.eval_callbacks import OutOfTime, read_rows
+from sft.training.loop_callback import FILE, look_steps
+from sft.training.trainer import SftTrainer, train_sft
+
+PLACEMENT = choose_placement(ModelSection(dtype="float32"))
+LOOKS = [0, 2, 4, 6]  # of nine steps
+
+
+@pytest.mark.parametrize(
+    ("rates", "words"),
+    [
+        ({0: 0.9}, None),  # a base model's answers loop before it is trained
+        ({0: 0.9, 5: 0.9, 10: 1.0}, None),
+        ({0: 0.9, 5: 0.1, 10: 0.39}, None),
+        ({0: 0.9, 5: 0.1, 10: 0.5}, "50% of short answers repeat themselves without end, 10% did"),
+        ({0: 0.2, 5: 0.1, 10: 0.5}, r"at step 5 \(run.loop_rise=0.3\)"),
+    ],
+)
+def test_a_rise_counts_from_the_lowest_rate_of_the_stage(rates, words):
+    found = looping(rates, Limits(), answers=24)
+    assert found is None if words is None else re.search(words, found)
+
+
+def test_any_rise_may_be_allowed():
+    assert looping({0: 0.0, 5: 1.0}, Limits(loop_rise=0), answers=24) is None
+
+
+def test_a_rise_by_few_answers_is_chance():
+    assert looping({0: 0.0, 5: 1.0}, Limits(), answers=4) is None
+    assert looping({0: 0.0, 5: 1.0}, Limits(), answers=5)
+
+
+def test_looks_divide_a_stage_and_leave_its_end_to_the_measure():
+    assert look_steps(9, checks=3) == LOOKS
+    assert look_steps(1000, checks=1) == [0, 500]
+    assert look_steps(2, checks=3) == [0, 1]
+
+
+@pytest.fixture
+def rows():
+    lot = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 260, (24, 20), generator=lot).tolist()
+    return Dataset.from_list([{"input_ids": i, "trained": [j > 1 for j in range(20)]} for i in ids])
+
+
+def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, budget=0, **options):
+    """`rates` are what the probe finds, by step."""
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
+    model = get_peft_model(enable_scoring(make_tiny_model()), config)
+
+    def found(model, moment):
+        model.eval()
+        torch.rand(7)
+        with torch.inference_mode():
+            model(input_ids=torch.arange(4, 20)[None])
+        return {"repetition": {"rate": rates[moment.step], "n": 24}}
+
+    given = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "num_train_epochs": 3.0}
+    section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
+    setting = Setting(
+        *(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
+        limits=replace(limits or Limits(), loop_budget=budget),
+        loop_probe=probe or (found if rates else None),
+    )
+    train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
+    log = [(e["step"], e["loss"], e["grad_norm"]) for e in read_jsonl(folder / "log.jsonl")]
+    return [p.detach().clone() for p in model.parameters()], log
+
+
+def same(one, other):
+    assert one[1] == other[1]
+    assert all(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+
+
+FINE = dict.fromkeys(LOOKS, 0.1)
+LOOPING = {0: 0.5, 2: 0.125, 4: 0.75, 6: 0.125}
+
+
+def test_training_never_knows_that_it_was_looked_at(rows, tiny_tokenizer, tmp_path):
+    plain = train(rows, tiny_tokenizer, tmp_path / "plain")
+    same(plain, train(rows, tiny_tokenizer, tmp_path / "looked", FINE))
+    found = read_rows(tmp_path / "looked" / FILE)
+    assert [row["step"] for row in found] == LOOKS
+    assert [row["epoch"] for row in found] == pytest.approx([0, 2 / 3, 4 / 3, 2])
+    assert not (tmp_path / "looked" / RECORD).exists()
+    assert not (tmp_path / "plain" / FILE).exists()
+
+
+def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
+    rows, tiny_tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SftTrainer, "stops_at_loops", True)  # as DPO's does
+    plain = train(rows, tiny_tokenizer, tmp_path / "plain", save_steps=1)
+    run = tmp_path / "run"
+    words = r"sft: step 4: 75% of short .*12% did at step 2 .*loops/4, the last good checkpoint"
+    for _ in range(2):  # the same command again meets the same step, and leaves one record
+        with pytest.raises(UserError, match=words):
+            train(rows, tiny_tokenizer, run, LOOPING, save_steps=1)
+        (entry,) = read_jsonl(run / RECORD)
+        assert (entry["step"], entry["action"], len(entry["rows"])) == (4, "stopped", 8)
+        assert [row["step"] for row in read_rows(run / FILE)] == [0, 2, 4]
+        assert max(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*")) == 3
+    on = train(rows, tiny_tokenizer, run, LOOPING, limits=Limits(loop_rise=0), save_steps=1)
+    same(plain, on)
+    assert [row["step"] for row in read_rows(run / FILE)] == LOOKS
+
+
+@pytest.mark.parametrize(("stops", "skip"), [(False, False), (True, True)])
+def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
+    rows, tiny_tokenizer, tmp_path, caplog, monkeypatch, stops, skip
+):
+    monkeypatch.setattr(SftTrainer, "stops_at_loops", stops)
+    plain = train(rows, tiny_tokenizer, tmp_path / "plain")
+    with caplog.at_level(logging.WARNING):
+        warned = train(rows, tiny_tokenizer, tmp_path / "run", LOOPING, limits=Limits(skip=skip))
+    same(plain, warned)
+    (entry,) = read_jsonl(tmp_path / "run" / RECORD)
+    assert (entry["step"], entry["action"]) == (4, "warned")
+    assert [r.getMessage().partition(" (")[0] for r in caplog.records if "loop" in r.message] == [
+        "sft: step 4: 75% of short answers repeat themselves without end, 12% did at step 2"
+    ]
+
+
+def test_looks_take_no_more_than_their_share_of_the_stage(rows, tiny_tokenizer, tmp_path, caplog):
+    """A look that would never end is given up, and the next ones are not begun."""
+    plain = train(rows, tiny_tokenizer, tmp_path / "plain")
+    given = []
+
+    def endless(model, moment):
+        given.append((moment.step, moment.seconds))
+        began = time.monotonic()
+        while moment.step:
+            if time.monotonic() - began > moment.seconds:
+                raise OutOfTime
+        return {"repetition": {"rate": 0.1, "n": 24}}
+
+    same(plain, train(rows, tiny_tokenizer, tmp_path / "run", probe=endless, budget=0.05))
+    assert [row["step"] for row in read_rows(tmp_path / "run" / FILE)] == [0]
+    (first, second) = given  # what is left after the one that was given up is nothing
+    assert first == (0, math.inf) and second[0] == 2 and second[1] < 60
+    told = [r.getMessage() for r in caplog.records if "run.loop_budget" in r.message]
+    assert len(told) == 1 and "sft: step 2: no look at whether answers loop" in told[0]
+    assert "more than 5% of the stage's time" in told[0]
+
+
+class Killed(Exception):
+    """In the place of a kill: nothing in the trainer handles it."""
+
+
+@pytest.mark.parametrize("how", ["killed", "signalled"])
+@pytest.mark.parametrize("step", [0, 4])
+def test_ended_in_a_look_it_goes_on_without_a_gap(rows, tiny_tokenizer, tmp_path, how, step):
+    plain = train(rows, tiny_tokenizer, tmp_path / "plain", FINE, save_steps=2)
+    run = tmp_path / "run"
+
+    def probe(model, moment):
+        if moment.step == step:
+            if how == "killed":
+                raise Killed
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        return {"repetition": {"rate": FINE[moment.step], "n": 24}}
+
+    def start():
+        train(rows, tiny_tokenizer, run, probe=probe, save_steps=2)
+
+    if how == "killed":
+        with pytest.raises(Killed):
+            start()
+    else:
+        assert run_command(start) == 143
+        assert (run / f"checkpoint-{step}").is_dir() or not step
+    assert [row["step"] for row in read_rows(run / FILE)] == [s for s in LOOKS if s < step]
+    same(plain, train(rows, tiny_tokenizer, run, FINE, save_steps=2))
+    assert read_rows(run / FILE) == read_rows(tmp_path / "plain" / FILE)

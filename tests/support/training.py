@@ -1,0 +1,44 @@
+"""A short SFT training on a tiny model."""
+
+import logging
+
+from tiny_models import make_tiny_model
+
+from sft.config.sections import LoraSection, ModelSection, SftStage
+from sft.context import Setting
+from sft.model.placement import choose_placement
+from sft.packing.logprobs import enable_scoring
+from sft.system.atomic_files import read_jsonl
+from sft.training.trainer import train_sft
+
+log = logging.getLogger(__name__)
+
+PLACEMENT = choose_placement(ModelSection(dtype="float32"))
+
+
+def make_setting(tokenizer, folder):
+    return Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
+
+
+def train(
+    rows,
+    tokenizer,
+    folder,
+    *,
+    micro=4,
+    batch=8,
+    packing=True,
+    attention="sdpa",
+    model=None,
+    **options,
+):
+    folder.mkdir(exist_ok=True)
+    model = model or enable_scoring(make_tiny_model(attn_implementation=attention))
+    given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 128}
+    section = SftStage(
+        train_batch_size=batch, packing=packing, trl=SftStage().trl | given | options
+    )
+    setting = make_setting(tokenizer, folder)
+    facts = train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
+    log = read_jsonl(folder / "log.jsonl")
+    return facts, [(entry["loss"], entry["grad_norm"]) for entry in log], model
