@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from sft.distributed.fsdp_forward import evaluating, follow, together
 from sft.packing.layout import Document, Segment, best_fit, lay_out
-from sft.packing.logprobs import batch_tokens, log_probs, rows_of, sequence_sums
+from sft.packing.logprobs import batch_tokens, log_probs, row_layout, sequence_sums
 from sft.run.contents import fingerprint
 from sft.system.atomic_files import read_json, write_json
 from sft.system.run_marker import noted
@@ -71,7 +71,7 @@ def _sums(
 ) -> list[list[float]]:
     sums: list[list[float]] = [[]] * len(shard)
     for part in best_fit([len(d) for d in shard], row_length=batch_tokens(device)):
-        batch = lay_out([shard[j] for j in part], packing=True, rows=rows_of(model)).to(device)
+        batch = lay_out([shard[j] for j in part], packing=True, rows=row_layout(model)).to(device)
         with (
             torch.no_grad(),
             torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),

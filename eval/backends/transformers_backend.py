@@ -17,7 +17,7 @@ from sft.chat_template.encoding import ids_of
 from sft.distributed.fsdp_forward import reading
 from sft.model.architecture import window_of
 from sft.packing.layout import Document, Segment
-from sft.packing.logprobs import batch_tokens, rows_of, score, scoring_batch, sequence_sums
+from sft.packing.logprobs import batch_tokens, row_layout, score, scoring_batch, sequence_sums
 from sft.packing.prefix_cache import Prefix, read_prefix, takes_prefix
 
 
@@ -67,7 +67,7 @@ class TransformersBackend(Backend):
         for place, question in enumerate(questions):
             contexts.setdefault(question.context, []).append(_Numbered(place, question))
         found: dict[int, Scored] = {}
-        shares = rows_of(self.model) != "apart" and takes_prefix(self.model)
+        shares = row_layout(self.model) != "apart" and takes_prefix(self.model)
         for shared, groups in _families(list(contexts.values()), shares=shares):
             prefix = None
             if shared:

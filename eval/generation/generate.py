@@ -15,7 +15,7 @@ from eval.generation.batch import Batch
 from eval.generation.padding_check import takes_padding
 from eval.generation.stopping import FinishReason, StopRule
 from sft.distributed.fsdp_forward import reading
-from sft.model.cpu_linear import few_rows
+from sft.model.cpu_linear import weight_first_layers
 
 # Bytes of keys and values that a batch may hold when the caller gives no token budget. Each batch
 # ends with a few long rows, which cost a step nearly as much as many do: few batches are faster.
@@ -73,7 +73,7 @@ def generate(
         raise ValueError(f"sampling at temperature {temperature:g} needs one seed for each prompt")
     budget = max_batch_tokens or _token_budget(model)
     results: list[Generation | None] = [None] * len(prompts)
-    with few_rows(model), reading(model):
+    with weight_first_layers(model), reading(model):
         padded = takes_padding(model)
         for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
             own = [prompts[r] for r in rows]

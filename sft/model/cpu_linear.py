@@ -19,7 +19,7 @@ FEW = 8
 
 
 @contextmanager
-def few_rows(model: torch.nn.Module) -> Iterator[None]:
+def weight_first_layers(model: torch.nn.Module) -> Iterator[None]:
     """Within, plain linear layers of `model` put the weight first where that is faster."""
     layers: list[Any] = [
         module

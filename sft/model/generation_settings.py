@@ -30,7 +30,7 @@ FLAGS = frozenset(
 LARGEST_ID = 1 << 31  # of a token
 
 
-def settle_generation(model: Any) -> None:
+def repair_generation_config(model: Any) -> None:
     """Change a model's settings where they could not be saved: `do_sample` is set where settings of
     sampling are, and what has no effect otherwise goes back to its default. A log line says so."""
     settings = model.generation_config

@@ -31,7 +31,7 @@ from sft.model.adapter_card import write_adapter_card
 from sft.model.adapter_checks import check_given_adapter
 from sft.model.architecture import check_causal, window_of
 from sft.model.fused_lora import fuse_adapters
-from sft.model.generation_settings import check_generation, settle_generation
+from sft.model.generation_settings import check_generation, repair_generation_config
 from sft.model.lora_targets import add_adapter, lora_config, reach_of
 from sft.model.model_config import read_model_config
 from sft.model.model_files import (
@@ -53,9 +53,9 @@ from sft.model.weight_files import (
     check_weights,
     read_weights,
 )
-from sft.packing.equivalence import settle_layout
-from sft.packing.liger import settle_kernels
-from sft.packing.logprob_head import settle_head
+from sft.packing.equivalence import verify_packing
+from sft.packing.liger import enable_liger
+from sft.packing.logprob_head import select_logprob_head
 from sft.packing.logprobs import enable_scoring
 from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_place
 from sft.run.contents import find_local_model
@@ -279,12 +279,12 @@ def load_model(
             "them (pickled weights are not loaded)"
         ) from None
     check_values(model.named_parameters(), given=base)
-    settle_generation(model)
+    repair_generation_config(model)
     model = hand_over(model) if parts else model.to(placement.device)
     enable_scoring(model)
-    settle_kernels(model)
-    settle_head(model)
-    settle_layout(model, training=placement.compute if trainable else None)
+    enable_liger(model)
+    select_logprob_head(model)
+    verify_packing(model, training=placement.compute if trainable else None)
     let_go(model)
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable).to(placement.device)

@@ -23,9 +23,9 @@ from sft.packing.logprobs import (
     attention_inputs,
     attention_of,
     decoder_of,
+    disable_packing,
     log_probs,
-    read_apart,
-    rows_of,
+    row_layout,
     sequence_sums,
 )
 
@@ -56,7 +56,7 @@ LENGTHS, BLOCK_LENGTHS = (7, 5, 3, 6), (300, 40, 30, 20)
 OWN = {FLEX: "sdpa with masks over rows (flex", DOCUMENTS: "sdpa (document by document"}
 
 
-def settle_layout(model: Any, *, training: torch.dtype | None = None) -> None:
+def verify_packing(model: Any, *, training: torch.dtype | None = None) -> None:
     """Prove on the live backend that rows score as single sequences do, or find rows that do.
 
     Flex attention and document by document fall back to sdpa, and packed rows to a row for each
@@ -75,14 +75,14 @@ def settle_layout(model: Any, *, training: torch.dtype | None = None) -> None:
             f"a {name!r} model sees the tokens that follow, as its files configure it, so it would "
             "learn to copy them; choose a causal language model"
         )
-    flaw = own_flaw(model, training=training) if attention in OWN else _tried(model)
+    flaw = attention_mismatch(model, training=training) if attention in OWN else _tried(model)
     if flaw and attention in OWN:
         log.info("attention: %s, %s: %s)", OWN[attention], name, flaw)
         model.set_attn_implementation("sdpa")
         flaw = _tried(model)
     if flaw:
         log.info("packing: off, prompts are not shared (%s in packed rows: %s)", name, flaw)
-        read_apart(model)
+        disable_packing(model)
         if flaw := _tried(model):
             raise UserError(
                 f"rows do not score as single sequences do on {name!r} with {attention_of(model)} "
@@ -116,7 +116,7 @@ class Example:
         """The same at each call."""
         generator = torch.Generator().manual_seed(0)
         vocab = min(model.config.get_text_config().vocab_size, 1000)
-        lengths = BLOCK_LENGTHS if rows_of(model) == "blocks" else LENGTHS
+        lengths = BLOCK_LENGTHS if row_layout(model) == "blocks" else LENGTHS
         return cls(*(torch.randint(vocab, (n,), generator=generator).tolist() for n in lengths))
 
     def rows(self, model: Any) -> Batch:
@@ -124,11 +124,11 @@ class Example:
         branches = tuple(Segment(ids, [True] * len(ids)) for ids in (self.first, self.second))
         pair = Document(Segment(self.trunk, [False] * len(self.trunk)), branches)
         lone = Document(Segment(self.lone, [False] + [True] * (len(self.lone) - 1)))
-        batch = lay_out([pair, lone], packing=True, rows=rows_of(model))
+        batch = lay_out([pair, lone], packing=True, rows=row_layout(model))
         return batch.to(next(model.parameters()).device)
 
 
-def layout_flaw(model: Any) -> str | None:
+def packing_mismatch(model: Any) -> str | None:
     """What is wrong with rows on the live backend, or None where they are as they must be.
 
     A trunk with two branches and a neighbour share one row. Each sequence's log-prob must equal
@@ -157,7 +157,7 @@ def layout_flaw(model: Any) -> str | None:
     worst = ((sums - alone).abs() / lengths).max().item()
     leak = (unchanged - second).abs().max().item()
     # Experts that multiply all their tokens at once round anew where a row of its own changes.
-    allowed = ROUNDING[weight.dtype] if rows_of(model) == "apart" else 0
+    allowed = ROUNDING[weight.dtype] if row_layout(model) == "apart" else 0
     if worst <= ROUNDING[weight.dtype] and leak <= allowed:
         return None
     return f"log-probs differ by {worst:.3g} nats per token, {leak:.3g} across branches"
@@ -171,7 +171,7 @@ def plain_sum(model: Any, prompt: Any, completion: Any, device: torch.device) ->
     return picked.sum()
 
 
-def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
+def attention_mismatch(model: Any, *, training: torch.dtype | None) -> str | None:
     """What is wrong with attention of ours, or None: it runs (flex attention: compiles) here for
     scoring and for training, and both give what they must."""
     if attention_of(model) == FLEX:
@@ -180,11 +180,11 @@ def own_flaw(model: Any, *, training: torch.dtype | None) -> str | None:
         limits.recompile_limit = max(VARIANTS, limits.recompile_limit)
     flaw = _tried(model)
     if flaw is None and training is not None:
-        flaw = _tried(model, partial(_backward_flaw, compute=training))
+        flaw = _tried(model, partial(_gradient_mismatch, compute=training))
     return flaw
 
 
-def _tried(model: Any, proof: Callable[[Any], str | None] = layout_flaw) -> str | None:
+def _tried(model: Any, proof: Callable[[Any], str | None] = packing_mismatch) -> str | None:
     """What a proof finds, or what is raised in it."""
     try:
         with evaluating(model):
@@ -193,7 +193,7 @@ def _tried(model: Any, proof: Callable[[Any], str | None] = layout_flaw) -> str 
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
-def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:
+def _gradient_mismatch(model: Any, compute: torch.dtype) -> str | None:
     """What is wrong with gradients over packed rows.
 
     That of a branch's final states by the embeddings must be zero at each token which the branch
@@ -204,7 +204,7 @@ def _backward_flaw(model: Any, compute: torch.dtype) -> str | None:
         model.train()
         log_probs(model, batch)  # upstream refuses dropout, which is there in training alone
         model.eval()
-    ours, dense = (_slopes(model, batch, rows, compute) for rows in (rows_of(model), "masked"))
+    ours, dense = (_slopes(model, batch, rows, compute) for rows in (row_layout(model), "masked"))
     sees = (batch.document == 0) & ((batch.branch == 0) | (batch.branch == 2))
     leak = ours[~sees].abs().max().item()
     off = ((ours - dense).norm() / dense.norm()).item()

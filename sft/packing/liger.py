@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 OFF = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
-def settle_kernels(model: Any) -> None:
+def enable_liger(model: Any) -> None:
     """Put Liger's kernels into a model on CUDA if log-probs and gradients stay what they are; else
     the model is as it was. What is decided is logged.
 

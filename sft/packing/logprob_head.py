@@ -75,7 +75,7 @@ def score_states(
         return Scores(*_FrozenHead.apply(hidden, weight, target))
 
 
-def settle_head(model: Any) -> None:
+def select_logprob_head(model: Any) -> None:
     """Let trl's fused kernel score a model's tokens where the device has it and it agrees with the
     model's own head; what is decided is logged."""
     head = model.get_output_embeddings()
@@ -88,14 +88,14 @@ def settle_head(model: Any) -> None:
         log.info("head: in chunks (trl's fused kernel needs the package triton)")
         return
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if flaw := kernel_flaw(head, softcap=softcap):
+    if flaw := fused_kernel_mismatch(head, softcap=softcap):
         log.info("head: in chunks (trl's fused kernel: %s)", flaw)
         return
     _fused.add(head)
     log.info("head: trl's fused kernel (agrees with the model's own)")
 
 
-def kernel_flaw(head: Any, *, softcap: float | None) -> str | None:
+def fused_kernel_mismatch(head: Any, *, softcap: float | None) -> str | None:
     """In what trl's fused kernel differs from a head called as the model calls it, or None."""
     generator = torch.Generator().manual_seed(0)
     weight = head.weight

@@ -53,7 +53,7 @@ def enable_scoring(model: Any) -> Any:
         UserError: the model scales its logits in a way that is not implemented here, or has
             nothing below its head that could be called alone.
     """
-    quieten_routers(model)
+    disable_router_logits(model)
     if model in _enabled:
         return model
     config = model.config.get_text_config()
@@ -92,7 +92,7 @@ def decoder_of(model: Any) -> Any:
     return getattr(model, "model", model) if below is model else below
 
 
-def quieten_routers(model: Any) -> None:
+def disable_router_logits(model: Any) -> None:
     """Have no logits of routers given beside the others, whatever a configuration says: no loss
     here counts them, and upstream's count fails where padded rows go on behind a cache. trl's
     SFTTrainer asks for them, and models that it trained say so."""
@@ -109,7 +109,7 @@ def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:
     Args:
         prefix: what every document is read behind; not for a model that reads rows "apart".
     """
-    rows = rows_of(model)
+    rows = row_layout(model)
     if prefix is not None and rows == "blocks":
         rows = "masked"  # a mask over rows can be widened by what stands before them
     more = attention_inputs(model, batch, rows=rows)
@@ -197,7 +197,7 @@ def scoring_batch(model: Any, documents: Sequence[Document]) -> Batch:
     """Documents for one scoring forward, on the model's device: one row without padding where
     attention goes document by document, else a row each."""
     device = next(model.parameters()).device
-    kind = rows_of(model)
+    kind = row_layout(model)
     if kind in ("masked", "blocks"):
         # Few shapes where kernels are compiled for each; little padding where they are not.
         bucket = 8 if device.type == "cpu" else 64
@@ -205,12 +205,12 @@ def scoring_batch(model: Any, documents: Sequence[Document]) -> Batch:
     return lay_out(documents, packing=True, rows=kind).to(device)
 
 
-def read_apart(model: Any) -> None:
+def disable_packing(model: Any) -> None:
     """From now on each sequence has a row of its own on this model."""
     _apart.add(_bare(model))
 
 
-def rows_of(model: Any) -> RowKind:
+def row_layout(model: Any) -> RowKind:
     """Which rows a model reads, wrapped or not (see `sft.packing.layout.lay_out`)."""
     bare = _bare(model)
     if bare in _apart:

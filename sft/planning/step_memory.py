@@ -29,7 +29,7 @@ from sft.model.architecture import head_sizes, layers_of, model_of_config
 from sft.model.fused_lora import fuse_adapters
 from sft.model.lora_targets import add_adapter
 from sft.packing.layout import Batch
-from sft.packing.logprobs import ROW_ERRORS, enable_scoring, log_probs, read_apart
+from sft.packing.logprobs import ROW_ERRORS, disable_packing, enable_scoring, log_probs
 
 # Lists in a configuration that say of each layer what kind it is.
 BY_LAYER = ("layer_types", "mlp_layer_types")
@@ -62,7 +62,9 @@ class Setup:
     load_in_4bit: bool = False  # of the frozen weights, see `_as_4bit`
     checkpointing: bool = False
     accumulates: bool = False  # several micro-batches a step: gradients outlive one
-    apart: bool = False  # each sequence has a row of its own, see `sft.packing.logprobs.read_apart`
+    apart: bool = (
+        False  # each sequence has a row of its own, see `sft.packing.logprobs.disable_packing`
+    )
 
 
 class NeedsValues(Exception):
@@ -292,7 +294,7 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
         )
         enable_scoring(model)
         if setup.apart:
-            read_apart(model)
+            disable_packing(model)
         if setup.lora:
             model = fuse_adapters(add_adapter(model, setup.lora, in_4bit=setup.load_in_4bit))
     return model

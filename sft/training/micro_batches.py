@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from sft.distributed.sharding import sharded
 from sft.packing.layout import Batch, Document, RowKind, Segment, best_fit, lay_out
-from sft.packing.logprobs import batch_tokens, rows_of
+from sft.packing.logprobs import batch_tokens, row_layout
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Layout:
     def of(cls, model: Any, *, packing: bool) -> "Layout":
         """For `model` on the device and under the wrapper of this process."""
         tokens = pass_tokens(PartialState().device, sharded=sharded())
-        return cls(packing, rows_of(model), tokens)
+        return cls(packing, row_layout(model), tokens)
 
 
 def pass_tokens(device: torch.device, *, sharded: bool) -> int:

@@ -25,7 +25,7 @@ from sft.distributed.workers import Workers, forks_by_default
 from sft.errors import UserError
 from sft.model.placement import Placement
 from sft.packing.fillers import FillersLast, fill_last_step
-from sft.packing.logprobs import log_probs, quieten_routers
+from sft.packing.logprobs import disable_router_logits, log_probs
 from sft.run.checkpoint import resume_point
 from sft.run.stage_facts import StageFacts, smoothed_losses
 from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
@@ -290,7 +290,7 @@ def make_trainer(
                 with_places, collate=functools.partial(collate, layout=layout)
             ),
         )
-    quieten_routers(model)
+    disable_router_logits(model)
 
     def describe(place: int) -> dict[str, Any]:
         return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)

@@ -34,7 +34,7 @@ from sft.export.merge import compare_logits
 from sft.model.loading import check_model, load_model, load_tokenizer, load_trainable, save_model
 from sft.model.placement import choose_placement
 from sft.packing.layout import Document, Segment, lay_out
-from sft.packing.logprobs import log_probs, rows_of
+from sft.packing.logprobs import log_probs, row_layout
 from sft.run.command import run_command
 
 CHATS = "sft/alpaca_en_first10k.jsonl.gz"
@@ -101,7 +101,7 @@ def measure(given: argparse.Namespace) -> None:
     for step in range(1, max(given.steps) + 1):
         rows = list(itertools.islice(found, ROWS))
         documents = [Document(Segment(row.input_ids, row.trained)) for row in rows]
-        batch = lay_out(documents, packing=True, rows=rows_of(model))
+        batch = lay_out(documents, packing=True, rows=row_layout(model))
         loss = -log_probs(model.train(), batch).mean()
         optimizer.zero_grad()
         loss.backward()

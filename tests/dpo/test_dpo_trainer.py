@@ -17,7 +17,7 @@ from sft.config.sections import DpoStage, LoraSection, ModelSection
 from sft.context import Limits, Setting
 from sft.errors import UserError
 from sft.model.placement import choose_placement
-from sft.packing.logprobs import enable_scoring, read_apart
+from sft.packing.logprobs import disable_packing, enable_scoring
 from sft.run.checkpoint import flaw, newest_first
 from sft.system.atomic_files import read_jsonl
 from sft.training.divergence import FILE
@@ -120,7 +120,7 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
     apart = attention == "apart"  # the prompt is computed for each answer anew
     model = fresh(attn_implementation="sdpa" if apart else attention)
     if apart:
-        read_apart(model)
+        disable_packing(model)
     varied = train(model, tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
     for a, b in zip(usual, varied, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)

@@ -32,7 +32,7 @@ def test_within_layers_of_any_shape_give_what_they_gave_and_afterwards_are_as_th
     wanted = model(tokens).logits
     firsts = []
     model.lm_head.register_forward_hook(lambda *call: firsts.append(1))
-    with cpu_linear.few_rows(model):
+    with cpu_linear.weight_first_layers(model):
         assert "forward" in vars(model.lm_head)
         torch.testing.assert_close(model(tokens).logits, wanted, rtol=1e-4, atol=1e-5)
     assert firsts == [1]  # hooks see the layer
@@ -42,7 +42,7 @@ def test_within_layers_of_any_shape_give_what_they_gave_and_afterwards_are_as_th
 def test_a_layer_whose_forward_another_has_replaced_is_left_to_it(on_amd):
     layer = torch.nn.Sequential(torch.nn.Linear(4, 4))
     layer[0].forward = lambda x: x
-    with cpu_linear.few_rows(layer):
+    with cpu_linear.weight_first_layers(layer):
         assert layer(torch.ones(1, 4)).tolist() == [[1, 1, 1, 1]]
     assert layer(torch.ones(1, 4)).tolist() == [[1, 1, 1, 1]]
 
@@ -72,9 +72,9 @@ def test_a_model_writes_the_same_answers(adapters, on_amd, tiny_tokenizer, monke
 def test_elsewhere_nothing_is_changed(monkeypatch):
     monkeypatch.setattr(cpu_linear, "_mkl_on_amd", lambda: False)
     layer = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    with cpu_linear.few_rows(layer):
+    with cpu_linear.weight_first_layers(layer):
         assert "forward" not in vars(layer[0])
     monkeypatch.setattr(cpu_linear, "_mkl_on_amd", lambda: True)
     layer.to(torch.bfloat16)
-    with cpu_linear.few_rows(layer):
+    with cpu_linear.weight_first_layers(layer):
         assert "forward" not in vars(layer[0])

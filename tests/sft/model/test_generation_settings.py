@@ -11,7 +11,7 @@ from recipes.sft_then_dpo import main
 from sft.chat_template.template import ensure_template
 from sft.config.sections import ModelSection
 from sft.errors import UserError
-from sft.model.generation_settings import settle_generation
+from sft.model.generation_settings import repair_generation_config
 from sft.model.loading import check_model, save_model
 from sft.run.contents import STAGE_FOLDERS
 from sft.training.stage import try_saving
@@ -42,7 +42,7 @@ def test_settings_that_contradict_each_other_are_made_to_be_saved(
     ensure_template(tiny_tokenizer)
     write_settings(tmp_path, **settings)
     model.generation_config = GenerationConfig.from_pretrained(tmp_path)
-    settle_generation(model)
+    repair_generation_config(model)
     save_model(model, tiny_tokenizer, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     for name in ("eos_token_id", "pad_token_id", "use_cache", "transformers_version"):

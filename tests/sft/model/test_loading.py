@@ -14,7 +14,7 @@ from sft.model import placement as placement_module
 from sft.model.loading import check_model, load_model, load_trainable, resolve_model_path
 from sft.model.placement import Placement, choose_placement
 from sft.packing.layout import Document, Segment, lay_out
-from sft.packing.logprobs import attention_of, log_probs, rows_of, sequence_sums
+from sft.packing.logprobs import attention_of, log_probs, row_layout, sequence_sums
 from sft.run.stage_cache import Stage
 
 
@@ -253,13 +253,13 @@ def test_every_family_is_loaded_so_that_packed_rows_score_as_eager_does(
         model = load_model(str(tmp_path), placement)
     assert attention_of(model) == ("eager" if name in EAGER else attention)
     assert ("is not made for sdpa" in caplog.text) == (name in EAGER)
-    assert rows_of(model) != "apart"
+    assert row_layout(model) != "apart"
 
     lot = torch.Generator().manual_seed(1)
     trunk, first, second = (torch.randint(3, 260, (n,), generator=lot).tolist() for n in (9, 6, 4))
     branches = tuple(Segment(ids, [True] * len(ids)) for ids in (first, second))
     pair = Document(Segment(trunk, [False] * 9), branches)
-    batch = lay_out([pair, pair], packing=True, rows=rows_of(model))
+    batch = lay_out([pair, pair], packing=True, rows=row_layout(model))
     with torch.no_grad():
         sums = sequence_sums(log_probs(model, batch), batch)
         for total, answer in zip(sums, 2 * [first, second], strict=True):

@@ -18,7 +18,7 @@ from eval.generation.generate import generate
 from sft.errors import UserError
 from sft.model.architecture import check_causal
 from sft.model.loading import attention_for
-from sft.packing.equivalence import settle_layout
+from sft.packing.equivalence import verify_packing
 from sft.packing.logprobs import enable_scoring
 
 pytestmark = [long, pytest.mark.slow]
@@ -85,7 +85,7 @@ def test_a_family_is_right_or_refused(name, tiny_tokenizer):
         attention = attention_for(config, "documents")
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         model.generation_config.eos_token_id = None
-        settle_layout(enable_scoring(model.float().eval()), training=torch.float32)
+        verify_packing(enable_scoring(model.float().eval()), training=torch.float32)
         written = generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=12, stop_ids=[])
     except UserError as error:
         assert "\n" not in str(error)

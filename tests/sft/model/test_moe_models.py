@@ -22,9 +22,9 @@ from sft.errors import UserError
 from sft.model.flops import costs_of_config, costs_of_model
 from sft.model.loading import attention_for
 from sft.model.lora_targets import add_adapter, lora_config, reach_of
-from sft.packing.equivalence import settle_layout
+from sft.packing.equivalence import verify_packing
 from sft.packing.layout import Document, Segment, lay_out
-from sft.packing.logprobs import enable_scoring, log_probs, rows_of
+from sft.packing.logprobs import enable_scoring, log_probs, row_layout
 from sft.planning.step_memory import NeedsValues, Setup, step_memory
 
 SIZES = {
@@ -201,9 +201,9 @@ def test_a_mixture_is_planned_counted_and_trained_or_refused(name):
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention_for(config, "documents")
         )
-        settle_layout(enable_scoring(model.float().eval()), training=torch.float32)
+        verify_packing(enable_scoring(model.float().eval()), training=torch.float32)
         planned(config, name)
-        batch = lay_out([DOCUMENT], packing=True, rows=rows_of(model))
+        batch = lay_out([DOCUMENT], packing=True, rows=row_layout(model))
         assert batch.input_ids.numel() == batch.num_tokens
         ran = really_ran(model.train(), batch)
         costs = costs_of_model(model)

@@ -17,7 +17,7 @@ from sft.export.merge import merged_start
 from sft.model.loading import load_model, load_tokenizer, load_trainable, save_model
 from sft.model.placement import Placement
 from sft.model.vocabulary import base_with_tokens, token_rows
-from sft.packing.equivalence import layout_flaw
+from sft.packing.equivalence import packing_mismatch
 from sft.packing.layout import Document, Segment, pack
 from sft.packing.logprobs import log_probs
 
@@ -194,7 +194,7 @@ def test_under_bfloat16_the_rows_are_float32_and_packing_still_holds(grown):
     kinds = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
     assert next(model.parameters()).dtype == torch.bfloat16  # decides how exact packing must be
-    assert layout_flaw(model) is None
+    assert packing_mismatch(model) is None
 
 
 def test_no_copy_is_made_where_no_token_is_new(base, tmp_path):

@@ -11,14 +11,14 @@ from tiny_models import make_tiny_model
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from sft.packing.document_attention import DOCUMENTS
-from sft.packing.equivalence import layout_flaw, own_flaw, settle_layout
+from sft.packing.equivalence import attention_mismatch, packing_mismatch, verify_packing
 from sft.packing.flex_attention import FLEX, block_mask
 from sft.packing.layout import BLOCK, Document, Segment, attention_mask, lay_out, pack
 from sft.packing.logprobs import (
     attention_of,
     enable_scoring,
     log_probs,
-    rows_of,
+    row_layout,
     score,
     scoring_batch,
     sequence_sums,
@@ -118,7 +118,7 @@ def test_a_leak_through_blocks_is_found(monkeypatch, caplog):
     monkeypatch.setattr("sft.packing.flex_attention.flex_attention_forward", leaky)
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
     with caplog.at_level("INFO"):
-        settle_layout(model)
+        verify_packing(model)
     assert attention_of(model) == "sdpa" and "across branches" in caplog.text
 
 
@@ -135,11 +135,11 @@ def exact(module, query, key, value, mask, **kwargs):
 def test_the_proof_passes_what_computes_the_mask_and_refuses_attention_that_drops_out(monkeypatch):
     monkeypatch.setattr("sft.packing.flex_attention.flex_attention_forward", exact)
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
-    assert own_flaw(model, training=torch.float32) is None
-    assert own_flaw(model, training=torch.bfloat16) is None
+    assert attention_mismatch(model, training=torch.float32) is None
+    assert attention_mismatch(model, training=torch.bfloat16) is None
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX, attention_dropout=0.1))
-    assert own_flaw(model, training=None) is None
-    assert "does not support `dropout`" in own_flaw(model, training=torch.float32)
+    assert attention_mismatch(model, training=None) is None
+    assert "does not support `dropout`" in attention_mismatch(model, training=torch.float32)
     assert not model.training
 
 
@@ -149,10 +149,10 @@ def test_a_model_for_which_flex_attention_fails_is_read_by_masks_over_rows_and_i
     monkeypatch.setattr("sft.packing.flex_attention.flex_attention_forward", exact)
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX, attention_dropout=0.1))
     with caplog.at_level("INFO"):
-        settle_layout(model, training=torch.float32)
-    assert attention_of(model) == "sdpa" and rows_of(model) == "masked"
+        verify_packing(model, training=torch.float32)
+    assert attention_of(model) == "sdpa" and row_layout(model) == "masked"
     assert "attention: sdpa with masks over rows (flex, llama: ValueError: " in caplog.text
-    assert layout_flaw(model) is None
+    assert packing_mismatch(model) is None
 
 
 def test_a_gradient_that_a_branch_should_not_have_is_found(monkeypatch):
@@ -172,7 +172,7 @@ def test_a_gradient_that_a_branch_should_not_have_is_found(monkeypatch):
 
     monkeypatch.setattr("sft.packing.flex_attention.flex_attention_forward", leaky)
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
-    assert "across branches" in own_flaw(model, training=torch.float32)
+    assert "across branches" in attention_mismatch(model, training=torch.float32)
 
 
 ROWS = [document(150, 40, 9, 60), document(70), document(3, 30, 200), document(20, 5)]
@@ -210,7 +210,7 @@ def test_flex_attention_scores_as_documents_and_sdpa_do():
     sums = {}
     for attention in (FLEX, DOCUMENTS, "sdpa"):
         model.set_attn_implementation(attention)
-        batch = lay_out(ROWS, packing=True, rows=rows_of(model))
+        batch = lay_out(ROWS, packing=True, rows=row_layout(model))
         with torch.no_grad():
             sums[attention] = sequence_sums(log_probs(model, batch), batch)
     torch.testing.assert_close(sums[FLEX], sums["sdpa"], rtol=1e-5, atol=1e-4)
@@ -239,7 +239,7 @@ def test_on_cuda_log_probs_and_gradients_are_those_of_sdpa(dtype, window, caplog
     )
     bare = AutoModelForCausalLM.from_config(config, attn_implementation=FLEX)
     model = enable_scoring(bare.eval()).cuda().to(dtype)
-    settle_layout(model, training=dtype)
+    verify_packing(model, training=dtype)
     said = [
         record.getMessage() for record in caplog.records if record.name == "sft.packing.equivalence"
     ]
@@ -248,7 +248,7 @@ def test_on_cuda_log_probs_and_gradients_are_those_of_sdpa(dtype, window, caplog
     for attention in (FLEX, DOCUMENTS):
         model.set_attn_implementation(attention)
         model.zero_grad()
-        batch = lay_out(ROWS, packing=True, rows=rows_of(model)).to("cuda")
+        batch = lay_out(ROWS, packing=True, rows=row_layout(model)).to("cuda")
         values = log_probs(model, batch)
         values.sum().backward()
         gradients = torch.cat([p.grad.float().flatten() for p in model.parameters()])

@@ -10,12 +10,12 @@ from tiny_models import FAMILY, make_tiny_model
 from sft.errors import UserError
 from sft.model.architecture import window_of
 from sft.packing.document_attention import document_attention
-from sft.packing.equivalence import layout_flaw, settle_layout
+from sft.packing.equivalence import packing_mismatch, verify_packing
 from sft.packing.layout import Document, Segment, attention_mask, best_fit, lay_out, pack, unshared
 from sft.packing.logprobs import (
     enable_scoring,
     log_probs,
-    rows_of,
+    row_layout,
     score,
     sequence_sums,
 )
@@ -182,7 +182,7 @@ def windowed_model(name, attention):
 @pytest.mark.parametrize("name", WINDOWED)
 def test_a_layer_sees_no_further_in_packed_rows_than_alone(name, attention):
     model = windowed_model(name, attention)
-    assert layout_flaw(model) is None
+    assert packing_mismatch(model) is None
     lot = torch.Generator().manual_seed(1)
     texts = [torch.randint(3, 260, (n,), generator=lot) for n in (40, 9, 23)]
     batch = pack([chat(text.tolist()) for text in texts], row_length=80)
@@ -252,8 +252,8 @@ def test_values_of_another_width_than_keys_go_by_document(name):
     config = getattr(transformers, f"{name}Config")(**FAMILY | ranks | heads)
     kind = transformers.AutoModelForCausalLM
     model = enable_scoring(kind.from_config(config, attn_implementation="documents").eval())
-    settle_layout(model, training=torch.float32)
-    assert rows_of(model) == "flat"
+    verify_packing(model, training=torch.float32)
+    assert row_layout(model) == "flat"
     model.config._attn_implementation = "sdpa"  # what it is held against reads masks over rows
     batch = lay_out(DOCUMENTS, packing=True, rows="masked")
     over_rows = sequence_sums(log_probs(model, batch), batch)
@@ -268,15 +268,15 @@ def test_a_model_that_takes_no_mask_over_rows_gets_a_row_for_each_sequence():
     config = transformers.BloomConfig(vocab_size=260, hidden_size=32, n_layer=2, n_head=4)
     kind = transformers.AutoModelForCausalLM
     model = enable_scoring(kind.from_config(config, attn_implementation="eager").eval())
-    settle_layout(model)
-    assert rows_of(model) == "apart" and layout_flaw(model) is None
+    verify_packing(model)
+    assert row_layout(model) == "apart" and packing_mismatch(model) is None
 
 
 def test_a_model_whose_tokens_see_what_follows_is_refused_by_name():
     config = transformers.BertGenerationConfig(**FAMILY, is_decoder=False)
     model = enable_scoring(transformers.AutoModelForCausalLM.from_config(config))
     with pytest.raises(UserError, match=r"a 'bert-generation' model sees the tokens that follow"):
-        settle_layout(model)
+        verify_packing(model)
 
 
 @pytest.mark.parametrize("name", CARRYING)
@@ -285,8 +285,8 @@ def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, capl
     config = getattr(transformers, f"{name}Config")(**FAMILY | CARRYING[name])
     model = enable_scoring(transformers.AutoModelForCausalLM.from_config(config).eval())
     with caplog.at_level("INFO"):
-        settle_layout(model)
-    assert rows_of(model) == "apart" and "packing: off" in caplog.text
+        verify_packing(model)
+    assert row_layout(model) == "apart" and "packing: off" in caplog.text
     batch = lay_out(DOCUMENTS, packing=True, rows="apart")
     sums = sequence_sums(log_probs(model, batch), batch)
     sums[1].backward()
@@ -308,15 +308,15 @@ def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, capl
 
 def test_the_proof_refuses_a_layer_that_sees_what_is_not_there():
     model = make_tiny_model()
-    settle_layout(enable_scoring(model))
-    assert rows_of(model) == "masked"
+    verify_packing(enable_scoring(model))
+    assert row_layout(model) == "masked"
 
     def mix(module, inputs, output):
         return output + 0.1 * output.mean(0, keepdim=True)  # over rows
 
     model.model.layers[0].mlp.register_forward_hook(mix)
     with pytest.raises(ValueError, match="rows do not score as single sequences"):
-        settle_layout(model)
+        verify_packing(model)
 
 
 def test_attention_that_cannot_go_by_document_is_refused_by_name(tiny_model):

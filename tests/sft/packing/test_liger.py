@@ -9,7 +9,7 @@ from transformers.models.llama import modeling_llama
 from transformers.utils import is_liger_kernel_available
 
 from sft.packing import liger
-from sft.packing.liger import settle_kernels
+from sft.packing.liger import enable_liger
 
 
 def exchanged(model):
@@ -17,7 +17,7 @@ def exchanged(model):
 
 
 def test_off_cuda_a_model_stays_as_it_is(tiny_model):
-    settle_kernels(tiny_model)
+    enable_liger(tiny_model)
     assert not exchanged(tiny_model)
 
 
@@ -64,7 +64,7 @@ def test_on_cuda_they_are_taken_and_agree(dtype, caplog):
     ids = torch.arange(100, device="cuda")[None]
     with torch.no_grad():
         wanted = model(input_ids=ids).logits.float()
-        settle_kernels(model)
+        enable_liger(model)
         found = model(input_ids=ids).logits.float()
     assert "agree" in caplog.records[-1].getMessage()
     assert exchanged(model)

@@ -5,7 +5,7 @@ import torch
 from tiny_models import make_tiny_model
 
 from sft.packing import logprob_head
-from sft.packing.logprob_head import kernel_flaw, score_states, settle_head
+from sft.packing.logprob_head import fused_kernel_mismatch, score_states, select_logprob_head
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 50
 
@@ -58,7 +58,7 @@ def through_kernel(monkeypatch):
     """Have trl's kernel score a head's tokens: in torch's operations here, compiled on CUDA."""
 
     def settle(layer):
-        assert kernel_flaw(layer, softcap=None) is None
+        assert fused_kernel_mismatch(layer, softcap=None) is None
         monkeypatch.setattr(logprob_head, "_fused", {layer})
 
     return settle
@@ -94,11 +94,11 @@ def test_a_kernel_that_differs_is_not_used(monkeypatch):
 
     layer, _, _ = layer_and_states(torch.float32)
     monkeypatch.setattr(logprob_head, "ChunkedLogProbFunction", Off)
-    assert "log-probs differ by" in kernel_flaw(layer, softcap=None)
+    assert "log-probs differ by" in fused_kernel_mismatch(layer, softcap=None)
 
 
 def test_off_cuda_our_own_chunks_stay(tiny_model):
-    settle_head(tiny_model)
+    select_logprob_head(tiny_model)
     assert tiny_model.get_output_embeddings() not in logprob_head._fused
 
 
@@ -108,7 +108,7 @@ def test_on_cuda_trls_kernel_is_taken_and_agrees(dtype):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     model = make_tiny_model(vocab_size=5000).cuda().to(dtype)
-    settle_head(model)
+    select_logprob_head(model)
     layer = model.get_output_embeddings()
     assert layer in logprob_head._fused
     states = torch.randn(300, 32, device="cuda", dtype=dtype, requires_grad=True)

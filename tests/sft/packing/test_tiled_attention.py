@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sft.packing import tiled_attention as tiled_attention_module
 from sft.packing.document_attention import DOCUMENTS, document_attention
-from sft.packing.equivalence import own_flaw
+from sft.packing.equivalence import attention_mismatch
 from sft.packing.layout import Document, Segment, Span, attention_mask, pack
 from sft.packing.logprobs import enable_scoring, log_probs
 from sft.packing.tiled_attention import pieces, tiled_attention
@@ -169,7 +169,7 @@ def test_windows_and_dropout_are_left_to_torchs_kernel(options, tiled, monkeypat
 def test_a_wrong_gradient_is_found_at_the_start_of_a_run(monkeypatch):
     """A branch's gradient that reaches its neighbour: right forwards, wrong backwards."""
     model = enable_scoring(make_tiny_model(attn_implementation=DOCUMENTS))
-    assert own_flaw(model, training=torch.bfloat16) is None
+    assert attention_mismatch(model, training=torch.bfloat16) is None
     scatter = tiled_attention_module._scatter
 
     def leaky(total, piece, gradient):
@@ -177,7 +177,7 @@ def test_a_wrong_gradient_is_found_at_the_start_of_a_run(monkeypatch):
         total += 1e-3 * gradient.mean()
 
     monkeypatch.setattr(tiled_attention_module, "_scatter", leaky)
-    assert "across branches" in own_flaw(model, training=torch.bfloat16)
+    assert "across branches" in attention_mismatch(model, training=torch.bfloat16)
 
 
 def test_attention_mask_and_dense_mask_here_agree():

@@ -28,7 +28,7 @@ from sft.errors import UserError
 from sft.model.loading import load_tokenizer, load_trainable
 from sft.model.placement import choose_placement
 from sft.packing.fillers import FillersLast
-from sft.packing.logprobs import enable_scoring, log_probs, read_apart, rows_of
+from sft.packing.logprobs import disable_packing, enable_scoring, log_probs, row_layout
 from sft.run.checkpoint import draft_folder, flaw, last_good, newest_first, publish
 from sft.run.command import run_command
 from sft.run.stage_facts import smoothed_losses
@@ -72,7 +72,7 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
     apart = attention == "apart"  # a row for each, as for layers that carry something over
     model = enable_scoring(make_tiny_model(attn_implementation="sdpa" if apart else attention))
     if apart:
-        read_apart(model)
+        disable_packing(model)
     others, varied, _ = train(
         rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing, model=model
     )
@@ -114,7 +114,7 @@ def test_fillers_go_last_and_the_shuffle_of_the_rows_stays():
 def test_loss_and_gradients_equal_hugging_faces_own_on_unpacked_rows(rows, attention):
     model = enable_scoring(make_tiny_model(attn_implementation=attention))
     examples = rows.to_list()[:6]
-    layout = Layout(packing=True, rows=rows_of(model), pass_tokens=1000)
+    layout = Layout(packing=True, rows=row_layout(model), pass_tokens=1000)
     (inputs,) = collate_chats(examples, layout=layout)["passes"]
     ours = -log_probs(model, inputs["rows"]).sum() / inputs["num_items"]
     ours.backward()
