@@ -16,9 +16,9 @@ from eval.generation.generate import Generation, generate
 from sft.chat_template.encoding import ids_of
 from sft.distributed.fsdp_forward import reading
 from sft.model.architecture import window_of
+from sft.packing.kv_cache import Prefix, attends_to_all_tokens, read_prefix
 from sft.packing.layout import Document, Segment
 from sft.packing.logprobs import batch_tokens, row_layout, score, scoring_batch, sequence_sums
-from sft.packing.prefix_cache import Prefix, read_prefix, takes_prefix
 
 
 def backend_of(model: Any, tokenizer: Any) -> Backend:
@@ -67,7 +67,8 @@ class TransformersBackend(Backend):
         for place, question in enumerate(questions):
             contexts.setdefault(question.context, []).append(_Numbered(place, question))
         found: dict[int, Scored] = {}
-        shares = row_layout(self.model) != "apart" and takes_prefix(self.model)
+        packed = row_layout(self.model) != "apart"
+        shares = packed and attends_to_all_tokens(self.model.config)
         for shared, groups in _families(list(contexts.values()), shares=shares):
             prefix = None
             if shared:

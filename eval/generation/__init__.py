@@ -2,8 +2,6 @@
 
 batch: Rows that are decoded together, with a KV cache.
 generate: Batched generation with a KV cache, in which a finished row costs nothing.
-kv_cache: A KV cache that writes in place, loses rows cheaply and starts from a shared
-    beginning.
 padding_check: The proof, before a model's first answers, that rows of a batch are decoded as
     each is alone.
 stopping: When an answer is over: at a stop id, a stop string, its cap, or a loop.

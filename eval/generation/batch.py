@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from eval.generation.kv_cache import preallocated_cache, sees_everything
 from eval.generation.stopping import CHECK_EVERY, Ended, StopRule
+from sft.packing.kv_cache import attends_to_all_tokens, preallocated_cache
 
 # Bytes that the pass over the prompts may hold apart from keys and values: activations of a layer,
 # and for rows of different lengths a mask. Prompts that need more are read in pieces.
@@ -35,7 +35,8 @@ class Batch:
         length = self.width + self.room
         self.cache = preallocated_cache(model.config, length=length)
         # A gap behind the shared part would lie within a sliding window, so only without one.
-        self.shared = shared_length(prompts) if sees_everything(self.cache) else 0
+        self.global_attention = attends_to_all_tokens(model.config)
+        self.shared = shared_length(prompts) if self.global_attention else 0
         shape = (len(prompts), length)
         self.tokens = torch.zeros(shape, dtype=torch.int64)
         self.mask = torch.ones(shape, dtype=torch.int64)
@@ -93,7 +94,7 @@ class Batch:
     def _read_prompts(self) -> torch.Tensor:
         """Logits [B, V] after the prompts, which fill the cache, in pieces of bounded memory."""
         # Recurrent states and windows of a cache take a prompt in one piece.
-        step = self._piece() if sees_everything(self.cache) else self.width
+        step = self._piece() if self.global_attention else self.width
         for start in range(self.shared, self.width, step):
             logits = self.forward(start, min(start + step, self.width))
         return logits

@@ -91,7 +91,7 @@ def _row(
     lengths = [n for span in spans for n in (span.trunk, *span.branches)]
     query, key, value = states
     padding = query.shape[2] - sum(lengths)
-    # What stands before the row (see `sft.packing.prefix_cache`) is seen by every document.
+    # What stands before the row (see `sft.packing.kv_cache`) is seen by every document.
     before = key.shape[2] - query.shape[2]
     shared = [key[:, :, :before], value[:, :, :before]]
     rest = (query, key[:, :, before:], value[:, :, before:])

@@ -18,6 +18,7 @@ from peft import PeftModel
 from sft.errors import UserError
 from sft.packing.document_attention import DOCUMENTS
 from sft.packing.flex_attention import FLEX, block_mask
+from sft.packing.kv_cache import Prefix
 from sft.packing.layout import (
     PADDING,
     Batch,
@@ -28,7 +29,6 @@ from sft.packing.layout import (
     pack,
 )
 from sft.packing.logprob_head import Scores, score_states
-from sft.packing.prefix_cache import Prefix
 
 # Families that scale their logits after the projection; silently ignoring it would be wrong.
 _SCALED = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
@@ -115,7 +115,7 @@ def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:
     more = attention_inputs(model, batch, rows=rows)
     position_ids = batch.position_ids
     if prefix is not None:
-        assert rows != "apart", "see takes_prefix"
+        assert rows != "apart", "these rows take no prefix"
         position_ids = position_ids + prefix.length
         more["past_key_values"] = prefix.cache
         if rows == "masked":

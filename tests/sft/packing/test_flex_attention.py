@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from sft.packing.document_attention import DOCUMENTS
 from sft.packing.equivalence import attention_mismatch, packing_mismatch, verify_packing
 from sft.packing.flex_attention import FLEX, block_mask
+from sft.packing.kv_cache import read_prefix
 from sft.packing.layout import BLOCK, Document, Segment, attention_mask, lay_out, pack
 from sft.packing.logprobs import (
     attention_of,
@@ -23,7 +24,6 @@ from sft.packing.logprobs import (
     scoring_batch,
     sequence_sums,
 )
-from sft.packing.prefix_cache import read_prefix
 
 
 def document(trunk, *branches):
