@@ -19,7 +19,7 @@ from sft.chat_template.tokenizer_coverage import refuse_lost_rows, refuse_unknow
 from sft.cleaning.decontamination import Benchmarks
 from sft.cleaning.filters import CONTAMINATED, check_contamination, without
 from sft.config.sections import DpoStage, Preset
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.mixture import mix
 from sft.data.prompts import read_prompts
 from sft.data.source_table import source_table
@@ -52,7 +52,7 @@ def check_dpo(section: DpoStage, placement: Placement) -> None:
         training_arguments(DPOConfig, section, folder=Path("dpo"), placement=placement)
 
 
-def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> Dataset | None:
+def given_pairs(preset: Preset, context: RunContext, *, benchmarks: Benchmarks) -> Dataset | None:
     """Token rows of the preferences that the preset names, or None where it names none.
 
     Raises:
@@ -62,26 +62,26 @@ def given_pairs(preset: Preset, setting: Setting, *, benchmarks: Benchmarks) -> 
     data = preset.data
     if not (data.preference and preset.dpo.enabled):
         return None
-    folder = setting.folder / "data" / "preference"
+    folder = context.folder / "data" / "preference"
 
     def prepare() -> None:
         read = read_preferences(data.preference, on_error=data.on_error)
         found = check_contamination(read.rows, data, benchmarks=benchmarks, folder=folder)
         read = without(read, found, rule=CONTAMINATED)
-        refuse_lost_rows(setting.tokenizer, read.rows, most=setting.max_unknown)
-        mixed = mix(read, data.preference, seed=setting.seed)
-        counted = _encode(mixed, preset, setting, folder=folder / ROWS)
+        refuse_lost_rows(context.tokenizer, read.rows, most=context.max_unknown)
+        mixed = mix(read, data.preference, seed=context.seed)
+        counted = _encode(mixed, preset, context, folder=folder / ROWS)
         facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
         title = "data.preference: rows of each source"
-        setting.show(source_table(facts["sources"], title=title))
-        write_json(setting.folder / "data" / "preference.json", facts)
+        context.show(source_table(facts["sources"], title=title))
+        write_json(context.folder / "data" / "preference.json", facts)
 
     from_main(prepare)
     return read_shared_rows(folder / ROWS / FILE)
 
 
 def _encode(
-    pairs: Sequence[dict[str, Any]], preset: Preset, setting: Setting, *, folder: Path
+    pairs: Sequence[dict[str, Any]], preset: Preset, context: RunContext, *, folder: Path
 ) -> PairFacts:
     """Write token rows of pairs, once for the same pairs; one process does, all read them."""
     max_length = preset.dpo.trl["max_length"]
@@ -89,25 +89,25 @@ def _encode(
         folder,
         {
             "pairs": fingerprint(list(pairs)),
-            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "tokenizer": tokenizer_fingerprint(context.tokenizer),
             "max_length": str(max_length),
         },
     )
     facts = stage.finished()
     if facts is None:
         stage.begin()
-        rows, counted = encode_pairs(pairs, setting.tokenizer, max_length=max_length)
+        rows, counted = encode_pairs(pairs, context.tokenizer, max_length=max_length)
         with writing(folder / FILE):
             rows.to_parquet(folder / FILE)
         facts = stage.finish(outputs=[FILE], facts=asdict(counted))
     counted = PairFacts(**facts)
-    setting.show(pairs_table(counted))
+    context.show(pairs_table(counted))
     return counted
 
 
 def pair_prompts(
     preset: Preset,
-    setting: Setting,
+    context: RunContext,
     *,
     benchmarks: Benchmarks,
     reference_flaw: Callable[[Any], str | None],
@@ -124,8 +124,8 @@ def pair_prompts(
     if preset.data.preference or not preset.dpo.enabled:
         return []
     prompts = read_prompts(preset.pairs.prompts, reference_flaw=reference_flaw)
-    refuse_lost_rows(setting.tokenizer, prompts, most=setting.max_unknown, name="pairs.prompts")
-    folder = setting.folder / "data" / "prompts"
+    refuse_lost_rows(context.tokenizer, prompts, most=context.max_unknown, name="pairs.prompts")
+    folder = context.folder / "data" / "prompts"
     found = from_main(
         lambda: check_contamination(prompts, preset.data, benchmarks=benchmarks, folder=folder)
     )
@@ -143,7 +143,7 @@ def pair_prompts(
 
 def sampled_pairs(
     preset: Preset,
-    setting: Setting,
+    context: RunContext,
     *,
     start: str,
     prompts: Sequence[dict[str, Any]],
@@ -163,12 +163,12 @@ def sampled_pairs(
     """
     section = preset.pairs
     stage = Stage(
-        setting.folder / STAGE_FOLDERS["dpo"] / "pairs",
+        context.folder / STAGE_FOLDERS["dpo"] / "pairs",
         {
-            "weights": setting.weights_key(start),
+            "weights": context.weights_key(start),
             "prompts": fingerprint(list(prompts)),
-            "options": fingerprint([asdict(section), setting.seed]),
-            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "options": fingerprint([asdict(section), context.seed]),
+            "tokenizer": tokenizer_fingerprint(context.tokenizer),
             **sampled_by,
         },
     )
@@ -181,7 +181,7 @@ def sampled_pairs(
         ) -> Sequence[Answer]:
             answers = sample(conversations, seeds)
             written = [answer.token_ids for answer in answers]
-            refuse_unknown_answers(setting.tokenizer, written, most=setting.max_unknown)
+            refuse_unknown_answers(context.tokenizer, written, most=context.max_unknown)
             return answers
 
         pairs, counts = build_pairs(
@@ -190,7 +190,7 @@ def sampled_pairs(
             judge=judge,
             samples_per_prompt=section.samples_per_prompt,
             min_score_gap=section.min_score_gap,
-            seed=setting.seed,
+            seed=context.seed,
         )
 
         def keep() -> None:
@@ -208,28 +208,28 @@ def sampled_pairs(
                 "answers are cut, pairs.max_new_tokens, name preferences of your own "
                 "(data.preference), or end without DPO (dpo.enabled=false), and add --rerun"
             )
-        _encode(pairs, preset, setting, folder=stage.folder / ROWS)
+        _encode(pairs, preset, context, folder=stage.folder / ROWS)
 
     from_main(encode)
     return read_shared_rows(stage.folder / ROWS / FILE)
 
 
-def run_dpo_stage(setting: Setting, *, start: str, section: DpoStage, rows: Dataset) -> str:
+def run_dpo_stage(context: RunContext, *, start: str, section: DpoStage, rows: Dataset) -> str:
     """DPO on token rows of pairs (see `dpo.encode`); returns the directory of its model."""
     rows_key = rows_fingerprint(rows)
     # Weights, rows and precision decide the reference; beta and the schedule do not. What is merged
     # is rounded, so that is another start.
-    dtype, merging = str(setting.placement.compute), setting.lora.between_stages
-    key = fingerprint([setting.weights_key(start), rows_key, dtype, merging])
+    dtype, merging = str(context.placement.compute), context.lora.between_stages
+    key = fingerprint([context.weights_key(start), rows_key, dtype, merging])
 
     shown = rows[:MERGE_ROWS]
 
     def train(model: Any, folder: Path) -> StageFacts:
         cache = folder / "reference" / key[:16]
-        return train_dpo(model, rows, section=section, setting=setting, folder=folder, cache=cache)
+        return train_dpo(model, rows, section=section, context=context, folder=folder, cache=cache)
 
     return run_stage(
-        setting,
+        context,
         STAGE_FOLDERS["dpo"],
         start=start,
         inputs={"section": asdict(section), "rows": rows_key},

@@ -17,7 +17,7 @@ from trl.trainer import dpo_trainer
 from dpo.loss import PairScores, preference_loss
 from dpo.reference import pair_document, reference_log_probs
 from sft.config.sections import DpoStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.packing.layout import Batch
 from sft.packing.logprobs import log_probs, sequence_sums
@@ -165,7 +165,7 @@ def train_dpo(
     rows: Dataset,
     *,
     section: DpoStage,
-    setting: Setting,
+    context: RunContext,
     folder: Path,
     cache: Path,
     label: str = "dpo",
@@ -179,13 +179,13 @@ def train_dpo(
         cache: where the reference log-probs of these rows under these weights are kept.
         label: names the progress bar.
     """
-    placement = setting.placement
+    placement = context.placement
     args, schedule = training_arguments(
         DPOConfig,
         section,
         folder=folder,
         placement=placement,
-        seed=setting.seed,
+        seed=context.seed,
         precompute_ref_log_probs=True,
     )
     reference = reference_log_probs(
@@ -208,14 +208,14 @@ def train_dpo(
             collate=collate_pairs,
             schedule=schedule,
             section=section,
-            setting=setting,
+            context=context,
             folder=folder,
             label=label,
         )
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
-    return run_training(trainer, model, setting=setting, folder=folder, label=label)
+    return run_training(trainer, model, context=context, folder=folder, label=label)
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.report.tables import console_table
     from eval.results.imported import import_measures
     from eval.results.results import write_results
-    from sft.context import Setting
+    from sft.context import RunContext
     from sft.distributed.collectives import from_main
     from sft.distributed.sharding import reads_parts
     from sft.model.loading import (
@@ -148,9 +148,9 @@ def compare(preset: Preset, compared: Compared) -> None:
             )
         check_one_backend(measured_by)
         for name, tokenizer in tokenizers.items():
-            setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-            setting = replace(setting, parts=parts[name])
-            measure(name, paths[name], setting, preset.eval, replaces=False)
+            context = RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+            context = replace(context, parts=parts[name])
+            measure(name, paths[name], context, preset.eval, replaces=False)
         names = [*compared.models, *compared.samples]
         only = [] if compared.models else preset.eval.tasks
         results = from_main(lambda: write_results(folder, names, only=only))

@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> None:
     from eval.open_ended.questions import answers_of, read_questions
     from eval.open_ended.tables import open_ended_table
     from sft.chat_template.tokenizer_coverage import refuse_lost_rows
-    from sft.context import Setting
+    from sft.context import RunContext
     from sft.model.loading import check_model, load_tokenizer
     from sft.model.placement import choose_placement
     from sft.run.console import start_logging
@@ -116,9 +116,9 @@ def run(given: argparse.Namespace) -> None:
         write_environment(folder, preset)
         answers = {}
         for name, tokenizer in tokenizers.items():
-            setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+            context = RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
             answers[name] = answers_of(
-                name, paths[name], setting, questions, cap=given.cap, engine=preset.eval
+                name, paths[name], context, questions, cap=given.cap, engine=preset.eval
             )
         if not PartialState().is_main_process:
             return  # one asks the judge

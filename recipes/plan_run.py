@@ -80,7 +80,7 @@ def plan(
     from eval.measures.cost import cost_line
     from eval.measures.rehearsal import check_questions
     from eval.tasks.questions import asked
-    from sft.context import Setting
+    from sft.context import RunContext
     from sft.model.adapter_checks import check_adapters
     from sft.model.loading import check_model, context_window, load_tokenizer, read_config
     from sft.model.placement import choose_placement
@@ -116,14 +116,16 @@ def plan(
     )
     config = read_config(base, preset.model)
     check_adapters(preset, base, tokenizer, config=config)
-    setting = Setting.of(preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here)
+    context = RunContext.of(
+        preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here
+    )
     benchmarks = asked(preset.eval)
     chats = prepare_chats(
-        preset.data, setting, benchmarks=benchmarks, split_at=split_length(preset)
+        preset.data, context, benchmarks=benchmarks, split_at=split_length(preset)
     )
-    works = [chats_work(s.name, s.section, s.rows) for s in plan_stages(chats, preset, setting)]
-    pairs = given_pairs(preset, setting, benchmarks=benchmarks)
-    prompts = pair_prompts(preset, setting, benchmarks=benchmarks, reference_flaw=reference_flaw)
+    works = [chats_work(s.name, s.section, s.rows) for s in plan_stages(chats, preset, context)]
+    pairs = given_pairs(preset, context, benchmarks=benchmarks)
+    prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw)
     works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
     for work in works:
         check_batch(work.name, work.section, processes=devices)

@@ -96,7 +96,7 @@ def chain(
     from eval.results.results import write_results
     from eval.results.stage_gate import check_gates, holds, needed, write_decisions
     from eval.tasks.questions import asked
-    from sft.context import Setting
+    from sft.context import RunContext
     from sft.distributed.collectives import from_main
     from sft.model.adapter_checks import check_adapters
     from sft.model.loading import check_model, context_window, load_tokenizer, read_config
@@ -163,25 +163,25 @@ def chain(
         ) as folder,
         reporting(preset, folder) as trackers,
     ):
-        setting = Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+        context = RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
         before_this = None if rerun else read_json(folder / "results.json")
-        setting = replace(
-            setting,
+        context = replace(
+            context,
             trackers=trackers,
             tables=before_this is None,
             parts=parts,
-            after_epoch=epoch_measure(preset.eval, setting),
-            loop_probe=loop_probe(preset, setting),
+            after_epoch=epoch_measure(preset.eval, context),
+            loop_probe=loop_probe(preset, context),
         )
         write_environment(folder, preset, inputs=inputs, revisions=revisions)
 
         # 2. Rows -> chats -> token rows, none of them with a question that is measured.
         split_at = split_length(preset)
-        chats = prepare_chats(preset.data, setting, benchmarks=benchmarks, split_at=split_at)
-        stages = plan_stages(chats, preset, setting)
-        pairs = given_pairs(preset, setting, benchmarks=benchmarks)
+        chats = prepare_chats(preset.data, context, benchmarks=benchmarks, split_at=split_at)
+        stages = plan_stages(chats, preset, context)
+        pairs = given_pairs(preset, context, benchmarks=benchmarks)
         prompts = pair_prompts(
-            preset, setting, benchmarks=benchmarks, reference_flaw=reference_flaw
+            preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw
         )
         preferences = preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
         for work in preferences:
@@ -217,7 +217,7 @@ def chain(
         base = base_with_tokens(base, preset.model, tokenizer, run=folder)
         models = {"base": base}
         decisions = []
-        measure("base", base, setting, preset.eval)
+        measure("base", base, context, preset.eval)
         for stage in stages:
             auto, before = stage.section.enabled == "auto", list(models)[-1]
             if auto:
@@ -227,9 +227,9 @@ def chain(
                 )
                 if decisions[-1].verdict == "skipped":
                     continue
-            at_start = starting_at(setting, before)
+            at_start = starting_at(context, before)
             trained = run_sft_stage(stage, at_start, start=models[before])
-            measure(stage.name, trained, setting, preset.eval)
+            measure(stage.name, trained, context, preset.eval)
             if auto:
                 decisions.append(from_main(partial(holds, folder, stage=stage.name, before=before)))
             if not auto or decisions[-1].verdict == "kept":
@@ -240,16 +240,16 @@ def chain(
             if pairs is None:
                 pairs = sampled_pairs(
                     preset,
-                    setting,
+                    context,
                     start=start,
                     prompts=prompts,
-                    sample=sampler(start, setting, section=preset.pairs, engine=preset.eval),
+                    sample=sampler(start, context, section=preset.pairs, engine=preset.eval),
                     judge=rule_judge,
-                    sampled_by=backend_inputs(preset.eval, setting),
+                    sampled_by=backend_inputs(preset.eval, context),
                 )
-            at_start = starting_at(setting, before)
+            at_start = starting_at(context, before)
             trained = run_dpo_stage(at_start, start=start, section=preset.dpo, rows=pairs)
-            measure("dpo", trained, setting, preset.eval)
+            measure("dpo", trained, context, preset.eval)
             if preset.dpo.enabled == "auto":
                 decisions.append(from_main(partial(holds, folder, stage="dpo", before=before)))
             if preset.dpo.enabled is True or decisions[-1].verdict == "kept":

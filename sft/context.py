@@ -58,7 +58,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunContext:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
     `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
@@ -91,8 +91,8 @@ class Setting:
         folder: Path,
         tokenizer: PreTrainedTokenizerBase,
         placement: Placement,
-    ) -> "Setting":
-        """The setting that a preset describes, on this machine."""
+    ) -> "RunContext":
+        """Return the context that a preset describes on this machine."""
         return cls(
             folder,
             tokenizer,

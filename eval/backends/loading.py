@@ -16,7 +16,7 @@ from eval.backends.transformers_backend import TransformersBackend
 from eval.backends.vllm_backend import check_vllm, find_vllm, vllm_backend
 from sft.chat_template.encoding import ids_of
 from sft.config.sections import EvalSection
-from sft.context import Setting
+from sft.context import RunContext
 from sft.distributed.collectives import from_main
 from sft.distributed.fsdp_forward import together
 from sft.errors import UserError
@@ -44,7 +44,7 @@ def check_backend(section: EvalSection, placement: Placement) -> None:
         check_vllm(section.vllm_python, placement.device)
 
 
-def backend_inputs(section: EvalSection, setting: Setting) -> dict[str, str]:
+def backend_inputs(section: EvalSection, context: RunContext) -> dict[str, str]:
     """What the backend adds to the inputs of a measure, so that none is kept across backends.
 
     Nothing for transformers: what was measured before there were two stays.
@@ -52,47 +52,47 @@ def backend_inputs(section: EvalSection, setting: Setting) -> dict[str, str]:
     if section.backend != "vllm":
         return {}
     version = find_vllm(section.vllm_python).version
-    return {BACKEND: f"vllm {version} {setting.placement.inference}"}
+    return {BACKEND: f"vllm {version} {context.placement.inference}"}
 
 
 @contextmanager
-def loaded(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
+def loaded(path: str, context: RunContext, section: EvalSection) -> Iterator[Backend]:
     """The model or adapter at `path`, ready to score and write; its GPU memory is free at the end
     where another process held it. All processes call it: each has the whole model, or a vLLM with
-    it, on its own device; or all have it in parts, where the setting says so, and make each pass
+    it, on its own device; or all have it in parts, where the context says so, and make each pass
     together.
 
     Raises:
         UserError: vLLM does not load the model.
     """
     if section.backend == "vllm":
-        with _in_vllm(path, setting, section) as backend:
+        with _in_vllm(path, context, section) as backend:
             yield backend
     else:
         model = load_model(
             path,
-            setting.placement,
-            dtype=setting.placement.inference,
-            trust_remote_code=setting.trust_remote_code,
-            parts=setting.parts,
+            context.placement,
+            dtype=context.placement.inference,
+            trust_remote_code=context.trust_remote_code,
+            parts=context.parts,
         )
         with together(model):
-            yield TransformersBackend(model, setting.tokenizer)
+            yield TransformersBackend(model, context.tokenizer)
 
 
 @contextmanager
-def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Backend]:
+def _in_vllm(path: str, context: RunContext, section: EvalSection) -> Iterator[Backend]:
     """A folder of the run holds what vLLM reads from disk for as long as it does; the first
     process makes it, for all."""
-    scratch, trust = setting.folder / ".vllm", setting.trust_remote_code
+    scratch, trust = context.folder / ".vllm", context.trust_remote_code
 
     def prepare() -> str:
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-        whole = _merged(path, setting, scratch / "model") if is_adapter(path) else path
+        whole = _merged(path, context, scratch / "model") if is_adapter(path) else path
         # Ours, with the tokens that were added; vLLM reads the model's type beside it.
         config = read_model_config(whole, trust_remote_code=trust)
         config.save_pretrained(scratch / "tokenizer")
-        setting.tokenizer.save_pretrained(scratch / "tokenizer")
+        context.tokenizer.save_pretrained(scratch / "tokenizer")
         return whole
 
     try:
@@ -101,14 +101,14 @@ def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Back
         free_memory()
         with vllm_backend(
             whole,
-            vllm=check_vllm(section.vllm_python, setting.placement.device),
-            tokenizer=setting.tokenizer,
+            vllm=check_vllm(section.vllm_python, context.placement.device),
+            tokenizer=context.tokenizer,
             tokenizer_folder=scratch / "tokenizer",
-            dtype=setting.placement.inference,
-            device=setting.placement.device,
+            dtype=context.placement.inference,
+            device=context.placement.device,
             window=window_of(config),
             eos_ids=_eos_ids(whole, config),
-            seed=setting.seed,
+            seed=context.seed,
             trust_remote_code=trust,
         ) as backend:
             yield backend
@@ -117,14 +117,14 @@ def _in_vllm(path: str, setting: Setting, section: EvalSection) -> Iterator[Back
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _merged(path: str, setting: Setting, folder: Path) -> str:
+def _merged(path: str, context: RunContext, folder: Path) -> str:
     """An adapter in its base's weights, merged in float32 on the CPU, then rounded: vLLM takes
     neither every rank nor embeddings that were trained beside an adapter."""
-    placement = replace(on_processor(setting.placement), attention="sdpa")
+    placement = replace(on_processor(context.placement), attention="sdpa")
     model = load_model(
-        path, placement, dtype=torch.float32, trust_remote_code=setting.trust_remote_code
+        path, placement, dtype=torch.float32, trust_remote_code=context.trust_remote_code
     )
-    model.merge_and_unload().to(setting.placement.inference).save_pretrained(folder)
+    model.merge_and_unload().to(context.placement.inference).save_pretrained(folder)
     return str(folder)
 
 

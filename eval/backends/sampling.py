@@ -10,12 +10,12 @@ from eval.backends.loading import loaded
 from eval.generation.generate import Generation
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, PairsSection
-from sft.context import Setting
+from sft.context import RunContext
 from sft.distributed.collectives import own_share, split
 
 
 def sampler(
-    path: str, setting: Setting, *, section: PairsSection, engine: EvalSection
+    path: str, context: RunContext, *, section: PairsSection, engine: EvalSection
 ) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
     """A function of conversations and seeds that samples one answer each.
 
@@ -27,7 +27,7 @@ def sampler(
         conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
     ) -> list[Generation]:
         with (
-            loaded(path, setting, engine) as backend,
+            loaded(path, context, engine) as backend,
             tqdm(
                 total=len(own_share(conversations)),
                 desc="sampling answers",
@@ -38,9 +38,9 @@ def sampler(
 
             def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
                 return backend.generate(
-                    [encode_prompt(setting.tokenizer, messages) for messages, _ in asked],
+                    [encode_prompt(context.tokenizer, messages) for messages, _ in asked],
                     max_new_tokens=section.max_new_tokens,
-                    stop_ids=stop_ids(setting.tokenizer, also=backend.eos_ids),
+                    stop_ids=stop_ids(context.tokenizer, also=backend.eos_ids),
                     temperature=section.temperature,
                     top_p=section.top_p,
                     seeds=[seed for _, seed in asked],

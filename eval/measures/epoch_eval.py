@@ -25,7 +25,7 @@ from eval.tasks.benchmark import place_of, run_benchmark
 from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks
 from sft.config.sections import EvalSection, Preset
-from sft.context import InTraining, Moment, Setting
+from sft.context import InTraining, Moment, RunContext
 from sft.data.prompts import read_repetition, spread
 from sft.distributed.sharding import spread as spread_by
 from sft.errors import UserError
@@ -49,8 +49,8 @@ def check_epochs(preset: Preset) -> None:
         )
 
 
-def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
-    """What `setting.after_epoch` is to be: None where the preset does not ask for it.
+def epoch_measure(section: EvalSection, context: RunContext) -> InTraining | None:
+    """What `context.after_epoch` is to be: None where the preset does not ask for it.
 
     The function writes generations.jsonl and samples/<task>.jsonl and returns `repetition` and
     `benchmarks` (and `language`) as `eval.measures.measure` has them in scores.json.
@@ -74,16 +74,16 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
             if prompts:
                 cap = section.repetition.cap
                 rows = repetition.measure(
-                    model, setting.tokenizer, prompts, cap=cap, progress=bar.update
+                    model, context.tokenizer, prompts, cap=cap, progress=bar.update
                 )
                 write_jsonl(end.folder / "generations.jsonl", rows)
                 row["repetition"] = repetition.summarise(rows)
             for task in tasks:
                 engine = TurnedEngine(
-                    *(model, setting.tokenizer),
+                    *(model, context.tokenizer),
                     chat=True,
-                    seed=setting.seed,
-                    max_unknown=setting.max_unknown,
+                    seed=context.seed,
+                    max_unknown=context.max_unknown,
                 )
                 entry = run_benchmark(
                     engine,
@@ -97,7 +97,7 @@ def epoch_measure(section: EvalSection, setting: Setting) -> InTraining | None:
                 row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()
         log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
-        setting.trackers.tell(end.stage, figures(row, "epoch"), step=end.step)
+        context.trackers.tell(end.stage, figures(row, "epoch"), step=end.step)
         return row
 
     return measure

@@ -14,7 +14,7 @@ from typing import Any
 
 from eval.measures import repetition
 from sft.config.sections import Preset
-from sft.context import InTraining, Moment, Setting
+from sft.context import InTraining, Moment, RunContext
 from sft.data.prompts import read_repetition, spread
 from sft.distributed.sharding import spread as spread_by
 from sft.system.atomic_files import read_jsonl, write_jsonl
@@ -28,8 +28,8 @@ PROMPTS = 24
 CAP = 256
 
 
-def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
-    """What `setting.loop_probe` is to be; None where it is switched off, or cannot be, as is said.
+def loop_probe(preset: Preset, context: RunContext) -> InTraining | None:
+    """What `context.loop_probe` is to be; None where it is switched off, or cannot be, as is said.
 
     Raises:
         UserError: the prompts cannot be read.
@@ -55,10 +55,10 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
 
         rows = None
         if moment.step == 0 and start is not None:
-            file = setting.folder / "eval" / start / "generations.jsonl"
-            rows = _measured(file, prompts, setting.tokenizer, cap=cap)
+            file = context.folder / "eval" / start / "generations.jsonl"
+            rows = _measured(file, prompts, context.tokenizer, cap=cap)
         if rows is None:
-            rows = repetition.measure(model, setting.tokenizer, prompts, cap=cap, tick=tick)
+            rows = repetition.measure(model, context.tokenizer, prompts, cap=cap, tick=tick)
         write_jsonl(moment.folder / "generations.jsonl", rows)
         found = repetition.summarise(rows)
         log.info(
@@ -71,11 +71,11 @@ def loop_probe(preset: Preset, setting: Setting) -> InTraining | None:
     return probe
 
 
-def starting_at(setting: Setting, name: str) -> Setting:
-    """The setting of a stage that begins with a model which was measured under this name: the look
+def starting_at(context: RunContext, name: str) -> RunContext:
+    """The context of a stage that begins with a model which was measured under this name: the look
     before its first step reads the answers that are on disk."""
-    probe: Any = setting.loop_probe
-    return setting if probe is None else replace(setting, loop_probe=partial(probe, start=name))
+    probe: Any = context.loop_probe
+    return context if probe is None else replace(context, loop_probe=partial(probe, start=name))
 
 
 def _measured(

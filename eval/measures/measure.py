@@ -26,7 +26,7 @@ from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks, check_tasks, tasks_fingerprint
 from sft.chat_template.tokenizer_coverage import refuse_lost_rows
 from sft.config.sections import EvalSection, RepetitionSection, TaskOptions
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.prompts import read_repetition
 from sft.distributed.collectives import from_main, own_share, split
 from sft.errors import UserError
@@ -93,7 +93,7 @@ def _times(section: RepetitionSection) -> int:
 
 
 def measure(
-    name: str, path: str, setting: Setting, section: EvalSection, *, replaces: bool = True
+    name: str, path: str, context: RunContext, section: EvalSection, *, replaces: bool = True
 ) -> None:
     """Measure one model into eval/<name>/, except what is there for these weights and settings.
 
@@ -109,14 +109,14 @@ def measure(
     """
     try:
         with ExitStack() as resources:
-            measured = _Measured(name, path, setting, section, resources)
+            measured = _Measured(name, path, context, section, resources)
             if not replaces:
                 from_main(measured.refuse_other_weights)
             measured.all()
     except OSError as error:
-        if error.filename is None or not Path(error.filename).is_relative_to(setting.folder):
+        if error.filename is None or not Path(error.filename).is_relative_to(context.folder):
             raise
-        raise not_written(setting.folder, error) from None
+        raise not_written(context.folder, error) from None
 
 
 @dataclass
@@ -125,7 +125,7 @@ class _Measured:
 
     name: str
     path: str
-    setting: Setting
+    context: RunContext
     section: EvalSection
     resources: ExitStack  # what is closed when the model is measured
     scores: dict[str, Any] = field(default_factory=lambda: {"benchmarks": {}})
@@ -134,7 +134,7 @@ class _Measured:
 
     @property
     def folder(self) -> Path:
-        return self.setting.folder / "eval" / self.name
+        return self.context.folder / "eval" / self.name
 
     def refuse_other_weights(self) -> None:
         """So that what was computed for another model is not written over."""
@@ -149,8 +149,8 @@ class _Measured:
         """Every task in the protocol's format, then in the others, then repetition and safety."""
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.scores |= backend_inputs(self.section, self.setting)
-        trust = self.setting.trust_remote_code
+        self.scores |= backend_inputs(self.section, self.context)
+        trust = self.context.trust_remote_code
         chat = asked_in_chat(self.name, self.path, self.section, trust_remote_code=trust)
         if chat and self.name == BASE and self.section.base_format == "auto":
             log.info(
@@ -172,8 +172,8 @@ class _Measured:
         from_main(self._finish)
 
     def _finish(self) -> None:
-        setting = self.setting
-        tell_measures(setting.trackers, self.name, self.scores, folder=setting.folder)
+        context = self.context
+        tell_measures(context.trackers, self.name, self.scores, folder=context.folder)
         stage = Stage(self.folder, self._common | {"scores": fingerprint(self.scores)})
         if stage.finished() is not None and not self.missing:
             log.info("%s: measured already, skipped", self.name)
@@ -184,15 +184,15 @@ class _Measured:
     @cached_property
     def _common(self) -> dict[str, str]:
         return {
-            "weights": self.setting.weights_key(self.path),
-            "tokenizer": tokenizer_fingerprint(self.setting.tokenizer),
-            **backend_inputs(self.section, self.setting),
+            "weights": self.context.weights_key(self.path),
+            "tokenizer": tokenizer_fingerprint(self.context.tokenizer),
+            **backend_inputs(self.section, self.context),
         }
 
     @cached_property
     def _model(self) -> Backend:
         """All processes ask for it, also one that has no share of what is missing."""
-        return self.resources.enter_context(loaded(self.path, self.setting, self.section))
+        return self.resources.enter_context(loaded(self.path, self.context, self.section))
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
         ask = ask_of(task, self.section, chat=chat)
@@ -202,17 +202,17 @@ class _Measured:
             f"{form}/{task}",
             f"{samples}/{task}.jsonl",
             task=tasks_fingerprint([task], source=source),
-            asked=fingerprint([asdict(ask), self.section.limit, self.setting.seed]),
+            asked=fingerprint([asdict(ask), self.section.limit, self.context.seed]),
         )
         label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
 
         def run() -> dict[str, Any]:
             engine = TurnedEngine(
-                *(self._model, self.setting.tokenizer),
+                *(self._model, self.context.tokenizer),
                 chat=chat,
-                seed=self.setting.seed,
+                seed=self.context.seed,
                 label=label,
-                max_unknown=self.setting.max_unknown,
+                max_unknown=self.context.max_unknown,
             )
             return run_benchmark(
                 engine,
@@ -229,7 +229,7 @@ class _Measured:
     def _repetition(self) -> None:
         """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
         each a unit of its own."""
-        section, tokenizer = self.section.repetition, self.setting.tokenizer
+        section, tokenizer = self.section.repetition, self.context.tokenizer
         prompts, cap = read_repetition(section), section.cap
         asked = fingerprint([prompts, cap])
         greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
@@ -265,7 +265,7 @@ class _Measured:
                     tokenizer,
                     cap=cap,
                     temperature=heat,
-                    seed=self.setting.seed,
+                    seed=self.context.seed,
                     progress=bar.update,
                 )
                 rows = split(prompts, measured)
@@ -281,7 +281,7 @@ class _Measured:
             )
             more["double_cap"] = self._kept(longer, run_on)
         if (heat := section.temperature) > 0:
-            drawn = fingerprint([heat, self.setting.seed])
+            drawn = fingerprint([heat, self.context.seed])
             sampled = self._unit(
                 "repetition-sampled", "generations-sampled.jsonl", prompts=asked, drawn=drawn
             )
@@ -297,7 +297,7 @@ class _Measured:
                 measured = partial(
                     safety.measure,
                     self._model,
-                    self.setting.tokenizer,
+                    self.context.tokenizer,
                     cap=cap,
                     progress=bar.update,
                 )

@@ -18,7 +18,7 @@ from eval.backends.transformers_backend import backend_of
 from eval.generation.thinking import split_generation
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, Source
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.readers import read_records
 from sft.data.row_errors import RowError
 from sft.distributed.collectives import from_main, own_share, split
@@ -169,30 +169,30 @@ def _texts(value: Any) -> list[str] | None:
 def answers_of(
     name: str,
     path: str,
-    setting: Setting,
+    context: RunContext,
     questions: Sequence[Question],
     *,
     cap: int,
     engine: EvalSection,
 ) -> list[dict[str, Any]]:
-    """A model's answers, kept in answers/<name>/answers.jsonl of the setting's folder: answered
+    """A model's answers, kept in answers/<name>/answers.jsonl of the context's folder: answered
     once for these weights, questions and cap, by the backend of `engine`. Processes share the
     questions, the first one writes.
     """
     stage = Stage(
-        setting.folder / "answers" / name,
+        context.folder / "answers" / name,
         {
-            "weights": setting.weights_key(path),
-            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "weights": context.weights_key(path),
+            "tokenizer": tokenizer_fingerprint(context.tokenizer),
             "questions": fingerprint([[q.id, q.category, *q.turns] for q in questions]),
-            "options": fingerprint([cap, setting.seed, TEMPERATURES]),
-            **backend_inputs(engine, setting),
+            "options": fingerprint([cap, context.seed, TEMPERATURES]),
+            **backend_inputs(engine, context),
         },
     )
     if from_main(stage.finished) is None:
         from_main(stage.begin)
         with (
-            loaded(path, setting, engine) as backend,
+            loaded(path, context, engine) as backend,
             tqdm(
                 total=sum(len(q.turns) for q in own_share(questions)),
                 desc=f"{name}: answers",
@@ -203,9 +203,9 @@ def answers_of(
             answers = partial(
                 answer,
                 backend,
-                setting.tokenizer,
+                context.tokenizer,
                 cap=cap,
-                seed=setting.seed,
+                seed=context.seed,
                 progress=bar.update,
             )
             rows = split(questions, answers)

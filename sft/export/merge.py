@@ -20,7 +20,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.encoding import ids_of, stop_ids
-from sft.context import Setting
+from sft.context import RunContext
 from sft.distributed.collectives import from_main
 from sft.errors import UserError
 from sft.model.loading import load_model, save_model
@@ -182,7 +182,7 @@ def over_4bit(
     )
 
 
-def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> str:
+def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) -> str:
     """The whole model that an adapter makes with its base, kept in `folder`, for a stage to begin
     with; its path. One process merges.
 
@@ -197,8 +197,8 @@ def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> st
     Raises:
         UserError: rounding loses more than `LOST` of what training changed.
     """
-    placement, trust = setting.placement, setting.trust_remote_code
-    inputs = {"weights": setting.weights_key(start), "dtype": str(placement.compute)}
+    placement, trust = context.placement, context.trust_remote_code
+    inputs = {"weights": context.weights_key(start), "dtype": str(placement.compute)}
     stage = Stage(folder, inputs)
     target = folder / "model"
 
@@ -209,7 +209,7 @@ def merged_start(start: str, setting: Setting, *, folder: Path, rows: Any) -> st
         shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
         check = publish(
             start,
-            setting.tokenizer,
+            context.tokenizer,
             base=adapter_base(start),
             rows=shown,
             folder=target,

@@ -20,7 +20,7 @@ from trl import SFTConfig
 from sft.chat_template.encoding import EncodedChat
 from sft.chat_template.system_prompt import OWN, default_system, quoted
 from sft.config.sections import DpoStage, Preset, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.mixture import PAPER_SHARES
 from sft.errors import UserError
 from sft.model.adapter_settings import adapter_settings
@@ -119,7 +119,7 @@ def split_length(preset: Preset) -> int | None:
     return min((n for n in lengths if n is not None), default=None)
 
 
-def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[PlannedStage]:
+def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[PlannedStage]:
     """The enabled SFT stages in order, with a table of what each trains on, checked row by row.
 
     The tables' counts are kept in data/checks.json.
@@ -129,14 +129,14 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
             breaks a rule.
     """
     planned, facts = [], {}
-    rules = Rules.of(setting.tokenizer)
+    rules = Rules.of(context.tokenizer)
     kinds = chats["kind"][:]
     tokens: Counter[str] = Counter()
     for kind, length in zip(kinds, row_lengths(chats), strict=True):
         tokens[kind] += length
     rows = Counter(kinds)
-    setting.show(mix_table(rows, tokens))
-    _show_system_prompt(preset, setting)
+    context.show(mix_table(rows, tokens))
+    _show_system_prompt(preset, context)
     _warn_of_near_kinds(rows, preset)
     for name, section in _enabled(preset):
         max_length = section.trl["max_length"]
@@ -149,14 +149,14 @@ def plan_stages(chats: Dataset, preset: Preset, setting: Setting) -> list[Planne
             where=name.replace("-", "_"),
         )
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
-        setting.show(stage_table(found.checked, title=title, rules=rules))
+        context.show(stage_table(found.checked, title=title, rules=rules))
         log.info("%s: %s", name, _summary(found, section))
         if note := long_warmup(section.trl, total_steps=stage_steps(len(found.rows), section)):
             log.warning("%s: %s", name, note)
         _warn_of_untrained(found, preset.data.turns, name=name)
         planned.append(PlannedStage(name, section, found.rows, found.examples))
         facts[name] = as_facts(found.checked)
-    file = setting.folder / "data" / "checks.json"
+    file = context.folder / "data" / "checks.json"
     if PartialState().is_main_process and read_record(file) != facts:
         write_record(file, facts)
     return planned
@@ -179,14 +179,14 @@ def _warn_of_untrained(found: StageRows, turns: str, *, name: str) -> None:
     )
 
 
-def _show_system_prompt(preset: Preset, setting: Setting) -> None:
+def _show_system_prompt(preset: Preset, context: RunContext) -> None:
     """What the template writes in rows without a system turn, and how many these are."""
-    default = default_system(setting.tokenizer)
-    facts = read_json(setting.folder / "data" / "data.json")
+    default = default_system(context.tokenizer)
+    facts = read_json(context.folder / "data" / "data.json")
     if default is None or not facts["without_system"]:
         return
     whose = "the template's own" if preset.data.system_prompt == OWN else "data.system_prompt"
-    setting.show(
+    context.show(
         f"system prompt: {facts['without_system']:,} of {sum(facts['kinds'].values()):,} rows have "
         f"no system turn, and the template writes {quoted(default)} there ({whose}; "
         "data.system_prompt=none or a text changes it)\n"

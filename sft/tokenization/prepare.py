@@ -26,7 +26,7 @@ from sft.cleaning.filters import (
     without_near_duplicates,
 )
 from sft.config.sections import DataSection
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.mixture import mix
 from sft.data.source_table import source_table
 from sft.data.sources import read_sft
@@ -81,7 +81,11 @@ class StageRows:
 
 
 def prepare_chats(
-    section: DataSection, setting: Setting, *, benchmarks: Benchmarks, split_at: int | None = None
+    section: DataSection,
+    context: RunContext,
+    *,
+    benchmarks: Benchmarks,
+    split_at: int | None = None,
 ) -> Dataset:
     """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`, `untrained`.
 
@@ -98,7 +102,7 @@ def prepare_chats(
     """
     split_at = split_at if section.too_long == "split" else None
     stage = Stage(
-        setting.folder / "data",
+        context.folder / "data",
         {
             "sources": fingerprint([source_fingerprint(s) for s in section.sft]),
             "options": fingerprint(
@@ -109,11 +113,11 @@ def prepare_chats(
                     section.turns,
                     SCHEMA.names,
                     split_at,
-                    setting.seed,
+                    context.seed,
                 ]
             ),
             "questions": questions_fingerprint(section, benchmarks),
-            "tokenizer": tokenizer_fingerprint(setting.tokenizer),
+            "tokenizer": tokenizer_fingerprint(context.tokenizer),
         },
     )
 
@@ -123,7 +127,7 @@ def prepare_chats(
         if done is None or done["unchecked"]:
             stage.begin()
             facts = _prepare(
-                section, setting, benchmarks=benchmarks, split_at=split_at, folder=stage.folder
+                section, context, benchmarks=benchmarks, split_at=split_at, folder=stage.folder
             )
             write_json(stage.folder / "data.json", facts)
             stage.finish(
@@ -133,7 +137,7 @@ def prepare_chats(
 
     from_main(prepare)
     facts = read_json(stage.folder / "data.json")
-    setting.show(source_table(facts["sources"], title="data.sft: rows of each source"))
+    context.show(source_table(facts["sources"], title="data.sft: rows of each source"))
     return read_shared_rows(stage.folder / "sft.parquet")
 
 
@@ -174,7 +178,7 @@ def _cached(cache: Path) -> dict[str, str]:
 
 def _prepare(
     section: DataSection,
-    setting: Setting,
+    context: RunContext,
     *,
     benchmarks: Benchmarks,
     split_at: int | None,
@@ -198,11 +202,11 @@ def _prepare(
         "questions": {name: len(questions) for name, questions in known.items()},
         "unchecked": unchecked(known),
     }
-    refuse_lost_rows(setting.tokenizer, read.rows, most=setting.max_unknown)
-    chats = mix(read, section.sft, seed=setting.seed)
+    refuse_lost_rows(context.tokenizer, read.rows, most=context.max_unknown)
+    chats = mix(read, section.sft, seed=context.seed)
     written = write_token_rows(
         chats,
-        setting.tokenizer,
+        context.tokenizer,
         folder / "sft.parquet",
         turns=section.turns,
         split_at=split_at,

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from sft.config.sections import SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.distributed.collectives import from_main
 from sft.distributed.sharding import spread, whole_weights
 from sft.errors import UserError
@@ -42,7 +42,7 @@ class PlannedStage:
 
 
 def run_stage(
-    setting: Setting,
+    context: RunContext,
     name: str,
     *,
     start: str,
@@ -62,21 +62,21 @@ def run_stage(
     """
     state = PartialState()
     read = {
-        "weights": setting.weights_key(start),
-        "tokenizer": tokenizer_fingerprint(setting.tokenizer),
-        "lora": fingerprint(asdict(setting.lora)),
-        "dtype": str(setting.placement.compute),
-        "seed": str(setting.seed),
+        "weights": context.weights_key(start),
+        "tokenizer": tokenizer_fingerprint(context.tokenizer),
+        "lora": fingerprint(asdict(context.lora)),
+        "dtype": str(context.placement.compute),
+        "seed": str(context.seed),
     }
-    if setting.tokens:
-        read["tokens"] = fingerprint(list(setting.tokens))
-    seed = setting.seed
-    if is_adapter(start) and setting.lora.between_stages == "merge":
+    if context.tokens:
+        read["tokens"] = fingerprint(list(context.tokens))
+    seed = context.seed
+    if is_adapter(start) and context.lora.between_stages == "merge":
         keep = (*keep, "start")
-        start = merged_start(start, setting, folder=setting.folder / name / "start", rows=texts)
+        start = merged_start(start, context, folder=context.folder / name / "start", rows=texts)
         seed += 1 + list(STAGE_FOLDERS.values()).index(name)  # the new adapter's own directions
     stage = Stage(
-        setting.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
+        context.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
     )
     target = stage.folder / "model"
     finished = stage.finished()
@@ -89,20 +89,20 @@ def run_stage(
     state.wait_for_everyone()
     model = load_trainable(
         start,
-        setting.placement,
-        lora=setting.lora,
+        context.placement,
+        lora=context.lora,
         seed=seed,
-        trust_remote_code=setting.trust_remote_code,
-        tokens=setting.tokens,
+        trust_remote_code=context.trust_remote_code,
+        tokens=context.tokens,
     )
-    try_saving(model, setting.tokenizer, stage.folder)
+    try_saving(model, context.tokenizer, stage.folder)
     facts = train(model, stage.folder)
     weights = whole_weights(model)
     if state.is_main_process:
         temporary = temporary_name(target)
         shutil.rmtree(temporary, ignore_errors=True)
         with writing(target):
-            save_model(model, setting.tokenizer, temporary, weights=weights)
+            save_model(model, context.tokenizer, temporary, weights=weights)
             if target.exists():
                 remove(target)
             publish_folder(temporary, target)
@@ -149,7 +149,7 @@ def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
     bare.config.use_cache, bare.generation_config = use_cache, settings
 
 
-def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str:
+def run_sft_stage(planned: PlannedStage, context: RunContext, *, start: str) -> str:
     """A stage of supervised fine-tuning on token rows; returns the directory of its model."""
 
     def train(model: Any, folder: Path) -> StageFacts:
@@ -157,13 +157,13 @@ def run_sft_stage(planned: PlannedStage, setting: Setting, *, start: str) -> str
             model,
             planned.rows,
             section=planned.section,
-            setting=setting,
+            context=context,
             folder=folder,
             label=planned.name,
         )
 
     return run_stage(
-        setting,
+        context,
         STAGE_FOLDERS[planned.name],
         start=start,
         inputs={"section": asdict(planned.section), "rows": rows_fingerprint(planned.rows)},

@@ -20,7 +20,7 @@ from transformers import PrinterCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from sft.config.sections import DpoStage, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.distributed.workers import Workers, forks_by_default
 from sft.errors import UserError
 from sft.model.placement import Placement
@@ -264,7 +264,7 @@ def make_trainer(
     collate: Callable[..., Any],
     schedule: functools.partial | None,
     section: SftStage | DpoStage,
-    setting: Setting,
+    context: RunContext,
     folder: Path,
     label: str,
 ) -> Any:
@@ -285,7 +285,7 @@ def make_trainer(
             model=model,
             args=args,
             train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
-            processing_class=setting.tokenizer,
+            processing_class=context.tokenizer,
             data_collator=functools.partial(
                 with_places, collate=functools.partial(collate, layout=layout)
             ),
@@ -293,33 +293,33 @@ def make_trainer(
     disable_router_logits(model)
 
     def describe(place: int) -> dict[str, Any]:
-        return row_facts(rows[place], place=place, tokenizer=setting.tokenizer)
+        return row_facts(rows[place], place=place, tokenizer=context.tokenizer)
 
     trainer.schedule = schedule
     if len(trainer.train_dataset) > len(rows):
         trainer.filled_from = len(rows)
-    trainer.watch = StepWatch(folder, label=label, limits=setting.limits, describe=describe)
+    trainer.watch = StepWatch(folder, label=label, limits=context.limits, describe=describe)
     return trainer
 
 
 def run_training(
-    trainer: Any, model: Any, *, setting: Setting, folder: Path, label: str
+    trainer: Any, model: Any, *, context: RunContext, folder: Path, label: str
 ) -> StageFacts:
     """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StageLog(folder / "log.jsonl", label=label, trackers=setting.trackers))
+    trainer.add_callback(StageLog(folder / "log.jsonl", label=label, trackers=context.trackers))
     device = trainer.args.device
-    peak = matrix_peak(device, setting.placement.compute)
+    peak = matrix_peak(device, context.placement.compute)
     trainer.meter = Meter(model, device=device, peak=peak)
-    if setting.after_epoch is not None:
+    if context.after_epoch is not None:
         trainer.add_callback(
-            EpochMeasures(trainer, setting.after_epoch, folder=folder, label=label)
+            EpochMeasures(trainer, context.after_epoch, folder=folder, label=label)
         )
-    if setting.loop_probe is not None:
+    if context.loop_probe is not None:
         trainer.add_callback(
             LoopChecks(
                 trainer,
-                setting.loop_probe,
+                context.loop_probe,
                 folder=folder,
                 label=label,
                 watch=trainer.watch,
@@ -344,7 +344,7 @@ def run_training(
 
 
 def train_sft(
-    model: Any, rows: Dataset, *, section: SftStage, setting: Setting, folder: Path, label: str
+    model: Any, rows: Dataset, *, section: SftStage, context: RunContext, folder: Path, label: str
 ) -> StageFacts:
     """Fine-tune `model` in place on token rows.
 
@@ -358,8 +358,8 @@ def train_sft(
         SFTConfig,
         section,
         folder=folder,
-        placement=setting.placement,
-        seed=setting.seed,
+        placement=context.placement,
+        seed=context.seed,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     plain: dict[str, Any] = {"branches": []} if "branches" in rows.column_names else {}
@@ -368,12 +368,12 @@ def train_sft(
         model,
         args,
         rows,
-        filler={"input_ids": [setting.tokenizer.eos_token_id], "trained": [False]} | plain,
+        filler={"input_ids": [context.tokenizer.eos_token_id], "trained": [False]} | plain,
         collate=collate_chats,
         schedule=schedule,
         section=section,
-        setting=setting,
+        context=context,
         folder=folder,
         label=label,
     )
-    return run_training(trainer, model, setting=setting, folder=folder, label=label)
+    return run_training(trainer, model, context=context, folder=folder, label=label)

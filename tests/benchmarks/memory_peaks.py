@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo.trainer import train_dpo
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.model.loading import load_trainable
 from sft.model.placement import Placement, choose_placement, return_freed_memory
 from sft.planning.budget import Planner, Work, chats_work, pairs_work
@@ -246,7 +246,7 @@ def measure(case: Case, name: str) -> int:
     return_freed_memory()
     shallow = case.shape | {"num_hidden_layers": 1, "n_layer": 1, "vocab_size": 100}
     small = replace(case, shape=shallow, rows=4, length=16, micro=1)
-    setting = Setting(Path(), word_tokenizer(), case.placement, case.lora, 0, False)
+    context = RunContext(Path(), word_tokenizer(), case.placement, case.lora, 0, False)
     with tempfile.TemporaryDirectory() as folder:
         peaks = []
         for place, each in (("small", small), ("model", case)):
@@ -256,17 +256,17 @@ def measure(case: Case, name: str) -> int:
             model.save_pretrained(made)
             del model
             before = start_peak()
-            train(each, made, replace(setting, folder=made), label=name)
+            train(each, made, replace(context, folder=made), label=name)
             peaks.append(read_peak() - before)
     return peaks[-1]
 
 
-def train(case: Case, folder: Path, setting: Setting, *, label: str) -> None:
+def train(case: Case, folder: Path, context: RunContext, *, label: str) -> None:
     model = load_trainable(
         str(folder), case.placement, lora=case.lora, seed=0, trust_remote_code=False
     )
     run = folder / "run"
-    options: dict[str, Any] = {"section": case.section, "setting": setting, "folder": run}
+    options: dict[str, Any] = {"section": case.section, "context": context, "folder": run}
     if case.stage == "sft":
         train_sft(model, case.data, label=label, **options)
     else:

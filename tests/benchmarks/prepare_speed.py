@@ -24,7 +24,7 @@ from made_up_chats import write_chats
 from eval.tasks.questions import asked
 from sft.config.preset import CHECKOUT
 from sft.config.sections import DataSection, EvalSection, LoraSection, ModelSection, Source
-from sft.context import Setting
+from sft.context import RunContext
 from sft.model.loading import check_model, load_tokenizer
 from sft.model.placement import Placement
 from sft.run.command import run_command
@@ -54,11 +54,11 @@ def measure(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chats.jsonl"
         write_chats(path, rows=given.rows)
-        setting = Setting(Path(folder) / "run", tokenizer, placement, LoraSection(), 0, False)
+        context = RunContext(Path(folder) / "run", tokenizer, placement, LoraSection(), 0, False)
         for run in ("first", "second"):
             start, cpu = time.perf_counter(), processor_time()
             section = DataSection([Source(str(path))])
-            rows = prepare_chats(section, setting, benchmarks=benchmarks)
+            rows = prepare_chats(section, context, benchmarks=benchmarks)
             prepared, cpu = time.perf_counter(), processor_time() - cpu
             rules = Rules.of(tokenizer)
             stage = rows_of_stage(

@@ -35,7 +35,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from dpo.trainer import train_dpo
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.loading import load_trainable
 from sft.model.placement import Placement, choose_placement
@@ -64,7 +64,7 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
         str(folder / "model"), placement, lora=LORA, seed=0, trust_remote_code=False
     )
     run = Path(tempfile.mkdtemp(dir=folder))
-    setting = Setting(run, word_tokenizer(), placement, LORA, 0, False)
+    context = RunContext(run, word_tokenizer(), placement, LORA, 0, False)
     options = COMMON | {"save_strategy": "no"}
     if CUDA:  # about as many tokens as trl's largest cases have in a step
         options["per_device_train_batch_size"] = 96 if stage == "sft" else 16
@@ -72,11 +72,11 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
     if stage == "sft":
         section = SftStage(trl=SftStage().trl | options)
         return lambda: train_sft(
-            model, data, section=section, setting=setting, folder=run, label="sft"
+            model, data, section=section, context=context, folder=run, label="sft"
         )
     preferences = DpoStage(trl=DpoStage().trl | options)
     return lambda: train_dpo(
-        model, data, section=preferences, setting=setting, folder=run, cache=run / "reference"
+        model, data, section=preferences, context=context, folder=run, cache=run / "reference"
     )
 
 

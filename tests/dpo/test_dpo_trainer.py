@@ -14,7 +14,7 @@ from trl import DPOTrainer, SFTTrainer
 from dpo.reference import SHARD, reference_log_probs
 from dpo.trainer import train_dpo
 from sft.config.sections import DpoStage, LoraSection, ModelSection
-from sft.context import Limits, Setting
+from sft.context import Limits, RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import disable_packing, enable_scoring
@@ -55,7 +55,7 @@ def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, limits=
         model,
         make_pairs() if rows is None else rows,
         section=section,
-        setting=Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits),
+        context=RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits),
         folder=folder,
         cache=folder / "reference",
     )

@@ -17,7 +17,7 @@ from dpo.stage import sampled_pairs
 from sft.chat_template.encoding import encode_prompt
 from sft.chat_template.template import ensure_template
 from sft.config.preset import load_preset
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 
@@ -189,7 +189,7 @@ def test_answers_with_many_unknown_tokens_make_no_pairs(tmp_path):
     build_world(tmp_path, make_tiny_tokenizer())
     preset = load_preset(str(tmp_path / "preset.yaml"))
     placement = choose_placement(preset.model)
-    setting = Setting(tmp_path / "run", tokenizer, placement, None, 0, False)
+    context = RunContext(tmp_path / "run", tokenizer, placement, None, 0, False)
 
     def sample(conversations, seeds):
         return [Sampled([1], [*range(1, 10), unknown], "abcdefghi") for _ in seeds]
@@ -197,7 +197,7 @@ def test_answers_with_many_unknown_tokens_make_no_pairs(tmp_path):
     given = {"start": str(tmp_path / "base"), "sampled_by": {}, "judge": by_length}
     words = r"pairs.prompts: 10.0% of the tokens in the model's own answers \(3 of 30\) are the unk"
     with pytest.raises(UserError, match=words):
-        sampled_pairs(preset, setting, prompts=PROMPTS[:1], sample=sample, **given)
-    allowed = replace(setting, max_unknown=0.1)
+        sampled_pairs(preset, context, prompts=PROMPTS[:1], sample=sample, **given)
+    allowed = replace(context, max_unknown=0.1)
     with pytest.raises(UserError, match="no pair could be built from 1 prompts"):
         sampled_pairs(preset, allowed, prompts=PROMPTS[:1], sample=sample, **given)

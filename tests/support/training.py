@@ -5,7 +5,7 @@ import logging
 from tiny_models import make_tiny_model
 
 from sft.config.sections import LoraSection, ModelSection, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
 from sft.system.atomic_files import read_jsonl
@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
 
-def make_setting(tokenizer, folder):
-    return Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
+def make_context(tokenizer, folder):
+    return RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
 
 
 def train(
@@ -38,7 +38,7 @@ def train(
     section = SftStage(
         train_batch_size=batch, packing=packing, trl=SftStage().trl | given | options
     )
-    setting = make_setting(tokenizer, folder)
-    facts = train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
+    context = make_context(tokenizer, folder)
+    facts = train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
     log = read_jsonl(folder / "log.jsonl")
     return facts, [(entry["loss"], entry["grad_norm"]) for entry in log], model

@@ -38,7 +38,7 @@ from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.chat_template.template import ensure_template
 from sft.config.preset import load_preset
 from sft.config.sections import EvalSection, LoraSection, ModelSection, Preset
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.loading import load_model, load_trainable, save_model
 from sft.model.placement import choose_placement
@@ -56,10 +56,10 @@ def on_path(patch, folder):
     find_vllm.cache_clear()
 
 
-def setting_of(folder, tokenizer, **changes):
+def context_of(folder, tokenizer, **changes):
     preset = Preset(model=ModelSection(str(folder), dtype="float32"), **changes)
     placement = choose_placement(preset.model)
-    return Setting.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+    return RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def served(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if not REAL:
             on_path(patch, vllm_stand_in.install(folder / "packages"))
-        setting = setting_of(folder, tokenizer)
+        context = context_of(folder, tokenizer)
         path = str(folder / "model")
         with (
-            loaded(path, setting, SECTION) as theirs,
-            loaded(path, setting, EvalSection()) as ours,
+            loaded(path, context, SECTION) as theirs,
+            loaded(path, context, EvalSection()) as ours,
         ):
             yield theirs, ours, tokenizer
     find_vllm.cache_clear()
@@ -245,10 +245,10 @@ def test_an_adapter_is_merged_and_leaves_nothing_behind(stand_in, tmp_path, tiny
     base = make_tiny_model(hidden_size=64, num_attention_heads=2)
     base.save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
-    setting = setting_of(tmp_path, tiny_tokenizer)
+    context = context_of(tmp_path, tiny_tokenizer)
     adapter = load_trainable(
         str(tmp_path / "base"),
-        setting.placement,
+        context.placement,
         lora=LoraSection(r=4),
         seed=0,
         trust_remote_code=False,
@@ -259,10 +259,10 @@ def test_an_adapter_is_merged_and_leaves_nothing_behind(stand_in, tmp_path, tiny
                 weight.normal_(std=0.1)
     save_model(adapter, tiny_tokenizer, tmp_path / "adapter")
     path, asked = str(tmp_path / "adapter"), [Question((70, 80), (90, 100, 110))]
-    known = TransformersBackend(load_model(path, setting.placement), tiny_tokenizer)
-    bare = load_model(str(tmp_path / "base"), setting.placement)
+    known = TransformersBackend(load_model(path, context.placement), tiny_tokenizer)
+    bare = load_model(str(tmp_path / "base"), context.placement)
     before = set(tmp_path.iterdir())
-    with loaded(path, setting, SECTION) as backend:
+    with loaded(path, context, SECTION) as backend:
         (found,) = backend.score(asked)
         assert backend.eos_ids == known.eos_ids
     assert found.log_prob == pytest.approx(known.score(asked)[0].log_prob, abs=1e-3)
@@ -361,7 +361,7 @@ def test_a_vllm_that_is_not_there_is_said_before_anything_loads(
     tmp_path, tiny_tokenizer, monkeypatch
 ):
     on_path(monkeypatch, ROOT)
-    setting = setting_of(tmp_path, tiny_tokenizer)
+    context = context_of(tmp_path, tiny_tokenizer)
     for python, words in {
         "/nowhere/python": r"eval.vllm_python=/nowhere/python cannot be started \(No such file",
         sys.executable: r"cannot import vLLM \(ModuleNotFoundError: No module named 'vllm'\)",
@@ -370,10 +370,10 @@ def test_a_vllm_that_is_not_there_is_said_before_anything_loads(
             continue
         section = EvalSection(backend="vllm", vllm_python=python)
         with pytest.raises(UserError, match=words) as error:
-            check_backend(section, setting.placement)
+            check_backend(section, context.placement)
         assert "~/vllm/bin/pip install vllm" in str(error.value)
-    check_backend(EvalSection(), setting.placement)
-    assert backend_inputs(EvalSection(), setting) == {}
+    check_backend(EvalSection(), context.placement)
+    assert backend_inputs(EvalSection(), context) == {}
 
 
 def fake_package(folder, source, *, device="''"):
@@ -458,11 +458,11 @@ def test_a_model_that_vllm_does_not_take_is_said(tmp_path, monkeypatch, tiny_tok
     )
     on_path(monkeypatch, fake_package(tmp_path, source, device="'cpu'"))
     make_tiny_model().save_pretrained(tmp_path / "model")
-    setting = setting_of(tmp_path, tiny_tokenizer)
+    context = context_of(tmp_path, tiny_tokenizer)
     words = r"vLLM 9 did not load .*model \(exit code 1, its reason is above\)"
     with (
         pytest.raises(UserError, match=words),
-        loaded(str(tmp_path / "model"), setting, EvalSection(backend="vllm")),
+        loaded(str(tmp_path / "model"), context, EvalSection(backend="vllm")),
     ):
         pass
     assert "ValueError: no" in capfd.readouterr().err

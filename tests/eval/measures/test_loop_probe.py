@@ -24,7 +24,7 @@ from sft.config.sections import (
     RepetitionSection,
     SftStage,
 )
-from sft.context import Limits, Moment, Setting
+from sft.context import Limits, Moment, RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
@@ -48,15 +48,15 @@ def tokenizer():
     return tokenizer
 
 
-def setting_of(folder, tokenizer):
+def context_of(folder, tokenizer):
     """With the probe of a preset that names eight of the prompts."""
     folder.mkdir(exist_ok=True)
     prompts = folder / "prompts.jsonl"
     write_jsonl(prompts, [{"messages": rows[:1]} for rows in ENDING[::3]])
     preset = Preset(eval=EvalSection(repetition=RepetitionSection(str(prompts), cap=CAP)))
-    setting = Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
+    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
     limits = Limits(loop_budget=0)  # here training takes a moment
-    return replace(setting, limits=limits, loop_probe=loop_probe(preset, setting))
+    return replace(context, limits=limits, loop_probe=loop_probe(preset, context))
 
 
 def sft(model, chats, folder, tokenizer, *, epochs):
@@ -69,8 +69,8 @@ def sft(model, chats, folder, tokenizer, *, epochs):
         "save_steps": 500,
     }
     section = SftStage(train_batch_size=8, trl=SftStage().trl | options)
-    setting = setting_of(folder, tokenizer)
-    train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
+    context = context_of(folder, tokenizer)
+    train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
 
 
 def dpo(model, folder, tokenizer, *, chosen, rejected, learning_rate):
@@ -87,9 +87,9 @@ def dpo(model, folder, tokenizer, *, chosen, rejected, learning_rate):
         "max_length": 512,
     }
     section = DpoStage(train_batch_size=8, trl=DpoStage().trl | options)
-    setting = setting_of(folder, tokenizer)
+    context = context_of(folder, tokenizer)
     cache = folder / "reference"
-    train_dpo(model, pairs, section=section, setting=setting, folder=folder, cache=cache)
+    train_dpo(model, pairs, section=section, context=context, folder=folder, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -148,18 +148,18 @@ def test_an_answer_at_a_smaller_cap_is_read_from_one_at_a_larger(tokenizer, seed
 def test_the_look_before_the_first_step_reads_what_is_measured(healthy, tokenizer, tmp_path):
     """The model of the look writes nothing: it is another one, whose answers are not looked at."""
     _, measured = healthy
-    setting = setting_of(tmp_path, tokenizer)
+    context = context_of(tmp_path, tokenizer)
     rows = read_jsonl(measured / "loops" / "0" / "generations.jsonl")
     (tmp_path / "eval" / "base").mkdir(parents=True)
     write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows)
     moment = Moment("sft", 0, 0, tmp_path)
     other = enable_scoring(make_tiny_model(seed=7))
-    found = starting_at(setting, "base").loop_probe(other, moment)
+    found = starting_at(context, "base").loop_probe(other, moment)
     assert found["repetition"] == repetition.summarise(rows)
     assert read_jsonl(tmp_path / "generations.jsonl") == rows
-    assert setting.loop_probe(other, moment) != found
+    assert context.loop_probe(other, moment) != found
     write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows[1:])
-    assert starting_at(setting, "base").loop_probe(other, moment) != found
+    assert starting_at(context, "base").loop_probe(other, moment) != found
 
 
 def test_sft_on_loops_is_told_and_goes_on(healthy, tokenizer, tmp_path, caplog):

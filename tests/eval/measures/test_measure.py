@@ -18,7 +18,7 @@ from sft.config.sections import (
     SafetySection,
     TaskOptions,
 )
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.system.atomic_files import read_json, read_jsonl, write_jsonl
@@ -56,12 +56,12 @@ def measured(tmp_path, tiny_tokenizer):
     )
     check_measures(section)
     placement = choose_placement(preset.model)
-    setting = Setting.of(
+    context = RunContext.of(
         preset, folder=tmp_path / "run", tokenizer=tiny_tokenizer, placement=placement
     )
     for name in ("base", "chat"):
-        measure(name, str(tmp_path / name), setting, section)
-    return setting.folder, write_results(setting.folder, ["base", "chat"])
+        measure(name, str(tmp_path / name), context, section)
+    return context.folder, write_results(context.folder, ["base", "chat"])
 
 
 def test_every_number_comes_from_rows_on_disk_and_stands_beside_the_contract(measured):

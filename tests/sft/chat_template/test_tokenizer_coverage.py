@@ -15,7 +15,7 @@ from sft.chat_template.template import ensure_template
 from sft.chat_template.tokenizer_coverage import Coverage, Written
 from sft.cleaning.decontamination import Benchmarks
 from sft.config.sections import DataSection, ModelSection, Source
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.system.atomic_files import write_jsonl
@@ -110,7 +110,7 @@ def english():
     return tokenizer
 
 
-def prepared(tokenizer, folder, **setting):
+def prepared(tokenizer, folder, **context):
     chinese = [{"messages": chat("say this", "海很平静" * 9), "kind": "dialogue"}] * 3
     plain = [{"messages": chat(f"say {i}", "now"), "kind": "math"} for i in range(30)]
     write_jsonl(folder / "zh.jsonl", [c | {"id": i} for i, c in enumerate(chinese)])
@@ -119,7 +119,7 @@ def prepared(tokenizer, folder, **setting):
         sft=[Source(str(folder / "en.jsonl")), Source(str(folder / "zh.jsonl"))], near_duplicates=0
     )
     placement = choose_placement(ModelSection(dtype="float32"))
-    whole = Setting(folder, tokenizer, placement, None, 0, False, **setting)
+    whole = RunContext(folder, tokenizer, placement, None, 0, False, **context)
     chats = prepare_chats(section, whole, benchmarks=Benchmarks("", dict))
     return chats, section
 

@@ -15,7 +15,7 @@ from dpo.trainer import train_dpo
 from sft.chat_template.template import ensure_template
 from sft.config.preset import load_preset
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.export.merge import merged_start, over_4bit, publish
 from sft.model import placement as placement_module
@@ -136,8 +136,8 @@ def section(kind=SftStage, **options):
 
 def fit(model, placement, folder, tokenizer):
     folder.mkdir()
-    setting = Setting(folder, tokenizer, placement, LoraSection(r=4), 0, False)
-    train_sft(model, rows(), section=section(), setting=setting, folder=folder, label="a")
+    context = RunContext(folder, tokenizer, placement, LoraSection(r=4), 0, False)
+    train_sft(model, rows(), section=section(), context=context, folder=folder, label="a")
     return [entry["loss"] for entry in read_jsonl(folder / "log.jsonl")]
 
 
@@ -197,7 +197,7 @@ def test_merging_goes_into_the_unquantised_weights_and_the_difference_is_told(ba
     told = over_4bit(adapter, str(tmp_path / "whole"), rows=[IDS], placement=IN_4BIT, use=FLOAT)
     # Here 4 bits are coarse: far more than rounding, and no reason to refuse.
     assert told.lost > 100 * check.lost and told.changed > 0
-    again = Setting(tmp_path, tokenizer, IN_4BIT, LoraSection(r=4), 0, False)
+    again = RunContext(tmp_path, tokenizer, IN_4BIT, LoraSection(r=4), 0, False)
     start = merged_start(adapter, again, folder=tmp_path / "start", rows=[IDS])
     assert load_model(start, FLOAT).config.to_dict().get("quantization_config") is None
     facts = read_json(tmp_path / "start" / "done.json")["facts"]
@@ -227,7 +227,7 @@ def test_the_reference_of_a_preference_stage_is_the_adapter_over_4_bits(base, tm
         policy,
         Dataset.from_list(pairs),
         section=section(DpoStage, num_train_epochs=3.0),
-        setting=Setting(folder, tokenizer, IN_4BIT, LoraSection(r=4), 0, False),
+        context=RunContext(folder, tokenizer, IN_4BIT, LoraSection(r=4), 0, False),
         folder=folder,
         cache=folder / "reference",
     )

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sft.chat_template.encoding import encode_chat, stop_ids
 from sft.config.sections import LoraSection, ModelSection
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.export.merge import merged_start
 from sft.model.loading import load_model, load_tokenizer, load_trainable, save_model
@@ -173,10 +173,10 @@ def test_between_stages_the_rows_are_merged_too_and_trained_again(grown, tmp_pat
     first = load_trainable(path, FLOAT, **options)
     train(first, tokenizer)
     save_model(first, tokenizer, tmp_path / "one")
-    setting = Setting(tmp_path, tokenizer, FLOAT, lora, 0, False, tuple(ids))
+    context = RunContext(tmp_path, tokenizer, FLOAT, lora, 0, False, tuple(ids))
     text = encode_chat(tokenizer, CHAT).input_ids
     one = str(tmp_path / "one")
-    start = merged_start(one, setting, folder=tmp_path / "start", rows=[text])
+    start = merged_start(one, context, folder=tmp_path / "start", rows=[text])
     second = load_trainable(start, FLOAT, **options)
     merged = rows_of(second, ids)
     for a, b in zip(merged, rows_of(first, ids), strict=True):

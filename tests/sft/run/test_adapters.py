@@ -19,7 +19,7 @@ from recipes.sft_then_dpo import main as train
 from sft.chat_template.encoding import stop_ids
 from sft.chat_template.template import ensure_template
 from sft.config.sections import LoraSection, ModelSection, Preset
-from sft.context import Setting
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.export import merge
 from sft.model.chat_models import is_chat_model
@@ -124,8 +124,8 @@ def test_dora_begins_as_the_base_and_its_lengths_are_planned_for(base):
     assert memory[1].activations > memory[0].activations  # whole matrices, for their lengths
 
 
-def setting(tmp_path, tokenizer, lora):
-    return Setting(tmp_path / "run", tokenizer, FLOAT, lora, 0, False)
+def context(tmp_path, tokenizer, lora):
+    return RunContext(tmp_path / "run", tokenizer, FLOAT, lora, 0, False)
 
 
 def test_an_adapter_merged_and_begun_anew_trains_as_the_one_that_goes_on(base, tmp_path):
@@ -136,7 +136,7 @@ def test_an_adapter_merged_and_begun_anew_trains_as_the_one_that_goes_on(base, t
     save_model(adapted(path, lora), tokenizer, tmp_path / "one")
     one = str(tmp_path / "one")
     start = merge.merged_start(
-        one, setting(tmp_path, tokenizer, lora), folder=tmp_path / "start", rows=[IDS]
+        one, context(tmp_path, tokenizer, lora), folder=tmp_path / "start", rows=[IDS]
     )
     on = load_trainable(one, FLOAT, lora=lora, **OPTIONS)
     anew = load_trainable(start, FLOAT, lora=lora, **OPTIONS)
@@ -174,7 +174,7 @@ def test_merging_is_done_once_and_refused_where_rounding_swallows_it(base, tmp_p
     path, tokenizer = base
     lora = LoraSection(r=4)
     save_model(adapted(path, lora), tokenizer, tmp_path / "one")
-    here = setting(tmp_path, tokenizer, lora)
+    here = context(tmp_path, tokenizer, lora)
     made = merge.merged_start(str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[IDS])
     facts = read_json(tmp_path / "start" / "done.json")["facts"]
     assert facts["lost"] < 1e-4 < facts["changed"]
@@ -188,7 +188,7 @@ def test_merging_is_done_once_and_refused_where_rounding_swallows_it(base, tmp_p
                 parameter.mul_(1e-3)
     save_model(little, tokenizer, tmp_path / "two")
     half = Placement(torch.device("cpu"), torch.float32, torch.bfloat16, "sdpa", ())
-    rounded = Setting(tmp_path, tokenizer, half, lora, 0, False)
+    rounded = RunContext(tmp_path, tokenizer, half, lora, 0, False)
     with pytest.raises(UserError, match=r"set lora\.between_stages=continue or model\.dtype"):
         merge.merged_start(str(tmp_path / "two"), rounded, folder=tmp_path / "s", rows=[IDS])
     assert not (tmp_path / "s" / "done.json").exists()

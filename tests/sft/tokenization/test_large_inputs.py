@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from launching import long
 from tiny_models import make_tiny_model, make_tiny_tokenizer
-from training import make_setting
+from training import make_context
 
 from sft.chat_template.encoding import encode_chat
 from sft.chat_template.template import ensure_template
@@ -111,7 +111,7 @@ def peak_of_a_step(tokens, tokenizer, folder):
             model,
             rows,
             section=section,
-            setting=make_setting(tokenizer, folder),
+            context=make_context(tokenizer, folder),
             folder=folder,
             label="sft",
         )

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from sft.chat_template.template import ensure_template
 from sft.cleaning.decontamination import Benchmarks, Question
 from sft.config.sections import DataSection, LoraSection, ModelSection, Preset, Source
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.mixture import take_count, take_share
 from sft.data.prompts import read_prompts
 from sft.errors import UserError
@@ -39,10 +39,10 @@ def chat(question, answer, **more):
 
 
 @pytest.fixture
-def setting(tmp_path, tiny_tokenizer):
+def context(tmp_path, tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     placement = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
-    return Setting(tmp_path / "run", tiny_tokenizer, placement, LoraSection(), 0, False)
+    return RunContext(tmp_path / "run", tiny_tokenizer, placement, LoraSection(), 0, False)
 
 
 @pytest.fixture
@@ -55,62 +55,62 @@ def sources(tmp_path):
     ]
 
 
-def test_weights_kinds_and_counts(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+def test_weights_kinds_and_counts(sources, context):
+    rows = prepare_chats(DataSection(sources), context, benchmarks=NOTHING)
     assert rows["kind"].count("math") == 4 and rows["kind"].count("dialogue") == 8
-    facts = read_json(setting.folder / "data" / "data.json")
+    facts = read_json(context.folder / "data" / "data.json")
     assert facts["kinds"] == {"math": 4, "dialogue": 8}
     assert [s["kept"] for s in facts["sources"]] == [8, 4]
     assert facts["tokens"] == sum(len(ids) for ids in rows["input_ids"])
-    end = setting.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = context.tokenizer.convert_tokens_to_ids("<|im_end|>")
     for ids, trained in zip(rows["input_ids"], rows["trained"], strict=True):
         assert [i for i, t in zip(ids, trained, strict=True) if t][-1] == end
 
 
-def test_the_table_of_sources_is_shown_whether_rows_are_prepared_or_kept(setting, tmp_path, capfd):
+def test_the_table_of_sources_is_shown_whether_rows_are_prepared_or_kept(context, tmp_path, capfd):
     rows = [chat(f"q{i}", f"a{i}", topic="mills") for i in range(3)]
     rows[1]["messages"][1]["weight"] = 0
     write_jsonl(tmp_path / "rows.jsonl", rows)
     for _ in range(2):
         prepare_chats(
-            DataSection([Source(str(tmp_path / "rows.jsonl"))]), setting, benchmarks=NOTHING
+            DataSection([Source(str(tmp_path / "rows.jsonl"))]), context, benchmarks=NOTHING
         )
         shown = " ".join(capfd.readouterr().err.split())
         assert "rows.jsonl 3 2 1 marked as" in shown and "2 topic" in shown
-    (source,) = read_json(setting.folder / "data" / "data.json")["sources"]
+    (source,) = read_json(context.folder / "data" / "data.json")["sources"]
     assert source["unread"] == {"topic": 2}
     assert source["dropped"] == {"marked as not trained": 1}
 
 
-def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sources, setting):
+def test_rows_are_prepared_again_only_when_something_they_depend_on_changed(sources, context):
     section = DataSection(sources)
-    prepare_chats(section, setting, benchmarks=NOTHING)
-    marker = setting.folder / "data" / "done.json"
+    prepare_chats(section, context, benchmarks=NOTHING)
+    marker = context.folder / "data" / "done.json"
     first = marker.stat().st_mtime_ns
-    prepare_chats(section, setting, benchmarks=NOTHING)
+    prepare_chats(section, context, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns == first
-    setting.tokenizer.chat_template = setting.tokenizer.chat_template.replace("\n", "")
-    prepare_chats(section, setting, benchmarks=NOTHING)
+    context.tokenizer.chat_template = context.tokenizer.chat_template.replace("\n", "")
+    prepare_chats(section, context, benchmarks=NOTHING)
     assert marker.stat().st_mtime_ns != first
 
 
-def test_a_run_may_lie_in_a_folder_whose_name_is_a_pattern(sources, setting, tmp_path):
-    setting = replace(setting, folder=tmp_path / "run [1] {a,b} * ? 火")
-    assert len(prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)) == 12
+def test_a_run_may_lie_in_a_folder_whose_name_is_a_pattern(sources, context, tmp_path):
+    context = replace(context, folder=tmp_path / "run [1] {a,b} * ? 火")
+    assert len(prepare_chats(DataSection(sources), context, benchmarks=NOTHING)) == 12
 
 
 @pytest.mark.parametrize("harm", ["flipped", "emptied", "missing"])
 @pytest.mark.parametrize("name", ["*.arrow", "dataset_info.json", "made.json"])
-def test_a_damaged_cache_of_rows_is_made_again(sources, setting, caplog, name, harm):
+def test_a_damaged_cache_of_rows_is_made_again(sources, context, caplog, name, harm):
     section = DataSection(sources)
-    before = prepare_chats(section, setting, benchmarks=NOTHING).to_list()
-    (file,) = (setting.folder / "data" / ".cache").rglob(name)
+    before = prepare_chats(section, context, benchmarks=NOTHING).to_list()
+    (file,) = (context.folder / "data" / ".cache").rglob(name)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.unlink()
     if harm != "missing":
         file.write_bytes(content if harm == "flipped" else b"")
-    assert prepare_chats(section, setting, benchmarks=NOTHING).to_list() == before
+    assert prepare_chats(section, context, benchmarks=NOTHING).to_list() == before
     assert ("damaged; making it again" in caplog.text) == (f"{name} {harm}" != "made.json missing")
 
 
@@ -134,51 +134,51 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_no_changed_option_or_row_meets_a_stale_cache(sources, setting, tmp_path, change):
+def test_no_changed_option_or_row_meets_a_stale_cache(sources, context, tmp_path, change):
     write_jsonl(tmp_path / "q.jsonl", [{"question": LONG}])
     section = DataSection(sources)
-    prepare_chats(section, setting, benchmarks=known(LONG))
-    marker = setting.folder / "data" / "done.json"
+    prepare_chats(section, context, benchmarks=known(LONG))
+    marker = context.folder / "data" / "done.json"
     first = marker.stat().st_mtime_ns
     CHANGES[change](section, tmp_path)
-    prepare_chats(section, setting, benchmarks=known(LONG))
+    prepare_chats(section, context, benchmarks=known(LONG))
     assert marker.stat().st_mtime_ns != first
     second = marker.stat().st_mtime_ns
-    prepare_chats(section, setting, benchmarks=known(LONG))
+    prepare_chats(section, context, benchmarks=known(LONG))
     assert marker.stat().st_mtime_ns == second
 
 
-def test_a_changed_question_takes_its_copies_out(sources, setting, tmp_path):
+def test_a_changed_question_takes_its_copies_out(sources, context, tmp_path):
     write_jsonl(tmp_path / "d.jsonl", [chat(LONG, "yo"), chat("hi", "yo")])
     section = DataSection(sources, on_error="drop")
-    rows = prepare_chats(section, setting, benchmarks=NOTHING)
+    rows = prepare_chats(section, context, benchmarks=NOTHING)
     assert rows["kind"].count("other") == 4
-    rows = prepare_chats(section, setting, benchmarks=known(LONG.upper()))
+    rows = prepare_chats(section, context, benchmarks=known(LONG.upper()))
     assert rows["kind"].count("other") == 2
-    facts = read_json(setting.folder / "data" / "data.json")
+    facts = read_json(context.folder / "data" / "data.json")
     assert facts["questions"] == {"birds": 1} and facts["unchecked"] == []
     assert facts["sources"][1]["dropped"] == {"contaminated": 1}
-    (line,) = read_jsonl(setting.folder / "data" / "contamination.jsonl")
+    (line,) = read_jsonl(context.folder / "data" / "contamination.jsonl")
     assert line["origin"] == f"{tmp_path / 'd.jsonl'}:1" and line["task"] == "birds"
 
 
-def test_a_benchmark_that_could_not_be_loaded_is_tried_again(sources, setting, tmp_path):
+def test_a_benchmark_that_could_not_be_loaded_is_tried_again(sources, context, tmp_path):
     write_jsonl(tmp_path / "d.jsonl", [chat(LONG, "yo"), chat("hi", "yo")])
     section = DataSection(sources, on_error="drop")
     offline = Benchmarks(key="birds 1.0", load=lambda: {"birds": []})
-    rows = prepare_chats(section, setting, benchmarks=offline)
+    rows = prepare_chats(section, context, benchmarks=offline)
     assert len(rows) == 8
-    assert read_json(setting.folder / "data" / "data.json")["unchecked"] == ["birds"]
+    assert read_json(context.folder / "data" / "data.json")["unchecked"] == ["birds"]
     online = Benchmarks(key="birds 1.0", load=known(LONG).load)
-    assert len(prepare_chats(section, setting, benchmarks=online)) == 6
+    assert len(prepare_chats(section, context, benchmarks=online)) == 6
 
 
-def test_a_run_without_chats_prepares_none(setting):
-    assert len(prepare_chats(DataSection(), setting, benchmarks=NOTHING)) == 0
+def test_a_run_without_chats_prepares_none(context):
+    assert len(prepare_chats(DataSection(), context, benchmarks=NOTHING)) == 0
 
 
-def test_rows_have_one_fingerprint_however_they_are_stored(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+def test_rows_have_one_fingerprint_however_they_are_stored(sources, context):
+    rows = prepare_chats(DataSection(sources), context, benchmarks=NOTHING)
     rows = rows.select_columns(["input_ids", "trained"])
     plain = rows.to_list()
     first = rows_fingerprint(rows)
@@ -199,8 +199,8 @@ def test_rows_have_one_fingerprint_however_they_are_stored(sources, setting):
     assert rows_fingerprint(Dataset.from_list(moved)) != first
 
 
-def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, context):
+    rows = prepare_chats(DataSection(sources), context, benchmarks=NOTHING)
     dialogue = rows_of_stage(
         rows, kinds=["dialogue"], max_length=None, rules=RULES, section=STOP, where="s"
     )
@@ -214,8 +214,8 @@ def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, setting):
         rows_of_stage(rows, kinds=["safety"], max_length=None, rules=RULES, section=STOP, where="s")
 
 
-def test_when_most_rows_are_too_long_the_user_decides(sources, setting):
-    rows = prepare_chats(DataSection(sources), setting, benchmarks=NOTHING)
+def test_when_most_rows_are_too_long_the_user_decides(sources, context):
+    rows = prepare_chats(DataSection(sources), context, benchmarks=NOTHING)
     lengths = sorted(len(row["input_ids"]) for row in rows if row["kind"] == "math")
     short = {"kinds": ["math"], "max_length": lengths[0], "rules": RULES, "where": "s"}
     with pytest.raises(UserError, match=r"rows are longer; raise it .* or data.on_error=drop"):
@@ -253,29 +253,29 @@ def test_a_count_is_exact_and_no_row_comes_a_second_time_before_all_have_come(co
     assert count % 100 == 0 or taken != take_count(rows, count=count, seed=5)
 
 
-def test_counts_turns_and_texts_reach_the_token_rows(sources, setting, tmp_path):
+def test_counts_turns_and_texts_reach_the_token_rows(sources, context, tmp_path):
     counted = [replace(source, weight=1.0, count=11) for source in sources]
     write_jsonl(tmp_path / "t.jsonl", [{"text": "abc"}])
     rows = prepare_chats(
-        DataSection([*counted, Source(str(tmp_path / "t.jsonl"))]), setting, benchmarks=NOTHING
+        DataSection([*counted, Source(str(tmp_path / "t.jsonl"))]), context, benchmarks=NOTHING
     )
     assert rows["kind"].count("math") == rows["kind"].count("dialogue") == 11
     (text,) = [row for row in rows if row["kind"] == "text"]
-    assert setting.tokenizer.decode(text["input_ids"]) == "abc<|endoftext|>"
+    assert context.tokenizer.decode(text["input_ids"]) == "abc<|endoftext|>"
     assert text["trained"] == [False, True, True, True]
 
 
-def test_the_last_turn_alone_is_trained_where_the_preset_says_so(setting, tmp_path):
+def test_the_last_turn_alone_is_trained_where_the_preset_says_so(context, tmp_path):
     two = chat("a", "b")["messages"] + chat("c", "d")["messages"]
     write_jsonl(tmp_path / "two.jsonl", [{"messages": two}])
     source = [Source(str(tmp_path / "two.jsonl"))]
     for turns, trained in (("all", 4), ("last", 2), ("all", 4)):
         section = DataSection(source, turns=turns)
-        rows = prepare_chats(section, setting, benchmarks=NOTHING)
+        rows = prepare_chats(section, context, benchmarks=NOTHING)
         assert sum(rows[0]["trained"]) == trained
 
 
-def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
+def test_long_rows_are_cut_or_split_as_the_preset_says(context, tmp_path):
     turns = [m for i in range(4) for m in chat(f"q{i}", str(i) * 20)["messages"]]
     write_jsonl(
         tmp_path / "long.jsonl", [{"messages": turns}, chat("x", "y" * 200), chat("s", "t")]
@@ -285,7 +285,7 @@ def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
 
     def made(policy, length=100):
         section = DataSection(sources, too_long=policy, on_error="drop")
-        rows = prepare_chats(section, setting, benchmarks=NOTHING, split_at=length)
+        rows = prepare_chats(section, context, benchmarks=NOTHING, split_at=length)
         return rows_of_stage(
             rows, kinds=[], max_length=length, rules=RULES, section=section, where="s"
         )
@@ -297,21 +297,21 @@ def test_long_rows_are_cut_or_split_as_the_preset_says(setting, tmp_path):
     split = made("split")
     # The chat of four rounds comes in two pieces or more, the text in two; one answer is too long.
     assert split.too_long == 1 and total(split.checked).cut == 1
-    assert read_json(setting.folder / "data" / "data.json")["pieces"] == 2
+    assert read_json(context.folder / "data" / "data.json")["pieces"] == 2
     assert sum(sum(row["trained"]) for row in split.rows) == 4 * 21 + 2 + 150
     for result in (dropped, cut, split):
         assert all(len(row["input_ids"]) <= 100 for row in result.rows)
         assert total(result.checked).left_out == result.too_long
 
 
-def long_and_short(setting, tmp_path, *, long, short, source="a"):
+def long_and_short(context, tmp_path, *, long, short, source="a"):
     write_jsonl(tmp_path / f"{source}.jsonl", [chat("x", c * 90) for c in long])
     write_jsonl(tmp_path / "b.jsonl", [chat("x", c) for c in short])
     sources = [Source(str(tmp_path / f"{source}.jsonl")), Source(str(tmp_path / "b.jsonl"))]
 
     def made(**options):
         section = DataSection(sources, near_duplicates=0, **options)
-        rows = prepare_chats(section, setting, benchmarks=NOTHING)
+        rows = prepare_chats(section, context, benchmarks=NOTHING)
         return rows_of_stage(
             rows, kinds=[], max_length=100, rules=RULES, section=section, where="sft_all"
         )
@@ -319,26 +319,26 @@ def long_and_short(setting, tmp_path, *, long, short, source="a"):
     return made
 
 
-def test_answers_cut_by_the_dozen_stop_the_run(setting, tmp_path, caplog):
-    few = long_and_short(setting, tmp_path, long="a", short="bcdefghijk")(too_long="truncate")
+def test_answers_cut_by_the_dozen_stop_the_run(context, tmp_path, caplog):
+    few = long_and_short(context, tmp_path, long="a", short="bcdefghijk")(too_long="truncate")
     assert total(few.checked).cut == 1
-    many = long_and_short(setting, tmp_path, long="ab", short="cdefghijk")
+    many = long_and_short(context, tmp_path, long="ab", short="cdefghijk")
     with pytest.raises(UserError, match=r"truncate cuts 2 of 11 rows within an answer.*split"):
         many(too_long="truncate")
     assert total(many(too_long="truncate", on_error="drop").checked).cut == 2
     assert "cuts 2 of 11 rows within an answer" in caplog.text
 
 
-def test_a_source_of_which_nothing_is_left_stops_the_run(setting, tmp_path, caplog):
-    made = long_and_short(setting, tmp_path, long="ab", short="cdefghijk")
+def test_a_source_of_which_nothing_is_left_stops_the_run(context, tmp_path, caplog):
+    made = long_and_short(context, tmp_path, long="ab", short="cdefghijk")
     with pytest.raises(UserError, match=r"leaves out all 2 rows of .*a\.jsonl"):
         made()
     assert len(made(on_error="drop").rows) == 9
     assert "leaves out all 2 rows of" in caplog.text
 
 
-def test_examples_are_the_rows_as_they_are_trained(setting, tmp_path):
-    made = long_and_short(setting, tmp_path, long="a", short="bcdefghijk")(too_long="truncate")
+def test_examples_are_the_rows_as_they_are_trained(context, tmp_path):
+    made = long_and_short(context, tmp_path, long="a", short="bcdefghijk")(too_long="truncate")
     whole, cut = made.examples
     assert (whole.cut, cut.cut) == (False, True)
     assert len(cut.input_ids) == 100 and cut.trained[-1]
@@ -346,11 +346,11 @@ def test_examples_are_the_rows_as_they_are_trained(setting, tmp_path):
     assert all((example.input_ids, example.trained) in rows for example in made.examples)
 
 
-def test_where_each_turn_is_trained_rows_of_a_chat_share_their_prefix(setting, tmp_path):
+def test_where_each_turn_is_trained_rows_of_a_chat_share_their_prefix(context, tmp_path):
     turns = [m for i in range(4) for m in chat(f"question {i}", str(i))["messages"]]
     write_jsonl(tmp_path / "a.jsonl", [{"messages": turns}, chat("x", "y")])
     section = DataSection([Source(str(tmp_path / "a.jsonl"))], turns="each")
-    rows = prepare_chats(section, setting, benchmarks=NOTHING)
+    rows = prepare_chats(section, context, benchmarks=NOTHING)
     assert len(rows) == 5
     stage = rows_of_stage(
         rows, kinds=[], max_length=300, rules=RULES, section=section, where="sft_all"

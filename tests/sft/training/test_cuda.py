@@ -12,7 +12,7 @@ from tiny_models import make_tiny_model
 from dpo.trainer import train_dpo
 from sft.chat_template.template import ensure_template
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.model.loading import load_trainable, save_model
 from sft.model.placement import choose_placement
 from sft.training.trainer import train_sft
@@ -59,8 +59,8 @@ def trained(stage, tokenizer, folder, *, lora, four_bit=False):
     )
     linear = model.get_submodule(next(n for n, _ in model.named_modules() if "down_proj" in n))
     size = getattr(linear, "base_layer", linear).weight.nbytes
-    setting = Setting(folder, tokenizer, placement, section, 0, False)
-    common = {"setting": setting, "folder": folder}
+    context = RunContext(folder, tokenizer, placement, section, 0, False)
+    common = {"context": context, "folder": folder}
     if stage == "sft":
         facts = train_sft(
             model, chats(), section=SftStage(trl=SftStage().trl | OPTIONS), label="sft", **common

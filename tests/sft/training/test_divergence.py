@@ -11,7 +11,7 @@ from datasets import Dataset
 from tiny_models import make_tiny_model
 
 from sft.config.sections import LoraSection, ModelSection, SftStage
-from sft.context import Limits, Setting
+from sft.context import Limits, RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
@@ -94,10 +94,10 @@ def train(folder, tokenizer, *, limits, rows=None, model=None, **options):
         "save_steps": 1,
     }
     section = SftStage(train_batch_size=4, trl=SftStage().trl | given | options)
-    setting = Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits)
+    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits)
     model = model or poisoned_model()
     train_sft(
-        model, rows or make_rows(), section=section, setting=setting, folder=folder, label="sft"
+        model, rows or make_rows(), section=section, context=context, folder=folder, label="sft"
     )
     return model
 

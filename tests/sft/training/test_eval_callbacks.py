@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import make_tiny_model
 
 from sft.config.sections import LoraSection, ModelSection, SftStage
-from sft.context import Setting
+from sft.context import RunContext
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
 from sft.run.command import run_command
@@ -64,8 +64,8 @@ def train(rows, tokenizer, folder, measure=None, *, lora=True, **options):
     model = new_model(lora)
     given = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "num_train_epochs": 3.0}
     section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
-    setting = Setting(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, after_epoch=measure)
-    train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
+    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, after_epoch=measure)
+    train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
     losses = [(e["step"], e["loss"], e["grad_norm"]) for e in read_jsonl(folder / "log.jsonl")]
     return model, losses
 

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import make_tiny_model
 
 from sft.config.sections import LoraSection, ModelSection, SftStage
-from sft.context import Limits, Setting
+from sft.context import Limits, RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
@@ -84,12 +84,12 @@ def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, budge
 
     given = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "num_train_epochs": 3.0}
     section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
-    setting = Setting(
+    context = RunContext(
         *(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
         limits=replace(limits or Limits(), loop_budget=budget),
         loop_probe=probe or (found if rates else None),
     )
-    train_sft(model, rows, section=section, setting=setting, folder=folder, label="sft")
+    train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
     log = [(e["step"], e["loss"], e["grad_norm"]) for e in read_jsonl(folder / "log.jsonl")]
     return [p.detach().clone() for p in model.parameters()], log
 

@@ -16,13 +16,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_models import FAMILY, make_tiny_model, make_tiny_tokenizer
-from training import PLACEMENT, make_setting, train
+from training import PLACEMENT, make_context, train
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from eval.generation.generate import generate
 from sft.chat_template.encoding import EncodedChat, encode_chats
 from sft.config.sections import LoraSection, ModelSection, SftStage, Source
-from sft.context import Setting
+from sft.context import RunContext
 from sft.data.sources import read_sft
 from sft.errors import UserError
 from sft.model.loading import load_tokenizer, load_trainable
@@ -358,8 +358,8 @@ def test_lora_trains_the_adapter_alone_and_the_schedule_is_ours(rows, tiny_token
     model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear"))
     options = {"learning_rate": 1e-2, "lr_scheduler_type": "multi_step", "max_length": 128}
     section = SftStage(train_batch_size=8, trl=SftStage().trl | options)
-    setting = make_setting(tiny_tokenizer, tmp_path)
-    train_sft(model, rows, section=section, setting=setting, folder=tmp_path, label="sft")
+    context = make_context(tiny_tokenizer, tmp_path)
+    train_sft(model, rows, section=section, context=context, folder=tmp_path, label="sft")
     for name, parameter in make_tiny_model().named_parameters():
         assert torch.equal(parameter, frozen[name])
     rates = [entry["learning_rate"] for entry in read_jsonl(tmp_path / "log.jsonl")]
@@ -451,9 +451,9 @@ def test_frozen_weights_in_bfloat16_train_as_float32_ones_do(real_data, tmp_path
         )
         options = {"per_device_train_batch_size": 1, "learning_rate": 3e-3, "save_strategy": "no"}
         section = SftStage(trl=SftStage().trl | options | {"num_train_epochs": 1.0})
-        setting = Setting(tmp_path, tokenizer, placement, lora, seed, False)
+        context = RunContext(tmp_path, tokenizer, placement, lora, seed, False)
         (tmp_path / name).mkdir()
-        train_sft(model, rows, section=section, setting=setting, folder=tmp_path / name, label=name)
+        train_sft(model, rows, section=section, context=context, folder=tmp_path / name, label=name)
         losses = [line["loss"] for line in read_jsonl(tmp_path / name / "log.jsonl")]
         assert len(losses) == 200
         return torch.tensor(losses).view(10, 20).mean(1)
