@@ -2,6 +2,8 @@
 
 adapters: Where an adapter's base is, also after its run has been moved, and hashes that moving
     leaves.
+chain_arguments: The command line of the chain, which is checked before any library that takes
+    seconds.
 checkpoint: Checkpoints that are whole or not there: written aside, sealed by a manifest, then
     renamed.
 command: How a command writes and ends: 0, or one sentence and an exit code that says whose turn
