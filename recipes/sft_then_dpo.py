@@ -8,6 +8,9 @@ Start the same command again after an interruption: finished stages are skipped,
 """
 
 if __name__ == "__main__":  # before the imports below, which take seconds
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
     from sft.run.chain_arguments import exit_on_mistakes
 
     exit_on_mistakes(__doc__)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sft import end_on_interrupt
 from sft.config.preset import CHECKOUT, load_preset
 from sft.config.sections import Preset
 from sft.run.command import run_command
@@ -68,9 +67,8 @@ def exit_on_mistakes(description: str | None) -> None:
     """Check this process's command line and preset, and exit with code 2 where they are wrong.
 
     A command calls it before it imports its libraries, so that a mistyped preset is answered at
-    once, and Ctrl-C during the imports ends the command without a traceback.
+    once.
     """
-    end_on_interrupt()
     arguments = parse_arguments(None, description=description)
 
     def check() -> None:
