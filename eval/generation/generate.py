@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.generation.batch import Batch
-from eval.generation.padding_check import takes_padding
+from eval.generation.padding_check import supports_padding
 from eval.generation.stopping import FinishReason, StopRule
 from sft.distributed.fsdp_forward import reading
 from sft.model.cpu_linear import weight_first_layers
@@ -74,7 +74,7 @@ def generate(
     budget = max_batch_tokens or _token_budget(model)
     results: list[Generation | None] = [None] * len(prompts)
     with weight_first_layers(model), reading(model):
-        padded = takes_padding(model)
+        padded = supports_padding(model)
         for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
             own = [prompts[r] for r in rows]
             batch = Batch(

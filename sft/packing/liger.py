@@ -1,8 +1,7 @@
-"""Liger's kernels on CUDA for what lies between matrix products, where they agree.
+"""Liger's CUDA kernels for norms, rotary positions and gated activations, where they agree.
 
-Norms, rotary positions and gated activations are some ten small operations each in transformers,
-and one in Liger, forwards and backwards. Its losses are left out: the scored tokens have a head of
-their own (`sft.packing.logprob_head`).
+Each of these operations is about ten small kernels in transformers, and one in Liger, forward and
+backward. Liger's losses are not used: `sft.packing.logprob_head` computes the log-probs.
 """
 
 import importlib
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from transformers.utils import is_liger_kernel_available
 
-from sft.packing.equivalence import ROUNDING, SLOPE_ROUNDING, Example, caught_embeddings, plain_sum
+from sft.packing.equivalence import Example, embedding_outputs, plain_log_prob
+from sft.packing.tolerances import TOLERANCES, relative_error
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ OFF = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
 def enable_liger(model: Any) -> None:
-    """Put Liger's kernels into a model on CUDA if log-probs and gradients stay what they are; else
-    the model is as it was. What is decided is logged.
+    """Install Liger's kernels in a model on CUDA if its log-probs and gradients stay equal within
+    rounding; otherwise restore the model. The decision is logged.
 
-    By model type, as transformers' `use_liger_kernel` does; rotary positions are exchanged in the
-    model's module, so for all models of its type in this process.
+    As in transformers' `use_liger_kernel`, kernels go by model type. Rotary positions are replaced
+    in the model's module, and so for all models of its type in this process.
     """
     if next(model.parameters()).device.type != "cuda":
         return
@@ -34,45 +34,50 @@ def enable_liger(model: Any) -> None:
         log.info("kernels: transformers' own (`pip install -e '.[cuda]'` brings Liger's)")
         return
     module = importlib.import_module("liger_kernel.transformers")
-    exchange_if_same(model, module._apply_liger_kernel_to_instance)
+    replace_if_equal(model, module._apply_liger_kernel_to_instance)
 
 
-def exchange_if_same(model: Any, exchange: Callable[..., object]) -> None:
-    """Let `exchange` put kernels into a model, and take them out again if they differ."""
-    before = _reading(model)
-    scope: Any = vars(sys.modules[type(model).__module__])
-    was, modules = dict(scope), {module: dict(vars(module)) for module in model.modules()}
-    exchange(model, **OFF)
-    if all(vars(module) == state for module, state in modules.items()):
+def replace_if_equal(model: Any, replace: Callable[..., object]) -> None:
+    """Let `replace` install kernels in a model, and restore the model if results differ."""
+    before = _probe(model)
+    module_scope: Any = vars(sys.modules[type(model).__module__])
+    saved = dict(module_scope)
+    states = {module: dict(vars(module)) for module in model.modules()}
+    replace(model, **OFF)
+    if all(vars(module) == state for module, state in states.items()):
         log.info("kernels: transformers' own (Liger has none for %s)", model.config.model_type)
         return
-    if flaw := _flaw(before, _reading(model), model):
-        for module, state in modules.items():
+    if mismatch := _mismatch(before, _probe(model), next(model.parameters()).dtype):
+        for module, state in states.items():
             vars(module).clear()
             vars(module).update(state)
-        scope.update(was)
-        log.info("kernels: transformers' own (Liger's: %s)", flaw)
+        module_scope.update(saved)
+        log.info("kernels: transformers' own (Liger's: %s)", mismatch)
         return
     log.info("kernels: Liger's (agree with transformers' own)")
 
 
-def _reading(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of an example, and its gradient by the embeddings."""
+def _probe(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-prob per token of an example, and its gradient by the embeddings."""
     example = Example.draw(model)
-    device = next(model.parameters()).device
-    with torch.enable_grad(), caught_embeddings(model) as embeddings:
-        total = plain_sum(model, example.trunk, example.first, device)
-        (slope,) = torch.autograd.grad(total, embeddings)
-    return total.detach() / len(example.first), slope.float()
+    with torch.enable_grad(), embedding_outputs(model) as embeddings:
+        total = plain_log_prob(model, example.trunk, example.first)
+        (grad,) = torch.autograd.grad(total, embeddings)
+    return total.detach() / len(example.first), grad.float()
 
 
-def _flaw(before: Any, after: Any, model: Any) -> str | None:
-    (own, own_slope), (fused, fused_slope) = before, after
-    dtype = next(model.parameters()).dtype
-    off = (own - fused).abs().item()
-    turned = ((own_slope - fused_slope).norm() / own_slope.norm()).item()
-    if off <= ROUNDING[dtype] and turned <= SLOPE_ROUNDING[dtype]:
+def _mismatch(
+    plain: tuple[torch.Tensor, torch.Tensor],
+    fused: tuple[torch.Tensor, torch.Tensor],
+    dtype: torch.dtype,
+) -> str | None:
+    (plain_value, plain_grad), (fused_value, fused_grad) = plain, fused
+    value_error = (plain_value - fused_value).abs().item()
+    grad_error = relative_error(fused_grad, plain_grad)
+    tolerance = TOLERANCES[dtype]
+    if value_error <= tolerance.log_prob and grad_error <= tolerance.gradient:
         return None
     return (
-        f"log-probs differ by {off:.3g} nats per token, gradients by {turned:.3g} of their length"
+        f"log-probs differ by {value_error:.3g} nats per token, gradients by {grad_error:.3g} of "
+        "their length"
     )

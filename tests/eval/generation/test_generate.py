@@ -17,7 +17,7 @@ from transformers import (
 from eval.generation import batch
 from eval.generation.batch import sample
 from eval.generation.generate import generate
-from eval.generation.padding_check import takes_padding
+from eval.generation.padding_check import supports_padding
 from eval.generation.stopping import CHECK_EVERY
 from sft.errors import UserError
 
@@ -74,7 +74,7 @@ def test_a_model_that_counts_padding_gets_batches_of_one_length(tiny_tokenizer):
     model = random_model(config)
     for weight in model.parameters():
         weight.data.normal_(0, 0.2)
-    assert not takes_padding(model)
+    assert not supports_padding(model)
     lengths = []
     model.register_forward_pre_hook(
         lambda _, args, given: lengths.append(given["input_ids"].shape), with_kwargs=True
@@ -110,7 +110,7 @@ def test_a_model_that_goes_on_otherwise_with_a_cache_is_refused_by_name(config, 
 
 
 def test_attention_takes_padding():
-    assert takes_padding(make_tiny_model()) and takes_padding(sliding_model())
+    assert supports_padding(make_tiny_model()) and supports_padding(sliding_model())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

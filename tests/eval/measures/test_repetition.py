@@ -9,7 +9,7 @@ from tiny_models import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.generation.generate import generate
-from eval.generation.padding_check import takes_padding
+from eval.generation.padding_check import supports_padding
 from eval.measures.repetition import (
     check_cap,
     check_prompts,
@@ -115,7 +115,7 @@ def test_an_early_stop_saves_the_rest_of_the_cap_and_agrees_with_the_full_run(
 ):
     ensure_template(tiny_tokenizer)
     model, cap = looping_model(width, seed), 200
-    takes_padding(model)  # whose proof has passes of its own
+    supports_padding(model)  # whose check runs forward passes
     passes = []
     model.register_forward_hook(lambda *_: passes.append(1))
     full = plain_rows(model, tiny_tokenizer, cap=cap)

@@ -42,7 +42,7 @@ def test_kernels_that_differ_are_taken_out_again(share, monkeypatch, caplog):
     ids = torch.arange(12)[None]
     wanted = model(input_ids=ids).logits
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rope)  # put back after the test
-    liger.exchange_if_same(model, exchange)
+    liger.replace_if_equal(model, exchange)
     said = caplog.records[-1].getMessage()
     if share == 2.0:
         assert "log-probs differ by" in said
