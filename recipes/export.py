@@ -4,8 +4,9 @@
     python recipes/export.py RUN --to DIR --model sft-all --dtype float32
     python recipes/export.py RUN --to DIR --push-to ORG/NAME --dry-run    # list, upload nothing
 
-An adapter is merged into its base. Before anything is called done, the published model's logits are
-compared with the trained one's on real rows of the run, and its token ids with those of training.
+The same command on a folder that is finished goes on to the upload. An adapter is merged into its
+base. Before anything is called done, the published model's logits are compared with the trained
+one's on real rows of the run, and its token ids with those of training.
 """
 
 if __name__ == "__main__":  # while libraries are imported, too
@@ -26,7 +27,8 @@ from sft.config.preset import load_preset
 from sft.config.sections import ModelSection, Preset
 from sft.errors import UserError
 from sft.run.command import run_command
-from sft.run.new_folder import new_folder
+from sft.run.new_folder import RECORD, finished_folder, new_folder
+from sft.run.stage_cache import Stage
 from sft.system.atomic_files import write_text
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
@@ -84,7 +86,8 @@ def export(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a run's model to a new folder, prove it, and say how to use it."""
+    """Write a run's model to a new folder, prove it, and say how to use it; a folder that holds
+    this export already is left as it is."""
     from sft.run.run_place import refuse_inside_run
 
     refuse_inside_run(to, option="--to")
@@ -94,17 +97,36 @@ def export(
             f"{run} was trained with model.trust_remote_code: its model brings Python files that "
             "would run here; pass --trust-remote-code if you trust them"
         )
-    with new_folder(to, option="--to") as folder:
-        ollama = write_export(
-            run,
-            preset,
-            name,
-            folder=folder,
-            called=to.resolve().name,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-        )
-    print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=ollama), sep="\n")
+    inputs = export_inputs(run, name, called=to.resolve().name, dtype=dtype)
+    facts = finished_folder(to, inputs, option="--to")
+    if facts is not None:
+        print(f"{to} holds this export already, whole; nothing is written again")
+    else:
+        with new_folder(to, option="--to") as folder:
+            ollama = write_export(
+                run,
+                preset,
+                name,
+                folder=folder,
+                called=inputs["called"],
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+            )
+            written = sorted(entry.name for entry in folder.iterdir())
+            facts = Stage(folder, inputs).finish(outputs=written, facts={"ollama": ollama})
+    print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=facts["ollama"]), sep="\n")
+
+
+def export_inputs(run: Path, name: str, *, called: str, dtype: str | None) -> dict[str, str]:
+    """What an export of the stage `name` is made of: its options, and a hash of the run's records,
+    which hold the hashes of its weights and answers."""
+    from sft.run.contents import STAGE_FOLDERS, fingerprint
+
+    folders = (".", *STAGE_FOLDERS.values(), f"{STAGE_FOLDERS[name]}/start")
+    records = [f"{each}/done.json" for each in (*folders, "base", f"eval/{name}", "data")]
+    read = [place for place in ("preset.yaml", "run.json", *records) if (run / place).is_file()]
+    hashes = fingerprint({place: fingerprint(run / place) for place in read})
+    return {"stage": name, "called": called, "dtype": str(dtype), "run": hashes}
 
 
 def write_export(
@@ -333,7 +355,7 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / RECORD)
     size = sum(path.stat().st_size for path in files)
     print(
         f"hub     https://huggingface.co/{name}, private: {len(files)} files, {size / 1e6:,.1f} MB"
@@ -351,7 +373,7 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
     try:
         api = HfApi()
         api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=name)
+        api.upload_folder(folder_path=folder, repo_id=name, ignore_patterns=[RECORD])
     except (HTTPError, OSError) as error:
         raise UserError(
             f"--push-to {name}: the hub could not be reached or refused "

@@ -5,11 +5,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sft.errors import UserError
-from sft.system.atomic_files import publish_folder, temporary_name, writing
+from sft.run.contents import _RECORD, _altered
+from sft.system.atomic_files import publish_folder, read_record, temporary_name, writing
 from sft.system.file_lock import NAME as LOCK
 from sft.system.file_lock import one_writer
+
+RECORD = "done.json"  # of `Stage.finish`, in a folder whose command can be started again
 
 
 @contextmanager
@@ -30,6 +34,42 @@ def new_folder(to: Path, *, option: str) -> Iterator[Path]:
     """
     to = Path(os.path.realpath(to))  # where `to` is a link, what it leads to is filled
     _refuse_taken(to, option)
+    with _draft(to, option) as draft:
+        with writing(draft):
+            draft.mkdir()
+        yield draft
+        _refuse_taken(to, option)
+        with writing(to):
+            publish_folder(draft, to)
+
+
+def finished_folder(to: Path, inputs: dict[str, str], *, option: str) -> dict[str, Any] | None:
+    """The facts that `Stage.finish` recorded in a folder written by `new_folder`, where its inputs
+    were these and it holds what was written then and nothing else; otherwise None.
+
+    A command that was killed after `to` got its name left its working folder, which is removed.
+
+    Raises:
+        UserError: another process holds the working folder.
+    """
+    to = Path(os.path.realpath(to))
+    done = read_record(to / RECORD, *_RECORD)
+    if done is None or done["inputs"] != inputs:
+        return None
+    files = {str(path.relative_to(to)) for path in to.rglob("*") if not path.is_dir()}
+    if files != {RECORD, *done["outputs"]} or _altered(to, done["outputs"]) is not None:
+        return None
+    working = temporary_name(to)
+    if os.path.lexists(working) and _is_ours(working):
+        with _draft(to, option):
+            pass
+    return done["facts"]
+
+
+@contextmanager
+def _draft(to: Path, option: str) -> Iterator[Path]:
+    """The path, still free, of a folder inside the working folder of `to`, which this process holds
+    and which is removed at the end."""
     working = temporary_name(to)
     if os.path.lexists(working) and not _is_ours(working):
         raise UserError(
@@ -40,12 +80,7 @@ def new_folder(to: Path, *, option: str) -> Iterator[Path]:
         draft = working / "model"
         try:
             shutil.rmtree(draft, ignore_errors=True)  # of a command that was killed
-            with writing(draft):
-                draft.mkdir()
             yield draft
-            _refuse_taken(to, option)
-            with writing(to):
-                publish_folder(draft, to)
         finally:
             # The lock last: without it the next command does not know the folder as an export's.
             shutil.rmtree(draft, ignore_errors=True)

@@ -137,8 +137,6 @@ def hit(
             ended = start(after=after, signum=signum, **way(start, lot))
             if set(ended.codes) == {0}:
                 break
-            if hits and set(ended.codes) == {2} and "holds files already" in ended.said:
-                break  # hit between the last rename and its end
             hits += 1
             fine = in_order(start, ended, signum)
             orderly += fine

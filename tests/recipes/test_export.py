@@ -169,6 +169,32 @@ def test_folders_that_are_no_run_or_not_empty_are_refused(run, tmp_path, capsys)
     assert "holds files already" in capsys.readouterr().err
 
 
+def test_an_export_that_was_killed_when_it_was_whole_goes_on_to_the_upload(run, tmp_path, capsys):
+    """Its folder has its name, and what is left of the working folder is the lock."""
+    to, lock = tmp_path / "out", tmp_path / ".out.tmp" / ".lock"
+    command = [str(run), "--to", str(to), "--push-to", "me/out", "--dry-run"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    written = {path.name: path.stat().st_mtime_ns for path in to.iterdir()}
+    lock.parent.mkdir()
+    lock.touch()
+    assert main(command) == 0
+    said, _, again = capsys.readouterr().out.partition("\n")
+    assert "holds this export already" in said and again == first
+    assert "done.json" not in first and "model.safetensors" in first
+    assert {path.name: path.stat().st_mtime_ns for path in to.iterdir()} == written
+    assert not lock.parent.exists()
+
+    assert main([*command, "--dtype", "float32"]) == 2  # another export
+    (to / "thesis.txt").touch()
+    assert main(command) == 2
+    (to / "thesis.txt").unlink()
+    (to / "README.md").write_text("mine")
+    assert main(command) == 2
+    assert capsys.readouterr().err.count("holds files already") == 3
+    assert (to / "README.md").read_text() == "mine"
+
+
 def test_a_refused_export_leaves_nothing_and_touches_nothing(run, tmp_path, capsys):
     own = tmp_path / "run"
     shutil.copytree(run, own)

@@ -16,7 +16,8 @@ from run_folders import contents, fill, preset, run_of
 
 from sft.run.checkpoint import draft_folder, last_good, publish
 from sft.run.directory import open_run
-from sft.run.new_folder import new_folder
+from sft.run.new_folder import RECORD, finished_folder, new_folder
+from sft.run.stage_cache import Stage
 from sft.system.run_marker import NAME
 
 KILLED = 9
@@ -155,3 +156,25 @@ def test_a_new_folder_that_is_killed_anywhere_is_whole_or_written_again(
             break
     assert place > 5
     assert os.listdir(tmp_path) == []
+
+
+def test_a_new_folder_with_a_record_that_is_killed_anywhere_is_finished_by_the_same_command(
+    tmp_path,
+):
+    to, inputs = tmp_path / "out", {"run": "x"}
+
+    def write():
+        if finished_folder(to, inputs, option="--to") is None:
+            with new_folder(to, option="--to") as folder:
+                (folder / "a").write_text("weights")
+                Stage(folder, inputs).finish(outputs=["a"], facts={})
+
+    for place in count(1):
+        killed = killed_at(place, write)
+        write()
+        assert sorted(os.listdir(to)) == ["a", RECORD]
+        assert os.listdir(tmp_path) == ["out"]
+        shutil.rmtree(to)
+        if not killed:
+            break
+    assert place > 5
