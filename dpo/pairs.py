@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sft.distributed.collectives import split
+from sft.distributed.collectives import map_over_ranks
 
 Message = dict[str, Any]
 
@@ -70,7 +70,7 @@ def build_pairs(
     answers = sample(conversations, seeds)
     assert len(answers) == len(conversations), "a sampler returns one answer a conversation"
     references = [row.get("reference") or {} for row in prompts for _ in range(samples_per_prompt)]
-    verdicts = split(
+    verdicts = map_over_ranks(
         list(zip(answers, references, strict=True)),
         lambda own: [judge(answer, reference) for answer, reference in own],
     )

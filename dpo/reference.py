@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from sft.distributed.fsdp_forward import evaluating, follow, together
+from sft.distributed.fsdp_forward import eval_mode, join_remaining_forwards, synchronized_forwards
 from sft.packing.layout import Document, Segment, best_fit, lay_out
 from sft.packing.logprobs import batch_tokens, log_probs, row_layout, sequence_sums
 from sft.run.contents import fingerprint
@@ -55,12 +55,12 @@ def reference_log_probs(
     folder.mkdir(parents=True, exist_ok=True)
     # The other processes write there too, which the marker of the run does not see.
     with noted(folder):
-        with together(model), evaluating(model):
+        with synchronized_forwards(model), eval_mode(model):
             for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
                 shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]
                 sums = _sums(model, shard, device=device, autocast=autocast)
                 write_json(paths[i], {"sums": sums, "sha256": fingerprint(sums)})
-            follow()
+            join_remaining_forwards()
         state.wait_for_everyone()
     shards = [read_shard(path) for path in paths]
     return [(chosen, rejected) for shard in shards for chosen, rejected in shard or []]

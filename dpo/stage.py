@@ -23,7 +23,7 @@ from sft.context import RunContext
 from sft.data.mixture import mix
 from sft.data.prompts import read_prompts
 from sft.data.source_table import source_table
-from sft.distributed.collectives import from_main
+from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.export.merge import MERGE_ROWS
 from sft.model.placement import Placement
@@ -76,7 +76,7 @@ def given_pairs(preset: Preset, context: RunContext, *, benchmarks: Benchmarks) 
         context.show(source_table(facts["sources"], title=title))
         write_json(context.folder / "data" / "preference.json", facts)
 
-    from_main(prepare)
+    run_on_main(prepare)
     return read_shared_rows(folder / ROWS / FILE)
 
 
@@ -126,7 +126,7 @@ def pair_prompts(
     prompts = read_prompts(preset.pairs.prompts, reference_flaw=reference_flaw)
     refuse_lost_rows(context.tokenizer, prompts, most=context.max_unknown, name="pairs.prompts")
     folder = context.folder / "data" / "prompts"
-    found = from_main(
+    found = run_on_main(
         lambda: check_contamination(prompts, preset.data, benchmarks=benchmarks, folder=folder)
     )
     if prompts and len(found) == len(prompts):
@@ -173,8 +173,8 @@ def sampled_pairs(
         },
     )
     file = "../pairs.jsonl"
-    if from_main(stage.finished) is None:
-        from_main(stage.begin)
+    if run_on_main(stage.finished) is None:
+        run_on_main(stage.begin)
 
         def sampled(
             conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
@@ -197,7 +197,7 @@ def sampled_pairs(
             write_jsonl(stage.folder / file, pairs)
             stage.finish(outputs=[file], facts=asdict(counts))
 
-        from_main(keep)
+        run_on_main(keep)
 
     def encode() -> None:
         pairs = read_jsonl(stage.folder / file)
@@ -210,7 +210,7 @@ def sampled_pairs(
             )
         _encode(pairs, preset, context, folder=stage.folder / ROWS)
 
-    from_main(encode)
+    run_on_main(encode)
     return read_shared_rows(stage.folder / ROWS / FILE)
 
 

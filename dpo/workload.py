@@ -10,19 +10,19 @@ from transformers import PreTrainedTokenizerBase
 from sft.chat_template.encoding import encode_prompt
 from sft.config.sections import Preset
 from sft.errors import UserError
-from sft.planning.budget import Work, pairs_work
+from sft.planning.budget import StageWorkload, pairs_workload
 from sft.planning.stages import count_steps, step_rows
 from sft.training.lr_schedules import long_warmup
 
 
-def preference_work(
+def preference_workload(
     preset: Preset,
     tokenizer: PreTrainedTokenizerBase,
     *,
     pairs: Dataset | None,
     prompts: Sequence[dict[str, Any]],
-) -> list[Work]:
-    """The stage's work, or none where it is off.
+) -> list[StageWorkload]:
+    """The stage's workload, or none where it is off.
 
     Of pairs that are still to be sampled the most that can come: one for each prompt, with answers
     as long as they may be.
@@ -35,7 +35,7 @@ def preference_work(
     if pairs is not None:
         columns = (pairs[f"{name}_ids"] for name in ("prompt", "chosen", "rejected"))
         lengths = [(len(p), len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
-        return [pairs_work(preset.dpo, lengths)]
+        return [pairs_workload(preset.dpo, lengths)]
     longest = preset.dpo.trl["max_length"]
     lengths = []
     for row in prompts:
@@ -49,17 +49,17 @@ def preference_work(
             f"pairs.prompts: each of {len(prompts)} prompts fills dpo.max_length={longest} tokens, "
             "so that no answer fits behind it; raise it, or give shorter prompts"
         )
-    return [pairs_work(preset.dpo, lengths, bound=True)]
+    return [pairs_workload(preset.dpo, lengths, bound=True)]
 
 
-def preference_line(work: Work) -> str:
+def preference_line(workload: StageWorkload) -> str:
     """The stage's pairs, batches and steps, in a line for the log; the most that can come where the
     pairs are still to be made."""
-    batch = step_rows(work.section, processes=PartialState().num_processes)
-    steps = count_steps(len(work.spans), batch=batch, options=work.section.trl)
-    most = "at most " if work.bound else ""
-    note = long_warmup(work.section.trl, total_steps=steps)
+    batch = step_rows(workload.section, processes=PartialState().num_processes)
+    steps = count_steps(len(workload.spans), batch=batch, options=workload.section.trl)
+    most = "at most " if workload.bound else ""
+    note = long_warmup(workload.section.trl, total_steps=steps)
     return (
-        f"dpo: {most}{len(work.spans):,} pairs, {most}{work.tokens:,} tokens an epoch, batches of "
-        f"{batch}, {most}{steps:,} steps{'; ' * bool(note)}{note}"
+        f"dpo: {most}{len(workload.spans):,} pairs, {most}{workload.tokens:,} tokens an epoch, "
+        f"batches of {batch}, {most}{steps:,} steps{'; ' * bool(note)}{note}"
     )

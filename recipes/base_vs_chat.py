@@ -78,7 +78,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.results.imported import import_measures
     from eval.results.results import write_results
     from sft.context import RunContext
-    from sft.distributed.collectives import from_main
+    from sft.distributed.collectives import run_on_main
     from sft.distributed.sharding import reads_parts
     from sft.model.loading import (
         check_model,
@@ -88,10 +88,10 @@ def compare(preset: Preset, compared: Compared) -> None:
         read_config,
     )
     from sft.model.placement import choose_placement
-    from sft.planning.device_memory import Holding
+    from sft.planning.device_memory import DeviceMemory
     from sft.planning.devices import this_machine
     from sft.run.adapters import is_adapter
-    from sft.run.console import farewell, start_logging
+    from sft.run.console import print_summary, start_logging
     from sft.run.directory import open_run
     from sft.run.environment import write_environment
     from sft.run.run_date import with_date
@@ -132,9 +132,9 @@ def compare(preset: Preset, compared: Compared) -> None:
             config = read_config(paths[name], section)
             lends = reads_parts(config) and not is_adapter(paths[name])
             machine = replace(this_machine(placement), sharded=lends)
-            holding = Holding(config, LoraSection(), placement, machine)
-            parts[name] = holding.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-            holding.refuse_whole(f"{name} ({section.name_or_path})")
+            device_memory = DeviceMemory(config, LoraSection(), placement, machine)
+            parts[name] = device_memory.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
+            device_memory.refuse_whole(f"{name} ({section.name_or_path})")
     for name, tokenizer in tokenizers.items():
         _check_questions(name, paths[name], preset, tokenizer=tokenizer, window=windows[name])
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
@@ -143,7 +143,7 @@ def compare(preset: Preset, compared: Compared) -> None:
         measured_by: dict[str, str | None] = dict.fromkeys(compared.models, preset.eval.backend)
         for name, source in compared.samples.items():
             place = folder / "eval" / name
-            measured_by[name] = from_main(
+            measured_by[name] = run_on_main(
                 partial(import_measures, Path(source), place, section=preset.eval)
             )
         check_one_backend(measured_by)
@@ -153,10 +153,10 @@ def compare(preset: Preset, compared: Compared) -> None:
             measure(name, paths[name], context, preset.eval, replaces=False)
         names = [*compared.models, *compared.samples]
         only = [] if compared.models else preset.eval.tasks
-        results = from_main(lambda: write_results(folder, names, only=only))
+        results = run_on_main(lambda: write_results(folder, names, only=only))
         last = next(reversed(paths), None)
         talks = last is not None and templated[last]
-        farewell(console_table(results), folder=folder, model=paths[last] if talks else None)
+        print_summary(console_table(results), folder=folder, model=paths[last] if talks else None)
 
 
 def _check_questions(

@@ -75,7 +75,7 @@ def plan(
     """
     # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
     from dpo.stage import check_dpo, given_pairs, pair_prompts
-    from dpo.workload import preference_work
+    from dpo.workload import preference_workload
     from eval.graders.rule_judge import reference_flaw
     from eval.measures.cost import cost_line
     from eval.measures.rehearsal import check_questions
@@ -84,7 +84,7 @@ def plan(
     from sft.model.adapter_checks import check_adapters
     from sft.model.loading import check_model, context_window, load_tokenizer, read_config
     from sft.model.placement import choose_placement
-    from sft.planning.budget import Planner, chats_work, named_placement
+    from sft.planning.budget import Planner, chats_workload, named_placement
     from sft.planning.budget_table import show_budget
     from sft.planning.devices import named_machine, this_machine
     from sft.planning.stages import check_sft, fit_lengths, plan_stages, split_length
@@ -123,15 +123,17 @@ def plan(
     chats = prepare_chats(
         preset.data, context, benchmarks=benchmarks, split_at=split_length(preset)
     )
-    works = [chats_work(s.name, s.section, s.rows) for s in plan_stages(chats, preset, context)]
+    workloads = [
+        chats_workload(s.name, s.section, s.rows) for s in plan_stages(chats, preset, context)
+    ]
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
     prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw)
-    works += preference_work(preset, tokenizer, pairs=pairs, prompts=prompts)
-    for work in works:
-        check_batch(work.name, work.section, processes=devices)
+    workloads += preference_workload(preset, tokenizer, pairs=pairs, prompts=prompts)
+    for workload in workloads:
+        check_batch(workload.name, workload.section, processes=devices)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-    training = show_budget(planner, works, parts=parts)
+    training = show_budget(planner, workloads, parts=parts)
     if training is not None:
         tokens = check_questions(
             preset.eval,
@@ -145,7 +147,7 @@ def plan(
             planner,
             preset,
             asked=tokens,
-            models=len(works),
+            models=len(workloads),
             sampled=len(prompts) if pairs is None else 0,
             training=training,
         )

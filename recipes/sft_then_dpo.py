@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampled_pairs
-from dpo.workload import preference_line, preference_work
+from dpo.workload import preference_line, preference_workload
 from eval.backends.loading import backend_inputs, check_backend
 from eval.backends.sampling import sampler
 from eval.graders.rule_judge import reference_flaw, rule_judge
@@ -43,18 +43,18 @@ from eval.tasks.questions import asked
 from sft.cleaning.decontamination import Benchmarks
 from sft.config.sections import Preset
 from sft.context import RunContext
-from sft.distributed.collectives import from_main, temporary_folder
+from sft.distributed.collectives import run_on_main, temporary_folder
 from sft.model.adapter_checks import check_adapters
 from sft.model.loading import check_model, context_window, load_tokenizer, read_config
 from sft.model.placement import Placement, choose_placement
 from sft.model.vocabulary import base_with_tokens
-from sft.planning.budget import Planner, Work, chats_work
+from sft.planning.budget import Planner, StageWorkload, chats_workload
 from sft.planning.budget_table import check_memory, show_budget
 from sft.planning.devices import this_machine
 from sft.planning.stages import check_sft, fit_lengths, plan_stages, show_examples, split_length
 from sft.run.chain_arguments import parse_arguments
 from sft.run.command import run_command
-from sft.run.console import farewell, show, start_logging
+from sft.run.console import print_summary, show, start_logging
 from sft.run.directory import open_run
 from sft.run.environment import write_environment
 from sft.run.revisions import pin_revisions
@@ -103,7 +103,7 @@ class Rows:
     stages: list[PlannedStage]
     pairs: "Dataset | None"
     prompts: list[dict[str, Any]]
-    preferences: list[Work]
+    preferences: list[StageWorkload]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -152,7 +152,7 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> Checked:
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
     keep = not (fresh or rerun)
-    preset, revisions = from_main(partial(pin_revisions, preset, keep=keep))
+    preset, revisions = run_on_main(partial(pin_revisions, preset, keep=keep))
     base = check_model(preset.model)
     window = context_window(base, preset.model)
     preset = fit_lengths(preset, window)
@@ -216,9 +216,9 @@ def prepare(checked: Checked, context: RunContext) -> Rows:
     stages = plan_stages(chats, preset, context)
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
     prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw)
-    preferences = preference_work(preset, checked.tokenizer, pairs=pairs, prompts=prompts)
-    for work in preferences:
-        log.info(preference_line(work))
+    preferences = preference_workload(preset, checked.tokenizer, pairs=pairs, prompts=prompts)
+    for workload in preferences:
+        log.info(preference_line(workload))
     return Rows(stages, pairs, prompts, preferences)
 
 
@@ -239,13 +239,13 @@ def check_cost(checked: Checked, rows: Rows, *, dry_run: bool) -> None:
         max_unknown=preset.model.max_unknown,
         needs_data=not dry_run,
     )
-    works = [chats_work(stage.name, stage.section, stage.rows) for stage in rows.stages]
-    works += rows.preferences
+    workloads = [chats_workload(stage.name, stage.section, stage.rows) for stage in rows.stages]
+    workloads += rows.preferences
     if not dry_run:
-        from_main(partial(check_memory, planner, works))
+        run_on_main(partial(check_memory, planner, workloads))
         return
     show_examples(rows.stages, checked.tokenizer)
-    training = show_budget(planner, works, parts=checked.in_parts)
+    training = show_budget(planner, workloads, parts=checked.in_parts)
     if training is not None:
         cost = cost_line(
             planner,
@@ -276,13 +276,13 @@ def train_and_measure(
         if auto:
             above = preset.sft_dialogue.min_repetition
             decide = partial(needed, folder, stage=stage.name, after=before, above=above)
-            decisions.append(from_main(decide))
+            decisions.append(run_on_main(decide))
             if decisions[-1].verdict == "skipped":
                 continue
         trained = run_sft_stage(stage, starting_at(context, before), start=models[before])
         measure(stage.name, trained, context, preset.eval)
         if auto:
-            decisions.append(from_main(partial(holds, folder, stage=stage.name, before=before)))
+            decisions.append(run_on_main(partial(holds, folder, stage=stage.name, before=before)))
         if not auto or decisions[-1].verdict == "kept":
             models[stage.name] = trained
     if preset.dpo.enabled:
@@ -293,7 +293,7 @@ def train_and_measure(
         )
         measure("dpo", trained, context, preset.eval)
         if preset.dpo.enabled == "auto":
-            decisions.append(from_main(partial(holds, folder, stage="dpo", before=before)))
+            decisions.append(run_on_main(partial(holds, folder, stage="dpo", before=before)))
         if preset.dpo.enabled is True or decisions[-1].verdict == "kept":
             models["dpo"] = trained
     return models, decisions
@@ -324,11 +324,11 @@ def report(
 ) -> None:
     """Write results.json and the report; print the table unless it equals that of `earlier`."""
     folder = context.folder
-    from_main(lambda: write_decisions(folder, list(decisions)))
-    results = from_main(lambda: write_results(folder, list(models)))
-    from_main(lambda: tell_deltas(context.trackers, results))
+    run_on_main(lambda: write_decisions(folder, list(decisions)))
+    results = run_on_main(lambda: write_results(folder, list(models)))
+    run_on_main(lambda: tell_deltas(context.trackers, results))
     table = None if results == earlier else console_table(results)
-    farewell(table, folder=folder, model=list(models.values())[-1])
+    print_summary(table, folder=folder, model=list(models.values())[-1])
 
 
 if __name__ == "__main__":

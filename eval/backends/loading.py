@@ -17,8 +17,8 @@ from eval.backends.vllm_backend import check_vllm, find_vllm, vllm_backend
 from sft.chat_template.encoding import ids_of
 from sft.config.sections import EvalSection
 from sft.context import RunContext
-from sft.distributed.collectives import from_main
-from sft.distributed.fsdp_forward import together
+from sft.distributed.collectives import run_on_main
+from sft.distributed.fsdp_forward import synchronized_forwards
 from sft.errors import UserError
 from sft.model.architecture import window_of
 from sft.model.loading import free_memory, load_model
@@ -76,7 +76,7 @@ def loaded(path: str, context: RunContext, section: EvalSection) -> Iterator[Bac
             trust_remote_code=context.trust_remote_code,
             parts=context.parts,
         )
-        with together(model):
+        with synchronized_forwards(model):
             yield TransformersBackend(model, context.tokenizer)
 
 
@@ -96,7 +96,7 @@ def _in_vllm(path: str, context: RunContext, section: EvalSection) -> Iterator[B
         return whole
 
     try:
-        whole = from_main(prepare)
+        whole = run_on_main(prepare)
         config = read_model_config(whole, trust_remote_code=trust)
         free_memory()
         with vllm_backend(

@@ -11,7 +11,7 @@ from eval.generation.generate import Generation
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, PairsSection
 from sft.context import RunContext
-from sft.distributed.collectives import own_share, split
+from sft.distributed.collectives import map_over_ranks, own_share
 
 
 def sampler(
@@ -47,6 +47,6 @@ def sampler(
                     progress=bar.update,
                 )
 
-            return split(list(zip(conversations, seeds, strict=True)), answers)
+            return map_over_ranks(list(zip(conversations, seeds, strict=True)), answers)
 
     return sample

@@ -14,7 +14,7 @@ from eval.backends.base import Backend, Question, Scored
 from eval.generation.batch import MIN_SHARED, shared_length
 from eval.generation.generate import Generation, generate
 from sft.chat_template.encoding import ids_of
-from sft.distributed.fsdp_forward import reading
+from sft.distributed.fsdp_forward import eval_without_grad
 from sft.model.architecture import window_of
 from sft.packing.kv_cache import Prefix, attends_to_all_tokens, read_prefix
 from sft.packing.layout import Document, Segment
@@ -57,7 +57,7 @@ class TransformersBackend(Backend):
     def score(
         self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
-        with reading(self.model):
+        with eval_without_grad(self.model):
             return self._score(questions, progress)
 
     def _score(

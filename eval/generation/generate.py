@@ -14,7 +14,7 @@ from typing import Any
 from eval.generation.batch import Batch
 from eval.generation.padding_check import supports_padding
 from eval.generation.stopping import FinishReason, StopRule
-from sft.distributed.fsdp_forward import reading
+from sft.distributed.fsdp_forward import eval_without_grad
 from sft.model.cpu_linear import weight_first_layers
 
 # Bytes of keys and values that a batch may hold when the caller gives no token budget. Each batch
@@ -73,7 +73,7 @@ def generate(
         raise ValueError(f"sampling at temperature {temperature:g} needs one seed for each prompt")
     budget = max_batch_tokens or _token_budget(model)
     results: list[Generation | None] = [None] * len(prompts)
-    with weight_first_layers(model), reading(model):
+    with weight_first_layers(model), eval_without_grad(model):
         padded = supports_padding(model)
         for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
             own = [prompts[r] for r in rows]

@@ -27,7 +27,7 @@ from eval.tasks.task_files import Tasks
 from sft.config.sections import EvalSection, Preset
 from sft.context import InTraining, Moment, RunContext
 from sft.data.prompts import read_repetition, spread
-from sft.distributed.sharding import spread as spread_by
+from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
 from sft.run.contents import STAGE_FOLDERS
 from sft.system.atomic_files import write_jsonl
@@ -42,7 +42,7 @@ def check_epochs(preset: Preset) -> None:
     Raises:
         UserError: the launcher asks for DeepSpeed.
     """
-    if preset.eval.each_epoch.enabled and spread_by() == "DeepSpeed":
+    if preset.eval.each_epoch.enabled and sharding_strategy() == "DeepSpeed":
         raise UserError(
             "eval.each_epoch.enabled=true measures in one process, and under DeepSpeed none holds "
             "all weights; set it to false, or train with recipes/accelerate/fsdp2.yaml or ddp.yaml"

@@ -16,7 +16,7 @@ from eval.measures import repetition
 from sft.config.sections import Preset
 from sft.context import InTraining, Moment, RunContext
 from sft.data.prompts import read_repetition, spread
-from sft.distributed.sharding import spread as spread_by
+from sft.distributed.sharding import sharding_strategy
 from sft.system.atomic_files import read_jsonl, write_jsonl
 from sft.training.eval_callbacks import OutOfTime
 
@@ -40,7 +40,7 @@ def loop_probe(preset: Preset, context: RunContext) -> InTraining | None:
     if measured.prompts is None:
         log.info("loops in training: not looked for, since eval.repetition.prompts is null")
         return None
-    if spread_by() == "DeepSpeed":
+    if sharding_strategy() == "DeepSpeed":
         log.info("loops in training: not looked for, under DeepSpeed no process holds all weights")
         return None
     prompts = spread(read_repetition(measured), PROMPTS)

@@ -28,7 +28,7 @@ from sft.chat_template.tokenizer_coverage import refuse_lost_rows
 from sft.config.sections import EvalSection, RepetitionSection, TaskOptions
 from sft.context import RunContext
 from sft.data.prompts import read_repetition
-from sft.distributed.collectives import from_main, own_share, split
+from sft.distributed.collectives import map_over_ranks, own_share, run_on_main
 from sft.errors import UserError
 from sft.model.chat_models import is_chat_model
 from sft.run.contents import fingerprint
@@ -111,7 +111,7 @@ def measure(
         with ExitStack() as resources:
             measured = _Measured(name, path, context, section, resources)
             if not replaces:
-                from_main(measured.refuse_other_weights)
+                run_on_main(measured.refuse_other_weights)
             measured.all()
     except OSError as error:
         if error.filename is None or not Path(error.filename).is_relative_to(context.folder):
@@ -169,7 +169,7 @@ class _Measured:
             self._repetition()
         if self.section.safety.prompts:
             self.scores["safety"] = self._safety(self.section.safety.prompts)
-        from_main(self._finish)
+        run_on_main(self._finish)
 
     def _finish(self) -> None:
         context = self.context
@@ -242,19 +242,19 @@ class _Measured:
                 measured = partial(
                     repetition.measure, self._model, tokenizer, cap=cap, progress=bar.update
                 )
-                rows = split(prompts, measured)
-            from_main(lambda: write_jsonl(greedy.rows, rows))
+                rows = map_over_ranks(prompts, measured)
+            run_on_main(lambda: write_jsonl(greedy.rows, rows))
             return {"rate": repetition.summarise(rows), "detail": detail(rows)}
 
         def run_on() -> dict[str, Any]:
-            begun, model = from_main(lambda: read_jsonl(greedy.rows)), self._model
+            begun, model = run_on_main(lambda: read_jsonl(greedy.rows)), self._model
 
             def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
                 asked, stored = zip(*own, strict=True)
                 return repetition.measure(model, tokenizer, asked, cap=2 * cap, begun=stored)
 
-            rows = split(list(zip(prompts, begun, strict=True)), go_on)
-            from_main(lambda: write_jsonl(longer.rows, rows))
+            rows = map_over_ranks(list(zip(prompts, begun, strict=True)), go_on)
+            run_on_main(lambda: write_jsonl(longer.rows, rows))
             return repetition.summarise(rows)
 
         def run_sampled() -> dict[str, Any]:
@@ -268,8 +268,8 @@ class _Measured:
                     seed=self.context.seed,
                     progress=bar.update,
                 )
-                rows = split(prompts, measured)
-            from_main(lambda: write_jsonl(sampled.rows, rows))
+                rows = map_over_ranks(prompts, measured)
+            run_on_main(lambda: write_jsonl(sampled.rows, rows))
             return repetition.summarise(rows) | {"temperature": heat}
 
         found = self._kept(greedy, run)
@@ -301,8 +301,8 @@ class _Measured:
                     cap=cap,
                     progress=bar.update,
                 )
-                rows = split(prompts, measured)
-            from_main(lambda: write_jsonl(unit.rows, rows))
+                rows = map_over_ranks(prompts, measured)
+            run_on_main(lambda: write_jsonl(unit.rows, rows))
             return safety.summarise(rows)
 
         return self._kept(unit, run)
@@ -320,11 +320,11 @@ class _Measured:
         return Unit(self.folder, name, file, self._common | inputs)
 
     def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        entry = from_main(unit.kept)
+        entry = run_on_main(unit.kept)
         if entry is None:
             self.missing += 1
             measured = run()
-            entry = from_main(lambda: unit.keep(measured))
+            entry = run_on_main(lambda: unit.keep(measured))
         return entry
 
 

@@ -21,7 +21,7 @@ from sft.config.sections import EvalSection, Source
 from sft.context import RunContext
 from sft.data.readers import read_records
 from sft.data.row_errors import RowError
-from sft.distributed.collectives import from_main, own_share, split
+from sft.distributed.collectives import map_over_ranks, own_share, run_on_main
 from sft.errors import UserError
 from sft.run.contents import fingerprint
 from sft.run.stage_cache import Stage
@@ -189,8 +189,8 @@ def answers_of(
             **backend_inputs(engine, context),
         },
     )
-    if from_main(stage.finished) is None:
-        from_main(stage.begin)
+    if run_on_main(stage.finished) is None:
+        run_on_main(stage.begin)
         with (
             loaded(path, context, engine) as backend,
             tqdm(
@@ -208,13 +208,13 @@ def answers_of(
                 seed=context.seed,
                 progress=bar.update,
             )
-            rows = split(questions, answers)
+            rows = map_over_ranks(questions, answers)
 
         def keep() -> None:
             write_jsonl(stage.folder / "answers.jsonl", rows)
             stage.finish(outputs=["answers.jsonl"], facts={})
 
-        from_main(keep)
+        run_on_main(keep)
     return read_jsonl(stage.folder / "answers.jsonl")
 
 

@@ -26,7 +26,7 @@ from eval.tasks.fewshot import FittedShots
 from eval.tasks.sample_rows import Judged, cluster_key, is_template, other_metrics, stored_row
 from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks, check_tasks, load_tasks
-from sft.distributed.collectives import from_main, main_first
+from sft.distributed.collectives import main_first, run_on_main
 from sft.errors import UserError
 from sft.system.atomic_files import write_jsonl
 
@@ -98,7 +98,7 @@ def run_benchmark(
             form = _format(task, asked.tasks, asked.fitted, ask=ask, code=code)
             return summarise(rows) | form | engine.changes
 
-        return from_main(finish)
+        return run_on_main(finish)
 
 
 def check_benchmark(

@@ -28,7 +28,7 @@ from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, no_room
 from sft.chat_template.encoding import stop_ids
 from sft.chat_template.template_date import apply_template
 from sft.chat_template.tokenizer_coverage import Coverage, refuse_lost
-from sft.distributed.collectives import own_share, split
+from sft.distributed.collectives import map_over_ranks, own_share
 from sft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -292,7 +292,7 @@ class Engine(LM):
         for question in questions:
             if question.context:
                 groups.setdefault(question.context, []).append(question)
-        scored = split(list(groups.values()), partial(self._score_groups, unit=unit))
+        scored = map_over_ranks(list(groups.values()), partial(self._score_groups, unit=unit))
         found = {
             question: one
             for group, ones in zip(groups.values(), scored, strict=True)
@@ -347,7 +347,7 @@ class Engine(LM):
                 progress=progress,
             )
 
-        return split(list(zip(prompts, places, strict=True)), answers)
+        return map_over_ranks(list(zip(prompts, places, strict=True)), answers)
 
     def _stop_ids(self) -> list[int]:
         """What ends an answer: the template's end of turn in a chat, and what the model names."""

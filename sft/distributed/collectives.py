@@ -1,6 +1,6 @@
 """Work of the processes of a run: each does its share, or one does it and tells the others.
 
-What one does for all it does alone: within `from_main` nothing is shared and nobody asked.
+What one does for all it does alone: within `run_on_main` nothing is shared and nobody asked.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from sft.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_alone = ContextVar("alone", default=False)  # in `from_main`, on the process that does the work
+_alone = ContextVar("alone", default=False)  # in `run_on_main`, on the process that does the work
 
 
 def _place() -> tuple[int, int]:
@@ -35,7 +35,9 @@ def own_share(items: Sequence[Item]) -> list[Item]:
     return list(items[index::count])
 
 
-def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]) -> list[Result]:
+def map_over_ranks(
+    items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
+) -> list[Result]:
     """A result for each of `items`, in their order, on all processes, which all call it.
 
     Args:
@@ -55,7 +57,7 @@ def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]])
         assert len(done) == len(own), "work returns a result an item"
     except UserError as error:
         failed = error
-    fsdp_forward.follow()
+    fsdp_forward.join_remaining_forwards()
     shares = gather_object([(done, failed)])
     for _, reason in shares:
         if reason is not None:
@@ -63,7 +65,7 @@ def split(items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]])
     return [shares[i % count][0][i // count] for i in range(len(items))]
 
 
-def from_main(work: Callable[[], Result]) -> Result:
+def run_on_main(work: Callable[[], Result]) -> Result:
     """What `work` returns on the first process, on all of them, which all call it.
 
     Raises:
@@ -81,7 +83,7 @@ def from_main(work: Callable[[], Result]) -> Result:
             told[1] = error
         finally:
             _alone.reset(before)
-    fsdp_forward.follow()
+    fsdp_forward.join_remaining_forwards()
     broadcast_object_list(told)
     if told[1] is not None:
         raise told[1]
@@ -91,7 +93,7 @@ def from_main(work: Callable[[], Result]) -> Result:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that goes with this start, the same one for all its processes (of one machine)."""
-    folder = from_main(lambda: Path(tempfile.mkdtemp()))
+    folder = run_on_main(lambda: Path(tempfile.mkdtemp()))
     index, count = _place()
     try:
         yield folder

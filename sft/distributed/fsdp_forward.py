@@ -1,10 +1,10 @@
-"""Forward passes of a model whose weights are spread over the processes (FSDP2).
+"""Forward passes of a model whose weights are sharded over the processes (FSDP2).
 
-Each pass gathers the weights layer by layer from all processes, so all have to make it, and what
-they share out never takes all of them equally many. Within `together` a process announces each of
-its passes, and one that has no more of its own follows: for each pass of the others it makes one
-over a single token, until nobody announces any. `sft.distributed.collectives` follows at the end of
-every share.
+FSDP2 needs equal forward counts: each pass gathers the weights layer by layer from all processes,
+and their shares of the work rarely need the same number of passes. Within `synchronized_forwards`
+a process announces each of its passes. A process that has finished its share runs a dummy pass
+over a single token for each pass of the others, until none is announced;
+`sft.distributed.collectives` does so at the end of every share.
 """
 
 from collections.abc import Iterator
@@ -17,79 +17,85 @@ from accelerate import PartialState
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
-from sft.distributed.sharding import let_go, outputs_as_they_are
-from sft.system.signals import leave
+from sft.distributed.sharding import ignore_output_view_warning, reshard
+from sft.system.signals import check_interrupt
 
 
-class _Walk:
-    """The passes of one model."""
+class _SynchronizedForwards:
+    """Counts the forward passes of one model equally in all processes."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.following = model, False
-        # Before FSDP's own hook, which gathers the first weights.
+        self.model, self.runs_dummies = model, False
+        # Prepended: FSDP's own hook gathers the first weights.
         self.hook = model.register_forward_pre_hook(self._announce, prepend=True)
 
     def _announce(self, *_: Any) -> None:
-        if not self.following:
-            leave()  # within a pass the others would wait for the rest of it
-            self._passes(True)
+        if not self.runs_dummies:
+            check_interrupt()  # an interrupt within a pass would leave the others waiting in it
+            self._any_pass(True)
 
-    def _passes(self, own: bool) -> bool:
-        """Whether any process makes a pass of its own now."""
+    def _any_pass(self, own: bool) -> bool:
+        """Return whether any process runs a pass of its share now."""
         flag = torch.tensor([own], dtype=torch.int32, device=PartialState().device)
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
         return bool(flag.item())
 
-    def follow(self) -> None:
+    def join_remaining(self) -> None:
         token = torch.zeros((1, 1), dtype=torch.long, device=PartialState().device)
-        self.following = True
+        self.runs_dummies = True
         try:
-            with reading(self.model):
-                while self._passes(False):
+            with eval_without_grad(self.model):
+                while self._any_pass(False):
                     self.model(input_ids=token, use_cache=False)
         finally:
-            self.following = False
+            self.runs_dummies = False
 
 
-_walk: ContextVar[_Walk | None] = ContextVar("walk", default=None)
+_active: ContextVar[_SynchronizedForwards | None] = ContextVar("active", default=None)
 
 
 @contextmanager
-def reading(model: Any) -> Iterator[None]:
-    """Passes in evaluation mode, without gradients. What FSDP gathers for the first time in
-    inference mode could not be trained on later, so that is for whole models alone."""
-    whole = not isinstance(model, FSDPModule)
-    with evaluating(model), torch.no_grad(), torch.inference_mode(whole):
+def eval_without_grad(model: Any) -> Iterator[None]:
+    """Run passes in evaluation mode without gradients.
+
+    Inference mode is used only for unsharded models: weights that FSDP gathers for the first time
+    in inference mode cannot be trained afterwards.
+    """
+    unsharded = not isinstance(model, FSDPModule)
+    with eval_mode(model), torch.no_grad(), torch.inference_mode(unsharded):
         yield
 
 
 @contextmanager
-def together(model: Any) -> Iterator[None]:
-    """All processes enter, each with its part of `model`, and end each of their shares of work by
-    `follow`. Nothing where each holds the model whole."""
+def synchronized_forwards(model: Any) -> Iterator[None]:
+    """Keep the forward counts of a sharded model equal in all processes.
+
+    All processes enter, each with its shard of `model`, and call `join_remaining_forwards` at the
+    end of each share of work. Does nothing where each process holds the complete model.
+    """
     if not isinstance(model, FSDPModule):
         yield
         return
-    walk = _Walk(model)
-    before = _walk.set(walk)
+    forwards = _SynchronizedForwards(model)
+    before = _active.set(forwards)
     try:
-        with outputs_as_they_are():
+        with ignore_output_view_warning():
             yield
     finally:
-        _walk.reset(before)
-        walk.hook.remove()
-        let_go(model)
+        _active.reset(before)
+        forwards.hook.remove()
+        reshard(model)
 
 
-def follow() -> None:
-    """To be called by each process when its share of passes is done: returns when all are."""
-    if (walk := _walk.get()) is not None:
-        walk.follow()
+def join_remaining_forwards() -> None:
+    """Run dummy passes until all processes have finished their shares."""
+    if (forwards := _active.get()) is not None:
+        forwards.join_remaining()
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """A model in evaluation mode; at the end in the one that it was in."""
+def eval_mode(model: Any) -> Iterator[None]:
+    """Put a model in evaluation mode and restore its mode at the end."""
     was_training = model.training
     model.eval()
     try:

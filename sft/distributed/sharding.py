@@ -105,7 +105,7 @@ def sharded() -> bool:
     return _by_fsdp() or _by_deepspeed()
 
 
-def spread() -> str:
+def sharding_strategy() -> str:
     """By what the weights are spread, in a word."""
     return "FSDP" if _by_fsdp() else "DeepSpeed" if _by_deepspeed() else "nothing"
 
@@ -148,7 +148,7 @@ def in_parts(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:
     }
 
 
-def hand_over(model: Any) -> Any:
+def prepare_for_accelerate(model: Any) -> Any:
     """A model that was read in parts, for accelerate to train and ours to save: upstream's trainer
     would neither keep nor read its optimiser's state, and its `save_pretrained` wait for all."""
     model._is_distributed_loading_by_transformers = False
@@ -159,14 +159,14 @@ def hand_over(model: Any) -> Any:
 
 
 @contextmanager
-def outputs_as_they_are() -> Iterator[None]:
+def ignore_output_view_warning() -> Iterator[None]:
     """Without FSDP2's warning of outputs that are views: nothing here writes into an output."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")
         yield
 
 
-def let_go(model: Any) -> None:
+def reshard(model: Any) -> None:
     """Hand back what a pass without a backward pass has gathered, last layers and embeddings: a
     trainer would take them for the weights."""
     for module in model.modules():

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.encoding import ids_of, stop_ids
 from sft.context import RunContext
-from sft.distributed.collectives import from_main
+from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.model.loading import load_model, save_model
 from sft.model.model_config import read_model_config
@@ -233,7 +233,7 @@ def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) ->
             facts["quantised"] = asdict(again)
         stage.finish(outputs=["model"], facts=facts)
 
-    from_main(merge)
+    run_on_main(merge)
     return str(target.resolve())
 
 

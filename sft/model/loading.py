@@ -25,7 +25,7 @@ from sft.chat_template.system_prompt import OWN, default_system, quoted, set_sys
 from sft.chat_template.template import ensure_template
 from sft.chat_template.template_date import asks_date, set_date
 from sft.config.sections import LoraSection, ModelSection
-from sft.distributed.sharding import hand_over, in_parts, let_go, reads_parts
+from sft.distributed.sharding import in_parts, prepare_for_accelerate, reads_parts, reshard
 from sft.errors import UserError
 from sft.model.adapter_card import write_adapter_card
 from sft.model.adapter_checks import check_given_adapter
@@ -280,12 +280,12 @@ def load_model(
         ) from None
     check_values(model.named_parameters(), given=base)
     repair_generation_config(model)
-    model = hand_over(model) if parts else model.to(placement.device)
+    model = prepare_for_accelerate(model) if parts else model.to(placement.device)
     enable_scoring(model)
     enable_liger(model)
     select_logprob_head(model)
     verify_packing(model, training=placement.compute if trainable else None)
-    let_go(model)
+    reshard(model)
     if adapter:
         model = PeftModel.from_pretrained(model, path, is_trainable=trainable).to(placement.device)
     return model

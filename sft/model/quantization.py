@@ -5,7 +5,7 @@ import importlib.util
 import torch
 from transformers import BitsAndBytesConfig
 
-from sft.distributed.sharding import sharded, spread
+from sft.distributed.sharding import sharded, sharding_strategy
 from sft.errors import UserError
 
 
@@ -29,8 +29,9 @@ def check_4bit(device: torch.device) -> None:
     require_bitsandbytes()
     if sharded():
         raise UserError(
-            f"model.load_in_4bit=true keeps the whole model on each device, and {spread()} "
-            "spreads it over them; launch without it, or set model.load_in_4bit=false"
+            "model.load_in_4bit=true keeps the whole model on each device, and "
+            f"{sharding_strategy()} spreads it over them; launch without it, or set "
+            "model.load_in_4bit=false"
         )
 
 

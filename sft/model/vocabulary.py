@@ -9,7 +9,7 @@ import torch
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from sft.config.sections import ModelSection
-from sft.distributed.collectives import from_main
+from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.model.model_config import read_model_config
 from sft.model.weight_files import read_weights
@@ -125,7 +125,7 @@ def base_with_tokens(
             tokenizer.save_pretrained(target)
         stage.finish(outputs=["model"], facts={"tokens": len(new)})
 
-    from_main(grow)
+    run_on_main(grow)
     return str(target.resolve())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sft.distributed.fsdp_forward import evaluating
+from sft.distributed.fsdp_forward import eval_mode
 from sft.errors import UserError
 from sft.packing.document_attention import DOCUMENTS
 from sft.packing.flex_attention import FLEX, VARIANTS
@@ -83,7 +83,7 @@ def sees_future(model: Any) -> bool:
     tokens = torch.tensor([Example.draw(model).trunk], device=weight.device)
     changed = tokens.clone()
     changed[0, -1] = 1 - tokens[0, -1].clamp(max=1)  # 0 or 1, and another token than before
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         before, after = (model(input_ids=t).logits[0, :-1].float() for t in (tokens, changed))
     return relative_error(after, before) > TOLERANCES[weight.dtype].causality
 
@@ -131,7 +131,7 @@ def packing_mismatch(model: Any) -> str | None:
         values = log_probs(model, batch)
         return sequence_sums(values, batch), values[batch.sequence == 1]
 
-    with evaluating(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         (sums, second), (_, unchanged) = packed(example), packed(other)
         pairs = [
             (example.trunk, example.first),
@@ -176,7 +176,7 @@ def attention_mismatch(model: Any, *, training: torch.dtype | None) -> str | Non
 def _run_check(model: Any, check: Callable[[Any], str | None] = packing_mismatch) -> str | None:
     """Return the mismatch that a check finds, or the error that it raises."""
     try:
-        with evaluating(model):
+        with eval_mode(model):
             return check(model)
     except ROW_ERRORS as error:
         return error_summary(error)

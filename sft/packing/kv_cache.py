@@ -31,7 +31,7 @@ class Prefix:
 def read_prefix(model: Any, ids: Sequence[int]) -> Prefix:
     """Return a cache of `ids`, for a model that attends to all tokens.
 
-    Call it within `sft.distributed.fsdp_forward.reading`.
+    Call it within `sft.distributed.fsdp_forward.eval_without_grad`.
     """
     cache = DynamicCache(config=model.config)
     cache.layers = [PrefixLayer() for _ in cache.layers]

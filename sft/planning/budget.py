@@ -33,7 +33,7 @@ from sft.packing.layout import (
     lay_out,
 )
 from sft.packing.logprobs import batch_tokens
-from sft.planning.device_memory import GIB, Holding
+from sft.planning.device_memory import GIB, DeviceMemory
 from sft.planning.stages import count_steps, step_rows
 from sft.planning.step_memory import (
     Memory,
@@ -60,7 +60,7 @@ def named_placement(section: ModelSection) -> Placement:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWorkload:
     """The documents of a stage: an epoch's rows by their lengths."""
 
     name: str
@@ -84,7 +84,7 @@ class Work:
 class StageBudget:
     """What one stage takes."""
 
-    work: Work
+    workload: StageWorkload
     steps: int
     padding: float  # share of the positions in rows that are no token
     flops: int  # of the whole stage, with what checkpointing computes again
@@ -93,26 +93,26 @@ class StageBudget:
 
 
 @dataclass(frozen=True)
-class Planner(Holding):
+class Planner(DeviceMemory):
     """What all stages have in common: the model, how it trains, and on what."""
 
     utilisation: float = 0.4  # of the peak; dense models of billions train at 0.3 to 0.5
 
-    def stage(self, work: Work) -> StageBudget:
+    def stage(self, workload: StageWorkload) -> StageBudget:
         """The budget of a stage."""
-        options = work.section.trl
+        options = workload.section.trl
         micro = options["per_device_train_batch_size"] * self.machine.count
-        batch = step_rows(work.section, processes=self.machine.count)
-        steps = count_steps(len(work.spans), batch=batch, options=options)
-        epochs = steps * batch / len(work.spans)
-        flops = round(epochs * self._epoch_flops(work)) + self._reference_flops(work)
+        batch = step_rows(workload.section, processes=self.machine.count)
+        steps = count_steps(len(workload.spans), batch=batch, options=options)
+        epochs = steps * batch / len(workload.spans)
+        flops = round(epochs * self._epoch_flops(workload)) + self._reference_flops(workload)
         rate = self.machine.peak
         hours = flops / (rate * self.machine.count * self.utilisation) / 3600 if rate else None
         memory: Memory | None = None
         with suppress(NeedsValues, RowsNotRead):
-            memory = self.memory(work, accumulates=batch > micro)
-        padding = padding_of(work, replace(self.placement, attention=self.attention))
-        return StageBudget(work, steps, padding, flops, memory, hours)
+            memory = self.memory(workload, accumulates=batch > micro)
+        padding = padding_of(workload, replace(self.placement, attention=self.attention))
+        return StageBudget(workload, steps, padding, flops, memory, hours)
 
     @property
     def attention(self) -> str:
@@ -121,39 +121,39 @@ class Planner(Holding):
         wanted = self.placement.attention
         return attention_for(self.config, "sdpa" if wanted == FLEX else wanted)
 
-    def _epoch_flops(self, work: Work) -> int:
+    def _epoch_flops(self, workload: StageWorkload) -> int:
         costs = self.costs
-        total = training_flops(costs, work.spans, scored=sum(work.scored))
-        if _checkpoints(work.section):
-            total += forward_flops(costs, work.spans, scored=0)
+        total = training_flops(costs, workload.spans, scored=sum(workload.scored))
+        if _checkpoints(workload.section):
+            total += forward_flops(costs, workload.spans, scored=0)
         return total
 
-    def _reference_flops(self, work: Work) -> int:
-        if not work.reference:
+    def _reference_flops(self, workload: StageWorkload) -> int:
+        if not workload.reference:
             return 0
-        return forward_flops(self.costs, work.spans, scored=sum(work.scored))
+        return forward_flops(self.costs, workload.spans, scored=sum(workload.scored))
 
-    def memory(self, work: Work, *, accumulates: bool) -> Memory:
+    def memory(self, workload: StageWorkload, *, accumulates: bool) -> Memory:
         """Memory of one device at the worst moment that the stage's rows can bring about: in a
         training step, or while the reference is taken before it."""
-        training = self._training(work, accumulates=accumulates)
+        training = self._training(workload, accumulates=accumulates)
         most = training
-        if work.reference:
-            most = max(training, self._reference(work), key=lambda memory: memory.total)
+        if workload.reference:
+            most = max(training, self._reference(workload), key=lambda memory: memory.total)
         return replace(most, process=self.process)
 
-    def _training(self, work: Work, *, accumulates: bool) -> Memory:
-        rows = work.section.trl["per_device_train_batch_size"]
+    def _training(self, workload: StageWorkload, *, accumulates: bool) -> Memory:
+        rows = workload.section.trl["per_device_train_batch_size"]
         most = pass_tokens(self.placement.device, sharded=self.sharded)
         setup = replace(
             self._setup,
             # Sharded weights are gathered in the compute dtype, so nothing is cast.
             weights=self.placement.compute if self.sharded else self.placement.weights,
-            checkpointing=_checkpoints(work.section),
+            checkpointing=_checkpoints(workload.section),
             accumulates=accumulates,
         )
         whole = self._of_fullest(
-            step_memory, work, setup, rows=rows, tokens=most, packing=work.section.packing
+            step_memory, workload, setup, rows=rows, tokens=most, packing=workload.section.packing
         )
         if self.sharded:
             return self._shard(whole)
@@ -161,7 +161,7 @@ class Planner(Holding):
             return replace(whole, gradients=whole.gradients + 4 * self.parameters.trainable)
         return whole
 
-    def _reference(self, work: Work) -> Memory:
+    def _reference(self, workload: StageWorkload) -> Memory:
         """As `dpo.reference` takes it, many pairs at once whatever the micro-batch: of the whole
         model, or of the parts that the devices lend each other."""
         tokens = batch_tokens(self.placement.device)
@@ -169,14 +169,14 @@ class Planner(Holding):
         if self.lends:
             setup = replace(setup, weights=self.placement.compute)
         whole = self._of_fullest(
-            scoring_memory, work, setup, rows=REFERENCE_ROWS, tokens=tokens, packing=True
+            scoring_memory, workload, setup, rows=REFERENCE_ROWS, tokens=tokens, packing=True
         )
         return replace(whole, weights=self.part) if self.lends else whole
 
     def _of_fullest(
         self,
         take: Callable[[PreTrainedConfig, Batch, Setup], Memory],
-        work: Work,
+        workload: StageWorkload,
         setup: Setup,
         **limits: Any,
     ) -> Memory:
@@ -184,9 +184,9 @@ class Planner(Holding):
         takes no packed rows, as `sft.packing.equivalence` finds when a run starts."""
         kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
         try:
-            return take(self.config, self._fullest(work, kind, **limits), setup)
+            return take(self.config, self._fullest(workload, kind, **limits), setup)
         except RowsNotRead:
-            batch = self._fullest(work, "apart", **limits)
+            batch = self._fullest(workload, "apart", **limits)
             return take(self.config, batch, replace(setup, apart=True))
 
     @property
@@ -199,13 +199,13 @@ class Planner(Holding):
             load_in_4bit=self.placement.load_in_4bit,
         )
 
-    def ceiling(self, work: Work) -> int:
+    def ceiling(self, workload: StageWorkload) -> int:
         """Bytes that the stage stays far below, counted at once, where `memory` takes seconds."""
         device = self.placement.device
         most = max(pass_tokens(device, sharded=self.sharded), batch_tokens(device))
-        lengths = sorted(map(_length, work.spans), reverse=True)
-        rows = work.section.trl["per_device_train_batch_size"]
-        rows = max(rows, REFERENCE_ROWS) if work.reference else rows
+        lengths = sorted(map(_length, workload.spans), reverse=True)
+        rows = workload.section.trl["per_device_train_batch_size"]
+        rows = max(rows, REFERENCE_ROWS) if workload.reference else rows
         tokens = min(sum(lengths[:rows]), max(most, lengths[0]))
         every = self.parameters.total
         return self.process + memory_ceiling(
@@ -213,11 +213,11 @@ class Planner(Holding):
         )
 
     def _fullest(
-        self, work: Work, kind: RowKind, *, rows: int, tokens: int, packing: bool
+        self, workload: StageWorkload, kind: RowKind, *, rows: int, tokens: int, packing: bool
     ) -> Batch:
         """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""
-        order = sorted(range(len(work.spans)), key=lambda i: -_length(work.spans[i]))[:rows]
-        documents = [_document(work.spans[i], work.scored[i]) for i in order]
+        order = sorted(range(len(workload.spans)), key=lambda i: -_length(workload.spans[i]))[:rows]
+        documents = [_document(workload.spans[i], workload.scored[i]) for i in order]
         passes = best_fit([len(d) for d in documents], row_length=tokens)
         fullest = max(passes, key=lambda part: sum(len(documents[i]) for i in part))
         return lay_out([documents[i] for i in fullest], packing=packing, rows=kind)
@@ -249,57 +249,57 @@ class Planner(Holding):
         found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
         advice = f"; {found} fits" if found else "; nothing that truing can change makes it fit"
         return (
-            f"{budget.work.title} needs {budget.memory.total / GIB:.1f} GiB on each device and "
+            f"{budget.workload.title} needs {budget.memory.total / GIB:.1f} GiB on each device and "
             f"{self.machine.name} has {limit / GIB:.1f} GiB to use{advice}"
         )
 
     def _changes(self, budget: StageBudget) -> Iterator[tuple[str, int]]:
         """Settings that need less memory, each further from the preset than the one before."""
-        work = budget.work
-        name = work.name.replace("-", "_")
+        workload = budget.workload
+        name = workload.name.replace("-", "_")
         planner, words = self, ""
         for key, value in (("activation_checkpointing", True), ("per_device_train_batch_size", 1)):
-            if work.section.trl[key] != value:
-                section = replace(work.section, trl=work.section.trl | {key: value})
-                work = replace(work, section=section)
+            if workload.section.trl[key] != value:
+                section = replace(workload.section, trl=workload.section.trl | {key: value})
+                workload = replace(workload, section=section)
                 words += f" {name}.{key}={str(value).lower()}"
-                yield words.strip(), planner.memory(work, accumulates=True).total
+                yield words.strip(), planner.memory(workload, accumulates=True).total
         full = words
         if not self.lora.r:
             planner = replace(self, lora=replace(self.lora, r=16))
             words = f" lora.r=16{words}"
-            yield words.strip(), planner.memory(work, accumulates=True).total
+            yield words.strip(), planner.memory(workload, accumulates=True).total
         if self.placement.load_in_4bit:
             return  # not for weights that are spread over devices
         if self.placement.device.type == "cuda" and not self.sharded:
             in_4bit = replace(planner, placement=replace(self.placement, load_in_4bit=True))
             yield (
                 f"model.load_in_4bit=true{words}",
-                in_4bit.memory(work, accumulates=True).total,
+                in_4bit.memory(workload, accumulates=True).total,
             )
         if self.placement.device.type == "mps":
             return  # a Mac has one
         for count in (2, 4, 8, 16, 32, 64):
             if count > self.machine.count:
                 machine = replace(self.machine, count=count, sharded=True)
-                memory = replace(self, machine=machine).memory(work, accumulates=True)
+                memory = replace(self, machine=machine).memory(workload, accumulates=True)
                 yield f"FSDP over {count} such devices with{full or ' this preset'}", memory.total
 
 
-def padding_of(work: Work, placement: Placement) -> float:
+def padding_of(workload: StageWorkload, placement: Placement) -> float:
     """The share of positions that hold no token, over micro-batches of the rows in random order."""
-    micro = work.section.trl["per_device_train_batch_size"]
-    lengths = [_length(span) for span in work.spans]
+    micro = workload.section.trl["per_device_train_batch_size"]
+    lengths = [_length(span) for span in workload.spans]
     random.Random(0).shuffle(lengths)
     tokens = positions = 0
     for first in range(0, min(len(lengths), micro * SAMPLED), micro):
         batch = lengths[first : first + micro]
         tokens += sum(batch)
-        if placement.attention == DOCUMENTS and work.section.packing:
+        if placement.attention == DOCUMENTS and workload.section.packing:
             positions += -(-sum(batch) // FLAT_BUCKET) * FLAT_BUCKET
             continue
         longest = max(batch)
-        bins = len(best_fit(batch, row_length=longest)) if work.section.packing else len(batch)
+        bins = len(best_fit(batch, row_length=longest)) if workload.section.packing else len(batch)
         positions += bins * math.ceil(longest / 64) * 64
     return 1 - tokens / positions
 
@@ -328,8 +328,8 @@ def _checkpoints(section: SftStage | DpoStage) -> bool:
     return bool(options.get("gradient_checkpointing") or options["activation_checkpointing"])
 
 
-def chats_work(name: str, section: SftStage, rows: Any) -> Work:
-    """The work of an SFT stage on token rows `{"input_ids", "trained", "branches"?}`."""
+def chats_workload(name: str, section: SftStage, rows: Any) -> StageWorkload:
+    """The workload of an SFT stage on token rows `{"input_ids", "trained", "branches"?}`."""
     columns = rows.with_format("arrow")
     trained = columns["trained"][:].to_pylist()
     shared = "branches" in rows.column_names
@@ -338,13 +338,13 @@ def chats_work(name: str, section: SftStage, rows: Any) -> Work:
         Span(i, 0, len(flags) - sum(lengths), tuple(lengths))
         for i, (flags, lengths) in enumerate(zip(trained, branches, strict=True))
     )
-    return Work(name, section, spans, tuple(map(sum, trained)))
+    return StageWorkload(name, section, spans, tuple(map(sum, trained)))
 
 
-def pairs_work(
+def pairs_workload(
     section: DpoStage, lengths: Sequence[tuple[int, int, int]], *, bound: bool = False
-) -> Work:
-    """The work of the preference stage on pairs: tokens of prompt, chosen and rejected.
+) -> StageWorkload:
+    """The workload of the preference stage on pairs: tokens of prompt, chosen and rejected.
 
     Args:
         bound: the pairs are still to be made, these are the most that can come.
@@ -354,4 +354,4 @@ def pairs_work(
         for i, (prompt, chosen, rejected) in enumerate(lengths)
     )
     scored = tuple(sum(span.branches) for span in spans)
-    return Work("dpo", section, spans, scored, reference=True, bound=bound)
+    return StageWorkload("dpo", section, spans, scored, reference=True, bound=bound)

@@ -10,7 +10,7 @@ from rich.table import Table
 from sft.errors import UserError
 from sft.model.flops import Parameters
 from sft.packing.flex_attention import FLEX
-from sft.planning.budget import Planner, StageBudget, Work
+from sft.planning.budget import Planner, StageBudget, StageWorkload
 from sft.planning.device_memory import GIB, plannable
 from sft.planning.step_memory import Memory
 from sft.run.console import show
@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "process")
 
 
-def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> float | None:
+def show_budget(
+    planner: Planner, workloads: Sequence[StageWorkload], *, parts: bool
+) -> float | None:
     """Print what the stages take, where the plan knows the model's layers; returns their hours.
 
     Args:
@@ -33,7 +35,7 @@ def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> floa
         kind = planner.config.model_type
         log.warning("plan: none, it does not know the layers of a %r model", kind)
         return None
-    budgets = [planner.stage(work) for work in works]
+    budgets = [planner.stage(workload) for workload in workloads]
     show(budget_table(planner, budgets, parts=parts))
     planner.refuse_whole()
     for budget in budgets:
@@ -41,7 +43,7 @@ def show_budget(planner: Planner, works: Sequence[Work], *, parts: bool) -> floa
     return sum(budget.hours or 0.0 for budget in budgets)
 
 
-def check_memory(planner: Planner, works: Sequence[Work]) -> None:
+def check_memory(planner: Planner, workloads: Sequence[StageWorkload]) -> None:
     """Stop a run that the plan is sure will not fit, before its first model is loaded.
 
     Where the plan is a bound (answers still to be sampled, flex attention), or the rest that it
@@ -52,15 +54,15 @@ def check_memory(planner: Planner, works: Sequence[Work]) -> None:
     """
     if not plannable(planner.config):
         return
-    for work in works:
-        if planner.ceiling(work) <= planner.limit:
+    for workload in workloads:
+        if planner.ceiling(workload) <= planner.limit:
             continue
-        budget = planner.stage(work)
+        budget = planner.stage(workload)
         if budget.memory is None:
             log.warning("plan: %s; going on without it", _unknown(planner))
             return
         sentence = planner.too_large(budget)
-        bound = work.bound or planner.placement.attention == FLEX
+        bound = workload.bound or planner.placement.attention == FLEX
         if sentence and not bound and budget.memory.total > planner.machine.memory:
             raise UserError(sentence)
         if sentence:
@@ -73,7 +75,7 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: boo
     table = Table(box=box.SIMPLE_HEAD, title="plan", title_justify="left", pad_edge=False)
     table.add_column("")
     for budget in budgets:
-        table.add_column(budget.work.title, justify="right")
+        table.add_column(budget.workload.title, justify="right")
     for label, cells in _lines(budgets):
         table.add_row(label, *cells)
     if any(budget.memory is None for budget in budgets):
@@ -133,8 +135,8 @@ def in_digits(hours: float, digits: int) -> str:
 
 def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
     lines = [
-        ("rows", [f"{len(b.work.spans):,}" for b in budgets]),
-        ("tokens an epoch", [f"{b.work.tokens:,}" for b in budgets]),
+        ("rows", [f"{len(b.workload.spans):,}" for b in budgets]),
+        ("tokens an epoch", [f"{b.workload.tokens:,}" for b in budgets]),
         ("padding in rows", [f"{b.padding:.1%}" for b in budgets]),
         ("steps", [f"{b.steps:,}" for b in budgets]),
         ("operations", [f"{b.flops:.3g}" for b in budgets]),
@@ -146,7 +148,7 @@ def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
         if part == "process" and not any(b.memory and b.memory.process for b in budgets):
             continue
         lines.append((f"{part}, GiB", [_gib(b.memory, part) for b in budgets]))
-    lines.append(("reference, GiB", ["0.00" if b.work.reference else "" for b in budgets]))
+    lines.append(("reference, GiB", ["0.00" if b.workload.reference else "" for b in budgets]))
     lines.append(("memory, GiB", [_gib(b.memory, "total") for b in budgets]))
     return lines
 

@@ -23,7 +23,7 @@ USABLE = 0.9
 
 
 @dataclass(frozen=True)
-class Holding:
+class DeviceMemory:
     """A model, how it trains, and on what."""
 
     config: PreTrainedConfig
@@ -69,8 +69,8 @@ class Holding:
         Raises:
             UserError: it is asked for and cannot be, or refused and has to be.
         """
-        needed = plannable(self.config) and self.lends and self.measured > self.limit
-        if needed and (not asked or backend == "vllm"):
+        required = plannable(self.config) and self.lends and self.measured > self.limit
+        if required and (not asked or backend == "vllm"):
             setting = "in_parts=false" if not asked else "backend=vllm"
             raise UserError(
                 f"eval.{setting} has every process hold the whole model to measure it, which "
@@ -79,7 +79,7 @@ class Holding:
                 "eval.backend=transformers"
             )
         if asked == "auto":
-            return needed
+            return required
         if asked and not self.lends:
             raise UserError(
                 "eval.in_parts=true has processes lend each other their parts of the weights, "

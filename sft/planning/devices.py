@@ -6,7 +6,7 @@ import psutil
 import torch
 from accelerate import PartialState
 
-from sft.distributed.sharding import sharded, spread
+from sft.distributed.sharding import sharded, sharding_strategy
 from sft.errors import UserError
 from sft.model.placement import Placement
 from sft.training.throughput import matrix_peak
@@ -62,5 +62,5 @@ def this_machine(placement: Placement) -> Machine:
         found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
     if found.peak is None:
         found = replace(found, peak=matrix_peak(device, placement.compute))
-    by_deepspeed = spread() == "DeepSpeed"
+    by_deepspeed = sharding_strategy() == "DeepSpeed"
     return replace(found, count=state.num_processes, sharded=sharded(), loads_whole=by_deepspeed)

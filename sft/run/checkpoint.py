@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from sft.distributed.sharding import spread
+from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
 from sft.system.atomic_files import (
     file_hash,
@@ -35,7 +35,7 @@ def draft_folder(folder: Path) -> Path:
     return folder / DRAFTS
 
 
-def publish(draft: Path, folder: Path, *, keep: int | None) -> None:
+def commit_checkpoint(draft: Path, folder: Path, *, keep: int | None) -> None:
     """Seal a written checkpoint, move it into `folder` and remove all but the newest `keep`.
 
     A whole checkpoint of the same step stays instead: it says the same, and a kill while it is
@@ -63,7 +63,7 @@ def seal(checkpoint: Path) -> None:
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
         "processes": PartialState().num_processes,
-        "spread": spread(),
+        "spread": sharding_strategy(),
         "files": {
             str(p.relative_to(checkpoint)): {"size": p.stat().st_size, "sha256": file_hash(p)}
             for p in files
@@ -130,7 +130,7 @@ def drop_others(folder: Path) -> None:
         now = PartialState().num_processes
         if not isinstance(manifest, dict):
             continue
-        if manifest.get("processes", now) != now or _spread(manifest) != spread():
+        if manifest.get("processes", now) != now or _spread(manifest) != sharding_strategy():
             log.warning("%s is of another number of processes or sharding; removed", checkpoint)
             remove(checkpoint)
 
@@ -154,11 +154,11 @@ def resume_point(folder: Path) -> Path | None:
     if checkpoint is None:
         return None
     manifest = _manifest(checkpoint)
-    if _spread(manifest) != spread():
+    if _spread(manifest) != sharding_strategy():
         raise UserError(
             f"{checkpoint} has weights spread by {_spread(manifest)} and this start spreads them "
-            f"by {spread()}; start it with the configuration of before, or pass --rerun to begin "
-            "the stage anew"
+            f"by {sharding_strategy()}; start it with the configuration of before, or pass "
+            "--rerun to begin the stage anew"
         )
     processes = manifest["processes"]
     if processes != state.num_processes:

@@ -50,7 +50,7 @@ def show(table: Any) -> None:
         SafeConsole(errors=True).show(table)
 
 
-def farewell(table: Any, *, folder: Path, model: str | None) -> None:
+def print_summary(table: Any, *, folder: Path, model: str | None) -> None:
     """The table, where the report is, and how to chat with the model, if there is one.
 
     Args:

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from sft.config.sections import Preset
-from sft.distributed.collectives import from_main
+from sft.distributed.collectives import run_on_main
 from sft.system.atomic_files import read_record
 
 
@@ -20,7 +20,7 @@ def with_date(preset: Preset, *, models: Sequence[str] = (), fresh: bool = False
         models: directories of models; one below a run's folder brings that run's date.
         fresh: the run begins again, so what `run.dir` records does not count.
     """
-    day = preset.run.date or from_main(lambda: _date(preset.run.dir, models=models, fresh=fresh))
+    day = preset.run.date or run_on_main(lambda: _date(preset.run.dir, models=models, fresh=fresh))
     return replace(preset, run=replace(preset.run, date=day))
 
 

@@ -47,7 +47,7 @@ class _Requests:
     first: int = 0
     deferred: bool = False  # whether the trainer looks for it at the end of its step
     raised: bool = False  # whether it became an exception where it arrived
-    between: bool = False  # whether it is to become one where `leave` is called
+    between: bool = False  # whether it is to become one where `check_interrupt` is called
     echo: float = field(default_factory=lambda: ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
 
 
@@ -104,10 +104,10 @@ def at_next_step() -> Iterator[None]:
 
 
 @contextmanager
-def leaving_on_signal(*, at_once: bool = True) -> Iterator[None]:
+def interruptible(*, at_once: bool = True) -> Iterator[None]:
     """Within `at_next_step`, around what may be left in the middle: a signal ends the block, and
     nothing else, where it arrives, or at the start if it has already; `requested` tells. With
-    `at_once` false it ends the block at its next call of `leave`."""
+    `at_once` false it ends the block at its next call of `check_interrupt`."""
     _requests.deferred = _requests.between = not at_once
     try:
         if _requests.first:
@@ -122,8 +122,8 @@ def leaving_on_signal(*, at_once: bool = True) -> Iterator[None]:
         _requests.raised, _requests.deferred, _requests.between = False, True, False
 
 
-def leave() -> None:
-    """Where a block of `leaving_on_signal(at_once=False)` can be left."""
+def check_interrupt() -> None:
+    """Where a block of `interruptible(at_once=False)` can be left."""
     if _requests.between and _requests.first:
         raise Interrupted(_requests.first)
 

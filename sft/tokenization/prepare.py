@@ -30,7 +30,7 @@ from sft.context import RunContext
 from sft.data.mixture import mix
 from sft.data.source_table import source_table
 from sft.data.sources import read_sft
-from sft.distributed.collectives import from_main, main_first
+from sft.distributed.collectives import main_first, run_on_main
 from sft.errors import UserError
 from sft.packing.shared_prefix import share_prefixes
 from sft.run.contents import fingerprint
@@ -135,7 +135,7 @@ def prepare_chats(
                 facts={"unchecked": facts["unchecked"]},
             )
 
-    from_main(prepare)
+    run_on_main(prepare)
     facts = read_json(stage.folder / "data.json")
     context.show(source_table(facts["sources"], title="data.sft: rows of each source"))
     return read_shared_rows(stage.folder / "sft.parquet")

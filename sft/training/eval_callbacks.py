@@ -24,12 +24,12 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.context import InTraining, Moment
-from sft.distributed.collectives import from_main
-from sft.distributed.fsdp_forward import together
+from sft.distributed.collectives import run_on_main
+from sft.distributed.fsdp_forward import synchronized_forwards
 from sft.distributed.sharding import sharded
 from sft.system.atomic_files import read_file, write_jsonl
 from sft.system.seal import sealed, unsealed
-from sft.system.signals import leaving_on_signal
+from sft.system.signals import interruptible
 from sft.training.resumable import GuardedTrainer
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class OutOfTime(Exception):
     """A measure that was given up, since it took longer than it may."""
 
 
-class Measures(TrainerCallback, ABC):
+class EvalCallback(TrainerCallback, ABC):
     """Calls `measure` at the moments that a subclass names; all processes have one.
 
     The main process measures and the others wait for it, or give it their parts of the weights. A
@@ -91,8 +91,9 @@ class Measures(TrainerCallback, ABC):
             return
         began = time.monotonic()
         model: Any = self.trainer.model
-        with together(model), untouched(model):  # here the others wait, or follow
-            fresh = from_main(lambda: self._measure(state))
+        # The other processes wait in `run_on_main`, or run dummy passes there.
+        with synchronized_forwards(model), preserve_rng_and_modes(model):
+            fresh = run_on_main(lambda: self._measure(state))
         self.trainer.share_signals()
         if self.trainer.stop_signal:
             control.should_save = control.should_training_stop = True
@@ -107,7 +108,7 @@ class Measures(TrainerCallback, ABC):
             return False
         epoch, place = float(state.epoch or 0), self.place(state)
         place.mkdir(parents=True, exist_ok=True)
-        with leaving_on_signal(at_once=not sharded()):
+        with interruptible(at_once=not sharded()):
             moment = Moment(self.label, epoch, step, place, self.seconds(state))
             found = self.measure(self.trainer.model, moment)
             _write_rows(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
@@ -115,7 +116,7 @@ class Measures(TrainerCallback, ABC):
         return len(self.rows()) > len(rows)
 
 
-class EpochMeasures(Measures):
+class EpochEvalCallback(EvalCallback):
     """Where an epoch ends, and where training does."""
 
     file = FILE
@@ -154,7 +155,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def untouched(model: torch.nn.Module) -> Iterator[None]:
+def preserve_rng_and_modes(model: torch.nn.Module) -> Iterator[None]:
     """At the end, modules are in the mode that they were in, and so are all generators of random
     numbers that training draws from."""
     modes = [(module, module.training) for module in model.modules()]

@@ -18,10 +18,10 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sft.context import InTraining
-from sft.distributed.collectives import from_main
+from sft.distributed.collectives import run_on_main
 from sft.distributed.heartbeat import step_ends
 from sft.training.divergence import StepWatch
-from sft.training.eval_callbacks import Measures, OutOfTime
+from sft.training.eval_callbacks import EvalCallback, OutOfTime
 from sft.training.resumable import GuardedTrainer
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def look_steps(max_steps: int, *, checks: int) -> list[int]:
     return sorted({max_steps * part // (checks + 1) for part in range(checks + 1)})
 
 
-class LoopChecks(Measures):
+class LoopProbeCallback(EvalCallback):
     """Rows of {"epoch", "step", "repetition"}, in which `repetition` is a rate with its `n`."""
 
     file = FILE
@@ -104,7 +104,7 @@ class LoopChecks(Measures):
             self.measure_if_due(state, control)
 
     def judge(self, step: int) -> None:
-        found = {row["step"]: row["repetition"] for row in from_main(self.rows)}
+        found = {row["step"]: row["repetition"] for row in run_on_main(self.rows)}
         self.watch.judge_loops(
             {at: repetition["rate"] for at, repetition in found.items()},
             answers=found[step]["n"],

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.distributed.heartbeat import step_begins, step_ends
-from sft.distributed.sharding import allow_cpu_shards, outputs_as_they_are
-from sft.run.checkpoint import draft_folder, publish
+from sft.distributed.sharding import allow_cpu_shards, ignore_output_view_warning
+from sft.run.checkpoint import commit_checkpoint, draft_folder
 from sft.system.atomic_files import read_json, remove, write_json, writing
 from sft.system.signals import Interrupted, at_next_step, requested
 from sft.training.divergence import StepWatch
@@ -44,7 +44,7 @@ class GuardedTrainer(Trainer):
         if isinstance(self.model, FSDPModule):  # read in parts: upstream has nothing to wrap
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
         self.add_callback(_StepEnds(self, checkpoint))
-        with at_next_step(), outputs_as_they_are():
+        with at_next_step(), ignore_output_view_warning():
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if signum := self.stop_signal or requested():
             raise Interrupted(signum, saved=f" at step {self.state.global_step}, saved")
@@ -122,7 +122,7 @@ class GuardedTrainer(Trainer):
             write_json(draft / self._unlogged_name(), self._unlogged())
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                publish(draft, folder, keep=self.args.save_total_limit)
+                commit_checkpoint(draft, folder, keep=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def _unlogged_name(self) -> str:

@@ -13,8 +13,8 @@ from datasets import Dataset
 
 from sft.config.sections import SftStage
 from sft.context import RunContext
-from sft.distributed.collectives import from_main
-from sft.distributed.sharding import spread, whole_weights
+from sft.distributed.collectives import run_on_main
+from sft.distributed.sharding import sharding_strategy, whole_weights
 from sft.errors import UserError
 from sft.export.merge import MERGE_ROWS, merged_start
 from sft.model.loading import bare_model, load_trainable, save_model
@@ -124,7 +124,7 @@ def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
         UserError: a library refuses to save the model.
         WriteFailed: the disk does not take it.
     """
-    if spread() == "DeepSpeed":
+    if sharding_strategy() == "DeepSpeed":
         return
     bare, draft = bare_model(model), temporary_name(folder / "trial")
     use_cache, settings = bare.config.use_cache, copy.deepcopy(bare.generation_config)
@@ -145,7 +145,7 @@ def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    from_main(write)
+    run_on_main(write)
     bare.config.use_cache, bare.generation_config = use_cache, settings
 
 

@@ -29,8 +29,8 @@ from sft.packing.logprobs import disable_router_logits, log_probs
 from sft.run.checkpoint import resume_point
 from sft.run.stage_facts import StageFacts, smoothed_losses
 from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
-from sft.training.eval_callbacks import EpochMeasures
-from sft.training.loop_callback import LoopChecks
+from sft.training.eval_callbacks import EpochEvalCallback
+from sft.training.loop_callback import LoopProbeCallback
 from sft.training.lr_schedules import SCHEDULES, long_warmup
 from sft.training.micro_batches import Layout, collate_chats
 from sft.training.optimizer import check_options
@@ -313,11 +313,11 @@ def run_training(
     trainer.meter = Meter(model, device=device, peak=peak)
     if context.after_epoch is not None:
         trainer.add_callback(
-            EpochMeasures(trainer, context.after_epoch, folder=folder, label=label)
+            EpochEvalCallback(trainer, context.after_epoch, folder=folder, label=label)
         )
     if context.loop_probe is not None:
         trainer.add_callback(
-            LoopChecks(
+            LoopProbeCallback(
                 trainer,
                 context.loop_probe,
                 folder=folder,

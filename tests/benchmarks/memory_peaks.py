@@ -39,7 +39,7 @@ from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
 from sft.context import RunContext
 from sft.model.loading import load_trainable
 from sft.model.placement import Placement, choose_placement, return_freed_memory
-from sft.planning.budget import Planner, Work, chats_work, pairs_work
+from sft.planning.budget import Planner, StageWorkload, chats_workload, pairs_workload
 from sft.planning.devices import Machine
 from sft.run.command import run_command
 from sft.training.trainer import train_sft
@@ -122,11 +122,11 @@ class Case:
         return Dataset.from_list([_row(self.stage, self.length)] * (2 * self.rows * self.micro))
 
     @property
-    def work(self) -> Work:
+    def workload(self) -> StageWorkload:
         if self.stage == "sft":
-            return chats_work("sft", self.section, self.data)
+            return chats_workload("sft", self.section, self.data)
         half, quarter = self.length // 2, self.length // 4
-        return pairs_work(self.section, [(half, quarter, quarter)] * len(self.data))
+        return pairs_workload(self.section, [(half, quarter, quarter)] * len(self.data))
 
 
 def _row(stage: str, length: int) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def compare(names: list[str], *, file: Path | None) -> bool:
 def plan(case: Case) -> int:
     config = AutoConfig.for_model(case.family, **case.shape)
     planner = Planner(config, case.lora, case.placement, Machine("this machine", float("inf")))
-    memory = planner.stage(case.work).memory
+    memory = planner.stage(case.workload).memory
     assert memory is not None
     return memory.total - memory.process  # as the peak, above what the process holds
 

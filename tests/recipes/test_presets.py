@@ -17,7 +17,7 @@ from recipes.plan_run import main as plan
 from recipes.sft_then_dpo import main as train
 from sft.config.preset import find_path, load_preset
 from sft.model.placement import Placement
-from sft.planning.budget import REFERENCE_ROWS, Planner, named_placement, pairs_work
+from sft.planning.budget import REFERENCE_ROWS, Planner, named_placement, pairs_workload
 from sft.planning.device_memory import GIB
 from sft.planning.devices import Machine, named_machine
 
@@ -180,7 +180,7 @@ def test_a_header_tells_the_memory_that_is_planned(path):
         placement = named_placement(preset.model)
     planner = Planner(config, preset.lora, placement, machine)
     length = preset.dpo.trl["max_length"]
-    pairs = pairs_work(preset.dpo, [(1, length - 1, length - 1)] * REFERENCE_ROWS)
+    pairs = pairs_workload(preset.dpo, [(1, length - 1, length - 1)] * REFERENCE_ROWS)
     assert told[0] == f"{planner.memory(pairs, accumulates=True).total / GIB:.1f}"
     if planner.in_parts("auto"):
         assert told[1] == f"{planner.measured / GIB:.1f}"

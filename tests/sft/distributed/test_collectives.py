@@ -6,7 +6,8 @@ SCRIPT = """
 import sys
 from accelerate import PartialState
 from sft.errors import UserError
-from sft.distributed.collectives import from_main, main_first, own_share, split, temporary_folder
+from sft.distributed.collectives import main_first, map_over_ranks, own_share, run_on_main
+from sft.distributed.collectives import temporary_folder
 state = PartialState(cpu=True)
 rank = state.process_index
 
@@ -20,14 +21,14 @@ def refuse(own):
 def full():
     raise OSError(28, "No space left on device", "x.json")
 
-assert split(range(5), square) == [(0, 0), (1, 1), (4, 0), (9, 1), (16, 0)]
-assert split([7], square) == [(49, 0)]
-assert split([], square) == []
+assert map_over_ranks(range(5), square) == [(0, 0), (1, 1), (4, 0), (9, 1), (16, 0)]
+assert map_over_ranks([7], square) == [(49, 0)]
+assert map_over_ranks([], square) == []
 for work, kind, words in (
-    (lambda: split([0, 1], refuse), UserError, "no [0]"),
-    (lambda: split([0, 1], lambda own: refuse(own) if rank else own), UserError, "no [1]"),
-    (lambda: from_main(lambda: refuse(rank)), UserError, "no 0"),
-    (lambda: from_main(full), OSError, "x.json"),
+    (lambda: map_over_ranks([0, 1], refuse), UserError, "no [0]"),
+    (lambda: map_over_ranks([0, 1], lambda own: refuse(own) if rank else own), UserError, "no [1]"),
+    (lambda: run_on_main(lambda: refuse(rank)), UserError, "no 0"),
+    (lambda: run_on_main(full), OSError, "x.json"),
 ):
     try:
         work()
@@ -35,9 +36,9 @@ for work, kind, words in (
         assert words in str(error), error
     else:
         raise AssertionError(words)
-assert from_main(lambda: rank) == 0
-assert from_main(lambda: split([3, 4], square)) == [(9, 0), (16, 0)]
-assert from_main(lambda: [*own_share("ab"), from_main(lambda: rank)]) == ["a", "b", 0]
+assert run_on_main(lambda: rank) == 0
+assert run_on_main(lambda: map_over_ranks([3, 4], square)) == [(9, 0), (16, 0)]
+assert run_on_main(lambda: [*own_share("ab"), run_on_main(lambda: rank)]) == ["a", "b", 0]
 assert own_share("ab") == ["ab"[rank]]
 
 def waiting():
@@ -47,7 +48,7 @@ def waiting():
     with main_first():
         return rank
 
-assert (waiting(), from_main(waiting)) == (rank, 0)
+assert (waiting(), run_on_main(waiting)) == (rank, 0)
 print("done")
 """
 

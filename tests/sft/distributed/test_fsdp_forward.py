@@ -12,10 +12,10 @@ from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 from sft.config.sections import ModelSection
 from sft.errors import UserError
-from sft.distributed.fsdp_forward import reading, together
+from sft.distributed.fsdp_forward import eval_without_grad, synchronized_forwards
 from sft.model.loading import load_model
 from sft.model.placement import choose_placement
-from sft.distributed.collectives import from_main, split
+from sft.distributed.collectives import run_on_main, map_over_ranks
 
 rank = PartialState(cpu=True).process_index
 placement = choose_placement(ModelSection(dtype="float32"))
@@ -25,7 +25,7 @@ total = sum(p.numel() for p in whole.parameters())
 assert sum(p.to_local().numel() for p in parts.parameters()) < 0.6 * total
 
 def passes(model, lengths):
-    with reading(model):
+    with eval_without_grad(model):
         ids = [torch.arange(3, 3 + n)[None] for n in lengths]
         return [model(input_ids=each).logits[0, -1].tolist() for each in ids]
 
@@ -41,19 +41,19 @@ def refuse_all():
     passes(parts, [3])
     raise UserError("no")
 
-with together(parts):
-    same(split([2, 3, 4, 5, 6], lambda own: passes(parts, own)), [2, 3, 4, 5, 6])
-    same(split([4], lambda own: passes(parts, own)), [4])
-    same(from_main(lambda: passes(parts, [2, 3])), [2, 3])
-    same(from_main(lambda: split([2, 3], lambda own: passes(parts, own))), [2, 3])
-    for work in (lambda: split([2, 3, 4], refuse), lambda: from_main(refuse_all)):
+with synchronized_forwards(parts):
+    same(map_over_ranks([2, 3, 4, 5, 6], lambda own: passes(parts, own)), [2, 3, 4, 5, 6])
+    same(map_over_ranks([4], lambda own: passes(parts, own)), [4])
+    same(run_on_main(lambda: passes(parts, [2, 3])), [2, 3])
+    same(run_on_main(lambda: map_over_ranks([2, 3], lambda own: passes(parts, own))), [2, 3])
+    for work in (lambda: map_over_ranks([2, 3, 4], refuse), lambda: run_on_main(refuse_all)):
         try:
             work()
         except UserError:
             pass
         else:
             raise AssertionError("raised in one process, and not in all")
-    same(split([6, 5], lambda own: passes(parts, own)), [6, 5])
+    same(map_over_ranks([6, 5], lambda own: passes(parts, own)), [6, 5])
 
 # What was read can be trained: gradients are the mean of the processes'.
 assert all(isinstance(p, DTensor) for p in parts.parameters()), "let go"

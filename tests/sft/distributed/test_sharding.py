@@ -12,7 +12,7 @@ from sft.distributed.sharding import (
     join_processes,
     known_in_parts,
     sharded,
-    spread,
+    sharding_strategy,
     whole_weights,
 )
 from sft.errors import UserError
@@ -61,7 +61,7 @@ def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
 
 
 def test_the_names_of_transformers_by_which_parts_are_read_are_still_there(tiny_model):
-    """Those of `in_parts` and `hand_over`; the rest is tried in test_sft_lockstep.py."""
+    """Those of `in_parts` and `prepare_for_accelerate`; test_fsdp_forward.py tests the rest."""
     assert tiny_model._is_distributed_loading_by_transformers is False
     tiny_model._is_distributed_loading_by_transformers = True
     assert tiny_model.is_distributed_loading_by_transformers is True
@@ -103,8 +103,8 @@ def test_parts_are_gathered_as_the_stage_computes(launched, compute, offload, ca
 
 def test_weights_are_whole_where_no_launcher_spreads_them(launched, tiny_model):
     launched()
-    assert (sharded(), spread(), whole_weights(tiny_model)) == (False, "nothing", None)
+    assert (sharded(), sharding_strategy(), whole_weights(tiny_model)) == (False, "nothing", None)
     launched(ACCELERATE_USE_FSDP="true")
-    assert (sharded(), spread()) == (True, "FSDP")
+    assert (sharded(), sharding_strategy()) == (True, "FSDP")
     launched(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="true")
-    assert (sharded(), spread()) == (True, "DeepSpeed")
+    assert (sharded(), sharding_strategy()) == (True, "DeepSpeed")

@@ -19,7 +19,7 @@ from sft.model.lora_targets import add_adapter, lora_config, reach_of
 from sft.model.placement import Placement
 from sft.packing.layout import Document, Segment, lay_out, pack
 from sft.packing.logprobs import enable_scoring, log_probs
-from sft.planning.device_memory import Holding
+from sft.planning.device_memory import DeviceMemory
 from sft.planning.devices import Machine
 from sft.planning.step_memory import Setup, step_memory
 from sft.system.atomic_files import read_jsonl
@@ -172,11 +172,11 @@ def test_a_chain_over_experts_trains_measures_and_exports(tmp_path, caplog):
     ],
 )
 def test_what_peft_does_not_do_to_experts_is_refused_by_name(kind, options, sentence):
-    holding = Holding(
+    device_memory = DeviceMemory(
         config_of(kind), LoraSection(r=2, **options), FLOAT, Machine("a machine", float("inf"))
     )
     with pytest.raises(UserError, match=sentence):
-        _ = holding.parameters
+        _ = device_memory.parameters
 
 
 def test_experts_are_left_out_where_that_is_asked_for():

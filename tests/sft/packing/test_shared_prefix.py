@@ -14,7 +14,7 @@ from sft.data.sources import read_sft
 from sft.packing.layout import lay_out, unshared
 from sft.packing.logprobs import enable_scoring, log_probs, sequence_sums
 from sft.packing.shared_prefix import share_prefixes
-from sft.planning.budget import chats_work
+from sft.planning.budget import chats_workload
 from sft.tokenization.truncation import encode_within
 from sft.training.micro_batches import chat_document
 
@@ -133,7 +133,7 @@ def test_training_on_shared_rows_ends_with_the_weights_of_separate_ones(
 
 def test_the_plan_counts_shared_prefixes_once(rows):
     shared = share_prefixes(rows, limit=1000)
-    separate, together = (chats_work("sft-all", SftStage(), each) for each in (rows, shared))
+    separate, together = (chats_workload("sft-all", SftStage(), each) for each in (rows, shared))
     assert sum(together.scored) == sum(separate.scored)
     assert together.tokens == sum(map(len, shared["input_ids"])) < separate.tokens
     for span, document in zip(together.spans, shared, strict=True):

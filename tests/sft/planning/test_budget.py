@@ -26,9 +26,9 @@ from sft.packing.layout import Span
 from sft.planning.budget import (
     REFERENCE_ROWS,
     Planner,
-    Work,
+    StageWorkload,
     padding_of,
-    pairs_work,
+    pairs_workload,
 )
 from sft.planning.budget_table import budget_table, check_memory, in_digits, show_budget
 from sft.planning.device_memory import USABLE
@@ -55,12 +55,12 @@ def planner(**options):
     return Planner(**(plain | options))
 
 
-def work(lengths=(60,) * 10, **options):
+def workload(lengths=(60,) * 10, **options):
     plain = {"train_batch_size": 4, "packing": True}
     given = {"per_device_train_batch_size": 2, "num_train_epochs": 3.0}
     section = SftStage(**plain, trl=SftStage().trl | given | options)
     spans = tuple(Span(i, 0, n, ()) for i, n in enumerate(lengths))
-    return Work("sft-all", section, spans, tuple(n // 2 for n in lengths))
+    return StageWorkload("sft-all", section, spans, tuple(n // 2 for n in lengths))
 
 
 @pytest.mark.parametrize("kind", ["bloom", "openai-gpt", "fuyu", "gemma4_unified_text"])
@@ -72,30 +72,30 @@ def test_other_layouts_of_rows_and_layers_are_planned(kind):
     if kind == "fuyu":
         config = AutoConfig.for_model(kind, text_config=SHAPE | {"num_hidden_layers": 2})
     placement = replace(CPU, attention=attention_for(config, "sdpa"))
-    found = planner(config=config, placement=placement).stage(work())
+    found = planner(config=config, placement=placement).stage(workload())
     assert found.memory is not None
     parameters = costs_of_config(config).parameters
     assert found.memory.optimiser == 8 * parameters.trainable
     assert found.memory.weights >= 4 * parameters.total
-    assert found.memory.total < planner(config=config, placement=placement).ceiling(work())
+    assert found.memory.total < planner(config=config, placement=placement).ceiling(workload())
 
 
 def test_operations_are_those_of_all_epochs_and_hours_follow_from_them():
-    found = planner(utilisation=0.5).stage(work())
+    found = planner(utilisation=0.5).stage(workload())
     costs = costs_of_config(CONFIG)
-    epoch = training_flops(costs, work().spans, scored=300)
+    epoch = training_flops(costs, workload().spans, scored=300)
     # 10 rows in steps of 4 are 3 steps an epoch, the last one filled up with rows of no work.
     assert found.steps == 9
     assert found.flops == pytest.approx(epoch * 9 * 4 / 10)
     assert found.hours == pytest.approx(found.flops / (1e12 * 0.5 * 3600))
-    again = planner().stage(work(activation_checkpointing=True))
-    layers = forward_flops(costs, work().spans, scored=0)
+    again = planner().stage(workload(activation_checkpointing=True))
+    layers = forward_flops(costs, workload().spans, scored=0)
     assert again.flops - found.flops == pytest.approx(layers * 9 * 4 / 10, abs=2)
 
 
 def test_a_pair_s_prompt_counts_once_and_its_reference_is_a_forward_pass():
     section = DpoStage(train_batch_size=2)
-    pairs = pairs_work(section, [(30, 5, 7), (20, 4, 4)])
+    pairs = pairs_workload(section, [(30, 5, 7), (20, 4, 4)])
     assert pairs.tokens == 30 + 5 + 7 + 20 + 4 + 4 and pairs.scored == (12, 8)
     found = planner().stage(pairs)
     costs = costs_of_config(CONFIG)
@@ -105,15 +105,15 @@ def test_a_pair_s_prompt_counts_once_and_its_reference_is_a_forward_pass():
 
 def test_padding_is_that_of_the_rows():
     flat = replace(GPU, attention="documents")
-    assert padding_of(work((60,) * 10), flat) == 0  # 2 x 60 is a multiple of 8
-    assert padding_of(work((61,) * 10), flat) == pytest.approx(1 - 122 / 128)
-    assert padding_of(work((60,) * 10), GPU) == pytest.approx(1 - 60 / 64)
+    assert padding_of(workload((60,) * 10), flat) == 0  # 2 x 60 is a multiple of 8
+    assert padding_of(workload((61,) * 10), flat) == pytest.approx(1 - 122 / 128)
+    assert padding_of(workload((60,) * 10), GPU) == pytest.approx(1 - 60 / 64)
 
 
 def test_sharding_divides_what_is_stored_and_ddp_doubles_gradients():
     four = Machine("a device", 1e12, count=4)
     parameters = costs_of_config(CONFIG).parameters
-    rows = work()
+    rows = workload()
     rows = replace(rows, section=replace(rows.section, train_batch_size=16))
     alone = planner().stage(rows).memory
     copies = planner(machine=replace(four, count=2)).stage(rows).memory
@@ -133,10 +133,10 @@ ONE_ROW = f"{CHECKPOINTING} sft_all.per_device_train_batch_size=1"
 @pytest.mark.parametrize("words", [CHECKPOINTING, ONE_ROW, f"lora.r=16 {ONE_ROW}"])
 def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
     config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 128}))
-    rows = work((256,) * 8, per_device_train_batch_size=4)
+    rows = workload((256,) * 8, per_device_train_batch_size=4)
     options = {"activation_checkpointing": True}
     options |= {"per_device_train_batch_size": 1} if ONE_ROW in words else {}
-    changed = work((256,) * 8, **({"per_device_train_batch_size": 4} | options))
+    changed = workload((256,) * 8, **({"per_device_train_batch_size": 4} | options))
     lora = LoraSection(r=16 if "lora" in words else 0)
     enough = planner(config=config, lora=lora).memory(changed, accumulates=True).total
     small = planner(config=config, machine=Machine("a card", enough / USABLE + 1))
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
 
 def test_below_lora_4_bits_are_the_next_step_and_no_spreading_beyond_them():
     config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 256}))
-    rows = work((64,) * 4, per_device_train_batch_size=1, activation_checkpointing=True)
+    rows = workload((64,) * 4, per_device_train_batch_size=1, activation_checkpointing=True)
     lora = LoraSection(r=4)
     in_4bit = replace(GPU, load_in_4bit=True)
     packed = planner(config=config, lora=lora, placement=in_4bit)
@@ -165,13 +165,13 @@ def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
     config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 128}))
     options = {"per_device_train_batch_size": 1, "activation_checkpointing": True}
     section = DpoStage(trl=DpoStage().trl | options)
-    alone, many = (pairs_work(section, [(60, 20, 20)] * n) for n in (1, 64))
+    alone, many = (pairs_workload(section, [(60, 20, 20)] * n) for n in (1, 64))
     plan = planner(config=config, lora=LoraSection(r=4))
     step = plan.memory(alone, accumulates=True)
     scored = plan.memory(many, accumulates=True)
     assert scored.optimiser == scored.gradients == 0 < step.optimiser
     assert scored.total > step.total
-    more = pairs_work(section, [(60, 20, 20)] * 99)  # another shard, taken after the first
+    more = pairs_workload(section, [(60, 20, 20)] * 99)  # another shard, taken after the first
     assert plan.memory(more, accumulates=True) == scored
     # Spread weights are taken in parts, two layers and what is outside of them gathered.
     spread = replace(plan, lora=LoraSection(), machine=Machine("a device", 1e12, None, 4, True))
@@ -297,15 +297,15 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
 def test_the_ceiling_is_above_what_the_plan_finds(shape, lora, placement):
     config = AutoConfig.for_model("llama", **({"num_hidden_layers": 2} | SHAPE | shape))
     plan = planner(config=config, placement=placement, lora=LoraSection(r=lora))
-    pairs = pairs_work(DpoStage(), [(60, 20, 20)] * 70)
-    many = work((30,) * 200, per_device_train_batch_size=50)
-    for rows in (work((900, 5)), many, pairs):
+    pairs = pairs_workload(DpoStage(), [(60, 20, 20)] * 70)
+    many = workload((30,) * 200, per_device_train_batch_size=50)
+    for rows in (workload((900, 5)), many, pairs):
         found = plan.memory(rows, accumulates=True).total - plan.process
         assert plan.ceiling(rows) - plan.process > 1.5 * found
 
 
 def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(caplog):
-    rows, pairs = work(), pairs_work(DpoStage(), [(30, 5, 7)] * 8, bound=True)
+    rows, pairs = workload(), pairs_workload(DpoStage(), [(30, 5, 7)] * 8, bound=True)
     needed = planner().stage(rows).memory.total
     check_memory(planner(machine=Machine("a card", 2 * needed)), [rows])
     assert not caplog.text
@@ -320,8 +320,8 @@ def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(
 
 def test_layers_that_the_plan_does_not_know_are_no_error(caplog):
     config = AutoConfig.for_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=260)
-    check_memory(planner(config=config), [work()])
-    show_budget(planner(config=config), [work()], parts=False)
+    check_memory(planner(config=config), [workload()])
+    show_budget(planner(config=config), [workload()], parts=False)
     assert "plan: none, it does not know the layers of a 'mamba' model" in caplog.text
 
 
@@ -330,7 +330,7 @@ def test_target_modules_that_the_model_lacks_are_one_sentence():
     with pytest.raises(
         UserError, match="this 'llama' model has no such layer; its linear layers are"
     ):
-        check_memory(planner(lora=lora), [work()])
+        check_memory(planner(lora=lora), [workload()])
 
 
 def test_a_device_that_is_not_known_is_one_sentence():
@@ -417,14 +417,14 @@ def test_mistakes_are_one_sentence(preset, capsys, arguments, words):
 def test_a_plan_for_a_processor_holds_python_and_its_libraries_as_the_log_does():
     held = psutil.Process().memory_info().rss
     plans = [replace(planner(), placement=placement) for placement in (CPU, GPU)]
-    here, there = (plan.stage(work()) for plan in plans)
+    here, there = (plan.stage(workload()) for plan in plans)
     assert 0.9 * held < here.memory.process < memory_in_use(CPU.device) * 1.1
     assert here.memory.total - here.memory.process < held
     assert there.memory.process == 0
     text = StringIO()
     Console(file=text, width=120).print(budget_table(plans[0], [here], parts=False))
     assert line(text.getvalue(), "process, GiB") == [f"{here.memory.process / 2**30:.2f}"]
-    assert plans[0].ceiling(work()) > here.memory.total
+    assert plans[0].ceiling(workload()) > here.memory.total
 
 
 def test_many_hours_are_whole_numbers():

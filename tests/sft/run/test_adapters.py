@@ -39,7 +39,7 @@ from sft.packing.logprobs import log_probs
 from sft.planning.stages import check_sft
 from sft.planning.step_memory import Setup, step_memory
 from sft.run.adapters import adapter_base, settled_hash
-from sft.run.console import farewell
+from sft.run.console import print_summary
 from sft.run.contents import model_fingerprint
 from sft.system.atomic_files import read_json, read_jsonl
 
@@ -248,18 +248,18 @@ def test_a_chain_of_merged_bases_is_measured_skipped_exported_and_moved(tmp_path
 def test_the_end_of_a_run_prints_commands_that_work_for_the_model(base, tmp_path, capsys):
     """`transformers serve` and `chat` load whole models alone: an adapter is exported first."""
     path, _ = base
-    farewell("", folder=tmp_path, model=path)
+    print_summary("", folder=tmp_path, model=path)
     assert f"transformers chat {path}" in capsys.readouterr().out
     run = tmp_path / "a run"
     adapted(path, LoraSection(r=2)).save_pretrained(run / "1-sft-all" / "model")
     (run / "preset.yaml").touch()
     for folder, model in ((tmp_path, run / "1-sft-all" / "model"), (run, run / "1-sft-all/model")):
-        farewell("", folder=folder, model=str(model))
+        print_summary("", folder=folder, model=str(model))
         shown = capsys.readouterr().out
         assert f"python recipes/export.py '{run}' --to DIR" in shown
         assert "transformers chat" not in shown
     adapted(path, LoraSection(r=2)).save_pretrained(tmp_path / "alone")
-    farewell("", folder=tmp_path, model=str(tmp_path / "alone"))
+    print_summary("", folder=tmp_path, model=str(tmp_path / "alone"))
     shown = capsys.readouterr().out
     assert "export.py" not in shown and f"{tmp_path}/alone/README.md shows how to load" in shown
 

@@ -14,7 +14,7 @@ import pytest
 from chain_process import TOUCHES
 from run_folders import contents, fill, preset, run_of
 
-from sft.run.checkpoint import draft_folder, last_good, publish
+from sft.run.checkpoint import commit_checkpoint, draft_folder, last_good
 from sft.run.directory import open_run
 from sft.run.new_folder import RECORD, finished_folder, new_folder
 from sft.run.stage_cache import Stage
@@ -94,7 +94,7 @@ def test_a_checkpoint_that_is_saved_again_is_there_whenever_that_is_killed(tmp_p
         draft.mkdir(parents=True)
         for name in ("weights", "optimizer"):
             (draft / name).write_bytes(b"x" * 100)
-        publish(draft, tmp_path, keep=1)
+        commit_checkpoint(draft, tmp_path, keep=1)
 
     save()
     for place in count(1):

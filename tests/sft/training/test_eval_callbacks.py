@@ -20,7 +20,7 @@ from sft.packing.logprobs import enable_scoring
 from sft.run.command import run_command
 from sft.system.atomic_files import read_jsonl, write_jsonl
 from sft.system.seal import sealed
-from sft.training.eval_callbacks import FILE, read_rows, untouched
+from sft.training.eval_callbacks import FILE, preserve_rng_and_modes, read_rows
 from sft.training.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -104,7 +104,7 @@ def test_modes_are_put_back_module_by_module():
     model.train()
     model.model.layers[1].eval()
     before = [module.training for module in model.modules()]
-    with pytest.raises(KeyError), untouched(model):
+    with pytest.raises(KeyError), preserve_rng_and_modes(model):
         model.eval()
         raise KeyError
     assert [module.training for module in model.modules()] == before

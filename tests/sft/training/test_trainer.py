@@ -29,7 +29,7 @@ from sft.model.loading import load_tokenizer, load_trainable
 from sft.model.placement import choose_placement
 from sft.packing.fillers import FillersLast
 from sft.packing.logprobs import disable_packing, enable_scoring, log_probs, row_layout
-from sft.run.checkpoint import draft_folder, flaw, last_good, newest_first, publish
+from sft.run.checkpoint import commit_checkpoint, draft_folder, flaw, last_good, newest_first
 from sft.run.command import run_command
 from sft.run.stage_facts import smoothed_losses
 from sft.system.atomic_files import read_json, read_jsonl, read_record, write_record
@@ -286,7 +286,7 @@ def test_rotation_counts_whole_checkpoints_only_and_leaves_no_halves(tmp_path):
         draft = draft_folder(tmp_path) / f"checkpoint-{step}"
         draft.mkdir(parents=True)
         (draft / "weights").write_bytes(bytes([step]) * 100)
-        publish(draft, tmp_path, keep=2)
+        commit_checkpoint(draft, tmp_path, keep=2)
         if step == 3:  # shortened behind our back
             (tmp_path / "checkpoint-3" / "weights").write_bytes(b"3")
     assert {p.name for p in newest_first(tmp_path)} == {f"checkpoint-{n}" for n in (2, 3, 4)}
@@ -309,7 +309,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
         really(handle)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    publish(draft, tmp_path, keep=2)
+    commit_checkpoint(draft, tmp_path, keep=2)
     order = [entry for entry in synced if entry[0] is not None]
     assert order == [
         (draft / "weights", False, False),
