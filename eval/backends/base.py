@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from eval.generation.generate import Generation
+from eval.generation.generate import Generation, GenerationSettings
 from sft.errors import UserError
 
 # Under which name scores.json and the inputs of a measure say what measured; without it, this did.
@@ -53,17 +53,11 @@ class Backend(ABC):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
         *,
-        max_new_tokens: int | Sequence[int],
-        stop_ids: Sequence[int],
-        stop_strings: Sequence[str] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seeds: Sequence[int] | None = None,
-        stop_when: Callable[[list[int]], bool] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> list[Generation]:
-        """Continue each prompt; arguments, answers and errors are those of `generate.generate`."""
+        """Continue each prompt as `eval.generation.generate.generate` does, with its errors."""
 
 
 def check_one_backend(measured_by: Mapping[str, str | None]) -> None:

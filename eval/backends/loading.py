@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from eval.backends.base import BACKEND, Backend
 from eval.backends.transformers_backend import TransformersBackend
-from eval.backends.vllm_backend import check_vllm, find_vllm, vllm_backend
+from eval.backends.vllm_backend import VllmModel, check_vllm, find_vllm, vllm_backend
 from sft.chat_template.encoding import ids_of
 from sft.config.sections import EvalSection
 from sft.context import RunContext
@@ -99,18 +99,18 @@ def _in_vllm(path: str, context: RunContext, section: EvalSection) -> Iterator[B
         whole = run_on_main(prepare)
         config = read_model_config(whole, trust_remote_code=trust)
         free_memory()
-        with vllm_backend(
+        model = VllmModel(
             whole,
-            vllm=check_vllm(section.vllm_python, context.placement.device),
-            tokenizer=context.tokenizer,
             tokenizer_folder=scratch / "tokenizer",
             dtype=context.placement.inference,
-            device=context.placement.device,
             window=window_of(config),
             eos_ids=_eos_ids(whole, config),
             seed=context.seed,
             trust_remote_code=trust,
-        ) as backend:
+        )
+        device = context.placement.device
+        vllm = check_vllm(section.vllm_python, device)
+        with vllm_backend(model, vllm=vllm, tokenizer=context.tokenizer, device=device) as backend:
             yield backend
     finally:
         if PartialState().is_main_process:

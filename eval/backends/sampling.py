@@ -7,7 +7,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from eval.backends.loading import loaded
-from eval.generation.generate import Generation
+from eval.generation.generate import Generation, GenerationSettings
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, PairsSection
 from sft.context import RunContext
@@ -37,15 +37,15 @@ def sampler(
         ):
 
             def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
-                return backend.generate(
-                    [encode_prompt(context.tokenizer, messages) for messages, _ in asked],
+                settings = GenerationSettings(
                     max_new_tokens=section.max_new_tokens,
                     stop_ids=stop_ids(context.tokenizer, also=backend.eos_ids),
                     temperature=section.temperature,
                     top_p=section.top_p,
                     seeds=[seed for _, seed in asked],
-                    progress=bar.update,
                 )
+                prompts = [encode_prompt(context.tokenizer, messages) for messages, _ in asked]
+                return backend.generate(prompts, settings, progress=bar.update)
 
             return map_over_ranks(list(zip(conversations, seeds, strict=True)), answers)
 

@@ -12,7 +12,7 @@ import torch
 
 from eval.backends.base import Backend, Question, Scored
 from eval.generation.batch import MIN_SHARED, shared_length
-from eval.generation.generate import Generation, generate
+from eval.generation.generate import Generation, GenerationSettings, generate
 from sft.chat_template.encoding import ids_of
 from sft.distributed.fsdp_forward import eval_without_grad
 from sft.model.architecture import window_of
@@ -51,8 +51,14 @@ class TransformersBackend(Backend):
         """As the model says now: `generation_config` can be set after loading."""
         return ids_of(self.model.generation_config.eos_token_id)
 
-    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[Generation]:
-        return generate(self.model, self.tokenizer, prompts, **options)
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Generation]:
+        return generate(self.model, self.tokenizer, prompts, settings, progress=progress)
 
     def score(
         self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from eval.backends.base import Backend, Question, Scored
-from eval.generation.generate import Generation
+from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import StopRule
 from sft.errors import UserError
 from sft.run.revisions import split_revision
@@ -127,44 +128,53 @@ def check_vllm(python: str | None, device: torch.device) -> Vllm:
     return found
 
 
+@dataclass(frozen=True)
+class VllmModel:
+    """A full model that vLLM can load.
+
+    Attributes:
+        path: a folder or a repository of the Hub, with or without a revision.
+        tokenizer_folder: the tokenizer on disk, with which vLLM looks for stop strings.
+        window: the model's; vLLM's own limit applies where it is smaller.
+        eos_ids: those of the model's generation config.
+    """
+
+    path: str
+    tokenizer_folder: Path
+    dtype: torch.dtype
+    window: int | None
+    eos_ids: tuple[int, ...]
+    seed: int
+    trust_remote_code: bool
+
+    def engine_args(self) -> dict[str, Any]:
+        """Return the arguments of `vllm.LLM`."""
+        name, revision = split_revision(self.path)
+        return {
+            "model": name,
+            **({"revision": revision} if revision else {}),
+            "tokenizer": str(self.tokenizer_folder),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "load_format": "safetensors",  # pickled weights are not loaded
+            "trust_remote_code": self.trust_remote_code,
+            "seed": self.seed,
+            "max_model_len": -1,  # the model's own, or as much as fits in memory
+            "generation_config": "vllm",  # ignore the model's: every setting comes with a row
+            "logprobs_mode": "raw_logprobs",
+            "enable_prefix_caching": True,
+        }
+
+
 @contextmanager
 def vllm_backend(
-    path: str,
-    *,
-    vllm: Vllm,
-    tokenizer: Any,
-    tokenizer_folder: Path,
-    dtype: torch.dtype,
-    device: torch.device,
-    window: int | None,
-    eos_ids: Sequence[int],
-    seed: int,
-    trust_remote_code: bool,
+    model: VllmModel, *, vllm: Vllm, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Iterator[Backend]:
-    """vLLM with a whole model loaded; the process, and all it holds, is gone at the end.
-
-    Args:
-        tokenizer_folder: the tokenizer on disk, which vLLM looks for stop strings with.
-        window: the model's; vLLM's own limit counts where it is smaller.
-        eos_ids: as the model's generation settings name them.
+    """Load a model in a vLLM process, which ends with the context and frees all its memory.
 
     Raises:
         UserError: vLLM does not load the model.
     """
-    name, revision = split_revision(path)
-    load: dict[str, Any] = {
-        "model": name,
-        **({"revision": revision} if revision else {}),
-        "tokenizer": str(tokenizer_folder),
-        "dtype": str(dtype).removeprefix("torch."),
-        "load_format": "safetensors",  # pickled weights are not loaded
-        "trust_remote_code": trust_remote_code,
-        "seed": seed,
-        "max_model_len": -1,  # the model's own, or as much as fits in memory
-        "generation_config": "vllm",  # nothing from the model's: every setting comes with a row
-        "logprobs_mode": "raw_logprobs",
-        "enable_prefix_caching": True,
-    }
+    load = model.engine_args()
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         load["gpu_memory_utilization"] = round(MEMORY_SHARE * free / total, 3)
@@ -173,17 +183,17 @@ def vllm_backend(
         limit = process.ask({"load": load})
         if limit is None:
             raise UserError(
-                f"vLLM {vllm.version} did not load {path} (exit code {process.end()}, its reason "
-                "is above); set eval.backend=transformers"
+                f"vLLM {vllm.version} did not load {model.path} (exit code {process.end()}, its "
+                "reason is above); set eval.backend=transformers"
             )
         # A row of vLLM is never as long as its limit: one token has to be written after it.
         limit -= 2
+        window = model.window
         if window is not None and limit < window - 2:
             log.warning("vLLM: window %d instead of %d tokens, to fit in memory", limit, window)
         log.info("measured by: vLLM %s, %s, %s", vllm.version, device.type, load["dtype"])
-        yield VllmBackend(
-            process, tokenizer, limit if window is None else min(window, limit), tuple(eos_ids)
-        )
+        window = limit if window is None else min(window, limit)
+        yield VllmBackend(process, tokenizer, window, model.eos_ids)
     finally:
         process.end()
 
@@ -256,7 +266,11 @@ class VllmBackend(Backend):
     dtype."""
 
     def __init__(
-        self, process: _Process, tokenizer: Any, window: int | None, eos_ids: tuple[int, ...]
+        self,
+        process: _Process,
+        tokenizer: PreTrainedTokenizerBase,
+        window: int | None,
+        eos_ids: tuple[int, ...],
     ) -> None:
         self._process, self._tokenizer = process, tokenizer
         self.window, self.eos_ids = window, eos_ids
@@ -282,44 +296,31 @@ class VllmBackend(Backend):
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
         *,
-        max_new_tokens: int | Sequence[int],
-        stop_ids: Sequence[int],
-        stop_strings: Sequence[str] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seeds: Sequence[int] | None = None,
-        stop_when: Callable[[list[int]], bool] | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> list[Generation]:
         count = len(prompts)
-        caps = [max_new_tokens] * count if isinstance(max_new_tokens, int) else max_new_tokens
-        own: Sequence[int | None] = [None] * count
-        if temperature > 0:
-            assert seeds is not None, "a seed for each row that is sampled"
-            own = seeds
+        seeds: Sequence[int | None] = [None] * count
+        if settings.temperature > 0:
+            assert settings.seeds is not None, "a seed for each row that is sampled"
+            seeds = settings.seeds
         common = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": list(stop_strings),
-            "stop_token_ids": list(stop_ids),
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "stop": list(settings.stop_strings),
+            "stop_token_ids": list(settings.stop_ids),
             "ignore_eos": True,  # the stop ids are all that counts
-            "detokenize": bool(stop_strings),
+            "detokenize": bool(settings.stop_strings),
         }
         rows = [
             _Row(list(prompt), cap, seed)
-            for prompt, cap, seed in zip(prompts, caps, own, strict=True)
+            for prompt, cap, seed in zip(prompts, settings.caps(count), seeds, strict=True)
         ]
         found: list[Generation] = []
         for first in range(0, count, ROWS):
             batch = rows[first : first + ROWS]
-            rule = StopRule(
-                self._tokenizer,
-                [row.prompt for row in batch],
-                frozenset(stop_ids),
-                tuple(stop_strings),
-                stop_when,
-            )
+            rule = settings.stop_rule(self._tokenizer, [row.prompt for row in batch])
             found += self._finished(batch, rule, common)
             if progress is not None:
                 progress(len(batch))

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from eval.generation.batch import Batch
 from eval.generation.padding_check import supports_padding
 from eval.generation.stopping import FinishReason, StopRule
@@ -32,39 +34,65 @@ class Generation:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How rows of token ids are continued, and when they end.
+
+    Attributes:
+        max_new_tokens: the cap, for all rows or one for each.
+        stop_ids: token ids that end a row.
+        stop_strings: a row ends at the token that completes one of them, after its thinking where
+            it thinks (`eval.generation.thinking`); its text ends before the string.
+        temperature: 0 is greedy decoding; otherwise `seeds` decide the draws.
+        top_p: probability mass of the nucleus that is sampled from.
+        seeds: one for each row.
+        stop_when: called every few tokens with a running row's tokens; True ends it as "loop".
+    """
+
+    max_new_tokens: int | Sequence[int]
+    stop_ids: Sequence[int]
+    stop_strings: Sequence[str] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seeds: Sequence[int] | None = None
+    stop_when: Callable[[list[int]], bool] | None = None
+
+    def caps(self, rows: int) -> Sequence[int]:
+        """Return the cap of each row."""
+        cap = self.max_new_tokens
+        return [cap] * rows if isinstance(cap, int) else cap
+
+    def stop_rule(
+        self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+    ) -> StopRule:
+        """Return the rule that ends the rows of `prompts`."""
+        return StopRule(
+            tokenizer, prompts, frozenset(self.stop_ids), tuple(self.stop_strings), self.stop_when
+        )
+
+
 def generate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
     *,
-    max_new_tokens: int | Sequence[int],
-    stop_ids: Sequence[int],
-    stop_strings: Sequence[str] = (),
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seeds: Sequence[int] | None = None,
     max_batch_tokens: int | None = None,
-    stop_when: Callable[[list[int]], bool] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Generation]:
     """Continue each prompt until a stop id, a stop string or its cap, in the order given.
 
     Args:
         model: a causal LM of transformers (PEFT-wrapped or not), on its device, in its dtype.
-        prompts: token ids, at least one each; special tokens are the caller's business.
-        max_new_tokens: the cap, for all rows or one for each.
-        stop_strings: a row ends at the token that completes one of them, behind its thinking where
-            it thinks (`eval.generation.thinking`); `text` ends before it.
-        temperature: 0 is greedy, otherwise `seeds` (one a row) decide the draws.
+        prompts: token ids, at least one each; the caller adds special tokens.
         max_batch_tokens: rows times (longest prompt + cap) of a batch; by default as many as a
             gibibyte of keys and values holds.
-        stop_when: called every few tokens with a running row's tokens; True ends it as "loop".
         progress: called with the number of rows that ended since the last call.
 
     Raises:
         ValueError: an empty prompt, or sampling without a seed for each row.
     """
-    caps = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    caps, seeds, temperature = settings.caps(len(prompts)), settings.seeds, settings.temperature
     assert len(caps) == len(prompts) and all(cap > 0 for cap in caps), f"caps {caps}"
     for index, prompt in enumerate(prompts):
         if not prompt:
@@ -83,8 +111,8 @@ def generate(
                 [caps[r] for r in rows],
                 seeds=[seeds[r] for r in rows] if seeds and temperature > 0 else None,
             )
-            rule = StopRule(tokenizer, own, frozenset(stop_ids), tuple(stop_strings), stop_when)
-            for ended in batch.run(rule, temperature=temperature, top_p=top_p):
+            rule = settings.stop_rule(tokenizer, own)
+            for ended in batch.run(rule, temperature=temperature, top_p=settings.top_p):
                 for slot, token_ids, text, reason in ended:
                     row = rows[slot]
                     results[row] = Generation(list(prompts[row]), token_ids, text, reason)

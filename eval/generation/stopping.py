@@ -5,7 +5,9 @@ A stop string ends an answer, not the thinking before it (`eval.generation.think
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
 
 from eval.generation.thinking import answer_start
 
@@ -22,7 +24,7 @@ Ended = tuple[int, list[int], str, FinishReason]  # with its slot
 class StopRule:
     """When a row ends, judged on its token ids. A slot is the place of its prompt."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[Sequence[int]]
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
@@ -86,4 +88,4 @@ class StopRule:
         """Decoded text without special tokens, a final stop id among them."""
         if tokens and tokens[-1] in self.stop_ids:
             tokens = tokens[:-1]
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

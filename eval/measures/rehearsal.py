@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import PartialState
 
 from eval.backends.base import Backend, Question, Scored
-from eval.generation.generate import Generation
+from eval.generation.generate import Generation, GenerationSettings
 from eval.measures.cost import Tokens
 from eval.measures.measure import ask_of
 from eval.tasks.benchmark import check_benchmark
@@ -32,9 +32,14 @@ class SilentBackend(Backend):
         self.tokens += Tokens(sum(map(len, contexts)) + choices)
         return [Scored(0.0, 0) for _ in questions]
 
-    def generate(self, prompts: Sequence[Sequence[int]], **given: Any) -> list[Generation]:
-        most = given["max_new_tokens"] * len(prompts)
-        self.tokens += Tokens(sum(map(len, prompts)), most)
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: GenerationSettings,
+        *,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[Generation]:
+        self.tokens += Tokens(sum(map(len, prompts)), sum(settings.caps(len(prompts))))
         return [Generation(list(prompt), [], "", "stop_id") for prompt in prompts]
 
 

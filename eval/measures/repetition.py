@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.backends.base import Backend, Question
 from eval.backends.transformers_backend import backend_of
-from eval.generation.generate import Generation
+from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import FinishReason
 from eval.generation.thinking import split_generation
 from eval.metrics.loop_detection import BEGUN_COPIES, MIN_TOKENS, Loop, find_loop, seq_rep_n
@@ -113,15 +113,14 @@ def measure_sampled(
     contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
     # By the prompt's id: neither order nor company of the prompts moves an answer.
     seeds = [int(fingerprint([seed, prompt["id"]])[:12], 16) for prompt in prompts]
-    generations = backend.generate(
-        contexts,
+    settings = GenerationSettings(
         max_new_tokens=2 * cap,
         stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
         temperature=temperature,
         seeds=seeds,
         stop_when=lambda ids: len(ids) >= cap and find_loop(ids, cap=cap) is None,
-        progress=progress,
     )
+    generations = backend.generate(contexts, settings, progress=progress)
     stored = []
     for prompt, generation, own in zip(prompts, generations, seeds, strict=True):
         ended = generation.finish_reason == "stop_id"
@@ -227,12 +226,13 @@ class _Decoder:
                 self.tick()
             return stop_at_loop and find_loop(ids) is not None
 
-        generations = self.backend.generate(
-            [row.context + row.tokens for row in rows],
+        settings = GenerationSettings(
             max_new_tokens=[end - len(row.tokens) for row, end in zip(rows, to, strict=True)],
             stop_ids=self.stops,
             stop_when=stops if stop_at_loop or self.tick is not None else None,
-            progress=progress,
+        )
+        generations = self.backend.generate(
+            [row.context + row.tokens for row in rows], settings, progress=progress
         )
         for row, generation in zip(rows, generations, strict=True):
             row.tokens += generation.token_ids

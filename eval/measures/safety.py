@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from eval.backends.transformers_backend import backend_of
+from eval.generation.generate import GenerationSettings
 from eval.generation.thinking import split_generation
 from eval.graders.safety_rules import AGREEMENT, Label, classify
 from eval.metrics.stats import wilson
@@ -108,12 +109,10 @@ def measure(
     """
     backend = backend_of(model, tokenizer)
     contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
-    generations = backend.generate(
-        contexts,
-        max_new_tokens=cap,
-        stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
-        progress=progress,
+    settings = GenerationSettings(
+        max_new_tokens=cap, stop_ids=stop_ids(tokenizer, also=backend.eos_ids)
     )
+    generations = backend.generate(contexts, settings, progress=progress)
     written = [split_generation(tokenizer, generation) for generation in generations]
     return [
         {

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from eval.backends.loading import backend_inputs, loaded
 from eval.backends.transformers_backend import backend_of
+from eval.generation.generate import GenerationSettings
 from eval.generation.thinking import split_generation
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, Source
@@ -242,14 +243,14 @@ def answer(
                 if question.temperature == temperature and turn < len(question.turns)
             ]
             backend = backend_of(model, tokenizer)
-            generations = backend.generate(
-                [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked],
+            settings = GenerationSettings(
                 max_new_tokens=cap,
                 stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
                 temperature=temperature,
                 seeds=[int(fingerprint([seed, questions[i].id, turn])[:12], 16) for i in asked],
-                progress=progress,
             )
+            prompts = [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked]
+            generations = backend.generate(prompts, settings, progress=progress)
             for i, written in zip(asked, generations, strict=True):
                 facts = {"token_ids": written.token_ids, "finish_reason": written.finish_reason}
                 said = split_generation(tokenizer, written)

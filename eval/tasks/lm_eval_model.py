@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from eval.backends.base import Question, Scored
 from eval.backends.transformers_backend import backend_of
-from eval.generation.generate import Generation
+from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import FinishReason
 from eval.generation.thinking import split_generation
 from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, no_room
@@ -336,15 +336,16 @@ class Engine(LM):
         )
 
         def answers(asked: list[tuple[list[int], int]]) -> list[Generation]:
-            return self.backend.generate(
-                [prompt[-room:] for prompt, _ in asked],
+            settings = GenerationSettings(
                 max_new_tokens=cap,
                 stop_ids=self._stop_ids(),
                 stop_strings=until,
                 temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
                 top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
                 seeds=[self.seed * 1_000_003 + place for _, place in asked],
-                progress=progress,
+            )
+            return self.backend.generate(
+                [prompt[-room:] for prompt, _ in asked], settings, progress=progress
             )
 
         return map_over_ranks(list(zip(prompts, places, strict=True)), answers)

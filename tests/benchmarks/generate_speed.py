@@ -24,7 +24,7 @@ import torch
 from arguments import DATA, count, need_data
 from eval_speed import TOKENIZER, make_model, set_end
 
-from eval.generation.generate import generate
+from eval.generation.generate import GenerationSettings, generate
 from sft.run.command import run_command
 
 QUESTIONS = "eval/gsm8k_test.jsonl"
@@ -52,7 +52,9 @@ def measure(given: argparse.Namespace) -> None:
     settings = {"max_new_tokens": given.cap, "do_sample": False}
 
     def ours() -> list[list[int]]:
-        written = generate(model, tokenizer, prompts, max_new_tokens=given.cap, stop_ids=[])
+        written = generate(
+            model, tokenizer, prompts, GenerationSettings(max_new_tokens=given.cap, stop_ids=[])
+        )
         return [row.token_ids for row in written]
 
     def theirs(size: int) -> Callable[[], list[list[int]]]:

@@ -30,6 +30,7 @@ from eval.backends.base import Question
 from eval.backends.loading import backend_inputs, check_backend, loaded
 from eval.backends.transformers_backend import TransformersBackend
 from eval.backends.vllm_backend import CHILD, check_vllm, environment, find_vllm
+from eval.generation.generate import GenerationSettings
 from eval.measures import repetition
 from eval.metrics import loop_detection
 from eval.tasks.lm_eval_model import Engine
@@ -116,7 +117,7 @@ def test_choices_score_as_with_transformers_up_to_a_full_window(served):
 
 def test_greedy_continuations_are_known_as_such(served):
     theirs, ours, _ = served
-    (answer,) = ours.generate([[70, 80, 90]], max_new_tokens=12, stop_ids=[])
+    (answer,) = ours.generate([[70, 80, 90]], GenerationSettings(max_new_tokens=12, stop_ids=[]))
     for wrong in (12, 5, 0):
         tail = list(answer.token_ids)
         if wrong < 12:
@@ -149,9 +150,9 @@ PLACES = [[10 + i, 100 + 3 * i, 60 + i * i % 90][: 1 + i % 3] for i in range(12)
 
 
 def both(served, prompts, **options):
-    options = {"stop_ids": [], **options}
+    settings = GenerationSettings(**{"stop_ids": [], **options})
     theirs, ours, _ = served
-    return theirs.generate(prompts, **options), ours.generate(prompts, **options)
+    return theirs.generate(prompts, settings), ours.generate(prompts, settings)
 
 
 def test_rows_end_at_their_own_caps_and_stop_ids(served):
@@ -172,7 +173,9 @@ SAMPLED = {"temperature": 1.1, "top_p": 0.95, "stop_ids": []}
 def test_each_row_draws_by_its_own_seed(served):
     theirs, *_ = served
     seeds = [4, 7, 4, 8, 7]
-    rows = theirs.generate([PLACES[0]] * 5, max_new_tokens=20, seeds=seeds, **SAMPLED)
+    rows = theirs.generate(
+        [PLACES[0]] * 5, GenerationSettings(max_new_tokens=20, seeds=seeds, **SAMPLED)
+    )
     answers = dict(zip(seeds, [row.token_ids for row in rows], strict=True))
     assert [row.token_ids for row in rows] == [answers[seed] for seed in seeds]
     assert len({tuple(answer) for answer in answers.values()}) == 3
@@ -202,7 +205,7 @@ def test_a_stop_string_that_only_vllm_sees_ends_nothing(served):
     assert byte == 1, "a token a byte"
     first = {pair[0]: tokenizer(letter)["input_ids"] for letter, pair in letters.items()}
     prompts = [[65 + i, ids[0]] for i in range(40) for ids in first.values()]
-    written = ours.generate(prompts, max_new_tokens=1, stop_ids=[])
+    written = ours.generate(prompts, GenerationSettings(max_new_tokens=1, stop_ids=[]))
     after = {tuple(tokenizer(letter)["input_ids"]): letter for letter in letters}
     split = [
         (prompt, after[prompt[1], one.token_ids[0]])
@@ -570,8 +573,8 @@ def test_vllm_on_a_gpu_scores_and_writes_as_transformers(served):
         pytest.skip("needs a CUDA device and TRUING_VLLM_PYTHON")
     theirs, ours, tokenizer = served
     prompts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in PROMPTS]
-    options = {"max_new_tokens": 60, "stop_ids": stop_ids(tokenizer)}
-    written = [one.generate(prompts, **options) for one in (theirs, ours)]
+    settings = GenerationSettings(max_new_tokens=60, stop_ids=stop_ids(tokenizer))
+    written = [one.generate(prompts, settings) for one in (theirs, ours)]
     asked = [Question(tuple(one.prompt_ids), tuple(one.token_ids)) for one in written[1]]
     for their, our in zip(theirs.score(asked), ours.score(asked), strict=True):
         assert their.log_prob == pytest.approx(our.log_prob, abs=0.01)

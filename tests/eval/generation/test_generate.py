@@ -16,7 +16,7 @@ from transformers import (
 
 from eval.generation import batch
 from eval.generation.batch import sample
-from eval.generation.generate import generate
+from eval.generation.generate import GenerationSettings, generate
 from eval.generation.padding_check import supports_padding
 from eval.generation.stopping import CHECK_EVERY
 from sft.errors import UserError
@@ -31,8 +31,9 @@ def prompts_of(count, *, seed=0, longest=20):
 
 
 def greedy(model, tokenizer, prompts, **changes):
-    settings = {"max_new_tokens": 40, "stop_ids": [EOS]} | changes
-    return generate(model, tokenizer, prompts, **settings)
+    options = {key: changes.pop(key) for key in {"progress", "max_batch_tokens"} & changes.keys()}
+    chosen = GenerationSettings(**{"max_new_tokens": 40, "stop_ids": [EOS]} | changes)
+    return generate(model, tokenizer, prompts, chosen, **options)
 
 
 def ending_model(seed=0, **overrides):

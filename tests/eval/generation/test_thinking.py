@@ -98,13 +98,13 @@ class Scripted(Backend):
     def __init__(self, tokenizer, text):
         self.tokenizer, self.text = tokenizer, text
 
-    def generate(self, prompts, *, max_new_tokens, **options):
-        caps = max_new_tokens if isinstance(max_new_tokens, list) else None
+    def generate(self, prompts, settings, *, progress=None):
+        caps = settings.caps(len(prompts))
         stop = stop_ids(self.tokenizer)[0]
         ids = [*self.tokenizer(self.text, add_special_tokens=False)["input_ids"], stop]
         written = []
         for place, prompt in enumerate(prompts):
-            own = ids[: caps[place] if caps else max_new_tokens]
+            own = ids[: caps[place]]
             reason = "stop_id" if own[-1:] == [stop] else "cap"
             text = self.tokenizer.decode(own, skip_special_tokens=True)
             written.append(Generation(list(prompt), own, text, reason))

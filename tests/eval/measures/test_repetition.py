@@ -8,7 +8,7 @@ from looping_model import PROMPTS, looping_model
 from tiny_models import make_tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.generation.generate import generate
+from eval.generation.generate import GenerationSettings, generate
 from eval.generation.padding_check import supports_padding
 from eval.measures.repetition import (
     check_cap,
@@ -80,9 +80,8 @@ def test_seq_rep_by_hand():
 def plain_rows(model, tokenizer, *, cap):
     """What the measure must find, by decoding every prompt to the doubled cap."""
     contexts = [encode_prompt(tokenizer, p["messages"]) for p in PROMPTS]
-    return generate(
-        model, tokenizer, contexts, max_new_tokens=2 * cap, stop_ids=stop_ids(tokenizer)
-    )
+    settings = GenerationSettings(max_new_tokens=2 * cap, stop_ids=stop_ids(tokenizer))
+    return generate(model, tokenizer, contexts, settings)
 
 
 def periodic_since(tokens, cap):
@@ -149,10 +148,12 @@ def test_sampled_answers_are_those_of_the_whole_run_cut_where_no_loop_runs(tiny_
         model,
         tiny_tokenizer,
         [row["prompt_ids"] for row in rows],
-        max_new_tokens=2 * cap,
-        stop_ids=stop_ids(tiny_tokenizer),
-        temperature=0.02,
-        seeds=[row["seed"] for row in rows],
+        GenerationSettings(
+            max_new_tokens=2 * cap,
+            stop_ids=stop_ids(tiny_tokenizer),
+            temperature=0.02,
+            seeds=[row["seed"] for row in rows],
+        ),
     )
     assert 0 < sum(row["repeats"] for row in rows) < len(rows)
     for row, whole in zip(rows, full, strict=True):
@@ -284,7 +285,9 @@ def test_a_real_model_loops_and_human_poems_do_not(real_data):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = tokenizer("主题：明月 体裁：五绝\n")["input_ids"]
-    (answer,) = generate(model, tokenizer, [prompt], max_new_tokens=115, stop_ids=[])
+    (answer,) = generate(
+        model, tokenizer, [prompt], GenerationSettings(max_new_tokens=115, stop_ids=[])
+    )
     loop = find_loop(answer.token_ids)
     assert loop is not None and loop.period == 12
     with gzip.open(folder / "poetry_corpus.jsonl.gz", "rt") as lines:

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_tiny_model
 
-from eval.generation.generate import generate
+from eval.generation.generate import GenerationSettings, generate
 from sft.model import cpu_linear
 from sft.model.fused_lora import fuse_adapters
 
@@ -57,7 +57,9 @@ def test_a_model_writes_the_same_answers(adapters, on_amd, tiny_tokenizer, monke
     prompts = [[5, 6, 7], [9, 8], [30, 31, 32, 33]]
 
     def answers():
-        written = generate(model, tiny_tokenizer, prompts, max_new_tokens=24, stop_ids=[])
+        written = generate(
+            model, tiny_tokenizer, prompts, GenerationSettings(max_new_tokens=24, stop_ids=[])
+        )
         return [one.token_ids for one in written]
 
     calls = []

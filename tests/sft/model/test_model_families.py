@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from eval.backends.base import Question
 from eval.backends.transformers_backend import TransformersBackend
-from eval.generation.generate import generate
+from eval.generation.generate import GenerationSettings, generate
 from sft.errors import UserError
 from sft.model.architecture import check_causal
 from sft.model.loading import attention_for
@@ -86,7 +86,9 @@ def test_a_family_is_right_or_refused(name, tiny_tokenizer):
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         model.generation_config.eos_token_id = None
         verify_packing(enable_scoring(model.float().eval()), training=torch.float32)
-        written = generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=12, stop_ids=[])
+        written = generate(
+            model, tiny_tokenizer, PROMPTS, GenerationSettings(max_new_tokens=12, stop_ids=[])
+        )
     except UserError as error:
         assert "\n" not in str(error)
         return

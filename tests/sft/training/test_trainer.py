@@ -19,7 +19,7 @@ from tiny_models import FAMILY, make_tiny_model, make_tiny_tokenizer
 from training import PLACEMENT, make_context, train
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from eval.generation.generate import generate
+from eval.generation.generate import GenerationSettings, generate
 from sft.chat_template.encoding import EncodedChat, encode_chats
 from sft.config.sections import LoraSection, ModelSection, SftStage, Source
 from sft.context import RunContext
@@ -417,11 +417,11 @@ def test_experts_are_trained_and_sampled_from_without_their_routers_logits(
     config = MixtralConfig(**FAMILY, num_local_experts=4, output_router_logits=asked)
     model = enable_scoring(MixtralForCausalLM(config))
     prompts = [[5, 6, 7], [8]]
-    generate(model, tiny_tokenizer, prompts, max_new_tokens=4, stop_ids=[])
+    generate(model, tiny_tokenizer, prompts, GenerationSettings(max_new_tokens=4, stop_ids=[]))
     train(rows, tiny_tokenizer, tmp_path, model=model, max_steps=1)
     assert model.config.output_router_logits is False
     assert model.config.router_aux_loss_coef == MixtralConfig().router_aux_loss_coef
-    generate(model, tiny_tokenizer, prompts, max_new_tokens=4, stop_ids=[])
+    generate(model, tiny_tokenizer, prompts, GenerationSettings(max_new_tokens=4, stop_ids=[]))
 
 
 @pytest.mark.slow
