@@ -134,10 +134,10 @@ def _folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        try:
+        with suppress(OSError):
             folder.rmdir()
-        except OSError:
-            for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+        for command in (["rm", "-rf"], ["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            if folder.exists():  # `rm` alone removes all but what is in folders without rights
                 subprocess.run([*command, str(folder)], capture_output=True)
 
 

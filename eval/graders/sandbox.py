@@ -11,6 +11,7 @@ every few hundredths of a second, so that it can exceed its limit for that long.
 """
 
 import ast
+import errno
 import json
 import os
 import select
@@ -185,15 +186,26 @@ def _memory(pid: int) -> int:
 
 
 def _disk(folder: str) -> tuple[int, int]:
-    """Bytes and number of what lies in a folder, as far as FILES of them."""
+    """Bytes and number of what lies in a folder, as far as FILES of them.
+
+    A folder too deep for a path could hide any number: it counts as more than FILES.
+    """
     size = files = 0
     folders = [folder]
-    while folders and files <= FILES:
-        with suppress(OSError):
-            for entry in os.scandir(folders.pop()):
+    while folders:
+        try:
+            entries = os.scandir(folders.pop())
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return size, FILES + 1
+            continue  # removed meanwhile, or closed to this user
+        with entries, suppress(OSError):
+            for entry in entries:
                 files += 1
+                if files > FILES:
+                    return size, files
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
                 with suppress(OSError):
                     size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
     return size, files

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from eval.graders.isolation import Isolation, Limits, RunCode, unconfined
-from eval.graders.sandbox import Submission, run_program
+from eval.graders.sandbox import FILES, Submission, _disk, run_program
 from eval.graders.sandbox_probe import find_isolation
 
 CONFINED = find_isolation(RunCode.CONFINED)
@@ -427,9 +427,21 @@ def f(x):
     for i in range(x): os.mkdir('d'); os.chdir('d')
     return x
 """
-    for depth in (1500, 10**9):
-        outcome = judged(
-            program, "assert f(1500) == 1500".replace("1500", str(depth)), isolation=unconfined()
-        )
-        assert outcome.passed == (depth == 1500), outcome.reason
+    room = (os.pathconf(tmp_path, "PC_PATH_MAX") - len(str(tmp_path))) // 2
+    passing = min(1500, room - 50)  # `/d` for each level below `/truing-program-…`
+    for depth in (passing, 10**9):
+        outcome = judged(program, f"assert f({depth}) == {depth}", isolation=unconfined())
+        assert outcome.passed == (depth == passing), outcome.reason
+        assert ("4096 files" in outcome.reason) == (depth != passing)
         assert not list(tmp_path.iterdir())
+
+
+def test_folders_beyond_the_longest_path_are_not_hidden_from_a_look(tmp_path, monkeypatch):
+    """At each look they count as too many; a program could spend all its time on making them."""
+    monkeypatch.chdir(tmp_path)
+    for level in range(os.pathconf(tmp_path, "PC_PATH_MAX") // 100 + 2):
+        os.mkdir("d" * 99)
+        os.chdir("d" * 99)
+        if level == 10:
+            assert _disk(str(tmp_path))[1] == 11
+    assert _disk(str(tmp_path))[1] > FILES
