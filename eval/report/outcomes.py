@@ -38,9 +38,12 @@ def ended(row: Mapping[str, Any]) -> Outcome:
         loop = row.get("loop")
         words = f"loops: {loop['period']} tokens \u00d7 {loop['copies']}" if loop else "loops"
         return Outcome(("loops",), "bad", "loops", words)
-    if row["finish_reason"] not in ("stop_id", "stop_string"):
+    reason, cap = row.get("finish_reason"), row.get("cap")
+    if reason is None:
+        return Outcome((), "cut", "end unknown", "how it ended is not recorded")
+    if reason not in ("stop_id", "stop_string"):
         return Outcome(("cut",), "cut", "cut", f"cut at {count} tokens")
-    if count > row["cap"]:
+    if cap is not None and count > cap:
         words = f"past the cap: stops after {count} tokens"
         return Outcome(("cut",), "cut", "cut", words)
     words = f"stops after {count} token{'s' * (count != 1)}"

@@ -138,7 +138,8 @@ RESULTS = {
 }
 # Rows of log.jsonl, of generations.jsonl, of samples of a benchmark, and of those of texts.
 LOG = {"step": count, "loss?": (null, number), "learning_rate?": (null, number)}
-_LOOP = {"start": count, "period": some}
+_LOOP = {"start": count, "period": some, "copies": some}
+_FOLLOWED = {"strict": [flag], "loose": [flag]}  # of the instructions of a prompt
 ANSWER = {
     **{"id": text, "messages": [{"role": text, "content": text}], "text": text, "repeats": flag},
     **{"loop?": (null, _LOOP), "token_ids?": [count], "cap?": count, "finish_reason?": text},
@@ -152,6 +153,7 @@ VERDICT = {
     **_SAMPLE,
     **{"score": share, "metric": lambda value: text(value) and value != BITS_PER_BYTE},
     **{"answer": text, "target": text, "finish_reason?": text, "loop?": (null, _LOOP)},
+    **{"outcome?": (null, text, _FOLLOWED)},
 }
 READ_TEXT = {
     **_SAMPLE,

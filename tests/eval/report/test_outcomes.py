@@ -1,8 +1,12 @@
 """An answer's outcome: right or wrong, ended or not, and why."""
 
+from itertools import combinations
+
 import pytest
 
+from eval.report.examples import shown
 from eval.report.outcomes import REASON, ended, judged
+from eval.report.record_shapes import ANSWER, VERDICT, misfit
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,54 @@ def test_a_long_error_is_cut():
 def test_an_answer_stops_loops_or_is_cut(row, kind, words):
     outcome = ended(row | {"cap": 8})
     assert outcome.kinds == (kind,) and outcome.words.startswith(words)
+
+
+LOOP = {"start": 2, "period": 1, "copies": 8}
+STORED = {
+    "id": "a",
+    "messages": [],
+    "text": "a" * 40,
+    "repeats": True,
+    "loop": LOOP,
+    "token_ids": [7] * 12,
+    "cap": 8,
+    "finish_reason": "stop_id",
+}
+MARKED = {
+    **{"doc_id": "1", "doc_hash": "x", "score": 0.0, "metric": "prompt_level_loose_acc"},
+    **{"answer": "a" * 40, "target": "b", "finish_reason": "cap", "loop": LOOP},
+    "outcome": {"strict": [False], "loose": [True]},
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "read"),
+    [
+        (STORED, ANSWER, ended),
+        (STORED | {"repeats": False}, ANSWER, ended),
+        (STORED, ANSWER, shown),
+        (MARKED, VERDICT, judged),
+        (MARKED, VERDICT, shown),
+    ],
+)
+def test_any_row_of_the_shape_is_read(row, shape, read):
+    """Whichever keys it lacks, also within its loop or its outcome."""
+    inner = [(key, each) for key in ("loop", "outcome") for each in row.get(key) or ()]
+    fit = 0
+    for size in range(4):
+        for lost in combinations([*((key, None) for key in row), *inner], size):
+            less = {k: dict(v) if isinstance(v, dict) else v for k, v in row.items()}
+            for key, each in lost:
+                if each is None:
+                    less.pop(key)
+                elif key in less:
+                    less[key].pop(each, None)
+            if misfit(less, shape) is None:
+                fit += 1
+                assert read(less)
+    assert fit > 1
+
+
+def test_an_answer_that_an_earlier_version_stored_without_its_end_is_called_that():
+    assert ended({"token_ids": [1]}).words == "how it ended is not recorded"
+    assert ended({"token_ids": [1] * 9, "finish_reason": "stop_id"}).kinds == ("stops",)
