@@ -204,6 +204,12 @@ class _Claim:
         Raises:
             UserError: its preset, its inputs or its number of processes differ.
         """
+        for path in (recorded, self.folder / "run.json"):
+            if path.exists() and not path.is_file():
+                raise UserError(
+                    f"{path} is not a file; put the file that the run wrote back in its place, "
+                    f"or {self.ways_on}"
+                )
         record = read_record(self.folder / "run.json") or {}
         if not recorded.is_file():
             if record.get("preset_sha256") != fingerprint(self.preset):

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
+from run_folders import preset, run_of
 
 from eval.report import report
 from eval.results.imported import import_measures
@@ -191,3 +193,16 @@ def test_a_run_directory_with_a_pipe_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"loops\.jsonl is a pipe"), open_run(preset):
         pass
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["run.json", "preset.yaml"])
+def test_a_folder_in_the_place_of_a_record_is_the_reason_that_is_given(tmp_path, name):
+    folder = run_of(tmp_path / "run")
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    other = replace(preset(folder), run=RunSection(str(folder), date="2020-01-01"))
+    for now in (preset(folder), other):  # run.json held the date
+        words = rf"{name} is not a file; put .* or set run\.dir="
+        with pytest.raises(UserError, match=words), open_run(now):
+            pass
+    assert (folder / name).is_dir()
