@@ -7,6 +7,7 @@ import pytest
 from files import ROOT
 from printed_commands import (
     NOT_OURS,
+    PROGRAMS,
     WORK,
     Command,
     code_spans,
@@ -37,6 +38,7 @@ NOT_HERE = {
 # The changelog may name what was there once.
 PAGES = [p for p in documents() if p.suffix == ".md" and p.name != "CHANGELOG.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "recipes/benchmarks.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +114,9 @@ def test_every_sh_block_of_a_page_is_read():
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         fences = re.findall(r"^```(.*)$", text, re.MULTILINE)
-        assert set(fences[::2]) <= {"sh"} and set(fences[1::2]) <= {""}, path
+        assert set(fences[::2]) <= {"sh", "text"} and set(fences[1::2]) <= {""}, path
+        for block in re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            assert not [line for line in block.splitlines() if line.split()[0] in PROGRAMS], path
         assert not re.search(r"\n\n {4,}(python|accelerate|make|\.venv|pip|\$)", text), path
 
 
@@ -135,13 +139,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_readme_is_found(mistake):
+def test_a_mistake_in_the_readme_or_the_benchmarks_is_found(mistake):
     right, wrong, words = MISTAKES[mistake]
-    assert right in README
-    before = commands(README, file="README.md")
-    changed = [
-        c for c in commands(README.replace(right, wrong), file="README.md") if c not in before
-    ]
+    page = BENCHMARKS if mistake == "benchmark" else README
+    assert right in page
+    before = commands(page, file="page.md")
+    changed = [c for c in commands(page.replace(right, wrong), file="page.md") if c not in before]
     assert changed
     for command in changed:
         assert words in (problem(command) or "")
@@ -186,3 +189,16 @@ def test_a_newcomer_sees_what_it_is_and_three_commands_first():
     assert shown[:2] == ["make quickstart", "make test"]
     assert shown[2].startswith(".venv/bin/accelerate launch recipes/sft_then_dpo.py")
     assert "report.html" in first and "Python 3.10" in first
+
+
+def test_the_readme_is_short_and_its_tree_shows_every_package():
+    assert len(README.splitlines()) <= 150
+    (tree,) = re.findall(r"^```text\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    shown, package = set(), ""
+    for line in tree.splitlines():
+        names = re.findall(r"([a-z_]+)/(?=,|\s)", re.split(r" {2,}", line.strip())[0] + " ")
+        package = package if line.startswith(" ") else names[0]
+        shown |= {f"{package}/{name}" if line.startswith(" ") else name for name in names}
+    assert sorted(name for name in shown if not (ROOT / name).is_dir()) == []
+    packages = {str(p.parent.relative_to(ROOT)) for p in ROOT.glob("[a-z]*/**/__init__.py")}
+    assert {name for name in packages if name.split("/")[0] in ("sft", "dpo", "eval")} <= shown
