@@ -8,7 +8,7 @@ from dpo.verdicts import FIRST, TIE, Verdicts
 from sft.config.sections import Source
 from sft.data.field_names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, held, several_answers
 from sft.data.fields import Fields, number_of
-from sft.data.formats import Row, lost_texts, read_question, unknown_format
+from sft.data.formats import MappedRow, read_question, unknown_format, unread_content
 from sft.data.loss_marks import without_marks
 from sft.data.messages import (
     Message,
@@ -23,8 +23,8 @@ from sft.data.messages import (
 )
 from sft.data.records import Record
 from sft.data.row_errors import RowError
-from sft.data.sources import Found, Rows, collect, metadata, read_each, read_kind
-from sft.data.unsupported import refuse_media, refuse_places, refuse_unpaired
+from sft.data.sources import ParsedRow, SourceRows, collect, metadata, read_each, read_kind
+from sft.data.unsupported import check_no_media, check_no_media_placeholders, check_not_kto
 from sft.errors import UserError
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -34,7 +34,7 @@ COMMENTS = frozenset({"rationale", "explanation", "reason", "reasoning", "commen
 Pair = tuple[list[Message], list[Message], list[Message]]
 
 
-def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
+def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows:
     """Read preference pairs from files or hub datasets of any known format.
 
     Known: TRL's prompt/chosen/rejected (texts or messages) and its implicit prompt (whole
@@ -56,28 +56,30 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> Ro
     return collect([(source, _pairs(source)) for source in sources], on_error=on_error)
 
 
-def _pairs(source: Source) -> Iterator[Found | RowError]:
+def _pairs(source: Source) -> Iterator[ParsedRow | RowError]:
     verdicts = Verdicts(source)
 
-    def read(record: Record, named: Row) -> Iterator[Found]:
+    def read(record: Record, named: MappedRow) -> Iterator[ParsedRow]:
         row, mended = _row(named, source, verdicts)
-        unread = lost_texts(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
+        unread = unread_content(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
         unread |= dict.fromkeys(COMMENTS & unread.keys(), "")
-        yield Found(row, raw=record.fields, mended=mended, unread=unread)
+        yield ParsedRow(row, raw=record.fields, mended=mended, unread=unread)
 
     yield from read_each(source, read)
     verdicts.refuse_from_zero()
 
 
-def _row(record: Row, source: Source, verdicts: Verdicts) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _row(
+    record: MappedRow, source: Source, verdicts: Verdicts
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     fields, origin = record.fields, record.origin
-    refuse_media(fields, origin)
+    check_no_media(fields, origin)
     prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin, verdicts))
     prompt, mended = cut_lead(prompt)
     cut = [cut_nulls(turns) for turns in (prompt, chosen, rejected)]
     prompt, chosen, rejected = (turns for turns, _ in cut)
     mended = (*mended, *dict.fromkeys(rule for _, rules in cut for rule in rules))
-    refuse_places(prompt, origin)
+    check_no_media_placeholders(prompt, origin)
     _check(prompt, chosen, rejected, origin)
     row: dict[str, Any] = {
         "prompt": prompt,
@@ -118,7 +120,7 @@ def _refuse_others(fields: Fields, origin: str) -> None:
             f"columns={{output_1: '{several}[0]', output_2: '{several}[1]', label: FIELD}} and its "
             "values as labels={VALUE: first, VALUE: second}"
         )
-    refuse_unpaired(
+    check_not_kto(
         fields,
         origin,
         wanted="a pair",

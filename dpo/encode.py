@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dpo.pair_checks import PairFacts, broken_rules, pair_facts
 from sft.chat_template.encoding import EncodedChat, encode_chats, encode_prompt
 from sft.errors import UserError
-from sft.tokenization.row_checks import Rules, refuse_broken
+from sft.tokenization.row_checks import Rules, check_no_broken_rules
 
 
 def encode_pairs(
@@ -46,7 +46,7 @@ def encode_pairs(
             unfinished += _unfinished(ordered[place])
             for rule in broken_rules(row, rules=rules, sampled=place < len(sampled)):
                 broken.setdefault(rule, []).append(origin)
-    refuse_broken(broken, where="preference pairs")
+    check_no_broken_rules(broken, where="preference pairs")
     if not kept:
         raise UserError(
             f"no preference pair is left of {len(rows)} ({too_long} longer than dpo.max_length="

@@ -15,9 +15,9 @@ from dpo.loss import check_loss
 from dpo.pair_checks import PairFacts, pairs_table
 from dpo.pairs import Answer, Judge, Sampler, build_pairs
 from dpo.trainer import train_dpo
-from sft.chat_template.tokenizer_coverage import refuse_lost_rows, refuse_unknown_answers
+from sft.chat_template.tokenizer_coverage import check_answer_coverage, check_row_coverage
 from sft.cleaning.decontamination import Benchmarks
-from sft.cleaning.filters import CONTAMINATED, check_contamination, without
+from sft.cleaning.filters import CONTAMINATED, check_contamination, drop_rows
 from sft.config.sections import DpoStage, Preset
 from sft.context import RunContext
 from sft.data.mixture import mix
@@ -67,8 +67,8 @@ def given_pairs(preset: Preset, context: RunContext, *, benchmarks: Benchmarks) 
     def prepare() -> None:
         read = read_preferences(data.preference, on_error=data.on_error)
         found = check_contamination(read.rows, data, benchmarks=benchmarks, folder=folder)
-        read = without(read, found, rule=CONTAMINATED)
-        refuse_lost_rows(context.tokenizer, read.rows, most=context.max_unknown)
+        read = drop_rows(read, found, rule=CONTAMINATED)
+        check_row_coverage(context.tokenizer, read.rows, most=context.max_unknown)
         mixed = mix(read, data.preference, seed=context.seed)
         counted = _encode(mixed, preset, context, folder=folder / ROWS)
         facts = {"sources": [asdict(count) for count in read.counts], **asdict(counted)}
@@ -124,7 +124,7 @@ def pair_prompts(
     if preset.data.preference or not preset.dpo.enabled:
         return []
     prompts = read_prompts(preset.pairs.prompts, reference_flaw=reference_flaw)
-    refuse_lost_rows(context.tokenizer, prompts, most=context.max_unknown, name="pairs.prompts")
+    check_row_coverage(context.tokenizer, prompts, most=context.max_unknown, name="pairs.prompts")
     folder = context.folder / "data" / "prompts"
     found = run_on_main(
         lambda: check_contamination(prompts, preset.data, benchmarks=benchmarks, folder=folder)
@@ -181,7 +181,7 @@ def sampled_pairs(
         ) -> Sequence[Answer]:
             answers = sample(conversations, seeds)
             written = [answer.token_ids for answer in answers]
-            refuse_unknown_answers(context.tokenizer, written, most=context.max_unknown)
+            check_answer_coverage(context.tokenizer, written, most=context.max_unknown)
             return answers
 
         pairs, counts = build_pairs(

@@ -64,7 +64,7 @@ def run(given: argparse.Namespace) -> None:
     from eval.open_ended.judgments import grade_table, judge_all, pair_table, usage
     from eval.open_ended.questions import answers_of, read_questions
     from eval.open_ended.tables import open_ended_table
-    from sft.chat_template.tokenizer_coverage import refuse_lost_rows
+    from sft.chat_template.tokenizer_coverage import check_row_coverage
     from sft.context import RunContext
     from sft.model.loading import check_model, load_tokenizer
     from sft.model.placement import choose_placement
@@ -109,7 +109,7 @@ def run(given: argparse.Namespace) -> None:
     tokenizers = {name: load_tokenizer(paths[name], sections[name], date=date) for name in named}
     asked = [{"messages": [{"content": turn} for turn in one.turns]} for one in questions]
     for name, tokenizer in tokenizers.items():
-        refuse_lost_rows(tokenizer, asked, most=sections[name].max_unknown, name=given.questions)
+        check_row_coverage(tokenizer, asked, most=sections[name].max_unknown, name=given.questions)
     placement = choose_placement(preset.model)
     check_backend(preset.eval, placement)
     with open_run(preset, ways_on="give --to a new folder") as folder:

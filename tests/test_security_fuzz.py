@@ -33,7 +33,7 @@ from sft.data.prompts import read_prompts
 from sft.data.sources import read_sft
 from sft.errors import UserError
 from sft.system.atomic_files import read_jsonl, write_json, write_jsonl
-from sft.tokenization.tokenize import encode_part
+from sft.tokenization.tokenize import encode_chunk
 
 CASES = 40
 SECONDS = 60
@@ -45,7 +45,7 @@ def read_rows(draw, folder, tokenizer):
     rows = read_sft([Source(str(path))], on_error=on_error)
     write_jsonl(folder / "rows-out.jsonl", rows.rows)
     write_json(folder / "counts.json", [vars(count) for count in rows.counts])
-    part = encode_part(tokenizer, rows.rows, turns=draw.choice(("last", "each")), split_at=None)
+    part = encode_chunk(tokenizer, rows.rows, turns=draw.choice(("last", "each")), split_at=None)
     write_json(folder / "part.json", [part.problems, part.rows.to_pylist()])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sft.config.sections import EvalSection, Preset, Source
-from sft.data.prompts import read_prompts, read_repetition
+from sft.data.prompts import read_prompts, read_repetition_prompts
 from sft.planning.budget import Planner
 from sft.planning.budget_table import in_digits
 
@@ -32,7 +32,7 @@ def answers_cost(section: EvalSection) -> Tokens:
     written = 0
     if repetition.prompts:
         each = 1 + repetition.double_cap + 2 * (repetition.temperature > 0)
-        written += len(read_repetition(repetition)) * repetition.cap * each
+        written += len(read_repetition_prompts(repetition)) * repetition.cap * each
     if safety.prompts:
         count = len(read_prompts([Source(safety.prompts)]))
         written += min(count, safety.limit or count) * safety.cap

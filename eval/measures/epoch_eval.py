@@ -26,7 +26,7 @@ from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks
 from sft.config.sections import EvalSection, Preset
 from sft.context import InTraining, Moment, RunContext
-from sft.data.prompts import read_repetition, spread
+from sft.data.prompts import evenly_spaced, read_repetition_prompts
 from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
 from sft.run.contents import STAGE_FOLDERS
@@ -63,7 +63,7 @@ def epoch_measure(section: EvalSection, context: RunContext) -> InTraining | Non
         return None
     prompts: list[dict[str, Any]] = []
     if own.prompts and section.repetition.prompts:
-        prompts = spread(read_repetition(section.repetition), own.prompts)
+        prompts = evenly_spaced(read_repetition_prompts(section.repetition), own.prompts)
     tasks = section.tasks if own.tasks is None else own.tasks
 
     def measure(model: Any, end: Moment) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from eval.measures import repetition
 from sft.config.sections import Preset
 from sft.context import InTraining, Moment, RunContext
-from sft.data.prompts import read_repetition, spread
+from sft.data.prompts import evenly_spaced, read_repetition_prompts
 from sft.distributed.sharding import sharding_strategy
 from sft.system.atomic_files import read_jsonl, write_jsonl
 from sft.training.eval_callbacks import OutOfTime
@@ -43,7 +43,7 @@ def loop_probe(preset: Preset, context: RunContext) -> InTraining | None:
     if sharding_strategy() == "DeepSpeed":
         log.info("loops in training: not looked for, under DeepSpeed no process holds all weights")
         return None
-    prompts = spread(read_repetition(measured), PROMPTS)
+    prompts = evenly_spaced(read_repetition_prompts(measured), PROMPTS)
     cap = min(CAP, measured.cap)
 
     def probe(model: Any, moment: Moment, *, start: str | None = None) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from eval.tasks.answer_length import check_answers
 from eval.tasks.benchmark import Ask, place_of, run_benchmark
 from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks, check_tasks, tasks_fingerprint
-from sft.chat_template.tokenizer_coverage import refuse_lost_rows
+from sft.chat_template.tokenizer_coverage import check_row_coverage
 from sft.config.sections import EvalSection, RepetitionSection, TaskOptions
 from sft.context import RunContext
-from sft.data.prompts import read_repetition
+from sft.data.prompts import read_repetition_prompts
 from sft.distributed.collectives import map_over_ranks, own_share, run_on_main
 from sft.errors import UserError
 from sft.model.chat_models import is_chat_model
@@ -56,7 +56,7 @@ def check_measures(section: EvalSection) -> None:
     )
     if section.repetition.prompts:
         repetition.check_cap(section.repetition.cap)
-        read_repetition(section.repetition)
+        read_repetition_prompts(section.repetition)
     if section.safety.prompts:
         safety.read_safety_prompts(section.safety.prompts)
     if not (section.tasks or section.repetition.prompts or section.safety.prompts):
@@ -77,14 +77,14 @@ def check_room(
     """
     check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
     if section.repetition.prompts is not None:
-        prompts, cap = read_repetition(section.repetition), section.repetition.cap
+        prompts, cap = read_repetition_prompts(section.repetition), section.repetition.cap
         times = _times(section.repetition)
         repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
-        refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=section.repetition.prompts)
+        check_row_coverage(tokenizer, prompts, most=max_unknown, name=section.repetition.prompts)
     if (path := section.safety.prompts) is not None:
         prompts = safety.read_safety_prompts(path, limit=section.safety.limit)
         safety.check_prompts(tokenizer, prompts, window=window, cap=section.safety.cap)
-        refuse_lost_rows(tokenizer, prompts, most=max_unknown, name=path)
+        check_row_coverage(tokenizer, prompts, most=max_unknown, name=path)
 
 
 def _times(section: RepetitionSection) -> int:
@@ -230,7 +230,7 @@ class _Measured:
         """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
         each a unit of its own."""
         section, tokenizer = self.section.repetition, self.context.tokenizer
-        prompts, cap = read_repetition(section), section.cap
+        prompts, cap = read_repetition_prompts(section), section.cap
         asked = fingerprint([prompts, cap])
         greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
 

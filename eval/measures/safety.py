@@ -15,7 +15,7 @@ from eval.graders.safety_rules import AGREEMENT, Label, classify
 from eval.metrics.stats import wilson
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import Source
-from sft.data.prompts import read_prompts, spread
+from sft.data.prompts import evenly_spaced, read_prompts
 from sft.data.readers import read_records
 from sft.data.records import Record
 from sft.errors import UserError
@@ -61,7 +61,7 @@ def read_safety_prompts(path: str, *, limit: int | None = None) -> list[dict[str
             raise UserError(f"{path}: safety prompt id {row['id']} occurs twice; make ids unique")
         seen.add(row["id"])
         row["harmful"] = due
-    return spread(rows, limit)
+    return evenly_spaced(rows, limit)
 
 
 def rules(prompt: Mapping[str, Any], answer: str) -> Label:

@@ -27,7 +27,7 @@ from eval.generation.thinking import split_generation
 from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, no_room
 from sft.chat_template.encoding import stop_ids
 from sft.chat_template.template_date import apply_template
-from sft.chat_template.tokenizer_coverage import Coverage, refuse_lost
+from sft.chat_template.tokenizer_coverage import Coverage, check_coverage
 from sft.distributed.collectives import map_over_ranks, own_share
 from sft.errors import UserError
 
@@ -109,7 +109,7 @@ class Engine(LM):
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding would write it) of each continuation."""
         task = str(requests[0].task_name)
-        self._refuse_lost(task, ["".join(request.args) for request in requests])
+        self._check_coverage(task, ["".join(request.args) for request in requests])
         questions = self._split([request.args for request in requests], task=task)
         for request, question in zip(requests, questions, strict=True):
             place = (str(request.task_name), int(request.doc_id or 0), request.idx)
@@ -193,14 +193,14 @@ class Engine(LM):
         first = self.tokenizer.bos_token_id
         return [ids if ids[:1] == [first] else [first, *ids] for ids in encoded]
 
-    def _refuse_lost(self, task: str, texts: Sequence[str]) -> None:
+    def _check_coverage(self, task: str, texts: Sequence[str]) -> None:
         """Stop where the tokenizer cannot write what a task asks.
 
         Raises:
-            UserError: see `sft.chat_template.tokenizer_coverage.refuse_lost`.
+            UserError: see `sft.chat_template.tokenizer_coverage.check_coverage`.
         """
         found = {f"task {task}": self._coverage.count(list(dict.fromkeys(texts)))}
-        refuse_lost(found, most=self.max_unknown, remedy="leave the task out")
+        check_coverage(found, most=self.max_unknown, remedy="leave the task out")
 
     def _refuse_altered(self, task: str, texts: Sequence[str]) -> None:
         """Stop where bits per byte would count bytes of text that no token stands for.
@@ -326,7 +326,7 @@ class Engine(LM):
                 f"{task}: generation_kwargs.{extra[0]} is not offered; use greedy decoding or "
                 "temperature and top_p"
             )
-        self._refuse_lost(str(task), [request.args[0] for request in requests])
+        self._check_coverage(str(task), [request.args[0] for request in requests])
         prompts = self.encode([request.args[0] for request in requests])
         room = (self.window or DEFAULT_WINDOW) - cap
         if room <= 0:

@@ -9,7 +9,7 @@ from lm_eval.api.task import Task
 
 from eval.tasks.benchmark import quiet
 from eval.tasks.task_files import Tasks, load_tasks, tasks_fingerprint
-from sft.cleaning.decontamination import Benchmarks, Question, read_questions
+from sft.cleaning.decontamination import BenchmarkQuestion, Benchmarks, read_questions
 from sft.cleaning.ngrams import normal_form
 from sft.config.sections import EvalSection
 from sft.errors import UserError
@@ -22,13 +22,13 @@ def asked(section: EvalSection) -> Benchmarks:
     names, source = list(section.tasks), Tasks.of(section)
 
     @functools.cache
-    def load() -> dict[str, list[Question]]:
+    def load() -> dict[str, list[BenchmarkQuestion]]:
         return {name: _load(name, source=source) for name in names}
 
     return Benchmarks(key=tasks_fingerprint(names, source=source), load=load)
 
 
-def _load(name: str, *, source: Tasks) -> list[Question]:
+def _load(name: str, *, source: Tasks) -> list[BenchmarkQuestion]:
     """Nothing where the data cannot be had, which measuring refuses but a dry run need not."""
     try:
         with quiet():
@@ -39,7 +39,7 @@ def _load(name: str, *, source: Tasks) -> list[Question]:
             *(name, error),
         )
         return []
-    questions: list[Question] = []
+    questions: list[BenchmarkQuestion] = []
     for task in tasks.values():
         docs = list(task.eval_docs)
         found = read_questions(docs, source=name)
@@ -47,7 +47,7 @@ def _load(name: str, *, source: Tasks) -> list[Question]:
     return questions
 
 
-def _as_asked(task: Task, docs: Sequence[Any], *, source: str) -> list[Question]:
+def _as_asked(task: Task, docs: Sequence[Any], *, source: str) -> list[BenchmarkQuestion]:
     """The texts that the model is given, without what they all begin and end with."""
     texts = []
     for doc in docs:
@@ -60,7 +60,10 @@ def _as_asked(task: Task, docs: Sequence[Any], *, source: str) -> list[Question]
     if len(texts) > 1:
         begin = _shared(texts)
         end = _shared([text[begin:][::-1] for text in texts])
-    return [Question(source, str(i), text[begin : len(text) - end]) for i, text in enumerate(texts)]
+    return [
+        BenchmarkQuestion(source, str(i), text[begin : len(text) - end])
+        for i, text in enumerate(texts)
+    ]
 
 
 def _shared(texts: Sequence[str]) -> int:

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from sft.chat_template.message_forms import opening_of
 from sft.chat_template.render import Message, render
 from sft.chat_template.shown_content import (
-    arguments_of,
-    marked,
-    pieces,
-    refuse_lost_context,
-    squeeze,
+    call_arguments,
+    check_context_rendered,
+    message_texts,
+    strip_whitespace,
+    with_sentinels,
 )
-from sft.chat_template.turn_end import common_prefix, find_ending
+from sft.chat_template.turn_end import common_prefix, find_turn_end
 from sft.data.loss_marks import is_trained
 from sft.errors import UserError
 
 
 @dataclass(frozen=True)
-class Turn:
+class TrainedTurn:
     """An assistant turn: `text[start:end]` of the chat, where `text[:start]` is its prompt."""
 
     start: int
@@ -32,29 +32,29 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Chat:
+class RenderedChat:
     """A rendered conversation, the turns to train and the number of turns left as context.
 
     `lost` are messages of the assistant, by index, of whose words the template leaves some out.
     """
 
     text: str
-    turns: tuple[Turn, ...]
+    turns: tuple[TrainedTurn, ...]
     untrained: int
     lost: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
-class Context:
+class UntrainedReason:
     """Why an assistant turn is not trained; `lost`: the template leaves out some of its words."""
 
     reason: str
     lost: bool = False
 
 
-def find_turns(
+def find_trained_turns(
     tokenizer, messages: Sequence[Message], *, tools: list | None = None, last_only: bool = False
-) -> Chat:
+) -> RenderedChat:
     """Render a conversation and find what is trained in it.
 
     Raises:
@@ -65,13 +65,13 @@ def find_turns(
     if not messages or messages[-1].get("role") != "assistant":
         raise UserError("the conversation does not end with an assistant turn; cut or drop the row")
     for number, message in enumerate(messages, start=1):
-        if message.get("role") == "assistant" and not any(map(str.strip, pieces(message))):
+        if message.get("role") == "assistant" and not any(map(str.strip, message_texts(message))):
             raise UserError(f"message {number} (assistant) is empty; fill it or drop the row")
-    ending = find_ending(tokenizer)
-    refuse_control_tokens(tokenizer, messages)
+    ending = find_turn_end(tokenizer)
+    check_no_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=False)
     text += ending.closing_of(messages[-1])
-    refuse_lost_context(tokenizer, messages, text=text, tools=tools)
+    check_context_rendered(tokenizer, messages, text=text, tools=tools)
     answers = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     places = [i for i in answers if is_trained(messages[i])]
     if not places:
@@ -81,8 +81,10 @@ def find_turns(
         last = place == places[-1]
         found = None
         if last or not last_only:
-            found = _find_turn(tokenizer, messages, place, text=text, tools=tools, ending=ending)
-        if isinstance(found, Turn):
+            found = _find_trained_turn(
+                tokenizer, messages, place, text=text, tools=tools, ending=ending
+            )
+        if isinstance(found, TrainedTurn):
             turns.append(found)
         elif last:
             assert found is not None
@@ -93,19 +95,21 @@ def find_turns(
         else:
             untrained += 1
             lost |= {place} if found is not None and found.lost else set()
-    return Chat(text=text, turns=tuple(turns), untrained=untrained, lost=frozenset(lost))
+    return RenderedChat(text=text, turns=tuple(turns), untrained=untrained, lost=frozenset(lost))
 
 
-def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | Context:
+def _find_trained_turn(
+    tokenizer, messages, place, *, text, tools, ending
+) -> TrainedTurn | UntrainedReason:
     """The turn at `messages[place]`, or why it cannot be trained."""
     message = messages[place]
     try:
         prompt = render(tokenizer, messages[:place], tools=tools, prompt=True)
     except UserError as error:
-        return Context(str(error))
+        return UntrainedReason(str(error))
     if not text.startswith(prompt):
         at = len(common_prefix(text, prompt))
-        return Context(
+        return UntrainedReason(
             f"the template's generation prompt goes on with {prompt[at : at + 30]!r} where the "
             f"turn has {text[at : at + 30]!r}"
         )
@@ -114,49 +118,49 @@ def _find_turn(tokenizer, messages, place, *, text, tools, ending) -> Turn | Con
     begin, stop = min(((at, stop) for at, stop in stops if at >= 0), default=(-1, ""))
     if begin < 0:
         ends = " or ".join(map(repr, ending.texts))
-        return Context(f"the template does not end it with {ends}")
+        return UntrainedReason(f"the template does not end it with {ends}")
     end = begin + len(stop)
     content = message.get("content") or ""
     if message.keys() <= {"role", "content"} and text[start:end] in (
         ending.before + content + ending.after,
         ending.before + content.strip() + ending.after,
     ):
-        return Turn(start=start, end=end)
+        return TrainedTurn(start=start, end=end)
     # Not what a plain fresh turn looks like: tool calls, reasoning, or a rewritten answer.
     # Its thinking may begin with what the prompt has opened.
-    body = squeeze(text[start - len(opening_of(prompt)) : begin])
-    lost = [piece for piece in pieces(message) if squeeze(piece) not in body]
+    body = strip_whitespace(text[start - len(opening_of(prompt)) : begin])
+    lost = [piece for piece in message_texts(message) if strip_whitespace(piece) not in body]
     if lost or not _writes(tokenizer, messages, place, tools=tools):
-        piece = (lost or pieces(message))[0][:40]
-        return Context(f"the template leaves out or rewrites {piece!r}", lost=True)
+        piece = (lost or message_texts(message))[0][:40]
+        return UntrainedReason(f"the template leaves out or rewrites {piece!r}", lost=True)
     if place + 1 < len(messages):
         # As history the turn must read as it does when it has just been produced.
         fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False)
         fresh += ending.closing_of(message)
         if not fresh.startswith(text[:end]):
-            return Context("the template writes it differently once it is history")
-    return Turn(start=start, end=end)
+            return UntrainedReason("the template writes it differently once it is history")
+    return TrainedTurn(start=start, end=end)
 
 
 def _writes(tokenizer, messages, place, *, tools) -> bool:
     """Whether the template writes what the assistant says at `place`, whatever it says: a short
     answer, or the name of a function, could be found in the template's own text."""
-    message, marks = marked(messages[place])
+    message, marks = with_sentinels(messages[place])
     changed = [*messages[:place], message, *messages[place + 1 :]]
     text = render(tokenizer, changed, tools=tools, prompt=False)
     return all(mark in text for mark in marks)
 
 
-def refuse_control_tokens(tokenizer, messages: Sequence[Message]) -> None:
+def check_no_control_tokens(tokenizer, messages: Sequence[Message]) -> None:
     """BOS or an end-of-turn inside a message would begin or end a turn that nobody wrote.
 
     Raises:
         UserError: naming the turn and the token.
     """
-    forbidden = set(find_ending(tokenizer).texts) | {tokenizer.bos_token}
+    forbidden = set(find_turn_end(tokenizer).texts) | {tokenizer.bos_token}
     forbidden.discard(None)
     for number, message in enumerate(messages, start=1):
-        for piece in pieces(message) + arguments_of(message):
+        for piece in message_texts(message) + call_arguments(message):
             for token in forbidden:
                 if token in piece:
                     raise UserError(

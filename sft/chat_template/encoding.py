@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from sft.chat_template.assistant_mask import Chat, find_turns, refuse_control_tokens
-from sft.chat_template.message_forms import as_taken, refuse_thinking
+from sft.chat_template.assistant_mask import (
+    RenderedChat,
+    check_no_control_tokens,
+    find_trained_turns,
+)
+from sft.chat_template.message_forms import check_thinking_rendered, to_template_form
 from sft.chat_template.render import Message, render
-from sft.chat_template.shown_content import refuse_lost_context
+from sft.chat_template.shown_content import check_context_rendered
 from sft.chat_template.template import ensure_template as ensure_template
 from sft.chat_template.template_date import apply_template
 from sft.chat_template.turn_end import (
     control_pattern,
     control_tokens,
-    find_ending,
+    find_turn_end,
     has_generation_tags,
 )
 from sft.data.loss_marks import has_marks
@@ -45,7 +49,7 @@ def stop_ids(tokenizer, *, also: Iterable[int] = ()) -> list[int]:
     Raises:
         UserError: the template does not end its turns.
     """
-    return list(dict.fromkeys([*find_ending(tokenizer).ids, *also]))
+    return list(dict.fromkeys([*find_turn_end(tokenizer).ids, *also]))
 
 
 def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
@@ -66,8 +70,8 @@ def encode_chat(
         turns: "all" or "last", the assistant turns that are trained.
 
     Raises:
-        UserError: the row breaks a rule (see `sft.chat_template.assistant_mask.find_turns`), begins
-            with two BOS, or tokenises so that no generation prompt could lead to it.
+        UserError: the row breaks a rule (see `find_trained_turns`), begins with two BOS, or is
+            tokenized so that no generation prompt could lead to it.
     """
     (result,) = encode_chats(tokenizer, [{"messages": messages, "tools": tools}], turns=turns)
     if isinstance(result, UserError):
@@ -88,95 +92,104 @@ def encode_chats(
     rows = iter(rows)
     tags = has_generation_tags(tokenizer)
     while batch := list(islice(rows, chunk)):
-        chats = [_find(tokenizer, row, turns=turns) for row in batch]
-        found = [chat for chat in chats if isinstance(chat, Chat)]
+        chats = [_render_row(tokenizer, row, turns=turns) for row in batch]
+        found = [chat for chat in chats if isinstance(chat, RenderedChat)]
         ids = _encode(tokenizer, [chat.text for chat in found])
-        seams = [_seams(tokenizer, chat, whole) for chat, whole in zip(found, ids, strict=True)]
-        windows = list({seam.window for several in seams for seam in several})
-        prompts = dict(zip(windows, _encode(tokenizer, windows), strict=True))
+        boundaries = [
+            _prompt_boundaries(tokenizer, chat, whole)
+            for chat, whole in zip(found, ids, strict=True)
+        ]
+        prompt_texts = list(
+            {boundary.prompt_text for several in boundaries for boundary in several}
+        )
+        prompts = dict(zip(prompt_texts, _encode(tokenizer, prompt_texts), strict=True))
         stops = set(stop_ids(tokenizer)) if found else set()
-        encoded = map(partial(_mark, tokenizer, prompts, stops), found, ids, seams)
+        encoded = map(partial(_mask_turns, tokenizer, prompts, stops), found, ids, boundaries)
         for row, chat in zip(batch, chats, strict=True):
-            result = next(encoded) if isinstance(chat, Chat) else chat
-            if tags and isinstance(chat, Chat) and isinstance(result, EncodedChat):
-                result = _follow_tags(tokenizer, row, result, lost=chat.lost, turns=turns)
+            result = next(encoded) if isinstance(chat, RenderedChat) else chat
+            if tags and isinstance(chat, RenderedChat) and isinstance(result, EncodedChat):
+                result = _mask_from_generation_tags(
+                    tokenizer, row, result, lost=chat.lost, turns=turns
+                )
             yield result
 
 
 @dataclass(frozen=True)
-class Seam:
-    """Where a turn follows its prompt: the prompt's text from token `at` of the chat on.
+class PromptBoundary:
+    """Where a turn follows its prompt: the prompt's text from token `offset` of the chat on.
 
     Of the last turn that is the whole prompt: the row begins with what generation starts from, by
     this comparison. Of the earlier ones it is what stands behind the last control token; before
     it, text is tokenised alike with and without the turn.
     """
 
-    window: str
-    at: int
+    prompt_text: str
+    offset: int
 
 
-def _seams(tokenizer, chat: Chat, ids: list[int]) -> list[Seam]:
+def _prompt_boundaries(tokenizer, chat: RenderedChat, ids: list[int]) -> list[PromptBoundary]:
     pattern, numbers = control_pattern(tokenizer)
     matches = list(pattern.finditer(chat.text))
     controls = set(numbers.values())
     places = [i for i, token in enumerate(ids) if token in controls]
     if [ids[i] for i in places] != [numbers[match.group()] for match in matches]:
-        return [Seam(chat.text[: turn.start], 0) for turn in chat.turns]
-    seams = []
+        return [PromptBoundary(chat.text[: turn.start], 0) for turn in chat.turns]
+    boundaries = []
     for turn in chat.turns:
         before = sum(match.end() <= turn.start for match in matches)
         if before and turn is not chat.turns[-1]:
-            window = chat.text[matches[before - 1].start() : turn.start]
-            seams.append(Seam(window, places[before - 1]))
+            prompt_text = chat.text[matches[before - 1].start() : turn.start]
+            boundaries.append(PromptBoundary(prompt_text, places[before - 1]))
         else:
-            seams.append(Seam(chat.text[: turn.start], 0))
-    return seams
+            boundaries.append(PromptBoundary(chat.text[: turn.start], 0))
+    return boundaries
 
 
-def _find(tokenizer, row: dict, *, turns: str) -> Chat | EncodedChat | UserError:
+def _render_row(tokenizer, row: dict, *, turns: str) -> RenderedChat | EncodedChat | UserError:
     try:
         if "text" in row:
             return _encode_text(tokenizer, row["text"])
-        messages = as_taken(tokenizer, row["messages"])
+        messages = to_template_form(tokenizer, row["messages"])
         if messages and messages[-1].get("role") == "assistant":
-            refuse_thinking(tokenizer, row["messages"], tools=row.get("tools"))
-        return find_turns(tokenizer, messages, tools=row.get("tools"), last_only=turns == "last")
+            check_thinking_rendered(tokenizer, row["messages"], tools=row.get("tools"))
+        return find_trained_turns(
+            tokenizer, messages, tools=row.get("tools"), last_only=turns == "last"
+        )
     except UserError as error:
         return error
 
 
 def _encode_text(tokenizer, text: str) -> EncodedChat:
     """A plain text: all of it is trained but its first token, which nothing predicts."""
-    refuse_control_tokens(tokenizer, [{"role": "text", "content": text}])
-    bos = [tokenizer.bos_token_id] if find_ending(tokenizer).bos else []
+    check_no_control_tokens(tokenizer, [{"role": "text", "content": text}])
+    bos = [tokenizer.bos_token_id] if find_turn_end(tokenizer).bos else []
     ids = bos + _encode(tokenizer, [text])[0] + [tokenizer.eos_token_id]
     return EncodedChat(ids, [False] + [True] * (len(ids) - 1))
 
 
-def _mark(
+def _mask_turns(
     tokenizer,
     prompts: dict[str, list[int]],
     stops: set[int],
-    chat: Chat,
+    chat: RenderedChat,
     ids: list[int],
-    seams: list[Seam],
+    boundaries: list[PromptBoundary],
 ) -> EncodedChat | UserError:
     """Equal prefixes of ids, not of characters, are the rule: a turn counts where its prompt alone
     tokenises to what stands before it."""
-    prompt = prompts[seams[-1].window]
-    if not _begins(ids, seams[-1].at, prompt):
+    prompt = prompts[boundaries[-1].prompt_text]
+    if not _starts_with(ids, boundaries[-1].offset, prompt):
         # A merge across the seam (an answer that begins with a line break): the prompt wins.
         rest = _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
-        ids = ids[: seams[-1].at] + prompt + rest
+        ids = ids[: boundaries[-1].offset] + prompt + rest
     trained = [False] * len(ids)
     untrained = chat.untrained
-    for seam in seams:
-        prompt = prompts[seam.window]
-        if not _begins(ids, seam.at, prompt):
+    for boundary in boundaries:
+        prompt = prompts[boundary.prompt_text]
+        if not _starts_with(ids, boundary.offset, prompt):
             untrained += 1
             continue
-        start = seam.at + len(prompt)
+        start = boundary.offset + len(prompt)
         end = next((i for i in range(start, len(ids)) if ids[i] in stops), None)
         if end is None:
             return UserError("an assistant turn loses its end-of-turn token in tokenisation")
@@ -190,11 +203,11 @@ def _mark(
     return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
 
 
-def _begins(ids: list[int], at: int, prompt: list[int]) -> bool:
-    return ids[at : at + len(prompt)] == prompt
+def _starts_with(ids: list[int], offset: int, prompt: list[int]) -> bool:
+    return ids[offset : offset + len(prompt)] == prompt
 
 
-def _follow_tags(
+def _mask_from_generation_tags(
     tokenizer, row: dict, chat: EncodedChat, *, lost: frozenset[int], turns: str
 ) -> EncodedChat | UserError:
     """The mask that the template's own {% generation %} blocks give, where it has them; without
@@ -202,7 +215,7 @@ def _follow_tags(
     said = [i for i, message in enumerate(row["messages"]) if message.get("role") == "assistant"]
     tagged = apply_template(
         tokenizer,
-        as_taken(tokenizer, row["messages"]),
+        to_template_form(tokenizer, row["messages"]),
         tools=row.get("tools"),
         return_dict=True,
         return_assistant_tokens_mask=True,
@@ -249,10 +262,10 @@ def encode_prompt(
     """
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
-    messages = as_taken(tokenizer, messages)
-    refuse_control_tokens(tokenizer, messages)
+    messages = to_template_form(tokenizer, messages)
+    check_no_control_tokens(tokenizer, messages)
     text = render(tokenizer, messages, tools=tools, prompt=True)
-    refuse_lost_context(tokenizer, messages, text=text, tools=tools)
+    check_context_rendered(tokenizer, messages, text=text, tools=tools)
     return _encode(tokenizer, [text])[0]
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from sft.chat_template.render import Message, render
 from sft.chat_template.shown_content import REASONING
-from sft.chat_template.turn_end import ANY_TOOL, ASKED, SAID, template_text
+from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, QUESTION_SENTINEL, template_text
 from sft.errors import UserError
 
 THOUGHT = "\ue008"  # a private-use character, as in sft.chat_template.turn_end
-ASK: Message = {"role": "user", "content": ASKED}
+ASK: Message = {"role": "user", "content": QUESTION_SENTINEL}
 # Thinking in front of an answer. What was written behind an opened block has no first tag.
 THINKING = re.compile(
     r"\s*(?P<tag><think(?:ing)?>)?(?P<thought>.*?)</think(?:ing)?>(?P<answer>.*)", re.DOTALL
@@ -30,7 +30,7 @@ CLOSED = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
 
 
 @dataclass(frozen=True)
-class Forms:
+class MessageForms:
     """What a template takes.
 
     Attributes:
@@ -55,7 +55,7 @@ class Forms:
     bare: bool
 
 
-def as_taken(tokenizer, messages: Sequence[Message]) -> list[Message]:
+def to_template_form(tokenizer, messages: Sequence[Message]) -> list[Message]:
     """The messages in the forms that the tokenizer's template takes.
 
     Arguments become objects or JSON text; text that was given is kept as it is where the template
@@ -65,11 +65,13 @@ def as_taken(tokenizer, messages: Sequence[Message]) -> list[Message]:
     """
     if not any(_depends(message) for message in messages):
         return list(messages)
-    forms = find_forms(tokenizer)
-    return [_as_taken(message, forms) for message in messages]
+    forms = find_message_forms(tokenizer)
+    return [_to_template_form(message, forms) for message in messages]
 
 
-def refuse_thinking(tokenizer, messages: Sequence[Message], *, tools: list | None = None) -> None:
+def check_thinking_rendered(
+    tokenizer, messages: Sequence[Message], *, tools: list | None = None
+) -> None:
     """The last turn must continue the block of thinking that its generation prompt opens, if any;
     and no turn may get a second block.
 
@@ -77,7 +79,7 @@ def refuse_thinking(tokenizer, messages: Sequence[Message], *, tools: list | Non
         UserError: the last turn has no thinking, or the template writes none into it; a turn has
             thinking behind a block that the template writes.
     """
-    forms = find_forms(tokenizer)
+    forms = find_message_forms(tokenizer)
     for number, message in enumerate(messages, start=1):
         if forms.doubled and message.get("role") == "assistant" and _thinking(message, forms):
             raise UserError(
@@ -89,7 +91,7 @@ def refuse_thinking(tokenizer, messages: Sequence[Message], *, tools: list | Non
     takes = forms.field is not None or forms.lead is not None
     if not forms.opening or (takes if thinks else forms.bare):
         return
-    before = as_taken(tokenizer, messages[:-1])
+    before = to_template_form(tokenizer, messages[:-1])
     if not opening_of(render(tokenizer, before, tools=tools, prompt=True)):
         return  # behind the result of a tool, say
     what = "has thinking, which the template leaves out" if thinks else "has none"
@@ -110,7 +112,7 @@ def _depends(message: Message) -> bool:
     return named or "</think" in (message.get("content") or "")
 
 
-def _thinking(message: Message, forms: Forms) -> tuple[str, str] | None:
+def _thinking(message: Message, forms: MessageForms) -> tuple[str, str] | None:
     """The thinking of a message and the rest of its content, or None where it has none."""
     content = message.get("content") or ""
     for key in REASONING:
@@ -122,11 +124,11 @@ def _thinking(message: Message, forms: Forms) -> tuple[str, str] | None:
     return found["thought"], found["answer"]
 
 
-def _as_taken(message: Message, forms: Forms) -> Message:
+def _to_template_form(message: Message, forms: MessageForms) -> Message:
     if not _depends(message):
         return message
     if calls := message.get("tool_calls"):
-        message = {**message, "tool_calls": [_call_as_taken(call, forms) for call in calls]}
+        message = {**message, "tool_calls": [_call_to_template_form(call, forms) for call in calls]}
     thinking = _thinking(message, forms)
     if thinking is None or (forms.field is None and forms.lead is None):
         return message
@@ -144,7 +146,7 @@ def _as_taken(message: Message, forms: Forms) -> Message:
     return {**rest, "content": f"{forms.lead}{thought.lstrip()}{_closing(forms.opening)}{answer}"}
 
 
-def _call_as_taken(call: dict, forms: Forms) -> dict:
+def _call_to_template_form(call: dict, forms: MessageForms) -> dict:
     function = call.get("function", call)
     given = function.get("arguments")
     arguments: Any = given
@@ -157,14 +159,14 @@ def _call_as_taken(call: dict, forms: Forms) -> dict:
     return {**call, "function": function} if "function" in call else function
 
 
-def find_forms(tokenizer) -> Forms:
+def find_message_forms(tokenizer) -> MessageForms:
     """What this tokenizer's template takes, found with sentinels and kept."""
     special = (tokenizer.bos_token, tokenizer.eos_token)
-    return _find_forms(tokenizer, template_text(tokenizer), special)
+    return _find_message_forms(tokenizer, template_text(tokenizer), special)
 
 
 @lru_cache(maxsize=16)
-def _find_forms(tokenizer, template: str, special: tuple) -> Forms:
+def _find_message_forms(tokenizer, template: str, special: tuple) -> MessageForms:
     """The arguments after the tokenizer are what the answer depends on, for the cache."""
     prompt = _rendered(tokenizer, [ASK], prompt=True)
     opening = opening_of(prompt)
@@ -175,31 +177,36 @@ def _find_forms(tokenizer, template: str, special: tuple) -> Forms:
         has opened a block for what comes first."""
         text = _rendered(tokenizer, [ASK, {"role": "assistant", **said}])
         head, there, tail = text[len(prompt) :].partition(first)
-        if not text.startswith(prompt) or not there or SAID not in first + tail:
+        if not text.startswith(prompt) or not there or ANSWER_SENTINEL not in first + tail:
             return None
         return None if opening and first == THOUGHT and head.strip() else head.strip()
 
-    named = {key: before(THOUGHT, content=SAID, **{key: THOUGHT}) for key in REASONING}
+    named = {key: before(THOUGHT, content=ANSWER_SENTINEL, **{key: THOUGHT}) for key in REASONING}
     field = next((key for key in REASONING if named[key] is not None), None)
     closing = _closing(opening)
     leads = (opening, "") if opening and field is None else ()
-    found = {lead: before(THOUGHT, content=f"{lead}{THOUGHT}{closing}{SAID}") for lead in leads}
-    inline = before(THOUGHT, content=f"<think>{THOUGHT}</think>{SAID}")
-    return Forms(
+    found = {
+        lead: before(THOUGHT, content=f"{lead}{THOUGHT}{closing}{ANSWER_SENTINEL}")
+        for lead in leads
+    }
+    inline = before(THOUGHT, content=f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}")
+    return MessageForms(
         text_arguments=_takes_text(tokenizer),
         field=field,
         opening=opening,
         lead=next((lead for lead in leads if found[lead] is not None), None),
         doubled=not (field or opening) and _closes(tokenizer),
         inline=not opening and inline is not None and inline == named.get(field or ""),
-        bare=before(SAID, content=SAID) is not None,
+        bare=before(ANSWER_SENTINEL, content=ANSWER_SENTINEL) is not None,
     )
 
 
 def _closes(tokenizer) -> bool:
     """Whether the template closes a block of thinking in front of thinking in the content."""
-    said = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{SAID}"}
-    head, there, _ = _rendered(tokenizer, [ASK, said]).rpartition(ASKED)[2].partition(THOUGHT)
+    said = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}"}
+    head, there, _ = (
+        _rendered(tokenizer, [ASK, said]).rpartition(QUESTION_SENTINEL)[2].partition(THOUGHT)
+    )
     return bool(there) and CLOSED.search(head) is not None
 
 
@@ -226,14 +233,14 @@ def _takes_text(tokenizer) -> bool:
 
 
 def _calling(arguments: Any) -> list[Message]:
-    function = {"name": SAID, "arguments": arguments}
-    call = {"type": "function", "id": SAID * 9, "function": function}
+    function = {"name": ANSWER_SENTINEL, "arguments": arguments}
+    call = {"type": "function", "id": ANSWER_SENTINEL * 9, "function": function}
     return [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
 def _rendered(tokenizer, messages: list[Message], *, prompt: bool = False) -> str:
     """The conversation as text, without tools or with one; "" where the template refuses it."""
-    for tools in (None, [ANY_TOOL]):
+    for tools in (None, [DUMMY_TOOL]):
         with suppress(UserError):
             return render(tokenizer, messages, tools=tools, prompt=prompt)
     return ""

@@ -11,24 +11,24 @@ from contextlib import suppress
 from functools import lru_cache
 
 from sft.chat_template.render import Message, render
-from sft.chat_template.turn_end import ANY_TOOL, SAID, template_text
+from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, template_text
 from sft.errors import UserError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def pieces(message: Message) -> list[str]:
+def message_texts(message: Message) -> list[str]:
     """What is said in this message: content, reasoning, names of the calls."""
     said = [message.get("content")] + [message.get(key) for key in REASONING]
-    return [piece for piece in said if piece] + names(message)
+    return [piece for piece in said if piece] + called_functions(message)
 
 
-def names(message: Message) -> list[str]:
+def called_functions(message: Message) -> list[str]:
     """The functions that the message calls."""
     return [call["name"] for call in _functions(message)]
 
 
-def arguments_of(message: Message) -> list[str]:
+def call_arguments(message: Message) -> list[str]:
     """The arguments of its calls as JSON text."""
     given = [call.get("arguments") for call in _functions(message)]
     return [a if isinstance(a, str) else json.dumps(a, ensure_ascii=False) for a in given]
@@ -38,12 +38,12 @@ def _functions(message: Message) -> list[dict]:
     return [call.get("function", call) for call in message.get("tool_calls") or []]
 
 
-def squeeze(text: str) -> str:
+def strip_whitespace(text: str) -> str:
     """Without white space, which templates trim and add around content."""
     return "".join(text.split())
 
 
-def refuse_lost_context(
+def check_context_rendered(
     tokenizer, messages: Sequence[Message], *, text: str, tools: list | None = None
 ) -> None:
     """An answer is not trained or generated from a context that the template does not show.
@@ -59,7 +59,7 @@ def refuse_lost_context(
     for number, message in enumerate(messages, start=1):
         # What the assistant says in words may be left out of the history.
         words = message.get("role") != "assistant"
-        said, marks = marked(message, first=len(owners), content=words)
+        said, marks = with_sentinels(message, first=len(owners), content=words)
         plain.append(said)
         owners += [(number, message)] * len(marks)
     missing = _missing(
@@ -89,10 +89,13 @@ def _remedy(tokenizer, message: Message, tools: list | None) -> str:
         {"type": "function", "function": function, "id": f"functions.{function['name']}:{i}"}
         for i, function in enumerate(_functions(message))
     ]
-    said, marks = marked({**message, "tool_calls": calls}, content=False)
+    said, marks = with_sentinels({**message, "tool_calls": calls}, content=False)
     with suppress(UserError):
         text = render(
-            tokenizer, [{"role": "user", "content": SAID}, said], tools=tools, prompt=False
+            tokenizer,
+            [{"role": "user", "content": ANSWER_SENTINEL}, said],
+            tools=tools,
+            prompt=False,
         )
         if calls and all(mark in text for mark in marks):
             return (
@@ -105,17 +108,21 @@ def _remedy(tokenizer, message: Message, tools: list | None) -> str:
 def _needed(message: Message) -> list[str]:
     """What a later answer may depend on; thinking may be left out of the history."""
     if message.get("role") == "assistant":
-        return names(message)
+        return called_functions(message)
     return [message["content"]] if message.get("content") else []
 
 
 def _shows(text: str, piece: str) -> bool:
     """Whether the text holds the piece: as it is, but for white space, or quoted as JSON."""
     quoted = json.dumps(piece, ensure_ascii=False)[1:-1]
-    return piece.strip() in text or quoted in text or squeeze(piece) in squeeze(text)
+    return (
+        piece.strip() in text or quoted in text or strip_whitespace(piece) in strip_whitespace(text)
+    )
 
 
-def marked(message: Message, *, first: int = 0, content: bool = True) -> tuple[Message, list[str]]:
+def with_sentinels(
+    message: Message, *, first: int = 0, content: bool = True
+) -> tuple[Message, list[str]]:
     """The message with sentinels, numbered from `first`, in the place of its words; and they.
 
     Sentinels replace the content, if asked, and the name and arguments of each call. An id that
@@ -124,12 +131,14 @@ def marked(message: Message, *, first: int = 0, content: bool = True) -> tuple[M
     marks: list[str] = []
 
     def mark() -> str:
-        marks.append(f"{SAID}{first + len(marks)}{SAID}")
+        marks.append(f"{ANSWER_SENTINEL}{first + len(marks)}{ANSWER_SENTINEL}")
         return marks[-1]
 
-    changed = {key: SAID if key in REASONING else value for key, value in message.items()}
+    changed = {
+        key: ANSWER_SENTINEL if key in REASONING else value for key, value in message.items()
+    }
     if (message.get("content") or "").strip():
-        changed["content"] = mark() if content else SAID
+        changed["content"] = mark() if content else ANSWER_SENTINEL
     calls = []
     for call in message.get("tool_calls") or []:
         function = call.get("function", call)
@@ -150,7 +159,7 @@ def _with_plain_ids(messages: list[Message]) -> list[Message]:
     plain: dict[str, str] = {}
     for message in messages:
         for call in message.get("tool_calls") or []:
-            if isinstance(call.get("id"), str) and SAID not in call["id"]:
+            if isinstance(call.get("id"), str) and ANSWER_SENTINEL not in call["id"]:
                 call["id"] = plain.setdefault(call["id"], f"call{len(plain):05}")
         if message.get("tool_call_id") in plain:
             message["tool_call_id"] = plain[message["tool_call_id"]]
@@ -162,8 +171,8 @@ def _missing(tokenizer, template: str, messages: str, marks: int, tools: bool) -
     """The sentinels that the template does not write in these messages, JSON text; none where it
     refuses them. `template` is what the answer depends on, for the cache."""
     try:
-        given = [ANY_TOOL] if tools else None
+        given = [DUMMY_TOOL] if tools else None
         text = render(tokenizer, json.loads(messages), tools=given, prompt=False)
     except UserError:
         return ()
-    return tuple(i for i in range(marks) if f"{SAID}{i}{SAID}" not in text)
+    return tuple(i for i in range(marks) if f"{ANSWER_SENTINEL}{i}{ANSWER_SENTINEL}" not in text)

@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sft.chat_template.assistant_mask import refuse_control_tokens
+from sft.chat_template.assistant_mask import check_no_control_tokens
 from sft.chat_template.render import Message, render
-from sft.chat_template.turn_end import ANY_TOOL, ASKED, SAID, common_prefix, find_ending
+from sft.chat_template.turn_end import (
+    ANSWER_SENTINEL,
+    DUMMY_TOOL,
+    QUESTION_SENTINEL,
+    common_prefix,
+    find_turn_end,
+)
 from sft.errors import UserError
 
 OWN, NONE = "template", "none"
 GIVEN = "\ue008"  # private use, see `sft.chat_template.turn_end`
-QUESTION = {"role": "user", "content": ASKED}
+QUESTION = {"role": "user", "content": QUESTION_SENTINEL}
 INSTRUCTED = [{"role": "system", "content": GIVEN}, QUESTION]
 
 
@@ -38,7 +44,7 @@ def set_system_prompt(tokenizer: Any, wanted: str) -> None:
         if default := _find_default(tokenizer):
             _remove(tokenizer, default)
         return
-    refuse_control_tokens(tokenizer, [{"role": "data.system_prompt", "content": wanted}])
+    check_no_control_tokens(tokenizer, [{"role": "data.system_prompt", "content": wanted}])
     before = tokenizer.chat_template
     _change(tokenizer, partial(_with_text, text=wanted))
     try:
@@ -83,14 +89,14 @@ class _Default:
 
 
 def _find_default(tokenizer: Any) -> _Default | None:
-    answer = {"role": "assistant", "content": SAID}
+    answer = {"role": "assistant", "content": ANSWER_SENTINEL}
     try:
-        front = render(tokenizer, [QUESTION], prompt=True).partition(ASKED)[0]
+        front = render(tokenizer, [QUESTION], prompt=True).partition(QUESTION_SENTINEL)[0]
         both = render(tokenizer, [QUESTION, answer, QUESTION], prompt=True)
-        stop = find_ending(tokenizer).texts[0]
+        stop = find_turn_end(tokenizer).texts[0]
     except UserError:
         return None
-    between = both.partition(SAID)[2].partition(ASKED)[0]
+    between = both.partition(ANSWER_SENTINEL)[2].partition(QUESTION_SENTINEL)[0]
     # What both end with; the end of a system turn may read as that of an answer does.
     after_bos = front.removeprefix(tokenizer.bos_token or "")
     header = common_prefix(after_bos[::-1], between[::-1])[::-1].rpartition(stop)[2].lstrip()
@@ -102,7 +108,7 @@ def _find_default(tokenizer: Any) -> _Default | None:
     opening, found, behind = given.partition(GIVEN)
     content = block
     if found:
-        closing = behind.partition(ASKED)[0].removesuffix(header)
+        closing = behind.partition(QUESTION_SENTINEL)[0].removesuffix(header)
         content = block[len(common_prefix(block, opening)) :].removesuffix(closing)
     for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
         content = content.replace(token, "")
@@ -117,7 +123,7 @@ def _remove(tokenizer: Any, default: _Default) -> None:
     for texts in [*([text, default.content] for text in whole), [default.content]]:
         _change(tokenizer, partial(_without, texts=texts))
         try:
-            front = render(tokenizer, [QUESTION], prompt=True).partition(ASKED)[0]
+            front = render(tokenizer, [QUESTION], prompt=True).partition(QUESTION_SENTINEL)[0]
             gone = default.content not in "".join([front, *_with_tools(tokenizer, [QUESTION])])
             clean = front in (default.header, bos + default.header) or texts == [default.content]
             if gone and clean and _instructed(tokenizer) == kept:
@@ -139,7 +145,7 @@ def _instructed(tokenizer: Any) -> list[str]:
 
 def _with_tools(tokenizer: Any, messages: Sequence[Message]) -> list[str]:
     try:
-        return [render(tokenizer, messages, tools=[ANY_TOOL], prompt=True)]
+        return [render(tokenizer, messages, tools=[DUMMY_TOOL], prompt=True)]
     except UserError:
         return []
 

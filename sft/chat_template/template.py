@@ -1,6 +1,6 @@
 """The chat template: the tokenizer's own, the user's, or ours where there is none."""
 
-from sft.chat_template.turn_end import find_ending
+from sft.chat_template.turn_end import find_turn_end
 from sft.config.preset import find_path
 from sft.errors import UserError
 
@@ -86,7 +86,7 @@ def ensure_template(tokenizer, *, template: str | None = None) -> str:
         tokenizer.chat_template = ours.replace("BOS", "bos_token" if writes_bos else "''")
         name = "ChatML" if chatml else "User/Assistant"
         notes.insert(0, f"ours ({name}), the tokenizer has none")
-    ending = find_ending(tokenizer)
+    ending = find_turn_end(tokenizer)
     return f"chat template: {'; '.join(notes)}; a turn ends with {ending.texts[0]}"
 
 

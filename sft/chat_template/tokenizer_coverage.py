@@ -13,14 +13,14 @@ UNASSIGNED = "\U0010fffd"  # a character that no vocabulary has
 
 
 @dataclass(frozen=True)
-class Written:
+class CoverageCount:
     """How many characters some texts have, without white space, and how many of them are lost."""
 
     characters: int = 0
     lost: int = 0
 
-    def __add__(self, other: "Written") -> "Written":
-        return Written(self.characters + other.characters, self.lost + other.lost)
+    def __add__(self, other: "CoverageCount") -> "CoverageCount":
+        return CoverageCount(self.characters + other.characters, self.lost + other.lost)
 
     @property
     def share(self) -> float:
@@ -65,13 +65,13 @@ class Coverage:
             return cls(tokenizer, None, byte_ids, loses=len(written) < 256, written=written)
         return cls(tokenizer, unknown, byte_ids, loses=len(byte_ids) < 256)
 
-    def count(self, texts: Sequence[str]) -> Written:
+    def count(self, texts: Sequence[str]) -> CoverageCount:
         """The characters of the texts, and those that no token but the unknown one covers."""
         encoded = "".join(texts).encode("utf-8", "surrogatepass")
         written = self.written and not encoded.translate(None, self.written)
         if not texts or not self.loses or written:
-            return Written(sum(map(_size, texts)))
-        found = Written()
+            return CoverageCount(sum(map(_size, texts)))
+        found = CoverageCount()
         tokens = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -83,13 +83,13 @@ class Coverage:
                 if i != self.unknown:
                     kept[start:end] = b"\x01" * (end - start)
             lost = sum(not (held or c.isspace()) for c, held in zip(text, kept, strict=True))
-            found += Written(_size(text), lost)
+            found += CoverageCount(_size(text), lost)
         return found
 
-    def altered(self, texts: Sequence[str]) -> Written:
+    def altered(self, texts: Sequence[str]) -> CoverageCount:
         """The characters of the texts, and those that decoding their tokens does not return, for a
         normalizer that changes text too."""
-        found = Written()
+        found = CoverageCount()
         if not texts:
             return found
         tokens = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
@@ -99,7 +99,7 @@ class Coverage:
             )
             missing = Counter(text) - Counter(back)
             lost = sum(n for c, n in missing.items() if not c.isspace())
-            found += Written(_size(text), lost)
+            found += CoverageCount(_size(text), lost)
         return found
 
 
@@ -113,14 +113,14 @@ def _byte_alphabet() -> dict[str, int]:
 BYTES = _byte_alphabet()
 
 
-def texts_of(row: Mapping[str, Any]) -> list[str]:
+def row_texts(row: Mapping[str, Any]) -> list[str]:
     """The texts of a row: of a plain text, of a chat's messages, or of a pair's three parts."""
     turns = [row.get(part) or [] for part in ("messages", "prompt", "chosen", "rejected")]
     said = (turn.get("content") for part in turns for turn in part)
     return [text for text in (row.get("text"), *said) if isinstance(text, str) and text]
 
 
-def refuse_lost(found: Mapping[str, Written], *, most: float, remedy: str) -> None:
+def check_coverage(found: Mapping[str, CoverageCount], *, most: float, remedy: str) -> None:
     """Stop where a source has too much text that the tokenizer cannot write.
 
     Args:
@@ -140,27 +140,25 @@ def refuse_lost(found: Mapping[str, Written], *, most: float, remedy: str) -> No
             )
 
 
-def refuse_lost_rows(
+def check_row_coverage(
     tokenizer: Any, rows: Iterable[Mapping[str, Any]], *, most: float, name: str = ""
 ) -> None:
-    """`refuse_lost` for rows of texts, chats or pairs, by the path in their `origin` (path:line),
-    or under one name.
+    """Run `check_coverage` on rows of texts, chats or pairs, grouped by the path in their `origin`
+    (path:line) or under one name.
 
     Raises:
-        UserError: see `refuse_lost`.
+        UserError: see `check_coverage`.
     """
     coverage = Coverage.of(tokenizer)
-    found: dict[str, Written] = {}
+    found: dict[str, CoverageCount] = {}
     for row in rows if coverage.loses else ():
         source = name or str(row["origin"]).rpartition(":")[0]
-        found[source] = found.get(source, Written()) + coverage.count(texts_of(row))
+        found[source] = found.get(source, CoverageCount()) + coverage.count(row_texts(row))
     remedy = "leave it out, or take a model whose tokenizer has this script"
-    refuse_lost(found, most=most, remedy=remedy)
+    check_coverage(found, most=most, remedy=remedy)
 
 
-def refuse_unknown_answers(
-    tokenizer: Any, answers: Sequence[Sequence[int]], *, most: float
-) -> None:
+def check_answer_coverage(tokenizer: Any, answers: Sequence[Sequence[int]], *, most: float) -> None:
     """Stop where a model writes the unknown token itself, which the texts of its answers leave out.
 
     Args:

@@ -11,8 +11,8 @@ from sft.chat_template.render import Message, render
 from sft.errors import UserError
 
 # Private-use characters: no template looks for them and no tokenizer's special token holds them.
-ASKED, SAID = "\ue002", "\ue003"
-ANY_TOOL = {
+QUESTION_SENTINEL, ANSWER_SENTINEL = "\ue002", "\ue003"
+DUMMY_TOOL = {
     "type": "function",
     "function": {"name": "any", "description": "any", "parameters": {"type": "object"}},
 }
@@ -20,7 +20,7 @@ GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
 
 @dataclass(frozen=True)
-class Ending:
+class TurnEnd:
     """How the template ends an assistant turn.
 
     `texts` are the tokens that end one: a turn of words, a turn of tool calls where that is another
@@ -45,14 +45,14 @@ class Ending:
         return self.call_closing if message.get("tool_calls") else self.closing
 
 
-def find_ending(tokenizer) -> Ending:
+def find_turn_end(tokenizer) -> TurnEnd:
     """How this tokenizer's template ends a turn, found with sentinels and kept.
 
     Raises:
         UserError: no template, or one that writes no control token behind the answer.
     """
     special = (tokenizer.bos_token, tokenizer.eos_token)
-    return _find_ending(tokenizer, template_text(tokenizer), special)
+    return _find_turn_end(tokenizer, template_text(tokenizer), special)
 
 
 def template_text(tokenizer) -> str:
@@ -62,18 +62,21 @@ def template_text(tokenizer) -> str:
 
 
 @lru_cache(maxsize=16)
-def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
+def _find_turn_end(tokenizer, template: str, special: tuple) -> TurnEnd:
     """The arguments beside the tokenizer are what the answer depends on, for the cache."""
-    user, answer = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+    user, answer = (
+        {"role": "user", "content": QUESTION_SENTINEL},
+        {"role": "assistant", "content": ANSWER_SENTINEL},
+    )
     try:
         single, tools = render(tokenizer, [user, answer], prompt=False), None
     except UserError:
-        tools = [ANY_TOOL]  # some templates are for tool use alone
+        tools = [DUMMY_TOOL]  # some templates are for tool use alone
         single = render(tokenizer, [user, answer], tools=tools, prompt=False)
-    asked, _, last = single.partition(ASKED)[2].partition(SAID)
+    asked, _, last = single.partition(QUESTION_SENTINEL)[2].partition(ANSWER_SENTINEL)
     try:
         double = render(tokenizer, [user, answer, user, answer], tools=tools, prompt=False)
-        middle = double.partition(SAID)[2].partition(ASKED)[0]
+        middle = double.partition(ANSWER_SENTINEL)[2].partition(QUESTION_SENTINEL)[0]
     except UserError:
         double, middle = "", last
     closing = ""
@@ -96,10 +99,10 @@ def _find_ending(tokenizer, template: str, special: tuple) -> Ending:
     call_closing, call = _call_ending(tokenizer, user, plain=(closing, token), header=header)
     texts = tuple(dict.fromkeys(text for text in (token, call, tokenizer.eos_token) if text))
     prompt = render(tokenizer, [user], tools=tools, prompt=True)
-    return Ending(
+    return TurnEnd(
         texts=texts,
         ids=tuple(tokenizer.convert_tokens_to_ids(text) for text in texts),
-        before=single.removeprefix(prompt).partition(SAID)[0],
+        before=single.removeprefix(prompt).partition(ANSWER_SENTINEL)[0],
         after=(last + closing)[: (last + closing).index(token) + len(token)],
         closing=closing,
         call_closing=call_closing,
@@ -123,7 +126,7 @@ def _call_ending(
     """What is written behind a turn of tool calls to end it, and the token that does; that of
     `plain` turns where the template writes no calls or ends them so."""
     forms: tuple[object, ...] = ({}, "{}")
-    for tools, arguments in product(([ANY_TOOL], None), forms):
+    for tools, arguments in product(([DUMMY_TOOL], None), forms):
         with suppress(UserError):
             return _end_of_call(tokenizer, user, arguments, tools=tools, header=header) or plain
     return plain
@@ -137,12 +140,21 @@ def _end_of_call(
     Raises:
         UserError: the template takes no calls of this form.
     """
-    call: Message = {"role": "assistant", "content": "", "tool_calls": [_call(SAID, arguments)]}
-    result = {"role": "tool", "content": "ok", "name": SAID, "tool_call_id": SAID * 9}
+    call: Message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [_call(ANSWER_SENTINEL, arguments)],
+    }
+    result = {
+        "role": "tool",
+        "content": "ok",
+        "name": ANSWER_SENTINEL,
+        "tool_call_id": ANSWER_SENTINEL * 9,
+    }
     text = render(tokenizer, [user, call], tools=tools, prompt=False)
-    if SAID not in text:
+    if ANSWER_SENTINEL not in text:
         return None
-    tail = text.rpartition(SAID)[2]
+    tail = text.rpartition(ANSWER_SENTINEL)[2]
     if tokenizer.eos_token in tail:
         return "", tokenizer.eos_token
     token = next((t for t in control_tokens(tokenizer) if tail.rstrip().endswith(t)), None)
@@ -156,17 +168,17 @@ def _end_of_call(
 
 
 def _between_calls(tokenizer, messages: list[Message], *, tools: list | None) -> str:
-    """What is written between two calls of one turn, the name of the first `SAID`; empty where a
-    turn has one call (Llama 3.1, gpt-oss)."""
+    """Return the text between two calls of one turn; "" where a turn has one call only (Llama 3.1,
+    gpt-oss). The first call is named ANSWER_SENTINEL, the second QUESTION_SENTINEL."""
     (first,) = messages[-1]["tool_calls"]
-    second = _call(ASKED, first["function"]["arguments"])
+    second = _call(QUESTION_SENTINEL, first["function"]["arguments"])
     both = {**messages[-1], "tool_calls": [first, second]}
     try:
         text = render(tokenizer, [*messages[:-1], both], tools=tools, prompt=False)
     except UserError:
         return ""
-    tail = text.rpartition(SAID)[2]
-    return tail.partition(ASKED)[0] if ASKED in tail else ""
+    tail = text.rpartition(ANSWER_SENTINEL)[2]
+    return tail.partition(QUESTION_SENTINEL)[0] if QUESTION_SENTINEL in tail else ""
 
 
 def _call(name: str, arguments: object) -> dict:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sft.cleaning.ngrams import Joined, Windows, chunks, normal_form
+from sft.cleaning.ngrams import ConcatenatedTexts, NGrams, chunks, normal_form
 
 # Characters of a window: the largest that fits into the question. Latin letters say less each than
 # ideographs; 50 and 18 are ten words or so. Questions below the smallest are common phrases.
-SIZES, SIZES_CJK = (50, 42, 36, 30, 25), (18, 14, 12, 10)
+NGRAM_SIZES, NGRAM_SIZES_CJK = (50, 42, 36, 30, 25), (18, 14, 12, 10)
 MIN_SHARE = 0.5
 # A window of more questions than this is the benchmark's own boilerplate and proves nothing.
-MOST_OWNERS = 5
+MAX_OWNERS = 5
 # Fields that hold a question in the files of known benchmarks, in the order of trial.
 FIELDS = (
     *("question", "query", "problem", "prompt", "instruction", "ctx", "input"),
@@ -26,7 +26,7 @@ FIELDS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkQuestion:
     """A benchmark's question: what it is called and its text, without choices and answer."""
 
     source: str  # task or file
@@ -44,7 +44,7 @@ class Benchmarks:
     """
 
     key: str
-    load: Callable[[], Mapping[str, Sequence[Question]]]
+    load: Callable[[], Mapping[str, Sequence[BenchmarkQuestion]]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Contamination:
 
 
 @dataclass(frozen=True)
-class _Known:
-    question: Question
+class _IndexedQuestion:
+    question: BenchmarkQuestion
     normal: str
     size: int  # of its windows
 
@@ -72,17 +72,19 @@ class QuestionIndex:
         not_sought: questions too short or too common to look for.
     """
 
-    def __init__(self, questions: Iterable[Question]) -> None:
+    def __init__(self, questions: Iterable[BenchmarkQuestion]) -> None:
         asked = {normal_form(question.text): question for question in questions}
-        known = [_Known(question, normal, _size(normal)) for normal, question in asked.items()]
+        known = [
+            _IndexedQuestion(question, normal, _size(normal)) for normal, question in asked.items()
+        ]
         self._known = [k for k in known if k.size]
-        joined = Joined([k.normal for k in self._known])
+        joined = ConcatenatedTexts([k.normal for k in self._known])
         sizes = sorted({k.size for k in self._known})
         self._sizes = [_SizeIndex(joined, self._known, size) for size in sizes]
         self._counts = np.zeros(len(self._known), dtype=np.int64)
         for index in self._sizes:
             self._counts += np.bincount(index.owners, minlength=len(self._known))
-        self.not_sought = len(known) - int((self._counts > 0).sum())
+        self.skipped = len(known) - int((self._counts > 0).sum())
 
     def find(self, texts: Iterable[str]) -> list[Contamination]:
         """For each text that holds a question, the one it holds most of; in order of texts."""
@@ -94,7 +96,7 @@ class QuestionIndex:
         return found
 
     def _find(self, normals: list[str], first: int) -> Iterator[Contamination]:
-        joined = Joined(normals)
+        joined = ConcatenatedTexts(normals)
         hits = [index.held(joined) for index in self._sizes]
         if not hits:
             return
@@ -118,12 +120,14 @@ class QuestionIndex:
 class _SizeIndex:
     """The telling windows of the questions of one size: hashes in order, and whose they are."""
 
-    def __init__(self, joined: Joined, known: Sequence[_Known], size: int) -> None:
+    def __init__(
+        self, joined: ConcatenatedTexts, known: Sequence[_IndexedQuestion], size: int
+    ) -> None:
         self.size = size
-        windows = joined.windows(size)
+        ngrams = joined.ngrams(size)
         own = np.array([k.size == size for k in known])
-        self._mark(windows.hashes[own[windows.texts]])
-        hashes, texts = self._marked(windows)
+        self._mark(ngrams.hashes[own[ngrams.texts]])
+        hashes, texts = self._marked(ngrams)
         order = np.lexsort((texts, hashes))
         hashes, owners = hashes[order], texts[order]
         # A question has a window once, however often it stands there.
@@ -132,12 +136,12 @@ class _SizeIndex:
         hashes, owners = hashes[once], owners[once]
         begins = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
         holders = np.diff(begins, append=len(hashes))
-        keep = np.repeat(holders <= MOST_OWNERS, holders) & own[owners]
+        keep = np.repeat(holders <= MAX_OWNERS, holders) & own[owners]
         self.hashes, self.owners = hashes[keep], owners[keep]
 
-    def held(self, joined: Joined) -> np.ndarray:
+    def held(self, joined: ConcatenatedTexts) -> np.ndarray:
         """text << 32 | question, as often as the text holds different windows of the question."""
-        hashes, texts = self._marked(joined.windows(self.size))
+        hashes, texts = self._marked(joined.ngrams(self.size))
         left = np.searchsorted(self.hashes, hashes, side="left")
         right = np.searchsorted(self.hashes, hashes, side="right")
         times = right - left
@@ -155,18 +159,18 @@ class _SizeIndex:
         self._table = np.zeros(1 << bits, dtype=bool)
         self._table[hashes >> self._shift] = True
 
-    def _marked(self, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-        maybe = self._table[windows.hashes >> self._shift]
-        return windows.hashes[maybe], windows.texts[maybe].astype(np.int64)
+    def _marked(self, ngrams: NGrams) -> tuple[np.ndarray, np.ndarray]:
+        maybe = self._table[ngrams.hashes >> self._shift]
+        return ngrams.hashes[maybe], ngrams.texts[maybe].astype(np.int64)
 
 
 def _size(normal: str) -> int:
     """The size of a question's windows; 0 for one that is too short."""
-    sizes = SIZES_CJK if _mostly_cjk(normal) else SIZES
+    sizes = NGRAM_SIZES_CJK if _mostly_cjk(normal) else NGRAM_SIZES
     return next((size for size in sizes if size <= len(normal)), 0)
 
 
-def _common_passage(normal: str, known: _Known) -> str:
+def _common_passage(normal: str, known: _IndexedQuestion) -> str:
     """The first passage of the question that stands in the text, a window at least; or nothing."""
     size = known.size
     for start in range(len(known.normal) - size + 1):
@@ -182,7 +186,7 @@ def _mostly_cjk(normal: str) -> bool:
     return sum("\u3040" <= c <= "\u9fff" or c >= "\U00020000" for c in normal) * 2 > len(normal)
 
 
-def read_questions(rows: Iterable[Mapping[str, object]], *, source: str) -> list[Question]:
+def read_questions(rows: Iterable[Mapping[str, object]], *, source: str) -> list[BenchmarkQuestion]:
     """Questions of a benchmark's rows as files hold them, by the usual names of the field.
 
     Rows without one of these fields are passed over.
@@ -191,7 +195,7 @@ def read_questions(rows: Iterable[Mapping[str, object]], *, source: str) -> list
     for place, row in enumerate(rows):
         text = next((text for name in FIELDS if (text := _text(row.get(name)))), None)
         if text is not None:
-            questions.append(Question(source, str(row.get("id", place)), text))
+            questions.append(BenchmarkQuestion(source, str(row.get("id", place)), text))
     return questions
 
 

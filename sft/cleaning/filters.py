@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sft.cleaning.decontamination import (
+    BenchmarkQuestion,
     Benchmarks,
     Contamination,
-    Question,
     QuestionIndex,
     read_questions,
 )
@@ -22,7 +22,7 @@ from sft.config.preset import find_path
 from sft.config.sections import DataSection, Source
 from sft.data.readers import read_records
 from sft.data.row_errors import RowError
-from sft.data.sources import Rows
+from sft.data.sources import SourceRows
 from sft.errors import UserError
 from sft.run.contents import fingerprint
 from sft.run.stage_cache import Stage
@@ -36,7 +36,9 @@ NEAR_DUPLICATE = "near duplicate"
 Evidence = list[dict[str, Any]]
 
 
-def known_questions(section: DataSection, benchmarks: Benchmarks) -> dict[str, Sequence[Question]]:
+def known_questions(
+    section: DataSection, benchmarks: Benchmarks
+) -> dict[str, Sequence[BenchmarkQuestion]]:
     """The questions that training must not hold, by benchmark or file; none where its data cannot
     be had now.
 
@@ -53,7 +55,7 @@ def questions_fingerprint(section: DataSection, benchmarks: Benchmarks) -> str:
     return fingerprint([benchmarks.key if section.decontaminate_tasks else "", files])
 
 
-def _read_file(path: str) -> list[Question]:
+def _read_file(path: str) -> list[BenchmarkQuestion]:
     fields = []
     for record in read_records(Source(path)):
         if isinstance(record, RowError):
@@ -70,7 +72,7 @@ def _read_file(path: str) -> list[Question]:
 
 def find_contaminated(
     rows: Sequence[dict[str, Any]],
-    known: Mapping[str, Sequence[Question]],
+    known: Mapping[str, Sequence[BenchmarkQuestion]],
     *,
     on_error: str,
     evidence: Path,
@@ -104,12 +106,12 @@ def find_contaminated(
             f"{first['origin']}: holds {first['share']:.0%} of question {first['question']} of "
             f"{first['task']} ({first['passage'][:60]!r}); {len(found)} of {len(rows)} rows hold "
             "such questions, and training on them spoils the benchmark: remove them, set "
-            f"data.on_error=drop to leave them out, or to keep them {_keeping(found, files)}"
+            f"data.on_error=drop to leave them out, or to keep them {_how_to_keep(found, files)}"
         )
     return {f.row for f in found}
 
 
-def _keeping(found: Sequence[Contamination], files: Collection[str]) -> str:
+def _how_to_keep(found: Sequence[Contamination], files: Collection[str]) -> str:
     """What to set so that none of these questions is looked for."""
     sources = sorted({f.source for f in found})
     named = [source for source in sources if source in files]
@@ -119,17 +121,17 @@ def _keeping(found: Sequence[Contamination], files: Collection[str]) -> str:
     return " and ".join(ways)
 
 
-def without_contaminated(
-    read: Rows,
-    known: Mapping[str, Sequence[Question]],
+def drop_contaminated(
+    read: SourceRows,
+    known: Mapping[str, Sequence[BenchmarkQuestion]],
     *,
     on_error: str,
     evidence: Path,
     files: Collection[str] = (),
-) -> Rows:
+) -> SourceRows:
     """The rows that `find_contaminated` does not find."""
     found = find_contaminated(read.rows, known, on_error=on_error, evidence=evidence, files=files)
-    return without(read, found, rule=CONTAMINATED)
+    return drop_rows(read, found, rule=CONTAMINATED)
 
 
 def check_contamination(
@@ -164,12 +166,12 @@ def check_contamination(
     return set(done["found"])
 
 
-def unchecked(known: Mapping[str, Sequence[Question]]) -> list[str]:
+def unchecked(known: Mapping[str, Sequence[BenchmarkQuestion]]) -> list[str]:
     """The benchmarks whose questions could not be had."""
     return [name for name, questions in known.items() if not questions]
 
 
-class _Texts(Sequence[str]):
+class _LazyTexts(Sequence[str]):
     """What rows say, put together when it is read: a second copy of all rows would be large."""
 
     def __init__(
@@ -184,7 +186,7 @@ class _Texts(Sequence[str]):
         return self._text(self._rows[place])
 
 
-def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> Rows:
+def drop_near_duplicates(read: SourceRows, *, threshold: float, evidence: Path) -> SourceRows:
     """The rows that no earlier row says already; of the others `evidence` gets a line each, behind
     those of exact repetitions.
 
@@ -193,9 +195,9 @@ def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> 
     """
     found = (
         near_duplicates(
-            _Texts(read.rows, row_text),
+            _LazyTexts(read.rows, row_text),
             threshold=threshold,
-            answers=_Texts(read.rows, answer_text),
+            answers=_LazyTexts(read.rows, answer_text),
         )
         if threshold
         else []
@@ -211,10 +213,10 @@ def without_near_duplicates(read: Rows, *, threshold: float, evidence: Path) -> 
     ]
     exact = [{"origin": r.origin, "of": r.of, "overlap": 1.0, "rule": r.rule} for r in read.repeats]
     write_jsonl(evidence, exact + near)
-    return without(read, {d.row for d in found}, rule=NEAR_DUPLICATE)
+    return drop_rows(read, {d.row for d in found}, rule=NEAR_DUPLICATE)
 
 
-def without(read: Rows, removed: set[int], *, rule: str) -> Rows:
+def drop_rows(read: SourceRows, removed: set[int], *, rule: str) -> SourceRows:
     """The rows but for the `removed` ones, which their sources count under `rule`."""
     if not removed:
         return read

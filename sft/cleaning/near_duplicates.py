@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sft.cleaning.ngrams import Joined, chunks, normal_form, window_hashes
+from sft.cleaning.ngrams import ConcatenatedTexts, chunks, ngram_hashes, normal_form
 from sft.data.messages import decoded
 
 # Windows of 8 characters: two words, or a phrase of Chinese.
-WINDOW = 8
-SIGNATURE = 128
+NGRAM_SIZE = 8
+SIGNATURE_SIZE = 128
 # A pair whose overlap is the threshold agrees on a whole band with at least this probability.
-MEETS = 0.999
+BAND_RECALL = 0.999
 # The signature's own estimate of an overlap is off by 4 of its standard deviations (at most
 # 1 / (2 * sqrt(128)) each) once in 30,000 pairs: what it puts below needs no comparison.
-DOUBT = 4 / (2 * SIGNATURE**0.5)
+ESTIMATE_ERROR = 4 / (2 * SIGNATURE_SIZE**0.5)
 # Answers that overlap less than this say something else, however long the text that they share.
 SAME_ANSWER = 0.5
 _NUMBER = re.compile(r"\d+")
@@ -26,7 +26,7 @@ _PAIRS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Duplicate:
+class NearDuplicate:
     """`row` says what the earlier row `of` says; overlap is the Jaccard index of their windows."""
 
     row: int
@@ -76,7 +76,7 @@ def _arguments(function: dict[str, Any]) -> str:
 
 def near_duplicates(
     texts: Sequence[str], *, threshold: float, answers: Sequence[str] | None = None
-) -> list[Duplicate]:
+) -> list[NearDuplicate]:
     """Texts whose windows overlap an earlier kept text's by `threshold` or more, in order.
 
     Texts shorter than a window are compared whole. Memory beyond the texts: about 330 bytes each.
@@ -88,18 +88,18 @@ def near_duplicates(
             one pattern.
     """
     assert 0 < threshold <= 1, threshold
-    removed: dict[int, Duplicate] = {}
+    removed: dict[int, NearDuplicate] = {}
     if not texts:
         return []
     for row, earlier in _candidates(
-        _sketch(texts, band=_band_size(threshold)), least=threshold - DOUBT
+        _sketch(texts, band=_band_size(threshold)), least=threshold - ESTIMATE_ERROR
     ):
         if row in removed:
             continue
         kept = removed[earlier].of if earlier in removed else earlier
         overlap = _overlap(texts[row], texts[kept])
         if overlap >= threshold and (answers is None or _same_answer(answers[row], answers[kept])):
-            removed[row] = Duplicate(row, kept, overlap)
+            removed[row] = NearDuplicate(row, kept, overlap)
     return [removed[row] for row in sorted(removed)]
 
 
@@ -110,15 +110,15 @@ def _band_size(threshold: float) -> int:
     """
 
     def meets(size: int) -> float:
-        return 1 - (1 - threshold**size) ** (SIGNATURE // size)
+        return 1 - (1 - threshold**size) ** (SIGNATURE_SIZE // size)
 
-    return max((size for size in range(2, 17) if meets(size) >= MEETS), default=1)
+    return max((size for size in range(2, 17) if meets(size) >= BAND_RECALL), default=1)
 
 
 def _sketch(texts: Sequence[str], *, band: int) -> _Sketches:
-    count = SIGNATURE // band
+    count = SIGNATURE_SIZE // band
     bands = np.empty((count, len(texts)), dtype=np.uint64)
-    low = np.empty((len(texts), SIGNATURE), dtype=np.uint8)
+    low = np.empty((len(texts), SIGNATURE_SIZE), dtype=np.uint8)
     done = 0
     for chunk in chunks(texts):
         place = slice(done, done + len(chunk))
@@ -132,11 +132,11 @@ def _sketch(texts: Sequence[str], *, band: int) -> _Sketches:
 
 def _signatures(normals: Sequence[str]) -> np.ndarray:
     """MinHash signatures [SIGNATURE, texts] uint32: the least of each permuted hash in a text."""
-    windows = Joined([_padded(normal) for normal in normals]).windows(WINDOW)
-    hashes = (windows.hashes >> np.uint64(32)).astype(np.uint32)
-    starts = np.flatnonzero(np.diff(windows.texts, prepend=-1))
+    ngrams = ConcatenatedTexts([_padded(normal) for normal in normals]).ngrams(NGRAM_SIZE)
+    hashes = (ngrams.hashes >> np.uint64(32)).astype(np.uint32)
+    starts = np.flatnonzero(np.diff(ngrams.texts, prepend=-1))
     permuted = np.empty_like(hashes)
-    signatures = np.empty((SIGNATURE, len(normals)), dtype=np.uint32)
+    signatures = np.empty((SIGNATURE_SIZE, len(normals)), dtype=np.uint32)
     for i, (factor, term) in enumerate(zip(*_permutations(), strict=True)):
         np.multiply(hashes, factor, out=permuted)
         np.add(permuted, term, out=permuted)
@@ -146,9 +146,9 @@ def _signatures(normals: Sequence[str]) -> np.ndarray:
 
 def _permutations() -> tuple[np.ndarray, np.ndarray]:
     """Factors and terms of x -> x * factor + term modulo 2^32; the same in every run."""
-    lot = np.random.default_rng(0)
-    factors = lot.integers(0, 2**31, SIGNATURE, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-    return factors, lot.integers(0, 2**32, SIGNATURE, dtype=np.uint32)
+    rng = np.random.default_rng(0)
+    factors = rng.integers(0, 2**31, SIGNATURE_SIZE, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return factors, rng.integers(0, 2**32, SIGNATURE_SIZE, dtype=np.uint32)
 
 
 def _band_keys(signatures: np.ndarray) -> np.ndarray:
@@ -173,12 +173,14 @@ def _candidates(sketches: _Sketches, *, least: float) -> Iterable[tuple[int, int
         begins = np.flatnonzero(np.concatenate([[True], ~same]))
         first = np.repeat(order[begins], np.diff(begins, append=len(order)))
         for earlier in (first[1:][same], order[:-1][same]):
-            found.append(_likely(sketches.low, order[1:][same] << 32 | earlier, least=least))
+            found.append(
+                _filter_by_estimate(sketches.low, order[1:][same] << 32 | earlier, least=least)
+            )
     for pair in np.unique(np.concatenate(found)):
         yield int(pair) >> 32, int(pair) & 0xFFFFFFFF
 
 
-def _likely(low: np.ndarray, pairs: np.ndarray, *, least: float) -> np.ndarray:
+def _filter_by_estimate(low: np.ndarray, pairs: np.ndarray, *, least: float) -> np.ndarray:
     """The pairs whose signatures agree in `least` of their places or more."""
     kept = []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
@@ -190,13 +192,13 @@ def _likely(low: np.ndarray, pairs: np.ndarray, *, least: float) -> np.ndarray:
 
 def _padded(normal: str) -> str:
     """A text of one window at least; NUL stands in no normal form."""
-    return normal.ljust(WINDOW, "\0")
+    return normal.ljust(NGRAM_SIZE, "\0")
 
 
 def _overlap(a: str, b: str) -> float:
     """The Jaccard index of two texts' windows; a text shorter than a window is compared whole."""
     left, right = (
-        np.unique(window_hashes(_padded(normal_form(text)), size=WINDOW)) for text in (a, b)
+        np.unique(ngram_hashes(_padded(normal_form(text)), size=NGRAM_SIZE)) for text in (a, b)
     )
     shared = len(np.intersect1d(left, right, assume_unique=True))
     return shared / (len(left) + len(right) - shared)

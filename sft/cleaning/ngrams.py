@@ -28,14 +28,14 @@ def normal_form(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Windows:
+class NGrams:
     """Windows of several texts, by text and place: their hashes, and the text of each."""
 
     hashes: np.ndarray  # uint64
     texts: np.ndarray  # int32
 
 
-class Joined:
+class ConcatenatedTexts:
     """Texts end to end, so that the windows of all are hashed in a few passes.
 
     A polynomial hash modulo 2^64, from prefix sums; who acts on a match compares the characters.
@@ -45,7 +45,7 @@ class Joined:
         lengths = np.array([len(normal) for normal in normals], dtype=np.int64)
         self._texts = np.repeat(np.arange(len(normals), dtype=np.int32), lengths)
         # Characters from each place to the end of its text.
-        self._room = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(self._texts))
+        self._remaining = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(self._texts))
         joined = "".join(normals).encode("utf-32-le", "surrogatepass")
         # One-off mixing of each character, so that neighbours in the code table share no low bits.
         values = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64) * _MIXER
@@ -54,19 +54,19 @@ class Joined:
         self._prefix = np.zeros(len(values) + 1, dtype=np.uint64)
         np.cumsum(values * _powers(_MULTIPLIER, len(values)), out=self._prefix[1:])
 
-    def windows(self, size: int) -> Windows:
+    def ngrams(self, size: int) -> NGrams:
         """All windows of `size` characters that lie in one text; a shorter text has none."""
         count = max(0, len(self._texts) - size + 1)
-        inside = self._room[:count] >= size
+        inside = self._remaining[:count] >= size
         hashes = self._prefix[size : size + count] - self._prefix[:count]
         hashes *= _powers(_INVERSE, count)
         hashes = hashes[inside]
         hashes ^= hashes >> np.uint64(32)
-        return Windows(hashes * _MIXER, self._texts[:count][inside])
+        return NGrams(hashes * _MIXER, self._texts[:count][inside])
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Normal forms of the texts in order, some at a time, for `Joined`."""
+    """Normal forms of the texts in order, some at a time, for `ConcatenatedTexts`."""
     chunk: list[str] = []
     size = 0
     for text in texts:
@@ -79,9 +79,9 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def window_hashes(normal: str, *, size: int) -> np.ndarray:
+def ngram_hashes(normal: str, *, size: int) -> np.ndarray:
     """Hashes [len - size + 1] uint64 of a text's windows; none of a text shorter than one."""
-    return Joined([normal]).windows(size).hashes
+    return ConcatenatedTexts([normal]).ngrams(size).hashes
 
 
 def _powers(base: int, count: int) -> np.ndarray:

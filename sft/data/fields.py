@@ -125,25 +125,29 @@ def unread_texts(unread: Mapping[str, Any], said: Sequence[str]) -> dict[str, st
     found: dict[str, str] = {}
     squeezed: list[str] = []
     for name, value in unread.items():
-        texts = [text for text in texts_of(value) if text.strip()]
+        texts = [text for text in nested_texts(value) if text.strip()]
         if not texts:
             continue
-        squeezed = squeezed or [squeeze(text) for text in said if text.strip()]
-        if squeezed and any(all(part in squeeze(text) for part in squeezed) for text in texts):
+        squeezed = squeezed or [strip_whitespace(text) for text in said if text.strip()]
+        if squeezed and any(
+            all(part in strip_whitespace(text) for part in squeezed) for text in texts
+        ):
             continue
-        texts = [text for text in texts if not any(squeeze(text) in whole for whole in squeezed)]
+        texts = [
+            text for text in texts if not any(strip_whitespace(text) in whole for whole in squeezed)
+        ]
         if texts:
             content = () if is_metadata(name) else filter(looks_like_content, texts)
             found[str(name)] = next(iter(content), "")
     return found
 
 
-def squeeze(text: str) -> str:
+def strip_whitespace(text: str) -> str:
     """Without white space."""
     return "".join(text.split())
 
 
-def texts_of(value: Any) -> Iterator[str]:
+def nested_texts(value: Any) -> Iterator[str]:
     """The texts in a value, at any depth, but for the roles of messages."""
     waiting = [value]
     while waiting:
@@ -182,7 +186,7 @@ def looks_like_content(text: str) -> bool:
     return words >= LONG or (words >= 3 and ("\n" in text or bool(SENTENCE.search(text))))
 
 
-class Unread:
+class UnreadFields:
     """Counts, over the rows of a source, of the fields with text that nothing read.
 
     Args:
@@ -213,7 +217,7 @@ class Unread:
             if self.counts[name] > MOST * self.rows and count >= MOST * self.counts[name]
         ]
 
-    def refuse_lost(self, *, remedy: str = REMEDY) -> None:
+    def check(self, *, remedy: str = REMEDY) -> None:
         """Stop where content would vanish.
 
         Raises:

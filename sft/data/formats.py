@@ -43,12 +43,17 @@ from sft.data.messages import (
 from sft.data.question_text import COMPANIONS, whole_question
 from sft.data.records import Record
 from sft.data.row_errors import RowError, type_name
-from sft.data.unsupported import refuse_bad_answers, refuse_media, refuse_places, refuse_unpaired
+from sft.data.unsupported import (
+    check_answer_labels,
+    check_no_media,
+    check_no_media_placeholders,
+    check_not_kto,
+)
 from sft.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class MappedRow:
     """A record under our names, which remembers what was read of it."""
 
     origin: str
@@ -56,7 +61,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Chat:
+class ParsedChat:
     """A checked conversation, the tools it may call, and what was mended in it, by name."""
 
     messages: list[Message]
@@ -64,7 +69,7 @@ class Chat:
     mended: tuple[str, ...]
 
 
-def lost_texts(row: Row, messages: Iterable[Message]) -> dict[str, str]:
+def unread_content(row: MappedRow, messages: Iterable[Message]) -> dict[str, str]:
     """The fields with text that nothing read, see `unread_texts`; `messages` are all of the row's.
 
     Call it last: what is read later counts as unread.
@@ -80,7 +85,7 @@ def lost_texts(row: Row, messages: Iterable[Message]) -> dict[str, str]:
 
 def apply_columns(
     record: Record, columns: Mapping[str, str], *, ignore: Collection[str] = ()
-) -> Row:
+) -> MappedRow:
     """Give fields the names that the formats know; `columns` maps our name to the file's.
 
     A part of a list is FIELD[0], FIELD[1] and so on, a part of an object FIELD.KEY.
@@ -117,10 +122,10 @@ def apply_columns(
     named = {ours: column_of(record.fields, theirs) for ours, theirs in columns.items()}
     fields = Fields(rest | named, hidden=hidden, cells=record.cells)
     decode_chats(fields)
-    return Row(record.origin, fields)
+    return MappedRow(record.origin, fields)
 
 
-def read_text(row: Row) -> str | None:
+def read_text(row: MappedRow) -> str | None:
     """The plain text of a row whose only content is its field `text`; None for other rows.
 
     Raises:
@@ -128,7 +133,7 @@ def read_text(row: Row) -> str | None:
     """
     if row.fields.of(CONTENT) != {"text"}:
         return None
-    refuse_media(row.fields, row.origin)
+    check_no_media(row.fields, row.origin)
     text = text_field(row.fields["text"], row.origin, where="text")
     if not text.strip():
         raise RowError(
@@ -137,7 +142,7 @@ def read_text(row: Row) -> str | None:
     return text
 
 
-def read_chats(row: Row, *, tree_paths: str = "best") -> list[Chat]:
+def read_chats(row: MappedRow, *, tree_paths: str = "best") -> list[ParsedChat]:
     """The conversations of one record: one; or one an instance of a self-instruct seed; or, where
     `tree_paths` is "all", one a path of an Open-Assistant tree.
 
@@ -147,17 +152,17 @@ def read_chats(row: Row, *, tree_paths: str = "best") -> list[Chat]:
         UserError: the row is a preference, which belongs under data.preference.
     """
     fields, origin = row.fields, row.origin
-    _refuse_preferences(fields, origin)
-    refuse_media(fields, origin)
+    _check_not_preference(fields, origin)
+    check_no_media(fields, origin)
     tools, cut = read_tools(fields.get("tools"), origin)
     chats = []
     for messages in _conversations(fields, origin, tree_paths=tree_paths):
-        refuse_places(messages, origin)
+        check_no_media_placeholders(messages, origin)
         mark_turns(messages, fields, origin)
         checked, mended = check_chat(messages, origin)
-        chats.append(Chat(messages=checked, tools=tools, mended=(*mended, *cut)))
+        chats.append(ParsedChat(messages=checked, tools=tools, mended=(*mended, *cut)))
     for judged in (fields, *odd_answers(fields.read().values())):
-        refuse_bad_answers(judged, origin)
+        check_answer_labels(judged, origin)
     return chats
 
 
@@ -165,7 +170,7 @@ def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list
     lead = _system(fields, origin)
     for name in ("messages", "conversations", "conversation"):
         if name in fields:
-            return [_led(lead, _read_rounds(fields[name], origin, where=name))]
+            return [_with_system(lead, _read_rounds(fields[name], origin, where=name))]
     if "instances" in fields and "instruction" in fields:
         return [lead + pair for pair in _read_instances(fields, origin)]
     if "message_tree_id" in fields and isinstance(decoded(fields.peek("prompt")), dict):
@@ -177,7 +182,7 @@ def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list
     # Under a name of the file's own.
     lists = [name for name in fields if _is_conversation(name, fields.peek(name))]
     if len(lists) == 1:
-        return [_led(lead, _read_rounds(fields[lists[0]], origin, where=lists[0]))]
+        return [_with_system(lead, _read_rounds(fields[lists[0]], origin, where=lists[0]))]
     raise unknown_format(fields, origin, wanted="format", columns=_columns_of(fields))
 
 
@@ -208,7 +213,7 @@ def _answer_of(asked: str) -> str:
     return next(answer for question, answer in PAIRS if question == asked)
 
 
-def _refuse_preferences(fields: Fields, origin: str) -> None:
+def _check_not_preference(fields: Fields, origin: str) -> None:
     outputs, sides = held(OUTPUT_PAIRS, fields), held(SIDES, fields)
     if sides or outputs:
         what, (a, b) = ("preference", sides[0]) if sides else ("comparison", outputs[0])
@@ -216,7 +221,7 @@ def _refuse_preferences(fields: Fields, origin: str) -> None:
             f"{origin}: the row is a {what} ({a} and {b}), not a chat to imitate; list the file "
             "under data.preference"
         )
-    refuse_unpaired(
+    check_not_kto(
         fields,
         origin,
         wanted="a chat to imitate",
@@ -310,7 +315,7 @@ def _is_conversation(name: str, value: Any) -> bool:
     return is_messages(value) or (name == TURNS and are_texts(value))
 
 
-def _led(lead: list[Message], messages: list[Message]) -> list[Message]:
+def _with_system(lead: list[Message], messages: list[Message]) -> list[Message]:
     """Behind the system turn of a field of its own, which the messages may begin with too."""
     return messages if lead == messages[:1] else lead + messages
 

@@ -23,7 +23,7 @@ OF_CHATS = frozenset(
 )
 
 
-def whole_trees(records: Iterator[Record | RowError]) -> Iterator[Record | RowError]:
+def assemble_trees(records: Iterator[Record | RowError]) -> Iterator[Record | RowError]:
     """Records with those that are single messages of trees put together, as in the Open-Assistant
     datasets on the hub, to a record a tree: {"message_tree_id", "prompt": {"role", "text", "rank",
     "replies": [...]}} with the other fields of its first message.

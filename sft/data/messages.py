@@ -8,7 +8,7 @@ from typing import Any
 from sft.data.fields import Fields
 from sft.data.loss_marks import KEYS, LISTS, TRAINED, is_trained, read_mark
 from sft.data.row_errors import RowError, half_pair, invalid_text, is_deep, type_name
-from sft.data.unsupported import refuse_media
+from sft.data.unsupported import check_no_media
 
 Message = dict[str, Any]
 
@@ -147,7 +147,7 @@ def _message(turn: Any, origin: str, *, where: str) -> Message:
         raise wrong_type(origin, where, turn, "an object with role and content")
     raw_role = turn.get("role", turn.get("from"))
     role = read_role(raw_role, origin, where=where)
-    refuse_media(turn, origin)
+    check_no_media(turn, origin)
     content = turn.get("content", turn.get("value"))
     message: Message = {"role": role}
     if raw_role == "function_call":

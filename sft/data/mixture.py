@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from sft.config.sections import Source
-from sft.data.sources import Rows
+from sft.data.sources import SourceRows
 
-Row = TypeVar("Row", bound=dict[str, Any])
+RowT = TypeVar("RowT", bound=dict[str, Any])
 
 # The paper's mix (arXiv 2401.02954, 4.1): shares of the helpful rows, and of all for safety.
 PAPER_SHARES = {"math": 0.466, "code": 0.222, "dialogue": 0.312, "safety": 0.2}
 
 
-def mix(read: Rows, sources: Sequence[Source], *, seed: int) -> list[dict[str, Any]]:
+def mix(read: SourceRows, sources: Sequence[Source], *, seed: int) -> list[dict[str, Any]]:
     """The rows of all sources in their order, each source's share taken by its weight or count."""
     mixed: list[dict[str, Any]] = []
     start = 0
@@ -27,7 +27,7 @@ def mix(read: Rows, sources: Sequence[Source], *, seed: int) -> list[dict[str, A
     return mixed
 
 
-def take_share(rows: Sequence[Row], *, weight: float, seed: int) -> list[Row]:
+def take_share(rows: Sequence[RowT], *, weight: float, seed: int) -> list[RowT]:
     """`weight` times the rows, rounded, taken as `take_count` does.
 
     A weight of 1 keeps the rows and their order; 0.25 keeps a quarter; 2.5 repeats each row twice
@@ -36,11 +36,11 @@ def take_share(rows: Sequence[Row], *, weight: float, seed: int) -> list[Row]:
     return take_count(rows, count=round(weight * len(rows)), seed=seed)
 
 
-def take_count(rows: Sequence[Row], *, count: int, seed: int) -> list[Row]:
+def take_count(rows: Sequence[RowT], *, count: int, seed: int) -> list[RowT]:
     """Exactly `count` rows: whole copies, then a sample without replacement for the rest."""
     copies, rest = divmod(count, len(rows)) if rows else (0, 0)
-    lot = random.Random(seed)
-    drawn = sorted(lot.sample(range(len(rows)), rest))
+    rng = random.Random(seed)
+    drawn = sorted(rng.sample(range(len(rows)), rest))
     return list(rows) * copies + [rows[i] for i in drawn]
 
 

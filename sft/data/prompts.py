@@ -6,13 +6,13 @@ from typing import Any
 
 from sft.config.sections import RepetitionSection, Source
 from sft.data.field_names import META, PAIRS, held
-from sft.data.fields import Unread
-from sft.data.formats import Row, lost_texts, read_chats, read_question
+from sft.data.fields import UnreadFields
+from sft.data.formats import MappedRow, read_chats, read_question, unread_content
 from sft.data.loss_marks import without_marks
 from sft.data.messages import CHATS, ROLES, Message, check_turns, is_chat, read_messages
 from sft.data.row_errors import RowError
 from sft.data.sources import read_rows
-from sft.data.unsupported import refuse_media, refuse_places
+from sft.data.unsupported import check_no_media, check_no_media_placeholders
 from sft.errors import UserError
 
 SEVERAL = {*CHATS, "instances", "message_tree_id"}
@@ -45,7 +45,7 @@ def read_prompts(
     """
     rows: dict[str, dict[str, Any]] = {}
     for source in sources:
-        unread = Unread(source.ignore)
+        unread = UnreadFields(source.ignore)
         for item in read_rows(source):
             if isinstance(item, RowError):
                 raise item
@@ -66,32 +66,32 @@ def read_prompts(
             row = {"messages": messages, "category": category or "all", "language": ""} | labels
             row["id"] = str(row.get("id", f"{len(rows)}"))
             rows.setdefault(str([(m["role"], m["content"]) for m in messages]), row)
-        unread.refuse_lost(remedy=REMEDY)
+        unread.check(remedy=REMEDY)
     if sources and not rows:
         raise UserError(f"{sources[0].path}: no prompts; a file of prompts holds at least one")
     return list(rows.values())
 
 
-def read_repetition(section: RepetitionSection) -> list[dict[str, Any]]:
+def read_repetition_prompts(section: RepetitionSection) -> list[dict[str, Any]]:
     """The prompts that the section names, or those of them that its limit leaves.
 
     Raises:
         UserError: they cannot be read.
     """
     assert section.prompts is not None
-    return spread(read_prompts([Source(section.prompts)]), section.limit)
+    return evenly_spaced(read_prompts([Source(section.prompts)]), section.limit)
 
 
-def spread(rows: Sequence[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
+def evenly_spaced(rows: Sequence[dict[str, Any]], count: int | None) -> list[dict[str, Any]]:
     """`count` rows at equal distances, since files of prompts have their kinds in blocks; all rows
     where there are no more, or `count` is None."""
     count = len(rows) if count is None else min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _waiting(row: Row) -> list[Message]:
+def _waiting(row: MappedRow) -> list[Message]:
     fields, origin = row.fields, row.origin
-    refuse_media(fields, origin)
+    check_no_media(fields, origin)
     answered = fields.keys() & {"response", "completion"}
     if isinstance(fields.peek("prompt"), str) and not answered:
         turns = read_question(fields, origin)
@@ -103,7 +103,7 @@ def _waiting(row: Row) -> list[Message]:
         turns = read_chats(row)[0].messages
         last = max(i for i, message in enumerate(turns) if message["role"] == "assistant")
         return without_marks(turns[:last])
-    refuse_places(turns, origin)
+    check_no_media_placeholders(turns, origin)
     check_turns(turns, origin)
     return without_marks(turns)
 
@@ -114,7 +114,7 @@ def _ends_asking(messages: list[Any]) -> bool:
     return is_chat(last) and ROLES[str(last.get("role", last.get("from")))] == "user"
 
 
-def _lost(row: Row, messages: Sequence[Message]) -> dict[str, str]:
+def _lost(row: MappedRow, messages: Sequence[Message]) -> dict[str, str]:
     """The fields with text that nothing read, but for answers, which a prompt goes without."""
-    lost = lost_texts(row, messages)
+    lost = unread_content(row, messages)
     return {name: text for name, text in lost.items() if not ANSWER.search(name.lower())}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from sft.data.fields import Fields, squeeze
+from sft.data.fields import Fields, strip_whitespace
 from sft.data.messages import text_field, wrong_type
 
 LEADING = ("instruction", "definition")
@@ -38,7 +38,9 @@ def whole_question(fields: Fields, asked: str, text: str, origin: str) -> str:
             continue
         part = _text(fields[name], origin, where=name)
         # Alpaca's instruction and input are always joined.
-        if (asked, name) != ("instruction", "input") and squeeze(part) in squeeze(text):
+        if (asked, name) != ("instruction", "input") and strip_whitespace(part) in strip_whitespace(
+            text
+        ):
             continue
         front = name in LEADING or asked not in FIRST
         (before if front else behind).append(part)
@@ -60,8 +62,8 @@ def _options(fields: Fields, origin: str, *, text: str) -> list[str]:
             options = _listed(fields[name], origin, where=name)
     if not options:
         return []
-    said = squeeze(text)
-    if all(squeeze(option) in said for _, option in options):
+    said = strip_whitespace(text)
+    if all(strip_whitespace(option) in said for _, option in options):
         return []
     marks = [match[1] if (match := MARKED.match(o)) else "" for _, o in options]
     if 2 * sum(map(str.__eq__, marks, ascii_uppercase)) > len(options):  # real ones may have slips

@@ -34,11 +34,11 @@ def read_records(source: Source) -> Iterator[Record | RowError]:
     """
     if is_on_hub(source.path):
         return _read_hub(source)
-    _refuse_hub_options(source)
+    _check_no_hub_options(source)
     return _read_file(existing_file(source.path, find_path(source.path)))
 
 
-def _refuse_hub_options(source: Source) -> None:
+def _check_no_hub_options(source: Source) -> None:
     given = {"name": source.name, "revision": source.revision}
     if named := [key for key, value in given.items() if value is not None]:
         raise UserError(

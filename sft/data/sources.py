@@ -14,9 +14,9 @@ from typing import Any
 from sft.config.sections import Source
 from sft.data.columns import field_of
 from sft.data.field_names import META
-from sft.data.fields import Unread
-from sft.data.formats import Row, apply_columns, lost_texts, read_chats, read_text
-from sft.data.message_trees import whole_trees
+from sft.data.fields import UnreadFields
+from sft.data.formats import MappedRow, apply_columns, read_chats, read_text, unread_content
+from sft.data.message_trees import assemble_trees
 from sft.data.messages import Message
 from sft.data.readers import read_records
 from sft.data.records import Record
@@ -48,7 +48,7 @@ class SourceCount:
 
 
 @dataclass(frozen=True)
-class Repeat:
+class ExactDuplicate:
     """The row at `origin` was left out, because it is that at `of` again."""
 
     origin: str
@@ -57,17 +57,17 @@ class Repeat:
 
 
 @dataclass(frozen=True)
-class Rows:
+class SourceRows:
     """Rows of {"messages", "kind", "origin"} (plain text: "text" in the place of "messages") and,
     where the file has them, "tools", "language", "reference" and "id"; a count for each source; and
     what was left out as an exact repetition."""
 
     rows: list[dict[str, Any]]
     counts: list[SourceCount]
-    repeats: list[Repeat]
+    repeats: list[ExactDuplicate]
 
 
-def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
+def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows:
     """Read chats from files or hub datasets of any known format.
 
     Exact duplicates within and across sources are dropped and counted in either mode: of several
@@ -85,7 +85,7 @@ def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> Rows:
 
 
 @dataclass(frozen=True)
-class Found:
+class ParsedRow:
     """A usable row, the fields that it was read from, and what was mended in it, by name."""
 
     row: dict[str, Any]
@@ -94,7 +94,9 @@ class Found:
     unread: Mapping[str, str] = field(default_factory=dict)  # see `unread_texts`
 
 
-def collect(sources: Iterable[tuple[Source, Iterable[Found | RowError]]], *, on_error: str) -> Rows:
+def collect(
+    sources: Iterable[tuple[Source, Iterable[ParsedRow | RowError]]], *, on_error: str
+) -> SourceRows:
     """Keep, count or stop: the one policy for chats and preferences.
 
     Args:
@@ -106,7 +108,7 @@ def collect(sources: Iterable[tuple[Source, Iterable[Found | RowError]]], *, on_
             of which a field with content would be left out of most rows.
     """
     assert on_error in ("stop", "drop"), on_error
-    read = Rows(rows=[], counts=[], repeats=[])
+    read = SourceRows(rows=[], counts=[], repeats=[])
     # Digests of the rows that are kept, with their origins.
     seen: dict[str, dict[bytes, str]] = {DUPLICATE: {}, SAME_TEXT: {}}
     for source, found in sources:
@@ -121,18 +123,18 @@ def collect(sources: Iterable[tuple[Source, Iterable[Found | RowError]]], *, on_
 
 
 def _collect(
-    found: Iterable[Found | RowError],
+    found: Iterable[ParsedRow | RowError],
     *,
     source: Source,
     on_error: str,
     seen: dict[str, dict[bytes, str]],
-    into: Rows,
+    into: SourceRows,
 ) -> SourceCount:
     rows_in, before = 0, len(into.rows)
     dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     problems: list[str] = []
-    unread = Unread(source.ignore)
+    unread = UnreadFields(source.ignore)
     rows = iter(found)
     for item in rows:
         rows_in += 1
@@ -150,7 +152,7 @@ def _collect(
         rule = next((rule for rule, digest in digests.items() if digest in seen[rule]), None)
         if rule is not None:
             dropped[rule] += 1
-            into.repeats.append(Repeat(origin, of=seen[rule][digests[rule]], rule=rule))
+            into.repeats.append(ExactDuplicate(origin, of=seen[rule][digests[rule]], rule=rule))
             continue
         for rule, digest in digests.items():
             seen[rule][digest] = origin
@@ -162,7 +164,7 @@ def _collect(
         why = ", ".join(f"{n} {rule}" for rule, n in dropped.most_common() if n) or "it has none"
         first = f"; first: {problems[0]}" if problems else ""
         raise UserError(f"{source.path}: no usable row ({why}); a source holds at least one{first}")
-    unread.refuse_lost()
+    unread.check()
     return SourceCount(
         source=source.path,
         rows_in=rows_in,
@@ -175,14 +177,14 @@ def _collect(
 
 
 def _among_its_like(
-    first: RowError, rest: Iterable[Found | RowError], *, usable: bool
+    first: RowError, rest: Iterable[ParsedRow | RowError], *, usable: bool
 ) -> UserError:
-    following: list[Found | RowError] = []
+    following: list[ParsedRow | RowError] = []
     # What ends the source early is told when this row is mended.
     with contextlib.suppress(UserError):
         following.extend(islice(rest, LOOKED_ON))
     others = [row for row in following if isinstance(row, RowError) and not row.counted]
-    usable = usable or any(isinstance(row, Found) for row in following)
+    usable = usable or any(isinstance(row, ParsedRow) for row in following)
     return first.among(others, looked_at=len(following), usable=usable)
 
 
@@ -197,7 +199,7 @@ def _said(row: dict[str, Any]) -> dict[str, Any]:
     return {k: row[k] for k in keys if k in row}
 
 
-def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
+def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
     """The records of a source with their rows under our names.
 
     Raises:
@@ -206,7 +208,7 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
     ignored, columns = set(source.ignore), set(source.columns.values())
     records = read_records(source)
     if not source.columns and "role" not in source.ignore:
-        records = whole_trees(records)
+        records = assemble_trees(records)
     for record in records:
         if isinstance(record, RowError):
             yield record
@@ -229,8 +231,8 @@ def read_rows(source: Source) -> Iterator[tuple[Record, Row] | RowError]:
 
 
 def read_each(
-    source: Source, read: Callable[[Record, Row], Iterable[Found]]
-) -> Iterator[Found | RowError]:
+    source: Source, read: Callable[[Record, MappedRow], Iterable[ParsedRow]]
+) -> Iterator[ParsedRow | RowError]:
     """What `read` makes of each record of a source, or the RowError that it raises."""
     for item in read_rows(source):
         if isinstance(item, RowError):
@@ -244,13 +246,13 @@ def read_each(
             yield from found
 
 
-def _chats(source: Source) -> Iterator[Found | RowError]:
-    def read(record: Record, row: Row) -> Iterator[Found]:
+def _chats(source: Source) -> Iterator[ParsedRow | RowError]:
+    def read(record: Record, row: MappedRow) -> Iterator[ParsedRow]:
         made = list(_read(row, source))
         said = [message for one, _ in made for message in _messages(one)]
-        unread = lost_texts(row, said)
+        unread = unread_content(row, said)
         for part, (one, mended) in enumerate(made):
-            yield Found(one, raw=(part, record.fields), mended=mended, unread=unread)
+            yield ParsedRow(one, raw=(part, record.fields), mended=mended, unread=unread)
 
     return read_each(source, read)
 
@@ -259,7 +261,7 @@ def _messages(row: dict[str, Any]) -> list[Message]:
     return row["messages"] if "messages" in row else [{"content": row["text"]}]
 
 
-def _read(record: Row, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """The rows of a record, each with what was mended in it."""
     if (text := read_text(record)) is not None:
         said = [{"role": "user", "content": text}]
@@ -287,7 +289,7 @@ def _without_annotations(message: Message) -> Message:
 
 
 def read_kind(
-    record: Row, source: Source, *, said: Sequence[Message], default: str = OTHER_KIND
+    record: MappedRow, source: Source, *, said: Sequence[Message], default: str = OTHER_KIND
 ) -> str:
     """The first kind whose rule finds its pattern in what the user says, else the source's kind,
     else the row's own, else `default`.
@@ -312,6 +314,6 @@ def read_kind(
     return kind
 
 
-def metadata(record: Row) -> dict[str, Any]:
+def metadata(record: MappedRow) -> dict[str, Any]:
     """Fields that pass through unchanged where the record has them."""
     return {key: record.fields[key] for key in META if record.fields.get(key) is not None}

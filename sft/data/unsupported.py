@@ -67,7 +67,7 @@ BAD_WORDS = frozenset(
 )
 
 
-def refuse_media(fields: Mapping[str, Any], origin: str) -> None:
+def check_no_media(fields: Mapping[str, Any], origin: str) -> None:
     """A row or message with a picture, a film or sound is not read as if it were its text alone.
 
     Raises:
@@ -78,7 +78,7 @@ def refuse_media(fields: Mapping[str, Any], origin: str) -> None:
             raise _media(origin, f"there is a filled field {name!r}")
 
 
-def refuse_places(messages: list[dict[str, Any]], origin: str) -> None:
+def check_no_media_placeholders(messages: list[dict[str, Any]], origin: str) -> None:
     """The same for the place of a picture in what anyone but the assistant says."""
     for number, message in enumerate(messages, start=1):
         if (
@@ -99,7 +99,7 @@ def _media(origin: str, what: str) -> RowError:
     )
 
 
-def unpaired_label(fields: Mapping[str, Any]) -> str | None:
+def kto_label(fields: Mapping[str, Any]) -> str | None:
     """The field that marks a row's one answer as good or bad by true or false, as data for KTO
     does; None where there is none."""
     for name in fields:
@@ -108,7 +108,7 @@ def unpaired_label(fields: Mapping[str, Any]) -> str | None:
     return None
 
 
-def refuse_bad_answers(fields: Mapping[str, Any], origin: str) -> None:
+def check_answer_labels(fields: Mapping[str, Any], origin: str) -> None:
     """An answer that the row itself calls wrong, unsafe or worth 0 is not one to imitate.
 
     Raises:
@@ -126,13 +126,13 @@ def refuse_bad_answers(fields: Mapping[str, Any], origin: str) -> None:
             )
 
 
-def refuse_unpaired(fields: Mapping[str, Any], origin: str, *, wanted: str, remedy: str) -> None:
+def check_not_kto(fields: Mapping[str, Any], origin: str, *, wanted: str, remedy: str) -> None:
     """Refuse rows of one answer with a label.
 
     Raises:
         UserError: naming the label.
     """
-    if (name := unpaired_label(fields)) is not None:
+    if (name := kto_label(fields)) is not None:
         raise UserError(
             f"{origin}: the row is a KTO label (one answer marked good or bad: {name} is "
             f"{str(_peek(fields, name))[:40]!r}), not {wanted}; {remedy}"

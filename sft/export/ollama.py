@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.chat_template.render import Message, render
-from sft.chat_template.turn_end import find_ending
+from sft.chat_template.turn_end import find_turn_end
 from sft.errors import UserError
 
 # Private-use characters, which no template looks for.
@@ -126,7 +126,7 @@ def _find(tokenizer: Any) -> Turns | None:
         render(tokenizer, [user, answer, second], prompt=True), FIRST, ANSWER, SECOND
     )
     said = render(tokenizer, [user, answer], prompt=False)
-    closing = find_ending(tokenizer).closing
+    closing = find_turn_end(tokenizer).closing
     if render(tokenizer, [user, answer], prompt=True).startswith(said + closing):
         said += closing  # else it is the next turn's role token
     after_answer = said.partition(ANSWER)[2]

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from sft.chat_template.encoding import ids_of
-from sft.chat_template.turn_end import find_ending
+from sft.chat_template.turn_end import find_turn_end
 from sft.errors import UserError
 from sft.model.model_config import read_model_config
 from sft.run.adapters import adapter_base, is_adapter, tokenizer_place
@@ -36,7 +36,7 @@ def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
         config = read_model_config(path, trust_remote_code=trust_remote_code)
         declared = ids_of(getattr(config, "eos_token_id", None))
     try:
-        ending = find_ending(stored).ids[0]
+        ending = find_turn_end(stored).ids[0]
     except UserError:
         return False  # a template that ends no turn
     return ending in declared

@@ -8,7 +8,7 @@ from sft.chat_template.encoding import EncodedChat
 from sft.run.terminal import safe
 
 
-def coloured(tokenizer, chat: EncodedChat) -> str:
+def colored(tokenizer, chat: EncodedChat) -> str:
     """An encoded chat as text for a terminal: trained tokens green, context dim."""
     return "".join(
         f"\x1b[{'32' if trained else '2'}m{text}\x1b[0m"
@@ -25,7 +25,7 @@ def marking(stream: IO[str]) -> tuple[Callable[[Any, EncodedChat], str], str]:
     """How trained tokens are shown on `stream`, and that in words; colours on a terminal alone,
     unless $NO_COLOR asks for none (https://no-color.org)."""
     if stream.isatty() and not os.environ.get("NO_COLOR"):
-        return coloured, "green"
+        return colored, "green"
     return bracketed, "in ⟦ ⟧"
 
 

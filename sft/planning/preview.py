@@ -15,7 +15,7 @@ from sft.planning.highlight import marking
 from sft.planning.stages import fit_lengths, split_length
 from sft.run.run_date import with_date
 from sft.run.terminal import raw
-from sft.tokenization.truncation import Piece, encode_within, fit_row
+from sft.tokenization.truncation import TruncatedRow, encode_and_split, truncate_row
 
 
 def preview(preset: Preset) -> None:
@@ -57,7 +57,7 @@ def first_trained(
     *,
     preset: Preset,
     length: int | None,
-) -> tuple[str, Piece | None, int]:
+) -> tuple[str, TruncatedRow | None, int]:
     """The origin of the first row that `data.too_long` keeps something of, what it keeps (None if
     there is no such row), and how many rows before it are left out.
 
@@ -68,12 +68,12 @@ def first_trained(
     split_at = length if policy == "split" else None
     left_out = 0
     for row in rows:
-        encoded = encode_within(tokenizer, [row], turns=preset.data.turns, split_at=split_at)
+        encoded = encode_and_split(tokenizer, [row], turns=preset.data.turns, split_at=split_at)
         for _, chat in encoded:
             if isinstance(chat, UserError):
                 raise UserError(f"{row['origin']}: {chat}")
             bos = tokenizer.bos_token_id
-            pieces = fit_row(chat, max_length=length, too_long=policy, bos=bos)
+            pieces = truncate_row(chat, max_length=length, too_long=policy, bos=bos)
             if pieces:
                 return row["origin"], pieces[0], left_out
         left_out += 1

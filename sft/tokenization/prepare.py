@@ -16,14 +16,14 @@ from datasets import Dataset, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
 from sft.chat_template.encoding import EncodedChat
-from sft.chat_template.tokenizer_coverage import refuse_lost_rows
+from sft.chat_template.tokenizer_coverage import check_row_coverage
 from sft.cleaning.decontamination import Benchmarks
 from sft.cleaning.filters import (
+    drop_contaminated,
+    drop_near_duplicates,
     known_questions,
     questions_fingerprint,
     unchecked,
-    without_contaminated,
-    without_near_duplicates,
 )
 from sft.config.sections import DataSection
 from sft.context import RunContext
@@ -45,13 +45,20 @@ from sft.system.atomic_files import (
     writing,
 )
 from sft.tokenization.fingerprints import source_fingerprint, tokenizer_fingerprint
-from sft.tokenization.row_checks import Checked, Rules, Tally, check_rows, refuse_broken, total
+from sft.tokenization.row_checks import (
+    Checked,
+    Rules,
+    Tally,
+    check_no_broken_rules,
+    check_rows,
+    total,
+)
 from sft.tokenization.tokenize import ROWS_AT_ONCE, SCHEMA, write_token_rows
-from sft.tokenization.truncation import count_turns, fit_row, is_text
+from sft.tokenization.truncation import count_turns, is_text, truncate_row
 
 log = logging.getLogger(__name__)
 
-MOST_CUT = 0.1  # the share of rows that `truncate` may cut within an answer; our choice
+MAX_TRUNCATED_SHARE = 0.1  # the share of rows that `truncate` may cut within an answer; our choice
 CUT_SCHEMA = SCHEMA.append(pa.field("cut", pa.bool_()))
 
 
@@ -155,7 +162,7 @@ def read_token_rows(path: Path) -> Dataset:
     cache = path.parent / ".cache"
     made = cache / "made.json"
     with writing(cache, DatasetGenerationError):
-        intact = made.is_file() and read_record(made) == _cached(cache)
+        intact = made.is_file() and read_record(made) == _cache_hashes(cache)
         if cache.exists() and not intact:
             if made.is_file():
                 log.warning("%s is damaged; making it again", cache)
@@ -163,11 +170,11 @@ def read_token_rows(path: Path) -> Dataset:
         # Upstream takes a path for a pattern, and the current folder before a relative one too.
         rows = Dataset.from_parquet(glob.escape(str(path.resolve())), cache_dir=str(cache))
         if not intact:
-            write_record(made, _cached(cache))
+            write_record(made, _cache_hashes(cache))
         return rows
 
 
-def _cached(cache: Path) -> dict[str, str]:
+def _cache_hashes(cache: Path) -> dict[str, str]:
     """The hashes of a cache's files, but of those that only lock and of the record of them."""
     return {
         str(file.relative_to(cache)): file_hash(file)
@@ -187,14 +194,14 @@ def _prepare(
     """Write the token rows and the evidence; returns the facts of data.json."""
     read = read_sft(section.sft, on_error=section.on_error)
     known = known_questions(section, benchmarks)
-    read = without_contaminated(
+    read = drop_contaminated(
         read,
         known,
         on_error=section.on_error,
         evidence=folder / "contamination.jsonl",
         files=section.decontaminate,
     )
-    read = without_near_duplicates(
+    read = drop_near_duplicates(
         read, threshold=section.near_duplicates, evidence=folder / "duplicates.jsonl"
     )
     facts = {
@@ -202,7 +209,7 @@ def _prepare(
         "questions": {name: len(questions) for name, questions in known.items()},
         "unchecked": unchecked(known),
     }
-    refuse_lost_rows(context.tokenizer, read.rows, most=context.max_unknown)
+    check_row_coverage(context.tokenizer, read.rows, most=context.max_unknown)
     chats = mix(read, section.sft, seed=context.seed)
     written = write_token_rows(
         chats,
@@ -251,7 +258,7 @@ def rows_of_stage(
     lengths = row_lengths(of_kind)
     fitting = [i for i, n in enumerate(lengths) if max_length is None or n <= max_length]
     longer = [i for i, n in enumerate(lengths) if max_length is not None and n > max_length]
-    pieces, left_out = _fit_longer(
+    pieces, left_out = _truncate_long_rows(
         of_kind.select(longer), max_length=max_length, too_long=section.too_long, rules=rules
     )
     chosen = of_kind.select(fitting)
@@ -263,7 +270,7 @@ def rows_of_stage(
     for row in left_out:
         checked.tally(row["origin"], row["kind"]).left_out += 1
     _check_lengths(checked, section=section, where=where, max_length=max_length)
-    refuse_broken(checked.broken, where=where)
+    check_no_broken_rules(checked.broken, where=where)
     examples = _examples(chosen, pieces)
     columns = ["origin", "input_ids", "trained"]
     chosen = chosen.select_columns(columns)
@@ -275,7 +282,7 @@ def rows_of_stage(
     return StageRows(chosen, checked, examples)
 
 
-def _fit_longer(
+def _truncate_long_rows(
     longer: Iterable[dict[str, Any]], *, max_length: int | None, too_long: str, rules: Rules
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What is left of the rows beyond `max_length`, and the rows of which nothing is."""
@@ -283,7 +290,7 @@ def _fit_longer(
     left_out = []
     for row in longer:
         chat = EncodedChat(row["input_ids"], row["trained"])
-        fitted = fit_row(chat, max_length=max_length, too_long=too_long, bos=rules.bos)
+        fitted = truncate_row(chat, max_length=max_length, too_long=too_long, bos=rules.bos)
         gone = 0 if is_text(chat.trained) else count_turns(chat.trained)
         gone -= sum(count_turns(piece.trained) for piece in fitted) if gone else 0
         untrained = {"untrained": row["untrained"] + gone}
@@ -324,11 +331,11 @@ def _check_lengths(
                 f"data.too_long=split, take the source out of data.sft, {goes_on}",
                 section,
             )
-    if section.too_long == "truncate" and counts.cut > MOST_CUT * counts.rows:
+    if section.too_long == "truncate" and counts.cut > MAX_TRUNCATED_SHARE * counts.rows:
         _stop_or_warn(
             f"{limit}: data.too_long=truncate cuts {counts.cut} of {counts.rows} rows within an "
-            f"answer, which is then trained without its end (more than {MOST_CUT:.0%}, from where "
-            "a model learns not to stop); raise it, set data.too_long=split or drop, or "
+            f"answer, which is then trained without its end (more than {MAX_TRUNCATED_SHARE:.0%}, "
+            "from where a model learns not to stop); raise it, set data.too_long=split or drop, or "
             "data.on_error=drop to train them so",
             section,
         )

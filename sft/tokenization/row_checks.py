@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sft.chat_template.encoding import stop_ids
 from sft.chat_template.tokenizer_coverage import Coverage
-from sft.chat_template.turn_end import control_tokens, find_ending, has_generation_tags
+from sft.chat_template.turn_end import control_tokens, find_turn_end, has_generation_tags
 from sft.data.mixture import PAPER_SHARES, share_of_kind
 from sft.errors import UserError
 
@@ -38,7 +38,7 @@ class Rules:
             # Its history may end a turn with a token of its own; sft.chat_template.encoding holds
             # the last to stops.
             stops |= set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
-        begins = int(find_ending(tokenizer).bos)
+        begins = int(find_turn_end(tokenizer).bos)
         coverage = Coverage.of(tokenizer)
         unknown = frozenset() if coverage.unknown is None else frozenset({coverage.unknown})
         ids = (unknown, coverage.byte_ids)
@@ -180,7 +180,7 @@ def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
     return checked
 
 
-def refuse_broken(broken: Mapping[str, Sequence[str]], *, where: str) -> None:
+def check_no_broken_rules(broken: Mapping[str, Sequence[str]], *, where: str) -> None:
     """Stop where a rule is broken.
 
     Raises:

@@ -19,7 +19,7 @@ from sft.data.sources import EXAMPLES
 from sft.distributed.workers import Workers
 from sft.errors import UserError
 from sft.system.atomic_files import writing
-from sft.tokenization.truncation import encode_within
+from sft.tokenization.truncation import encode_and_split
 
 SCHEMA = pa.schema(
     {
@@ -33,13 +33,13 @@ SCHEMA = pa.schema(
 COUNTS = ("tokens", "trained_tokens", "untrained_turns", "pieces", "without_system")
 ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
 # Fewer chats are done before another process would have helped.
-SHARED_FROM = 4 * ROWS_AT_ONCE
+PARALLEL_FROM = 4 * ROWS_AT_ONCE
 
-Encode = partial["Part"]
+Encode = partial["TokenizedChunk"]
 
 
 @dataclass(frozen=True)
-class Part:
+class TokenizedChunk:
     """What some chats come to: token rows, sums over them, and what could not be tokenised."""
 
     rows: pa.Table
@@ -64,9 +64,9 @@ def write_token_rows(
     problems: list[str] = []
     counts: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
-    encode = partial(encode_part, tokenizer, turns=turns, split_at=split_at)
+    encode = partial(encode_chunk, tokenizer, turns=turns, split_at=split_at)
     with writing(path), pq.ParquetWriter(path, SCHEMA) as writer:
-        for part in _parts(encode, chats):
+        for part in _tokenize_chunks(encode, chats):
             if part.problems and on_error == "stop":
                 raise UserError(part.problems[0])
             writer.write_table(part.rows)
@@ -82,17 +82,17 @@ def write_token_rows(
     }
 
 
-def encode_part(
+def encode_chunk(
     tokenizer: PreTrainedTokenizerBase,
     chats: Sequence[dict[str, Any]],
     *,
     turns: str,
     split_at: int | None,
-) -> Part:
-    """The token rows of these chats, see `sft.tokenization.truncation.encode_within`."""
+) -> TokenizedChunk:
+    """The token rows of these chats, see `sft.tokenization.truncation.encode_and_split`."""
     rows, problems = [], []
     counts: Counter[str] = Counter()
-    for chat, encoded in encode_within(tokenizer, chats, turns=turns, split_at=split_at):
+    for chat, encoded in encode_and_split(tokenizer, chats, turns=turns, split_at=split_at):
         if isinstance(encoded, UserError):
             problems.append(f"{chat['origin']}: {encoded}")
             continue
@@ -104,10 +104,10 @@ def encode_part(
         counts["untrained_turns"] += encoded.untrained_turns
         counts["pieces"] += "piece" in chat
         counts["without_system"] += "messages" in chat and lacks_system(chat["messages"])
-    return Part(pa.Table.from_pylist(rows, SCHEMA), counts, problems)
+    return TokenizedChunk(pa.Table.from_pylist(rows, SCHEMA), counts, problems)
 
 
-def _parts(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[Part]:
+def _tokenize_chunks(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[TokenizedChunk]:
     """`encode` over some chats after the other, in order, by as many processes as there are cores.
 
     Forked, so that they have the chats and the tokenizer already; elsewhere than on Linux a fork is
@@ -115,14 +115,14 @@ def _parts(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[Part]:
     """
     starts = range(0, len(chats), ROWS_AT_ONCE)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    if cores < 2 or len(chats) < SHARED_FROM:
+    if cores < 2 or len(chats) < PARALLEL_FROM:
         for start in starts:
             yield encode(chats[start : start + ROWS_AT_ONCE])
         return
     pool = ProcessPoolExecutor(
         min(cores, len(starts)),
         mp_context=Workers(),
-        initializer=_begin_worker,
+        initializer=_init_worker,
         initargs=(encode, chats),
     )
     try:
@@ -134,10 +134,10 @@ def _parts(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[Part]:
 _worker: dict[str, Any] = {}  # what a forked process works on
 
 
-def _begin_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
+def _init_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, and no warning of the fork
     _worker.update(encode=encode, chats=chats)
 
 
-def _encode_from(start: int) -> Part:
+def _encode_from(start: int) -> TokenizedChunk:
     return _worker["encode"](_worker["chats"][start : start + ROWS_AT_ONCE])

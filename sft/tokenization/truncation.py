@@ -16,7 +16,7 @@ from sft.errors import UserError
 
 
 @dataclass(frozen=True)
-class Piece:
+class TruncatedRow:
     """What is left of a token row; `cut` says that its last trained turn breaks off."""
 
     input_ids: list[int]
@@ -24,13 +24,13 @@ class Piece:
     cut: bool = False
 
 
-def fit_row(
+def truncate_row(
     row: EncodedChat, *, max_length: int | None, too_long: str, bos: int | None
-) -> list[Piece]:
+) -> list[TruncatedRow]:
     """The row in at most `max_length` tokens: as it is, cut or in windows, or not at all.
 
     For "q ? a b <end>" of which "a b <end>" is trained, and 4 tokens: "drop" and "split" leave
-    nothing (`encode_within` splits chats), "truncate" leaves "q ? a b", cut.
+    nothing (`encode_and_split` splits chats), "truncate" leaves "q ? a b", cut.
 
     Args:
         too_long: drop, truncate or split.
@@ -38,14 +38,14 @@ def fit_row(
     """
     ids, trained = row.input_ids, row.trained
     if max_length is None or len(ids) <= max_length:
-        return [Piece(ids, trained)]
+        return [TruncatedRow(ids, trained)]
     if too_long == "truncate":
         if not any(trained[:max_length]):
             return []
         end = max(i for i in range(max_length) if trained[i]) + 1
-        return [Piece(ids[:end], trained[:end], cut=end == max_length and trained[end])]
+        return [TruncatedRow(ids[:end], trained[:end], cut=end == max_length and trained[end])]
     if too_long == "split" and is_text(trained):
-        return _windows(ids, size=max_length, bos=bos)
+        return _split_text(ids, size=max_length, bos=bos)
     return []
 
 
@@ -59,26 +59,28 @@ def count_turns(trained: Sequence[bool]) -> int:
     return sum(flag and not before for before, flag in pairwise([False, *trained]))
 
 
-def _windows(ids: list[int], *, size: int, bos: int | None) -> list[Piece]:
+def _split_text(ids: list[int], *, size: int, bos: int | None) -> list[TruncatedRow]:
     """Windows of which each token but the first is trained, once over all of them."""
     pieces, start = [], 1
     while start < len(ids):
         # Without BOS the token before the window is the context of its first prediction.
         context = ids[:1] if ids[0] == bos else ids[start - 1 : start]
-        window = context + ids[start : start + size - 1]
+        chunk = context + ids[start : start + size - 1]
         start += size - 1
-        pieces.append(Piece(window, [False] + [True] * (len(window) - 1), cut=start < len(ids)))
+        pieces.append(
+            TruncatedRow(chunk, [False] + [True] * (len(chunk) - 1), cut=start < len(ids))
+        )
     return pieces
 
 
-def encode_within(
+def encode_and_split(
     tokenizer: Any, chats: Iterable[dict[str, Any]], *, turns: str, split_at: int | None
 ) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
     """Each chat with its tokens; one longer than `split_at` comes as several, in order.
 
     A piece, marked by the key "piece", holds the system turn and as many rounds as fit. A round
-    that is too long alone stays so and is left to `fit_row`. Where only the last answer is trained,
-    only the last piece counts.
+    that is longer than `split_at` stays as it is and is left to `truncate_row`. Where only the last
+    answer is trained, only the last piece counts.
 
     Args:
         turns: the assistant turns that are trained: "all" of them that the template writes alike as
@@ -86,7 +88,7 @@ def encode_within(
             "each", `untrained_turns` counts turns of the chat that have no row, at its last one.
     """
     if turns == "each":
-        yield from _each_turn(tokenizer, chats, split_at=split_at)
+        yield from _encode_each_turn(tokenizer, chats, split_at=split_at)
         return
     chats, again = tee(chats)
     for chat, encoded in zip(chats, encode_chats(tokenizer, again, turns=turns), strict=True):
@@ -99,19 +101,19 @@ def encode_within(
         ):
             yield chat, encoded
             continue
-        pieces = _split(tokenizer, chat, turns=turns, size=split_at)
+        pieces = _split_chat(tokenizer, chat, turns=turns, size=split_at)
         yield from pieces[-1:] if turns == "last" else pieces
 
 
-def _each_turn(
+def _encode_each_turn(
     tokenizer: Any, chats: Iterable[dict[str, Any]], *, split_at: int | None
 ) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
     """A row for each assistant turn of each chat: the chat up to it, with its last turn trained."""
     chats, again = tee(chats)
-    rows = (row for chat in again for row in one_per_turn(chat))
-    encoded = encode_within(tokenizer, rows, turns="last", split_at=split_at)
+    rows = (row for chat in again for row in expand_turns(chat))
+    encoded = encode_and_split(tokenizer, rows, turns="last", split_at=split_at)
     for chat in chats:
-        *earlier, (last, found) = islice(encoded, len(one_per_turn(chat)))
+        *earlier, (last, found) = islice(encoded, len(expand_turns(chat)))
         marked = sum(not is_trained(message) for message in chat.get("messages", []))
         if isinstance(found, UserError):  # the chat as a whole is wrong
             yield last, found
@@ -122,7 +124,7 @@ def _each_turn(
         yield last, replace(found, untrained_turns=marked + len(earlier) - len(kept))
 
 
-def one_per_turn(chat: dict[str, Any]) -> list[dict[str, Any]]:
+def expand_turns(chat: dict[str, Any]) -> list[dict[str, Any]]:
     """The chat up to each of its assistant turns but for those marked as not trained; a plain text,
     or a chat without one, as it is."""
     messages = chat.get("messages", [])
@@ -132,7 +134,7 @@ def one_per_turn(chat: dict[str, Any]) -> list[dict[str, Any]]:
     return [chat | {"messages": messages[:end]} for end in ends]
 
 
-def _split(
+def _split_chat(
     tokenizer: Any, chat: dict[str, Any], *, turns: str, size: int
 ) -> list[tuple[dict[str, Any], EncodedChat | UserError]]:
     """Pieces of whole rounds from the end on, each as long as fits."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from arguments import count
 from made_up_chats import write_chats
 
-from sft.cleaning.filters import without_near_duplicates
+from sft.cleaning.filters import drop_near_duplicates
 from sft.config.sections import Source
 from sft.data.sources import read_sft
 from sft.errors import UserError
@@ -46,7 +46,7 @@ def measure(given: argparse.Namespace) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         read = read_sft([Source(str(path))])
         middle = time.perf_counter()
-        kept = without_near_duplicates(
+        kept = drop_near_duplicates(
             read, threshold=given.threshold, evidence=Path(folder) / "duplicates.jsonl"
         )
         end, cpu = time.perf_counter(), time.process_time() - cpu

@@ -11,7 +11,7 @@ from eval.measures.epoch_eval import check_epochs
 from eval.tasks import benchmark
 from recipes.sft_then_dpo import main
 from sft.config.preset import load_preset
-from sft.data.prompts import spread
+from sft.data.prompts import evenly_spaced
 from sft.errors import UserError
 from sft.run.contents import STAGE_FOLDERS
 from sft.system.atomic_files import read_json, read_jsonl
@@ -122,8 +122,8 @@ def test_switched_on_later_finished_stages_stay_as_they_are(world):
 
 def test_prompts_are_taken_from_all_parts_of_the_file():
     rows = [{"id": i} for i in range(10)]
-    assert [row["id"] for row in spread(rows, 4)] == [0, 2, 5, 7]
-    assert spread(rows, 99) == spread(rows, None) == rows
+    assert [row["id"] for row in evenly_spaced(rows, 4)] == [0, 2, 5, 7]
+    assert evenly_spaced(rows, 99) == evenly_spaced(rows, None) == rows
 
 
 @pytest.mark.parametrize(

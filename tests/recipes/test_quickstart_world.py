@@ -21,7 +21,7 @@ from recipes.quickstart.manifest import pages_hash
 from recipes.quickstart.pages import pages
 from recipes.quickstart.splits import held_out
 from recipes.quickstart.world import make_world, to_jsonl, user_texts
-from sft.cleaning.decontamination import Question, QuestionIndex
+from sft.cleaning.decontamination import BenchmarkQuestion, QuestionIndex
 from sft.cleaning.near_duplicates import row_text
 
 FOLDER = ROOT / "recipes" / "quickstart"
@@ -100,7 +100,7 @@ def test_measured_prompts_are_in_no_trained_row(world):
 
 def test_no_trained_row_holds_a_question_by_the_check_that_runs_before_training(world):
     index = QuestionIndex(
-        Question(stem, doc["id"], doc["prompt"])
+        BenchmarkQuestion(stem, doc["id"], doc["prompt"])
         for stem in ("facts", "math", "code", "completion")
         for doc in world[stem]
     )

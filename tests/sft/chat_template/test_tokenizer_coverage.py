@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from eval.measures.rehearsal import SilentBackend
 from eval.tasks.lm_eval_model import Engine
 from sft.chat_template.template import ensure_template
-from sft.chat_template.tokenizer_coverage import Coverage, Written
+from sft.chat_template.tokenizer_coverage import Coverage, CoverageCount
 from sft.cleaning.decontamination import Benchmarks
 from sft.config.sections import DataSection, ModelSection, Source
 from sft.context import RunContext
@@ -70,9 +70,9 @@ def words():
 )
 def test_characters_without_a_token_are_lost_whatever_stands_for_them(model, lost):
     coverage = Coverage.of(fast(model))
-    assert coverage.count([TEXT, "say now"]) == Written(10 + 6, lost)
-    assert coverage.altered([TEXT, "say now"]) == Written(10 + 6, lost)
-    assert coverage.count([]) == Written() and Written().share == 0
+    assert coverage.count([TEXT, "say now"]) == CoverageCount(10 + 6, lost)
+    assert coverage.altered([TEXT, "say now"]) == CoverageCount(10 + 6, lost)
+    assert coverage.count([]) == CoverageCount() and CoverageCount().share == 0
 
 
 def test_a_byte_level_tokenizer_loses_the_bytes_that_it_lacks(tiny_tokenizer):
@@ -84,14 +84,14 @@ def test_a_byte_level_tokenizer_loses_the_bytes_that_it_lacks(tiny_tokenizer):
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     lacking = Coverage.of(PreTrainedTokenizerFast(tokenizer_object=core))
-    assert lacking.count(["say 很"]) == Written(4, 0)
+    assert lacking.count(["say 很"]) == CoverageCount(4, 0)
     assert lacking.altered(["say 海"]).lost > 0
 
 
 def test_a_normalizer_that_changes_text_alters_it(tiny_tokenizer):
     lower = Coverage.of(fast(bpe(unk_token="<unk>"), normalizer=normalizers.Lowercase()))
-    assert lower.count(["Say NOW"]) == Written(6, 0)
-    assert lower.altered(["Say NOW"]) == Written(6, 4)
+    assert lower.count(["Say NOW"]) == CoverageCount(6, 0)
+    assert lower.altered(["Say NOW"]) == CoverageCount(6, 4)
 
 
 def test_real_tokenizers_write_chinese_but_for_one_of_english(real_data):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sft.cleaning.decontamination import Question, QuestionIndex, read_questions
+from sft.cleaning.decontamination import BenchmarkQuestion, QuestionIndex, read_questions
 from sft.cleaning.near_duplicates import row_text
 from sft.cleaning.ngrams import normal_form
 from sft.config.sections import Source
@@ -37,7 +37,9 @@ DISGUISES = {
 @pytest.mark.parametrize("disguise", DISGUISES)
 @pytest.mark.parametrize("question", [ENGLISH, CHINESE])
 def test_a_planted_copy_is_found(disguise, question):
-    index = QuestionIndex([Question("task", "7", question), Question("task", "8", question[::-1])])
+    index = QuestionIndex(
+        [BenchmarkQuestion("task", "7", question), BenchmarkQuestion("task", "8", question[::-1])]
+    )
     rows = ["Tell me of the sea.", f"Please solve: {DISGUISES[disguise](question)} Thank you."]
     (found,) = index.find(rows)
     assert (found.row, found.source, found.id, found.share) == (1, "task", "7", 1.0)
@@ -46,7 +48,7 @@ def test_a_planted_copy_is_found(disguise, question):
 
 @pytest.mark.parametrize("question", [ENGLISH, CHINESE])
 def test_half_of_a_question_is_enough_and_a_third_is_not(question):
-    index = QuestionIndex([Question("task", "0", question)])
+    index = QuestionIndex([BenchmarkQuestion("task", "0", question)])
     whole = len(question)
     assert index.find([question[: whole * 8 // 10]])
     assert not index.find([question[: whole // 3]])
@@ -54,10 +56,15 @@ def test_half_of_a_question_is_enough_and_a_third_is_not(question):
 
 def test_short_questions_must_stand_whole_and_shorter_ones_are_left_out():
     index = QuestionIndex(
-        [Question("t", "0", "What is the capital of Peru?"), Question("t", "1", "True or false?")]
+        [
+            BenchmarkQuestion("t", "0", "What is the capital of Peru?"),
+            BenchmarkQuestion("t", "1", "True or false?"),
+        ]
     )
-    assert index.not_sought == 2
-    index = QuestionIndex([Question("t", "0", "The coding sequences of genes are called what?")])
+    assert index.skipped == 2
+    index = QuestionIndex(
+        [BenchmarkQuestion("t", "0", "The coding sequences of genes are called what?")]
+    )
     assert index.find(["Q: The coding sequences of genes are called what? A: exons"])
     assert not index.find(["The coding sequences of genes are long."])
 
@@ -66,7 +73,9 @@ def test_boilerplate_of_many_questions_proves_nothing():
     opening = "For which of these two scenarios does the main character do something clearly wrong"
     rng = random.Random(0)
     questions = [
-        Question("morals", str(i), f"{opening}: {' '.join(str(rng.random()) for _ in range(5))}")
+        BenchmarkQuestion(
+            "morals", str(i), f"{opening}: {' '.join(str(rng.random()) for _ in range(5))}"
+        )
         for i in range(20)
     ]
     index = QuestionIndex(questions)
@@ -77,14 +86,15 @@ def test_boilerplate_of_many_questions_proves_nothing():
 def test_a_short_question_that_longer_ones_end_with_is_a_phrase():
     phrase = "Which of the following statements is false?"
     longer = [
-        Question("t", str(i), f"Of {i}{i}{i} {i}{i} {i}{i}{i} think. {phrase}") for i in range(9)
+        BenchmarkQuestion("t", str(i), f"Of {i}{i}{i} {i}{i} {i}{i}{i} think. {phrase}")
+        for i in range(9)
     ]
-    assert not QuestionIndex([*longer, Question("t", "s", phrase)]).find([phrase])
-    assert QuestionIndex([*longer[:3], Question("t", "s", phrase)]).find([phrase])
+    assert not QuestionIndex([*longer, BenchmarkQuestion("t", "s", phrase)]).find([phrase])
+    assert QuestionIndex([*longer[:3], BenchmarkQuestion("t", "s", phrase)]).find([phrase])
 
 
 def test_a_question_asked_of_many_models_is_still_found():
-    index = QuestionIndex([Question("exam", str(i), ENGLISH) for i in range(9)])
+    index = QuestionIndex([BenchmarkQuestion("exam", str(i), ENGLISH) for i in range(9)])
     assert [c.row for c in index.find(["no", ENGLISH])] == [1]
 
 
@@ -101,7 +111,7 @@ def test_benchmarks_in_real_rows(real_data):
     for name in files:
         questions += read_questions(real_rows(real_data / "eval" / name), source=name)
     index = QuestionIndex(questions)
-    assert index.not_sought < 0.05 * len(questions)
+    assert index.skipped < 0.05 * len(questions)
 
     solved = real_rows(real_data / "eval" / "gsm8k_example_model_solutions.jsonl")
     found = index.find([f"{r['question']}\n{r['175b_finetuning']}" for r in solved])

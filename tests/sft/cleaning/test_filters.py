@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from sft.cleaning.decontamination import Benchmarks, Question, read_questions
+from sft.cleaning.decontamination import BenchmarkQuestion, Benchmarks, read_questions
 from sft.cleaning.filters import (
     check_contamination,
+    drop_contaminated,
+    drop_near_duplicates,
     find_contaminated,
     known_questions,
-    without_contaminated,
-    without_near_duplicates,
 )
 from sft.config.sections import DataSection, Source
 from sft.data.readers import read_records
@@ -23,7 +23,7 @@ QUESTION = (
     "A farmer has 17 crates of pears and sells 9 of them at the harbour market; each crate holds "
     "24 pears. How many pears are left with her in the evening?"
 )
-KNOWN = {"pears": [Question("pears", "7", QUESTION)]}
+KNOWN = {"pears": [BenchmarkQuestion("pears", "7", QUESTION)]}
 
 
 def chat(question, answer):
@@ -50,7 +50,7 @@ def test_near_duplicates_go_inside_and_across_sources_and_leave_their_evidence(t
     first = [chat("Tell me of the sea.", STORY * 2), chat("And now?", "Something else is said.")]
     near = chat("Tell me of the sea!", STORY + STORY.replace("old", "young"))
     rows = read(tmp_path, [*first, near, first[1]], [chat("Tell me of the sea,", STORY * 2)])
-    kept = without_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
+    kept = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
     assert [row["messages"] for row in kept.rows] == [c["messages"] for c in first]
     assert adds_up(kept) == [{"exact duplicate": 1, "near duplicate": 1}, {"near duplicate": 1}]
     lines = read_jsonl(tmp_path / "d.jsonl")
@@ -66,15 +66,15 @@ def test_near_duplicates_go_inside_and_across_sources_and_leave_their_evidence(t
 def test_plain_texts_are_compared_and_looked_through_as_chats_are(tmp_path):
     texts = [{"text": STORY * 4}, {"text": STORY * 4 + "Again!"}, {"text": f"Exam. {QUESTION}"}]
     rows = read(tmp_path, texts)
-    near = without_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
+    near = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
     assert [row["text"] for row in near.rows] == [texts[0]["text"], texts[2]["text"]]
-    clean = without_contaminated(near, KNOWN, on_error="drop", evidence=tmp_path / "c.jsonl")
+    clean = drop_contaminated(near, KNOWN, on_error="drop", evidence=tmp_path / "c.jsonl")
     assert [row["text"] for row in clean.rows] == [texts[0]["text"]]
 
 
 def test_without_a_threshold_only_exact_copies_go(tmp_path):
     rows = read(tmp_path, [chat("Hi", STORY), chat("Hi!", STORY), chat("Hi", STORY)])
-    kept = without_near_duplicates(rows, threshold=0.0, evidence=tmp_path / "d.jsonl")
+    kept = drop_near_duplicates(rows, threshold=0.0, evidence=tmp_path / "d.jsonl")
     assert len(kept.rows) == 2
     assert [d["rule"] for d in read_jsonl(tmp_path / "d.jsonl")] == ["exact duplicate"]
 
@@ -95,14 +95,14 @@ def test_without_a_threshold_only_exact_copies_go(tmp_path):
 )
 def test_rows_that_teach_different_answers_stay(tmp_path, one, other):
     rows = read(tmp_path, [one, other])
-    kept = without_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
+    kept = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
     assert len(kept.rows) == 2 and read_jsonl(tmp_path / "d.jsonl") == []
 
 
 def test_contaminated_rows_go_under_drop_and_leave_their_evidence(tmp_path):
     copy = chat(f"Please solve: {QUESTION.upper()}", "192")
     rows = read(tmp_path, [chat("Hi", "yo"), copy], [chat("So?", "yes")])
-    kept = without_contaminated(rows, KNOWN, on_error="drop", evidence=tmp_path / "c.jsonl")
+    kept = drop_contaminated(rows, KNOWN, on_error="drop", evidence=tmp_path / "c.jsonl")
     assert adds_up(kept) == [{"contaminated": 1}, {}]
     assert [row["messages"][0]["content"] for row in kept.rows] == ["Hi", "So?"]
     (line,) = read_jsonl(tmp_path / "c.jsonl")
@@ -119,7 +119,7 @@ def test_contaminated_rows_go_under_drop_and_leave_their_evidence(tmp_path):
 def test_contaminated_rows_stop_the_run_under_stop(tmp_path):
     rows = read(tmp_path, [chat("Hi", "yo"), chat(QUESTION, "192"), chat("Q: " + QUESTION, "192")])
     with pytest.raises(UserError, match=r"0\.jsonl:2: holds 100% of question 7 of pears.* 2 of 3 "):
-        without_contaminated(rows, KNOWN, on_error="stop", evidence=tmp_path / "c.jsonl")
+        drop_contaminated(rows, KNOWN, on_error="stop", evidence=tmp_path / "c.jsonl")
     assert len(read_jsonl(tmp_path / "c.jsonl")) == 2, "the evidence is there for the user to read"
 
 
@@ -144,7 +144,7 @@ def test_what_the_refusal_says_keeps_the_rows(tmp_path):
         def left(section, rows=rows):
             known = known_questions(section, benchmarks)
             options = {"on_error": "stop", "evidence": tmp_path / "c.jsonl"}
-            return without_contaminated(rows, known, files=section.decontaminate, **options).rows
+            return drop_contaminated(rows, known, files=section.decontaminate, **options).rows
 
         with pytest.raises(UserError) as no:
             left(DataSection(decontaminate=[file]))
@@ -155,9 +155,9 @@ def test_what_the_refusal_says_keeps_the_rows(tmp_path):
 def test_a_source_that_loses_all_its_rows_is_counted_and_all_sources_are_an_error(tmp_path):
     options = {"on_error": "drop", "evidence": tmp_path / "c.jsonl"}
     rows = read(tmp_path, [chat(QUESTION, "192")], [chat("Hi", "yo")])
-    assert [c.kept for c in without_contaminated(rows, KNOWN, **options).counts] == [0, 1]
+    assert [c.kept for c in drop_contaminated(rows, KNOWN, **options).counts] == [0, 1]
     with pytest.raises(UserError, match="every row is left out"):
-        without_contaminated(read(tmp_path, [chat(QUESTION, "1")]), KNOWN, **options)
+        drop_contaminated(read(tmp_path, [chat(QUESTION, "1")]), KNOWN, **options)
 
 
 def test_prompts_and_pairs_are_looked_through_as_well(tmp_path):
@@ -187,7 +187,7 @@ def test_rows_are_looked_through_once_and_again_when_a_row_or_question_changed(t
 
     assert look(rows, "a", KNOWN) == look(rows, "a", KNOWN) == {0}
     assert loads == ["a"]
-    other = {"pears": [Question("pears", "8", STORY)]}
+    other = {"pears": [BenchmarkQuestion("pears", "8", STORY)]}
     assert look(rows, "b", other) == set() and loads == ["a", "b"]
     assert look([*rows, rows[0]], "b", KNOWN) == {0, 1}
     assert look(rows, "c", {"pears": []}) == set(), "the benchmark could not be loaded"
@@ -220,7 +220,7 @@ def questions_of(path):
 def test_alpaca_files_share_rows_and_the_second_loses_them(real_data, tmp_path):
     names = ("alpaca_en_first10k.jsonl.gz", "alpaca_5000_subset.jsonl.gz")
     rows = read_sft([Source(str(real_data / "sft" / name)) for name in names], on_error="drop")
-    kept = without_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
+    kept = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
     dropped = adds_up(kept)
     assert dropped[1]["exact duplicate"] > 900
     assert all(d["of"].startswith(str(real_data)) for d in read_jsonl(tmp_path / "d.jsonl"))

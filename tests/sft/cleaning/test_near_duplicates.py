@@ -6,7 +6,7 @@ import random
 import pytest
 
 from sft.cleaning.near_duplicates import near_duplicates, row_text
-from sft.cleaning.ngrams import normal_form, window_hashes
+from sft.cleaning.ngrams import ngram_hashes, normal_form
 from sft.config.sections import Source
 from sft.data.sources import read_sft
 
@@ -18,10 +18,10 @@ def test_hashes_are_equal_exactly_where_windows_are(alphabet, size):
     texts = ["".join(rng.choice(alphabet) for _ in range(rng.randint(0, 60))) for _ in range(40)]
     by_window, by_hash = {}, {}
     for text in texts:
-        hashes = window_hashes(text, size=size).tolist()
-        windows = [text[i : i + size] for i in range(len(text) - size + 1)]
-        assert len(hashes) == len(windows)
-        for window, value in zip(windows, hashes, strict=True):
+        hashes = ngram_hashes(text, size=size).tolist()
+        ngrams = [text[i : i + size] for i in range(len(text) - size + 1)]
+        assert len(hashes) == len(ngrams)
+        for window, value in zip(ngrams, hashes, strict=True):
             assert by_window.setdefault(window, value) == value, "one window, one hash"
             assert by_hash.setdefault(value, window) == window, "one hash, one window"
 
@@ -47,12 +47,12 @@ def test_finds_what_comparing_all_pairs_finds(threshold):
     texts += [edited(rng, text, rng.randint(0, 5)) for text in texts]
     rng.shuffle(texts)
 
-    def windows(text):
+    def ngrams(text):
         normal = normal_form(text)
         return {normal[i : i + 8] for i in range(len(normal) - 7)}
 
     def overlap(a, b):
-        return len(windows(a) & windows(b)) / len(windows(a) | windows(b))
+        return len(ngrams(a) & ngrams(b)) / len(ngrams(a) | ngrams(b))
 
     expected, kept = {}, []
     for row, text in enumerate(texts):

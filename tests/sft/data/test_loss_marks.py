@@ -12,7 +12,7 @@ from sft.config.sections import Source
 from sft.data.prompts import read_prompts
 from sft.data.sources import read_sft
 from sft.errors import UserError
-from sft.tokenization.truncation import encode_within
+from sft.tokenization.truncation import encode_and_split
 
 TEXTS = ["one?", "ONE", "two?", "TWO", "three?", "THREE"]
 ROLES = ["user", "assistant"] * 3
@@ -139,7 +139,7 @@ def test_pieces_of_a_long_chat_keep_their_marks(tmp_path):
     (row,) = read(tmp_path, {"messages": chat(m1={"weight": 0})}).rows
     tokenizer = make_tiny_tokenizer()
     ensure_template(tokenizer)
-    found = list(encode_within(tokenizer, [row], turns="all", split_at=40))
+    found = list(encode_and_split(tokenizer, [row], turns="all", split_at=40))
     assert [[m["content"] for m in piece["messages"]] for piece, _ in found] == [
         TEXTS[2:4],
         TEXTS[4:],
@@ -152,7 +152,7 @@ def test_a_row_for_each_turn_leaves_out_the_marked_ones(tmp_path):
     ensure_template(tokenizer)
     for marked, expected in (("m1", [TEXTS[:4], TEXTS]), ("m3", [TEXTS[:2], TEXTS])):
         (row,) = read(tmp_path, {"messages": chat(**{marked: {"weight": 0}})}).rows
-        found = list(encode_within(tokenizer, [row], turns="each", split_at=None))
+        found = list(encode_and_split(tokenizer, [row], turns="each", split_at=None))
         assert [[m["content"] for m in one["messages"]] for one, _ in found] == expected
         assert [encoded.untrained_turns for _, encoded in found] == [0, 1]
         for one, encoded in found:

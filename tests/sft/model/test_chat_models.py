@@ -5,7 +5,7 @@ from tiny_models import make_tiny_model
 from transformers import GenerationConfig
 
 from sft.chat_template.template import ensure_template
-from sft.chat_template.turn_end import find_ending
+from sft.chat_template.turn_end import find_turn_end
 from sft.model.chat_models import is_chat_model
 
 
@@ -19,7 +19,7 @@ def test_a_chat_model_stops_where_its_own_template_ends_a_turn(
 ):
     plain = tiny_tokenizer.chat_template
     ensure_template(tiny_tokenizer)
-    turn = find_ending(tiny_tokenizer).ids[0]
+    turn = find_turn_end(tiny_tokenizer).ids[0]
     document = next(i for i in (0, 1, 2, 3) if i != turn)
     ids = {"turn": turn, "document": document, "both": [document, turn]}[stops]
     if not template:

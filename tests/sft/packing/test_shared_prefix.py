@@ -15,7 +15,7 @@ from sft.packing.layout import lay_out, unshared
 from sft.packing.logprobs import enable_scoring, log_probs, sequence_sums
 from sft.packing.shared_prefix import share_prefixes
 from sft.planning.budget import chats_workload
-from sft.tokenization.truncation import encode_within
+from sft.tokenization.truncation import encode_and_split
 from sft.training.micro_batches import chat_document
 
 
@@ -84,7 +84,7 @@ def rows(tiny_tokenizer):
         }
         for c, turns in (("a", 3), ("b", 1), ("c", 4))
     ]
-    found = encode_within(tiny_tokenizer, chats, turns="each", split_at=None)
+    found = encode_and_split(tiny_tokenizer, chats, turns="each", split_at=None)
     return Dataset.from_list(
         [
             {"origin": chat["origin"], "input_ids": one.input_ids, "trained": one.trained}
@@ -147,7 +147,7 @@ def test_real_chats_take_fewer_tokens_and_train_the_same(real_data):
     path = str(real_data / "sft/medicalgpt_sharegpt_zh_1k.jsonl.gz")
     chats = read_sft([Source(path=path, kind="k")], on_error="drop").rows[:100]
     tokenizer = make_tokenizer(THINKING)
-    found = encode_within(tokenizer, chats, turns="each", split_at=None)
+    found = encode_and_split(tokenizer, chats, turns="each", split_at=None)
     rows = Dataset.from_list(
         [
             {"origin": chat["origin"], "input_ids": one.input_ids, "trained": one.trained}

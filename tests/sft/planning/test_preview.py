@@ -8,12 +8,12 @@ from chat_templates import CHATML, ONE, TWO
 
 from recipes.preview import main
 from sft.chat_template.encoding import encode_chat
-from sft.planning.highlight import bracketed, coloured, marking
+from sft.planning.highlight import bracketed, colored, marking
 
 
 def test_preview_colors_what_is_trained(tiny_tokenizer):
     tiny_tokenizer.chat_template = CHATML
-    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in coloured(
+    assert "\x1b[32mHello you<|im_end|>\x1b[0m" in colored(
         tiny_tokenizer, encode_chat(tiny_tokenizer, ONE)
     )
 
@@ -24,7 +24,7 @@ def test_colors_are_for_terminals_that_want_them(monkeypatch):
             return True
 
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert marking(Terminal()) == (coloured, "green")
+    assert marking(Terminal()) == (colored, "green")
     assert marking(io.StringIO())[0] is bracketed
     monkeypatch.setenv("NO_COLOR", "1")
     assert marking(Terminal())[0] is bracketed

@@ -12,7 +12,7 @@ from files import ROOT
 from rich.table import Table
 
 from sft.chat_template.encoding import EncodedChat
-from sft.planning.highlight import coloured
+from sft.planning.highlight import colored
 from sft.run.terminal import SafeConsole, SafeStream, visible
 
 # A new title, a cleared screen, a color, a line written over, C1, a direction, half a character.
@@ -115,7 +115,7 @@ def test_a_terminal_too_narrow_breaks_no_figure_and_leaves_no_column_out(monkeyp
 
 def test_a_token_cannot_look_trained_by_its_own_colors(tiny_tokenizer):
     ids = tiny_tokenizer("\x1b[32mhi\x1b[0m")["input_ids"]
-    assert coloured(tiny_tokenizer, EncodedChat(ids, [False] * len(ids))) == (
+    assert colored(tiny_tokenizer, EncodedChat(ids, [False] * len(ids))) == (
         "\x1b[2m␛[32mhi␛[0m\x1b[0m"
     )
 

@@ -11,7 +11,7 @@ import transformers
 from datasets import Dataset, concatenate_datasets
 
 from sft.chat_template.template import ensure_template
-from sft.cleaning.decontamination import Benchmarks, Question
+from sft.cleaning.decontamination import BenchmarkQuestion, Benchmarks
 from sft.config.sections import DataSection, LoraSection, ModelSection, Preset, Source
 from sft.context import RunContext
 from sft.data.mixture import take_count, take_share
@@ -118,7 +118,7 @@ LONG = "Which bird follows the fishing boats of the northern islands out to sea 
 
 
 def known(text):
-    return Benchmarks(key=text, load=lambda: {"birds": [Question("birds", "1", text)]})
+    return Benchmarks(key=text, load=lambda: {"birds": [BenchmarkQuestion("birds", "1", text)]})
 
 
 CHANGES = {

@@ -16,10 +16,10 @@ from sft.tokenization.row_checks import (
     Checked,
     Rules,
     Tally,
+    check_no_broken_rules,
     check_row,
     check_rows,
     mix_table,
-    refuse_broken,
     stage_table,
     total,
 )
@@ -94,14 +94,14 @@ def test_broken_rows_stop_with_counts_and_first_places():
         [table(row("data/f.jsonl:1"), *bad), table(row("g:1", GOOD[1:], MASK[1:]))], rules=RULES
     )
     with pytest.raises(UserError) as stopped:
-        refuse_broken(checked.broken, where="sft_all")
+        check_no_broken_rules(checked.broken, where="sft_all")
     sentence = str(stopped.value)
     assert "5 where nothing in it is trained" in sentence
     assert "(first: data/f.jsonl:2, data/f.jsonl:3, data/f.jsonl:4)" in sentence
     assert "1 where it does not begin with 1 BOS" in sentence and "g:1" in sentence
     assert "\n" not in sentence
-    refuse_broken({}, where="sft_all")
-    refuse_broken({"a rule": []}, where="sft_all")
+    check_no_broken_rules({}, where="sft_all")
+    check_no_broken_rules({"a rule": []}, where="sft_all")
 
 
 def shown(renderable):

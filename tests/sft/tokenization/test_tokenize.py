@@ -11,7 +11,7 @@ import sft.tokenization.tokenize
 from sft.chat_template.encoding import encode_chat
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
-from sft.tokenization.tokenize import encode_part, write_token_rows
+from sft.tokenization.tokenize import encode_chunk, write_token_rows
 
 OPTIONS = {"turns": "all", "split_at": None}
 
@@ -81,9 +81,9 @@ def test_other_processes_do_the_work_where_it_is_shared(tokenizer, tmp_path, mon
 
     def encode(*args, **kwargs):
         (workers / str(os.getpid())).touch()
-        return encode_part(*args, **kwargs)
+        return encode_chunk(*args, **kwargs)
 
-    monkeypatch.setattr(sft.tokenization.tokenize, "encode_part", encode)
+    monkeypatch.setattr(sft.tokenization.tokenize, "encode_chunk", encode)
     chats = [chat(i) for i in range(30)]
     write_token_rows(chats, tokenizer, tmp_path / "a", on_error="stop", **OPTIONS)
     assert {p.name for p in workers.iterdir()}.isdisjoint({str(os.getpid())})

@@ -13,7 +13,7 @@ from sft.config.sections import Source
 from sft.data.sources import read_sft
 from sft.errors import UserError
 from sft.tokenization.row_checks import Rules, check_row
-from sft.tokenization.truncation import count_turns, encode_within, fit_row, split_rounds
+from sft.tokenization.truncation import count_turns, encode_and_split, split_rounds, truncate_row
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 END = 9
@@ -30,12 +30,12 @@ def chat(*texts, system=None):
 def test_docstring_example():
     row = EncodedChat([1, 2, 3, 4, END], [False, False, True, True, True])
     for policy in ("drop", "split"):
-        assert fit_row(row, max_length=4, too_long=policy, bos=None) == []
-        (whole,) = fit_row(row, max_length=5, too_long=policy, bos=None)
+        assert truncate_row(row, max_length=4, too_long=policy, bos=None) == []
+        (whole,) = truncate_row(row, max_length=5, too_long=policy, bos=None)
         assert (whole.input_ids, whole.cut) == (row.input_ids, False)
-    (cut,) = fit_row(row, max_length=4, too_long="truncate", bos=None)
+    (cut,) = truncate_row(row, max_length=4, too_long="truncate", bos=None)
     assert (cut.input_ids, cut.trained, cut.cut) == ([1, 2, 3, 4], [0, 0, 1, 1], True)
-    assert fit_row(row, max_length=2, too_long="truncate", bos=None) == [], "never to empty"
+    assert truncate_row(row, max_length=2, too_long="truncate", bos=None) == [], "never to empty"
 
 
 # Rows of several turns: prompts of ids 1 to 3, answers of 4 to 6 that end with END.
@@ -56,7 +56,9 @@ def test_truncation_keeps_a_prefix_and_invents_no_ending(turns, length):
     for asked, said in turns:
         ids += [*asked, *said, END]
         trained += [False] * len(asked) + [True] * (len(said) + 1)
-    fitted = fit_row(EncodedChat(ids, trained), max_length=length, too_long="truncate", bos=None)
+    fitted = truncate_row(
+        EncodedChat(ids, trained), max_length=length, too_long="truncate", bos=None
+    )
     if not any(trained[:length]):
         assert fitted == []
         return
@@ -76,7 +78,7 @@ def test_truncation_keeps_a_prefix_and_invents_no_ending(turns, length):
 def test_windows_of_a_text_train_every_token_once(bos, size, length):
     ids = ([bos] if bos else []) + [100 + i for i in range(length)] + [END]
     row = EncodedChat(ids, [False] + [True] * (len(ids) - 1))
-    pieces = fit_row(row, max_length=size, too_long="split", bos=bos)
+    pieces = truncate_row(row, max_length=size, too_long="split", bos=bos)
     trained = [
         token
         for piece in pieces
@@ -113,7 +115,7 @@ def test_a_split_chat_says_each_answer_once_after_its_system_turn(
     ensure_template(tiny_tokenizer)
     texts = [t for i, n in enumerate(lengths) for t in (f"q{i}", chr(ord("a") + i) * n)]
     row = {"messages": chat(*texts, system=system), "origin": "f:1", "kind": "k"}
-    found = list(encode_within(tiny_tokenizer, [row], turns="all", split_at=size))
+    found = list(encode_and_split(tiny_tokenizer, [row], turns="all", split_at=size))
     said = [m["content"] for piece, _ in found for m in piece["messages"] if m["role"] != "system"]
     assert said == texts
     whole = encode_chat(tiny_tokenizer, row["messages"])
@@ -132,7 +134,7 @@ def test_a_split_chat_says_each_answer_once_after_its_system_turn(
 def test_where_the_last_answer_alone_is_trained_the_last_piece_alone_is_kept(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     row = {"messages": chat("a", "b" * 50, "c", "d" * 50), "origin": "f:1", "kind": "k"}
-    ((piece, encoded),) = encode_within(tiny_tokenizer, [row], turns="last", split_at=100)
+    ((piece, encoded),) = encode_and_split(tiny_tokenizer, [row], turns="last", split_at=100)
     assert [m["content"] for m in piece["messages"]] == ["c", "d" * 50]
     assert sum(encoded.trained) == 51
 
@@ -140,7 +142,9 @@ def test_where_the_last_answer_alone_is_trained_the_last_piece_alone_is_kept(tin
 def test_texts_and_bad_rows_pass_in_their_places(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     rows = [{"text": "x" * 99}, {"messages": chat("a")}, {"messages": chat("a", "b")}]
-    (_, text), (_, bad), (_, good) = encode_within(tiny_tokenizer, rows, turns="all", split_at=50)
+    (_, text), (_, bad), (_, good) = encode_and_split(
+        tiny_tokenizer, rows, turns="all", split_at=50
+    )
     assert len(text.input_ids) == 100 and text.input_ids[-1] == tiny_tokenizer.eos_token_id
     assert text.trained == [False] + [True] * 99
     assert isinstance(bad, UserError)
@@ -160,7 +164,7 @@ def test_each_turn_has_a_row_with_the_prompt_that_it_is_generated_from(tiny_toke
         {"messages": messages, "origin": "f:1", "kind": "k"},
         {"text": "plain", "origin": "f:2", "kind": "k"},
     ]
-    found = list(encode_within(tiny_tokenizer, rows, turns="each", split_at=None))
+    found = list(encode_and_split(tiny_tokenizer, rows, turns="each", split_at=None))
     assert [row["origin"] for row, _ in found] == ["f:1", "f:1", "f:1", "f:2"]
     for (_, encoded), end in zip(found, (3, 5, 7), strict=False):
         prompt = encode_prompt(tiny_tokenizer, messages[: end - 1])
@@ -181,7 +185,7 @@ def test_of_each_turn_those_that_the_template_cannot_write_last_are_counted(tiny
     )
     ensure = {"origin": "f:1", "kind": "k"}
     rows = [{"messages": chat("a", "b", "c", "d"), **ensure}, {"messages": chat("a"), **ensure}]
-    (_, kept), (_, bad) = encode_within(tiny_tokenizer, rows, turns="each", split_at=None)
+    (_, kept), (_, bad) = encode_and_split(tiny_tokenizer, rows, turns="each", split_at=None)
     assert kept.untrained_turns == 1 and isinstance(bad, UserError)
 
 
@@ -193,7 +197,7 @@ def test_all_turns_of_real_tool_calls_are_trained(real_data):
     tokenizer = make_tokenizer(WITH_CALLS)
 
     def counts(turns):
-        encoded = [e for _, e in encode_within(tokenizer, rows, turns=turns, split_at=None)]
+        encoded = [e for _, e in encode_and_split(tokenizer, rows, turns=turns, split_at=None)]
         trained = sum(count_turns(row.trained) for row in encoded)
         return len(encoded), trained, sum(row.untrained_turns for row in encoded)
 
