@@ -25,6 +25,7 @@ from sft.run.stage_facts import StageFacts
 from sft.training.micro_batches import Layout, in_passes
 from sft.training.trainer import (
     PackedTrainer,
+    TrainingStage,
     make_trainer,
     run_training,
     training_arguments,
@@ -180,7 +181,8 @@ def train_dpo(
         label: names the progress bar.
     """
     placement = context.placement
-    args, schedule = training_arguments(
+    stage = TrainingStage(section, context, folder, label)
+    arguments = training_arguments(
         DPOConfig,
         section,
         folder=folder,
@@ -202,20 +204,16 @@ def train_dpo(
         trainer = make_trainer(
             DpoTrainer,
             model,
-            args,
+            arguments,
             rows,
+            stage=stage,
             filler={"weight": 0.0},
             collate=collate_pairs,
-            schedule=schedule,
-            section=section,
-            context=context,
-            folder=folder,
-            label=label,
         )
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
         model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
-    return run_training(trainer, model, context=context, folder=folder, label=label)
+    return run_training(trainer, model, stage=stage)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,24 @@ from sft.training.resumable import GuardedTrainer
 from sft.training.throughput import Meter, matrix_peak
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """One training stage: its options, its run, its folder and the name that its log lines have."""
+
+    section: SftStage | DpoStage
+    context: RunContext
+    folder: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class StageArguments:
+    """Upstream's arguments of a stage, and our learning-rate schedule where the stage names one."""
+
+    upstream: Any  # a `TrainingArguments` of transformers or trl
+    schedule: functools.partial | None
 
 
 class PackedTrainer(GuardedTrainer):
@@ -189,10 +208,10 @@ def training_arguments(
     placement: Placement,
     seed: int = 0,
     **decided: Any,
-) -> tuple[Any, functools.partial | None]:
-    """Upstream's arguments for a stage, and our schedule where the stage names one.
+) -> StageArguments:
+    """Return the arguments that a stage trains with.
 
-    Called once with any folder before models are loaded, so that refusals come early.
+    It is also called before any model is loaded, with any folder, to refuse wrong options early.
 
     Raises:
         UserError: `train_batch_size` does not divide over devices and micro-batches, upstream
@@ -237,7 +256,7 @@ def training_arguments(
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder.name}: {' '.join(str(error).split())}") from None
     check_options(args, schedule, stage=folder.name.replace("-", "_"))
-    return args, schedule
+    return StageArguments(args, schedule)
 
 
 @contextmanager
@@ -257,35 +276,31 @@ def kept_dtypes(model: Any) -> Iterator[None]:
 def make_trainer(
     kind: Any,
     model: Any,
-    args: TrainingArguments,
+    arguments: StageArguments,
     rows: Dataset,
     *,
+    stage: TrainingStage,
     filler: dict[str, Any],
     collate: Callable[..., Any],
-    schedule: functools.partial | None,
-    section: SftStage | DpoStage,
-    context: RunContext,
-    folder: Path,
-    label: str,
 ) -> Any:
-    """A trainer over these rows, with a judge of its steps that puts bad ones on record.
+    """Return a trainer over these rows whose steps are checked for divergence.
 
     Args:
-        kind: a class of `PackedTrainer`.
-        filler: what makes of the first row one that counts for nothing, to fill up the last step.
+        kind: a subclass of `PackedTrainer`.
+        filler: the columns in which a row that fills up the last step, without any weight in the
+            loss, differs from the first row.
         collate: makes a micro-batch of rows, given their `layout`.
     """
+    section, tokenizer = stage.section, stage.context.tokenizer
     layout = Layout.of(model, packing=section.packing)
-    rows = rows.add_column(
-        PLACE, list(range(len(rows)))
-    )  # see `sft.training.divergence.with_places`
+    rows = rows.add_column(PLACE, list(range(len(rows))))  # `with_places` takes it off again
     filler = rows[0] | filler | {PLACE: -1}
     with kept_dtypes(model):
         trainer = kind(
             model=model,
-            args=args,
+            args=arguments.upstream,
             train_dataset=fill_last_step(rows, filler, train_batch_size=section.train_batch_size),
-            processing_class=context.tokenizer,
+            processing_class=tokenizer,
             data_collator=functools.partial(
                 with_places, collate=functools.partial(collate, layout=layout)
             ),
@@ -293,19 +308,24 @@ def make_trainer(
     disable_router_logits(model)
 
     def describe(place: int) -> dict[str, Any]:
-        return row_facts(rows[place], place=place, tokenizer=context.tokenizer)
+        return row_facts(rows[place], place=place, tokenizer=tokenizer)
 
-    trainer.schedule = schedule
+    trainer.schedule = arguments.schedule
     if len(trainer.train_dataset) > len(rows):
         trainer.filled_from = len(rows)
-    trainer.watch = StepWatch(folder, label=label, limits=context.limits, describe=describe)
+    trainer.watch = StepWatch(
+        stage.folder, label=stage.label, limits=stage.context.limits, describe=describe
+    )
     return trainer
 
 
-def run_training(
-    trainer: Any, model: Any, *, context: RunContext, folder: Path, label: str
-) -> StageFacts:
-    """Train `model` with its trainer to the end, from the last good checkpoint if there is one."""
+def run_training(trainer: Any, model: Any, *, stage: TrainingStage) -> StageFacts:
+    """Train `model` to the end of its stage, from the last intact checkpoint if there is one.
+
+    Raises:
+        UserError: the last loss is not finite.
+    """
+    context, folder, label = stage.context, stage.folder, stage.label
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StageLog(folder / "log.jsonl", label=label, trackers=context.trackers))
     device = trainer.args.device
@@ -354,7 +374,8 @@ def train_sft(
         folder: where checkpoints and log.jsonl go.
         label: names the progress bar.
     """
-    args, schedule = training_arguments(
+    stage = TrainingStage(section, context, folder, label)
+    arguments = training_arguments(
         SFTConfig,
         section,
         folder=folder,
@@ -366,14 +387,10 @@ def train_sft(
     trainer = make_trainer(
         SftTrainer,
         model,
-        args,
+        arguments,
         rows,
+        stage=stage,
         filler={"input_ids": [context.tokenizer.eos_token_id], "trained": [False]} | plain,
         collate=collate_chats,
-        schedule=schedule,
-        section=section,
-        context=context,
-        folder=folder,
-        label=label,
     )
-    return run_training(trainer, model, context=context, folder=folder, label=label)
+    return run_training(trainer, model, stage=stage)
