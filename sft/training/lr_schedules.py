@@ -56,18 +56,22 @@ def multi_step(
 def warmup_stable_decay(
     step: int, *, total_steps: int, warmup_steps: int = 0, decay: float = 0.1, final: float = 0.0
 ) -> float:
-    """Warm-up, a plateau, then linear to `final` over the last share `decay` of all steps."""
+    """Warm-up, a plateau, then linear to `final` over the last share `decay` of all steps.
+
+    Upstream's schedule of this name warms up from `min_lr_ratio` instead of 0 and counts decay in
+    steps, so its numbers differ where `final` is above 0.
+    """
     decay_steps = max(1, math.ceil(decay * total_steps))
     left = min(1.0, max(0.0, (total_steps - step) / decay_steps))
     return warmup(step, warmup_steps=warmup_steps) * (final + (1 - final) * left)
 
 
-def cosine(step: int, *, total_steps: int, warmup_steps: int = 0, final: float = 0.0) -> float:
-    """Warm-up, then half a cosine from 1 down to `final` at the last step."""
-    if step < warmup_steps:
-        return warmup(step, warmup_steps=warmup_steps)
-    share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+def as_upstream(name: str | None, options: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """Translate `cosine` with our option `final` into upstream's `cosine_with_min_lr`."""
+    if name == "cosine" and isinstance(options, Mapping) and "final" in options:
+        rest = {key: value for key, value in options.items() if key != "final"}
+        return "cosine_with_min_lr", {"min_lr_rate": options["final"]} | rest
+    return name, options
 
 
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # of upstream's
@@ -75,5 +79,4 @@ WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # of upstream's
 SCHEDULES: dict[str, Callable[..., float]] = {
     "multi_step": multi_step,
     "warmup_stable_decay": warmup_stable_decay,
-    "cosine": cosine,
 }

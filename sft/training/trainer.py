@@ -32,7 +32,7 @@ from sft.run.stage_facts import StageFacts, smoothed_losses
 from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
 from sft.training.eval_callbacks import EpochEvalCallback
 from sft.training.loop_callback import LoopProbeCallback
-from sft.training.lr_schedules import SCHEDULES, long_warmup
+from sft.training.lr_schedules import SCHEDULES, as_upstream, long_warmup
 from sft.training.micro_batches import Layout, collate_chats
 from sft.training.optimizer import check_options
 from sft.training.progress_log import StageLog
@@ -222,16 +222,18 @@ def training_arguments(
     for name in ("checkpointing", "checkpointing_kwargs"):  # trl's, deprecated in transformers
         if f"gradient_{name}" in options:
             options[f"activation_{name}"] = options.pop(f"gradient_{name}")
-    if options.get("lr_scheduler_type") in SCHEDULES:
-        chosen = SCHEDULES[options.pop("lr_scheduler_type")]
-        given = options.pop("lr_scheduler_kwargs", None) or {}
-        if not isinstance(given, dict):
-            raise UserError(
-                f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
-                "{name: value, ...}, or remove it"
-            )
-        schedule = functools.partial(chosen, **given)
+    name, given = options.get("lr_scheduler_type"), options.get("lr_scheduler_kwargs") or {}
+    if name in (*SCHEDULES, "cosine") and not isinstance(given, dict):
+        raise UserError(
+            f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
+            "{name: value, ...}, or remove it"
+        )
+    if name in SCHEDULES:
+        schedule = functools.partial(SCHEDULES[name], **given)
+        options.pop("lr_scheduler_kwargs", None)
         options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
+    elif name == "cosine":
+        options["lr_scheduler_type"], options["lr_scheduler_kwargs"] = as_upstream(name, given)
     if section.train_batch_size:
         processes = PartialState().num_processes
         micro = check_batch(folder.name, section, processes=processes)

@@ -61,6 +61,9 @@ def test_looks_divide_a_stage_and_leave_its_end_to_the_measure():
     assert look_steps(2, checks=3) == [0, 1]
 
 
+UNTIMED = Limits(loop_budget=0)
+
+
 @pytest.fixture
 def rows():
     lot = torch.Generator().manual_seed(0)
@@ -68,7 +71,7 @@ def rows():
     return Dataset.from_list([{"input_ids": i, "trained": [j > 1 for j in range(20)]} for i in ids])
 
 
-def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, budget=0, **options):
+def train(rows, tokenizer, folder, rates=None, *, limits=UNTIMED, probe=None, **options):
     """`rates` are what the probe finds, by step."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(3)
@@ -86,7 +89,7 @@ def train(rows, tokenizer, folder, rates=None, *, limits=None, probe=None, budge
     section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
     context = RunContext(
         *(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
-        limits=replace(limits or Limits(), loop_budget=budget),
+        limits=limits,
         loop_probe=probe or (found if rates else None),
     )
     train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
@@ -127,7 +130,9 @@ def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
         assert (entry["step"], entry["action"], len(entry["rows"])) == (4, "stopped", 8)
         assert [row["step"] for row in read_rows(run / FILE)] == [0, 2, 4]
         assert max(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*")) == 3
-    on = train(rows, tiny_tokenizer, run, LOOPING, limits=Limits(loop_rise=0), save_steps=1)
+    on = train(
+        rows, tiny_tokenizer, run, LOOPING, limits=replace(UNTIMED, loop_rise=0), save_steps=1
+    )
     same(plain, on)
     assert [row["step"] for row in read_rows(run / FILE)] == LOOKS
 
@@ -139,7 +144,9 @@ def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
     monkeypatch.setattr(SftTrainer, "stops_at_loops", stops)
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
     with caplog.at_level(logging.WARNING):
-        warned = train(rows, tiny_tokenizer, tmp_path / "run", LOOPING, limits=Limits(skip=skip))
+        warned = train(
+            rows, tiny_tokenizer, tmp_path / "run", LOOPING, limits=replace(UNTIMED, skip=skip)
+        )
     same(plain, warned)
     (entry,) = read_jsonl(tmp_path / "run" / RECORD)
     assert (entry["step"], entry["action"]) == (4, "warned")
@@ -161,7 +168,12 @@ def test_looks_take_no_more_than_their_share_of_the_stage(rows, tiny_tokenizer, 
                 raise OutOfTime
         return {"repetition": {"rate": 0.1, "n": 24}}
 
-    same(plain, train(rows, tiny_tokenizer, tmp_path / "run", probe=endless, budget=0.05))
+    same(
+        plain,
+        train(
+            rows, tiny_tokenizer, tmp_path / "run", probe=endless, limits=Limits(loop_budget=0.05)
+        ),
+    )
     assert [row["step"] for row in read_rows(tmp_path / "run" / FILE)] == [0]
     (first, second) = given  # what is left after the one that was given up is nothing
     assert first == (0, math.inf) and second[0] == 2 and second[1] < 60

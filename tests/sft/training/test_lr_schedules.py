@@ -1,5 +1,6 @@
 """Hand-computed values, and agreement with transformers where it has the same schedule."""
 
+import math
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import TrainingArguments, get_cosine_schedule_with_warmup, get
 
 from sft.training.lr_schedules import (
     SCHEDULES,
-    cosine,
+    as_upstream,
     count_warmup,
     long_warmup,
     multi_step,
@@ -32,18 +33,23 @@ def test_warmup_stable_decay(step, factor):
     assert value == pytest.approx(factor)
 
 
-def test_cosine_equals_transformers_at_every_step():
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_cosine_is_upstreams_and_ends_at_final(final):
+    name, options = as_upstream("cosine", {"final": final})
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    upstream = get_cosine_schedule_with_warmup(optimizer, 7, 50)
+    found = get_scheduler(name, optimizer, 7, 50, options).lr_lambdas[0]
     for step in range(51):
-        assert cosine(step, total_steps=50, warmup_steps=7) == pytest.approx(
-            upstream.get_last_lr()[0], abs=1e-12
-        )
-        optimizer.step()
-        upstream.step()
+        share = max(0, step - 7) / 43
+        falling = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+        assert found(step) == (step / 7 if step < 7 else falling)
+    plain = get_cosine_schedule_with_warmup(optimizer, 7, 50).lr_lambdas[0]
+    assert final or [*map(plain, range(51))] == [*map(found, range(51))]
+    assert as_upstream("cosine", {}) == ("cosine", {})
 
 
-@pytest.mark.parametrize("name", [*SCHEDULES, "linear", "constant_with_warmup", "constant"])
+@pytest.mark.parametrize(
+    "name", [*SCHEDULES, "cosine", "linear", "constant_with_warmup", "constant"]
+)
 @pytest.mark.parametrize("steps", [2, 3, 10])
 @pytest.mark.parametrize("given", [0, 0.1, 0.9, 0.99, 1, 2, 3, 9, 10, 11, 500])
 def test_a_warm_up_that_leaves_the_peak_out_of_reach_is_said(name, steps, given):

@@ -53,7 +53,7 @@ def rows():
 
 
 @pytest.mark.parametrize(
-    ("micro", "packing", "attention", "pass_tokens"),
+    "layout",
     [
         (8, True, "sdpa", 2048),
         (2, True, "documents", 2048),
@@ -65,8 +65,9 @@ def rows():
     ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
-    rows, tiny_tokenizer, tmp_path, monkeypatch, micro, packing, attention, pass_tokens
+    rows, tiny_tokenizer, tmp_path, monkeypatch, layout
 ):
+    micro, packing, attention, pass_tokens = layout
     facts, usual, _ = train(rows, tiny_tokenizer, tmp_path / "a")
     monkeypatch.setattr("sft.packing.logprobs.CPU_BATCH_TOKENS", 2 * pass_tokens)
     apart = attention == "apart"  # a row for each, as for layers that carry something over
