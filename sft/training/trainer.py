@@ -222,7 +222,8 @@ def training_arguments(
     for name in ("checkpointing", "checkpointing_kwargs"):  # trl's, deprecated in transformers
         if f"gradient_{name}" in options:
             options[f"activation_{name}"] = options.pop(f"gradient_{name}")
-    name, given = options.get("lr_scheduler_type"), options.get("lr_scheduler_kwargs") or {}
+    name: Any = options.get("lr_scheduler_type")
+    given = options.get("lr_scheduler_kwargs") or {}
     if name in (*SCHEDULES, "cosine") and not isinstance(given, dict):
         raise UserError(
             f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
