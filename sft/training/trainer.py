@@ -222,19 +222,19 @@ def training_arguments(
     for name in ("checkpointing", "checkpointing_kwargs"):  # trl's, deprecated in transformers
         if f"gradient_{name}" in options:
             options[f"activation_{name}"] = options.pop(f"gradient_{name}")
-    name: Any = options.get("lr_scheduler_type")
+    kind: Any = options.get("lr_scheduler_type")
     given = options.get("lr_scheduler_kwargs") or {}
-    if name in (*SCHEDULES, "cosine") and not isinstance(given, dict):
+    if kind in (*SCHEDULES, "cosine") and not isinstance(given, dict):
         raise UserError(
-            f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
+            f"{folder.kind}: lr_scheduler_kwargs={given!r} is no mapping; give "
             "{name: value, ...}, or remove it"
         )
-    if name in SCHEDULES:
-        schedule = functools.partial(SCHEDULES[name], **given)
+    if kind in SCHEDULES:
+        schedule = functools.partial(SCHEDULES[kind], **given)
         options.pop("lr_scheduler_kwargs", None)
         options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
-    elif name == "cosine":
-        options["lr_scheduler_type"], options["lr_scheduler_kwargs"] = as_upstream(name, given)
+    elif kind == "cosine":
+        options["lr_scheduler_type"], options["lr_scheduler_kwargs"] = as_upstream(kind, given)
     if section.train_batch_size:
         processes = PartialState().num_processes
         micro = check_batch(folder.name, section, processes=processes)
