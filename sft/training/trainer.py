@@ -226,7 +226,7 @@ def training_arguments(
     given = options.get("lr_scheduler_kwargs") or {}
     if kind in (*SCHEDULES, "cosine") and not isinstance(given, dict):
         raise UserError(
-            f"{folder.kind}: lr_scheduler_kwargs={given!r} is no mapping; give "
+            f"{folder.name}: lr_scheduler_kwargs={given!r} is no mapping; give "
             "{name: value, ...}, or remove it"
         )
     if kind in SCHEDULES:
