@@ -1,0 +1,40 @@
+"""Set up the tests of the vLLM backend, with the stand-in or with the real vLLM.
+
+TRUING_VLLM_PYTHON, a Python that has vLLM, replaces the stand-in by the real one. Its draws differ:
+sampled answers are then not compared.
+"""
+
+import os
+
+import pytest
+from files import ROOT
+
+from eval.backends.vllm_backend import find_vllm
+from sft.config.sections import EvalSection, ModelSection, Preset
+from sft.context import RunContext
+from sft.model.placement import choose_placement
+
+REAL = os.environ.get("TRUING_VLLM_PYTHON")
+SECTION = EvalSection(backend="vllm", vllm_python=REAL)
+draws_as_ours = pytest.mark.skipif(bool(REAL), reason="vLLM draws its own numbers")
+
+
+def on_path(patch, folder):
+    """Let a Python that is started from here find the packages in `folder`."""
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    find_vllm.cache_clear()
+
+
+def context_of(folder, tokenizer, **changes):
+    preset = Preset(model=ModelSection(str(folder), dtype="float32"), **changes)
+    placement = choose_placement(preset.model)
+    return RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
+
+
+def fake_package(folder, source, *, device="''"):
+    """A `vllm` of a few lines, where nothing is computed."""
+    package = folder / "vllm"
+    package.mkdir()
+    (package / "__init__.py").write_text(source)
+    (package / "platforms.py").write_text(f"class current_platform:\n    device_type = {device}\n")
+    return folder
