@@ -1,6 +1,6 @@
 """Loop detection in token ids: the period, the number of copies and where the loop begins."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +36,7 @@ def find_loop(
     tail = list(token_ids)[::-1]
     n = len(tail)
     longest = n // MIN_COPIES if cap is None else min(cap // copies, n - 1)
-    agree = [0] * (longest + 1)
-    left = right = 0
-    for period in range(1, longest + 1):
-        length = min(right - period, agree[period - left]) if period < right else 0
-        while period + length < n and tail[length] == tail[period + length]:
-            length += 1
-        agree[period] = length
-        if period + length > right:
-            left, right = period, period + length
+    for period, length in prefix_matches(tail, longest=longest):
         covered = period + length
         start = n - covered
         if cap is None:
@@ -54,6 +46,24 @@ def find_loop(
         if enough:
             return Loop(period, covered // period, start)
     return None
+
+
+def prefix_matches(items: Sequence[Any], *, longest: int) -> Iterator[tuple[int, int]]:
+    """Yield (i, how many items from i on equal the first ones) for i from 1 to `longest`.
+
+    The Z-function (Gusfield 1997, section 1.4): linear in the number of items.
+    """
+    n = len(items)
+    matches = [0] * (longest + 1)
+    left = right = 0  # the match that reaches furthest
+    for i in range(1, longest + 1):
+        length = min(right - i, matches[i - left]) if i < right else 0
+        while i + length < n and items[length] == items[i + length]:
+            length += 1
+        matches[i] = length
+        if i + length > right:
+            left, right = i, i + length
+        yield i, length
 
 
 def seq_rep_n(token_ids: Sequence[int], *, n: int = 4) -> float:

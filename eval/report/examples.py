@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from eval.metrics.loop_detection import prefix_matches
 from eval.report.record_shapes import ANSWER, VERDICT
 from eval.report.sample_files import read_lines
 
@@ -157,9 +158,8 @@ def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[i
     body = text.rstrip("\ufffd")
     expected = len(body) * (num_tokens - loop["start"]) / max(num_tokens, 1)
     reverse = body[::-1]
-    match = _prefix_matches(reverse)
-    for period in range(1, len(reverse) // 2 + 1):
-        run = period + match[period]
+    for period, match in prefix_matches(reverse, longest=len(reverse) // 2):
+        run = period + match
         if run >= 2 * period and run >= expected / 2:
             period *= max(1, min(COPY_MIN // period, run // (2 * period)))
             start = len(body) - run
@@ -168,21 +168,6 @@ def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[i
             words = (i for i in range(start, start + spare) if body[i].isalnum())
             return next(words, start), period
     return None
-
-
-def _prefix_matches(text: str) -> list[int]:
-    """Z-function: for each i, how many characters from i on equal the text's beginning."""
-    length = len(text)
-    match = [0] * length
-    left = right = 0
-    for i in range(1, length):
-        k = min(right - i, match[i - left]) if i < right else 0
-        while i + k < length and text[k] == text[i + k]:
-            k += 1
-        match[i] = k
-        if i + k > right:
-            left, right = i, i + k
-    return match
 
 
 def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int = 0) -> list[str]:
