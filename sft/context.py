@@ -1,4 +1,4 @@
-"""What all stages of a run share."""
+"""The context that all stages and measures of a run share."""
 
 import math
 from collections.abc import Callable
@@ -17,9 +17,14 @@ from sft.run.trackers import Trackers
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a stage stands when it is measured: behind `step`, with `epoch` epochs done (no whole
-    number within one); `folder` takes what the row rests on. A measure that takes more than
-    `seconds` raises `OutOfTime`."""
+    """The point of training at which a model is measured.
+
+    Args:
+        epoch: epochs done; a fraction within one.
+        step: optimizer steps done.
+        folder: where the measure writes the samples that its row is computed from.
+        seconds: the measure raises `OutOfTime` when it takes longer.
+    """
 
     stage: str
     epoch: float
@@ -28,14 +33,14 @@ class Moment:
     seconds: float = math.inf
 
 
-# Given the model and where it stands, returns the row's content. One process calls it; the model
-# comes without a distributed wrapper, and is to be read only.
+# Returns the content of a row of measures. It is called in one process, with the model without its
+# distributed wrapper, and must not change the model.
 InTraining = Callable[[Any, Moment], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as wrong, and what is done then; from the `run` section."""
+    """Thresholds for bad steps and loops, and the reaction to them; from the `run` section."""
 
     skip: bool = False
     spike_factor: float = 10.0
@@ -46,7 +51,7 @@ class Limits:
 
     @classmethod
     def of(cls, section: RunSection) -> "Limits":
-        """The limits that a preset sets."""
+        """Return the limits that a preset sets."""
         return cls(
             section.on_bad_step == "skip",
             section.spike_factor,
@@ -61,11 +66,18 @@ class Limits:
 class RunContext:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
-    `tokens` are the ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
-    `limits` say which steps stop a stage, `after_epoch` measures it at each epoch's end and
-    `loop_probe` a few times within, `trackers` are told, `tables` shows what it trains on; none is
-    an input of it. `max_unknown` is `model.max_unknown`. With `parts` models are measured in parts
-    (`sft.distributed.fsdp_forward`).
+    `limits`, `after_epoch`, `loop_probe`, `trackers` and `tables` are not part of a stage's input
+    hash: changing them does not run a finished stage again.
+
+    Args:
+        tokens: ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
+        limits: which steps stop a stage.
+        after_epoch: measures the model at the end of each epoch.
+        loop_probe: measures repetition a few times within a stage.
+        trackers: receive the lines of the log and the measures.
+        tables: whether a stage prints tables of its training data.
+        max_unknown: `model.max_unknown`.
+        parts: whether models are measured in shards (`sft.distributed.fsdp_forward`).
     """
 
     folder: Path
@@ -106,11 +118,11 @@ class RunContext:
         )
 
     def show(self, table: Any) -> None:
-        """A table of what a stage trains on, unless the run has shown it and is at its end."""
+        """Print a table of a stage's training data unless `tables` is false."""
         if self.tables:
             show(table)
 
     def weights_key(self, path: str) -> str:
-        """The hash of a model as this run loads it: quantised weights are others."""
+        """Return the hash of a model as this run loads it; quantization changes it."""
         key = model_fingerprint(path)
         return fingerprint([key, "4 bits"]) if self.placement.load_in_4bit else key

@@ -1,6 +1,6 @@
-"""Work of the processes of a run: each does its share, or one does it and tells the others.
+"""Collectives over the processes of a run: map items over ranks, or run on the main process.
 
-What one does for all it does alone: within `run_on_main` nothing is shared and nobody asked.
+Inside `run_on_main`, collectives are disabled.
 """
 
 import shutil
@@ -24,13 +24,13 @@ _alone = ContextVar("alone", default=False)  # in `run_on_main`, on the process 
 
 
 def _place() -> tuple[int, int]:
-    """This process's number, and how many share."""
+    """Return the rank of this process and the number of processes that share work."""
     state = PartialState()
     return (0, 1) if _alone.get() else (state.process_index, state.num_processes)
 
 
 def own_share(items: Sequence[Item]) -> list[Item]:
-    """What this process does of `items`: every n-th, beginning with its own number."""
+    """Return the items of this rank: every n-th, starting at the rank."""
     index, count = _place()
     return list(items[index::count])
 
@@ -38,13 +38,15 @@ def own_share(items: Sequence[Item]) -> list[Item]:
 def map_over_ranks(
     items: Sequence[Item], work: Callable[[list[Item]], Sequence[Result]]
 ) -> list[Result]:
-    """A result for each of `items`, in their order, on all processes, which all call it.
+    """Map `work` over items split between the ranks; return all results in order on every rank.
+
+    All processes must call it.
 
     Args:
-        work: given some of the items, returns a result for each; not called for none.
+        work: returns a result for each of the items that it is given; not called without items.
 
     Raises:
-        UserError: what a process raised in its share; on all of them.
+        UserError: an error of any rank is raised on all of them.
     """
     _, count = _place()
     if count == 1:
@@ -66,39 +68,41 @@ def map_over_ranks(
 
 
 def run_on_main(work: Callable[[], Result]) -> Result:
-    """What `work` returns on the first process, on all of them, which all call it.
+    """Run `work` on the main process and return its result on all processes.
+
+    All processes must call it.
 
     Raises:
-        UserError, OSError: what it raised there; on all of them.
+        UserError, OSError: an error of `work` is raised on all processes.
     """
     index, count = _place()
     if count == 1:
         return work()
-    told: list = [None, None]
+    outcome: list = [None, None]
     if index == 0:
         before = _alone.set(True)
         try:
-            told[0] = work()
+            outcome[0] = work()
         except (UserError, OSError) as error:
-            told[1] = error
+            outcome[1] = error
         finally:
             _alone.reset(before)
     fsdp_forward.join_remaining_forwards()
-    broadcast_object_list(told)
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that goes with this start, the same one for all its processes (of one machine)."""
+    """Create one temporary folder for all processes of a machine; it is removed at the end."""
     folder = run_on_main(lambda: Path(tempfile.mkdtemp()))
     index, count = _place()
     try:
         yield folder
         if count > 1:
-            PartialState().wait_for_everyone()  # until none reads there any more
+            PartialState().wait_for_everyone()  # none may still read there when it is removed
     finally:
         if index == 0:
             shutil.rmtree(folder)
@@ -106,7 +110,7 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The first process before the others, which find what it left in a cache."""
+    """Let the main process run first, so that the others find its results in a cache."""
     _, count = _place()
     with PartialState().main_process_first() if count > 1 else nullcontext():
         yield

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, sealed by a manifest, then renamed.
+"""Atomic checkpoints: written to a draft folder, sealed by a manifest, then renamed into place.
 
-Upstream writes into `checkpoint-N` in place and removes older ones by time. Here it writes into
-`.saving/`, every file is on the disk and hashed before the manifest is, and the rename into place
-comes last; only then are older ones removed, of which flawed ones do not count.
+transformers' trainer writes into `checkpoint-N` in place and rotates by modification time. Here it
+writes into `.saving/`; all files are synced and hashed before the manifest is written, and the
+rename comes last. Only then are older checkpoints removed; corrupt ones do not count as kept.
 """
 
 import logging
@@ -31,15 +31,15 @@ DRAFTS = ".saving"
 
 
 def draft_folder(folder: Path) -> Path:
-    """Where checkpoints of a stage are written before they count."""
+    """Return the folder in which checkpoints of a stage are written before the rename."""
     return folder / DRAFTS
 
 
 def commit_checkpoint(draft: Path, folder: Path, *, keep: int | None) -> None:
     """Seal a written checkpoint, move it into `folder` and remove all but the newest `keep`.
 
-    A whole checkpoint of the same step stays instead: it says the same, and a kill while it is
-    replaced would leave none.
+    An intact checkpoint of the same step is kept instead: it holds the same state, and a kill
+    while it is replaced would leave none.
     """
     target = folder / draft.name
     if target.exists() and flaw(target) is None:
@@ -57,8 +57,10 @@ def commit_checkpoint(draft: Path, folder: Path, *, keep: int | None) -> None:
 
 
 def seal(checkpoint: Path) -> None:
-    """Have the disk hold every file, then write their sizes and hashes, and how many processes
-    trained how; until then a checkpoint counts for nothing."""
+    """Sync every file, then write the manifest: sizes, hashes, processes and sharding.
+
+    A checkpoint without a manifest is unfinished and is never resumed from.
+    """
     sync_tree(checkpoint)
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
@@ -73,7 +75,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def flaw(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if every file is as it was sealed."""
+    """Return what is wrong with a checkpoint, or None if every file matches its manifest."""
     manifest = _manifest(checkpoint)
     reason = _sizes_flaw(checkpoint, manifest)
     if reason is not None:
@@ -102,13 +104,13 @@ def _sizes_flaw(checkpoint: Path, manifest: Any) -> str | None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a stage, whole or not, by their steps."""
+    """Return the checkpoints of a stage, intact or not, by descending step."""
     numbered = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
     return sorted(numbered, key=lambda p: int(p.name.split("-")[1]), reverse=True)
 
 
 def last_good(folder: Path) -> Path | None:
-    """The newest intact checkpoint of a stage; broken ones are removed, aloud."""
+    """Return the newest intact checkpoint of a stage; corrupt ones are deleted with a warning."""
     sweep(folder)
     if draft_folder(folder).exists():
         remove(draft_folder(folder))
@@ -122,9 +124,10 @@ def last_good(folder: Path) -> Path | None:
 
 
 def drop_others(folder: Path) -> None:
-    """Remove a stage's checkpoints by another number of processes, or of weights spread otherwise,
-    which this start cannot go on with; those without a whole manifest are `last_good`'s to pass
-    over."""
+    """Remove checkpoints that another number of processes or another sharding has written.
+
+    Training cannot resume from them. Those without a valid manifest are left to `last_good`.
+    """
     for checkpoint in newest_first(folder):
         manifest = _manifest(checkpoint)
         now = PartialState().num_processes
@@ -140,11 +143,11 @@ def _spread(manifest: dict[str, Any]) -> str:
 
 
 def resume_point(folder: Path) -> Path | None:
-    """`last_good`, looked for by one process and told to the others.
+    """Return the checkpoint to resume from, found by the main process for all of them.
 
     Raises:
-        UserError: it was written by another number of processes, which sum in another order, or
-            with weights spread otherwise.
+        UserError: another number of processes, which sum in another order, or another sharding
+            has written it.
     """
     state = PartialState()
     found = [last_good(folder) if state.is_main_process else None]

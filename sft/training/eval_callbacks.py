@@ -1,10 +1,10 @@
-"""The model in training, measured by a callable that this room is handed: where an epoch ends.
+"""Evaluation callbacks that run during training; here at the end of each epoch.
 
-Training never knows: what it would have done next, it does, to the bit. A row a measure goes into
-`epochs.jsonl` of the stage's folder, when what stands behind it is on the disk. A kill may leave
-rows ahead of the checkpoint that training goes on from, or that checkpoint without its row: at the
-start the former are dropped, to be measured again, and the latter is measured.
-`sft.training.loop_callback` measures at other moments.
+RNG state and modes are restored, so training is bit-identical with and without them. Each measure
+appends a row to `epochs.jsonl` in the stage's folder after its samples are on the disk. A kill can
+leave rows newer than the checkpoint that training resumes from, or that checkpoint without a row:
+when training begins, the former are dropped and measured again, and the latter is measured.
+`sft.training.loop_callback` holds the callback that runs between epochs.
 """
 
 import json
@@ -39,15 +39,15 @@ FOLDER = "epochs"
 
 
 class OutOfTime(Exception):
-    """A measure that was given up, since it took longer than it may."""
+    """A measure took longer than its time limit."""
 
 
 class EvalCallback(TrainerCallback, ABC):
-    """Calls `measure` at the moments that a subclass names; all processes have one.
+    """Call `measure` at the steps that a subclass schedules; every process holds one.
 
-    The main process measures and the others wait for it, or give it their parts of the weights. A
-    signal leaves the measure where it is:
-    the trainer saves a checkpoint and ends, and the next start measures first.
+    The main process measures; the others wait for it, or take part in its forward passes with
+    their shards of the weights. A signal interrupts the measure: the trainer saves a checkpoint
+    and ends, and the next start measures first.
     """
 
     file: str  # takes the rows
@@ -60,21 +60,21 @@ class EvalCallback(TrainerCallback, ABC):
 
     @abstractmethod
     def due(self, state: TrainerState) -> bool:
-        """Whether training stands where it is to be measured."""
+        """Return whether the model is measured at this step."""
 
     @abstractmethod
     def place(self, state: TrainerState) -> Path:
-        """The folder of what is measured now."""
+        """Return the folder for the samples of the measure at this step."""
 
     def seconds(self, state: TrainerState) -> float:
-        """How long the measure may take."""
+        """Return the time limit of the measure."""
         return math.inf
 
     def judge(self, step: int) -> None:
-        """Called by all processes when there is a row of this step that was not there before."""
+        """Act on the new row of this step; called in all processes."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """What was measured so far; to be read by one process."""
+        """Return the rows so far; call it in one process."""
         return read_rows(self.folder / self.file)
 
     def on_train_begin(
@@ -86,7 +86,7 @@ class EvalCallback(TrainerCallback, ABC):
         self.measure_if_due(state, control)
 
     def measure_if_due(self, state: TrainerState, control: TrainerControl) -> None:
-        """Between two steps, by all processes."""
+        """Measure if it is due; call it between two steps in all processes."""
         if not self.due(state):
             return
         began = time.monotonic()
@@ -102,7 +102,7 @@ class EvalCallback(TrainerCallback, ABC):
             self.judge(state.global_step)
 
     def _measure(self, state: TrainerState) -> bool:
-        """Whether there is a row that was not there before."""
+        """Measure and return whether a row was added."""
         step, rows = state.global_step, self.rows()
         if any(row["step"] == step for row in rows):
             return False
@@ -117,7 +117,7 @@ class EvalCallback(TrainerCallback, ABC):
 
 
 class EpochEvalCallback(EvalCallback):
-    """Where an epoch ends, and where training does."""
+    """Measures at the end of each epoch and of training."""
 
     file = FILE
 
@@ -131,7 +131,7 @@ class EpochEvalCallback(EvalCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if not self.trainer.stop_signal:  # else this is where training was told to end
+        if not self.trainer.stop_signal:  # upstream ends the epoch early after a signal
             self.measure_if_due(state, control)
 
 
@@ -140,7 +140,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of measures, which may not be there; without damaged ones, aloud."""
+    """Return the rows of a file of measures; damaged ones are skipped with a warning."""
     rows = []
     for line in read_file(path).splitlines() if path.is_file() else []:
         try:
@@ -156,8 +156,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def preserve_rng_and_modes(model: torch.nn.Module) -> Iterator[None]:
-    """At the end, modules are in the mode that they were in, and so are all generators of random
-    numbers that training draws from."""
+    """Restore the training mode of every module and the state of every random number generator."""
     modes = [(module, module.training) for module in model.modules()]
     device = {"cuda": torch.cuda, "mps": torch.mps}.get(next(model.parameters()).device.type)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()

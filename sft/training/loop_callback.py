@@ -1,12 +1,12 @@
-"""Answers that begin to loop while a stage trains, seen by a callable that this room is handed.
+"""Evaluation callback that probes for repetition loops while a stage trains.
 
-It is called before the first step and a few times at equal distances, and says which share of some
-short answers repeats itself without end. `sft.training.divergence` judges how far that has risen.
-In SFT a rise is only told: math and code raise the rate, as the paper found, and what comes after
-lowers it.
+The probe runs before the first step and at a few evenly spaced steps, and returns the share of some
+short answers that repeat endlessly. `sft.training.divergence` judges how far that share has risen.
+In SFT a rise is only logged: math and code raise the rate, as DeepSeek LLM (arXiv 2401.02954)
+reports, and later stages lower it.
 
-All looks of a stage together take at most a share of its time (`run.loop_budget`): one that takes
-longer is given up, and what is left out is said.
+All probes of a stage together take at most a share of its time (`run.loop_budget`): a probe that
+takes longer is cancelled, and a warning reports it.
 """
 
 import logging
@@ -31,16 +31,18 @@ FOLDER = "loops"
 
 
 def look_steps(max_steps: int, *, checks: int) -> list[int]:
-    """0, and what divides a stage into `checks` + 1 parts: its end is measured by whoever comes
-    after."""
+    """Return step 0 and the steps that divide a stage into `checks` + 1 equal parts.
+
+    The last step is left out: the finished model is measured after its stage.
+    """
     return sorted({max_steps * part // (checks + 1) for part in range(checks + 1)})
 
 
 class LoopProbeCallback(EvalCallback):
-    """Rows of {"epoch", "step", "repetition"}, in which `repetition` is a rate with its `n`."""
+    """Write rows of `{"epoch", "step", "repetition"}`; the last holds a rate and its `n`."""
 
     file = FILE
-    spent = last = 0.0  # seconds of all looks of this start, and of the last of them
+    spent = last = 0.0  # seconds of all probes of this start, and of the last one
     told = False
 
     def __init__(
@@ -64,8 +66,10 @@ class LoopProbeCallback(EvalCallback):
         return self.folder / FOLDER / str(state.global_step)
 
     def seconds(self, state: TrainerState) -> float:
-        """What is left of the looks' share of the stage's time, as training goes so far. The look
-        before the first step, whose answers were mostly measured before, has no limit."""
+        """Return what is left of the time budget, extrapolated from the steps so far.
+
+        The probe before the first step has no limit: it mostly reuses stored answers.
+        """
         share, step = self.watch.limits.loop_budget, state.global_step
         if not share or not step:
             return math.inf
@@ -99,7 +103,7 @@ class LoopProbeCallback(EvalCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        step_ends()  # what follows is no part of the step, which would seem to hang
+        step_ends()  # the heartbeat would otherwise count the probe as a step that hangs
         if not self.trainer.stop_signal:
             self.measure_if_due(state, control)
 
