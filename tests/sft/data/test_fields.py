@@ -1,5 +1,5 @@
 """No content of a row vanishes or changes: companions of the question, unread fields, JSON in
-texts, labels of bad answers, pictures."""
+texts."""
 
 import csv
 import gzip
@@ -7,6 +7,8 @@ import json
 
 import pytest
 from rich.console import Console
+from row_files import read_given as read
+from row_files import turns, write
 
 from dpo.data import read_preferences
 from sft.config.sections import Source
@@ -21,21 +23,6 @@ ASKED = "In which year was the mill by the bridge built?"
 BUILT = "It was built in 1742."
 GOOD = {"prompt": "a", "response": "b"}
 PAIR = {"chosen": BUILT, "rejected": "Nobody knows when it was built."}
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return str(path)
-
-
-def read(tmp_path, *rows, on_error="stop", **source):
-    path = write(tmp_path / "rows.jsonl", rows)
-    return read_sft([Source(path, **source)], on_error=on_error)
-
-
-def turns(tmp_path, row, **source):
-    (one,) = read(tmp_path, row, **source).rows
-    return [message["content"] for message in one["messages"]]
 
 
 # Companions of the question.
@@ -359,114 +346,6 @@ def test_messages_that_a_file_keeps_as_json_text_are_messages(tmp_path):
     for row in (sides, sides | {"prompt": "Hi there"}):
         (pair,) = read_preferences([Source(write(tmp_path / "pairs.jsonl", [row]))]).rows
         assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (CHAT[:1], good, poor)
-
-
-# Answers that a label calls bad.
-
-
-@pytest.mark.parametrize(
-    "label",
-    [
-        {"tag": False}, {"kto_tag": True}, {"desirable": False}, {"is_chosen": True},
-        {"thumbs_up": False}, {"chosen": True}, {"label": "false"}, {"rejected": True},
-        {"completion_label": False}, {"humanLabel": True},
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("on_error", ["stop", "drop"])
-def test_unpaired_labels_are_refused_under_every_name(label, on_error, tmp_path):
-    (name,) = label
-    row = {"prompt": "q", "completion": "a", **label}
-    with pytest.raises(UserError, match=rf"rows.jsonl:1: the row is a KTO label .*{name} is"):
-        read(tmp_path, row, on_error=on_error)
-    assert turns(tmp_path, row, ignore=[name]) == ["q", "a"]
-    path = write(tmp_path / "pairs.jsonl", [row])
-    with pytest.raises(UserError, match=rf"pairs.jsonl:1: the row is a KTO label .*{name} is"):
-        read_preferences([Source(path)], on_error=on_error)
-
-
-@pytest.mark.parametrize(
-    "label",
-    [
-        {"label": "bad"}, {"label": 0}, {"tag": "thumbs-down"}, {"feedback": "negative"},
-        {"rating": 0}, {"score": 0}, {"helpfulness": 0, "verbosity": 2}, {"is_safe": False},
-        {"is_correct": "false"}, {"quality": "poor"}, {"rating": "0"}, {"human_label": "bad"},
-        {"is_correct": "no"}, {"user_feedback": -1}, {"reaction": "dislike"},
-        {"judgment": "wrong"}, {"completion_label": 0},
-    ],
-)  # fmt: skip
-def test_an_answer_that_its_row_calls_bad_is_not_imitated(label, tmp_path):
-    name = next(iter(label))
-    bad = {"prompt": "q", "response": "a", **label}
-    with pytest.raises(UserError, match=rf"rows.jsonl:2: {name} is .* calls the answer bad"):
-        read(tmp_path, GOOD, bad)
-    result = read(tmp_path, GOOD, bad, on_error="drop")
-    assert result.counts[0].dropped == {"answer labeled as bad": 1}
-    assert len(read(tmp_path, GOOD, bad, ignore=[name]).rows) == 2
-
-
-def test_a_message_may_bear_the_label(tmp_path):
-    labels = ({"rating": 0}, {"label": "bad"}, {"is_correct": False}, {"label": False})
-    for label in (*labels, {"rejected": True}):
-        with pytest.raises(UserError, match=r"rows.jsonl:1: .* calls the answer bad"):
-            read(tmp_path, {"messages": [CHAT[0], CHAT[1] | label]})
-    path = write(tmp_path / "pairs.jsonl", [
-        {"prompt": "q", "chosen": [CHAT[1] | {"rating": 4}]}
-        | {"rejected": [{"role": "assistant", "content": "Go away.", "rating": 0}]}
-    ])  # fmt: skip
-    assert len(read_preferences([Source(path)]).rows) == 1
-
-
-def test_labels_that_call_no_answer_bad_pass(tmp_path):
-    labels = [{"label": "math"}, {"rating": 4}, {"score": -3.5}, {"is_safe": True}, {"tag": "x y"}]
-    labels += [{"correct": "no"}, {"human_reference": "bad"}, {"user": 0}, {"sentiment_label": 0}]
-    labels += [{"verbosity": 0, "complexity": 0}, {"label": {"ability": []}}, {"feedback": "good"}]
-    rows = [{"prompt": f"{i}", "response": "a", **label} for i, label in enumerate(labels)]
-    assert len(read(tmp_path, *rows).rows) == len(rows)
-
-
-# Pictures.
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": CHAT, "images": ["a.png"]},
-        {"conversations": SHARED, "image": "a.png"},
-        {"question": "q?", "answer": "a", "image": {"bytes": "x", "path": None}},
-        {"prompt": "<image>\nWhat is this?", "response": "A mill."},
-        {"prompt": "Which of <image> and <image> is red?", "response": "A mill."},
-        {"conversations": [{"from": "human", "value": "See\n<video>"}, SHARED[1]]},
-        {"text": "A mill.", "image_path": "a.png"},
-        {"question": "q?", "answer": "a", "image_bytes": "aGk="},
-        {"prompt": "Picture 1: <img>a.png</img> What is this?", "response": "A mill."},
-        {"messages": [CHAT[0] | {"content": [{"type": "image"}]}, CHAT[1]]},
-        {"messages": [CHAT[0] | {"images": ["a.png"]}, CHAT[1]]},
-    ],
-)
-def test_a_row_about_a_picture_is_refused_in_one_sentence(row, tmp_path):
-    with pytest.raises(UserError, match=r"rows.jsonl:2: .*(trained on text alone|must be text)"):
-        read(tmp_path, GOOD, row)
-    assert len(read(tmp_path, GOOD, row, on_error="drop").rows) == 1
-
-
-def test_rows_without_a_picture_may_speak_of_one(tmp_path):
-    rss = "What is wrong in <image><url>a.png</url></image> of this feed?"
-    rows = [
-        {"messages": CHAT, "images": []},
-        {"prompt": rss, "response": "Nothing."},
-        {"prompt": "What does <video> do in HTML?", "response": "It shows a film."},
-        {"prompt": "What is <img src='a.png'> in HTML?", "response": "A picture."},
-        {"prompt": "How do I show a picture in SVG?", "response": "With <image>."},
-    ]
-    assert len(read(tmp_path, *rows).rows) == len(rows)
-
-
-def test_pairs_and_prompts_about_pictures_are_refused(tmp_path):
-    row = {"prompt": "What is this?", "chosen": "a", "rejected": "b", "images": ["a.png"]}
-    path = write(tmp_path / "rows.jsonl", [row])
-    for read_rows in (read_preferences, read_prompts):
-        with pytest.raises(UserError, match="is a filled field 'images', and models are"):
-            read_rows([Source(path)])
 
 
 # Real rows.
