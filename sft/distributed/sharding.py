@@ -106,7 +106,7 @@ def sharded() -> bool:
 
 
 def sharding_strategy() -> str:
-    """By what the weights are spread, in a word."""
+    """Return what shards the weights: "FSDP", "DeepSpeed" or "nothing"."""
     return "FSDP" if _by_fsdp() else "DeepSpeed" if _by_deepspeed() else "nothing"
 
 
@@ -149,8 +149,11 @@ def in_parts(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:
 
 
 def prepare_for_accelerate(model: Any) -> Any:
-    """A model that was read in parts, for accelerate to train and ours to save: upstream's trainer
-    would neither keep nor read its optimiser's state, and its `save_pretrained` wait for all."""
+    """Prepare a model that was loaded in shards for training with accelerate.
+
+    Without this, transformers' Trainer neither saves nor loads the optimizer's state of such a
+    model, and `save_pretrained` waits for all processes.
+    """
     model._is_distributed_loading_by_transformers = False
     del model.config.distributed_config
     if not parse_flag_from_env("FSDP_RESHARD_AFTER_FORWARD", True):
@@ -160,15 +163,17 @@ def prepare_for_accelerate(model: Any) -> Any:
 
 @contextmanager
 def ignore_output_view_warning() -> Iterator[None]:
-    """Without FSDP2's warning of outputs that are views: nothing here writes into an output."""
+    """Silence FSDP2's warning about outputs that are views; nothing writes into them here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")
         yield
 
 
 def reshard(model: Any) -> None:
-    """Hand back what a pass without a backward pass has gathered, last layers and embeddings: a
-    trainer would take them for the weights."""
+    """Reshard the layers and embeddings that a forward pass without backward left gathered.
+
+    A trainer would otherwise take the gathered tensors for the weights.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
