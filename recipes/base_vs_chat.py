@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.config.preset import load_preset
 from sft.config.sections import (
@@ -40,6 +40,9 @@ from sft.config.validation import check_measuring
 from sft.errors import UserError
 from sft.run.command import run_command
 from sft.run.run_place import check_run_dir
+
+if TYPE_CHECKING:
+    from sft.model.placement import Placement
 
 log = logging.getLogger("truing")
 
@@ -79,18 +82,13 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.results.results import write_results
     from sft.context import RunContext
     from sft.distributed.collectives import run_on_main
-    from sft.distributed.sharding import reads_parts
     from sft.model.loading import (
         check_model,
         context_window,
         has_template,
         load_tokenizer,
-        read_config,
     )
     from sft.model.placement import choose_placement
-    from sft.planning.device_memory import DeviceMemory
-    from sft.planning.devices import this_machine
-    from sft.run.adapters import is_adapter
     from sft.run.console import print_summary, start_logging
     from sft.run.directory import open_run
     from sft.run.environment import write_environment
@@ -128,13 +126,10 @@ def compare(preset: Preset, compared: Compared) -> None:
     if sections:
         placement = choose_placement(preset.model)
         check_backend(preset.eval, placement)
-        for name, section in sections.items():
-            config = read_config(paths[name], section)
-            lends = reads_parts(config) and not is_adapter(paths[name])
-            machine = replace(this_machine(placement), sharded=lends)
-            device_memory = DeviceMemory(config, LoraSection(), placement, machine)
-            parts[name] = device_memory.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-            device_memory.refuse_whole(f"{name} ({section.name_or_path})")
+        parts = {
+            name: _fits_in_parts(name, paths[name], section, preset.eval, placement=placement)
+            for name, section in sections.items()
+        }
     for name, tokenizer in tokenizers.items():
         _check_questions(name, paths[name], preset, tokenizer=tokenizer, window=windows[name])
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
@@ -157,6 +152,29 @@ def compare(preset: Preset, compared: Compared) -> None:
         last = next(reversed(paths), None)
         talks = last is not None and templated[last]
         print_summary(console_table(results), folder=folder, model=paths[last] if talks else None)
+
+
+def _fits_in_parts(
+    name: str, path: str, model: ModelSection, section: EvalSection, *, placement: "Placement"
+) -> bool:
+    """Return whether the processes lend each other parts of the model while it is measured.
+
+    Raises:
+        UserError: the model does not fit the device.
+    """
+    from sft.distributed.sharding import reads_parts
+    from sft.model.loading import read_config
+    from sft.planning.device_memory import DeviceMemory
+    from sft.planning.devices import this_machine
+    from sft.run.adapters import is_adapter
+
+    config = read_config(path, model)
+    lends = reads_parts(config) and not is_adapter(path)
+    machine = replace(this_machine(placement), sharded=lends)
+    device_memory = DeviceMemory(config, LoraSection(), placement, machine)
+    parts = device_memory.in_parts(section.in_parts, backend=section.backend)
+    device_memory.refuse_whole(f"{name} ({model.name_or_path})")
+    return parts
 
 
 def _check_questions(

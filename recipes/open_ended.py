@@ -17,8 +17,10 @@ if __name__ == "__main__":  # while libraries are imported, too
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from sft.config.sections import DpoStage, EvalSection, ModelSection, Preset, RunSection, SftStage
 from sft.errors import UserError
@@ -56,14 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(given: argparse.Namespace) -> None:
     """Answer with each model, then judge, then print and write the tables."""
     from accelerate import PartialState
-    from tqdm import tqdm
 
     from eval.backends.loading import check_backend
-    from eval.open_ended.judge_endpoint import Endpoint, ask
-    from eval.open_ended.judge_prompts import comparing, grading
-    from eval.open_ended.judgments import grade_table, judge_all, pair_table, usage
     from eval.open_ended.questions import answers_of, read_questions
-    from eval.open_ended.tables import open_ended_table
     from sft.chat_template.tokenizer_coverage import check_row_coverage
     from sft.context import RunContext
     from sft.model.loading import check_model, load_tokenizer
@@ -73,8 +70,6 @@ def run(given: argparse.Namespace) -> None:
     from sft.run.environment import write_environment
     from sft.run.run_date import with_date
     from sft.run.run_place import check_run_dir
-    from sft.run.terminal import SafeConsole
-    from sft.system.atomic_files import write_json
 
     start_logging()
     named = _named(given.model)
@@ -91,18 +86,7 @@ def run(given: argparse.Namespace) -> None:
         eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
     )
     check_run_dir(preset, read=[*named.values(), given.questions, given.references or ""])
-    judge = None
-    if given.judge_url:
-        endpoint = Endpoint(
-            given.judge_url,
-            given.judge_model,
-            key_variable=given.key_variable,
-            timeout=given.timeout,
-            tries=given.tries,
-        )
-        judge = partial(ask, endpoint, max_tokens=given.judge_tokens)
-        # A wrong address, key or name shows now, not after hours of answers.
-        judge([{"role": "user", "content": "Say OK."}])
+    judge = _connect_judge(given) if given.judge_url else None
     paths = {name: check_model(section) for name, section in sections.items()}
     preset = with_date(preset, models=list(paths.values()))
     date = preset.run.date
@@ -125,27 +109,64 @@ def run(given: argparse.Namespace) -> None:
         if judge is None:
             print(f"answers    {folder / 'answers'}; judge them with --judge-url")
             return
-        first, *others = answers
-        items = grading(questions, answers, judge=given.judge_model)
-        for other in others:
-            items += comparing(
-                questions, answers, first=first, second=other, judge=given.judge_model
-            )
-        kept = folder / "judgments.jsonl"
-        with tqdm(total=len(items), desc="judging", unit="verdict") as bar:
-            rows = judge_all(items, judge, path=kept, workers=given.workers, progress=bar.update)
-        results = {
-            "judge": {"url": given.judge_url, "model": given.judge_model},
-            "grades": grade_table(rows),
-            "pairs": {
-                f"{first} -> {other}": pair_table(rows, first=first, second=other)
-                for other in others
-            },
-            "usage": usage(rows, prices=tuple(given.prices) if given.prices else None),
-        }
-        write_json(folder / "open_ended.json", results)
-        SafeConsole().show(open_ended_table(results))
-        print(f"judgments  {kept}\nresults    {folder / 'open_ended.json'}")
+        _judge_answers(given, questions, answers, judge=judge, folder=folder)
+
+
+def _connect_judge(given: argparse.Namespace) -> Callable[..., Any]:
+    """Return the judge behind the endpoint, after one request.
+
+    Raises:
+        UserError: the address, the key or the name is wrong, which shows before hours of answers.
+    """
+    from eval.open_ended.judge_endpoint import Endpoint, ask
+
+    endpoint = Endpoint(
+        given.judge_url,
+        given.judge_model,
+        key_variable=given.key_variable,
+        timeout=given.timeout,
+        tries=given.tries,
+    )
+    judge = partial(ask, endpoint, max_tokens=given.judge_tokens)
+    judge([{"role": "user", "content": "Say OK."}])
+    return judge
+
+
+def _judge_answers(
+    given: argparse.Namespace,
+    questions: Sequence[Any],
+    answers: dict[str, Any],
+    *,
+    judge: Callable[..., Any],
+    folder: Path,
+) -> None:
+    """Grade each answer, compare the first model with the others, write and print the tables."""
+    from tqdm import tqdm
+
+    from eval.open_ended.judge_prompts import comparing, grading
+    from eval.open_ended.judgments import grade_table, judge_all, pair_table, usage
+    from eval.open_ended.tables import open_ended_table
+    from sft.run.terminal import SafeConsole
+    from sft.system.atomic_files import write_json
+
+    first, *others = answers
+    items = grading(questions, answers, judge=given.judge_model)
+    for other in others:
+        items += comparing(questions, answers, first=first, second=other, judge=given.judge_model)
+    kept = folder / "judgments.jsonl"
+    with tqdm(total=len(items), desc="judging", unit="verdict") as bar:
+        rows = judge_all(items, judge, path=kept, workers=given.workers, progress=bar.update)
+    results = {
+        "judge": {"url": given.judge_url, "model": given.judge_model},
+        "grades": grade_table(rows),
+        "pairs": {
+            f"{first} -> {other}": pair_table(rows, first=first, second=other) for other in others
+        },
+        "usage": usage(rows, prices=tuple(given.prices) if given.prices else None),
+    }
+    write_json(folder / "open_ended.json", results)
+    SafeConsole().show(open_ended_table(results))
+    print(f"judgments  {kept}\nresults    {folder / 'open_ended.json'}")
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:

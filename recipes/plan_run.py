@@ -19,11 +19,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft.config.preset import load_preset
 from sft.config.sections import Preset
 from sft.errors import UserError
 from sft.run.command import run_command
+
+if TYPE_CHECKING:
+    from sft.model.placement import Placement
+    from sft.planning.devices import Machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,9 +89,8 @@ def plan(
     from sft.model.adapter_checks import check_adapters
     from sft.model.loading import check_model, context_window, load_tokenizer, read_config
     from sft.model.placement import choose_placement
-    from sft.planning.budget import Planner, chats_workload, named_placement
+    from sft.planning.budget import Planner, chats_workload
     from sft.planning.budget_table import show_budget
-    from sft.planning.devices import named_machine, this_machine
     from sft.planning.stages import check_sft, fit_lengths, plan_stages, split_length
     from sft.run.console import show, start_logging
     from sft.run.run_date import with_date
@@ -94,15 +98,12 @@ def plan(
     from sft.training.trainer import check_batch
 
     start_logging()
-    # Another device's 4-bit weights are no matter of this machine, which only makes the rows.
+    # With another device, its 4-bit weights do not matter here: this machine only makes the rows.
     elsewhere = replace(preset.model, load_in_4bit=False)
     here = choose_placement(elsewhere if device else preset.model)
-    if device is None:
-        machine, placement = this_machine(here), here
-    else:
-        machine, placement = named_machine(device), named_placement(preset.model)
-    if devices > 1:
-        machine = replace(machine, count=devices, sharded=sharded)
+    machine, placement = _planned_machine(
+        preset, here, device=device, devices=devices, sharded=sharded
+    )
     base = check_model(preset.model)
     window = context_window(base, preset.model)
     preset = fit_lengths(preset, window)
@@ -152,6 +153,22 @@ def plan(
             training=training,
         )
         show(cost or "measuring: nothing is asked")
+
+
+def _planned_machine(
+    preset: Preset, here: "Placement", *, device: str | None, devices: int, sharded: bool
+) -> "tuple[Machine, Placement]":
+    """Return the machine to plan for, this one or the named one, and its placement of the model."""
+    from sft.planning.budget import named_placement
+    from sft.planning.devices import named_machine, this_machine
+
+    if device is None:
+        machine, placement = this_machine(here), here
+    else:
+        machine, placement = named_machine(device), named_placement(preset.model)
+    if devices > 1:
+        machine = replace(machine, count=devices, sharded=sharded)
+    return machine, placement
 
 
 if __name__ == "__main__":
