@@ -1,7 +1,6 @@
 """What computes answers and log-probabilities: transformers or vLLM.
 
-base: What the measures ask of a model, whichever engine computes it: token ids in, token ids
-    out.
+base: The interface of a model that scores and continues token ids, on any engine.
 loading: A model loaded behind the backend that the preset names.
 sampling: Answers to conversations from a model on disk: what pairs are built from.
 transformers_backend: The backend that is always there: a model of transformers in this process.

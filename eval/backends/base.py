@@ -1,4 +1,4 @@
-"""What the measures ask of a model, whichever engine computes it: token ids in, token ids out."""
+"""The interface of a model that scores and continues token ids, on any engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ BACKEND, TRANSFORMERS = "backend", "transformers"
 
 
 @dataclass(frozen=True)
-class Question:
+class ScoreRequest:
     """A context, one token at least, and a continuation whose probability is asked for."""
 
     context: tuple[int, ...]
@@ -45,7 +45,7 @@ class Backend(ABC):
 
     @abstractmethod
     def score(
-        self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
+        self, questions: Sequence[ScoreRequest], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
         """Scores in the order of the questions; `progress` hears how many were added."""
 

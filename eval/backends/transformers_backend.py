@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eval.backends.base import Backend, Question, Scored
+from eval.backends.base import Backend, Scored, ScoreRequest
 from eval.generation.batch import MIN_SHARED, shared_length
 from eval.generation.generate import Generation, GenerationSettings, generate
 from sft.chat_template.encoding import ids_of
@@ -32,7 +32,7 @@ class _Numbered:
     """A question and its place among those that are asked."""
 
     place: int
-    question: Question
+    question: ScoreRequest
 
 
 _Group = list[_Numbered]  # of one context
@@ -61,13 +61,13 @@ class TransformersBackend(Backend):
         return generate(self.model, self.tokenizer, prompts, settings, progress=progress)
 
     def score(
-        self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
+        self, questions: Sequence[ScoreRequest], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
         with eval_without_grad(self.model):
             return self._score(questions, progress)
 
     def _score(
-        self, questions: Sequence[Question], progress: Callable[[int], object] | None
+        self, questions: Sequence[ScoreRequest], progress: Callable[[int], object] | None
     ) -> list[Scored]:
         contexts: dict[tuple[int, ...], _Group] = {}
         for place, question in enumerate(questions):

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from eval.backends.base import Backend, Question, Scored
+from eval.backends.base import Backend, Scored, ScoreRequest
 from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import StopRule
 from sft.errors import UserError
@@ -276,7 +276,7 @@ class VllmBackend(Backend):
         self.window, self.eos_ids = window, eos_ids
 
     def score(
-        self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
+        self, questions: Sequence[ScoreRequest], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
         # By context, so that what they begin with is asked for together.
         order = sorted(range(len(questions)), key=lambda place: questions[place].context)

@@ -17,7 +17,7 @@ MASK_BYTES = 5  # of a pair of tokens: a boolean, and the float32 that attention
 MIN_SHARED = 32
 
 
-class Batch:
+class DecodingBatch:
     """Rows that decode together. A slot is a row's index in the batch as it was given."""
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from eval.generation.batch import Batch
+from eval.generation.batch import DecodingBatch
 from eval.generation.padding_check import supports_padding
 from eval.generation.stopping import FinishReason, StopRule
 from sft.distributed.fsdp_forward import eval_without_grad
@@ -105,7 +105,7 @@ def generate(
         padded = supports_padding(model)
         for rows in _batches([len(p) for p in prompts], caps, budget=budget, padded=padded):
             own = [prompts[r] for r in rows]
-            batch = Batch(
+            batch = DecodingBatch(
                 model,
                 own,
                 [caps[r] for r in rows],

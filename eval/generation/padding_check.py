@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from eval.generation.batch import Batch
+from eval.generation.batch import DecodingBatch
 from sft.errors import UserError
 from sft.model.architecture import window_of
 from sft.packing.tolerances import TOLERANCES, error_summary, relative_error
@@ -53,7 +53,7 @@ def _cache_mismatch(model: Any, prompts: Sequence[list[int]], following: int) ->
     """Return how the logits after a batch's prompts, and after one more token, differ from those of
     a plain forward of each row, or None."""
     try:
-        batch = Batch(model, prompts, [2] * len(prompts), seeds=None)
+        batch = DecodingBatch(model, prompts, [2] * len(prompts), seeds=None)
         after_prompt = batch.forward(0, batch.width)
         batch.tokens[:, batch.width] = following
         after_token = batch.forward(batch.width, batch.width + 1)

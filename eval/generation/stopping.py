@@ -16,7 +16,7 @@ CHECK_EVERY = 8
 
 FinishReason = Literal["stop_id", "stop_string", "cap", "loop"]
 
-Verdict = tuple[list[int], str, FinishReason]
+RowEnd = tuple[list[int], str, FinishReason]
 Ended = tuple[int, list[int], str, FinishReason]  # with its slot
 
 
@@ -30,9 +30,7 @@ class StopRule:
     stop_strings: tuple[str, ...]
     stop_when: Callable[[list[int]], bool] | None
 
-    def verdict(
-        self, tokens: list[int], *, slot: int, ended: bool, suspect: bool
-    ) -> Verdict | None:
+    def verdict(self, tokens: list[int], *, slot: int, ended: bool, suspect: bool) -> RowEnd | None:
         """Tokens, text and reason of a row that is over, or None for one that goes on.
 
         Args:
@@ -48,7 +46,7 @@ class StopRule:
             return tokens, self.text(tokens), "loop"
         return None
 
-    def replay(self, tokens: list[int], *, slot: int, ended: bool) -> Verdict | None:
+    def replay(self, tokens: list[int], *, slot: int, ended: bool) -> RowEnd | None:
         """The verdict on tokens that were decoded elsewhere: looked at as `generate` would have
         looked, every few of them."""
         for step in range(CHECK_EVERY, len(tokens) + CHECK_EVERY, CHECK_EVERY):

@@ -23,7 +23,7 @@ from eval.graders import (
     tests_side,
     value_copies,
 )
-from eval.graders.isolation import Isolation, Limits, Place, environment, free_user
+from eval.graders.isolation import Isolation, Place, SandboxLimits, environment, free_user
 
 # Seconds for processes to get ready and to be gone, which on a busy machine is no fault of the
 # program's.
@@ -78,7 +78,7 @@ def pipe() -> Iterator[Pipe]:
 
 @contextmanager
 def started(
-    incoming: Pipe, outgoing: Pipe, *, isolation: Isolation, limits: Limits
+    incoming: Pipe, outgoing: Pipe, *, isolation: Isolation, limits: SandboxLimits
 ) -> Iterator[Process]:
     """A process that waits for its order; killed on the way out, with all that it started."""
     if not isolation.own_processes:

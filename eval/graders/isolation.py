@@ -51,7 +51,7 @@ MAC_PROFILE = """(version 1)
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What one program may use; memory is address space a process and resident size together.
 
     CPU time decides; the clock is for programs that wait, and ample so that a busy machine changes
@@ -87,7 +87,7 @@ class Place:
 
     folder: str
     name: str
-    limits: Limits
+    limits: SandboxLimits
 
 
 @dataclass(frozen=True)

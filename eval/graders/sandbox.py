@@ -3,7 +3,7 @@
 The program runs in one confined process and its tests in another (`eval.graders.sandbox_worker`),
 so that the verdict comes from where the program cannot reach: the tests call the program, and what
 it returns reaches them as copies of plain values. Where tests pass other objects to the program,
-both run in one process and `Outcome.together` says so; there a program could forge the verdict.
+both run in one process, `ProgramResult.together` is True, and a program could forge the verdict.
 
 Both processes are confined by what the platform has (`eval.graders.isolation`, chosen by
 `eval.graders.sandbox_probe`), under limits on time, memory, processes and files. Memory is watched
@@ -25,10 +25,10 @@ import psutil
 
 from eval.graders import value_copies
 from eval.graders.confined_process import Process, end_of, give_order, pipe, started
-from eval.graders.isolation import Isolation, Limits
+from eval.graders.isolation import Isolation, SandboxLimits
 
 PAUSE = 0.05  # seconds between looks at what a program uses
-LIMITS = Limits()
+LIMITS = SandboxLimits()
 VERDICT = 1 << 16  # bytes of what the tests may say
 FILES = 4096  # in a program's folder
 
@@ -51,7 +51,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """Whether the tests passed; why not; whether they ran in the program's own process."""
 
     passed: bool
@@ -60,8 +60,8 @@ class Outcome:
 
 
 def run_program(
-    submission: Submission, *, isolation: Isolation, limits: Limits = LIMITS
-) -> Outcome:
+    submission: Submission, *, isolation: Isolation, limits: SandboxLimits = LIMITS
+) -> ProgramResult:
     """Run a program and its tests; it passes if the tests end without an error.
 
     Raises:
@@ -76,7 +76,7 @@ def run_program(
     if together:
         verdict = _together(order, isolation=isolation, limits=limits)
     passed = verdict["passed"] is True
-    return Outcome(passed, str(verdict["reason"]), together)
+    return ProgramResult(passed, str(verdict["reason"]), together)
 
 
 def _start(submission: Submission) -> tuple[str, list[str]]:
@@ -95,7 +95,9 @@ def _start(submission: Submission) -> tuple[str, list[str]]:
     return "", []
 
 
-def _apart(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) -> dict[str, Any]:
+def _apart(
+    order: Mapping[str, Any], *, isolation: Isolation, limits: SandboxLimits
+) -> dict[str, Any]:
     """The verdict of tests that run in a process of their own.
 
     The tests have their order before the program is given out: what comes to them after it is all
@@ -119,7 +121,9 @@ def _apart(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) ->
         return verdict
 
 
-def _together(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits) -> dict[str, Any]:
+def _together(
+    order: Mapping[str, Any], *, isolation: Isolation, limits: SandboxLimits
+) -> dict[str, Any]:
     """The verdict of a process that runs the program and its tests."""
     with (
         pipe() as orders,
@@ -132,7 +136,7 @@ def _together(order: Mapping[str, Any], *, isolation: Isolation, limits: Limits)
         return _verdict((both,), limits=limits)
 
 
-def _verdict(processes: Sequence[Process], *, limits: Limits) -> dict[str, Any]:
+def _verdict(processes: Sequence[Process], *, limits: SandboxLimits) -> dict[str, Any]:
     """What the first process says of the tests, or why it says nothing."""
     judge = processes[0]
     end = time.monotonic() + limits.wall_seconds
@@ -160,7 +164,7 @@ def _failed(reason: str) -> dict[str, Any]:
     return {"passed": False, "reason": reason}
 
 
-def _exceeded(processes: Sequence[Process], limits: Limits, *, end: float) -> str | None:
+def _exceeded(processes: Sequence[Process], limits: SandboxLimits, *, end: float) -> str | None:
     """The limit that a process has passed and that no kernel keeps."""
     if time.monotonic() > end:
         return f"not done after {limits.wall_seconds} s"

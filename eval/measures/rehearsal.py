@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from eval.backends.base import Backend, Question, Scored
+from eval.backends.base import Backend, Scored, ScoreRequest
 from eval.generation.generate import Generation, GenerationSettings
 from eval.measures.cost import Tokens
 from eval.measures.measure import ask_of
@@ -25,7 +25,7 @@ class SilentBackend(Backend):
         self.window, self.tokens = window, Tokens()
 
     def score(
-        self, questions: Sequence[Question], *, progress: Callable[[int], object] | None = None
+        self, questions: Sequence[ScoreRequest], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
         contexts = {question.context for question in questions}
         choices = sum(len(question.continuation) for question in questions)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from eval.backends.base import Backend, Question
+from eval.backends.base import Backend, ScoreRequest
 from eval.backends.transformers_backend import backend_of
 from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import FinishReason
@@ -246,7 +246,7 @@ class _Decoder:
         """
         drafts = [_continued(row.tokens, loop, to) for row, loop in looping]
         questions = [
-            Question((*row.context, *row.tokens), tuple(draft))
+            ScoreRequest((*row.context, *row.tokens), tuple(draft))
             for (row, _), draft in zip(looping, drafts, strict=True)
         ]
         scored = self.backend.score(questions)

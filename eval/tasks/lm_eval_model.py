@@ -19,7 +19,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from eval.backends.base import Question, Scored
+from eval.backends.base import Scored, ScoreRequest
 from eval.backends.transformers_backend import backend_of
 from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import FinishReason
@@ -146,7 +146,7 @@ class Engine(LM):
             )
             for window in windows:
                 context, continuation = make_disjoint_window(window)
-                questions.append(Question(tuple(context), tuple(continuation)))
+                questions.append(ScoreRequest(tuple(context), tuple(continuation)))
                 places.append(place)
         totals = [0.0] * len(texts)
         for place, (total, _) in zip(places, self._score(questions, unit="window"), strict=True):
@@ -222,7 +222,7 @@ class Engine(LM):
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return bos if bos is not None else eos
 
-    def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[Question]:
+    def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[ScoreRequest]:
         """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.
 
         Spaces at a context's end belong to the continuation, and the continuation is what the
@@ -244,10 +244,10 @@ class Engine(LM):
                 # lm-eval conditions on BOS or eos, once.
                 whole = whole if whole[:1] == [self._prefix] else [self._prefix, *whole]
                 head, tail = whole[:1], whole[1:]
-            questions.append(Question(tuple(head), tuple(tail)))
+            questions.append(ScoreRequest(tuple(head), tuple(tail)))
         return self._fit(questions, task=task)
 
-    def _fit(self, questions: list[Question], *, task: str) -> list[Question]:
+    def _fit(self, questions: list[ScoreRequest], *, task: str) -> list[ScoreRequest]:
         """Contexts cut from the left where the window is too small; counted, and said. A context is
         empty where the continuation alone fills the window."""
         fitted = []
@@ -283,12 +283,12 @@ class Engine(LM):
                 self.window,
             )
 
-    def _score(self, questions: Sequence[Question], *, unit: str) -> list[tuple[float, bool]]:
+    def _score(self, questions: Sequence[ScoreRequest], *, unit: str) -> list[tuple[float, bool]]:
         """What lm-eval asks of a continuation: its log-probability, and whether it is greedy.
 
         Processes share the contexts, so that what continues one stays together.
         """
-        groups: dict[tuple[int, ...], list[Question]] = {}
+        groups: dict[tuple[int, ...], list[ScoreRequest]] = {}
         for question in questions:
             if question.context:
                 groups.setdefault(question.context, []).append(question)
@@ -303,7 +303,7 @@ class Engine(LM):
         return [(found[q].log_prob, found[q].agreed == len(q.continuation)) for q in questions]
 
     def _score_groups(
-        self, groups: Sequence[Sequence[Question]], *, unit: str
+        self, groups: Sequence[Sequence[ScoreRequest]], *, unit: str
     ) -> list[list[Scored]]:
         asked = [question for group in groups for question in group]
         with self._bar(len(asked), unit=unit) as bar:

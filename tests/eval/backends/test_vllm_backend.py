@@ -8,7 +8,7 @@ from looping_model import PROMPTS
 from tiny_models import make_tiny_model, make_tiny_tokenizer
 from vllm_tests import REAL, SECTION, context_of, draws_as_ours, on_path
 
-from eval.backends.base import Question
+from eval.backends.base import ScoreRequest
 from eval.backends.loading import loaded
 from eval.backends.transformers_backend import TransformersBackend
 from eval.backends.vllm_backend import find_vllm
@@ -81,7 +81,7 @@ def test_greedy_continuations_are_known_as_such(served):
         tail = list(answer.token_ids)
         if wrong < 12:
             tail[wrong] = (tail[wrong] + 1) % 260
-        asked = [Question((70, 80, 90), tuple(tail))]
+        asked = [ScoreRequest((70, 80, 90), tuple(tail))]
         assert theirs.score(asked)[0].agreed == ours.score(asked)[0].agreed == wrong
 
 
@@ -220,7 +220,7 @@ def test_an_adapter_is_merged_and_leaves_nothing_behind(stand_in, tmp_path, tiny
             if "lora_B" in name:
                 weight.normal_(std=0.1)
     save_model(adapter, tiny_tokenizer, tmp_path / "adapter")
-    path, asked = str(tmp_path / "adapter"), [Question((70, 80), (90, 100, 110))]
+    path, asked = str(tmp_path / "adapter"), [ScoreRequest((70, 80), (90, 100, 110))]
     known = TransformersBackend(load_model(path, context.placement), tiny_tokenizer)
     bare = load_model(str(tmp_path / "base"), context.placement)
     before = set(tmp_path.iterdir())
@@ -242,7 +242,7 @@ def test_vllm_on_a_gpu_scores_and_writes_as_transformers(served):
     prompts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in PROMPTS]
     settings = GenerationSettings(max_new_tokens=60, stop_ids=stop_ids(tokenizer))
     written = [one.generate(prompts, settings) for one in (theirs, ours)]
-    asked = [Question(tuple(one.prompt_ids), tuple(one.token_ids)) for one in written[1]]
+    asked = [ScoreRequest(tuple(one.prompt_ids), tuple(one.token_ids)) for one in written[1]]
     for their, our in zip(theirs.score(asked), ours.score(asked), strict=True):
         assert their.log_prob == pytest.approx(our.log_prob, abs=0.01)
     same = [a.token_ids == b.token_ids for a, b in zip(*written, strict=True)]

@@ -9,13 +9,21 @@ import sys
 import pytest
 
 from eval.graders import isolation, sandbox_probe
-from eval.graders.isolation import IMAGE, Isolation, Limits, Place, RunCode, bubblewrap, container
+from eval.graders.isolation import (
+    IMAGE,
+    Isolation,
+    Place,
+    RunCode,
+    SandboxLimits,
+    bubblewrap,
+    container,
+)
 from eval.graders.sandbox import Submission, run_program
 from eval.graders.sandbox_probe import check_confinement, find_isolation
 from sft.config.sections import EvalSection
 from sft.errors import UserError
 
-PLACE = Place("/somewhere/of its own", "truing-1", Limits())
+PLACE = Place("/somewhere/of its own", "truing-1", SandboxLimits())
 
 
 @pytest.fixture
@@ -152,5 +160,7 @@ def test_an_engines_client_has_the_users_environment_and_the_program_has_not(eng
 
 def test_a_mac_sandbox_names_folders_as_they_are():
     """Its language has no escapes for letters: a home may be called José."""
-    words = isolation.sandbox_exec("/x").command(Place('/Users/José/a "b"', "truing-1", Limits()))
+    words = isolation.sandbox_exec("/x").command(
+        Place('/Users/José/a "b"', "truing-1", SandboxLimits())
+    )
     assert '(subpath "/Users/José/a \\"b\\"")' in words[2]

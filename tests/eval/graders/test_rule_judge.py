@@ -4,7 +4,8 @@ import json
 import pytest
 
 from eval.generation.generate import Generation
-from eval.graders.rule_judge import Verdict, final_answer, is_refusal, rule_judge, same_answer, says
+from eval.graders.rule_judge import Verdict, final_answer, rule_judge, same_answer, says
+from eval.graders.safety_rules import is_refusal
 
 EOS = 0
 

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from eval.graders.confined_process import STARTED
-from eval.graders.isolation import Limits, RunCode, unconfined
+from eval.graders.isolation import RunCode, SandboxLimits, unconfined
 from eval.graders.sandbox import Submission, run_program
 from eval.graders.sandbox_probe import find_isolation
 
-LIMITS = Limits(
+LIMITS = SandboxLimits(
     cpu_seconds=1,
     wall_seconds=60,
     memory_bytes=200 << 20,

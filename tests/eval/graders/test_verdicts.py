@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from eval.graders.isolation import Isolation, Limits, RunCode, unconfined
+from eval.graders.isolation import Isolation, RunCode, SandboxLimits, unconfined
 from eval.graders.sandbox import FILES, Submission, _disk, run_program
 from eval.graders.sandbox_probe import find_isolation
 
 CONFINED = find_isolation(RunCode.CONFINED)
-LIMITS = Limits(cpu_seconds=2, memory_bytes=200 << 20, processes=6)
+LIMITS = SandboxLimits(cpu_seconds=2, memory_bytes=200 << 20, processes=6)
 WAITING = replace(LIMITS, wall_seconds=2)
 
 

@@ -12,7 +12,7 @@ from launching import long
 from tiny_models import FAMILY
 from transformers import AutoModelForCausalLM
 
-from eval.backends.base import Question
+from eval.backends.base import ScoreRequest
 from eval.backends.transformers_backend import TransformersBackend
 from eval.generation.generate import GenerationSettings, generate
 from sft.errors import UserError
@@ -98,7 +98,11 @@ def test_a_family_is_right_or_refused(name, tiny_tokenizer):
         return
     assert name.removesuffix("Config") not in REFUSED
     context = tuple(range(100, 150))
-    asked = [Question((*context, 7), (8, 9)), Question((*context, 7), (3,)), Question((5,), (6, 7))]
+    asked = [
+        ScoreRequest((*context, 7), (8, 9)),
+        ScoreRequest((*context, 7), (3,)),
+        ScoreRequest((5,), (6, 7)),
+    ]
     scored = TransformersBackend(model, tiny_tokenizer).score(asked)
     with torch.no_grad():
         for prompt, answer in zip(PROMPTS, written, strict=True):
