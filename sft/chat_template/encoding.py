@@ -62,7 +62,7 @@ def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
 def encode_chat(
     tokenizer, messages: Sequence[Message], *, tools: list | None = None, turns: str = "all"
 ) -> EncodedChat:
-    """Tokenise a whole conversation and mark what the assistant says, end-of-turn included.
+    """Tokenize a whole conversation and mark what the assistant says, end-of-turn included.
 
     Args:
         messages: roles and contents, the last one the assistant's.
@@ -82,7 +82,7 @@ def encode_chat(
 def encode_chats(
     tokenizer, rows: Iterable[dict], *, turns: str = "all", chunk: int = 512
 ) -> Iterator[EncodedChat | UserError]:
-    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenised in batches; a row of
+    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenized in batches; a row of
     {"text"} is trained whole, from BOS (where chats have it) to eos.
 
     A row that breaks a rule comes back as the UserError that encode_chat would raise, so that the
@@ -120,7 +120,7 @@ class PromptBoundary:
 
     Of the last turn that is the whole prompt: the row begins with what generation starts from, by
     this comparison. Of the earlier ones it is what stands behind the last control token; before
-    it, text is tokenised alike with and without the turn.
+    it, text is tokenized alike with and without the turn.
     """
 
     prompt_text: str
@@ -176,7 +176,7 @@ def _mask_turns(
     boundaries: list[PromptBoundary],
 ) -> EncodedChat | UserError:
     """Equal prefixes of ids, not of characters, are the rule: a turn counts where its prompt alone
-    tokenises to what stands before it."""
+    tokenizes to what stands before it."""
     prompt = prompts[boundaries[-1].prompt_text]
     if not _starts_with(ids, boundaries[-1].offset, prompt):
         # A merge across the seam (an answer that begins with a line break): the prompt wins.
@@ -192,7 +192,7 @@ def _mask_turns(
         start = boundary.offset + len(prompt)
         end = next((i for i in range(start, len(ids)) if ids[i] in stops), None)
         if end is None:
-            return UserError("an assistant turn loses its end-of-turn token in tokenisation")
+            return UserError("an assistant turn loses its end-of-turn token in tokenization")
         trained[start : end + 1] = [True] * (end + 1 - start)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:

@@ -1,8 +1,8 @@
-"""Training rows that hold a benchmark's question, found by overlap of character windows.
+"""Training rows that hold a benchmark's question, found by overlap of character n-grams.
 
 Case, spacing, punctuation and full-width forms do not hide a copy (see `sft.cleaning.ngrams`). A
-row holds a question when it holds at least half of the question's windows; a question shorter than
-a window must stand in the row whole, and one of a few words is too common to say anything.
+row holds a question when it holds at least half of the question's n-grams. Questions of a few
+words are too common to be evidence and are skipped.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,11 +12,12 @@ import numpy as np
 
 from sft.cleaning.ngrams import ConcatenatedTexts, NGrams, chunks, normal_form
 
-# Characters of a window: the largest that fits into the question. Latin letters say less each than
-# ideographs; 50 and 18 are ten words or so. Questions below the smallest are common phrases.
+# Characters of an n-gram: the largest size that fits into the question. Latin letters carry less
+# information than ideographs; 50 and 18 are ten words or so. Questions below the smallest are
+# common phrases.
 NGRAM_SIZES, NGRAM_SIZES_CJK = (50, 42, 36, 30, 25), (18, 14, 12, 10)
 MIN_SHARE = 0.5
-# A window of more questions than this is the benchmark's own boilerplate and proves nothing.
+# An n-gram of more questions than this is the benchmark's boilerplate and no evidence.
 MAX_OWNERS = 5
 # Fields that hold a question in the files of known benchmarks, in the order of trial.
 FIELDS = (
@@ -49,7 +50,7 @@ class Benchmarks:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Row `row` holds `share` of the windows of a question; `evidence` is a passage of both."""
+    """Row `row` holds `share` of the n-grams of a question; `evidence` is a passage of both."""
 
     row: int
     source: str
@@ -62,11 +63,11 @@ class Contamination:
 class _IndexedQuestion:
     question: BenchmarkQuestion
     normal: str
-    size: int  # of its windows
+    size: int  # of its n-grams
 
 
 class QuestionIndex:
-    """Questions by the hashes of their windows.
+    """An index of questions by the hashes of their n-grams.
 
     Attributes:
         not_sought: questions too short or too common to look for.
@@ -118,7 +119,7 @@ class QuestionIndex:
 
 
 class _SizeIndex:
-    """The telling windows of the questions of one size: hashes in order, and whose they are."""
+    """The distinctive n-grams of the questions of one size: sorted hashes, and their owners."""
 
     def __init__(
         self, joined: ConcatenatedTexts, known: Sequence[_IndexedQuestion], size: int
@@ -130,7 +131,7 @@ class _SizeIndex:
         hashes, texts = self._marked(ngrams)
         order = np.lexsort((texts, hashes))
         hashes, owners = hashes[order], texts[order]
-        # A question has a window once, however often it stands there.
+        # Each n-gram counts once a question, however often it occurs.
         once = np.ones(len(hashes), dtype=bool)
         once[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
         hashes, owners = hashes[once], owners[once]
@@ -140,20 +141,20 @@ class _SizeIndex:
         self.hashes, self.owners = hashes[keep], owners[keep]
 
     def held(self, joined: ConcatenatedTexts) -> np.ndarray:
-        """text << 32 | question, as often as the text holds different windows of the question."""
+        """text << 32 | question, as often as the text holds different n-grams of the question."""
         hashes, texts = self._marked(joined.ngrams(self.size))
         left = np.searchsorted(self.hashes, hashes, side="left")
         right = np.searchsorted(self.hashes, hashes, side="right")
         times = right - left
         ends = np.cumsum(times)
         places = np.repeat(left - ends + times, times) + np.arange(ends[-1] if len(ends) else 0)
-        # `places` is one window of one question: a text that repeats it holds it once.
+        # `places` is one n-gram of one question: a text that repeats it holds it once.
         met = np.unique(np.repeat(texts, times) << 32 | places)
         return met >> 32 << 32 | self.owners[met & 0xFFFFFFFF]
 
     def _mark(self, hashes: np.ndarray) -> None:
-        """A table by the hashes' first bits: most windows of a text are in no question, and it says
-        so without a search."""
+        """A table by the hashes' first bits: most n-grams of a text are in no question, and the
+        table shows that without a search."""
         bits = min(26, max(12, len(hashes).bit_length() + 3))
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, dtype=bool)
@@ -165,13 +166,13 @@ class _SizeIndex:
 
 
 def _size(normal: str) -> int:
-    """The size of a question's windows; 0 for one that is too short."""
+    """Return the size of a question's n-grams; 0 for one that is too short."""
     sizes = NGRAM_SIZES_CJK if _mostly_cjk(normal) else NGRAM_SIZES
     return next((size for size in sizes if size <= len(normal)), 0)
 
 
 def _common_passage(normal: str, known: _IndexedQuestion) -> str:
-    """The first passage of the question that stands in the text, a window at least; or nothing."""
+    """The first passage of the question that the text holds, at least one n-gram long; or ""."""
     size = known.size
     for start in range(len(known.normal) - size + 1):
         if known.normal[start : start + size] in normal:

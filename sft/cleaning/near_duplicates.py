@@ -1,4 +1,4 @@
-"""Near-duplicate rows, inside and across sources: found by MinHash, confirmed by exact overlap."""
+"""Near-duplicate removal with MinHash LSH, within and across sources, verified by exact overlap."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import numpy as np
 from sft.cleaning.ngrams import ConcatenatedTexts, chunks, ngram_hashes, normal_form
 from sft.data.messages import decoded
 
-# Windows of 8 characters: two words, or a phrase of Chinese.
+# N-grams of 8 characters: two words, or a phrase of Chinese.
 NGRAM_SIZE = 8
 SIGNATURE_SIZE = 128
 # A pair whose overlap is the threshold agrees on a whole band with at least this probability.
@@ -27,7 +27,7 @@ _PAIRS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """`row` says what the earlier row `of` says; overlap is the Jaccard index of their windows."""
+    """`row` says what the earlier row `of` says; overlap is the Jaccard index of their n-grams."""
 
     row: int
     of: int
@@ -77,12 +77,12 @@ def _arguments(function: dict[str, Any]) -> str:
 def near_duplicates(
     texts: Sequence[str], *, threshold: float, answers: Sequence[str] | None = None
 ) -> list[NearDuplicate]:
-    """Texts whose windows overlap an earlier kept text's by `threshold` or more, in order.
+    """Return texts whose n-grams overlap an earlier kept text's by `threshold` or more, in order.
 
-    Texts shorter than a window are compared whole. Memory beyond the texts: about 330 bytes each.
+    Texts shorter than an n-gram are padded to one. Memory beyond the texts: about 330 bytes each.
 
     Args:
-        threshold: Jaccard index of the sets of windows, in (0, 1].
+        threshold: Jaccard index of the sets of n-grams, in (0, 1].
         answers: the part of each text that is learnt. Texts whose answers hardly overlap or hold
             other numbers are then no duplicates: two questions on one passage, two exercises of
             one pattern.
@@ -191,12 +191,12 @@ def _filter_by_estimate(low: np.ndarray, pairs: np.ndarray, *, least: float) -> 
 
 
 def _padded(normal: str) -> str:
-    """A text of one window at least; NUL stands in no normal form."""
+    """Pad a text to one n-gram; NUL occurs in no normal form."""
     return normal.ljust(NGRAM_SIZE, "\0")
 
 
 def _overlap(a: str, b: str) -> float:
-    """The Jaccard index of two texts' windows; a text shorter than a window is compared whole."""
+    """Return the Jaccard index of two texts' n-grams; shorter texts are padded to one."""
     left, right = (
         np.unique(ngram_hashes(_padded(normal_form(text)), size=NGRAM_SIZE)) for text in (a, b)
     )

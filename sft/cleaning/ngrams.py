@@ -1,7 +1,7 @@
-"""Text reduced to what a copy keeps, and hashes of its windows: for duplicates and contamination.
+"""Normalized text and hashes of its character n-grams, for duplicates and contamination.
 
 Case, spacing, punctuation and full-width forms are no difference; letters and digits of any script
-are. Windows are of characters, so that languages written without spaces need no word list.
+are. N-grams are of characters, so that languages written without spaces need no word list.
 """
 
 import re
@@ -29,14 +29,14 @@ def normal_form(text: str) -> str:
 
 @dataclass(frozen=True)
 class NGrams:
-    """Windows of several texts, by text and place: their hashes, and the text of each."""
+    """N-grams of several texts, in order: their hashes, and the index of each one's text."""
 
     hashes: np.ndarray  # uint64
     texts: np.ndarray  # int32
 
 
 class ConcatenatedTexts:
-    """Texts end to end, so that the windows of all are hashed in a few passes.
+    """Texts end to end, so that the n-grams of all are hashed in a few passes.
 
     A polynomial hash modulo 2^64, from prefix sums; who acts on a match compares the characters.
     """
@@ -50,12 +50,12 @@ class ConcatenatedTexts:
         # One-off mixing of each character, so that neighbours in the code table share no low bits.
         values = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64) * _MIXER
         values ^= values >> np.uint64(31)
-        # prefix[i] = sum of values[j] * m^j for j < i; a window's sum is divided by its first power
+        # prefix[i] = sum of values[j] * m^j for j < i; an n-gram's sum is divided by its first power
         self._prefix = np.zeros(len(values) + 1, dtype=np.uint64)
         np.cumsum(values * _powers(_MULTIPLIER, len(values)), out=self._prefix[1:])
 
     def ngrams(self, size: int) -> NGrams:
-        """All windows of `size` characters that lie in one text; a shorter text has none."""
+        """Return all n-grams of `size` characters within one text; a shorter text has none."""
         count = max(0, len(self._texts) - size + 1)
         inside = self._remaining[:count] >= size
         hashes = self._prefix[size : size + count] - self._prefix[:count]
@@ -80,7 +80,7 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def ngram_hashes(normal: str, *, size: int) -> np.ndarray:
-    """Hashes [len - size + 1] uint64 of a text's windows; none of a text shorter than one."""
+    """Hashes [len - size + 1] uint64 of a text's n-grams; none for a shorter text."""
     return ConcatenatedTexts([normal]).ngrams(size).hashes
 
 

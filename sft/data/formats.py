@@ -1,4 +1,4 @@
-"""Rows of any known format to chats, recognised by their fields."""
+"""Converts rows of any known format to chats; the fields decide the format."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""JSON files to records, in each layout that exporters write.
+"""Reads JSON files as records, in each layout that exporters write.
 
     {"prompt": ...}             an object a line (JSON Lines)
     {"prompt": ...}
@@ -36,7 +36,7 @@ OPENING = re.compile(rf"\{{\s*(\"({'|'.join(WRAPPERS)})\"\s*:\s*\[?\s*\{{?)?")
 
 
 def read_json(path: Path) -> Iterator[Record | RowError]:
-    """The records of a JSON file.
+    """Yield the records of a JSON file.
 
     Raises:
         UserError: the file is one object of columns.
@@ -67,8 +67,8 @@ def read_json(path: Path) -> Iterator[Record | RowError]:
 
 
 def _loads(origin: str, line: str) -> Any:
-    """The value of a line, or the RowError that says why it has none."""
-    line = line.rstrip(WHITE)  # or what is wrong behind it would stand in a line of its own
+    """Decode a line; return a RowError where it is not valid JSON."""
+    line = line.rstrip(WHITE)  # an error after a line break would be reported on the next line
     try:
         return DECODER.decode(line)
     except RecursionError:
@@ -96,7 +96,7 @@ def _too_deep(origin: str) -> RowError:
 
 
 def _as_record(origin: str, value: Any, text: str) -> Record | RowError:
-    """The record of a value that stands in the file as `text`."""
+    """Return the record of a value that the file holds as `text`."""
     if isinstance(value, RowError):
         return value
     if is_deep(value):
@@ -114,8 +114,10 @@ def _as_record(origin: str, value: Any, text: str) -> Record | RowError:
 
 
 def _open_array(line: str) -> bool:
-    """Whether a first line that begins with a bracket and has no end is that of an array over
-    several lines, by its last character; a row that was cut off ends anywhere."""
+    """Return whether an incomplete first line starts an array over several lines.
+
+    Its last character decides: a row that was cut off can end in any character.
+    """
     return line.rstrip(WHITE)[-1] in "[{,}"
 
 
@@ -134,7 +136,6 @@ def _goes_on(path: Path, line: str) -> bool:
 
 
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # how half a surrogate pair, or a whole one, begins
-DECODER = json.JSONDecoder(object_pairs_hook=_fields)
 
 
 class _Text:

@@ -1,4 +1,4 @@
-"""Open-Assistant's trees of messages to conversations, nested in a row or with a row a message."""
+"""Converts Open-Assistant's message trees, nested in a row or one message a row, to conversations."""
 
 import math
 from collections import defaultdict
@@ -46,7 +46,7 @@ def assemble_trees(records: Iterator[Record | RowError]) -> Iterator[Record | Ro
             raise _unrelated(record)
         related = related or "parent_id" in fields
         if str(number) in nodes:
-            yield _refused(record, "message twice", f"message_id {number} occurs twice")
+            yield _row_error(record, "message twice", f"message_id {number} occurs twice")
             continue
         text = next((fields[name] for name in TEXTS if fields.get(name) is not None), None)
         node = {"role": fields["role"], "text": text, "rank": fields.get("rank"), "replies": []}
@@ -97,17 +97,17 @@ def _why_left_out(number: str, sources: dict[str, Record]) -> RowError:
     while True:
         if _is_deleted(sources[above[-1]]):
             below = "it answers" if len(above) > 1 else "it is"
-            return _refused(record, "deleted message", f"{below} a deleted message", counted=True)
+            return _row_error(record, "deleted message", f"{below} a deleted message", counted=True)
         parent = _parent(sources[above[-1]])
         if parent not in sources:
             what = f"there is no message {parent!r}, which message {above[-1]!r} answers"
-            return _refused(record, "missing parent", what)
+            return _row_error(record, "missing parent", what)
         if parent in above:
-            return _refused(record, "parents in a circle", f"message {parent!r} answers itself")
+            return _row_error(record, "parents in a circle", f"message {parent!r} answers itself")
         above.append(parent)
 
 
-def _refused(record: Record, rule: str, detail: str, *, counted: bool = False) -> RowError:
+def _row_error(record: Record, rule: str, detail: str, *, counted: bool = False) -> RowError:
     remedy = "correct message_id and parent_id or remove the row"
     return RowError(record.origin, rule=rule, detail=detail, remedy=remedy, counted=counted)
 
@@ -124,23 +124,23 @@ def best_path(root: dict[str, Any], origin: str) -> list[Message]:
     """Open-Assistant: the best-ranked reply at every step, from the root down."""
     messages, node = [], root
     while node:
-        messages.append(_said(node, origin))
+        messages.append(_message(node, origin))
         # Unranked replies (a single one, or too few votes) come after ranked ones, in file order.
         node = min(_replies(node, origin), key=lambda r: _rank(r.get("rank")), default={})
     return messages
 
 
 def all_paths(root: dict[str, Any], origin: str) -> list[list[Message]]:
-    """Every path from the root to a last answer, in file order; a question that nobody answered
-    ends none."""
+    """Every path from the root to a last answer, in file order; an unanswered question
+    ends no path."""
     paths: list[list[Message]] = []
-    waiting = [(root, [_said(root, origin)])]
+    waiting = [(root, [_message(root, origin)])]
     while waiting:
         node, path = waiting.pop()
         replies = [reply for reply in _replies(node, origin) if _answers(reply)]
         if not replies and path[-1]["role"] == "assistant":
             paths.append(path)
-        waiting += [(reply, [*path, _said(reply, origin)]) for reply in reversed(replies)]
+        waiting += [(reply, [*path, _message(reply, origin)]) for reply in reversed(replies)]
     if not paths:
         raise RowError(
             origin,
@@ -162,7 +162,7 @@ def _answers(node: dict[str, Any]) -> bool:
     return False
 
 
-def _said(node: dict[str, Any], origin: str) -> Message:
+def _message(node: dict[str, Any], origin: str) -> Message:
     return {
         "role": read_role(node.get("role"), origin, where="a message of the tree"),
         "content": text_field(node.get("text"), origin, where="text"),

@@ -1,4 +1,4 @@
-"""How much of each source is trained: weights become row counts, by lot from a seed."""
+"""Mixes the sources: weights become row counts, sampled at random from a seed."""
 
 import random
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A row of a file as it was read, and the lines of a text file with their numbers."""
+"""Records (rows as the file holds them) and the numbered lines of a text file."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ HEAD = 2**16  # bytes in which the first line end of a file is looked for
 
 @dataclass(frozen=True)
 class Record:
-    """One row as it stands in the file; `origin` is path:line (path:row for Parquet and hubs)."""
+    """One row as the file holds it; `origin` is path:line (path:row for Parquet and hubs)."""
 
     origin: str
     fields: dict[str, Any]
@@ -104,14 +104,14 @@ def read_lines(path: Path) -> Iterator[tuple[str, str | RowError]]:
 
 
 def _most(path: Path) -> float:
-    """The bytes that a file may have unpacked."""
+    """Return the most bytes that a file may have after decompression."""
     if not path.name.lower().endswith(".gz"):
         return float("inf")
     return max(MAX_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
 
 
 def _whole(file: IO[bytes], path: Path) -> bytearray:
-    """The rest of a file.
+    """Read the rest of a file.
 
     Raises:
         TooLarge: it would fill the memory.
@@ -126,7 +126,7 @@ def _whole(file: IO[bytes], path: Path) -> bytearray:
 
 
 def read_text(path: Path) -> str | RowError:
-    """A whole text file, or why it cannot be read."""
+    """Read a text file; return a RowError where it cannot be read."""
     try:
         with open_bytes(path) as file:
             return _whole(file, path).decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""Rows that cannot be used, each told in one sentence with its file and line."""
+"""Errors for rows that cannot be used: one sentence each, with file and line."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 from sft.errors import UserError
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")
-DEEPEST = 100  # levels of lists and objects; no row of people's has a tenth
+DEEPEST = 100  # levels of lists and objects; real rows have fewer than ten
 LONGEST = 2_000  # characters of what is said about a row
 
 

@@ -22,7 +22,7 @@ def bracketed(tokenizer, chat: EncodedChat) -> str:
 
 
 def marking(stream: IO[str]) -> tuple[Callable[[Any, EncodedChat], str], str]:
-    """How trained tokens are shown on `stream`, and that in words; colours on a terminal alone,
+    """How trained tokens are shown on `stream`, and that in words; colors on a terminal alone,
     unless $NO_COLOR asks for none (https://no-color.org)."""
     if stream.isatty() and not os.environ.get("NO_COLOR"):
         return colored, "green"

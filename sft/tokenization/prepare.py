@@ -1,4 +1,4 @@
-"""Sources to token rows: read, cleaned, mixed, tokenised, checked, kept in the data folder."""
+"""Sources to token rows: read, cleaned, mixed, tokenized, checked, kept in the data folder."""
 
 import glob
 import logging

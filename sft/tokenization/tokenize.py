@@ -40,7 +40,7 @@ Encode = partial["TokenizedChunk"]
 
 @dataclass(frozen=True)
 class TokenizedChunk:
-    """What some chats come to: token rows, sums over them, and what could not be tokenised."""
+    """What some chats come to: token rows, sums over them, and what could not be tokenized."""
 
     rows: pa.Table
     counts: Counter[str]
@@ -59,7 +59,7 @@ def write_token_rows(
     """Write the chats' token rows, in order, to a Parquet file; returns what they come to.
 
     Raises:
-        UserError: a chat cannot be tokenised and `on_error` is stop, or none can.
+        UserError: a chat cannot be tokenized and `on_error` is stop, or none can.
     """
     problems: list[str] = []
     counts: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def write_token_rows(
             counts += part.counts
             kinds.update(part.rows["kind"].to_pylist())
     if problems and not kinds:
-        raise UserError(f"no row of data.sft could be tokenised; the first problem: {problems[0]}")
+        raise UserError(f"no row of data.sft could be tokenized; the first problem: {problems[0]}")
     return {
         "not_tokenised": {"count": len(problems), "problems": problems[:EXAMPLES]},
         "kinds": dict(kinds),

@@ -1,6 +1,6 @@
 """Rows beyond a length: left out, cut without a false ending, or split where a turn begins.
 
-Conversations are split as messages, before they are tokenised, so that every piece is rendered as
+Conversations are split as messages, before they are tokenized, so that every piece is rendered as
 a chat of its own; cutting and the windows of a plain text are a matter of tokens.
 """
 

@@ -1,4 +1,4 @@
-"""Large and long inputs: reading and tokenising hold what they must keep, and no more."""
+"""Large and long inputs: reading and tokenizing hold what they must keep, and no more."""
 
 import json
 import tracemalloc
@@ -62,7 +62,7 @@ def test_reading_holds_the_rows_and_nothing_that_grows_faster(tmp_path):
     assert rates[1] < 1.2 * rates[0] and rates[1] < 3_000, "bytes a row of 200"
 
 
-def test_tokenising_holds_some_rows_at_once_however_many_there_are(
+def test_tokenizing_holds_some_rows_at_once_however_many_there_are(
     tmp_path, tokenizer, monkeypatch
 ):
     monkeypatch.setattr(tokenize, "ROWS_AT_ONCE", 128)

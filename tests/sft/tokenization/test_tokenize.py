@@ -32,7 +32,7 @@ def share(monkeypatch):
     """Parts of five chats each, by two processes."""
     if sys.platform != "linux":
         pytest.skip("processes are forked on Linux alone")
-    monkeypatch.setattr(sft.tokenization.tokenize, "SHARED_FROM", 0)
+    monkeypatch.setattr(sft.tokenization.tokenize, "PARALLEL_FROM", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
 
 
@@ -69,7 +69,7 @@ def test_the_first_problem_in_order_stops_or_all_are_counted(processes, tokenize
     assert [p.split()[0] for p in facts["not_tokenised"]["problems"]] == ["f:3:", "f:11:", "f:12:"]
     kept = [r["origin"] for r in pq.read_table(tmp_path / "b").to_pylist()]
     assert kept == [f"f:{i}" for i in range(20) if i not in bad]
-    with pytest.raises(UserError, match=r"no row of data\.sft could be tokenised.*f:3"):
+    with pytest.raises(UserError, match=r"no row of data\.sft could be tokenized.*f:3"):
         write_token_rows([chats[3]], tokenizer, tmp_path / "c", on_error="drop", **OPTIONS)
 
 
