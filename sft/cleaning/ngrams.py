@@ -50,7 +50,7 @@ class ConcatenatedTexts:
         # One-off mixing of each character, so that neighbours in the code table share no low bits.
         values = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64) * _MIXER
         values ^= values >> np.uint64(31)
-        # prefix[i] = sum of values[j] * m^j for j < i; an n-gram's sum is divided by its first power
+        # prefix[i] = sum of values[j] * m^j for j < i; the sum is divided by its first power
         self._prefix = np.zeros(len(values) + 1, dtype=np.uint64)
         np.cumsum(values * _powers(_MULTIPLIER, len(values)), out=self._prefix[1:])
 

@@ -1,4 +1,4 @@
-"""Converts Open-Assistant's message trees, nested in a row or one message a row, to conversations."""
+"""Converts Open-Assistant's message trees, nested or one message a row, to conversations."""
 
 import math
 from collections import defaultdict
