@@ -9,7 +9,8 @@ fields: The fields of a row: which of them a format has read, and whether the ot
 formats: Converts rows of any known format to chats; the fields decide the format.
 json_rows: Reads JSON files as records, in each layout that exporters write.
 loss_marks: Marks of turns that a row wants left untrained, in the spellings of several trainers.
-message_trees: Converts Open-Assistant's message trees, nested or one message a row, to conversations.
+message_trees: Converts Open-Assistant's message trees, nested or one message a row, to
+    conversations.
 messages: Messages of any known spelling to {"role", "content", "tool_calls"?}, and the rules of a
     chat.
 mixture: Mixes the sources: weights become row counts, sampled at random from a seed.
