@@ -155,7 +155,7 @@ def check_config_file(path: str, *, given: str) -> None:
         )
     kinds = config.get("architectures") or []
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-        raise UserError(f"{at}architectures={str(kinds)[:80]} is no list of names; correct it")
+        raise UserError(f"{at}architectures={str(kinds)[:80]!r} is no list of names; correct it")
     texts = config.get("text_config")
     for part in (config, texts if isinstance(texts, dict) else {}):
         if not isinstance(window := part.get("sliding_window"), int | float | None):

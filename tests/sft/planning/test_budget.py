@@ -275,6 +275,7 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
         return Machine("a thimble", 1e5)
 
     monkeypatch.setattr("sft.planning.devices.this_machine", small)
+    monkeypatch.setattr("recipes.sft_then_dpo.this_machine", small)
     assert train([preset]) == 2
     assert "the whole model needs 0.0 GiB on each device" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
