@@ -1,12 +1,10 @@
 """Presets: one YAML file plus overrides, typed and validated.
 
-preset: Presets: one YAML file plus dotted overrides becomes typed sections, or all its mistakes
-    at once.
-safe_yaml: YAML from anyone: plain data, and no larger when it is unfolded than when it is read.
-secrets: Passwords and keys: refused where they would be written down, blotted out where they
-    are said.
-sections: The sections of a preset: every key of ours with its default, and which of trl's are
-    not open.
-validation: Rules between a preset's values that their types do not hold; each broken one is a
-    sentence.
+keys: Generate the page of all preset keys from the sections.
+preset: Load a preset: one YAML file plus dotted overrides, typed, with all mistakes reported at
+    once.
+safe_yaml: Read YAML from untrusted files: plain data only, with limits on size, depth and aliases.
+secrets: Detect passwords and API keys: refused in presets, masked in messages.
+sections: Sections of a preset as dataclasses; the docstring of each field documents its key.
+validation: Check the rules between a preset's values that types cannot express.
 """

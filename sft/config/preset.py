@@ -1,7 +1,10 @@
-"""Presets: one YAML file plus dotted overrides becomes typed sections, or all its mistakes at once.
+"""Load a preset: one YAML file plus dotted overrides, typed, with all mistakes reported at once.
 
-Inside `sft_all`, `sft_dialogue` and `dpo` the keys are trl's own (`SFTConfig`, `DPOConfig`),
-unrenamed; beside them stand the few of ours that `sft.config.sections` names.
+Inside `sft_all`, `sft_dialogue` and `dpo` the keys are TRL's own (`SFTConfig`, `DPOConfig`),
+unrenamed, next to the few of ours in `sft.config.sections`. Types are checked here and not by
+pydantic: its import took 0.8 s next to OmegaConf's 1.7 s on two busy cores, of the two seconds in
+which a mistyped preset is answered, and most of the code (the keys of TRL, one message per mistake
+with value, rule and remedy) would stay.
 """
 
 import dataclasses
@@ -12,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -29,10 +32,10 @@ from sft.config.sections import (
     SftStage,
     Source,
 )
-from sft.config.validation import NO_SOURCE, check_rules
+from sft.config.validation import NO_PREFERENCE, NO_SOURCE, check_rules
 from sft.errors import UserError
 
-LONGEST = 2_000  # characters that are said of one mistake
+LONGEST = 2_000  # characters of one mistake that are shown
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -42,17 +45,17 @@ def load_preset(
     """Read a preset file and apply `section.key=value` overrides (values are YAML).
 
     Args:
-        overrides: from the command line. The keys of `sft.config.sections.ASKED_BY_THE_USER` are
-            taken from there alone.
-        recorded: whether the file is the record of a finished run, which is read for its facts:
-            it may hold such keys, and whoever acts on them asks the user first.
+        overrides: given on the command line. Keys in `sft.config.sections.ASKED_BY_THE_USER` are
+            accepted only here.
+        recorded: whether the file is the record of a finished run. It may contain such keys; a
+            caller that acts on them asks the user first.
 
     Raises:
-        UserError: the file is missing or no YAML mapping; or any key or value is wrong, all of
-            them in one message, unknown keys with their nearest valid names.
+        UserError: if the file is missing or is not a YAML mapping, or if any key or value is
+            wrong. One message lists all mistakes, unknown keys with their nearest valid name.
     """
     given = _read_yaml(Path(path))
-    problems = [] if recorded else list(_unasked(given, overrides))
+    problems = [] if recorded else list(_reserved_keys(given, overrides))
     for override in overrides:
         problems += _apply_override(given, override)
     problems += [
@@ -68,19 +71,27 @@ def load_preset(
             problems.append(_unknown(name, sections))
         elif content is not None:
             problems += _fill(getattr(preset, name), content, where=name)
-    mistaken_source = any("data.sft" in problem for problem in problems)
-    # A source that was not taken leaves the list empty, which is no other mistake.
-    problems += [p for p in check_rules(preset) if not (mistaken_source and p == NO_SOURCE)]
+    # A list that was rejected is left empty, which is not a second mistake.
+    follow_ups = {
+        rule
+        for rule, keys in (
+            (NO_SOURCE, ("data.sft",)),
+            (NO_PREFERENCE, ("data.preference", "pairs.prompts")),
+        )
+        if any(key in problem for key in keys for problem in problems)
+    }
+    problems += [problem for problem in check_rules(preset) if problem not in follow_ups]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
-        said = [hidden(p) for p in problems]  # in which a value of any length may stand
-        short = [p if len(p) <= LONGEST else f"{p[:LONGEST]}\u2026" for p in said]
+        shown = [hidden(p) for p in problems]
+        # A problem quotes its value, which may have any length.
+        short = [p if len(p) <= LONGEST else f"{p[:LONGEST]}\u2026" for p in shown]
         raise UserError(f"{hidden(source)}: " + "; ".join(short))
     return preset
 
 
 def resolved(preset: Preset) -> dict[str, Any]:
-    """The preset as plain data with every default of ours written out; stage keys are flat."""
+    """Return the preset as plain data with all our defaults; stage keys are flat."""
     plain = dataclasses.asdict(preset)
     for stage in ("sft_all", "sft_dialogue", "dpo"):
         plain[stage] |= plain[stage].pop("trl")
@@ -88,7 +99,7 @@ def resolved(preset: Preset) -> dict[str, Any]:
 
 
 def find_path(path: str) -> Path | None:
-    """A preset's relative path: from the current directory, else from the checkout, else None."""
+    """Resolve a preset's path against the current directory, then the checkout; None if missing."""
     for candidate in (Path(path).expanduser(), CHECKOUT / path):
         try:
             if candidate.exists():
@@ -107,7 +118,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             text = plain_text(file)
-        # OmegaConf's loader is a safe one; what `${...}` refers to is left alone, see _references.
+        # OmegaConf's loader is a safe one. `${...}` is not resolved, see _references.
         with constructing():
             content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
@@ -121,15 +132,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return typing.cast(dict[str, Any], content)
 
 
-def _unasked(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
-    """Keys of a preset's file that only the command line may set, but for their defaults and those
-    that the command line sets to something else."""
-    said = {override.partition("=")[0] for override in overrides}
+def _reserved_keys(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
+    """Find keys in a preset's file that only the command line may set.
+
+    Defaults, and keys that the command line sets as well, are allowed.
+    """
+    overridden = {override.partition("=")[0] for override in overrides}
     for at, effect in ASKED_BY_THE_USER.items():
         section, key = at.split(".")
         content = given.get(section)
         value = content.get(key) if isinstance(content, dict) else None
-        if value in (None, False) or at in said:
+        if value in (None, False) or at in overridden:
             continue
         yield (
             f"{at}={value!r} {effect}, which a preset's file may not ask for; remove it there, and "
@@ -138,8 +151,10 @@ def _unasked(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
 
 
 def _references(value: Any, *, where: str = "") -> Iterator[str]:
-    """Places of OmegaConf's `${...}`, which could put an environment variable into the run's files,
-    or a text doubled thirty times."""
+    """Find OmegaConf's `${...}`.
+
+    It could write an environment variable into the run's files, or expand a text exponentially.
+    """
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _references(inner, where=f"{where}.{key}" if where else str(key))
@@ -151,6 +166,7 @@ def _references(value: Any, *, where: str = "") -> Iterator[str]:
 
 
 def _apply_override(given: dict[str, Any], override: str) -> list[str]:
+    """Set one `section.key=value` in the plain preset; return the problems found."""
     key, equals, text = override.partition("=")
     parts = key.split(".")
     if not equals or len(parts) < 2 or not all(parts):
@@ -166,7 +182,7 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
             "into the preset's file"
         ]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        # Of libyaml's words the fact alone: its places are those of a text that nobody wrote.
+        # libyaml's line numbers refer to the string built above, so only the problem is shown.
         fact = getattr(error, "problem", None) or str(error).split("\n")[0]
         return [
             f"override {override!r} is no YAML value ({fact}); write it as a preset's file has it, "
@@ -184,12 +200,12 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
 
 
 def _fill(section: Any, content: Any, *, where: str) -> list[str]:
-    """Set the fields of a section dataclass from plain data; returns the problems found."""
+    """Set the fields of a section dataclass from plain data; return the problems found."""
     if not isinstance(content, dict):
         return [f"{where} is a section of keys, not {content!r}"]
     hints = typing.get_type_hints(type(section))
     own = {f.name for f in dataclasses.fields(section)} - {"trl"}
-    upstream = _upstream_hints(section)
+    upstream = upstream_hints(section)
     problems = []
     for key, value in content.items():
         at = f"{where}.{key}"
@@ -211,7 +227,8 @@ def _fill(section: Any, content: Any, *, where: str) -> list[str]:
     return problems
 
 
-def _upstream_hints(section: Any) -> dict[str, Any]:
+def upstream_hints(section: Any) -> dict[str, Any]:
+    """Return the types of TRL's keys in a stage's section; empty for other sections."""
     if isinstance(section, SftStage | DpoStage):
         import trl  # seconds to import, and only a preset with stages needs it
 
@@ -221,7 +238,7 @@ def _upstream_hints(section: Any) -> dict[str, Any]:
 
 
 def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
-    """Fit a YAML value to a type; ints widen to floats, nothing else is bent."""
+    """Fit a YAML value to a type; return it and the problems found. Only ints widen, to floats."""
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
     if value is None and type(None) in options:
         return None, []
@@ -230,14 +247,13 @@ def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             nested = typing.cast(Any, option)()
             return nested, _fill(nested, value, where=where)
-        if origin is list and isinstance(value, list):
-            items = [
-                _coerce(item, typing.get_args(option)[0], where=f"{where}[{i}]")
-                for i, item in enumerate(value)
-            ]
-            return [item for item, _ in items], [p for _, wrong in items for p in wrong]
-        if origin is list and list[str] == option and isinstance(value, str):
-            return [value], []
+        if origin is list:
+            (of,) = typing.get_args(option) or (Any,)
+            one = isinstance(value, str) and (of is str or typing.get_origin(of) is Literal)
+            if isinstance(value, list) or one:
+                return _coerce_items([value] if one else value, of, where=where)
+        if origin is Literal and value in typing.get_args(option):
+            return value, []
         if origin is dict and isinstance(value, dict):
             hints = typing.get_args(option) or (Any, Any)
             if hints[0] is str:  # YAML's 0 and true are numbers and truth values
@@ -249,14 +265,29 @@ def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
             return value, []
         if isinstance(option, type) and issubclass(option, str) and isinstance(value, str):
             return value, []  # upstream enums of strings check their own members
-    return value, [f"{where}={value!r} is not {_name(hint)}"]
+    return value, [f"{where}={value!r} is not {describe_type(hint)}"]
+
+
+def _coerce_items(given: list[Any], hint: Any, *, where: str) -> tuple[list[Any], list[str]]:
+    """Fit each item of a list to a type; return the items and the problems found."""
+    if typing.get_origin(hint) is Literal:
+        return given, [
+            f"{where} lists {item!r}, which is not {describe_type(hint)}"
+            for item in given
+            if item not in typing.get_args(hint)
+        ]
+    items = [_coerce(item, hint, where=f"{where}[{i}]") for i, item in enumerate(given)]
+    return [item for item, _ in items], [problem for _, wrong in items for problem in wrong]
 
 
 def _coerce_values(
     given: dict[Any, Any], hint: Any, *, where: str
 ) -> tuple[dict[Any, Any], list[str]]:
-    """A mapping whose values are sections; other mappings are checked by those who read them."""
-    if not dataclasses.is_dataclass(hint):
+    """Fit the values of a mapping if they are sections or choices.
+
+    The code that reads other mappings checks them.
+    """
+    if not (dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Literal):
         return given, []
     items = {key: _coerce(value, hint, where=f"{where}.{key}") for key, value in given.items()}
     return {key: item for key, (item, _) in items.items()}, [
@@ -271,10 +302,18 @@ def _is_union(hint: Any) -> bool:
 _NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
 
 
-def _name(hint: Any) -> str:
-    """What a type takes, in the words of a preset."""
+def describe_type(hint: Any) -> str:
+    """Describe the values that a type accepts, in a preset's terms."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if any(typing.get_origin(option) is Literal for option in options):
+        choices = [
+            choice
+            for option in options
+            for choice in (("true", "false") if option is bool else typing.get_args(option))
+        ]
+        return f"one of {', '.join(choices)}"
     if _is_union(hint):
-        return " or ".join(_name(option) for option in typing.get_args(hint))
+        return " or ".join(describe_type(option) for option in options)
     if hint is type(None):
         return "null"
     if typing.get_origin(hint) is list:

@@ -1,4 +1,4 @@
-"""YAML from anyone: plain data, and no larger when it is unfolded than when it is read."""
+"""Read YAML from untrusted files: plain data only, with limits on size, depth and aliases."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,24 +8,24 @@ import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 LARGEST = 1 << 20  # bytes of a file
-NODES = 100_000  # values of a file, every alias counted with all that it stands for
+NODES = 100_000  # values of a file, with every alias expanded
 DEPTH = 50  # levels of lists and mappings
 
 
 class TooLarge(yaml.YAMLError):
-    """A file that would take the memory, or the stack, of whoever reads it."""
+    """A file that would exhaust the memory or the stack when it is loaded."""
 
 
 class BadValue(yaml.YAMLError):
-    """A value that is not what its form or its tag says: the 13th month, `!!int many`."""
+    """A value that does not match its form or its tag: the 13th month, `!!int many`."""
 
 
 @contextmanager
 def constructing() -> Iterator[None]:
-    """Around what loads YAML: constructors of PyYAML let Python's own errors through.
+    """Convert errors of PyYAML's constructors, which raise Python's built-in ones.
 
     Raises:
-        BadValue: for such an error.
+        BadValue: if a constructor raises such an error.
     """
     try:
         yield
@@ -37,12 +37,12 @@ def constructing() -> Iterator[None]:
 
 
 def plain_text(stream: IO[bytes]) -> str:
-    """The text of a YAML file that `refuse_bomb` does not refuse.
+    """Return the text of a YAML file after checking it with `refuse_bomb`.
 
     Raises:
-        TooLarge: see there, or a file of more than `LARGEST` bytes.
-        UnicodeDecodeError: it is not UTF-8.
-        yaml.YAMLError: it is no YAML.
+        TooLarge: if `refuse_bomb` raises it, or the file has more than `LARGEST` bytes.
+        UnicodeDecodeError: if it is not UTF-8.
+        yaml.YAMLError: if it is not YAML.
     """
     content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -53,11 +53,11 @@ def plain_text(stream: IO[bytes]) -> str:
 
 
 def refuse_bomb(text: str) -> None:
-    """Count what a YAML text would become, without building it.
+    """Count the values of a YAML text with its aliases expanded, without building them.
 
     Raises:
-        TooLarge: more than `NODES` values or `DEPTH` levels, or an alias inside what it stands for.
-        yaml.YAMLError: it is no YAML.
+        TooLarge: if it has more than `NODES` values or `DEPTH` levels, or a recursive alias.
+        yaml.YAMLError: if it is not YAML.
     """
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]

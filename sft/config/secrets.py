@@ -1,20 +1,20 @@
-"""Passwords and keys: refused where they would be written down, blotted out where they are said."""
+"""Detect passwords and API keys: refused in presets, masked in messages."""
 
 import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
-BLOT = "***"
+MASK = "***"
 
-# Keys by the prefixes that their makers gave them, and how they go on. A list of our own: that of
-# detect-secrets (1.5.0) lacks the hub's, most clouds' and signed addresses, and finds of others a
-# part alone.
+# API keys by the prefix that their issuer gives them, and the pattern of the rest. The list is ours
+# because that of detect-secrets (1.5.0) lacks the Hub's, most clouds' and signed URLs, and matches
+# only a part of others.
 _PREFIXED = {
     # Models and data sets.
     "hf_|api_org_|gsk_|r8_|fw_|pplx-|xai-|csk-": r"[A-Za-z0-9]{20,}",
     "nvapi-|tgp_v1_|wandb_v1_|KGAT_": r"[A-Za-z0-9_-]{20,}",
-    # OpenAI, Anthropic, DeepSeek and others; no name of words, such as sk-learn-questions.
+    # OpenAI, Anthropic, DeepSeek and others; not names made of words, such as sk-learn-questions.
     "sk-": r"(?:[A-Za-z0-9]{1,40}[_-]){0,9}(?=[A-Za-z]{0,40}\d)[A-Za-z0-9]{16,}[A-Za-z0-9_-]*",
     "ms-": r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
     # Clouds.
@@ -52,14 +52,14 @@ _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     + "|".join(f"(?:{prefix}){rest}" for prefix, rest in _PREFIXED.items())
     + r"|[0-9]{8,10}:AA[A-Za-z0-9_-]{33})"  # Telegram
-    # A private key in PEM, to its end or, cut off, to that of the text.
+    # A private key in PEM, up to its end line or, if that is missing, the end of the text.
     + r"|-----BEGIN [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----"
     + r"(?s:.*?)(?:-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|\Z)"
     + r"|(?s:PuTTY-User-Key-File-[0-9].*)"
 )
-# user:password@ or token@ of an address.
+# user:password@ or token@ in a URL.
 _IN_ADDRESS = re.compile(r"(?<=://)[^\s/@:]*(?::[^\s/@]*)?@(?=[^\s/])")
-# What signs an address, or what a header proves an identity with; the name stays.
+# Signatures in URLs and credentials in headers; the name of the parameter stays.
 _VALUE = re.compile(
     r"([?&;](?:x-(?:amz|goog|oss|tos|obs|cos)-(?:signature|credential|security-token)"
     r"|(?:q-|upload_?)?signature|sig|hmac|q-ak|(?:aws|oss|google)?access_?key_?(?:id)?|googleaccessid"
@@ -67,7 +67,7 @@ _VALUE = re.compile(
     r"|\b(?:bearer|basic) +(?=[A-Za-z0-9._~+/-]{16}))[^\s&#;'\"<>]+",
     re.IGNORECASE,
 )
-# Variables whose values are never said; short values are words.
+# Environment variables whose values are masked, unless they are short enough to be words.
 _NAMED = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CONNECTION_STRING|_PAT"
     r"|(API|ACCESS|SECRET|PRIVATE|ACCOUNT|AUTH)_?KEY)$"
@@ -76,16 +76,17 @@ _SHORTEST = 12
 
 
 def hidden(text: str) -> str:
-    """`text` without the passwords and signatures in its addresses, without keys of known kinds,
-    and without the values of this process's own variables that hold one ($HF_TOKEN,
-    $OPENAI_API_KEY)."""
-    for value in _of_environment():
-        text = text.replace(value, BLOT)
-    return _KEY.sub(BLOT, _VALUE.sub(rf"\1{BLOT}", _IN_ADDRESS.sub(f"{BLOT}@", text)))
+    """Mask passwords and signatures in URLs, and API keys, in a text.
+
+    The values of environment variables such as $HF_TOKEN and $OPENAI_API_KEY are masked too.
+    """
+    for value in _environment_secrets():
+        text = text.replace(value, MASK)
+    return _KEY.sub(MASK, _VALUE.sub(rf"\1{MASK}", _IN_ADDRESS.sub(f"{MASK}@", text)))
 
 
 def secret_places(value: Any, *, where: str = "") -> Iterator[str]:
-    """The keys of nested data whose text, or name, holds a password or a key."""
+    """Yield the keys of nested data whose value or name contains a password or an API key."""
     if isinstance(value, dict):
         for key, inner in value.items():
             at = f"{where}.{key}" if where else str(key)
@@ -98,7 +99,7 @@ def secret_places(value: Any, *, where: str = "") -> Iterator[str]:
         yield where
 
 
-def _of_environment() -> list[str]:
+def _environment_secrets() -> list[str]:
     return [
         value
         for name, value in os.environ.items()

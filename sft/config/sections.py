@@ -1,57 +1,95 @@
-"""The sections of a preset: every key of ours with its default, and which of trl's are not open."""
+"""Sections of a preset as dataclasses; the docstring of each field documents its key.
+
+The tables at the end list the keys of TRL that the chain sets, ignores or takes from the command
+line alone. `sft.config.keys` generates the page of all keys from this module.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
 class RunSection:
+    """The run directory, and the checks that stop a run."""
+
     dir: str = "runs/quickstart"
+    """Folder that receives everything the run writes."""
     seed: int = 0
-    date: str | None = None  # YYYY-MM-DD that chat templates write; absent: of the first start
-    on_bad_step: str = "stop"  # a loss or gradient that is not finite, dead or jumps: stop, skip
-    spike_factor: float = 10.0  # times the median loss of the last 20 steps; 0: jumps are allowed
-    collapse_nats: float = 2.0  # chosen answers may lose so much a token in DPO; 0: any amount
-    loop_checks: int = 3  # looks within a stage at whether answers begin to loop; 0: none
-    loop_rise: float = 0.3  # the share that loops may rise by so much in a stage; 0: by anything
-    loop_budget: float = 0.05  # share of a stage's time that looks for loops may take; 0: any
-    report_to: list[str] = field(default_factory=list)  # tensorboard, trackio, wandb (offline)
+    """Seed of every random choice."""
+    date: str | None = None
+    """Date (YYYY-MM-DD) that chat templates insert; null: the day of the first start."""
+    on_bad_step: Literal["stop", "skip"] = "stop"
+    """Reaction to a step whose loss or gradient is not finite, vanishes or jumps."""
+    spike_factor: float = 10.0
+    """A loss above this multiple of the median of the last 20 steps is a jump; 0: no limit."""
+    collapse_nats: float = 2.0
+    """Drop of the chosen answers' log-probability per token at which DPO stops; 0: no limit."""
+    loop_checks: int = 3
+    """Number of times per stage that generated answers are checked for loops; 0: never."""
+    loop_rise: float = 0.3
+    """Rise of the share of looping answers within a stage at which it stops; 0: no limit."""
+    loop_budget: float = 0.05
+    """Largest share of a stage's time that the checks for loops may take; 0: no limit."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb", "none"]] = field(
+        default_factory=list
+    )
+    """Experiment trackers; wandb writes offline."""
 
 
 @dataclass
 class ModelSection:
+    """The base model and how it is loaded."""
+
     name_or_path: str = ""
-    revision: str | None = None  # branch, tag or commit on the hub; absent: the main branch
-    dtype: str = "auto"  # auto, float32, bfloat16, float16
-    load_in_4bit: bool = False  # QLoRA: frozen weights in NF4 (bitsandbytes); LoRA on CUDA alone
-    attn_implementation: str = "auto"  # auto, documents, flex, sdpa, eager
-    chat_template: str | None = None  # file or template text; absent: the tokenizer's, else ours
-    add_tokens: list[str] = field(default_factory=list)  # trained too under LoRA; added if missing
-    # Share of the characters of a source, or of what is measured, that the tokenizer cannot write
-    # above which a run stops.
+    """Local directory or Hub id of the base model."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null: the main branch."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Floating-point type of the weights; auto: the device's native type."""
+    load_in_4bit: bool = False
+    """QLoRA: load frozen weights in NF4 with bitsandbytes; needs LoRA and CUDA."""
+    attn_implementation: Literal["auto", "documents", "flex", "sdpa", "eager"] = "auto"
+    """Attention backend; auto: the fastest one that passes the checks on this model."""
+    chat_template: str | None = None
+    """File or text of the chat template; null: the tokenizer's, or the built-in one."""
+    add_tokens: list[str] = field(default_factory=list)
+    """Special tokens that the vocabulary needs; their embeddings are trained, also under LoRA."""
     max_unknown: float = 0.03
-    trust_remote_code: bool = False  # see ASKED_BY_THE_USER
-    base_model: str | None = None  # hub id of a local base, for the card of what is published
-    license: str | None = None  # of the base, for the same card
+    """Share of a text's characters that the tokenizer may fail to encode before the run stops."""
+    trust_remote_code: bool = False
+    """Run the Python files that come with the model (command line only)."""
+    base_model: str | None = None
+    """Hub id of a local base model, for the model card."""
+    license: str | None = None
+    """License of the base model, for the model card."""
 
 
 @dataclass
 class LoraSection:
-    r: int = 0  # 0: full fine-tuning
+    """The adapter. Keys have the meaning of PEFT's `LoraConfig`."""
+
+    r: int = 0
+    """Rank of the adapter; 0: full fine-tuning."""
     lora_alpha: int = 32
+    """Scale of the adapter: its output is multiplied by lora_alpha / r."""
     lora_dropout: float = 0.0
-    target_modules: Any = "all-linear"  # or names of layers; see sft.model.lora_targets
-    # Parameters that are no torch.nn.Linear (stacked experts, routers) by name; absent: with
-    # all-linear every one, else none; []: none.
+    """Dropout probability of the adapter's input."""
+    target_modules: Any = "all-linear"
+    """Layers that get an adapter: all-linear, or a list of names."""
     target_parameters: list[str] | None = None
-    use_rslora: bool = False  # the adapter counts lora_alpha / sqrt(r) times, not lora_alpha / r
-    use_dora: bool = False  # the length of each row of a weight matrix is trained beside it
-    between_stages: str = "continue"  # the adapter goes on; merge: into its base, a new one begins
+    """Parameters outside linear layers (stacked experts, routers) that get an adapter, by name;
+    null: every one under all-linear, otherwise none."""
+    use_rslora: bool = False
+    """Multiply the adapter's output by lora_alpha / sqrt(r) instead."""
+    use_dora: bool = False
+    """Also train the norm of each row of the weight matrices (DoRA)."""
+    between_stages: Literal["continue", "merge"] = "continue"
+    """What a later stage trains: the same adapter, or a new one after merging the last."""
 
 
 def how_trained(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """What a preset's `lora` and `model` sections train, in words."""
+    """Describe what a preset's `lora` and `model` sections train."""
     if not lora.get("r"):
         return "all weights"
     kind = "rank-stabilised " if lora.get("use_rslora") else ""
@@ -63,37 +101,60 @@ def how_trained(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 @dataclass
 class Source:
-    """Where rows come from: a local file or a hub id, and how to read it."""
+    """A local file or a Hub dataset, and how its rows are read."""
 
     path: str = ""
-    name: str | None = None  # configuration of a dataset on the hub
-    revision: str | None = None  # its branch, tag or commit; absent: the main branch
-    kind: str | None = None  # math, code, dialogue, safety, ...; absent: the row's own `kind`
-    kind_rule: dict[str, str] = field(default_factory=dict)  # kind: regex searched in user turns
-    weight: float = 1.0  # share of the rows taken, or times that they are repeated
-    count: int | None = None  # instead of weight: how many rows, exactly
+    """File, folder or Hub id."""
+    name: str | None = None
+    """Configuration of a dataset on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a dataset on the Hub; null: the main branch."""
+    kind: str | None = None
+    """Kind of every row (math, code, dialogue, safety, ...); null: the row's own field `kind`."""
+    kind_rule: dict[str, str] = field(default_factory=dict)
+    """Kind to regular expression, searched in the user turns and applied before `kind`."""
+    weight: float = 1.0
+    """Share of the rows that is taken; above 1, the number of repetitions."""
+    count: int | None = None
+    """Exact number of rows, instead of `weight`."""
     columns: dict[str, str] = field(default_factory=dict)
-    # Of a file of two answers: value of its label: first, second or tie.
-    labels: dict[str, str] = field(default_factory=dict)
-    ignore: list[str] = field(default_factory=list)  # fields that are left out on purpose
+    """Our column name to the file's."""
+    labels: dict[str, Literal["first", "second", "tie"]] = field(default_factory=dict)
+    """In files of two answers and a label: which answer each label prefers."""
+    ignore: list[str] = field(default_factory=list)
+    """Text columns that are left out on purpose."""
     split: str = "train"
-    strip_calculator: bool = False  # remove GSM8K's <<6*7=42>>; the line "#### 42" stays
-    tree_paths: str = "best"  # of an Open-Assistant tree: best (the top-ranked), all
-    license: str | None = None  # for the card of what is published
+    """Split of a dataset on the Hub."""
+    strip_calculator: bool = False
+    """Remove GSM8K's annotations (<<6*7=42>>); the line "#### 42" stays."""
+    tree_paths: Literal["best", "all"] = "best"
+    """Paths taken from an Open-Assistant tree; best: the top-ranked one."""
+    license: str | None = None
+    """License of the data, for the model card."""
 
 
 @dataclass
 class DataSection:
+    """Training data, its cleaning and its truncation."""
+
     sft: list[Source] = field(default_factory=list)
+    """Sources of chats for supervised fine-tuning."""
     preference: list[Source] = field(default_factory=list)
-    on_error: str = "stop"  # stop, drop
-    near_duplicates: float = 0.8  # overlap from which a chat is a duplicate; 0: exact ones only
-    decontaminate_tasks: bool = True  # no training on questions of eval.tasks
-    decontaminate: list[str] = field(default_factory=list)  # nor on those in these files
-    # Where a chat has no system turn: template (what the template writes), none, or a text.
+    """Sources of given preference pairs; empty: pairs are sampled (section `pairs`)."""
+    on_error: Literal["stop", "drop"] = "stop"
+    """Reaction to an invalid row; drop: leave it out and count it."""
+    near_duplicates: float = 0.8
+    """Overlap from which a chat counts as a duplicate; 0: exact duplicates only."""
+    decontaminate_tasks: bool = True
+    """Search the rows for the questions of `eval.tasks`."""
+    decontaminate: list[str] = field(default_factory=list)
+    """More files of questions that no row may contain."""
     system_prompt: str = "template"
-    turns: str = "all"  # assistant turns that are trained: all, last, each
-    too_long: str = "drop"  # rows beyond max_length: drop, truncate, split
+    """System turn of chats without one: template (the template's default), none, or a text."""
+    turns: Literal["all", "last", "each"] = "all"
+    """Assistant turns that are trained; each: one row per turn, with its own prompt."""
+    too_long: Literal["drop", "truncate", "split"] = "drop"
+    """Treatment of rows longer than max_length."""
 
 
 def _sft_defaults() -> dict[str, Any]:
@@ -111,115 +172,174 @@ def _sft_defaults() -> dict[str, Any]:
 
 
 def _dpo_defaults() -> dict[str, Any]:
-    # The paper's: one epoch at 5e-6, warm-up and cosine. Its beta is not stated; 0.1 is trl's.
+    # The paper's: one epoch at 5e-6, warm-up and cosine. Its beta is not stated; 0.1 is TRL's.
     ours = {"learning_rate": 5e-6, "num_train_epochs": 1.0, "warmup_steps": 0.1, "beta": 0.1}
     return _sft_defaults() | ours | {"loss_type": ["sigmoid"]}
 
 
 @dataclass
 class SftStage:
-    """A stage of supervised fine-tuning. `kinds` empty means every row."""
+    """Stage 1, supervised fine-tuning. Other keys are those of TRL's `SFTConfig`."""
 
-    enabled: bool | str = True
+    enabled: bool = True
+    """Whether the stage runs."""
     kinds: list[str] = field(default_factory=list)
-    train_batch_size: int = 0  # chats per optimiser step over all devices; 0: upstream's product
-    packing: bool = True  # several chats in a row; a matter of layout, not of what a step sees
-    trl: dict[str, Any] = field(default_factory=_sft_defaults)  # SFTConfig, by its own names
+    """Kinds of rows that are trained; empty: every row."""
+    train_batch_size: int = 0
+    """Chats per optimizer step over all devices; 0: TRL's product of batch size, accumulation
+    steps and devices."""
+    packing: bool = True
+    """Pack several chats into one row; a step trains the same chats either way."""
+    trl: dict[str, Any] = field(default_factory=_sft_defaults)
 
 
 @dataclass
 class DialogueStage(SftStage):
-    """Stage 2; `auto` runs it where stage 1 repeats itself, and keeps it if benchmarks hold."""
+    """Stage 2, supervised fine-tuning on dialogue. Other keys are those of TRL's `SFTConfig`."""
 
-    min_repetition: float = 0.02  # auto: it runs where stage 1's rate is above this; our choice
+    enabled: bool | Literal["auto"] = True  # type: ignore[assignment]
+    """Whether the stage runs; auto: where stage 1 repeats itself, and its model is kept if the
+    benchmarks do not fall."""
+    min_repetition: float = 0.02
+    """Repetition rate of stage 1 above which `enabled: auto` runs the stage."""
 
 
 @dataclass
 class PairsSection:
+    """Preference pairs that are sampled from the model itself."""
+
     prompts: list[Source] = field(default_factory=list)
+    """Sources of prompts."""
     samples_per_prompt: int = 4
+    """Answers that are sampled for each prompt."""
     temperature: float = 1.0
+    """Sampling temperature."""
     top_p: float = 1.0
+    """Nucleus sampling: probability mass of the tokens that are sampled from."""
     max_new_tokens: int = 400
-    min_score_gap: float = 0.5  # verdicts closer than this make no pair
+    """Largest number of tokens of an answer."""
+    min_score_gap: float = 0.5
+    """Smallest difference of two answers' scores that makes a pair."""
 
 
 @dataclass
 class DpoStage:
-    """The preference stage; `beta`, `loss_type` and the rest are DPOConfig's. `auto` keeps its
-    model if benchmarks and the repetition rate hold."""
+    """Stage 3, preference training. Other keys are those of TRL's `DPOConfig`."""
 
-    enabled: bool | str = True
+    enabled: bool | Literal["auto"] = True
+    """Whether the stage runs; auto: its model is kept if neither the benchmarks nor the repetition
+    rate get worse."""
     train_batch_size: int = 0
+    """Pairs per optimizer step over all devices; 0: TRL's product of batch size, accumulation
+    steps and devices."""
     packing: bool = True
+    """Pack several pairs into one row; a step trains the same pairs either way."""
     trl: dict[str, Any] = field(default_factory=_dpo_defaults)
 
 
 @dataclass
 class RepetitionSection:
-    # Rows of {"messages": [...]}; absent: ours, English and Chinese; null: no repetition measure.
+    """How often answers repeat themselves without end."""
+
     prompts: str | None = "eval/prompts/repetition.jsonl"
-    cap: int = 400  # tokens; a response that loops is followed to twice this
-    temperature: float = 0.0  # above 0: measured again on answers sampled at this
-    double_cap: bool = False  # measured again at twice the cap, from where the first ended
-    limit: int | None = None  # prompts, at equal distances in the file; absent: all of them
+    """File of rows {"messages": [...]}; null: repetition is not measured."""
+    cap: int = 400
+    """Largest number of tokens of an answer; one that loops is continued to twice as many."""
+    temperature: float = 0.0
+    """Above 0: measure again on answers sampled at this temperature."""
+    double_cap: bool = False
+    """Measure again with twice the cap, continuing the first answers."""
+    limit: int | None = None
+    """Number of prompts, evenly spaced in the file; null: all."""
 
 
 @dataclass
 class SafetySection:
-    # Prompts with the answer that is due: {"prompt", "category", "reference": {"refuse": true}}.
-    prompts: str | None = None  # ours: eval/prompts/safety.jsonl; absent: no safety measure
-    cap: int = 256  # tokens of an answer
-    limit: int | None = None  # prompts, at equal distances in the file; absent: all of them
+    """Refusal where it is due, and over-refusal."""
+
+    prompts: str | None = None
+    """File of rows {"prompt", "category", "reference": {"refuse": true}}, such as
+    eval/prompts/safety.jsonl; null: safety is not measured."""
+    cap: int = 256
+    """Largest number of tokens of an answer."""
+    limit: int | None = None
+    """Number of prompts, evenly spaced in the file; null: all."""
 
 
 @dataclass
 class TaskOptions:
-    """Where one benchmark departs from the rest; what is absent is as for all tasks."""
+    """Options of one benchmark; null: the value for all tasks."""
 
     base_shots: int | None = None
+    """Few-shot examples for the base model."""
     chat_shots: int | None = None
-    metric: str | None = None  # the task's first metric otherwise; see eval.tasks.sample_rows
-    filter: str | None = None  # the task's first filter otherwise
-    max_gen_toks: int | None = None  # tokens of a written answer; the task's own number otherwise
+    """Few-shot examples for chat models."""
+    metric: str | None = None
+    """Metric that is reported; null: the task's first."""
+    filter: str | None = None
+    """Filter of lm-eval whose answer is scored; null: the task's first."""
+    max_gen_toks: int | None = None
+    """Largest number of tokens of a generated answer; null: the task's own."""
 
 
 @dataclass
 class EachEpochSection:
-    """The model in training, measured a little at each epoch's end (see
-    `eval.measures.epoch_eval`); no input of a stage, so it may change at any time: a finished stage
-    stays as it is."""
+    """Small measurements of the model in training, at the end of each epoch.
+
+    No stage depends on these keys: they may change at any time, and finished stages stay finished.
+    """
 
     enabled: bool = False
-    prompts: int = 50  # of repetition.prompts, at equal distances; 0: no repetition by epoch
-    tasks: list[str] | None = None  # of eval.tasks; absent: all of them, []: none
-    limit: int = 50  # documents of each task, the first
+    """Whether the model is measured at the end of each epoch."""
+    prompts: int = 50
+    """Number of prompts of `eval.repetition.prompts`, evenly spaced; 0: none."""
+    tasks: list[str] | None = None
+    """Tasks of `eval.tasks` that are measured; null: all."""
+    limit: int = 50
+    """Number of documents of each task, the first ones."""
 
 
 @dataclass
 class EvalSection:
+    """Benchmarks and other measurements of every model."""
+
     tasks: list[str] = field(default_factory=list)
+    """Tasks by lm-eval's names, or by those of the files in `task_dir`."""
     task_dir: str | None = None
-    data_dir: str | None = None  # where data files of task_dir's tasks are; absent: beside them
+    """Folder of task files in lm-eval's YAML format."""
+    data_dir: str | None = None
+    """Folder of the data files of `task_dir`'s tasks; null: the same folder."""
     limit: int | None = None
-    allow_code_execution: bool = False  # tasks that run model-written programs; ASKED_BY_THE_USER
-    allow_unconfined_code: bool = False  # where nothing confines them too; ASKED_BY_THE_USER
-    base_format: str = "auto"  # plain, chat; auto: chat where the start is a chat model already
+    """Number of documents of each task; null: all."""
+    allow_code_execution: bool = False
+    """Run programs that the models write, confined (command line only)."""
+    allow_unconfined_code: bool = False
+    """Run them also where the machine cannot confine them (command line only)."""
+    base_format: Literal["auto", "plain", "chat"] = "auto"
+    """Prompt format of the base model; auto: chat if it is a chat model already."""
     base_shots: int = 5
+    """Few-shot examples for the base model."""
     chat_shots: int = 0
+    """Few-shot examples for chat models."""
     per_task: dict[str, TaskOptions] = field(default_factory=dict)
-    same_format: list[str] = field(default_factory=list)  # plain, chat: all models asked so too
+    """Options of single tasks, by task name."""
+    same_format: list[Literal["plain", "chat"]] = field(default_factory=list)
+    """Prompt formats in which all models are measured in addition."""
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
     safety: SafetySection = field(default_factory=SafetySection)
     each_epoch: EachEpochSection = field(default_factory=EachEpochSection)
-    backend: str = "transformers"  # transformers, vllm; one for all models that are compared
-    vllm_python: str | None = None  # the Python that has vLLM; absent: this one; ASKED_BY_THE_USER
-    # Under FSDP2: measure with each process's part of the weights; auto: where none holds all.
-    in_parts: bool | str = "auto"
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """Inference engine of all models that are compared."""
+    vllm_python: str | None = None
+    """Python interpreter that has vLLM installed; null: the running one (command line only)."""
+    in_parts: bool | Literal["auto"] = "auto"
+    """Under FSDP2, measure with sharded weights; auto: if no process can hold all weights."""
 
 
 @dataclass
 class Preset:
+    """All sections of a preset."""
+
     run: RunSection = field(default_factory=RunSection)
     model: ModelSection = field(default_factory=ModelSection)
     lora: LoraSection = field(default_factory=LoraSection)
@@ -231,32 +351,14 @@ class Preset:
     eval: EvalSection = field(default_factory=EvalSection)
 
 
-CHOICES = {
-    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.attn_implementation": ("auto", "documents", "flex", "sdpa", "eager"),
-    "lora.between_stages": ("continue", "merge"),
-    "run.on_bad_step": ("stop", "skip"),
-    "data.on_error": ("stop", "drop"),
-    "eval.backend": ("transformers", "vllm"),
-    "eval.base_format": ("auto", "plain", "chat"),
-    "data.turns": ("all", "last", "each"),
-    "data.too_long": ("drop", "truncate", "split"),
-}
-
-# Members that a list may have.
-MEMBERS = {
-    "eval.same_format": ("plain", "chat"),
-    "run.report_to": ("tensorboard", "trackio", "wandb", "none"),
-}
-
-# Options of a source by the list that it stands in: what nothing there would read is refused.
+# Keys of a source that take effect, by the list that contains it; the others are refused there.
 SOURCE_OPTIONS = {
     "data.sft": {"weight", "count", "kind_rule", "strip_calculator", "tree_paths"},
     "data.preference": {"weight", "count", "kind_rule", "labels"},
     "pairs.prompts": {"weight"},
 }
 
-# Upstream keys that the chain decides itself, with the place where they are decided instead.
+# Keys of TRL that the chain sets itself, with the place that decides them instead.
 DECIDED = {
     "output_dir": "run.dir",
     "bf16": "model.dtype",
@@ -268,7 +370,7 @@ DECIDED = {
         ("deepspeed", "fsdp", "fsdp_config"),
         "the launcher (accelerate launch --config_file recipes/accelerate/...)",
     ),
-    "accelerator_config": "the chain, which makes and spreads batches itself",
+    "accelerator_config": "the chain, which builds and distributes batches itself",
     "model_init_kwargs": "the model section",
     "trust_remote_code": "model.trust_remote_code",
     "hub_token": "the environment ($HF_TOKEN), so that it is in no file",
@@ -299,8 +401,8 @@ DECIDED = {
     ),
 }
 
-# Keys that run programs or code that others wrote, or send what is trained: a preset's file, which
-# may be a stranger's, does not set them, the command line does (`sft.config.preset.load_preset`).
+# Keys that run other people's code, or upload the trained model. A preset file may come from a
+# stranger, so only the command line may set them (`sft.config.preset.load_preset`).
 ASKED_BY_THE_USER = {
     "model.trust_remote_code": "runs the Python files that come with the model",
     "eval.vllm_python": "starts this program",
@@ -312,7 +414,7 @@ ASKED_BY_THE_USER = {
     },
 }
 
-# Upstream keys that our loss and our rows would pass over in silence.
+# Keys of TRL that our loss and our rows would ignore.
 WITHOUT_EFFECT = frozenset(
     {
         "project",

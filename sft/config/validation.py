@@ -1,4 +1,4 @@
-"""Rules between a preset's values that their types do not hold; each broken one is a sentence."""
+"""Check the rules between a preset's values that types cannot express."""
 
 import math
 import re
@@ -7,50 +7,57 @@ from datetime import date
 from typing import Any
 
 from sft.config.sections import (
-    CHOICES,
-    MEMBERS,
     SOURCE_OPTIONS,
+    DpoStage,
     EvalSection,
     LoraSection,
     Preset,
+    SftStage,
     Source,
 )
 
-MOST_WORKERS = 256  # processes that make batches for each process that trains
-# Upstream takes any other name for random.
+MOST_WORKERS = 256  # dataloader processes per training process
+# transformers treats any other name as random.
 SAMPLING = ("random", "sequential", "group_by_length", "batch_rebalance")
 NO_SOURCE = "data.sft is empty; list at least one source of chats"
+NO_PREFERENCE = (
+    "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
+)
+STAGES = ("sft_all", "sft_dialogue", "dpo")
 
 
 def check_rules(preset: Preset) -> list[str]:
-    """Rules between values that the types do not hold."""
+    """Return a sentence for each rule between values that the preset breaks."""
+    problems = _check_date(preset.run.date) + _check_model(preset) + _check_data(preset)
+    problems += check_measuring(preset.eval) + _check_pairs(preset)
+    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise", "loop_budget"):
+        value = getattr(preset.run, name)
+        if value < 0:
+            problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")
+    problems += _check_dialogue(preset) + _check_lora(preset)
+    for stage in STAGES:
+        problems += _check_stage(stage, getattr(preset, stage))
+    return problems
+
+
+def _check_model(preset: Preset) -> list[str]:
     problems = []
-    for where, allowed in CHOICES.items():
-        section, key = where.split(".")
-        value = getattr(getattr(preset, section), key)
-        if value not in allowed:
-            problems.append(f"{where}={value!r} is not one of {', '.join(allowed)}")
-    for where, allowed in MEMBERS.items():
-        section, key = where.split(".")
-        for value in getattr(getattr(preset, section), key):
-            if value not in allowed:
-                problems.append(
-                    f"{where} lists {value!r}, which is not one of {', '.join(allowed)}"
-                )
-    problems += _check_date(preset.run.date)
     if not preset.model.name_or_path:
         problems.append("model.name_or_path is missing; name a local directory or a hub id")
-    if not preset.data.sft and (preset.sft_all.enabled or preset.sft_dialogue.enabled):
-        problems.append(NO_SOURCE)
-    if preset.dpo.enabled and not (preset.data.preference or preset.pairs.prompts):
-        problems.append(
-            "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
-        )
     if not 0 <= preset.model.max_unknown <= 1:
         problems.append(
             f"model.max_unknown={preset.model.max_unknown:g} must be a share of characters from 0 "
             "to 1 (any text is trained and measured, however much of it the tokenizer loses)"
         )
+    return problems
+
+
+def _check_data(preset: Preset) -> list[str]:
+    problems = []
+    if not preset.data.sft and (preset.sft_all.enabled or preset.sft_dialogue.enabled):
+        problems.append(NO_SOURCE)
+    if preset.dpo.enabled and not (preset.data.preference or preset.pairs.prompts):
+        problems.append(NO_PREFERENCE)
     if not 0 <= preset.data.near_duplicates <= 1:
         problems.append(
             f"data.near_duplicates={preset.data.near_duplicates} must be an overlap from 0 (exact "
@@ -64,16 +71,11 @@ def check_rules(preset: Preset) -> list[str]:
         section, key = where.split(".")
         for i, source in enumerate(getattr(getattr(preset, section), key)):
             problems += _check_source(source, where=where, at=f"{where}[{i}]")
-    problems += check_measuring(preset.eval)
-    problems += _check_pairs(preset)
-    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise", "loop_budget"):
-        value = getattr(preset.run, name)
-        if value < 0:
-            problems.append(f"run.{name}={value:g} must be positive, or 0 for no limit")
-    for name, words in (("sft_all", ""), ("sft_dialogue", ", auto"), ("dpo", ", auto")):
-        enabled = getattr(preset, name).enabled
-        if not (isinstance(enabled, bool) or (words and enabled == "auto")):
-            problems.append(f"{name}.enabled={enabled!r} is not one of true, false{words}")
+    return problems
+
+
+def _check_dialogue(preset: Preset) -> list[str]:
+    problems = []
     if preset.sft_dialogue.enabled == "auto" and not preset.sft_all.enabled:
         problems.append(
             "sft_dialogue.enabled=auto asks how often stage 1 repeats itself, and sft_all.enabled="
@@ -81,34 +83,32 @@ def check_rules(preset: Preset) -> list[str]:
         )
     if not 0 <= preset.sft_dialogue.min_repetition <= 1:
         problems.append(
-            f"sft_dialogue.min_repetition={preset.sft_dialogue.min_repetition:g} is no rate in "
+            f"sft_dialogue.min_repetition={preset.sft_dialogue.min_repetition:g} is not a rate in "
             "[0, 1]"
         )
-    problems += _check_lora(preset)
-    for stage in ("sft_all", "sft_dialogue", "dpo"):
-        section = getattr(preset, stage)
-        problems += _check_numbers(stage, section.trl)
-        if section.train_batch_size < 0:
-            problems.append(
-                f"{stage}.train_batch_size={section.train_batch_size} must not be negative; 0 "
-                "leaves it to per_device_train_batch_size and gradient_accumulation_steps"
-            )
-    for stage in ("sft_all", "sft_dialogue", "dpo"):
-        order = getattr(preset, stage).trl.get("train_sampling_strategy", "random")
-        if order not in SAMPLING:
-            problems.append(
-                f"{stage}.train_sampling_strategy={order!r} is not one of {', '.join(SAMPLING)}"
-            )
-    for stage in ("sft_all", "sft_dialogue"):
-        if getattr(preset, stage).trl.get("loss_type", "nll") != "nll":
-            problems.append(f"{stage}.loss_type is nll here; remove it")
-    for stage in ("sft_all", "sft_dialogue", "dpo"):
-        section = getattr(preset, stage)
-        if section.train_batch_size and "gradient_accumulation_steps" in section.trl:
-            problems.append(
-                f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
-                "decides the second, remove one"
-            )
+    return problems
+
+
+def _check_stage(stage: str, section: SftStage | DpoStage) -> list[str]:
+    """Check the options of one training stage, ours and TRL's."""
+    problems = _check_numbers(stage, section.trl)
+    if section.train_batch_size < 0:
+        problems.append(
+            f"{stage}.train_batch_size={section.train_batch_size} must not be negative; 0 "
+            "leaves it to per_device_train_batch_size and gradient_accumulation_steps"
+        )
+    order = section.trl.get("train_sampling_strategy", "random")
+    if order not in SAMPLING:
+        problems.append(
+            f"{stage}.train_sampling_strategy={order!r} is not one of {', '.join(SAMPLING)}"
+        )
+    if isinstance(section, SftStage) and section.trl.get("loss_type", "nll") != "nll":
+        problems.append(f"{stage}.loss_type is nll here; remove it")
+    if section.train_batch_size and "gradient_accumulation_steps" in section.trl:
+        problems.append(
+            f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
+            "decides the second, remove one"
+        )
     return problems
 
 
@@ -122,7 +122,7 @@ def _check_date(day: str | None) -> list[str]:
 
 
 def check_measuring(section: EvalSection) -> list[str]:
-    """Rules of what is measured, wherever its options were given."""
+    """Check the rules of the measurements, from a preset or a command line."""
     problems = []
     for where, value in (
         ("repetition.cap", section.repetition.cap),
@@ -141,13 +141,13 @@ def check_measuring(section: EvalSection) -> list[str]:
             f"eval.repetition.temperature={section.repetition.temperature:g} must not be "
             "negative; 0 leaves the sampled measure out"
         )
-    problems += _check_asking(section)
+    problems += _check_limits(section)
     problems += _check_each_epoch(section)
     return problems + _check_backend(section)
 
 
 def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
-    """Numbers of a stage that upstream takes and that then train nothing, or fail in its midst."""
+    """Find numbers that TRL accepts but that train nothing or fail during training."""
     problems = []
     length = options.get("max_length")
     if isinstance(length, int) and length < 2:
@@ -187,13 +187,13 @@ def _check_numbers(stage: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _check_pairs(preset: Preset) -> list[str]:
-    """Rules of the preference stage, and of sampling for it, whose mistakes would show last."""
+    """Check the preference stage and the sampling for it, which would fail last."""
     if not preset.dpo.enabled:
         return []
     problems = []
     beta = preset.dpo.trl.get("beta")
     if isinstance(beta, float) and not 0 < beta < math.inf:
-        problems.append(f"dpo.beta={beta:g} must be above 0, or no preference is learnt")
+        problems.append(f"dpo.beta={beta:g} must be above 0, or no preference is learned")
     if preset.data.preference:
         return problems
     own = preset.pairs
@@ -212,7 +212,7 @@ def _check_pairs(preset: Preset) -> list[str]:
     return problems
 
 
-def _check_asking(section: EvalSection) -> list[str]:
+def _check_limits(section: EvalSection) -> list[str]:
     problems = []
     if section.limit is not None and section.limit < 1:
         problems.append(
@@ -257,10 +257,7 @@ def _check_each_epoch(section: EvalSection) -> list[str]:
 
 
 def _check_backend(section: EvalSection) -> list[str]:
-    parts = section.in_parts
-    if not (isinstance(parts, bool) or parts == "auto"):
-        return [f"eval.in_parts={parts!r} is not one of true, false, auto"]
-    if parts is True and section.backend == "vllm":
+    if section.in_parts is True and section.backend == "vllm":
         return [
             "eval.in_parts=true is for eval.backend=transformers; vLLM loads a whole model in each "
             "process; remove one of them"
@@ -274,7 +271,7 @@ def _check_backend(section: EvalSection) -> list[str]:
 
 
 def _check_lora(preset: Preset) -> list[str]:
-    """Rules of the adapter, and of what is there for an adapter alone."""
+    """Check the adapter and the options that need one."""
     lora, plain = preset.lora, LoraSection()
     if lora.r < 0:
         return [f"lora.r={lora.r} must be 0 (full fine-tuning) or positive"]
@@ -301,7 +298,7 @@ def _check_lora(preset: Preset) -> list[str]:
 
 
 def _check_source(source: Source, *, where: str, at: str) -> list[str]:
-    """Rules of one source; `where` is the list that it stands in."""
+    """Check one source; `where` is the key of its list."""
     problems = []
     for name in sorted(set.union(*SOURCE_OPTIONS.values()) - SOURCE_OPTIONS[where]):
         if getattr(source, name) != getattr(Source(), name):
@@ -310,11 +307,6 @@ def _check_source(source: Source, *, where: str, at: str) -> list[str]:
         problems.append(f"{at}.weight={source.weight} must not be negative")
     if source.count is not None and (source.count < 1 or source.weight != 1.0):
         problems.append(f"{at}.count={source.count} must be positive and stand without weight")
-    if source.tree_paths not in ("best", "all"):
-        problems.append(f"{at}.tree_paths={source.tree_paths!r} is not one of best, all")
-    for label, meaning in source.labels.items():
-        if meaning not in ("first", "second", "tie"):
-            problems.append(f"{at}.labels.{label}={meaning!r} is not one of first, second, tie")
     for kind, pattern in source.kind_rule.items():
         try:
             re.compile(pattern)

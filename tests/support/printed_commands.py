@@ -184,6 +184,8 @@ def _python(arguments: list[str]) -> str | None:
         return PROGRAMS[module](rest)
     if module == "eval.report":
         return None if len(rest) in (1, 2) else "eval.report takes a run and perhaps a picture"
+    if module == "sft.config.keys":
+        return None if rest == [">", "recipes/keys.md"] else "sft.config.keys takes no arguments"
     return f"python -m {module} is not known"
 
 
