@@ -10,8 +10,8 @@ from files import ROOT
 from eval.backends.vllm_backend import find_vllm
 from recipes import base_vs_chat, plan_run, preview, sft_then_dpo
 from sft.config.preset import load_preset
+from sft.config.restricted_keys import ASKED_BY_THE_USER
 from sft.config.secrets import hidden, secret_places
-from sft.config.sections import ASKED_BY_THE_USER
 from sft.errors import UserError
 
 PRESET = "model: {name_or_path: m}\ndata: {sft: [{path: a}]}\npairs: {prompts: [{path: a}]}\n"

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from sft.config.preset import describe_type
+from sft.config.restricted_keys import ASKED_BY_THE_USER, DECIDED, WITHOUT_EFFECT
 from sft.config.sections import (
-    ASKED_BY_THE_USER,
-    DECIDED,
     SOURCE_OPTIONS,
-    WITHOUT_EFFECT,
     Preset,
     Source,
     TaskOptions,
