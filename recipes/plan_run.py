@@ -84,7 +84,7 @@ def plan(
     from eval.graders.rule_judge import reference_flaw
     from eval.measures.cost import cost_line
     from eval.measures.rehearsal import check_questions
-    from eval.tasks.questions import asked
+    from eval.tasks.questions import benchmark_questions
     from sft.context import RunContext
     from sft.model.adapter_checks import check_adapters
     from sft.model.loading import check_model, context_window, load_tokenizer, read_config
@@ -120,7 +120,7 @@ def plan(
     context = RunContext.of(
         preset, folder=Path(preset.run.dir), tokenizer=tokenizer, placement=here
     )
-    benchmarks = asked(preset.eval)
+    benchmarks = benchmark_questions(preset.eval)
     chats = prepare_chats(
         preset.data, context, benchmarks=benchmarks, split_at=split_length(preset)
     )

@@ -38,8 +38,8 @@ from eval.measures.rehearsal import check_questions
 from eval.measures.tracker_metrics import tell_deltas
 from eval.report.tables import console_table
 from eval.results.results import write_results
-from eval.results.stage_gate import Decision, check_gates, holds, needed, write_decisions
-from eval.tasks.questions import asked
+from eval.results.stage_gate import Decision, check_gates, needed, no_regression, write_decisions
+from eval.tasks.questions import benchmark_questions
 from sft.cleaning.decontamination import Benchmarks
 from sft.config.sections import Preset
 from sft.context import RunContext
@@ -169,7 +169,7 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> Checked:
     planner = Planner(config, preset.lora, placement, this_machine(placement))
     in_parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     planner.refuse_whole()
-    benchmarks = asked(preset.eval)
+    benchmarks = benchmark_questions(preset.eval)
     inputs = run_inputs(preset, base=base, tokenizer=tokenizer, more=task_inputs(preset.eval))
     return Checked(
         *(preset, placement, base, tokenizer, window, planner, in_parts),
@@ -282,7 +282,9 @@ def train_and_measure(
         trained = run_sft_stage(stage, starting_at(context, before), start=models[before])
         measure(stage.name, trained, context, preset.eval)
         if auto:
-            decisions.append(run_on_main(partial(holds, folder, stage=stage.name, before=before)))
+            decisions.append(
+                run_on_main(partial(no_regression, folder, stage=stage.name, before=before))
+            )
         if not auto or decisions[-1].verdict == "kept":
             models[stage.name] = trained
     if preset.dpo.enabled:
@@ -293,7 +295,9 @@ def train_and_measure(
         )
         measure("dpo", trained, context, preset.eval)
         if preset.dpo.enabled == "auto":
-            decisions.append(run_on_main(partial(holds, folder, stage="dpo", before=before)))
+            decisions.append(
+                run_on_main(partial(no_regression, folder, stage="dpo", before=before))
+            )
         if preset.dpo.enabled is True or decisions[-1].verdict == "kept":
             models["dpo"] = trained
     return models, decisions

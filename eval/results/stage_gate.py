@@ -62,7 +62,7 @@ def needed(folder: Path, *, stage: str, after: str, above: float) -> Decision:
     return _say(Decision(stage, "skipped", reason))
 
 
-def holds(folder: Path, *, stage: str, before: str) -> Decision:
+def no_regression(folder: Path, *, stage: str, before: str) -> Decision:
     """Whether a stage's model is kept: on no benchmark significantly below the model before, and
     its answers not significantly more often endless; paired tests, Holm over them."""
     names = (before, stage)

@@ -17,7 +17,7 @@ from sft.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def asked(section: EvalSection) -> Benchmarks:
+def benchmark_questions(section: EvalSection) -> Benchmarks:
     """The questions of every document that `eval.tasks` measures on, whatever `eval.limit` says."""
     names, source = list(section.tasks), Tasks.of(section)
 

@@ -21,7 +21,7 @@ import torch
 from arguments import count
 from made_up_chats import write_chats
 
-from eval.tasks.questions import asked
+from eval.tasks.questions import benchmark_questions
 from sft.config.preset import CHECKOUT
 from sft.config.sections import DataSection, EvalSection, LoraSection, ModelSection, Source
 from sft.context import RunContext
@@ -49,7 +49,7 @@ def measure(given: argparse.Namespace) -> None:
     """Make the chats, prepare them twice, and print what that took."""
     section = ModelSection(given.model)
     tokenizer = load_tokenizer(check_model(section), section)
-    benchmarks = asked(EvalSection(tasks=TASKS, task_dir=str(QUICKSTART / "tasks")))
+    benchmarks = benchmark_questions(EvalSection(tasks=TASKS, task_dir=str(QUICKSTART / "tasks")))
     placement = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "chats.jsonl"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.results.stage_gate import check_gates, holds, needed
+from eval.results.stage_gate import check_gates, needed, no_regression
 from sft.config.sections import DialogueStage, EvalSection, Preset, RepetitionSection
 from sft.errors import UserError
 from sft.system.atomic_files import write_json, write_jsonl
@@ -48,7 +48,7 @@ def test_a_model_is_kept_unless_something_is_significantly_worse(
 ):
     write_model(tmp_path, "sft-all", right=100, endless=20)
     write_model(tmp_path, "sft-dialogue", right=right, endless=endless)
-    decision = holds(tmp_path, stage="sft-dialogue", before="sft-all")
+    decision = no_regression(tmp_path, stage="sft-dialogue", before="sft-all")
     assert decision.verdict == verdict and named in decision.reason
     assert [row["task"] for row in decision.evidence] == ["sums", "repetition"]
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import yaml
 
-from eval.tasks.questions import asked
+from eval.tasks.questions import benchmark_questions
 from sft.cleaning.decontamination import QuestionIndex
 from sft.config.sections import EvalSection
 from sft.system.atomic_files import write_jsonl
@@ -38,7 +38,7 @@ def test_every_document_is_a_question_whatever_the_limit(tmp_path):
         {"id": f"d{i}", "question": q, "choices": ["a", "b"]} for i, q in enumerate((SEA, HILL))
     ]
     write_task(tmp_path, "birds", docs)
-    (questions,) = asked(section(tmp_path, "birds", limit=1)).load().values()
+    (questions,) = benchmark_questions(section(tmp_path, "birds", limit=1)).load().values()
     assert [(q.source, q.id, q.text) for q in questions] == [
         ("birds", "d0", SEA),
         ("birds", "d1", HILL),
@@ -60,7 +60,7 @@ def test_every_document_is_a_question_whatever_the_limit(tmp_path):
 def test_fields_of_other_names_are_read_as_the_task_asks_them(tmp_path, more):
     docs = [{"riddle": q, "choices": ["a", "b"], "gold": 1} for q in (SEA, HILL)]
     write_task(tmp_path, "riddles", docs, **more)
-    (questions,) = asked(section(tmp_path, "riddles")).load().values()
+    (questions,) = benchmark_questions(section(tmp_path, "riddles")).load().values()
     found = QuestionIndex(questions).find(["no", f"Well: {HILL}"])
     assert [(c.row, c.source, c.id) for c in found] == [(1, "riddles", "1")]
     assert found[0].share > 0.9, "what the template puts around the question is no part of it"
@@ -68,16 +68,16 @@ def test_fields_of_other_names_are_read_as_the_task_asks_them(tmp_path, more):
 
 def test_another_question_gives_another_key_and_the_limit_does_not(tmp_path):
     write_task(tmp_path, "birds", [{"question": SEA, "choices": ["a", "b"]}])
-    key = asked(section(tmp_path, "birds")).key
-    assert asked(section(tmp_path, "birds", limit=3)).key == key
+    key = benchmark_questions(section(tmp_path, "birds")).key
+    assert benchmark_questions(section(tmp_path, "birds", limit=3)).key == key
     write_task(tmp_path, "birds", [{"question": HILL, "choices": ["a", "b"]}])
-    assert asked(section(tmp_path, "birds")).key != key
+    assert benchmark_questions(section(tmp_path, "birds")).key != key
 
 
 def test_a_task_whose_data_cannot_be_had_is_said_and_left_out(tmp_path, caplog):
     write_task(tmp_path, "birds", [{"question": SEA, "choices": ["a", "b"]}])
     write_task(tmp_path, "gone", [{"question": HILL}], test_split="validation")
     with caplog.at_level(logging.WARNING):
-        known = asked(section(tmp_path, "birds", "gone")).load()
+        known = benchmark_questions(section(tmp_path, "birds", "gone")).load()
     assert len(known["birds"]) == 1 and known["gone"] == []
     assert "no check of the rows against the questions of gone" in caplog.text
