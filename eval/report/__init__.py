@@ -2,15 +2,14 @@
 
 answer_cards: Cards of the report: one prompt or question with every model's answer, and what
     filters it.
-caveats: What a reader must know before a change is read as training's: formats, weights,
-    endings.
+caveats: Caveats for reading a change as an effect of training: formats, weights, cut answers.
 detail_tables: Rows of the report's smaller tables: repetition by group and definition, safety
     by category.
 epoch_plots: Repetition and benchmarks in training, all stages in a row: the report's picture
     and table.
 examples: Which answers and questions the report shows, chosen by rule, and where an answer
     loops.
-headline: Numbers and verdicts in words: how results.json reads as text, with nothing
+headline: Headline of the report: the figures of results.json as sentences, with nothing
     recomputed.
 outcomes: How an answer ended and what it scored, in words and in kinds that the report filters
     by.

@@ -1,4 +1,4 @@
-"""What a reader must know before a change is read as training's: formats, weights, endings."""
+"""Caveats for reading a change as an effect of training: formats, weights, cut answers."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def cut_tasks(results: Results) -> list[str]:
     ]
     if not cut:
         return []
-    return [f"Answers of {last} that were cut at the task's cap of tokens: {', '.join(cut)}."]
+    return [f"Answers of {last} cut at the task's token limit: {', '.join(cut)}."]
 
 
 def _unchanged(results: Results) -> list[str]:
@@ -37,9 +37,9 @@ def _unchanged(results: Results) -> list[str]:
     if not steps:
         return []
     return [
-        f"No answer changed in {', '.join(steps)}. Without any change nothing shows how much the "
-        "questions of a cluster differ, so each cluster counts as one question, and the interval "
-        "is wider than after a few changes."
+        f"No answer changed in {', '.join(steps)}. Without any change, the variation within a "
+        "cluster is unknown, so each cluster counts as one question, and the interval is wider "
+        "than with a few changes."
     ]
 
 
@@ -58,14 +58,14 @@ def _mixed_formats(results: Results) -> list[str]:
     also = [f"{a} \u2192 {b}" for a, b in mixed if (a, b) != named]
     more = f" (so were {', '.join(also)})" if also else ""
     return [
-        f"{named[0]} and {named[1]} were asked in different formats (see the table){more}, so the "
-        "change in their benchmark scores includes the change of format."
+        f"{named[0]} and {named[1]} were prompted in different formats (see the table){more}, so "
+        "the change in their benchmark scores includes the change of format."
     ]
 
 
 def _same_weights(results: Results) -> list[str]:
     return [
-        f"{' and '.join(names)} have the same weights: if their scores differ, the cause is how "
-        "they were asked, not training."
+        f"{' and '.join(names)} have the same weights: if their scores differ, the cause is the "
+        "prompt format, not training."
         for names in results.get("same_weights", [])
     ]

@@ -25,18 +25,18 @@ def repetition_details(results: Mapping[str, Any], *, run_dir: Path | None = Non
             name = " / ".join(filter(None, (part["language"], part["category"])))
             rows.setdefault((name, f"n = {part['n']:,}"), {})[model] = _rate(part, greedy)
         for part in entry["sensitivity"][1:]:
-            rows.setdefault((part["definition"], "in place of the definition"), {})[model] = _rate(
+            rows.setdefault((part["definition"], "alternative definition"), {})[model] = _rate(
                 part, greedy
             )
         if "double_cap" in entry:
             again = entry["double_cap"]
-            caption = f"{again['cap']:,} tokens, loops followed to {2 * again['cap']:,}"
+            caption = f"{again['cap']:,} tokens, loops verified up to {2 * again['cap']:,}"
             rows.setdefault(("twice the cap", caption), {})[model] = _rate(again, doubled)
         if "sampled" in entry:
             again = entry["sampled"]
             caption = f"at temperature {again['temperature']:g}, the same definition"
             rows.setdefault(("sampled", caption), {})[model] = _rate(again, drawn)
-        caption = "cut at the cap, the same words again and again but for a number; not counted"
+        caption = "cut at the cap; the same words repeat with only a number changing; not counted"
         rows.setdefault(("near-loops", caption), {})[model] = _rate(entry["near_loops"], greedy)
     return _measures(rows, models)
 

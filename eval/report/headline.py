@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words: how results.json reads as text, with nothing recomputed."""
+"""Headline of the report: the figures of results.json as sentences, with nothing recomputed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from eval.metrics.formatting import (
 
 # At most this many benchmarks are named with their numbers in one sentence.
 NAMED = 3
-# From this share of answers cut at the cap on, that they do not end is the news.
+# From this share of answers cut at the cap, the title reports that answers do not end.
 MOSTLY = 0.5
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step between two models changed."""
+    """Changes between two consecutive models."""
 
     label: str
     text: str
@@ -33,7 +33,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Headline:
-    """The report's first words: a title, the answer with its numbers, the steps in between."""
+    """The headline: a title, the main result with its numbers, and the steps in between."""
 
     title: str
     answer: str
@@ -60,7 +60,7 @@ def transitions(results: dict[str, Any]) -> list[tuple[str, str]]:
 def overall(results: dict[str, Any]) -> tuple[str, str] | None:
     """The pair the headline is about: first to last model where compared, else the last pair.
 
-    A fixed rule, so that the headline cannot pick the prettiest comparison.
+    A fixed rule, so that the headline cannot pick the most favorable comparison.
     """
     pairs = transitions(results)
     models = results.get("models", [])
@@ -97,7 +97,7 @@ def headline(results: dict[str, Any]) -> Headline:
 
 def never_ends(results: dict[str, Any]) -> float | None:
     """The share of the last model's answers to the repetition prompts that had not ended at the
-    cap, where that is at least MOSTLY, so that it is the news; None elsewhere."""
+    cap, where that is at least MOSTLY; None otherwise."""
     rate = results.get("repetition", {}).get(results["models"][-1])
     share = rate["rate"] + rate["truncated"] if rate and "truncated" in rate else 0.0
     return share if share >= MOSTLY else None
@@ -164,7 +164,7 @@ def _repetition(results: dict[str, Any], pair: tuple[str, str]) -> str:
     if significant(row):
         verb = "repetition fell" if row["delta"] < 0 else "repetition rose"
         return f"{verb} from {before} to {after} ({_evidence(row)})"
-    evidence = f"{_evidence(row)} after Holm"  # the interval alone may leave 0 out
+    evidence = f"{_evidence(row)} Holm-adjusted"  # the interval alone may exclude 0
     return f"repetition did not change significantly ({before} to {after}: {evidence})"
 
 

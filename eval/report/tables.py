@@ -27,11 +27,11 @@ from eval.report.caveats import caveats
 from eval.report.headline import Headline, counted, in_bits, overall
 from eval.report.sample_files import sample_href, task_href
 
-CAPTION = "Rates and scores with 95% intervals; changes in points, p after Holm, * p < 0.05."
+CAPTION = "Rates and scores with 95% intervals; changes in points, Holm-adjusted p, * p < 0.05."
 INTERVALS = (  # below the table of changes
-    "An interval excludes 0 exactly where p is below 0.05 in that comparison alone. A star: p is "
-    "below 0.05 after Holm over {counted} of {rows} comparisons: those with at least six changed "
-    "answers, since fewer cannot reach p = 0.05."
+    "An interval excludes 0 exactly where the unadjusted p is below 0.05. A star marks p below "
+    "0.05 after Holm adjustment over {counted} of {rows} comparisons: those with at least six "
+    "changed answers, since fewer cannot reach p = 0.05."
 )
 
 
@@ -69,7 +69,7 @@ class FormatRow:
 
 
 def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Measure]:
-    """Rows of the main table: repetition and what stands beside it, then each benchmark.
+    """Rows of the main table: repetition and its companion rates, then each benchmark.
 
     With `run_dir`, cells link to the stored samples that exist.
     """
@@ -80,8 +80,8 @@ def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Me
         cap = f"greedy, cap {' / '.join(f'{cap:,}' for cap in caps)} tokens; " if caps else ""
         beside = (
             ("rate", REPETITION, f"{cap}lower is better"),
-            ("truncated", "cut at the cap", "had not ended there, but not endless"),
-            ("seq_rep_4", "seq-rep-4", "4-grams that an answer repeats"),
+            ("truncated", "cut at the cap", "not ended at the cap, but not looping"),
+            ("seq_rep_4", "seq-rep-4", "repeated 4-grams of an answer"),
         )
         hrefs = [task_href(run_dir, model=model, task=REPETITION) for model in models]
         for key, name, caption in beside:
@@ -152,10 +152,10 @@ def still_needed(row: dict[str, Any]) -> str:
     """What n questions would show, and how many would show this change; '' where it is shown."""
     if significant(row) or row.get("visible") is None:
         return ""
-    more = f"; this one, with {row['needed']:,} questions" if row.get("needed") else ""
+    more = f"; this change needs {row['needed']:,} questions" if row.get("needed") else ""
     if more and row["needed"] <= row["n"]:  # seen, but for what Holm takes off
-        more = "; this one, were it the only comparison"
-    return f"n shows changes from {100 * row['visible']:.1f} points on{more}"
+        more = "; this change is detectable as the only comparison"
+    return f"n detects changes of at least {100 * row['visible']:.1f} points{more}"
 
 
 def console_table(results: dict[str, Any]) -> Table:
@@ -177,7 +177,7 @@ def console_table(results: dict[str, Any]) -> Table:
         line += [_two_lines(c.value, c.ci) if c else Text(DASH, "dim") for c in measure.cells]
         change = changes.get(measure.name)
         if change:
-            # A star where the change stands after Holm, so that colour is not needed.
+            # A star marks a significant change, so that color is not needed.
             star = "*" if significant(change) else " "
             p = p_value(change.get("p_holm")) + " "
             texts = change in in_bits(results)
@@ -205,7 +205,7 @@ def markdown(
     lines += [f"- **{md(step.label)}** {md(step.text)}" for step in headline.steps]
     tables = results_tables(results)
     lines += ["", "## Results", "", *tables] if tables else []
-    for title, details in (("Repetition, closer", closer), ("Safety by category", safety)):
+    for title, details in (("Repetition in detail", closer), ("Safety by category", safety)):
         if details:
             cells = [
                 [m.name, m.caption, *(" ".join((c.value, c.ci)) if c else DASH for c in m.cells)]
@@ -223,14 +223,14 @@ def markdown(
             ]
             for r in one_format(results)
         ]
-        head = ["task", "protocol", "format", "all in it", "what the format alone changes"]
-        lines += ["", "## In one format", "", *md_table(head, cells)]
+        head = ["task", "protocol", "format", "same format", "effect of the format"]
+        lines += ["", "## Same prompt format", "", *md_table(head, cells)]
     for title, rows in (("By epoch", epochs), ("Loops in training", loops)):
         if rows:
             lines += ["", f"## {title}", "", *md_table(rows[0], list(rows[1:]))]
     for name, tasks in isolations(results).items():
         lines += ["", md(f"Programs of {', '.join(tasks)} were confined by {name}.")]
-    lines += ["", "Pictures, answers side by side and the method: [report.html](report.html)."]
+    lines += ["", "Plots, answers side by side and the method are in [report.html](report.html)."]
     return "\n".join(lines) + "\n"
 
 
@@ -279,7 +279,7 @@ def results_tables(results: dict[str, Any]) -> list[str]:
             ]
             for row in in_bits(results)
         ]
-        head = ["measure", "step", "change, points", "95% interval", "p", "after Holm"]
+        head = ["measure", "step", "change, points", "95% interval", "p", "p, Holm-adjusted"]
         head += ["n", "test", "power"]
         lines += ["", "## Changes", "", *md_table(head, changes)]
         compared = [*results["deltas"], *in_bits(results)]

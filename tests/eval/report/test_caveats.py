@@ -14,7 +14,7 @@ from eval.report.report import write_report
 from eval.report.tables import console_table, results_tables
 from eval.results.results import write_results
 
-FORMATS = "base and dpo were asked in different formats"
+FORMATS = "base and dpo were prompted in different formats"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_formats_weights_and_cut_answers_are_said_wherever_the_changes_are(resul
     page, text = ((tmp_path / f"report.{kind}").read_text() for kind in ("html", "md"))
     for shown in (page, text, card, " ".join(console.file.getvalue().split())):
         assert FORMATS in shown and "base and dpo have the same weights" in shown
-        assert "cut at the task's cap of tokens" in shown.replace("&#39;", "'")
+        assert "cut at the task's token limit" in shown.replace("&#39;", "'")
 
 
 def test_nothing_is_said_where_nothing_differs():
@@ -42,7 +42,7 @@ def test_nothing_is_said_where_nothing_differs():
         entries["base"] |= {"shots": 0, "chat_template": True}
     assert caveats(results) == []
     (same,) = caveats(results | {"same_weights": [["base", "dpo"]]})  # asked alike: no difference
-    assert "same weights: if their scores differ, the cause is how they were asked" in same
+    assert "same weights: if their scores differ, the cause is the prompt format" in same
     del results["benchmarks"]["world_math"]["base"]
     results["benchmarks"]["world_code"]["base"]["shots"] = 5
     (sentence,) = caveats(results)

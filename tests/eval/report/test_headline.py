@@ -46,8 +46,8 @@ HEADLINES = {
         ),
         "Repetition did not change significantly; no benchmark changed significantly.",
         "From a to b, repetition did not change significantly (11.0% to 10.0%: -1.0 points, "
-        "-4.0 to +2.0, p = 0.60 after Holm). No benchmark changed significantly (their intervals "
-        "still allow a loss of up to 5.0 points, on math).",
+        "-4.0 to +2.0, p = 0.60 Holm-adjusted). No benchmark changed significantly (their "
+        "intervals still allow a loss of up to 5.0 points, on math).",
     ),
     "no repetition anywhere": (
         two_models(delta_row("repetition", 0.0, p=1.0), rates=(0.0, 0.0)),

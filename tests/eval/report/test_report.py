@@ -407,11 +407,11 @@ def test_curves_are_the_logs_in_the_order_of_the_stages(finished: Path) -> None:
 
 def test_what_is_still_needed_is_never_fewer_questions_than_were_asked() -> None:
     row = delta_row("maths", 0.06, p=0.2) | {"visible": 0.05, "needed": 400}
-    words = "n shows changes from 5.0 points on; this one, "
-    assert still_needed(row) == words + "with 400 questions"
+    words = "n detects changes of at least 5.0 points; this change "
+    assert still_needed(row) == words + "needs 400 questions"
     # Enough for one comparison, and yet Holm took it off.
-    assert still_needed(row | {"needed": 250}) == words + "were it the only comparison"
-    assert still_needed(row | {"needed": None}) == "n shows changes from 5.0 points on"
+    assert still_needed(row | {"needed": 250}) == words + "is detectable as the only comparison"
+    assert still_needed(row | {"needed": None}) == "n detects changes of at least 5.0 points"
     assert still_needed(row | {"p_holm": 0.01}) == ""
 
 
