@@ -134,7 +134,7 @@ def plan(
         check_batch(workload.name, workload.section, processes=devices)
     planner = Planner(config, preset.lora, placement, machine, utilisation)
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-    training = show_budget(planner, workloads, parts=parts)
+    training = show_budget(planner, workloads, parts=parts, errors=False)
     if training is not None:
         tokens = check_questions(
             preset.eval,
@@ -152,7 +152,7 @@ def plan(
             sampled=len(prompts) if pairs is None else 0,
             training=training,
         )
-        show(cost or "measuring: nothing is asked")
+        show(cost or "measuring: nothing is asked", errors=False)
 
 
 def _planned_machine(

@@ -21,12 +21,13 @@ PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "process"
 
 
 def show_budget(
-    planner: Planner, workloads: Sequence[StageWorkload], *, parts: bool
+    planner: Planner, workloads: Sequence[StageWorkload], *, parts: bool, errors: bool = True
 ) -> float | None:
     """Print what the stages take, where the plan knows the model's layers; returns their hours.
 
     Args:
         parts: whether models are measured in parts, see `Planner.in_parts`.
+        errors: print to stderr, not to stdout.
 
     Raises:
         UserError: one of them does not fit its device, or the whole model does not.
@@ -36,7 +37,7 @@ def show_budget(
         log.warning("plan: none, it does not know the layers of a %r model", kind)
         return None
     budgets = [planner.stage(workload) for workload in workloads]
-    show(budget_table(planner, budgets, parts=parts))
+    show(budget_table(planner, budgets, parts=parts), errors=errors)
     planner.refuse_whole()
     for budget in budgets:
         planner.refuse_too_large(budget)

@@ -44,10 +44,14 @@ class LogLines(logging.Formatter):
         return in_one_piece(super().formatMessage(record))
 
 
-def show(table: Any) -> None:
-    """Print a table to stderr, where the log is, with names of files and kinds unchanged."""
+def show(table: Any, *, errors: bool = True) -> None:
+    """Print a table with names of files and kinds unchanged.
+
+    Args:
+        errors: to stderr, where the log is; otherwise to stdout.
+    """
     if PartialState().is_main_process:
-        SafeConsole(errors=True).show(table)
+        SafeConsole(errors=errors).show(table)
 
 
 def print_summary(table: Any, *, folder: Path, model: str | None) -> None:

@@ -92,7 +92,8 @@ def test_every_preset_of_the_hub_has_its_device():
 @pytest.mark.parametrize("path", OF_THE_HUB, ids=lambda p: p.stem)
 def test_presets_of_the_hub_plan_where_they_are_meant_to_run(path, hub, capsys):
     assert plan([str(path), *hub(path), *DEVICES[path.stem]]) == 0
-    shown = capsys.readouterr().err
+    captured = capsys.readouterr()
+    shown = captured.err + captured.out  # the rows in the log, the plan on stdout
     preset = load_preset(path)
     stages = ["sft-all", *["sft-dialogue"] * bool(preset.sft_dialogue.enabled), "dpo"]
     assert re.search(r"^ +" + " +".join(stages) + " *$", shown, re.MULTILINE)

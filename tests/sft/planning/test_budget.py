@@ -372,7 +372,7 @@ def line(text, label):
 
 def test_the_plan_counts_what_the_run_then_does(preset, tmp_path, capsys):
     assert main([preset, "--device", "h100"]) == 0
-    planned = capsys.readouterr().err
+    planned = capsys.readouterr().out
     assert train([preset]) == 0
     stages = read_json(tmp_path / "run" / "results.json")["stages"]
     assert line(planned, "steps") == [str(stages[name]["steps"]) for name in ("sft-all", "dpo")]
