@@ -15,8 +15,11 @@ from made_up_tasks import write_tasks
 from tiny_models import make_tiny_model, make_tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup, and children would inherit it
+# Children inherit what nohup or a shell's background job ignores; tests expect the defaults.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # tiny models: threads cost more than they give
 

@@ -3,6 +3,11 @@
 Usage: `python -m sft.config.keys > recipes/keys.md`.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from sft import end_on_interrupt
+
+    end_on_interrupt()
+
 import ast
 import dataclasses
 import inspect
