@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft.config.preset import load_preset
 from sft.config.sections import ModelSection, Preset
@@ -30,6 +30,9 @@ from sft.run.command import run_command
 from sft.run.new_folder import RECORD, finished_folder, new_folder
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import write_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
 LENGTH = 512
@@ -139,27 +142,20 @@ def write_export(
     dtype: str | None,
     trust_remote_code: bool,
 ) -> bool:
-    """Write a stage's model into `folder` with all that it needs; returns whether Ollama's file is
+    """Write a stage's model into `folder` with all that it needs; return whether Ollama's file is
     among it.
 
     Args:
         name: of the stage.
-        called: what the model will be called.
+        called: the name of the exported model.
 
     Raises:
         UserError: what was written is not the trained model, or gets other token ids.
     """
-    # Imported here, seconds of libraries, so that a mistyped path is answered at once.
-    import torch
-
+    # Imported here, since they take seconds, so that a mistyped path is answered at once.
     from eval.results.model_card import model_card
-    from sft.chat_template.system_prompt import default_system, quoted
-    from sft.chat_template.template_date import writes_date
-    from sft.export.merge import in_words, over_4bit, publish, stored_dtype
     from sft.export.token_parity import complete_tokenizer, prove_same_ids, write_modelfile
-    from sft.model.loading import context_window, load_tokenizer, resolve_model_path
-    from sft.model.placement import choose_placement, on_processor
-    from sft.model.quantization import require_bitsandbytes
+    from sft.model.loading import context_window, load_tokenizer
     from sft.run.console import start_logging
     from sft.run.contents import STAGE_FOLDERS
 
@@ -167,70 +163,26 @@ def write_export(
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
     section = ModelSection(trained, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(trained, section, date=preset.run.date)
-    start = run / "base" / "model"  # where tokens were added to it
-    model = preset.model
-    base = (
-        str(start)
-        if start.is_dir()
-        else resolve_model_path(model.name_or_path, revision=model.revision)
-    )
-    trust = trust_remote_code
-    published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
-    placement = choose_placement(replace(preset.model, load_in_4bit=False))
-    in_4bit = replace(placement, load_in_4bit=True) if preset.model.load_in_4bit else None
-    if in_4bit:  # so was it trained because the device has no room for more
-        require_bitsandbytes()
-        placement = on_processor(placement)
     rows = real_rows(run, name)
-    check = publish(
-        trained,
-        tokenizer,
-        base=base,
-        rows=rows,
-        folder=folder,
-        placement=placement,
-        dtype=published,
-        trust_remote_code=trust,
-        or_float32=dtype is None,
+    checked = write_weights(
+        run, preset, section, tokenizer=tokenizer, rows=rows, folder=folder, dtype=dtype
     )
     if not (run / "results.json").is_file():
         log.warning("%s had not ended: this is its model after %s, and is not compared", run, name)
-    why = f", since {check.instead_of}" if check.instead_of else ""
-    checked = [f"weights: published in {check.dtype}{why}; {in_words(check)}"]
-    if in_4bit:
-        found = over_4bit(
-            trained,
-            str(folder),
-            rows=rows,
-            placement=in_4bit,
-            use=placement,
-            trust_remote_code=trust,
-        )
-        checked.append(
-            "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
-            f"between the two, {in_words(found)}"
-        )
     complete_tokenizer(folder, tokenizer)
     turns = None
     try:
         turns = write_modelfile(folder, tokenizer, window=context_window(trained, section))
     except UserError as reason:
         checked.append(f"Modelfile: none, {reason}")
-    if default := default_system(tokenizer):
-        where = "the template and the Modelfile write" if turns else "the template writes"
-        checked.append(
-            f"system prompt: where a chat has no system turn, {where} {quoted(default)}, as in "
-            "training"
-        )
-    if writes_date(tokenizer):
-        fixed = ", the Modelfile always this one" if turns else ""
-        checked.append(
-            f"date: the chat template writes the date; training and measuring wrote "
-            f"{preset.run.date} (run.date), the published template writes the day of use{fixed}"
-        )
+    checked += template_notes(tokenizer, date=preset.run.date, modelfile=bool(turns))
     recorded = answers(run, name)[:RECORDED]
     proof = prove_same_ids(
-        tokenizer, folder=folder, recorded=recorded, turns=turns, trust_remote_code=trust
+        tokenizer,
+        folder=folder,
+        recorded=recorded,
+        turns=turns,
+        trust_remote_code=trust_remote_code,
     )
     checked.append(f"token ids: the same in {', '.join(proof.ways)} ({proof.chats} chats)")
     for line in checked:
@@ -241,6 +193,97 @@ def write_export(
     card = model_card(run, preset, name=called, model=name, use=use, checked=checked)
     write_text(folder / "README.md", card)
     return turns is not None
+
+
+def write_weights(
+    run: Path,
+    preset: Preset,
+    section: ModelSection,
+    *,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[list[int]],
+    folder: Path,
+    dtype: str | None,
+) -> list[str]:
+    """Merge and round the trained weights into `folder`; return what was compared, for the card.
+
+    Args:
+        section: the trained model.
+        rows: token ids on which logits are compared.
+        dtype: of the weights; None for that of the base, or float32 where it loses too much.
+
+    Raises:
+        UserError: the weights that were written are not the trained ones.
+    """
+    import torch
+
+    from sft.export.merge import (
+        TrainedModel,
+        export_weights,
+        in_words,
+        over_4bit,
+        stored_dtype,
+    )
+    from sft.model.loading import resolve_model_path
+    from sft.model.placement import choose_placement, on_processor
+    from sft.model.quantization import require_bitsandbytes
+
+    model, trust = preset.model, section.trust_remote_code
+    start = run / "base" / "model"  # where tokens were added to it
+    base = (
+        str(start)
+        if start.is_dir()
+        else resolve_model_path(model.name_or_path, revision=model.revision)
+    )
+    published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
+    placement = choose_placement(replace(model, load_in_4bit=False))
+    in_4bit = replace(placement, load_in_4bit=True) if model.load_in_4bit else None
+    if in_4bit:  # the device has no memory for the weights in 16 bits
+        require_bitsandbytes()
+        placement = on_processor(placement)
+    trained = TrainedModel(section.name_or_path, base, rows, placement, trust)
+    check = export_weights(
+        trained, tokenizer, folder=folder, dtype=published, or_float32=dtype is None
+    )
+    why = f", since {check.instead_of}" if check.instead_of else ""
+    checked = [f"weights: published in {check.dtype}{why}; {in_words(check)}"]
+    if in_4bit:
+        found = over_4bit(
+            trained.path,
+            str(folder),
+            rows=rows,
+            placement=in_4bit,
+            use=placement,
+            trust_remote_code=trust,
+        )
+        checked.append(
+            "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
+            f"between the two, {in_words(found)}"
+        )
+    return checked
+
+
+def template_notes(
+    tokenizer: "PreTrainedTokenizerBase", *, date: str | None, modelfile: bool
+) -> list[str]:
+    """Return what the chat template writes without being asked: a system prompt, a date."""
+    from sft.chat_template.system_prompt import default_system, quoted
+    from sft.chat_template.template_date import writes_date
+
+    notes = []
+    if default := default_system(tokenizer):
+        where = "the template and the Modelfile write" if modelfile else "the template writes"
+        notes.append(
+            f"system prompt: where a chat has no system turn, {where} {quoted(default)}, as in "
+            "training"
+        )
+    if writes_date(tokenizer):
+        fixed = ", the Modelfile always this one" if modelfile else ""
+        notes.append(
+            f"date: the chat template writes the date; training and measuring wrote "
+            f"{date} (run.date), the published template writes the day of use{fixed}"
+        )
+    return notes
 
 
 def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:

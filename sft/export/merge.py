@@ -64,27 +64,45 @@ class MergeCheck:
         return self.lost / self.changed if self.changed else float(self.lost > EQUAL)
 
 
-def publish(
-    path: str,
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, whole or an adapter, and how it is compared with other weights.
+
+    Attributes:
+        path: the model or adapter.
+        base: the model that it was trained from.
+        rows: token ids of real conversations, on which logits are compared.
+        placement: where it is merged and compared, in float32; not in 4 bits.
+    """
+
+    path: str
+    base: str
+    rows: Sequence[Sequence[int]]
+    placement: Placement
+    trust_remote_code: bool = False
+
+    def load(self, path: str) -> Any:
+        """Load the weights at `path` in float32."""
+        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        return load_model(path, self.placement, dtype=torch.float32, **options)
+
+    def logits(self, model: Any) -> Any:
+        """Return the logits of a loaded model on `rows`."""
+        return _logits(model, self.rows)
+
+
+def export_weights(
+    trained: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    base: str,
-    rows: Sequence[Sequence[int]],
     folder: Path,
-    placement: Placement,
     dtype: torch.dtype,
-    trust_remote_code: bool = False,
     or_float32: bool = False,
     remedy: str = "publish in float32 (--dtype float32)",
 ) -> MergeCheck:
-    """Write a trained model (whole or adapter) to `folder` as safetensors, then read it back and
-    compare.
+    """Write a trained model to `folder` as safetensors, then load it again and compare.
 
     Args:
-        path: the model or adapter.
-        base: what it was trained from.
-        placement: where it is merged and compared, in float32; not in 4 bits.
-        rows: token ids to compare on, of real conversations.
         dtype: of the published weights, to which they are rounded once, to nearest.
         or_float32: publish in float32 where rounding to `dtype` loses more than `LOST` allows.
         remedy: what the user can do where too much is lost.
@@ -93,40 +111,39 @@ def publish(
         UserError: rounding to `dtype` loses more than `LOST` of what training changed, or the
             logits of what was written are not those of what was to be written.
     """
-    assert not placement.load_in_4bit, "nothing is merged into 4-bit weights"
-    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
-    changed = _logits(load_model(base, placement, **options), rows)
-    model = load_model(path, placement, **options)
-    trained = due = _logits(model, rows)
+    assert not trained.placement.load_in_4bit, "nothing is merged into 4-bit weights"
+    base = trained.logits(trained.load(trained.base))
+    model = trained.load(trained.path)
+    exact = expected = trained.logits(model)
     model = _merged(model)
     instead_of = None
     if dtype != torch.float32:
         _round(model, dtype)
-        due = _logits(model, rows)
-        check = compare_logits(due, trained=trained, base=changed)
+        expected = trained.logits(model)
+        check = compare_logits(expected, trained=exact, base=base)
         if check.share > LOST:
             reason = _rounding_loses(check, dtype)
             if not or_float32:
                 raise UserError(f"{folder}: {reason}; {remedy}")
             log.info("weights: published in float32, since %s", reason)
-            instead_of, dtype, due = reason, torch.float32, trained
-            model = _merged(load_model(path, placement, **options))
-    # Ends of turn stand in the configuration too: some readers look nowhere else.
+            instead_of, dtype, expected = reason, torch.float32, exact
+            model = _merged(trained.load(trained.path))
+    # Some programs read the ends of turn from the model configuration alone.
     also = ids_of(model.generation_config.eos_token_id)
     model.config.eos_token_id = stop_ids(tokenizer, also=also)
     with writing(folder):
         save_model(model.to(dtype), tokenizer, folder)
     del model
-    published = _logits(load_model(str(folder), placement, **options), rows)
-    written = compare_logits(published, trained=due, base=changed)
+    published = trained.logits(trained.load(str(folder)))
+    written = compare_logits(published, trained=expected, base=base)
     if written.share > LOST and written.lost > EQUAL:
         raise UserError(
-            f"{folder}: the published model is not the trained one: its logits on {len(rows)} real "
-            f"rows are off by {written.lost:.3g} (root mean square), {written.share:.0%} of what "
-            f"training changed ({written.changed:.3g}), before any rounding; export again, and "
-            "report this if it stays"
+            f"{folder}: the published model is not the trained one: its logits on "
+            f"{len(trained.rows)} real rows are off by {written.lost:.3g} (root mean square), "
+            f"{written.share:.0%} of what training changed ({written.changed:.3g}), before any "
+            "rounding; export again, and report this if it stays"
         )
-    check = compare_logits(published, trained=trained, base=changed)
+    check = compare_logits(published, trained=exact, base=base)
     return replace(check, dtype=_name(dtype), instead_of=instead_of)
 
 
@@ -207,15 +224,11 @@ def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) ->
             return
         stage.begin()
         shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
-        check = publish(
-            start,
+        check = export_weights(
+            TrainedModel(start, adapter_base(start), shown, on_processor(placement), trust),
             context.tokenizer,
-            base=adapter_base(start),
-            rows=shown,
             folder=target,
-            placement=on_processor(placement),
             dtype=placement.compute,
-            trust_remote_code=trust,
             remedy="set lora.between_stages=continue or model.dtype=float32",
         )
         log.info("adapter: merged into its base; %s", in_words(check))

@@ -19,7 +19,7 @@ from recipes.sft_then_dpo import main as train
 from sft.chat_template.encoding import encode_prompt
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
-from sft.export.merge import compare_logits, publish
+from sft.export.merge import TrainedModel, compare_logits, export_weights
 from sft.model.loading import load_model, resolve_model_path
 from sft.model.placement import Placement
 from sft.run.stage_cache import Stage
@@ -228,30 +228,21 @@ def test_a_change_that_rounding_swallows_is_refused(tiny_tokenizer, tmp_path):
             parameter.mul_(1 + 1e-3)  # a quarter of bfloat16's step
     trained.save_pretrained(tmp_path / "trained")
     ensure_template(tiny_tokenizer)
-    options = {
-        "base": str(tmp_path / "base"),
-        "rows": [list(range(5, 45))],
-        "placement": PLACEMENT,
-    }
-    path = str(tmp_path / "trained")
+    base, path = str(tmp_path / "base"), str(tmp_path / "trained")
+    model = TrainedModel(path, base, [list(range(5, 45))], PLACEMENT)
     with pytest.raises(
         UserError, match=r"8 significant bits .* rounding to it loses \d+% .*--dtype float32"
     ):
-        publish(path, tiny_tokenizer, folder=tmp_path / "a", dtype=torch.bfloat16, **options)
+        export_weights(model, tiny_tokenizer, folder=tmp_path / "a", dtype=torch.bfloat16)
     assert not (tmp_path / "a").exists()
-    whole = publish(
-        path,
-        tiny_tokenizer,
-        folder=tmp_path / "c",
-        dtype=torch.bfloat16,
-        or_float32=True,
-        **options,
+    whole = export_weights(
+        model, tiny_tokenizer, folder=tmp_path / "c", dtype=torch.bfloat16, or_float32=True
     )
     assert whole.dtype == "float32" and "rounding to it loses" in whole.instead_of
     found = load_file(tmp_path / "c" / "model.safetensors")
     wanted = load_file(tmp_path / "trained" / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    kept = publish(path, tiny_tokenizer, folder=tmp_path / "b", dtype=torch.float32, **options)
+    kept = export_weights(model, tiny_tokenizer, folder=tmp_path / "b", dtype=torch.float32)
     assert kept.lost < 1e-6 < kept.changed and kept.agree == 1 and kept.positions == 16
 
 

@@ -123,15 +123,9 @@ def test_an_adapter_of_experts_is_kept_merged_and_gone_on_with(kind, tmp_path):
         read = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
         ids = torch.tensor([IDS])
         torch.testing.assert_close(read(ids).logits, again(ids).logits, rtol=1e-4, atol=1e-4)
-    check = merge.publish(
-        str(tmp_path / "adapter"),
-        tokenizer,
-        base=base,
-        rows=[IDS],
-        folder=tmp_path / "whole",
-        placement=FLOAT,
-        dtype=torch.float32,
-    )
+    trained = merge.TrainedModel(str(tmp_path / "adapter"), base, [IDS], FLOAT)
+    folder = tmp_path / "whole"
+    check = merge.export_weights(trained, tokenizer, folder=folder, dtype=torch.float32)
     assert check.share < 1e-4 and check.changed > 0.02
     whole = load_model(str(tmp_path / "whole"), FLOAT)
     name = next(

@@ -17,7 +17,7 @@ from sft.config.preset import load_preset
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
 from sft.context import RunContext
 from sft.errors import UserError
-from sft.export.merge import merged_start, over_4bit, publish
+from sft.export.merge import TrainedModel, export_weights, merged_start, over_4bit
 from sft.model import placement as placement_module
 from sft.model.loading import check_model, load_model, load_trainable, save_model
 from sft.model.lora_targets import lora_config
@@ -178,13 +178,10 @@ def test_merging_goes_into_the_unquantised_weights_and_the_difference_is_told(ba
     adapter = str(tmp_path / "adapter")
     save_model(model, tokenizer, tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("model*.safetensors"))
-    check = publish(
-        adapter,
+    check = export_weights(
+        TrainedModel(adapter, path, [IDS], FLOAT),
         tokenizer,
-        base=path,
-        rows=[IDS],
         folder=tmp_path / "whole",
-        placement=FLOAT,
         dtype=torch.float32,
     )
     assert check.share < 1e-4

@@ -87,15 +87,9 @@ def test_merged_weights_are_those_of_the_papers(base, tmp_path, dora, stabilised
         again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
         ids = torch.tensor([IDS])
         torch.testing.assert_close(again(ids).logits, model(ids).logits)
-    check = merge.publish(
-        str(tmp_path / "adapter"),
-        tokenizer,
-        base=path,
-        rows=[IDS],
-        folder=tmp_path / "whole",
-        placement=FLOAT,
-        dtype=torch.float32,
-    )
+    trained = merge.TrainedModel(str(tmp_path / "adapter"), path, [IDS], FLOAT)
+    folder = tmp_path / "whole"
+    check = merge.export_weights(trained, tokenizer, folder=folder, dtype=torch.float32)
     assert check.share < 1e-4 and check.changed > 0.05
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     found = whole.get_submodule("model.layers.1.mlp.down_proj").weight
