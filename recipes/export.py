@@ -19,9 +19,8 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sft.config.preset import load_preset
 from sft.config.sections import ModelSection, Preset
@@ -30,9 +29,6 @@ from sft.run.command import run_command
 from sft.run.new_folder import RECORD, finished_folder, new_folder
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import write_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
 LENGTH = 512
@@ -154,6 +150,7 @@ def write_export(
     """
     # Imported here, since they take seconds, so that a mistyped path is answered at once.
     from eval.results.model_card import model_card
+    from sft.export.stage_weights import template_notes, write_weights
     from sft.export.token_parity import complete_tokenizer, prove_same_ids, write_modelfile
     from sft.model.loading import context_window, load_tokenizer
     from sft.run.console import start_logging
@@ -193,97 +190,6 @@ def write_export(
     card = model_card(run, preset, name=called, model=name, use=use, checked=checked)
     write_text(folder / "README.md", card)
     return turns is not None
-
-
-def write_weights(
-    run: Path,
-    preset: Preset,
-    section: ModelSection,
-    *,
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: list[list[int]],
-    folder: Path,
-    dtype: str | None,
-) -> list[str]:
-    """Merge and round the trained weights into `folder`; return what was compared, for the card.
-
-    Args:
-        section: the trained model.
-        rows: token ids on which logits are compared.
-        dtype: of the weights; None for that of the base, or float32 where it loses too much.
-
-    Raises:
-        UserError: the weights that were written are not the trained ones.
-    """
-    import torch
-
-    from sft.export.merge import (
-        TrainedModel,
-        export_weights,
-        in_words,
-        over_4bit,
-        stored_dtype,
-    )
-    from sft.model.loading import resolve_model_path
-    from sft.model.placement import choose_placement, on_processor
-    from sft.model.quantization import require_bitsandbytes
-
-    model, trust = preset.model, section.trust_remote_code
-    start = run / "base" / "model"  # where tokens were added to it
-    base = (
-        str(start)
-        if start.is_dir()
-        else resolve_model_path(model.name_or_path, revision=model.revision)
-    )
-    published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
-    placement = choose_placement(replace(model, load_in_4bit=False))
-    in_4bit = replace(placement, load_in_4bit=True) if model.load_in_4bit else None
-    if in_4bit:  # the device has no memory for the weights in 16 bits
-        require_bitsandbytes()
-        placement = on_processor(placement)
-    trained = TrainedModel(section.name_or_path, base, rows, placement, trust)
-    check = export_weights(
-        trained, tokenizer, folder=folder, dtype=published, or_float32=dtype is None
-    )
-    why = f", since {check.instead_of}" if check.instead_of else ""
-    checked = [f"weights: published in {check.dtype}{why}; {in_words(check)}"]
-    if in_4bit:
-        found = over_4bit(
-            trained.path,
-            str(folder),
-            rows=rows,
-            placement=in_4bit,
-            use=placement,
-            trust_remote_code=trust,
-        )
-        checked.append(
-            "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
-            f"between the two, {in_words(found)}"
-        )
-    return checked
-
-
-def template_notes(
-    tokenizer: "PreTrainedTokenizerBase", *, date: str | None, modelfile: bool
-) -> list[str]:
-    """Return what the chat template writes without being asked: a system prompt, a date."""
-    from sft.chat_template.system_prompt import default_system, quoted
-    from sft.chat_template.template_date import writes_date
-
-    notes = []
-    if default := default_system(tokenizer):
-        where = "the template and the Modelfile write" if modelfile else "the template writes"
-        notes.append(
-            f"system prompt: where a chat has no system turn, {where} {quoted(default)}, as in "
-            "training"
-        )
-    if writes_date(tokenizer):
-        fixed = ", the Modelfile always this one" if modelfile else ""
-        notes.append(
-            f"date: the chat template writes the date; training and measuring wrote "
-            f"{date} (run.date), the published template writes the day of use{fixed}"
-        )
-    return notes
 
 
 def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:

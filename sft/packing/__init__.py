@@ -1,11 +1,13 @@
 """Packed rows (a trunk with branches) to log-probabilities, on every attention backend.
 
 document_attention: Attention document by document, on devices where small kernels are cheap.
-equivalence: Verification at load time: packed rows score and train exactly as single sequences do.
+equivalence: Verification at load time: packed rows score and train exactly as single sequences
+    do.
 fillers: Rows that fill up the last step of an epoch and train nothing.
 flex_attention: Attention over the blocks of packed rows in which there is something to see, on
     CUDA.
-kv_cache: KV-cache layers: one that writes in place, and one that repeats a prefix before every row.
+kv_cache: KV-cache layers: one that writes in place, and one that repeats a prefix before every
+    row.
 layout: Trunk-and-branch rows: one layout for SFT packing, preference pairs and multiple choice.
 liger: Liger's CUDA kernels for norms, rotary positions and gated activations, where they agree.
 logprob_head: The vocabulary projection on scored tokens: log-probs without storing the logits.

@@ -1,0 +1,90 @@
+"""Write the weights of a finished stage for others, with notes on what its chat template adds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sft.chat_template.system_prompt import default_system, quoted
+from sft.chat_template.template_date import writes_date
+from sft.config.sections import ModelSection, Preset
+from sft.export.merge import TrainedModel, export_weights, in_words, over_4bit, stored_dtype
+from sft.model.loading import resolve_model_path
+from sft.model.placement import choose_placement, on_processor
+from sft.model.quantization import require_bitsandbytes
+
+
+def write_weights(
+    run: Path,
+    preset: Preset,
+    section: ModelSection,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[list[int]],
+    folder: Path,
+    dtype: str | None,
+) -> list[str]:
+    """Merge and round the trained weights into `folder`; return what was compared, for the card.
+
+    Args:
+        section: the trained model.
+        rows: token ids on which logits are compared.
+        dtype: of the weights; None for that of the base, or float32 where it loses too much.
+
+    Raises:
+        UserError: the weights that were written are not the trained ones.
+    """
+    model, trust = preset.model, section.trust_remote_code
+    start = run / "base" / "model"  # where tokens were added to it
+    base = (
+        str(start)
+        if start.is_dir()
+        else resolve_model_path(model.name_or_path, revision=model.revision)
+    )
+    published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
+    placement = choose_placement(replace(model, load_in_4bit=False))
+    in_4bit = replace(placement, load_in_4bit=True) if model.load_in_4bit else None
+    if in_4bit:  # the device has no memory for the weights in 16 bits
+        require_bitsandbytes()
+        placement = on_processor(placement)
+    trained = TrainedModel(section.name_or_path, base, rows, placement, trust)
+    check = export_weights(
+        trained, tokenizer, folder=folder, dtype=published, or_float32=dtype is None
+    )
+    why = f", since {check.instead_of}" if check.instead_of else ""
+    checked = [f"weights: published in {check.dtype}{why}; {in_words(check)}"]
+    if in_4bit:
+        found = over_4bit(
+            trained.path,
+            str(folder),
+            rows=rows,
+            placement=in_4bit,
+            use=placement,
+            trust_remote_code=trust,
+        )
+        checked.append(
+            "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
+            f"between the two, {in_words(found)}"
+        )
+    return checked
+
+
+def template_notes(
+    tokenizer: PreTrainedTokenizerBase, *, date: str | None, modelfile: bool
+) -> list[str]:
+    """Return what the chat template writes without being asked: a system prompt, a date."""
+    notes = []
+    if default := default_system(tokenizer):
+        where = "the template and the Modelfile write" if modelfile else "the template writes"
+        notes.append(
+            f"system prompt: where a chat has no system turn, {where} {quoted(default)}, as in "
+            "training"
+        )
+    if writes_date(tokenizer):
+        fixed = ", the Modelfile always this one" if modelfile else ""
+        notes.append(
+            f"date: the chat template writes the date; training and measuring wrote "
+            f"{date} (run.date), the published template writes the day of use{fixed}"
+        )
+    return notes
