@@ -156,6 +156,18 @@ def test_every_file_can_be_read_in_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_are_of_at_most_80_lines_and_seven_parameters(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [
+                a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            ]
+            given = [name for name in names if name not in ("self", "cls")]
+            assert node.end_lineno - node.lineno < 80, f"{path}: {node.name} is too long"
+            assert len(given) <= 7, f"{path}: {node.name} has {len(given)} parameters"
+
+
 @pytest.mark.parametrize("package", sorted(ALLOWED))
 def test_every_module_of_the_packages_imports(package):
     for path in (ROOT / package).rglob("*.py"):
