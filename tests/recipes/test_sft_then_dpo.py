@@ -506,7 +506,7 @@ def test_tasks_are_kept_one_by_one_and_every_model_is_asked_in_one_format_too(wo
     share = next(d for d in plain["formats"] if d["task"] == "sums")
     assert share["model"] == "chat"
     assert row["delta"] == pytest.approx(same["delta"] + share["delta"])
-    assert "all in it" in (world / "two" / "report.md").read_text()
+    assert "## Same prompt format" in (world / "two" / "report.md").read_text()
 
 
 def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
@@ -560,7 +560,7 @@ def test_a_stage_that_is_not_needed_is_left_out_and_the_next_goes_on_from_before
     (decision,) = results["decisions"]
     assert (decision["stage"], decision["verdict"]) == ("sft-dialogue", "skipped")
     assert not (world / "run" / "2-sft-dialogue").exists()
-    assert "Decided." in (world / "run" / "report.html").read_text()
+    assert "Decision." in (world / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("stage", ["sft_dialogue", "dpo"])
