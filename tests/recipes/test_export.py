@@ -246,6 +246,22 @@ def test_a_change_that_rounding_swallows_is_refused(tiny_tokenizer, tmp_path):
     assert kept.lost < 1e-6 < kept.changed and kept.agree == 1 and kept.positions == 16
 
 
+def test_weights_that_float16_cannot_hold_are_not_exported_in_it(tiny_tokenizer, tmp_path):
+    """Above 65,504 float16 has infinity alone, and the logits become NaN."""
+    model = make_tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = 1e5
+    model.save_pretrained(tmp_path / "trained")
+    ensure_template(tiny_tokenizer)
+    trained = TrainedModel(
+        str(tmp_path / "trained"), str(tmp_path / "base"), [list(range(5, 45))], PLACEMENT
+    )
+    with pytest.raises(UserError, match="rounding to it loses"):
+        export_weights(trained, tiny_tokenizer, folder=tmp_path / "a", dtype=torch.float16)
+    assert not (tmp_path / "a").exists()
+
+
 def test_an_export_after_little_training_is_in_float32_and_says_why(run, tmp_path, capsys):
     """The run's own adapter made as small as after a step or two; its base is in bfloat16."""
     own = tmp_path / "run"

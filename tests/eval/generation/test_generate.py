@@ -110,6 +110,19 @@ def test_a_model_that_goes_on_otherwise_with_a_cache_is_refused_by_name(config, 
         greedy(model, tiny_tokenizer, [[5, 6]])
 
 
+def test_a_model_whose_padded_rows_are_nan_gets_batches_of_one_length():
+    model = make_tiny_model()
+
+    def spoil_padded(module, args, given, output):
+        mask = given.get("attention_mask")
+        if mask is not None and not mask.bool().all():
+            output.logits[:] = torch.nan
+        return output
+
+    model.register_forward_hook(spoil_padded, with_kwargs=True)
+    assert not supports_padding(model)
+
+
 def test_attention_takes_padding():
     assert supports_padding(make_tiny_model()) and supports_padding(sliding_model())
 

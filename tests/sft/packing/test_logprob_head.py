@@ -97,6 +97,23 @@ def test_a_kernel_that_differs_is_not_used(monkeypatch):
     assert "log-probs differ by" in fused_kernel_mismatch(layer, softcap=None)
 
 
+def test_a_kernel_whose_gradients_are_nan_is_not_used(monkeypatch):
+    class NanBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden, weight, bias, target, *_):
+            ctx.width = hidden.shape[1]
+            log_probs = (hidden @ weight.T).log_softmax(1).gather(1, target[:, None])[:, 0]
+            return log_probs, None, None, None, target > 0
+
+        @staticmethod
+        def backward(ctx, grad, *_):
+            return torch.full((32, ctx.width), torch.nan), *[None] * 8
+
+    layer, _, _ = layer_and_states(torch.float32)
+    monkeypatch.setattr(logprob_head, "ChunkedLogProbFunction", NanBackward)
+    assert "gradients by nan" in fused_kernel_mismatch(layer, softcap=None)
+
+
 def test_off_cuda_our_own_chunks_stay(tiny_model):
     select_logprob_head(tiny_model)
     assert tiny_model.get_output_embeddings() not in logprob_head._fused
