@@ -138,8 +138,15 @@ def plan(
     training = show_budget(planner, workloads, parts=parts, errors=False)
     if training is not None:
         sampled = len(prompts) if pairs is None else 0
-        models = len(workloads)
-        _show_cost(planner, preset, tokenizer, models=models, sampled=sampled, training=training)
+        _show_cost(
+            planner,
+            preset,
+            tokenizer,
+            window=window,
+            models=len(workloads),
+            sampled=sampled,
+            training=training,
+        )
 
 
 def _show_cost(
@@ -147,6 +154,7 @@ def _show_cost(
     preset: Preset,
     tokenizer: "PreTrainedTokenizerBase",
     *,
+    window: int | None,
     models: int,
     sampled: int,
     training: float,
@@ -154,13 +162,12 @@ def _show_cost(
     """Print the hours that measuring takes, counted on the questions that a run asks."""
     from eval.measures.cost import cost_line
     from eval.measures.rehearsal import check_questions
-    from sft.model.loading import check_model, context_window
     from sft.run.console import show
 
     tokens = check_questions(
         preset.eval,
         tokenizer,
-        window=context_window(check_model(preset.model), preset.model),
+        window=window,
         seed=preset.run.seed,
         max_unknown=preset.model.max_unknown,
         needs_data=False,

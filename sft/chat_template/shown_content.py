@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from sft.chat_template.render import Message, render
 from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, template_text
+from sft.data.fields import strip_whitespace
 from sft.errors import UserError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -36,11 +37,6 @@ def call_arguments(message: Message) -> list[str]:
 
 def _functions(message: Message) -> list[dict]:
     return [call.get("function", call) for call in message.get("tool_calls") or []]
-
-
-def strip_whitespace(text: str) -> str:
-    """Without white space, which templates trim and add around content."""
-    return "".join(text.split())
 
 
 def check_context_rendered(

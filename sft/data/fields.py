@@ -143,7 +143,7 @@ def unread_texts(unread: Mapping[str, Any], said: Sequence[str]) -> dict[str, st
 
 
 def strip_whitespace(text: str) -> str:
-    """Without white space."""
+    """Remove all white space, which exporters and chat templates trim and add."""
     return "".join(text.split())
 
 

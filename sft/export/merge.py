@@ -83,8 +83,8 @@ class TrainedModel:
 
     def load(self, path: str) -> Any:
         """Load the weights at `path` in float32."""
-        options: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
-        return load_model(path, self.placement, dtype=torch.float32, **options)
+        trust = self.trust_remote_code
+        return load_model(path, self.placement, dtype=torch.float32, trust_remote_code=trust)
 
     def logits(self, model: Any) -> Any:
         """Return the logits of a loaded model on `rows`."""

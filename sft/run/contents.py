@@ -26,14 +26,15 @@ from sft.system.atomic_files import (
 
 log = logging.getLogger(__name__)
 
-_RECORD = ("inputs", "outputs", "facts")  # keys of done.json
+DONE_KEYS = ("inputs", "outputs", "facts")  # of done.json, which `Stage.finish` writes
 DECISIONS = "decisions.json"  # of stages that run or are kept by evidence
 
 # Where each stage of the chain works, by the name that its model goes by.
 STAGE_FOLDERS = {"sft-all": "1-sft-all", "sft-dialogue": "2-sft-dialogue", "dpo": "3-dpo"}
 
 
-def _is_whole(folder: Path, name: str, written: str | None) -> bool:
+def is_unchanged(folder: Path, name: str, written: str | None) -> bool:
+    """Return whether the output `name` of a stage still has the hash `written`."""
     # Sampled pairs are kept in the folder that their stage's lies in; further out is another's.
     path = Path(os.path.normpath(folder / name))
     if not path.is_relative_to(os.path.normpath(folder.parent)):
@@ -41,15 +42,16 @@ def _is_whole(folder: Path, name: str, written: str | None) -> bool:
     return path.is_file() and settled_hash(path) == written
 
 
-def _restore(path: Path, text: str) -> None:
+def restore_text(path: Path, text: str) -> None:
+    """Write `text` to `path` again, also where a folder has taken its place."""
     if path.is_dir():
         remove(path)
     write_text(path, text)
 
 
-def _altered(folder: Path, outputs: Mapping[str, str]) -> str | None:
-    """The first of these outputs that is missing or not as it was written."""
-    altered = (name for name, written in outputs.items() if not _is_whole(folder, name, written))
+def first_altered(folder: Path, outputs: Mapping[str, str]) -> str | None:
+    """Return the first of these outputs that is missing or changed, or None."""
+    altered = (name for name, written in outputs.items() if not is_unchanged(folder, name, written))
     return next(altered, None)
 
 
@@ -62,7 +64,7 @@ def verified(folder: Path, *names: str) -> dict[str, Any]:
     Raises:
         UserError: the record or an output is missing or damaged.
     """
-    done = whole_record(folder / "done.json", *_RECORD)
+    done = whole_record(folder / "done.json", *DONE_KEYS)
     if done is None:
         raise _damaged(folder / "done.json")
     read = {
@@ -70,7 +72,7 @@ def verified(folder: Path, *names: str) -> dict[str, Any]:
         for name, written in done["outputs"].items()
         if not names or any(name == each or name.startswith(f"{each}/") for each in names)
     }
-    if (name := _altered(folder, read)) is not None:
+    if (name := first_altered(folder, read)) is not None:
         raise _damaged(folder / name)
     return done
 
@@ -139,7 +141,7 @@ def stage_facts(folder: Path) -> dict[str, dict[str, Any]]:
         UserError: a record is damaged.
     """
     done = {
-        name: whole_record(folder / place / "done.json", *_RECORD)
+        name: whole_record(folder / place / "done.json", *DONE_KEYS)
         for name, place in STAGE_FOLDERS.items()
     }
     return {name: record["facts"] for name, record in done.items() if record is not None}

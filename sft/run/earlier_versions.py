@@ -18,7 +18,7 @@ HASH_RULES = 2
 # Sections whose hash is among the inputs of a training stage: a key that came later changes it.
 _HASHED = ("lora", "pairs", "sft_all", "sft_dialogue", "dpo")
 
-# What runs wrote without naming it in a record, before `.run.jsonl` listed all files.
+# Files that runs wrote without listing them in a record, before `.run.jsonl` listed all files.
 _UNRECORDED = (
     *("report.html", "report.md", "data/checks.json"),
     *("eval/*/begun.json", "eval/*/scores.json", "eval/*/kept/**/*.json"),
@@ -37,8 +37,11 @@ _UNRECORDED = (
 
 
 def recorded_files(folder: Path) -> dict[str, set[str] | None]:
-    """The files of a run that has no `.run.jsonl`, as `sft.system.run_marker.Marker.written`: what
-    records of stages and checkpoints name, these records, and what runs wrote beside them."""
+    """Return the files of a run without `.run.jsonl`, as `sft.system.run_marker.Marker.written`.
+
+    These are the records of stages and checkpoints, the files that they list, and the files that
+    earlier versions wrote without listing them.
+    """
     names = [Path(name) for name in ("preset.yaml", "run.json", "results.json", "decisions.json")]
     for record, listed in (("done.json", "outputs"), ("manifest.json", "files")):
         for path in folder.rglob(record):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError
-from sft.run.contents import _RECORD, _altered
+from sft.run.contents import DONE_KEYS, first_altered
 from sft.system.atomic_files import publish_folder, read_record, temporary_name, writing
 from sft.system.file_lock import NAME as LOCK
 from sft.system.file_lock import one_writer
@@ -53,11 +53,11 @@ def finished_folder(to: Path, inputs: dict[str, str], *, option: str) -> dict[st
         UserError: another process holds the working folder.
     """
     to = Path(os.path.realpath(to))
-    done = read_record(to / RECORD, *_RECORD)
+    done = read_record(to / RECORD, *DONE_KEYS)
     if done is None or done["inputs"] != inputs:
         return None
     files = {str(path.relative_to(to)) for path in to.rglob("*") if not path.is_dir()}
-    if files != {RECORD, *done["outputs"]} or _altered(to, done["outputs"]) is not None:
+    if files != {RECORD, *done["outputs"]} or first_altered(to, done["outputs"]) is not None:
         return None
     working = temporary_name(to)
     if os.path.lexists(working) and _is_ours(working):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.run.adapters import settled_hash
-from sft.run.contents import _RECORD, _altered, _is_whole, _restore
+from sft.run.contents import DONE_KEYS, first_altered, is_unchanged, restore_text
 from sft.system.atomic_files import (
     is_plain_name,
     read_file,
@@ -38,23 +38,25 @@ class Stage:
     def finished(self) -> dict[str, Any] | None:
         """The facts recorded at its end, if the inputs match and the outputs are as written."""
         marker = self.folder / "done.json"
-        done = read_record(marker, *_RECORD)
+        done = read_record(marker, *DONE_KEYS)
         if done is None and os.path.lexists(marker):
             log.warning("%s: %s is damaged; doing it again", self.name, marker.name)
         if done is None or done["inputs"] != self.inputs:
             return None
         for name, text in done.get("kept", {}).items():
             # The record may be another's: no name of it leads out of the folder.
-            if is_plain_name(name) and not _is_whole(self.folder, name, done["outputs"].get(name)):
+            if is_plain_name(name) and not is_unchanged(
+                self.folder, name, done["outputs"].get(name)
+            ):
                 log.warning("%s: %s is missing or changed; written again", self.name, name)
-                _restore(self.folder / name, text)
-        if (name := _altered(self.folder, done["outputs"])) is not None:
+                restore_text(self.folder / name, text)
+        if (name := first_altered(self.folder, done["outputs"])) is not None:
             log.warning("%s: %s is missing or changed; doing it again", self.name, name)
             return None
         return done["facts"]
 
     def begin(self) -> None:
-        """Make the folder ready: work begun on other inputs is thrown away, aloud."""
+        """Prepare the folder; work begun on other inputs is removed with a warning."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         marker = self.folder / "begun.json"

@@ -38,12 +38,7 @@ def make_tiny_model(seed: int = 0, **overrides) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         **{
-            "vocab_size": 260,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            **FAMILY,
             "max_position_embeddings": 512,
             "tie_word_embeddings": True,
             "bos_token_id": None,
