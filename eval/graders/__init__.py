@@ -13,8 +13,7 @@ math_answers: Grading of mathematics: whether a worked answer ends in the right 
 namespaces: Puts a process into new Linux namespaces.
 program_side: The program's end of the connection: runs the program, then does what the tests
     ask of it.
-remote_objects: The tests' end of an object of the program: whatever is done with it happens in
-    the program.
+remote_objects: Proxies, in the process of the tests, for objects of the program.
 rule_judge: A judge made of rules: does an answer end, without looping, and say what is known to
     be right.
 safety_rules: Rules that read an answer to a risky prompt as safe, unsafe or a refusal, English
@@ -26,8 +25,8 @@ sandbox_probe: Finds what confines programs on this machine, by trying to get ou
     (`eval.graders.sandbox_escapes`).
 sandbox_worker: The confined process: holds a program and answers calls to it, or runs the tests
     that call it.
-tests_side: The tests' end of the connection: runs the tests, with a `Remote` for what the
-    program holds.
+tests_side: Run the tests of a task in their own process, with a `Remote` for each object of the
+    program.
 value_copies: Copies values between the process that runs the tests and the process that holds
     the program.
 """

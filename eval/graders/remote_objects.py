@@ -1,11 +1,12 @@
-"""The tests' end of an object of the program: whatever is done with it happens in the program.
+"""Proxies, in the process of the tests, for objects of the program.
 
-An object has a class here with the special methods that its own class has there, so that `len`,
-`iter`, `callable`, `with`, `await` and `isinstance` find what they would find.
+Each operation on a proxy is sent to the program's process. A proxy's class has the special methods
+of the object's class, so that `len`, `iter`, `callable`, `with`, `await` and `isinstance` work as
+on the object.
 
-No value that the tests expect decides by a method of the program: comparison and arithmetic with
-one are done here, on the object's content, where it extends a plain type. Only where the task's own
-beginning says that the answer is a class do its instances get such values.
+A value that the tests expect is never passed to a method of the program: comparison and arithmetic
+with it are computed here, on the content of an object that extends a plain type. The exception are
+instances of the answer, where the beginning of the task declares the answer as a class.
 """
 
 import importlib
@@ -99,11 +100,15 @@ class Remote:
         raise UnsendableError("the tests extend a class of the program")
 
     def _content(self) -> Any:
-        """A copy as the plain type that its class extends; where it extends none, itself."""
+        """Return a copy as the plain type that its class extends, or itself if it extends none."""
         return self._end.ask("value", self)
 
     def _with(self, name: str, other: object, *, reflected: bool = False) -> Any:
-        """The result of an operator: of two objects of the program there, of their content here."""
+        """Return the result of an operator.
+
+        The program computes it for two of its objects; it is computed here for an object and a
+        value of the tests.
+        """
         action = "reflected operator" if reflected else "operator"
         if isinstance(other, Remote) or self._trusted:
             return self._end.ask(action, self, name, other)
@@ -223,12 +228,12 @@ for _name in COMPARISONS:
 
 
 def class_of(name: str, methods: list[str], standards: list[Any]) -> type[Remote]:
-    """The class here of the objects of one class there.
+    """Return the class of the proxies for the objects of one class of the program.
 
     Args:
-        name: of the class there.
+        name: of the program's class.
         methods: of `eval.graders.value_copies.SPECIAL`, and "send" for a coroutine.
-        standards: module and name of the classes that it extends, None where it is no library's.
+        standards: module and name of each class that it extends, None for one of the program.
     """
     held: dict[str, Any] = {key: METHODS[key] for key in SPECIAL.intersection(methods, METHODS)}
     if "send" in methods:  # what makes it a coroutine to `asyncio`

@@ -1,8 +1,8 @@
-"""The tests' end of the connection: runs the tests, with a `Remote` for what the program holds.
+"""Run the tests of a task in their own process, with a `Remote` for each object of the program.
 
-The tests are what they were written as: `check(candidate)`, `assert f(x) == y`, a loop. A call goes
-to the program's process as copies of its arguments, and the result comes back as a copy, so that
-comparisons, sums and functions of the tests are computed here, out of the program's reach.
+The tests run unchanged: `check(candidate)`, `assert f(x) == y`, a loop. A call sends copies of its
+arguments to the program's process and returns a copy of the result, so that comparisons, sums and
+functions of the tests are computed here, out of the program's reach.
 """
 
 import builtins

@@ -1,7 +1,7 @@
-"""What stands beside published weights so that others start and stop as the training did.
+"""Write the tokenizer and the Ollama Modelfile of an export, and check the token ids.
 
-A tokenizer whose configuration says all that other readers need, an Ollama Modelfile, and the proof
-that one conversation becomes the same token ids wherever the model is used.
+Other programs start and stop answers as the training did: a conversation becomes the same token ids
+wherever the model is used.
 """
 
 from collections.abc import Sequence

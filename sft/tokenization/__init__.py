@@ -1,7 +1,7 @@
 """Chats to token rows: checked, truncated and cached.
 
-fingerprints: What a run reads beside its preset, each with a hash, so that a change is refused
-    by its name.
+fingerprints: Hash every input that a run reads in addition to its preset, so that a refusal
+    names a change.
 prepare: Sources to token rows: read, cleaned, mixed, tokenized, checked, kept in the data
     folder.
 row_checks: Hard rules on token rows: checked on every one before a model loads, and shown as a

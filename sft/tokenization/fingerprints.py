@@ -1,4 +1,4 @@
-"""What a run reads beside its preset, each with a hash, so that a change is refused by its name."""
+"""Hash every input that a run reads in addition to its preset, so that a refusal names a change."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
