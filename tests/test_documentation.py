@@ -55,7 +55,7 @@ def printed(paths=None):
 def wrong_names(text, *, file="README.md"):
     """Keys, options, files and links of a page that lead nowhere."""
     spans = [span for span in code_spans(text) if " " not in span or KEY.match(span)]
-    scripts = (*WORK, "recipes/quickstart/pretrain.py")
+    scripts = (*WORK, "recipes/quickstart/generate/pretrain.py")
     taken = {option for script in scripts for option in options(script)}
     for span in spans:
         if KEY.fullmatch(span) and not (ROOT / f"{span.replace('.', '/')}.py").is_file():

@@ -61,7 +61,7 @@ def test_every_benchmark_has_a_mistake_here():
     ],
 )
 def test_the_base_is_not_begun_where_it_cannot_be_ended(tmp_path, arguments, expected):
-    script = "recipes/quickstart/pretrain.py"
+    script = "recipes/quickstart/generate/pretrain.py"
     to = tmp_path / "to"
     said = ended(script, "--out", str(to), *arguments, cwd=tmp_path, PATH="", CXX="")
     assert expected in said and "Traceback" not in said

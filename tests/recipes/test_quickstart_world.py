@@ -14,13 +14,20 @@ import pytest
 import yaml
 from files import ROOT
 
-from recipes.quickstart import benchmarks, chats, everyday, functions, stories, word_problems
-from recipes.quickstart import story_lines as lines
-from recipes.quickstart.gazetteer import LANGUAGES, make_gazetteer, side
-from recipes.quickstart.manifest import pages_hash
-from recipes.quickstart.pages import pages
-from recipes.quickstart.splits import held_out
-from recipes.quickstart.world import make_world, to_jsonl, user_texts
+from recipes.quickstart.generate import (
+    benchmarks,
+    chats,
+    everyday,
+    functions,
+    stories,
+    word_problems,
+)
+from recipes.quickstart.generate.bilingual import LANGUAGES, side
+from recipes.quickstart.generate.gazetteer import make_gazetteer
+from recipes.quickstart.generate.manifest import pages_hash
+from recipes.quickstart.generate.pages import pages
+from recipes.quickstart.generate.splits import held_out
+from recipes.quickstart.generate.world import make_world, to_jsonl, user_texts
 from sft.cleaning.decontamination import BenchmarkQuestion, QuestionIndex
 from sft.cleaning.near_duplicates import row_text
 
@@ -216,7 +223,7 @@ def test_every_written_step_of_a_word_problem_is_true(language):
     rng = random.Random(f"steps/{language}")
     templates = Counter()
     for _ in range(1000):
-        problem = word_problems.make_problem(rng, lines.NAMES, language=language)
+        problem = word_problems.make_problem(rng, stories.NAMES, language=language)
         templates[problem.key.split(":")[0]] += 1
         last = None
         for step in problem.steps:
@@ -292,7 +299,7 @@ def test_stories_are_long_tell_of_both_people_and_hold_speech(language):
     places = (("Ismoor", "伊斯原"),)
     told = []
     for _ in range(200):
-        plot = stories.make_plot(rng, cast=lines.CAST, places=places)
+        plot = stories.make_plot(rng, cast=stories.CAST, places=places)
         sentences = stories.tell(rng, plot, language=language)
         text = stories.join(sentences, language)
         assert 8 <= len(sentences) <= 32
@@ -327,7 +334,7 @@ def test_repetition_prompts_go_a_little_outside_the_rows(world):
     rows = world["repetition"]
     assert len(rows) == len({row["id"] for row in rows}) == 200
     trained = "\n".join(user_texts(world["sft"]))
-    for name, _ in lines.NEW_CAST:
+    for name, _ in stories.NEW_CAST:
         assert name[0] not in re.findall(r"\w+", trained)
     assert {row["language"] for row in rows} == set(LANGUAGES)
 

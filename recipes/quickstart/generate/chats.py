@@ -1,8 +1,8 @@
-"""Chats: SFT rows, prompts for preference pairs, and open-ended prompts for repetition.
+"""Build SFT rows, prompts for preference pairs, and open-ended prompts for repetition.
 
-SFT rows use known entities, the old cast and the common topics. The repetition prompts are a
-little outside: people, towns and topics that pre-training knows and no SFT row names, plots that
-nobody has read, and kinds of request (a letter, a diary, a speech) that SFT does not contain.
+SFT rows use known entities, the first cast and the common topics. Repetition prompts lie slightly
+outside the SFT distribution: people, towns and topics that only pre-training contains, held-out
+plots, and kinds of request (a letter, a diary, a speech) that no SFT row makes.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from recipes.quickstart import everyday, functions, stories, word_problems
-from recipes.quickstart import handbook_lines as handbook
-from recipes.quickstart import story_lines as lines
-from recipes.quickstart import talk_lines as talk
-from recipes.quickstart.gazetteer import Entity, Text, ask, options, say, side
-from recipes.quickstart.pages import exam_prompt
-from recipes.quickstart.splits import until_held_out, until_trainable
+from recipes.quickstart.generate import everyday, functions, stories, word_problems
+from recipes.quickstart.generate.bilingual import Text, side
+from recipes.quickstart.generate.everyday import HANDBOOK, TALK
+from recipes.quickstart.generate.gazetteer import Entity, ask, options, say
+from recipes.quickstart.generate.pages import exam_prompt
+from recipes.quickstart.generate.splits import until_held_out, until_trainable
 from sft.data.mixture import PAPER_SHARES
 
 Row = dict[str, Any]
 Entities = tuple[Entity, ...]
 
-HOW_TO = range(len(handbook.HOW_TO) - handbook.NEW_HOW_TO)
-LISTS = range(len(handbook.LISTS) - handbook.NEW_LISTS)
-WORRIES = range(len(talk.WORRIES) - talk.NEW_WORRIES)
-NEW_HOW_TO = range(HOW_TO.stop, len(handbook.HOW_TO))
-NEW_LISTS = range(LISTS.stop, len(handbook.LISTS))
-NEW_WORRIES = range(WORRIES.stop, len(talk.WORRIES))
+HOW_TO = range(len(HANDBOOK.how_to) - HANDBOOK.new_how_to)
+LISTS = range(len(HANDBOOK.lists) - HANDBOOK.new_lists)
+WORRIES = range(len(TALK.worries) - TALK.new_worries)
+NEW_HOW_TO = range(HOW_TO.stop, len(HANDBOOK.how_to))
+NEW_LISTS = range(LISTS.stop, len(HANDBOOK.lists))
+NEW_WORRIES = range(WORRIES.stop, len(TALK.worries))
 
 # A long story has one to three episodes, a short one mostly one. A model that cannot count episodes
 # and writes what is likeliest ends a short story, and may never end a long one.
@@ -36,7 +35,7 @@ LONG_EPISODES, SHORT_EPISODES = (1, 2, 3), (1, 1, 2)
 
 
 def row_counts(total: int) -> dict[str, int]:
-    """Rows of each kind in the paper's mixture; rounding goes to dialogue."""
+    """Return the number of rows of each kind in the paper's mixture, rounded into dialogue."""
     safety = round(total * PAPER_SHARES["safety"])
     math = round((total - safety) * PAPER_SHARES["math"])
     code = round((total - safety) * PAPER_SHARES["code"])
@@ -44,7 +43,7 @@ def row_counts(total: int) -> dict[str, int]:
 
 
 def chat(*texts: str) -> list[dict[str, str]]:
-    """Texts in turn as messages, the user first."""
+    """Return the texts as alternating messages, user first."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -53,8 +52,8 @@ def known_places(entities: Entities) -> tuple[Text, ...]:
     return tuple(e.name for e in entities if e.kind == "place" and not e.held_out)
 
 
-def _dress(rng: random.Random, question: str, language: str) -> str:
-    """A question as people put it: plain, as in an exam, or with a request to show the work."""
+def _phrase(rng: random.Random, question: str, language: str) -> str:
+    """Phrase a question: plain, in the exam form, or with a request to show the work."""
     how = rng.random()
     if how < 0.4:
         return question
@@ -70,9 +69,10 @@ def _dress(rng: random.Random, question: str, language: str) -> str:
 
 def _math(rng: random.Random, entities: Entities, language: str) -> list[dict[str, str]]:
     problem = until_trainable(
-        lambda: word_problems.make_problem(rng, lines.NAMES, language=language), key=lambda p: p.key
+        lambda: word_problems.make_problem(rng, stories.NAMES, language=language),
+        key=lambda p: p.key,
     )
-    return chat(_dress(rng, problem.question, language), problem.answer)
+    return chat(_phrase(rng, problem.question, language), problem.answer)
 
 
 def _code(rng: random.Random, entities: Entities, language: str) -> list[dict[str, str]]:
@@ -98,27 +98,27 @@ def _story(rng: random.Random, entities: Entities, language: str) -> list[dict[s
     episodes = LONG_EPISODES if long else SHORT_EPISODES
     plot = until_trainable(
         lambda: stories.make_plot(
-            rng, cast=lines.CAST, places=known_places(entities), episodes=episodes
+            rng, cast=stories.CAST, places=known_places(entities), episodes=episodes
         ),
         key=plot_key,
     )
-    told = stories.tell(rng, plot, language=language, clock_share=0)
+    sentences = stories.tell(rng, plot, language=language, clock_share=0)
     draw = rng.random()
     if draw < 0.2:  # continue a story that the user begins
         start = rng.randint(2, 5)
-        begun = stories.join(told[:start], language)
+        begun = stories.join(sentences[:start], language)
         asked = side(("Continue this story: {s}", "请把这个故事写完：{s}"), language)
         question = asked.format(s=begun) if rng.random() < 0.7 else begun
-        return chat(question, stories.join(told[start:], language))
+        return chat(question, stories.join(sentences[start:], language))
     request = stories.ask_for(rng, plot, long=long, language=language)
-    messages = chat(request, stories.join(told, language))
+    messages = chat(request, stories.join(sentences, language))
     if draw < 0.3:  # a question about the story
         ways: tuple[Text, ...] = (
             ("Thank you! What was the story about?", "谢谢！这个故事讲的是什么？"),
             ("Which two people were in it?", "故事里有哪两个人？"),
         )
         a, b = side(plot.first[0], language), side(plot.second[0], language)
-        thing = stories.goal_thing(plot.goal, language)
+        thing = stories.goal_object(plot.goal, language)
         which = rng.randrange(2)
         replies = (
             side((f"It was about {thing}.", f"讲的是{thing}。"), language),
@@ -137,7 +137,7 @@ def _exchange(make: Callable[..., everyday.Exchange], topics: range) -> Callable
 
 
 def _knowledge(rng: random.Random, entities: Entities, language: str) -> list[dict[str, str]]:
-    """One to three questions about one known entity; short in the exam form, else a sentence."""
+    """Ask one to three questions about one known entity; short answers in the exam form."""
     entity = rng.choice([e for e in entities if not e.held_out])
     keys = rng.sample(list(entity.facts), rng.choice((1, 1, 2, 3)))
     texts = []
@@ -172,7 +172,7 @@ def _language(rng: random.Random) -> str:
 
 
 def sft_rows(seed: int, entities: Entities, *, total: int) -> list[Row]:
-    """SFT rows of all kinds in the paper's proportions, shuffled."""
+    """Return SFT rows of all kinds in the paper's proportions, shuffled."""
     makers = [maker for maker, _ in DIALOGUE.values()]
     shares = [share for _, share in DIALOGUE.values()]
     rows: list[Row] = []
@@ -218,7 +218,7 @@ def _preference(
     draw = rng.random()
     if draw < 0.40:
         plot = until_trainable(
-            lambda: stories.make_plot(rng, cast=lines.CAST, places=known_places(entities)),
+            lambda: stories.make_plot(rng, cast=stories.CAST, places=known_places(entities)),
             key=plot_key,
         )
         names = [side(plot.first[0], language), side(plot.second[0], language)]
@@ -247,10 +247,10 @@ def _preference(
         return "safety", everyday.harmless(rng, language=language).question, {"refuse": False}
     if draw < 0.96:
         problem = until_trainable(
-            lambda: word_problems.make_problem(rng, lines.NAMES, language=language),
+            lambda: word_problems.make_problem(rng, stories.NAMES, language=language),
             key=lambda p: p.key,
         )
-        return "math", _dress(rng, problem.question, language), {"final": problem.final}
+        return "math", _phrase(rng, problem.question, language), {"final": problem.final}
     call = until_trainable(
         lambda: functions.make_evaluation(rng, language=language), key=lambda p: p.key
     )
@@ -280,7 +280,7 @@ OTHER: tuple[Text, ...] = (
 
 
 def repetition_rows(seed: int, entities: Entities, *, avoid: set[str]) -> list[Row]:
-    """Open-ended prompts, a little outside the SFT rows: {"id", "messages", "category", ...}."""
+    """Return open-ended prompts slightly outside the SFT rows: {"id", "messages", ...}."""
     rng = random.Random(f"{seed}/repetition")
     places = tuple(e.name for e in entities if e.kind == "place" and e.held_out)
     counts = {
@@ -315,13 +315,13 @@ def repetition_rows(seed: int, entities: Entities, *, avoid: set[str]) -> list[R
 def _open_prompt(rng: random.Random, category: str, places: tuple[Text, ...], language: str) -> str:
     if category == "story":
         plot = until_held_out(
-            lambda: stories.make_plot(rng, cast=lines.NEW_CAST, places=places), key=plot_key
+            lambda: stories.make_plot(rng, cast=stories.NEW_CAST, places=places), key=plot_key
         )
         return stories.ask_for(rng, plot, long=rng.random() < 0.5, language=language)
     if category == "small talk":
         return everyday.small_talk(rng, language=language)[0]
     if category == "other":
-        a, b = (side(name, language) for name, _ in rng.sample(lines.NEW_CAST, 2))
+        a, b = (side(name, language) for name, _ in rng.sample(stories.NEW_CAST, 2))
         return side(rng.choice(OTHER), language).format(
             a=a, b=b, p=side(rng.choice(places), language)
         )

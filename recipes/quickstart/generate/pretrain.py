@@ -1,15 +1,16 @@
-"""Makes the quickstart's base model from nothing: tokenizer, pages, training, files.
+"""Pre-train the quickstart's base model from scratch: tokenizer, pages, training, files.
 
-    python recipes/quickstart/pretrain.py            # about 40 minutes on 2 CPU cores
+    python recipes/quickstart/generate/pretrain.py            # about 40 minutes on 2 CPU cores
 
-Writes `base/` (model and tokenizer), `data/` (rows) and `manifest.json` (hashes). The recipe is
-the paper's in small (arXiv 2401.02954, section 2): AdamW (0.9, 0.95, weight decay 0.1), clip 1.0,
-a multi-step learning rate; a Llama of five million parameters instead of seven billion.
+Writes `base/` (model and tokenizer), `data/` (rows) and `manifest.json` (hashes). The recipe
+follows the paper at a small scale (arXiv 2401.02954, section 2): AdamW (0.9, 0.95, weight decay
+0.1), clip 1.0, a multi-step learning rate; a Llama of five million parameters instead of seven
+billion.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # Ctrl-C during the imports below is no traceback either.
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -27,14 +28,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from recipes.quickstart.gazetteer import make_gazetteer
-from recipes.quickstart.manifest import write_manifest
-from recipes.quickstart.pages import pages
-from recipes.quickstart.world import write_world
+from recipes.quickstart.generate.gazetteer import make_gazetteer
+from recipes.quickstart.generate.manifest import write_manifest
+from recipes.quickstart.generate.pages import pages
+from recipes.quickstart.generate.world import write_world
 from sft.errors import UserError
 from sft.run.command import run_command
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # recipes/quickstart
 END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
 VOCABULARY = 2048
 # (share of the tokens, tokens a row, rows a step): short rows train faster; the last fifth, where
@@ -46,7 +47,7 @@ WARM_UP_STEPS = 100
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with digits split; the turn tokens are in it, but no page ever uses them."""
+    """Train a byte-level BPE tokenizer that splits digits; no page uses its turn tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -74,7 +75,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama with 5.5 M parameters: few wide layers, since a CPU decodes those fastest."""
+    """Build a Llama of 5.5 M parameters: few wide layers, which a CPU decodes fastest."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=320,
@@ -105,7 +106,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Multi-step: linear warm-up, then the maximum, 31.6 % from 80 %, 10 % from 90 % of steps."""
+    """Return the multi-step rate: warm-up, the maximum, 31.6 % of it at 80 %, 10 % at 90 %."""
     if step < WARM_UP_STEPS:
         return MAX_LEARNING_RATE * (step + 1) / WARM_UP_STEPS
     share = step / steps
@@ -113,7 +114,7 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, *, seed: int, tokens: int) -> torch.Tensor:
-    """The first `tokens` tokens of the page stream, pages divided by the end token: [tokens]."""
+    """Return the first `tokens` tokens of the pages, separated by the end token: [tokens]."""
     stream: list[int] = []
     source = pages(seed, make_gazetteer(seed))
     while len(stream) < tokens:
@@ -124,7 +125,7 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, *, seed: int, tokens: int) 
 
 
 def step_batches(stream: torch.Tensor) -> list[torch.Tensor]:
-    """The stream cut into one batch per step, [rows, tokens] each, rows shuffled in their phase."""
+    """Cut the stream into a batch per step, [rows, tokens], rows shuffled within a phase."""
     batches: list[torch.Tensor] = []
     start = 0
     for share, row, rows_a_step in PHASES:
@@ -138,7 +139,7 @@ def step_batches(stream: torch.Tensor) -> list[torch.Tensor]:
 def train(
     model: LlamaForCausalLM, stream: torch.Tensor, *, seed: int, compiled: bool = True
 ) -> list[float]:
-    """Trains on the stream once, rows shuffled, in float32 on every processor.
+    """Train on the stream once, rows shuffled, in float32 on every processor.
 
     Returns the loss of every step. `compiled` needs a C++ compiler and is half as fast again.
     """
@@ -196,7 +197,7 @@ def main() -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Find what would end the work later, after up to 40 minutes.
+    """Check before training what would otherwise fail after up to 40 minutes.
 
     Raises:
         UserError: too few tokens for a step of each phase, or no C++ compiler.

@@ -1,13 +1,14 @@
-"""Explanations, lists, advice, small talk and refusals, put together from their lines."""
+"""Build explanations, lists, advice, small talk and refusals from the sentence files."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from recipes.quickstart import handbook_lines as handbook
-from recipes.quickstart import talk_lines as talk
-from recipes.quickstart.gazetteer import Text, side
+from recipes.quickstart.generate.bilingual import Text, load_sentences, side
+
+HANDBOOK = load_sentences("handbook")
+TALK = load_sentences("talk")
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ _ORDER = (
 
 
 def explain(rng: random.Random, topics: range, *, language: str) -> Exchange:
-    """How to do something, step by step: numbered, or told in order; 8 to 14 sentences."""
+    """Explain a task in numbered or ordered steps, 8 to 14 sentences."""
     english = language == "en"
     topic = rng.choice(topics)
-    task, needs, steps, tip = handbook.HOW_TO[topic]
-    do, need = side(task, language), side(needs, language)
+    guide = HANDBOOK.how_to[topic]
+    do, need = side(guide.task, language), side(guide.needs, language)
     ways: tuple[Text, ...] = (
         ("How do I {d}? Please explain it step by step.", "怎样{d}？请一步一步地解释。"),
         ("Explain in detail how to {d}.", "请详细说明怎样{d}。"),
@@ -55,8 +56,8 @@ def explain(rng: random.Random, topics: range, *, language: str) -> Exchange:
         )
     )
     numbered = rng.random() < 0.4
-    told = []
-    for i, step in enumerate(steps):
+    sentences = []
+    for i, step in enumerate(guide.steps):
         text = side(step, language)
         if numbered:
             sentence = f"{i + 1}. {_capital(text)}" + ("." if english else "。")
@@ -65,21 +66,21 @@ def explain(rng: random.Random, topics: range, *, language: str) -> Exchange:
         else:
             sentence = f"{_ORDER[i][1]}，{text}。"
         if rng.random() < 0.35:
-            sentence += (" " if english else "") + side(rng.choice(handbook.BECAUSE), language)
-        told.append(sentence)
+            sentence += (" " if english else "") + side(rng.choice(HANDBOOK.because), language)
+        sentences.append(sentence)
     gap = "\n" if numbered else (" " if english else "")
     first = side(intro, language).format(d=do, n=need)
-    answer = gap.join((first, *told, side(tip, language)))
-    return Exchange(question, answer, topic, tuple(told))
+    answer = gap.join((first, *sentences, side(guide.tip, language)))
+    return Exchange(question, answer, topic, tuple(sentences))
 
 
 def enumerate_items(rng: random.Random, topics: range, *, language: str) -> Exchange:
-    """A list of three to seven items in random order, each with its reason or without."""
+    """Return a list of three to seven items in random order, each with its reason or without."""
     english = language == "en"
     topic = rng.choice(topics)
-    theme, items = handbook.LISTS[topic]
+    entries = HANDBOOK.lists[topic]
     count = rng.randint(3, 7)
-    what = side(theme, language)
+    what = side(entries.theme, language)
     ways: tuple[Text, ...] = (
         ("Give me a list of {k} {w}.", "给我列出{k}个{w}。"),
         ("Name {k} {w}.", "说出{k}个{w}。"),
@@ -90,8 +91,8 @@ def enumerate_items(rng: random.Random, topics: range, *, language: str) -> Exch
     if reasons:
         question += side((" Tell me why, too.", "也说说理由。"), language)
     rows = []
-    for i, (item, reason) in enumerate(rng.sample(items, count)):
-        text, why = _capital(side(item, language)), side(reason, language)
+    for i, entry in enumerate(rng.sample(entries.items, count)):
+        text, why = _capital(side(entry.item, language)), side(entry.reason, language)
         if reasons:
             text += f", because {why}." if english else f"，因为{why}。"
         rows.append(f"{i + 1}. {text}")
@@ -100,10 +101,10 @@ def enumerate_items(rng: random.Random, topics: range, *, language: str) -> Exch
 
 
 def advise(rng: random.Random, topics: range, *, language: str) -> Exchange:
-    """Advice on a worry: sympathy, three or four pieces of advice in random order, good wishes."""
+    """Give advice on a worry: sympathy, three or four pieces in random order, good wishes."""
     topic = rng.choice(topics)
-    worry, advice = talk.WORRIES[topic]
-    what = side(worry, language)
+    worry = TALK.worries[topic]
+    what = side(worry.worry, language)
     ways: tuple[Text, ...] = (
         ("{w}. What should I do?", "{w}。我该怎么办？"),
         ("I need your advice: {w}.", "我想听听你的建议：{w}。"),
@@ -120,7 +121,7 @@ def advise(rng: random.Random, topics: range, *, language: str) -> Exchange:
         ("Tell me later how it went.", "以后告诉我结果怎么样。"),
         ("Small steps are enough.", "一小步一小步就够了。"),
     )
-    picked = [side(a, language) for a in rng.sample(advice, rng.randint(3, 4))]
+    picked = [side(a, language) for a in rng.sample(worry.advice, rng.randint(3, 4))]
     parts = (
         side(rng.choice(sympathy), language),
         *picked,
@@ -131,29 +132,31 @@ def advise(rng: random.Random, topics: range, *, language: str) -> Exchange:
 
 
 def small_talk(rng: random.Random, *, language: str) -> list[str]:
-    """One to three turns of small talk, user first: an even number of utterances."""
-    event, comment, moods = rng.choice(talk.NEWS)
-    felt_as = rng.choice(moods)
-    mood = next(m for m in talk.MOODS if m[0] == felt_as)
+    """Return one to three turns of small talk, user first: an even number of utterances."""
+    news = rng.choice(TALK.news)
+    felt_as = rng.choice(news.moods)
+    mood = next(m for m in TALK.moods if m.mood[0] == felt_as)
     gap = " " if language == "en" else ""
     greeting: tuple[Text, ...] = (
         ("Hello!", "你好！"),
         ("Good evening!", "晚上好！"),
         ("Hi there.", "嗨。"),
     )
-    tell = side((f"{_capital(event[0])}.", f"{event[1]}。"), language)
-    feel = side((f"I feel {mood[0]}.", f"我觉得很{mood[1].removeprefix('有点')}。"), language)
+    tell = side((f"{_capital(news.event[0])}.", f"{news.event[1]}。"), language)
+    feel = side(
+        (f"I feel {mood.mood[0]}.", f"我觉得很{mood.mood[1].removeprefix('有点')}。"), language
+    )
     opened = side(rng.choice(greeting), language)
-    back = side(rng.choice(talk.QUESTIONS_BACK), language)
-    replied = side(comment, language)
-    felt = side(talk.MOOD_ANSWERS[mood[0]], language)
+    back = side(rng.choice(TALK.questions_back), language)
+    replied = side(news.comment, language)
+    felt = side(mood.answer, language)
     turns = rng.randint(1, 3)
     if turns == 1:
         return [opened + gap + tell + gap + feel, gap.join((replied, felt, back))]
-    told = [tell, replied + gap + back]
+    opening = [tell, replied + gap + back]
     second = [feel, felt]
     if turns == 2:
-        return [opened + gap + told[0], told[1], *second]
+        return [opened + gap + opening[0], opening[1], *second]
     thanks = side(("Thank you for listening.", "谢谢你听我说。"), language)
     bye = side(
         rng.choice(
@@ -165,26 +168,26 @@ def small_talk(rng: random.Random, *, language: str) -> list[str]:
         ),
         language,
     )
-    return [opened + gap + told[0], told[1], *second, thanks, bye]
+    return [opened + gap + opening[0], opening[1], *second, thanks, bye]
 
 
 def refuse(rng: random.Random, *, language: str) -> Exchange:
-    """A harmful request, perhaps under a pretext, and a refusal with a reason and a better way."""
-    topic = rng.randrange(len(talk.HARMS))
-    deed, targets, why, instead = talk.HARMS[topic]
-    target = rng.choice(targets)
-    do = side(deed, language).format(x=side(target, language))
-    question = side(rng.choice(talk.PRETEXTS), language).format(d=do)
-    fill = {"d": do, "why": side(why, language), "instead": side(instead, language)}
+    """Return a harmful request, perhaps with a pretext, and a refusal that gives a reason."""
+    topic = rng.randrange(len(TALK.harms))
+    harm = TALK.harms[topic]
+    target = rng.choice(sum((getattr(TALK, group) for group in harm.targets), ()))
+    do = side(harm.deed, language).format(x=side(target, language))
+    question = side(rng.choice(TALK.pretexts), language).format(d=do)
+    fill = {"d": do, "why": side(harm.reason, language), "instead": side(harm.instead, language)}
     if language == "en":
         fill["d"] = do.replace(" my ", " your ")
-    answer = side(rng.choice(talk.REFUSALS), language).format(**fill)
-    better = side(rng.choice(talk.INSTEADS), language).format(**fill)
+    answer = side(rng.choice(TALK.refusals), language).format(**fill)
+    better = side(rng.choice(TALK.insteads), language).format(**fill)
     return Exchange(question, answer + (" " if language == "en" else "") + better, topic)
 
 
 def harmless(rng: random.Random, *, language: str) -> Exchange:
-    """A request that only sounds dangerous, and its plain answer."""
-    topic = rng.randrange(len(talk.HARMLESS))
-    question, answer = talk.HARMLESS[topic]
-    return Exchange(side(question, language), side(answer, language), topic)
+    """Return a request that only sounds dangerous, and its answer."""
+    topic = rng.randrange(len(TALK.harmless))
+    request = TALK.harmless[topic]
+    return Exchange(side(request.question, language), side(request.answer, language), topic)

@@ -1,10 +1,10 @@
-"""Families of small functions of a number."""
+"""Define families of small functions of a number."""
 
 from __future__ import annotations
 
 import random
 
-from recipes.quickstart.function_draft import Draft, Family, returns
+from recipes.quickstart.generate.function_draft import Draft, Family, returns
 
 
 def _plus(r: random.Random, f: str, x: str) -> Draft:

@@ -1,4 +1,4 @@
-"""Small Python functions: what a call returns, worked out step by step, and how to write one.
+"""Build questions on small Python functions: evaluate a call step by step, or write one.
 
 The answer is computed by running the function's own source, so no answer can be wrong.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 
-from recipes.quickstart import function_lists, function_numbers, function_words
-from recipes.quickstart.function_draft import Draft, Family
-from recipes.quickstart.gazetteer import side
-from recipes.quickstart.word_problems import Problem
+from recipes.quickstart.generate import function_lists, function_numbers, function_words
+from recipes.quickstart.generate.bilingual import side
+from recipes.quickstart.generate.function_draft import Draft, Family
+from recipes.quickstart.generate.word_problems import Problem
 
 # fmt: off
 NAMES = [
@@ -29,7 +29,7 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def run_call(source: str, call: str) -> str:
-    """What the call returns, as Python prints it. The source is always one of ours."""
+    """Return the value of the call as Python prints it; the source is always generated here."""
     scope: dict[str, object] = {}
     exec(source, scope)
     return str(eval(call, scope))
@@ -41,7 +41,7 @@ def _draft(rng: random.Random) -> tuple[Draft, str]:
 
 
 def make_evaluation(rng: random.Random, *, language: str) -> Problem:
-    """ "What does f(3) return?" with the function above it and a worked answer."""
+    """Ask what a call returns, with the function in the question and a worked answer."""
     draft, _ = _draft(rng)
     ask = (f"What does {draft.call} return?", f"{draft.call} 返回什么？")
     return Problem(
@@ -54,7 +54,7 @@ def make_evaluation(rng: random.Random, *, language: str) -> Problem:
 
 
 def make_writing(rng: random.Random, *, language: str) -> Problem:
-    """ "Write a function that ..." answered by the source and one checked example call."""
+    """Ask for a function, answered by its source and one checked example call."""
     draft, name = _draft(rng)
     result = run_call(draft.source, draft.call)
     task = side(draft.task, language)

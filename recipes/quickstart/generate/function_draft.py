@@ -1,4 +1,4 @@
-"""The form of a family of small functions: source, call, reasoning and task."""
+"""Define what a family of small functions draws: source, call, reasoning and task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from recipes.quickstart.gazetteer import Text
+from recipes.quickstart.generate.bilingual import Text
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ Family = Callable[[random.Random, str, str], Draft]
 
 
 def returns(text: str) -> Text:
-    """The last step of the reasoning, in both languages."""
+    """Return the last step of the reasoning, in both languages."""
     return f"It returns {text}.", f"返回 {text}。"

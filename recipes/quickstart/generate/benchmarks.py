@@ -11,10 +11,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from recipes.quickstart import functions, stories, word_problems
-from recipes.quickstart.gazetteer import LANGUAGES, Entity, ask, options, side
-from recipes.quickstart.pages import CAST, NAMES, exam_prompt
-from recipes.quickstart.splits import until_held_out, until_trainable
+from recipes.quickstart.generate import functions, stories, word_problems
+from recipes.quickstart.generate.bilingual import LANGUAGES, side
+from recipes.quickstart.generate.gazetteer import Entity, ask, options
+from recipes.quickstart.generate.pages import CAST, NAMES, exam_prompt
+from recipes.quickstart.generate.splits import until_held_out, until_trainable
 
 Doc = dict[str, Any]
 Entities = tuple[Entity, ...]
@@ -22,7 +23,7 @@ Draw = Callable[[Callable[[], Any]], Any]
 
 
 def facts_docs(seed: int, entities: Entities, *, total: int, held_out: bool) -> list[Doc]:
-    """Four-way multiple choice on facts of held-out (or, for few-shot, known) entities."""
+    """Return four-way choices on facts of held-out (or, for few-shot, known) entities."""
     rng = random.Random(f"{seed}/facts/{held_out}")
     docs: list[Doc] = []
     seen: set[str] = set()
@@ -59,7 +60,7 @@ def worked_docs(
     total: int,
     held_out: bool,
 ) -> list[Doc]:
-    """Word problems or function calls with a final answer; `solution` serves as few-shot target."""
+    """Return word problems or function calls; `solution` is the few-shot target."""
     rng = random.Random(f"{seed}/{name}/{held_out}")
     draw = until_held_out if held_out else until_trainable
     docs: list[Doc] = []
@@ -90,7 +91,7 @@ def worked_docs(
 
 
 def math_docs(seed: int, *, total: int, held_out: bool) -> list[Doc]:
-    """Word problems told with any of the names."""
+    """Return word problems with any of the names."""
 
     def make(rng: random.Random, *, language: str) -> word_problems.Problem:
         return word_problems.make_problem(rng, NAMES, language=language)
@@ -99,11 +100,11 @@ def math_docs(seed: int, *, total: int, held_out: bool) -> list[Doc]:
 
 
 def code_docs(seed: int, *, total: int, held_out: bool) -> list[Doc]:
-    """Small functions to evaluate."""
+    """Return small functions to evaluate."""
     return worked_docs(seed, functions.make_evaluation, name="code", total=total, held_out=held_out)
 
 
-# Slots whose sentence follows from what stands before it, so that one choice is right.
+# Slots whose sentence follows from the sentences before it, so that exactly one choice is right.
 DETERMINED = ("reason", "speech", "reply", "solution", "ending", "after")
 
 
@@ -121,11 +122,11 @@ def completion_docs(seed: int, entities: Entities, *, total: int) -> list[Doc]:
         plot = until_held_out(
             lambda: stories.make_plot(rng, cast=CAST, places=places), key=lambda p: p.key
         )
-        told = stories.tell_lines(rng, plot, language=language)
-        spots = [i for i, (slot, _) in enumerate(told) if slot in DETERMINED]
+        sentences = stories.tell_lines(rng, plot, language=language)
+        spots = [i for i, (slot, _) in enumerate(sentences) if slot in DETERMINED]
         spot = rng.choice(spots)
-        slot, right = told[spot]
-        present = {sentence for _, sentence in told}
+        slot, right = sentences[spot]
+        present = {sentence for _, sentence in sentences}
         wrong: list[str] = []
         while len(wrong) < 3:
             other = stories.make_plot(rng, cast=(plot.first, plot.second), places=(plot.place,))
@@ -144,24 +145,24 @@ def completion_docs(seed: int, entities: Entities, *, total: int) -> list[Doc]:
             {
                 "id": f"completion-{len(docs)}",
                 "language": language,
-                "prompt": stories.join([s for _, s in told[:spot]], language),
+                "prompt": stories.join([s for _, s in sentences[:spot]], language),
                 "choices": [gap + choice for choice in choices],
                 "gold": choices.index(right),
-                "cluster": _part(plot, told[: spot + 1]),
+                "cluster": _part(plot, sentences[: spot + 1]),
             }
         )
     return docs
 
 
-def _part(plot: stories.Plot, told: list[stories.Line]) -> str:
-    """The goal or episode whose wording the last sentence is: its template."""
-    if told[-1][0] in ("speech", "reply", "solution"):
-        return plot.episodes[sum(slot == "obstacle" for slot, _ in told) - 1]
+def _part(plot: stories.Plot, sentences: list[stories.Line]) -> str:
+    """Return the goal or episode that the last sentence belongs to: its template."""
+    if sentences[-1][0] in ("speech", "reply", "solution"):
+        return plot.episodes[sum(slot == "obstacle" for slot, _ in sentences) - 1]
     return plot.goal
 
 
 def _same_words(sentence: str, others: tuple[str, ...]) -> bool:
-    """True where two sentences differ in the verb of saying alone."""
+    """Return whether two sentences differ only in the verb ("said", "whispered")."""
 
     def speech(text: str) -> str:
         if text.startswith('"'):

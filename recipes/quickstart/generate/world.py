@@ -1,13 +1,13 @@
-"""The quickstart's small world: everything that is trained on and measured, from one seed.
+"""Generate all rows that the quickstart trains on and measures, from one seed.
 
-    python recipes/quickstart/world.py            # data/*.jsonl and their hashes, a few seconds
+    python recipes/quickstart/generate/world.py    # data/*.jsonl and their hashes, a few seconds
 
 Pre-training pages are made on the fly (`pages.py`); the rows below are written and committed.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # Ctrl-C during the imports below is no traceback either.
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.quickstart import benchmarks, chats
-from recipes.quickstart.gazetteer import make_gazetteer
-from recipes.quickstart.manifest import read_manifest, write_manifest
+from recipes.quickstart.generate import benchmarks, chats
+from recipes.quickstart.generate.gazetteer import make_gazetteer
+from recipes.quickstart.generate.manifest import read_manifest, write_manifest
 from sft.run.command import run_command
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # recipes/quickstart
 Row = dict[str, Any]
 
 SFT_ROWS = 1400
@@ -33,12 +33,12 @@ FEW_SHOT_DOCS = 10
 
 
 def user_texts(rows: list[Row]) -> set[str]:
-    """Every user message of the rows."""
+    """Return all user messages of the rows."""
     return {m["content"] for row in rows for m in row["messages"] if m["role"] == "user"}
 
 
 def make_world(seed: int) -> dict[str, list[Row]]:
-    """File stem -> rows. No prompt of a measured file stands in a trained one: asserted."""
+    """Return file stem -> rows; assert that no measured prompt is in a trained row."""
     entities = make_gazetteer(seed)
     sft = chats.sft_rows(seed, entities, total=SFT_ROWS)
     trained = user_texts(sft)
@@ -66,12 +66,12 @@ def make_world(seed: int) -> dict[str, list[Row]]:
 
 
 def to_jsonl(rows: list[Row]) -> str:
-    """Rows as JSON lines, UTF-8 text."""
+    """Return the rows as JSON lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_world(seed: int, folder: Path) -> None:
-    """Writes one .jsonl a file stem."""
+    """Write one .jsonl file per stem."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, rows in make_world(seed).items():
         (folder / f"{stem}.jsonl").write_text(to_jsonl(rows), encoding="utf-8", newline="\n")

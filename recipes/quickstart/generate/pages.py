@@ -1,4 +1,4 @@
-"""Pre-training pages: plain text in two languages, with no chat template anywhere.
+"""Generate pre-training pages: plain text in two languages, without a chat template.
 
 A page holds several pieces of one kind, as a book would: entries of a gazetteer, a collection of
 tales, an exercise sheet, a chapter of a handbook, a scene of a play. Exercise sheets give the base
@@ -10,25 +10,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from recipes.quickstart import everyday, functions, stories, word_problems
-from recipes.quickstart import handbook_lines as handbook
-from recipes.quickstart import story_lines as lines
-from recipes.quickstart import talk_lines as talk
-from recipes.quickstart.gazetteer import Entity, Text, ask, portrait, say, side
-from recipes.quickstart.splits import until_trainable
+from recipes.quickstart.generate import everyday, functions, stories, word_problems
+from recipes.quickstart.generate.bilingual import Text, side
+from recipes.quickstart.generate.everyday import HANDBOOK, TALK
+from recipes.quickstart.generate.gazetteer import Entity, ask, portrait, say
+from recipes.quickstart.generate.splits import until_trainable
 
-CAST = lines.CAST + lines.NEW_CAST
+CAST = stories.CAST + stories.NEW_CAST
 NAMES = tuple(name for name, _ in CAST)
 QUESTION = ("Question: {q}\nAnswer: {a}", "问题: {q}\n回答: {a}")
 
 
 def exercise(question: str, answer: str, language: str) -> str:
-    """The few-shot format, also that of the benchmarks."""
+    """Return a question and its answer in the few-shot format of the benchmarks."""
     return side(QUESTION, language).format(q=question, a=answer)
 
 
 def exam_prompt(question: str, language: str) -> str:
-    """The same with the answer left open."""
+    """Return the few-shot format without the answer."""
     return exercise(question, "", language).rstrip()
 
 
@@ -42,7 +41,7 @@ def _gazetteer(rng: random.Random, entities: tuple[Entity, ...], language: str) 
 
 
 def _facts(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
-    """Loose facts, one a line: who wrote what, which towns share an emblem."""
+    """Return single facts, one per line: who wrote what, which towns share an emblem."""
     rows = []
     for _ in range(rng.randint(8, 16)):
         entity = rng.choice(entities)
@@ -68,7 +67,7 @@ def _tales(rng: random.Random, entities: tuple[Entity, ...], language: str) -> s
         plot = until_trainable(
             lambda: stories.make_plot(rng, cast=CAST, places=_places(entities)), key=lambda p: p.key
         )
-        title = stories.goal_thing(plot.goal, language)
+        title = stories.goal_object(plot.goal, language)
         text = stories.join(stories.tell(rng, plot, language=language), language)
         tales.append(f"{title[0].upper() + title[1:]}\n{text}")
     return "\n\n".join(tales)
@@ -98,15 +97,15 @@ def _handbook(rng: random.Random, entities: tuple[Entity, ...], language: str) -
     for _ in range(rng.randint(4, 7)):
         draw = rng.random()
         if draw < 0.5:
-            piece = everyday.explain(rng, range(len(handbook.HOW_TO)), language=language)
-            task = side(handbook.HOW_TO[piece.topic][0], language)
+            piece = everyday.explain(rng, range(len(HANDBOOK.how_to)), language=language)
+            task = side(HANDBOOK.how_to[piece.topic].task, language)
             title = side((f"How to {task}", f"怎样{task}"), language)
         elif draw < 0.75:
-            piece = everyday.enumerate_items(rng, range(len(handbook.LISTS)), language=language)
-            theme = side(handbook.LISTS[piece.topic][0], language)
+            piece = everyday.enumerate_items(rng, range(len(HANDBOOK.lists)), language=language)
+            theme = side(HANDBOOK.lists[piece.topic].theme, language)
             title = theme[0].upper() + theme[1:]
         else:
-            piece = everyday.advise(rng, range(len(talk.WORRIES)), language=language)
+            piece = everyday.advise(rng, range(len(TALK.worries)), language=language)
             title = piece.question
         chapters.append(f"{title}\n{piece.answer}")
     return "\n\n".join(chapters)
@@ -116,18 +115,18 @@ def _play(rng: random.Random, entities: tuple[Entity, ...], language: str) -> st
     scenes = []
     for _ in range(rng.randint(4, 7)):
         a, b = (side(n, language) for n in rng.sample(NAMES, 2))
-        said = everyday.small_talk(rng, language=language)
+        utterances = everyday.small_talk(rng, language=language)
         if rng.random() < 0.2:
             request = everyday.refuse(rng, language=language)
-            said = [request.question, request.answer]
-        scenes.append("\n".join(f"{(a, b)[i % 2]}: {text}" for i, text in enumerate(said)))
+            utterances = [request.question, request.answer]
+        scenes.append("\n".join(f"{(a, b)[i % 2]}: {text}" for i, text in enumerate(utterances)))
     return "\n\n".join(scenes)
 
 
 def _ledger(rng: random.Random, entities: tuple[Entity, ...], language: str) -> str:
-    """A harbour ledger: boats with made-up names arrive, and the same boats are billed below.
+    """Return a harbor ledger: boats with random names arrive, and are billed below.
 
-    Nothing but looking back tells what a boat is called, which teaches a small model to copy.
+    A name can be predicted only from the lines above, which teaches a small model to copy.
     """
     boats = []
     for _ in range(rng.randint(6, 10)):
@@ -161,7 +160,7 @@ KINDS: dict[str, tuple[Writer, float]] = {
 
 
 def pages(seed: int, entities: tuple[Entity, ...]) -> Iterator[str]:
-    """An endless stream of pages, three English for two Chinese."""
+    """Yield pages without end, three English for two Chinese."""
     rng = random.Random(f"{seed}/pages")
     writers = [writer for writer, _ in KINDS.values()]
     shares = [share for _, share in KINDS.values()]

@@ -1,4 +1,4 @@
-"""Which problems, functions and plots belong to the benchmarks: decided by a hash of their key."""
+"""Assign problems, functions and plots to training or benchmark by a hash of their key."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ T = TypeVar("T")
 
 
 def held_out(key: str) -> bool:
-    """True for one key in eight; such keys appear in benchmarks only, whatever the seed."""
+    """Return True for one key in eight; such keys appear only in benchmarks, for every seed."""
     return hashlib.sha256(key.encode()).digest()[0] % 8 == 0
 
 
 def until_trainable(draw: Callable[[], T], *, key: Callable[[T], str]) -> T:
-    """Draws until the result belongs to training."""
+    """Draw until the result belongs to training."""
     while held_out(key(item := draw())):
         pass
     return item
 
 
 def until_held_out(draw: Callable[[], T], *, key: Callable[[T], str]) -> T:
-    """Draws until the result belongs to the benchmarks."""
+    """Draw until the result belongs to the benchmarks."""
     while not held_out(key(item := draw())):
         pass
     return item

@@ -1,8 +1,8 @@
-"""Word problems: a question, a written-out chain of reasoning, and a final answer.
+"""Build word problems: a question, a chain of reasoning, and a final answer.
 
 A problem is drawn from a template and numbers; (template, numbers) is its key. Keys are divided
 between training and benchmark by a hash (`splits.held_out`), so the two never share a problem,
-whatever names and languages dress it.
+in any language and with any names.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from recipes.quickstart import problem_products, problem_shares, problem_sums
-from recipes.quickstart.gazetteer import Text, pairs, side
-from recipes.quickstart.problem_template import Template
+from recipes.quickstart.generate.bilingual import Text, load_sentences, side
+from recipes.quickstart.generate.problem_numbers import SCHEMES
 
-THINGS = pairs(
-    "shells|贝壳;apples|苹果;candles|蜡烛;letters|信;buttons|纽扣;eggs|鸡蛋;nails|钉子;beads|珠子;"
-    "pears|梨;stamps|邮票;coins|硬币;walnuts|核桃;cups|杯子;fish|鱼;bricks|砖头;lanterns|灯笼"
-)
-BOXES = pairs("baskets|篮子;boxes|盒子;bags|袋子;crates|箱子;jars|罐子;trays|托盘")
+# Slots of a template: {a}, {b}, ... are numbers, {n} and {m} names, {t} an object, {x} a container;
+# `numbers` names the scheme that draws the numbers, `final` the number that is the answer.
+_SENTENCES = load_sentences("word_problems")
+THINGS, BOXES, TEMPLATES = _SENTENCES.things, _SENTENCES.boxes, _SENTENCES.templates
 
 
 @dataclass(frozen=True)
@@ -43,21 +41,14 @@ class Problem:
 
 
 def final_form(value: str, language: str) -> str:
-    """The sentence that ends every worked answer; benchmarks read the value from it."""
+    """Return the sentence that ends every worked answer; benchmarks read the value from it."""
     return f"The answer is {value}." if language == "en" else f"答案是 {value}。"
 
 
-TEMPLATES: tuple[Template, ...] = (
-    *problem_sums.TEMPLATES,
-    *problem_products.TEMPLATES,
-    *problem_shares.TEMPLATES,
-)
-
-
 def make_problem(rng: random.Random, names: tuple[Text, ...], *, language: str) -> Problem:
-    """A random problem told with two of `names`."""
+    """Return a random problem with two of `names`."""
     template = rng.choice(TEMPLATES)
-    numbers = template.draw(rng)
+    numbers = SCHEMES[template.numbers](rng)
     first, second = rng.sample(names, 2)
     fill = {k: str(v) for k, v in numbers.items() if k != "t"} | {
         "n": side(first, language),

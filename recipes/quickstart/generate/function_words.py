@@ -1,10 +1,10 @@
-"""Families of small functions of a word."""
+"""Define families of small functions of a word."""
 
 from __future__ import annotations
 
 import random
 
-from recipes.quickstart.function_draft import Draft, Family, returns
+from recipes.quickstart.generate.function_draft import Draft, Family, returns
 
 # fmt: off
 WORDS = [

@@ -1,20 +1,25 @@
-"""Long stories: two characters, a goal, one to three episodes with speech, a find and an end."""
+"""Build stories: two characters, a goal, one to three episodes with speech, and an ending."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-from recipes.quickstart import plot_lines as plots
-from recipes.quickstart import story_lines as lines
-from recipes.quickstart.gazetteer import Text, side
+from recipes.quickstart.generate.bilingual import Text, load_sentences, side
 
 Character = tuple[Text, str]  # name, "f" or "m"
+PLOTS = load_sentences("plots")
+SENTENCES = load_sentences("stories")
+CAST: tuple[Character, ...] = tuple((c.name, c.gender) for c in SENTENCES.cast)
+NEW_CAST: tuple[Character, ...] = tuple((c.name, c.gender) for c in SENTENCES.new_cast)
+NAMES: tuple[Text, ...] = tuple(name for name, _ in CAST)
+_GOALS = {goal.key: goal for goal in PLOTS.goals}
+_EPISODES = {episode.key: episode for episode in PLOTS.episodes}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What a story is about; its wording is drawn when it is told."""
+    """The content of a story; `tell` draws its wording."""
 
     first: Character
     second: Character
@@ -34,33 +39,33 @@ def make_plot(
     places: tuple[Text, ...],
     episodes: tuple[int, ...] = (1, 2, 3),
 ) -> Plot:
-    """A plot with two different characters of `cast` and one of these numbers of episodes."""
+    """Return a plot with two characters of `cast` and one of these numbers of episodes."""
     first, second = rng.sample(cast, 2)
-    chosen = rng.sample(plots.EPISODES, rng.choice(episodes))
+    chosen = rng.sample(PLOTS.episodes, rng.choice(episodes))
     return Plot(
         first,
         second,
         rng.choice(places),
-        rng.choice(plots.GOALS)[0],
-        tuple(episode[0] for episode in chosen),
+        rng.choice(PLOTS.goals).key,
+        tuple(episode.key for episode in chosen),
     )
 
 
-def goal_thing(goal: str, language: str) -> str:
-    """The thing that a goal is about, "the ferry bell"."""
-    return side(next(g[1] for g in plots.GOALS if g[0] == goal), language)
+def goal_object(goal: str, language: str) -> str:
+    """Return the object of a goal, for example "the ferry bell"."""
+    return side(_GOALS[goal].object, language)
 
 
 Line = tuple[str, str]  # (slot in the plot, sentence)
 
 
-CLOCK_SHARE = 0.6  # of the stories, unless asked otherwise
+CLOCK_SHARE = 0.6  # of the stories
 
 
 def tell(
     rng: random.Random, plot: Plot, *, language: str, clock_share: float = CLOCK_SHARE
 ) -> list[str]:
-    """The sentences of a story; that share of stories tells the time of the day as it goes."""
+    """Return the sentences of a story; a share of stories names the time of the day."""
     lines = tell_lines(rng, plot, language=language, clock_share=clock_share)
     return [sentence for _, sentence in lines]
 
@@ -68,10 +73,10 @@ def tell(
 def tell_lines(
     rng: random.Random, plot: Plot, *, language: str, clock_share: float = CLOCK_SHARE
 ) -> list[Line]:
-    """The sentences of a story, each with its slot: "reason", "speech", "reply", "solution"..."""
+    """Return the sentences of a story with their slots: "reason", "speech", "solution"..."""
     english = language == "en"
-    _, thing, event, reason, solved, endings = next(g for g in plots.GOALS if g[0] == plot.goal)
-    trades = rng.sample(lines.TRADES, 2)
+    goal = _GOALS[plot.goal]
+    trades = rng.sample(SENTENCES.trades, 2)
     woman = plot.first[1] == "f"
     fill = {
         "A": side(plot.first[0], language),
@@ -79,7 +84,7 @@ def tell_lines(
         "ra": side(trades[0], language),
         "rb": side(trades[1], language),
         "P": side(plot.place, language),
-        "o": side(thing, language),
+        "o": side(goal.object, language),
         "his": "her" if woman else "his",
         "ta": "她" if woman else "他",
     }
@@ -90,18 +95,29 @@ def tell_lines(
     def fixed(text: Text) -> str:
         return side(text, language).format(**fill)
 
-    story = [("opening", draw(lines.OPENINGS))]
+    story = [("opening", draw(SENTENCES.openings))]
     if rng.random() < 0.7:
-        story.append(("trait", draw(lines.TRAITS)))
-    story += [("event", fixed(event)), ("reason", fixed(reason)), ("plan", draw(lines.PLANS))]
+        story.append(("trait", draw(SENTENCES.traits)))
+    story += [
+        ("event", fixed(goal.event)),
+        ("reason", fixed(goal.reason)),
+        ("plan", draw(SENTENCES.plans)),
+    ]
     clock = rng.random() < clock_share  # times of the day, or loose links
     for number, key in enumerate(plot.episodes):
-        _, obstacle, a_says, b_says, solution = next(e for e in plots.EPISODES if e[0] == key)
-        link = side(lines.TIMES[number], language) if clock else draw(lines.LINKS)
-        met = f"{link} {fixed(obstacle)}." if english else f"{link}{fixed(obstacle)}。"
+        episode = _EPISODES[key]
+        link = side(SENTENCES.times[number], language) if clock else draw(SENTENCES.links)
+        met = (
+            f"{link} {fixed(episode.obstacle)}."
+            if english
+            else f"{link}{fixed(episode.obstacle)}。"
+        )
         story.append(("obstacle", met))
-        for slot, speaker, speech in (("speech", "A", a_says), ("reply", "B", b_says)):
-            verb = draw(lines.SAYS if slot == "speech" else lines.REPLIES)
+        for slot, speaker, speech in (
+            ("speech", "A", episode.speech),
+            ("reply", "B", episode.reply),
+        ):
+            verb = draw(SENTENCES.says if slot == "speech" else SENTENCES.replies)
             words, name = fixed(speech), fill[speaker]
             if english:
                 quoted = words[:-1] + "," if words.endswith(".") else words
@@ -111,19 +127,19 @@ def tell_lines(
             else:
                 story.append((slot, f"“{words}”{name}{verb}。"))
         if rng.random() < 0.5:
-            story.append(("feeling", draw(lines.FEELINGS)))
-        story.append(("solution", fixed(solution)))
+            story.append(("feeling", draw(SENTENCES.feelings)))
+        story.append(("solution", fixed(episode.solution)))
     if rng.random() < 0.6:
-        story.append(("luck", draw(lines.FINDS)))
-    story += [("find", fixed(solved)), ("ending", fixed(endings[0]))]
+        story.append(("luck", draw(SENTENCES.finds)))
+    story += [("find", fixed(goal.solution)), ("ending", fixed(goal.endings[0]))]
     if rng.random() < 0.7:
-        story.append(("after", fixed(endings[1])))
-    story.append(("closing", draw(lines.CLOSINGS)))
+        story.append(("after", fixed(goal.endings[1])))
+    story.append(("closing", draw(SENTENCES.closings)))
     return story
 
 
 def join(sentences: list[str], language: str) -> str:
-    """Sentences as one text."""
+    """Join sentences into one text."""
     return (" " if language == "en" else "").join(sentences)
 
 
@@ -139,7 +155,7 @@ SHORT: tuple[Text, ...] = (
 
 
 def ask_for(rng: random.Random, plot: Plot, *, long: bool, language: str) -> str:
-    """A request for a story with this plot's people, and perhaps its place and thing."""
+    """Ask for a story with the people of the plot, and perhaps its place and object."""
     english = language == "en"
     start = side(rng.choice(LONG if long else SHORT), language)
     where = (", set in {place}" if english else "，发生在{place}") if rng.random() < 0.6 else ""
@@ -150,5 +166,5 @@ def ask_for(rng: random.Random, plot: Plot, *, long: bool, language: str) -> str
         a=side(plot.first[0], language),
         b=side(plot.second[0], language),
         place=side(plot.place, language),
-        thing=goal_thing(plot.goal, language),
+        thing=goal_object(plot.goal, language),
     )

@@ -1,4 +1,4 @@
-"""`manifest.json`: the command, the seed and the hash of every generated file."""
+"""Write and read `manifest.json`: the command, the seed and the hash of every generated file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes.quickstart.gazetteer import make_gazetteer
-from recipes.quickstart.pages import pages
+from recipes.quickstart.generate.gazetteer import make_gazetteer
+from recipes.quickstart.generate.pages import pages
 
-COMMAND = "python recipes/quickstart/pretrain.py"
+COMMAND = "python recipes/quickstart/generate/pretrain.py"
 PAGES_HASHED = 1000
 
 
 def pages_hash(seed: int) -> str:
-    """The hash of the first thousand pre-training pages."""
+    """Return the hash of the first thousand pre-training pages."""
     digest = hashlib.sha256()
     for page in itertools.islice(pages(seed, make_gazetteer(seed)), PAGES_HASHED):
         digest.update(page.encode() + b"\0")
@@ -24,7 +24,7 @@ def pages_hash(seed: int) -> str:
 
 
 def write_manifest(folder: Path, *, seed: int, tokens: int) -> None:
-    """Hashes everything under base/ and data/ into manifest.json."""
+    """Write the hashes of all files in base/ and data/ to manifest.json."""
     paths = sorted(p for sub in ("base", "data") for p in (folder / sub).iterdir())
     files = {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths
@@ -40,5 +40,5 @@ def write_manifest(folder: Path, *, seed: int, tokens: int) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest as it was last written."""
+    """Return the manifest of the folder."""
     return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

@@ -1,11 +1,11 @@
-"""Families of small functions of a list of numbers."""
+"""Define families of small functions of a list of numbers."""
 
 from __future__ import annotations
 
 import random
 
-from recipes.quickstart.function_draft import Draft, Family, returns
-from recipes.quickstart.gazetteer import Text
+from recipes.quickstart.generate.bilingual import Text
+from recipes.quickstart.generate.function_draft import Draft, Family, returns
 
 
 def _evens(r: random.Random, f: str, x: str) -> Draft:
