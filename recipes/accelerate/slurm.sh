@@ -1,10 +1,10 @@
 #!/bin/bash
-# Several nodes of GPUs under Slurm, started again after a time limit or a lost node.
+# Runs on several GPU nodes under Slurm, and restarts after a time limit or a lost node.
 #
 #   sbatch [--nodes=4 --time=24:00:00] recipes/accelerate/slurm.sh PRESET [section.key=value ...]
 #
-# Two minutes before the limit Slurm sends USR1; the job is put back into the queue, and the same
-# command goes on from its last checkpoint. Finished stages are skipped. run.dir must lie on a file
+# Two minutes before the limit Slurm sends USR1; the job is requeued, and the same
+# command resumes from its last checkpoint. Finished stages are skipped. run.dir must lie on a file
 # system that all nodes share. Submit from the checkout, with its .venv installed.
 #SBATCH --job-name=truing
 #SBATCH --nodes=4
@@ -43,5 +43,5 @@ srun --kill-on-bad-exit=1 bash -c '
         recipes/sft_then_dpo.py "$@"
 ' bash "$@" &
 STEP=$!
-# A trap is run when wait returns: the step is in the background, so that USR1 is heard at once.
+# A trap runs when wait returns: the step is in the background so that USR1 is handled at once.
 wait "$STEP"
