@@ -14,7 +14,7 @@ from eval.metrics.stats import mcnemar, paired_proportion_interval, score_interv
 from eval.open_ended.judge_prompts import Ask, Item, judge_item
 from sft.data.row_errors import half_pair, is_deep
 from sft.errors import UserError
-from sft.system.atomic_files import writing
+from sft.system.atomic_files import iter_jsonl, writing
 
 Row = Mapping[str, Any]
 
@@ -156,20 +156,16 @@ def _kept(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as file:
             file.truncate(len(whole))
     rows = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+    for number, row in iter_jsonl(path, remedy="move the file away"):
         if not _is_judgment(row):
             raise UserError(f"{path}:{number}: no judgment of ours; move the file away")
         rows.append(row)
     return rows
 
 
-def _is_judgment(row: Any) -> bool:
+def _is_judgment(row: dict[str, Any]) -> bool:
     """Whether this is a row that `judge_item` makes."""
-    if not isinstance(row, dict) or is_deep(row) or half_pair(row):
+    if is_deep(row) or half_pair(row):
         return False
     verdict = row.get("verdict", "")
     if row.get("kind") == "grade":

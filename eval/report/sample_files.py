@@ -1,7 +1,5 @@
 """The stored samples of a run as the report reads them: where they are, and their rows."""
 
-import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from eval.metrics.formatting import REPETITION
 from eval.report.record_shapes import misfit
 from sft.errors import UserError
 from sft.run.terminal import visible
-from sft.system.atomic_files import is_inside, open_file
+from sft.system.atomic_files import is_inside, iter_jsonl
 
 # Answers of the optional measures, linked where they are there.
 MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
@@ -49,22 +47,12 @@ def read_lines(path: Path, *, shape: Any) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: a line is not a JSON object, or not of that shape.
     """
-    with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", "its numbers or levels are too many")
-                raise UserError(f"{path}:{number}: not JSON ({reason}); measure again") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: not a JSON object; measure again")
-            if found := misfit(row, shape):
-                raise UserError(
-                    f"{path}:{number}: {found} is not as this version writes it; measure again"
-                )
-            yield cleaned(row)
+    for number, row in iter_jsonl(path, remedy="measure again"):
+        if found := misfit(row, shape):
+            raise UserError(
+                f"{path}:{number}: {found} is not as this version writes it; measure again"
+            )
+        yield cleaned(row)
 
 
 def cleaned(value: Any) -> Any:

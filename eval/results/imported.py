@@ -36,6 +36,7 @@ from sft.errors import UserError
 from sft.run.contents import verified, verified_results
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import (
+    iter_jsonl,
     read_file,
     read_json,
     read_record,
@@ -300,16 +301,8 @@ def _rows(file: _Samples, section: EvalSection, *, pooled: bool) -> list[dict[st
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
-    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            line = json.loads(text)
-            if b"\\ud" in text.lower():  # half a character, which no file of ours can hold
-                whole = json.dumps(line, ensure_ascii=False).encode("utf-8", "replace")
-                line = json.loads(whole)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); fetch it again") from None
-        lacking = [k for k in _NEEDED if k not in line] if isinstance(line, dict) else ["keys"]
-        if lacking:
+    for number, line in iter_jsonl(path, remedy="fetch it again"):
+        if lacking := [key for key in _NEEDED if key not in line]:
             raise UserError(
                 f"{path}:{number}: not a sample of lm-eval 0.4.3 or newer (it lacks "
                 f"{', '.join(lacking)}); log the samples again"
@@ -318,6 +311,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             raise UserError(
                 f"{path}:{number}: {wrong} is not as lm-eval writes it; log the samples again"
             )
+        if half_pair(line):  # half a surrogate pair, which a file in UTF-8 cannot hold
+            line = json.loads(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace"))
         lines.append(line)
     if not lines:
         raise UserError(f"{path}: is empty; log the samples again")

@@ -7,7 +7,6 @@ one that is named later is told what there is. What each has been told stands in
 beside, so that a run that was killed and goes on tells nothing twice.
 """
 
-import json
 import logging
 import os
 import secrets
@@ -27,6 +26,7 @@ from sft.config.sections import Preset, RunSection
 from sft.errors import UserError
 from sft.run.contents import STAGE_FOLDERS, fingerprint, stage_facts
 from sft.system.atomic_files import read_json, write_json
+from sft.system.seal import unsealed_line
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +215,6 @@ def _training(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log.jsonl, which may not be there; a kill may cut off the last."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """Return the rows of a log.jsonl, if there is one; a kill may have cut the last line short."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [row for line in lines if (row := unsealed_line(line)) is not None]

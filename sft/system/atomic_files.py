@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -203,27 +202,30 @@ def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
     return unsealed(read_json(path), *keys)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every line of a file that a run wrote.
+def iter_jsonl(path: Path, *, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line of a JSON-lines file; blank lines are skipped.
 
     Raises:
-        UserError: a line is not JSON.
+        UserError: a line is not a JSON object; the sentence ends with `remedy`.
     """
-    with io.TextIOWrapper(open_file(path), encoding="utf-8", errors="replace") as stream:
-        return [_json_line(path, number, line) for number, line in enumerate(stream, start=1)]
+    with open_file(path) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = str(error)[:80]
+                raise UserError(f"{path}:{number}: not JSON ({reason}); {remedy}") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: not a JSON object; {remedy}")
+            yield number, row
 
 
-def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}:{number}: not JSON ({str(error)[:80]}); the file was changed after it was "
-            "written: start the command that wrote it again"
-        ) from None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number}: no JSON object; start the command that wrote it again")
-    return row
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file that a run wrote; see `iter_jsonl`."""
+    remedy = "the file was changed after it was written: start the command that wrote it again"
+    return [row for _, row in iter_jsonl(path, remedy=remedy)]
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sft.system.seal import SEAL, sealed, unsealed
+from sft.system.seal import SEAL, sealed, unsealed_line
 
 log = logging.getLogger(__name__)
 
@@ -163,12 +163,12 @@ def read_marker(folder: Path) -> Marker | None:
         return None
     content = path.read_bytes()
     first, *lines = content.split(b"\n")
-    head = _entry(first)
+    head = unsealed_line(first, SEAL)
     if head is None or not isinstance(head.get("run"), str):
         return None
     marker = Marker(folder, run=head["run"], written={})
     for line in lines:
-        entry = _entry(line)
+        entry = unsealed_line(line, SEAL)
         if entry is not None and isinstance(entry.get("path"), str):
             files = entry.get("files")
             marker.written[entry["path"]] = None if files is None else set(files)
@@ -216,13 +216,6 @@ def vacate(path: Path) -> None:
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(sealed(entry)).encode() + b"\n"
-
-
-def _entry(line: bytes) -> dict[str, Any] | None:
-    try:
-        return unsealed(json.loads(line), SEAL)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _settled(name: Path) -> Path:

@@ -20,6 +20,14 @@ def unsealed(record: Any, *keys: str) -> dict[str, Any] | None:
     return record if seal in (None, _seal(record)) else None
 
 
+def unsealed_line(line: str | bytes, *keys: str) -> dict[str, Any] | None:
+    """Return `unsealed` of a line of JSON; None where a kill cut it short or it is damaged."""
+    try:
+        return unsealed(json.loads(line), *keys)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _seal(record: dict[str, Any]) -> str:
     """Of what is read again, in which every key is a text."""
     plain = json.loads(json.dumps(record))

@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 from sft.context import Limits
 from sft.errors import UserError
 from sft.system.atomic_files import write_text, writing
+from sft.system.seal import unsealed_line
 
 log = logging.getLogger(__name__)
 
@@ -208,10 +209,8 @@ class StepWatch:
 
 def _step(line: str) -> float:
     """The step of a recorded line; beyond all steps where a kill cut it short, or it is damaged."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        return math.inf
+    step = (unsealed_line(line, "step") or {}).get("step")
+    return step if isinstance(step, int | float) else math.inf
 
 
 def row_facts(row: dict[str, Any], *, place: int, tokenizer: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ when training begins, the former are dropped and measured again, and the latter 
 `sft.training.loop_callback` holds the callback that runs between epochs.
 """
 
-import json
 import logging
 import math
 import random
@@ -28,7 +27,7 @@ from sft.distributed.collectives import run_on_main
 from sft.distributed.fsdp_forward import synchronized_forwards
 from sft.distributed.sharding import sharded
 from sft.system.atomic_files import read_file, write_jsonl
-from sft.system.seal import sealed, unsealed
+from sft.system.seal import sealed, unsealed_line
 from sft.system.signals import interruptible
 from sft.training.resumable import GuardedTrainer
 
@@ -143,10 +142,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file of measures; damaged ones are skipped with a warning."""
     rows = []
     for line in read_file(path).splitlines() if path.is_file() else []:
-        try:
-            row = unsealed(json.loads(line), "epoch", "step")
-        except (ValueError, RecursionError):
-            row = None
+        row = unsealed_line(line, "epoch", "step")
         if row is None:
             log.warning("%s is damaged; a row of it is left out", path)
         else:

@@ -313,7 +313,7 @@ def test_kept_judgments_that_are_none_are_refused_by_line(tmp_path, change):
     with pytest.raises(UserError, match=r"judgments.jsonl:2: no judgment of ours"):
         judge_all(items, None, path=path)
     path.write_text("[" * 100_000 + "\n")
-    with pytest.raises(UserError, match=r"judgments.jsonl:1: no judgment of ours"):
+    with pytest.raises(UserError, match=r"judgments.jsonl:1: not JSON .*; move the file away"):
         judge_all(items, None, path=path)
 
 
