@@ -86,7 +86,8 @@ def read_shard(path: Path) -> list[list[float]] | None:
     """The sums of a finished shard; None where there is none, or, aloud, a damaged one."""
     shard = read_json(path)
     if isinstance(shard, dict) and fingerprint(shard.get("sums")) == shard.get("sha256"):
-        return shard["sums"]
+        sums: list[list[float]] = shard["sums"]
+        return sums
     if path.is_file():
         log.warning("%s is damaged; computing it again", path)
     return None

@@ -129,7 +129,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             return None
         for name, value in zip(MEANS, sums, strict=True):
             self._metrics["train"][name].append(value / count)
-        return sums[-1] / count
+        return float(sums[-1] / count)
 
 
 def preferred(scores: PairScores) -> torch.Tensor:

@@ -109,18 +109,19 @@ class DecodingBatch:
         column = (
             4 * config.hidden_size + 3 * wide
         ) * number + self.padded * MASK_BYTES * self.width
-        return max(MIN_SHARED, PREFILL_BYTES // (len(self.slots) * column))
+        return int(max(MIN_SHARED, PREFILL_BYTES // (len(self.slots) * column)))
 
     def forward(self, start: int, end: int) -> torch.Tensor:
         """Logits [B, V] after column end - 1; columns before `start` are in the cache."""
-        return self.model(
+        logits: torch.Tensor = self.model(
             input_ids=self.tokens[:, start:end],
             attention_mask=self.mask[:, :end] if self.padded else None,
             position_ids=self.positions[:, start:end],
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        ).logits
+        return logits[:, -1]
 
     def _look(
         self, rule: StopRule, step: int, ended: torch.Tensor

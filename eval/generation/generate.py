@@ -147,6 +147,5 @@ def _token_budget(model: Any) -> int:
         heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or size
     weight = next(model.parameters())
-    return max(
-        1, CACHE_BYTES // (2 * config.num_hidden_layers * heads * size * weight.element_size())
-    )
+    token_bytes = 2 * config.num_hidden_layers * heads * size * weight.element_size()
+    return max(1, int(CACHE_BYTES // token_bytes))

@@ -164,11 +164,11 @@ def _checkers() -> _Checkers:
 
 
 def _of_any_character(checker: Any) -> Any:
-    class OfAnyCharacter(checker):
+    class OfAnyCharacter(checker):  # type: ignore[misc]
         def build_description(self, *, letter: str, **others: Any) -> str:
             description = super().build_description(letter=letter, **others)
             self._letter = letter.lower()
-            return description
+            return str(description)
 
     return OfAnyCharacter
 

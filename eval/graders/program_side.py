@@ -80,7 +80,8 @@ class _Awaiter:
             except StopAsyncIteration:
                 return []
 
-        return self(item())
+        answer: list[Any] = self(item())
+        return answer
 
 
 _await = _Awaiter()

@@ -13,7 +13,7 @@ import importlib
 import operator
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from opcode import opmap
 from typing import Any, Protocol
 
@@ -55,19 +55,23 @@ class Remote:
         self._end.ask("delete attribute", self, name)
 
     def __dir__(self) -> list[str]:
-        return self._end.ask("names of attributes", self)
+        names: list[str] = self._end.ask("names of attributes", self)
+        return names
 
     def __bool__(self) -> bool:
         return self._end.ask("truth", self) is True
 
     def __str__(self) -> str:
-        return self._end.ask("text", self)
+        text: str = self._end.ask("text", self)
+        return text
 
     def __repr__(self) -> str:
-        return self._end.ask("form", self)
+        text: str = self._end.ask("form", self)
+        return text
 
     def __format__(self, how: str) -> str:
-        return self._end.ask("format", self, how)
+        text: str = self._end.ask("format", self, how)
+        return text
 
     def __hash__(self) -> int:
         value = self._content()
@@ -85,10 +89,12 @@ class Remote:
         return equal if equal is NotImplemented else not equal
 
     def __instancecheck__(self, instance: object) -> bool:
-        return self._end.ask("is instance", self, instance)
+        answer: bool = self._end.ask("is instance", self, instance)
+        return answer
 
     def __subclasscheck__(self, kind: object) -> bool:
-        return self._end.ask("is subclass", self, kind)
+        answer: bool = self._end.ask("is subclass", self, kind)
+        return answer
 
     def __copy__(self) -> Any:
         return self._end.ask("copy", self, False)
@@ -192,7 +198,7 @@ def _sent(error: BaseException | None) -> tuple[tuple[Any, Any, None], bool]:
     return (RuntimeError, RuntimeError("the tests failed"), None), False
 
 
-def _await(self: Remote) -> Iterator[Any]:
+def _await(self: Remote) -> Generator[Any, None, Any]:
     return self._end.ask("await", self)
     yield  # a generator, which waits for nothing here
 

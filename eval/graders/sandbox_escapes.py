@@ -8,9 +8,10 @@ succeeds. Nothing is judged here, except that what an attempt has read is return
 import os
 import socket
 import subprocess
+from typing import Any
 
 
-def escapes(folder, port, pid):
+def escapes(folder: str, port: int, pid: int) -> Any:
     """Try each way; returns {attempt: what it read or reached}, for those that raised no error.
 
     Args:
@@ -28,33 +29,33 @@ def escapes(folder, port, pid):
     return reached
 
 
-def read_file(folder, port, pid):
+def read_file(folder: str, port: int, pid: int) -> Any:
     with open(f"{folder}/secret", encoding="utf-8") as file:
         return file.read()
 
 
-def list_folder(folder, port, pid):
+def list_folder(folder: str, port: int, pid: int) -> Any:
     return os.listdir(folder)
 
 
-def read_by_a_link(folder, port, pid):
+def read_by_a_link(folder: str, port: int, pid: int) -> Any:
     os.symlink(folder, "link")
     with open("link/secret", encoding="utf-8") as file:
         return file.read()
 
 
-def read_by_a_command(folder, port, pid):
+def read_by_a_command(folder: str, port: int, pid: int) -> Any:
     return subprocess.run(["/bin/cat", f"{folder}/secret"], capture_output=True).stdout
 
 
-def read_by_readline(folder, port, pid):
+def read_by_readline(folder: str, port: int, pid: int) -> Any:
     import readline
 
     readline.read_history_file(f"{folder}/secret")
     return [readline.get_history_item(i) for i in range(1, 3)]
 
 
-def read_by_tcl(folder, port, pid):
+def read_by_tcl(folder: str, port: int, pid: int) -> Any:
     import _tkinter
 
     return _tkinter.create(None, "x", "X", False, True, False, False, None).eval(
@@ -62,7 +63,7 @@ def read_by_tcl(folder, port, pid):
     )
 
 
-def read_by_the_c_library(folder, port, pid):
+def read_by_the_c_library(folder: str, port: int, pid: int) -> Any:
     import ctypes
 
     library = ctypes.CDLL(None)
@@ -71,19 +72,19 @@ def read_by_the_c_library(folder, port, pid):
     return content.value
 
 
-def write_file(folder, port, pid):
+def write_file(folder: str, port: int, pid: int) -> Any:
     with open(f"{folder}/written", "w", encoding="utf-8") as file:
         file.write("x")
 
 
-def write_by_readline(folder, port, pid):
+def write_by_readline(folder: str, port: int, pid: int) -> Any:
     import readline
 
     readline.add_history("x")
     readline.write_history_file(f"{folder}/history")
 
 
-def write_by_a_subinterpreter(folder, port, pid):
+def write_by_a_subinterpreter(folder: str, port: int, pid: int) -> Any:
     code = f"open({folder + '/subinterpreter'!r}, 'w').write('x')"
     try:
         import _interpreters as interpreters
@@ -95,56 +96,56 @@ def write_by_a_subinterpreter(folder, port, pid):
         interpreters.run_string(interpreters.create(), code)
 
 
-def make_pipe(folder, port, pid):
+def make_pipe(folder: str, port: int, pid: int) -> Any:
     os.mkfifo(f"{folder}/pipe")
 
 
-def make_node(folder, port, pid):
+def make_node(folder: str, port: int, pid: int) -> Any:
     os.mknod(f"{folder}/node")
 
 
-def make_folder(folder, port, pid):
+def make_folder(folder: str, port: int, pid: int) -> Any:
     os.mkdir(f"{folder}/folder")
 
 
-def make_link(folder, port, pid):
+def make_link(folder: str, port: int, pid: int) -> Any:
     os.symlink("secret", f"{folder}/link")
 
 
-def rename_file(folder, port, pid):
+def rename_file(folder: str, port: int, pid: int) -> Any:
     os.rename(f"{folder}/secret", f"{folder}/renamed")
 
 
-def change_mode(folder, port, pid):
+def change_mode(folder: str, port: int, pid: int) -> Any:
     os.chmod(f"{folder}/secret", 0o600)
 
 
-def connect(folder, port, pid):
+def connect(folder: str, port: int, pid: int) -> Any:
     socket.create_connection(("127.0.0.1", port), timeout=2)
 
 
-def lower_priority(folder, port, pid):
+def lower_priority(folder: str, port: int, pid: int) -> Any:
     os.setpriority(os.PRIO_PROCESS, pid, 5)
 
 
-def read_memory(folder, port, pid):
+def read_memory(folder: str, port: int, pid: int) -> Any:
     maps_file = f"/proc/{pid}/maps"
     with open(maps_file, encoding="utf-8") as maps, open(f"/proc/{pid}/mem", "rb") as memory:
         memory.seek(int(next(iter(maps)).split("-")[0], 16))
         return f"memory of {pid}: {memory.read(1)!r}"
 
 
-def kill(folder, port, pid):
+def kill(folder: str, port: int, pid: int) -> Any:
     os.kill(pid, 9)
 
 
-def kill_by_descriptor(folder, port, pid):
+def kill_by_descriptor(folder: str, port: int, pid: int) -> Any:
     import signal
 
     signal.pidfd_send_signal(os.pidfd_open(pid), 9)
 
 
-def kill_by_the_c_library(folder, port, pid):
+def kill_by_the_c_library(folder: str, port: int, pid: int) -> Any:
     import ctypes
 
     ctypes.CDLL(None).kill(pid, 9)

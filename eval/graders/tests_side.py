@@ -152,7 +152,7 @@ class Tests:
             kind = next((k for k in fit if not issubclass(k, harmful)), Exception)
         values = [value_at(place) for place in args]
         try:
-            error = type.__call__(kind, *values) if kind in CLASSES.values() else None
+            error: Any = type.__call__(kind, *values) if kind in CLASSES.values() else None
         except Exception:  # a class that wants other arguments
             error = None
         if error is None:
@@ -162,6 +162,7 @@ class Tests:
         error.__dict__.update(zip(parts[::2], parts[1::2], strict=True), text=str(text))
         if isinstance(above := value_at(cause), BaseException):
             error.__cause__ = above
+        assert isinstance(error, BaseException)
         return error
 
     def lack(self, error: BaseException) -> str:

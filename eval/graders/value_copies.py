@@ -199,7 +199,7 @@ class Link:
         own: Any = (
             self.classes.get(name) is kind and kind.__dictoffset__
         )  # all its content is `vars`
-        if own and kind.__new__ is object.__new__:
+        if own and kind.__new__ is object.__new__:  # type: ignore[comparison-overlap]
             parts = [place_of(part) for pair in vars(value).items() for part in pair]
             return "object", [name, *parts]
         if isinstance(value, slice):

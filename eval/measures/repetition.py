@@ -141,7 +141,7 @@ def repeats(row: Mapping[str, Any], *, copies: int = BEGUN_COPIES) -> bool:
 
 def unfinished(row: Mapping[str, Any]) -> bool:
     """Whether a stored row had not ended at its cap."""
-    return len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap"
+    return bool(len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap")
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def _smallest_rotation(unit: tuple[int, ...]) -> tuple[int, ...]:
 def _answer(row: Mapping[str, Any], *, cap: int) -> list[int]:
     tokens = row["token_ids"]
     tokens = tokens[:-1] if row["finish_reason"] == "stop_id" else tokens
-    return tokens[row.get("thinking_tokens", 0) : cap]
+    return list(tokens[row.get("thinking_tokens", 0) : cap])
 
 
 @dataclass

@@ -55,7 +55,7 @@ def _subset_ratios(amount: np.ndarray, size: np.ndarray) -> np.ndarray:
     n = len(amount)
     if n <= _ALL_SUBSETS:
         members = (np.arange(1, 2**n)[:, None] >> np.arange(n)) & 1
-        return (members @ amount) / (members @ size)
+        return np.asarray((members @ amount) / (members @ size))
     draws = max(_FEWER_DRAWS, min(_DRAWS, 10**8 // n))
     rng = np.random.default_rng(n)
     step = max(1, _BYTES // (8 * n))
@@ -69,4 +69,4 @@ def _subset_ratios(amount: np.ndarray, size: np.ndarray) -> np.ndarray:
         sums = bits[:, :n].astype(float) @ both
         found.append(sums[sums[:, 1] > 0])
     kept = np.concatenate(found)
-    return kept[:, 0] / kept[:, 1]
+    return np.asarray(kept[:, 0] / kept[:, 1])

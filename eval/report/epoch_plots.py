@@ -36,7 +36,8 @@ class _Point:
     def entry(self, measure: str) -> dict[str, Any] | None:
         """What was measured, with its number as `score`."""
         if measure != REPETITION:
-            return self.row.get("benchmarks", {}).get(measure)
+            point: dict[str, Any] | None = self.row.get("benchmarks", {}).get(measure)
+            return point
         rate = self.row.get(REPETITION)
         return None if rate is None else rate | {"score": rate["rate"]}
 

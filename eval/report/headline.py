@@ -42,7 +42,8 @@ class Headline:
 
 def in_bits(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Changes of texts that were read, in bits per byte; rows as those of `deltas`."""
-    return results.get("language", {}).get("deltas", [])
+    deltas: list[dict[str, Any]] = results.get("language", {}).get("deltas", [])
+    return deltas
 
 
 def counted(rows: Sequence[dict[str, Any]]) -> int:

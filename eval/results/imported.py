@@ -378,6 +378,6 @@ def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[A
             "bare_log_probs": logs[count:],
         }
         values = choice_values(metric, row)
-        return row["choices"][values.index(max(values))]
+        return str(row["choices"][values.index(max(values))])
     except (TypeError, ValueError, LookupError, ArithmeticError):  # not answers to choices
         return str(answers[0])

@@ -90,7 +90,8 @@ def _epochs(run: Path, stage: str, options: Mapping[str, Any]) -> float:
     log = read_jsonl(run / STAGE_FOLDERS[stage] / "log.jsonl")
     epochs = [row["epoch"] for row in log if "epoch" in row]
     under_steps = options.get("max_steps", -1) > 0
-    return epochs[-1] if under_steps and epochs else options["num_train_epochs"]
+    count: float = epochs[-1] if under_steps and epochs else options["num_train_epochs"]
+    return count
 
 
 def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:

@@ -81,7 +81,7 @@ def no_room(task: str, cap: int, *, window: int | None) -> str:
 
 def answer_cap(settings: Mapping[str, Any]) -> int:
     """Tokens that an answer may have by a task's `generation_kwargs`."""
-    return normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)["max_gen_toks"]
+    return int(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)["max_gen_toks"])
 
 
 def cap_answers(tasks: Mapping[str, Task], cap: int) -> None:

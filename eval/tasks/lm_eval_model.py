@@ -44,7 +44,7 @@ ALTERED = 0.001
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
 
-class Engine(LM):
+class Engine(LM):  # type: ignore[misc]
     """An `lm_eval.api.model.LM` over a backend or a causal LM (see `backend_of`).
 
     Args:
@@ -92,19 +92,20 @@ class Engine(LM):
     @property
     def tokenizer_name(self) -> str:
         """Part of lm-eval's cache key; nothing is cached here."""
-        return self.tokenizer.name_or_path.replace("/", "__")
+        return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The conversation as text; without a generation prompt its last turn is left open."""
-        return apply_template(
+        text: str = apply_template(
             self.tokenizer,
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+        return text
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding would write it) of each continuation."""
@@ -187,7 +188,9 @@ class Engine(LM):
     def _encode(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        encoded: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, verbose=False
+        )["input_ids"]
         if not bos:
             return encoded
         first = self.tokenizer.bos_token_id
@@ -220,7 +223,7 @@ class Engine(LM):
     def _prefix(self) -> int:
         """What stands in for an empty context: BOS, or eos where there is none."""
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return bos if bos is not None else eos
+        return int(bos if bos is not None else eos)
 
     def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[ScoreRequest]:
         """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.

@@ -61,7 +61,7 @@ class Rows(list[dict[str, Any]]):
         return {name: None for row in self for name in row}
 
 
-class LocalTask(ConfigurableTask):
+class LocalTask(ConfigurableTask):  # type: ignore[misc]
     """lm-eval's task over files that are read here, each split for itself.
 
     Splits need not have the same fields, fields not one type, and examples can be those of the

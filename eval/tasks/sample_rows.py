@@ -7,7 +7,7 @@ option, arXiv 2401.02954, section 5.1), which lm-eval lacks. `math_equal` is for
 questions of mathematics, see `eval.graders.math_answers`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import getsource
 from typing import Any
@@ -36,7 +36,7 @@ _TEMPLATE = (
 )
 
 
-@register_metric(
+@register_metric(  # type: ignore[untyped-decorator]
     metric=PER_TOKEN, higher_is_better=True, output_type="multiple_choice", aggregation="mean"
 )
 def _passed_through(items: Any) -> Any:
@@ -44,7 +44,7 @@ def _passed_through(items: Any) -> Any:
     return items
 
 
-@register_metric(
+@register_metric(  # type: ignore[untyped-decorator]
     metric=MATH_EQUAL, higher_is_better=True, output_type="generate_until", aggregation="mean"
 )
 def _math_equal(references: Sequence[str], predictions: Sequence[str]) -> float:
@@ -251,7 +251,11 @@ def choice_values(metric: str, row: Mapping[str, Any]) -> list[float]:
         return [log - bare for log, bare in zip(logs, row["bare_log_probs"], strict=True)]
     if metric == PER_TOKEN:
         return [log / size for log, size in zip(logs, row["tokens"], strict=True)]
-    measure = {"acc_norm": len, "acc_bytes": lambda choice: len(choice.encode())}.get(metric)
+    lengths: dict[str, Callable[[str], int]] = {
+        "acc_norm": len,
+        "acc_bytes": lambda choice: len(choice.encode()),
+    }
+    measure = lengths.get(metric)
     if measure is None:
         return list(logs)
     return [log / measure(choice) for log, choice in zip(logs, row["choices"], strict=True)]

@@ -267,7 +267,7 @@ def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[
         with path.open("rb") as file:
             text = plain_text(file)
         with constructing():
-            config = yaml.safe_load(text)
+            config: Any = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(
@@ -285,7 +285,8 @@ def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[
         if parent.resolve() in (path.resolve(), *above):
             raise UserError(f"{path}: include {base} comes back to where it began; remove it")
         config = _read_task(parent, root=root, above=(path.resolve(), *above)) | config
-    return config
+    keys: dict[str, Any] = config
+    return keys
 
 
 def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:

@@ -8,6 +8,9 @@ has to be produced; it stays context.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.message_forms import opening_of
 from sft.chat_template.render import Message, render
@@ -15,10 +18,10 @@ from sft.chat_template.shown_content import (
     call_arguments,
     check_context_rendered,
     message_texts,
-    strip_whitespace,
     with_sentinels,
 )
-from sft.chat_template.turn_end import common_prefix, find_turn_end
+from sft.chat_template.turn_end import TurnEnd, common_prefix, find_turn_end
+from sft.data.fields import strip_whitespace
 from sft.data.loss_marks import is_trained
 from sft.errors import UserError
 
@@ -53,7 +56,11 @@ class UntrainedReason:
 
 
 def find_trained_turns(
-    tokenizer, messages: Sequence[Message], *, tools: list | None = None, last_only: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    last_only: bool = False,
 ) -> RenderedChat:
     """Render a conversation and find what is trained in it.
 
@@ -99,7 +106,13 @@ def find_trained_turns(
 
 
 def _find_trained_turn(
-    tokenizer, messages, place, *, text, tools, ending
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    place: int,
+    *,
+    text: str,
+    tools: list[Any] | None,
+    ending: TurnEnd,
 ) -> TrainedTurn | UntrainedReason:
     """The turn at `messages[place]`, or why it cannot be trained."""
     message = messages[place]
@@ -142,7 +155,13 @@ def _find_trained_turn(
     return TrainedTurn(start=start, end=end)
 
 
-def _writes(tokenizer, messages, place, *, tools) -> bool:
+def _writes(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    place: int,
+    *,
+    tools: list[Any] | None,
+) -> bool:
     """Whether the template writes what the assistant says at `place`, whatever it says: a short
     answer, or the name of a function, could be found in the template's own text."""
     message, marks = with_sentinels(messages[place])
@@ -151,7 +170,9 @@ def _writes(tokenizer, messages, place, *, tools) -> bool:
     return all(mark in text for mark in marks)
 
 
-def check_no_control_tokens(tokenizer, messages: Sequence[Message]) -> None:
+def check_no_control_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> None:
     """BOS or an end-of-turn inside a message would begin or end a turn that nobody wrote.
 
     Raises:

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.assistant_mask import (
     RenderedChat,
@@ -17,7 +20,6 @@ from sft.chat_template.template import ensure_template as ensure_template
 from sft.chat_template.template_date import apply_template
 from sft.chat_template.turn_end import (
     control_pattern,
-    control_tokens,
     find_turn_end,
     has_generation_tags,
 )
@@ -42,7 +44,7 @@ class EncodedChat:
     )
 
 
-def stop_ids(tokenizer, *, also: Iterable[int] = ()) -> list[int]:
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *, also: Iterable[int] = ()) -> list[int]:
     """Ids that end an assistant turn: the template's end-of-turn first, then eos, then `also`, the
     eos ids of the model's own generation settings.
 
@@ -60,7 +62,11 @@ def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
 
 
 def encode_chat(
-    tokenizer, messages: Sequence[Message], *, tools: list | None = None, turns: str = "all"
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    turns: str = "all",
 ) -> EncodedChat:
     """Tokenize a whole conversation and mark what the assistant says, end-of-turn included.
 
@@ -80,7 +86,11 @@ def encode_chat(
 
 
 def encode_chats(
-    tokenizer, rows: Iterable[dict], *, turns: str = "all", chunk: int = 512
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[dict[str, Any]],
+    *,
+    turns: str = "all",
+    chunk: int = 512,
 ) -> Iterator[EncodedChat | UserError]:
     """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenized in batches; a row of
     {"text"} is trained whole, from BOS (where chats have it) to eos.
@@ -127,7 +137,9 @@ class PromptBoundary:
     offset: int
 
 
-def _prompt_boundaries(tokenizer, chat: RenderedChat, ids: list[int]) -> list[PromptBoundary]:
+def _prompt_boundaries(
+    tokenizer: PreTrainedTokenizerBase, chat: RenderedChat, ids: list[int]
+) -> list[PromptBoundary]:
     pattern, numbers = control_pattern(tokenizer)
     matches = list(pattern.finditer(chat.text))
     controls = set(numbers.values())
@@ -145,7 +157,9 @@ def _prompt_boundaries(tokenizer, chat: RenderedChat, ids: list[int]) -> list[Pr
     return boundaries
 
 
-def _render_row(tokenizer, row: dict, *, turns: str) -> RenderedChat | EncodedChat | UserError:
+def _render_row(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], *, turns: str
+) -> RenderedChat | EncodedChat | UserError:
     try:
         if "text" in row:
             return _encode_text(tokenizer, row["text"])
@@ -159,7 +173,7 @@ def _render_row(tokenizer, row: dict, *, turns: str) -> RenderedChat | EncodedCh
         return error
 
 
-def _encode_text(tokenizer, text: str) -> EncodedChat:
+def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedChat:
     """A plain text: all of it is trained but its first token, which nothing predicts."""
     check_no_control_tokens(tokenizer, [{"role": "text", "content": text}])
     bos = [tokenizer.bos_token_id] if find_turn_end(tokenizer).bos else []
@@ -168,7 +182,7 @@ def _encode_text(tokenizer, text: str) -> EncodedChat:
 
 
 def _mask_turns(
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: dict[str, list[int]],
     stops: set[int],
     chat: RenderedChat,
@@ -208,7 +222,12 @@ def _starts_with(ids: list[int], offset: int, prompt: list[int]) -> bool:
 
 
 def _mask_from_generation_tags(
-    tokenizer, row: dict, chat: EncodedChat, *, lost: frozenset[int], turns: str
+    tokenizer: PreTrainedTokenizerBase,
+    row: dict[str, Any],
+    chat: EncodedChat,
+    *,
+    lost: frozenset[int],
+    turns: str,
 ) -> EncodedChat | UserError:
     """The mask that the template's own {% generation %} blocks give, where it has them; without
     the `lost` turns, of which the blocks hold only a part."""
@@ -225,7 +244,7 @@ def _mask_from_generation_tags(
     runs = _runs([bool(flag) for flag in tagged["assistant_masks"]])
     stops = set(stop_ids(tokenizer))
     # A turn of the history may end with another token (gpt-oss), the last one never.
-    ends = set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
+    ends = set(control_pattern(tokenizer)[1].values())
     for run in runs:
         if not (stops if run == runs[-1] else ends) & set(chat.input_ids[run.start : run.stop]):
             return UserError(
@@ -252,7 +271,10 @@ def _runs(flags: list[bool]) -> list[range]:
 
 
 def encode_prompt(
-    tokenizer, messages: Sequence[Message], *, tools: list | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
 ) -> list[int]:
     """The ids that an answer to `messages` is generated from; training rows begin with the same.
 
@@ -269,15 +291,17 @@ def encode_prompt(
     return _encode(tokenizer, [text])[0]
 
 
-def _encode(tokenizer, texts: list[str]) -> list[list[int]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Ids of texts that already hold their special tokens."""
     if not texts:
         return []
     nothing_more = {"return_attention_mask": False, "return_token_type_ids": False}
-    return tokenizer(texts, add_special_tokens=False, verbose=False, **nothing_more)["input_ids"]
+    return list(
+        tokenizer(texts, add_special_tokens=False, verbose=False, **nothing_more)["input_ids"]
+    )
 
 
-def _encode_after(tokenizer, text: str) -> list[int]:
+def _encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of text in the middle of a chat: behind an anchor, where no prefix space is added."""
     for anchor in ("\n", "a", ":"):
         before, both = _encode(tokenizer, [anchor, anchor + text])

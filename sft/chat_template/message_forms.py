@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from sft.chat_template.render import Message, render
 from sft.chat_template.shown_content import REASONING
 from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, QUESTION_SENTINEL, template_text
@@ -55,7 +57,9 @@ class MessageForms:
     bare: bool
 
 
-def to_template_form(tokenizer, messages: Sequence[Message]) -> list[Message]:
+def to_template_form(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
+) -> list[Message]:
     """The messages in the forms that the tokenizer's template takes.
 
     Arguments become objects or JSON text; text that was given is kept as it is where the template
@@ -70,7 +74,10 @@ def to_template_form(tokenizer, messages: Sequence[Message]) -> list[Message]:
 
 
 def check_thinking_rendered(
-    tokenizer, messages: Sequence[Message], *, tools: list | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
 ) -> None:
     """The last turn must continue the block of thinking that its generation prompt opens, if any;
     and no turn may get a second block.
@@ -146,7 +153,7 @@ def _to_template_form(message: Message, forms: MessageForms) -> Message:
     return {**rest, "content": f"{forms.lead}{thought.lstrip()}{_closing(forms.opening)}{answer}"}
 
 
-def _call_to_template_form(call: dict, forms: MessageForms) -> dict:
+def _call_to_template_form(call: dict[str, Any], forms: MessageForms) -> dict[str, Any]:
     function = call.get("function", call)
     given = function.get("arguments")
     arguments: Any = given
@@ -159,14 +166,16 @@ def _call_to_template_form(call: dict, forms: MessageForms) -> dict:
     return {**call, "function": function} if "function" in call else function
 
 
-def find_message_forms(tokenizer) -> MessageForms:
+def find_message_forms(tokenizer: PreTrainedTokenizerBase) -> MessageForms:
     """What this tokenizer's template takes, found with sentinels and kept."""
     special = (tokenizer.bos_token, tokenizer.eos_token)
     return _find_message_forms(tokenizer, template_text(tokenizer), special)
 
 
 @lru_cache(maxsize=16)
-def _find_message_forms(tokenizer, template: str, special: tuple) -> MessageForms:
+def _find_message_forms(
+    tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
+) -> MessageForms:
     """The arguments after the tokenizer are what the answer depends on, for the cache."""
     prompt = _rendered(tokenizer, [ASK], prompt=True)
     opening = opening_of(prompt)
@@ -201,7 +210,7 @@ def _find_message_forms(tokenizer, template: str, special: tuple) -> MessageForm
     )
 
 
-def _closes(tokenizer) -> bool:
+def _closes(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template closes a block of thinking in front of thinking in the content."""
     said = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}"}
     head, there, _ = (
@@ -222,7 +231,7 @@ def _closing(opening: str) -> str:
     return tag.replace("START", "END") if "START" in tag else f"{tag[:1]}/{tag[1:]}"
 
 
-def _takes_text(tokenizer) -> bool:
+def _takes_text(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether arguments are taken as text: objects are refused, or written as Python's."""
     arguments = {"argument": 1}
     objects = _rendered(tokenizer, _calling(arguments))
@@ -238,7 +247,9 @@ def _calling(arguments: Any) -> list[Message]:
     return [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
-def _rendered(tokenizer, messages: list[Message], *, prompt: bool = False) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, prompt: bool = False
+) -> str:
     """The conversation as text, without tools or with one; "" where the template refuses it."""
     for tools in (None, [DUMMY_TOOL]):
         with suppress(UserError):

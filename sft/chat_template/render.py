@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.template_date import apply_template
 from sft.errors import UserError
@@ -21,7 +22,11 @@ PATIENCE, LONGEST = 20.0, 1 << 28
 
 
 def render(
-    tokenizer, messages: Sequence[Message], *, tools: list | None = None, prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    prompt: bool,
 ) -> str:
     """The conversation as the tokenizer's template writes it; `prompt` asks for the next answer.
 
@@ -36,7 +41,7 @@ def render(
     try:
         # transformers renders in jinja2's sandbox, which bounds neither time nor size.
         with cpu_seconds(PATIENCE):
-            text = apply_template(
+            text: str = apply_template(
                 tokenizer, messages, tools=tools, tokenize=False, add_generation_prompt=prompt
             )
         if len(text) > LONGEST:

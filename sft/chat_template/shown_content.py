@@ -9,6 +9,9 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.render import Message, render
 from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, template_text
@@ -35,12 +38,16 @@ def call_arguments(message: Message) -> list[str]:
     return [a if isinstance(a, str) else json.dumps(a, ensure_ascii=False) for a in given]
 
 
-def _functions(message: Message) -> list[dict]:
+def _functions(message: Message) -> list[dict[str, Any]]:
     return [call.get("function", call) for call in message.get("tool_calls") or []]
 
 
 def check_context_rendered(
-    tokenizer, messages: Sequence[Message], *, text: str, tools: list | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    text: str,
+    tools: list[Any] | None = None,
 ) -> None:
     """An answer is not trained or generated from a context that the template does not show.
 
@@ -78,7 +85,7 @@ def check_context_rendered(
             )
 
 
-def _remedy(tokenizer, message: Message, tools: list | None) -> str:
+def _remedy(tokenizer: PreTrainedTokenizerBase, message: Message, tools: list[Any] | None) -> str:
     """What helps a message that the template leaves out; some templates write the id of a call in
     the place of its name."""
     calls = [
@@ -163,7 +170,9 @@ def _with_plain_ids(messages: list[Message]) -> list[Message]:
 
 
 @lru_cache(maxsize=512)
-def _missing(tokenizer, template: str, messages: str, marks: int, tools: bool) -> tuple[int, ...]:
+def _missing(
+    tokenizer: PreTrainedTokenizerBase, template: str, messages: str, marks: int, tools: bool
+) -> tuple[int, ...]:
     """The sentinels that the template does not write in these messages, JSON text; none where it
     refuses them. `template` is what the answer depends on, for the cache."""
     try:

@@ -1,5 +1,7 @@
 """The chat template: the tokenizer's own, the user's, or ours where there is none."""
 
+from transformers import PreTrainedTokenizerBase
+
 from sft.chat_template.turn_end import find_turn_end
 from sft.config.preset import find_path
 from sft.errors import UserError
@@ -56,7 +58,7 @@ PLAIN = (
 )
 
 
-def ensure_template(tokenizer, *, template: str | None = None) -> str:
+def ensure_template(tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> str:
     """Give the tokenizer a template where it has none, and check that it ends its turns.
 
     Args:
@@ -90,7 +92,7 @@ def ensure_template(tokenizer, *, template: str | None = None) -> str:
     return f"chat template: {'; '.join(notes)}; a turn ends with {ending.texts[0]}"
 
 
-def _adopt_eos(tokenizer) -> str:
+def _adopt_eos(tokenizer: PreTrainedTokenizerBase) -> str:
     known = [token for token in KNOWN_EOS if _is_single(tokenizer, token)]
     if not known:
         raise UserError(
@@ -101,7 +103,7 @@ def _adopt_eos(tokenizer) -> str:
     return f"eos_token is {known[0]}, from the vocabulary"
 
 
-def _is_single(tokenizer, token: str) -> bool:
+def _is_single(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     return (
         token in tokenizer.get_vocab()
         and len(tokenizer.encode(token, add_special_tokens=False)) == 1

@@ -41,7 +41,7 @@ def apply_template(
     tokenizer: Any,
     messages: Sequence[dict[str, Any]],
     *,
-    tools: list | None = None,
+    tools: list[Any] | None = None,
     day: str | None = None,
     **options: Any,
 ) -> Any:

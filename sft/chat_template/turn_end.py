@@ -2,10 +2,14 @@
 
 import json
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.render import Message, render
 from sft.errors import UserError
@@ -45,7 +49,7 @@ class TurnEnd:
         return self.call_closing if message.get("tool_calls") else self.closing
 
 
-def find_turn_end(tokenizer) -> TurnEnd:
+def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
     """How this tokenizer's template ends a turn, found with sentinels and kept.
 
     Raises:
@@ -55,14 +59,16 @@ def find_turn_end(tokenizer) -> TurnEnd:
     return _find_turn_end(tokenizer, template_text(tokenizer), special)
 
 
-def template_text(tokenizer) -> str:
+def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """The template, or, where a tokenizer has several by name, all of them as one text."""
     template = tokenizer.chat_template
     return template if isinstance(template, str) else json.dumps(template)
 
 
 @lru_cache(maxsize=16)
-def _find_turn_end(tokenizer, template: str, special: tuple) -> TurnEnd:
+def _find_turn_end(
+    tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
+) -> TurnEnd:
     """The arguments beside the tokenizer are what the answer depends on, for the cache."""
     user, answer = (
         {"role": "user", "content": QUESTION_SENTINEL},
@@ -101,7 +107,7 @@ def _find_turn_end(tokenizer, template: str, special: tuple) -> TurnEnd:
     prompt = render(tokenizer, [user], tools=tools, prompt=True)
     return TurnEnd(
         texts=texts,
-        ids=tuple(tokenizer.convert_tokens_to_ids(text) for text in texts),
+        ids=tuple(_token_ids(tokenizer, texts)),
         before=single.removeprefix(prompt).partition(ANSWER_SENTINEL)[0],
         after=(last + closing)[: (last + closing).index(token) + len(token)],
         closing=closing,
@@ -110,7 +116,9 @@ def _find_turn_end(tokenizer, template: str, special: tuple) -> TurnEnd:
     )
 
 
-def _next_role(tokenizer, following: str, *, header: str) -> tuple[str, str | None]:
+def _next_role(
+    tokenizer: PreTrainedTokenizerBase, following: str, *, header: str
+) -> tuple[str, str | None]:
     """The token that the next turn begins with, and the text up to its end, where that token is of
     one role: `header`, which begins the assistant's turn, does not hold it."""
     begun = following.lstrip()
@@ -121,7 +129,7 @@ def _next_role(tokenizer, following: str, *, header: str) -> tuple[str, str | No
 
 
 def _call_ending(
-    tokenizer, user: Message, *, plain: tuple[str, str], header: str
+    tokenizer: PreTrainedTokenizerBase, user: Message, *, plain: tuple[str, str], header: str
 ) -> tuple[str, str | None]:
     """What is written behind a turn of tool calls to end it, and the token that does; that of
     `plain` turns where the template writes no calls or ends them so."""
@@ -133,7 +141,12 @@ def _call_ending(
 
 
 def _end_of_call(
-    tokenizer, user: Message, arguments: object, *, tools: list | None, header: str
+    tokenizer: PreTrainedTokenizerBase,
+    user: Message,
+    arguments: object,
+    *,
+    tools: list[Any] | None,
+    header: str,
 ) -> tuple[str, str] | None:
     """The closing and token of a turn of calls; None where they are those of a plain turn.
 
@@ -167,7 +180,9 @@ def _end_of_call(
     return None if token is None else (closing, token)
 
 
-def _between_calls(tokenizer, messages: list[Message], *, tools: list | None) -> str:
+def _between_calls(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, tools: list[Any] | None
+) -> str:
     """Return the text between two calls of one turn; "" where a turn has one call only (Llama 3.1,
     gpt-oss). The first call is named ANSWER_SENTINEL, the second QUESTION_SENTINEL."""
     (first,) = messages[-1]["tool_calls"]
@@ -181,7 +196,7 @@ def _between_calls(tokenizer, messages: list[Message], *, tools: list | None) ->
     return tail.partition(QUESTION_SENTINEL)[0] if QUESTION_SENTINEL in tail else ""
 
 
-def _call(name: str, arguments: object) -> dict:
+def _call(name: str, arguments: object) -> dict[str, Any]:
     """A tool call; its id, of nine letters as Mistral asks, holds the name as Kimi K2's do."""
     return {
         "type": "function",
@@ -190,12 +205,12 @@ def _call(name: str, arguments: object) -> dict:
     }
 
 
-def has_generation_tags(tokenizer) -> bool:
+def has_generation_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the template marks what the assistant says with {% generation %} itself."""
     return GENERATION.search(template_text(tokenizer)) is not None
 
 
-def _choose(tokenizer, tail: str, asked: str) -> str | None:
+def _choose(tokenizer: PreTrainedTokenizerBase, tail: str, asked: str) -> str | None:
     """The token in `tail` that ends a turn: eos, else one that ends the user's turns as well (text
     `asked` follows them), else the first, since a mere marker may stand before it."""
     found = sorted(
@@ -203,7 +218,7 @@ def _choose(tokenizer, tail: str, asked: str) -> str | None:
     )
     tokens = [token for _, token in found]
     if tokenizer.eos_token in tokens:
-        return tokenizer.eos_token
+        return str(tokenizer.eos_token)
     return next((t for t in tokens if asked.lstrip().startswith(t)), next(iter(tokens), None))
 
 
@@ -214,7 +229,7 @@ def common_prefix(a: str, b: str) -> str:
     return a[:length]
 
 
-def control_tokens(tokenizer) -> list[str]:
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts that the tokenizer reads as one special token, in any order.
 
     The unknown token is none, since unknown text becomes it; unless it begins or ends texts, too
@@ -225,13 +240,21 @@ def control_tokens(tokenizer) -> list[str]:
     return sorted(special - ({tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}))
 
 
-def control_pattern(tokenizer) -> tuple[re.Pattern, dict[str, int]]:
+def control_pattern(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], dict[str, int]]:
     """A pattern that finds the control tokens in a text, longest first, and their ids."""
     return _control_pattern(tokenizer, len(tokenizer))
 
 
 @lru_cache(maxsize=16)
-def _control_pattern(tokenizer, size: int) -> tuple[re.Pattern, dict[str, int]]:
+def _control_pattern(
+    tokenizer: PreTrainedTokenizerBase, size: int
+) -> tuple[re.Pattern[str], dict[str, int]]:
     tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-    return pattern, {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
+    return pattern, dict(zip(tokens, _token_ids(tokenizer, tokens), strict=True))
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    ids = tokenizer.convert_tokens_to_ids(list(tokens))
+    assert isinstance(ids, list)  # typed upstream as one id or a list
+    return ids

@@ -150,7 +150,7 @@ class _SizeIndex:
         places = np.repeat(left - ends + times, times) + np.arange(ends[-1] if len(ends) else 0)
         # `places` is one n-gram of one question: a text that repeats it holds it once.
         met = np.unique(np.repeat(texts, times) << 32 | places)
-        return met >> 32 << 32 | self.owners[met & 0xFFFFFFFF]
+        return np.asarray(met >> 32 << 32 | self.owners[met & 0xFFFFFFFF])
 
     def _mark(self, hashes: np.ndarray) -> None:
         """A table by the hashes' first bits: most n-grams of a text are in no question, and the

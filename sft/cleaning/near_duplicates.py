@@ -45,7 +45,7 @@ class _Sketches:
 def row_text(row: dict[str, Any]) -> str:
     """What a row says, for comparing rows: the text and the tool calls of all its messages."""
     if "text" in row:
-        return row["text"]
+        return str(row["text"])
     return "\n".join(
         part
         for key in ("messages", "prompt", "chosen", "rejected")
@@ -57,7 +57,7 @@ def row_text(row: dict[str, Any]) -> str:
 def answer_text(row: dict[str, Any]) -> str:
     """What a row teaches: the text and the tool calls of its assistant turns, or a plain text."""
     if "text" in row:
-        return row["text"]
+        return str(row["text"])
     answers = (m for m in row["messages"] if m["role"] == "assistant")
     return "\n".join(part for message in answers for part in _said(message))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import yaml
 from omegaconf.errors import OmegaConfBaseException
@@ -12,11 +12,11 @@ NODES = 100_000  # values of a file, with every alias expanded
 DEPTH = 50  # levels of lists and mappings
 
 
-class TooLarge(yaml.YAMLError):
+class TooLarge(yaml.YAMLError):  # type: ignore[misc]
     """A file that would exhaust the memory or the stack when it is loaded."""
 
 
-class BadValue(yaml.YAMLError):
+class BadValue(yaml.YAMLError):  # type: ignore[misc]
     """A value that does not match its form or its tag: the 13th month, `!!int many`."""
 
 
@@ -89,4 +89,5 @@ def refuse_bomb(text: str) -> None:
 
 
 def _events(text: str) -> Iterator[yaml.Event]:
-    return yaml.parse(text, Loader=yaml.SafeLoader)
+    events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+    return events

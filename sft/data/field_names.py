@@ -1,6 +1,7 @@
 """Names of fields: pairs of a question and its answer, of two answers, and the rest of a row."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sft.data.fields import Fields
 from sft.data.question_text import COMPANIONS
@@ -82,5 +83,5 @@ def several_answers(fields: Fields) -> str | None:
     return None
 
 
-def are_texts(value: list) -> bool:
+def are_texts(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(v, str) for v in value)

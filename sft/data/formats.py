@@ -65,7 +65,7 @@ class ParsedChat:
     """A checked conversation, the tools it may call, and what was mended in it, by name."""
 
     messages: list[Message]
-    tools: list[dict] | None
+    tools: list[dict[str, Any]] | None
     mended: tuple[str, ...]
 
 
@@ -275,7 +275,7 @@ def _read_pair(fields: Fields, asked: str, answered: str, origin: str) -> list[M
     return _asked(fields, asked, origin) + answer
 
 
-def _have_roles(value: list | dict) -> bool:
+def _have_roles(value: list[Any] | dict[str, Any]) -> bool:
     turns = value if isinstance(value, list) else [value]
     return any(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns)
 

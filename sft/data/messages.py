@@ -181,7 +181,7 @@ def read_role(role: Any, origin: str, *, where: str) -> str:
     )
 
 
-def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
+def _read_calls(value: Any, origin: str, *, where: str) -> list[dict[str, Any]]:
     """Tool calls as {"type": "function", "function": {"name", "arguments"}}.
 
     Arguments stay as they are given, an object or its JSON text; sft.chat_template.message_forms
@@ -205,7 +205,7 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict]:
     return _whole(calls, origin, where=where)
 
 
-def read_tools(value: Any, origin: str) -> tuple[list[dict] | None, tuple[str, ...]]:
+def read_tools(value: Any, origin: str) -> tuple[list[dict[str, Any]] | None, tuple[str, ...]]:
     """Function descriptions (a list or its JSON text), each {"type": "function", ...}, or None; and
     what was cut from them, by name.
 
@@ -222,7 +222,7 @@ def read_tools(value: Any, origin: str) -> tuple[list[dict] | None, tuple[str, .
     return _whole(tools, origin, where="tools"), cut
 
 
-def _whole(value: list[dict], origin: str, *, where: str) -> list[dict]:
+def _whole(value: list[dict[str, Any]], origin: str, *, where: str) -> list[dict[str, Any]]:
     """Structure as it is, which may have come out of a text of JSON in a row of JSON."""
     if place := half_pair(value, where=where):
         raise invalid_text(origin, where=place, what="half a surrogate pair")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -78,7 +78,7 @@ def run_on_main(work: Callable[[], Result]) -> Result:
     index, count = _place()
     if count == 1:
         return work()
-    outcome: list = [None, None]
+    outcome: list[Any] = [None, None]
     if index == 0:
         before = _alone.set(True)
         try:
@@ -91,7 +91,8 @@ def run_on_main(work: Callable[[], Result]) -> Result:
     broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]
+    result: Result = outcome[0]
+    return result
 
 
 @contextmanager

@@ -275,7 +275,7 @@ def _alive(record: dict[str, Any]) -> bool:
     if record["host"] != platform.node():
         return True
     try:
-        return psutil.Process(record["process"]).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(record["process"]).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -111,11 +111,11 @@ def sharding_strategy() -> str:
 
 
 def _by_fsdp() -> bool:
-    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def _by_deepspeed() -> bool:
-    return parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    return bool(parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"))
 
 
 def reads_parts(config: PreTrainedConfig) -> bool:

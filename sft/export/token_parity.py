@@ -140,7 +140,7 @@ def _ids_of_text(tokenizer: Any, turns: Turns, chat: Sequence[Message]) -> list[
     if adds_bos(tokenizer):
         text = text.removeprefix(turns.bos)
         front = [tokenizer.bos_token_id]
-    return front + tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*front, *tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def _difference(ids: list[int], prompt: list[int]) -> str:

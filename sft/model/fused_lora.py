@@ -59,9 +59,11 @@ def _fused(name: str, plain: Any) -> Any:
             or self.active_adapters != [name]
             or base.weight.dtype != compute
         ):
-            return plain(x, *args, **kwargs)
+            unfused: torch.Tensor = plain(x, *args, **kwargs)
+            return unfused
         rows = x.reshape(-1, x.shape[-1]).to(compute)
-        out: Any = _Sum.apply(rows, base.weight, base.bias, down, up, self.scaling[name])
+        weights = (base.weight, base.bias, down, up)
+        out: torch.Tensor = _Sum.apply(rows, *weights, self.scaling[name])  # type: ignore[no-untyped-call]
         # Outside of the function, whose own views nothing may write into (Llama 4 does).
         return out.view(*x.shape[:-1], out.shape[-1])
 
@@ -94,7 +96,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         rows, inner, weight, low, high = ctx.saved_tensors
         back = _product(grad, high, ctx.scaling)  # by x A^T
         by_x = None

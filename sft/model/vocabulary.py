@@ -132,7 +132,7 @@ def base_with_tokens(
 def _embeddings(base: str, *, trust_remote_code: bool) -> int:
     """How many rows the embedding has, by the configuration; of an adapter that of its base."""
     config = read_model_config(base, trust_remote_code=trust_remote_code)
-    return config.get_text_config().vocab_size
+    return int(config.get_text_config().vocab_size)
 
 
 def _add_rows(model: Any, ids: list[int]) -> None:

@@ -154,7 +154,7 @@ def plain_log_prob(model: Any, prompt: list[int], completion: list[int]) -> torc
     tokens = torch.tensor([[*prompt, *completion]], device=next(model.parameters()).device)
     logits = model(input_ids=tokens).logits[0, len(prompt) - 1 : -1].float()
     picked = logits.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])
-    return picked.sum()
+    return torch.sum(picked)
 
 
 def attention_mismatch(model: Any, *, training: torch.dtype | None) -> str | None:

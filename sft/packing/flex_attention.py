@@ -93,7 +93,7 @@ def _blocks(
 
     def cells(values: torch.Tensor, beyond: int) -> torch.Tensor:
         filled = pad(values, (0, -values.shape[1] % BLOCK), value=beyond)
-        return filled.unflatten(1, (-1, BLOCK))
+        return torch.unflatten(filled, 1, (-1, BLOCK))
 
     document, branch = cells(document, PADDING), cells(branch, 0)
     place, horizon = cells(place, 0), cells(horizon, -1)

@@ -34,7 +34,7 @@ def read_prefix(model: Any, ids: Sequence[int]) -> Prefix:
     Call it within `sft.distributed.fsdp_forward.eval_without_grad`.
     """
     cache = DynamicCache(config=model.config)
-    cache.layers = [PrefixLayer() for _ in cache.layers]
+    cache.layers = [PrefixLayer() for _ in cache.layers]  # type: ignore[no-untyped-call]
     device = next(model.parameters()).device
     tokens = torch.tensor([list(ids)], device=device)
     model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -78,7 +78,7 @@ class PreallocatedLayer(DynamicLayer):
     """A cache layer that writes in place; DynamicLayer copies all keys and values at each step."""
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length, self.used = length, 0
 
     def update(

@@ -70,8 +70,8 @@ def score_states(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):
         if weight.requires_grad and torch.is_grad_enabled():
-            return Scores(*_TrainedHead.apply(hidden, weight, target))
-        return Scores(*_FrozenHead.apply(hidden, weight, target))
+            return Scores(*_TrainedHead.apply(hidden, weight, target))  # type: ignore[no-untyped-call]
+        return Scores(*_FrozenHead.apply(hidden, weight, target))  # type: ignore[no-untyped-call]
 
 
 def select_logprob_head(model: Any) -> None:
@@ -123,7 +123,7 @@ def _through_kernel(
 ) -> Scores:
     """Score through trl's kernel, whose backward pass recomputes probabilities."""
     columns = min(FUSED_COLUMNS, len(head.weight))
-    log_probs, _, _, _, hits = ChunkedLogProbFunction.apply(
+    log_probs, _, _, _, hits = ChunkedLogProbFunction.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, target, 1.0, columns, softcap, 1.0, ("is_top1",)
     )
     return Scores(log_probs, hits)

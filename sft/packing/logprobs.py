@@ -124,12 +124,13 @@ def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:
             seen = mask.diagonal(dim1=2, dim2=3)[..., None]  # what a token sees itself with
             before = seen.expand(-1, -1, -1, prefix.length)
             more["attention_mask"] = torch.cat([before, mask], dim=-1)
-    return model(
+    scores: Scores = model(
         input_ids=batch.input_ids,
         position_ids=position_ids,
         scored=(batch.source, batch.target),
         **more,
     )
+    return scores
 
 
 def attention_inputs(model: Any, batch: Batch, *, rows: RowKind) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def row_layout(model: Any) -> RowKind:
 
 def attention_of(model: Any) -> str:
     """The name of the attention that a model computes with, wrapped or not."""
-    return _bare(model).config._attn_implementation
+    return str(_bare(model).config._attn_implementation)
 
 
 def _bare(model: Any) -> Any:

@@ -67,7 +67,8 @@ def tiled_attention(
         [1, H, L, E], laid out in memory as [1, L, H, E].
     """
     given = query.shape[-1] ** -0.5 if scale is None else scale
-    return _Tiled.apply(query, key, value, tuple(row), given)
+    out: torch.Tensor = _Tiled.apply(query, key, value, tuple(row), given)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _Tiled(torch.autograd.Function):
@@ -97,7 +98,7 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         query, key, value = ctx.saved_tensors
         by_query = _like(query, query.shape[-1]).zero_()
         # Added up over tiles and branches, so in float32 at least.

@@ -33,7 +33,8 @@ TOLERANCES = {
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the norm of the difference as a share of the norm of `expected`."""
-    return ((found - expected).norm() / expected.norm()).item()
+    error: float = ((found - expected).norm() / expected.norm()).item()
+    return error
 
 
 def error_summary(error: Exception) -> str:

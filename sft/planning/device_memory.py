@@ -158,7 +158,8 @@ class DeviceMemory:
         outside = parameters.embedding + parameters.head
         layer = (parameters.total - outside) / self.config.get_text_config().num_hidden_layers
         stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
-        return round(stored / self.machine.count + width * (outside + 2 * layer))
+        total: float = stored / self.machine.count + width * (outside + 2 * layer)
+        return round(total)
 
 
 def plannable(config: PreTrainedConfig) -> bool:

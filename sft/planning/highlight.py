@@ -4,11 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from transformers import PreTrainedTokenizerBase
+
 from sft.chat_template.encoding import EncodedChat
 from sft.run.terminal import safe
 
 
-def colored(tokenizer, chat: EncodedChat) -> str:
+def colored(tokenizer: PreTrainedTokenizerBase, chat: EncodedChat) -> str:
     """An encoded chat as text for a terminal: trained tokens green, context dim."""
     return "".join(
         f"\x1b[{'32' if trained else '2'}m{text}\x1b[0m"
@@ -16,7 +18,7 @@ def colored(tokenizer, chat: EncodedChat) -> str:
     )
 
 
-def bracketed(tokenizer, chat: EncodedChat) -> str:
+def bracketed(tokenizer: PreTrainedTokenizerBase, chat: EncodedChat) -> str:
     """An encoded chat as text for a file or a pipe: trained tokens in ⟦ ⟧."""
     return "".join(f"⟦{text}⟧" if trained else text for text, trained in _spans(tokenizer, chat))
 
@@ -29,11 +31,11 @@ def marking(stream: IO[str]) -> tuple[Callable[[Any, EncodedChat], str], str]:
     return bracketed, "in ⟦ ⟧"
 
 
-def _spans(tokenizer, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
+def _spans(tokenizer: PreTrainedTokenizerBase, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
     """Texts of the longest spans that are trained, or not, as a terminal may get them."""
     start = 0
     for i in range(1, len(chat.input_ids) + 1):
         if i == len(chat.input_ids) or chat.trained[i] != chat.trained[start]:
-            text = tokenizer.decode(chat.input_ids[start:i], skip_special_tokens=False)
+            text = str(tokenizer.decode(chat.input_ids[start:i], skip_special_tokens=False))
             yield safe(text), chat.trained[start]
             start = i

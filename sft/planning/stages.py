@@ -234,11 +234,11 @@ def stage_steps(num_rows: int, section: SftStage | DpoStage) -> int:
     return count_steps(num_rows, batch=batch, options=section.trl)
 
 
-def count_steps(num_rows: int, *, batch: int, options: dict) -> int:
+def count_steps(num_rows: int, *, batch: int, options: dict[str, Any]) -> int:
     """Optimiser steps as the Trainer counts them: a short last step counts, once an epoch."""
     if options.get("max_steps", -1) > 0:
-        return options["max_steps"]
-    return math.ceil(max(1, math.ceil(num_rows / batch)) * options["num_train_epochs"])
+        return int(options["max_steps"])
+    return math.ceil(max(1, math.ceil(num_rows / batch)) * float(options["num_train_epochs"]))
 
 
 def show_examples(stages: Sequence[PlannedStage], tokenizer: PreTrainedTokenizerBase) -> None:

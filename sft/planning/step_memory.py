@@ -116,7 +116,7 @@ def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, lo
             few = getattr(layer, "num_key_value_heads", None) or heads
             narrowest = min(narrowest, size * few)
     widths = 2 * parameters // narrowest
-    return 20 * parameters + tokens * (16 * widths + 32 * longest * scores)
+    return int(20 * parameters + tokens * (16 * widths + 32 * longest * scores))
 
 
 def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]) -> Memory:
@@ -150,8 +150,9 @@ def _most(moments: list[Memory]) -> Memory:
 
 def _drawn_out(short: Memory, long: Memory, times: float) -> Memory:
     def drawn(name: str) -> int:
-        first = getattr(short, name)
-        return round(first + times * (getattr(long, name) - first))
+        first: int = getattr(short, name)
+        last: int = getattr(long, name)
+        return round(first + times * (last - first))
 
     return Memory(**{field.name: drawn(field.name) for field in fields(Memory)})
 
@@ -159,7 +160,7 @@ def _drawn_out(short: Memory, long: Memory, times: float) -> Memory:
 def _period(config: PreTrainedConfig) -> int:
     """After how many layers their kinds repeat; the depth where they do not."""
     text = config.get_text_config()
-    depth = text.num_hidden_layers
+    depth: int = text.num_hidden_layers
     if getattr(text, "first_k_dense_replace", 0) or getattr(text, "mlp_only_layers", None):
         return depth
     lists = (getattr(text, name, None) or ["any"] * depth for name in BY_LAYER)
@@ -183,7 +184,7 @@ class _Alive(TorchDispatchMode):
     of the gradients are there, and after."""
 
     def __init__(self, model: Any, *, vocabulary: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.now = {"weights": 0, "gradients": 0, "activations": 0, "logits": 0}
         self.peaks = [dict(self.now), dict(self.now)]
@@ -248,7 +249,8 @@ def _grouped(left: torch.Tensor, right: torch.Tensor, *args: Any, **kwargs: Any)
     """A product of experts; without data torch knows the shapes of one in bfloat16 alone."""
     half = torch.bfloat16
     found = torch.ops.aten._grouped_mm.default(left.to(half), right.to(half), *args, **kwargs)
-    return found.to(left.dtype)
+    product: torch.Tensor = found.to(left.dtype)
+    return product
 
 
 def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
@@ -300,7 +302,7 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
     return model
 
 
-def _autocast(setup: Setup) -> AbstractContextManager:
+def _autocast(setup: Setup) -> AbstractContextManager[Any]:
     if setup.compute == setup.weights:
         return nullcontext()
     return torch.autocast("cpu", dtype=setup.compute)

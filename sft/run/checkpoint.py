@@ -139,7 +139,7 @@ def drop_others(folder: Path) -> None:
 
 
 def _spread(manifest: dict[str, Any]) -> str:
-    return manifest.get("spread", "nothing")
+    return str(manifest.get("spread", "nothing"))
 
 
 def resume_point(folder: Path) -> Path | None:

@@ -97,7 +97,8 @@ def verified_results(folder: Path) -> dict[str, Any] | None:
     """
     if os.path.lexists(folder / "done.json"):
         verified(folder)
-    return read_json(folder / "results.json")
+    results: dict[str, Any] | None = read_json(folder / "results.json")
+    return results
 
 
 def _damaged(path: Path) -> UserError:

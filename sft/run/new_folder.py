@@ -63,7 +63,8 @@ def finished_folder(to: Path, inputs: dict[str, str], *, option: str) -> dict[st
     if os.path.lexists(working) and _is_ours(working):
         with _draft(to, option):
             pass
-    return done["facts"]
+    facts: dict[str, Any] = done["facts"]
+    return facts
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class Stage:
         if (name := first_altered(self.folder, done["outputs"])) is not None:
             log.warning("%s: %s is missing or changed; doing it again", self.name, name)
             return None
-        return done["facts"]
+        facts: dict[str, Any] = done["facts"]
+        return facts
 
     def begin(self) -> None:
         """Prepare the folder; work begun on other inputs is removed with a warning."""

@@ -224,7 +224,7 @@ def _prepare(
 
 def row_lengths(rows: Dataset) -> list[int]:
     """The number of tokens of each row."""
-    return pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist()
+    return list(pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist())
 
 
 def rows_of_stage(

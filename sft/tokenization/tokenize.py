@@ -140,4 +140,5 @@ def _init_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
 
 
 def _encode_from(start: int) -> TokenizedChunk:
-    return _worker["encode"](_worker["chats"][start : start + ROWS_AT_ONCE])
+    chunk: TokenizedChunk = _worker["encode"](_worker["chats"][start : start + ROWS_AT_ONCE])
+    return chunk

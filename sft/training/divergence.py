@@ -228,4 +228,5 @@ def with_places(
     examples: Sequence[dict[str, Any]], *, collate: Callable[[Sequence[dict[str, Any]]], Any]
 ) -> dict[str, Any]:
     """A micro-batch as `collate` makes it, and the places of its rows."""
-    return collate(examples) | {PLACE: torch.tensor([example[PLACE] for example in examples])}
+    batch: dict[str, Any] = collate(examples)
+    return batch | {PLACE: torch.tensor([example[PLACE] for example in examples])}

@@ -26,7 +26,7 @@ _REFUSALS = (
 
 
 def check_options(
-    args: TrainingArguments, schedule: functools.partial | None, *, stage: str
+    args: TrainingArguments, schedule: functools.partial[Any] | None, *, stage: str
 ) -> None:
     """Refuse options that would fail when training begins.
 
@@ -85,7 +85,7 @@ def _try_optimizer(args: TrainingArguments, layer: torch.nn.Module, stage: str) 
 
 
 def _try_schedule(
-    args: TrainingArguments, schedule: functools.partial | None, layer: torch.nn.Module
+    args: TrainingArguments, schedule: functools.partial[Any] | None, layer: torch.nn.Module
 ) -> None:
     warmup = args.get_warmup_steps(STEPS)
     optimizer = torch.optim.SGD(layer.parameters(), lr=args.learning_rate)

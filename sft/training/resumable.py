@@ -56,11 +56,11 @@ class GuardedTrainer(Trainer):
         if self.stop_signal or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
-            super()._run_epoch(*args, **given)
+            super()._run_epoch(*args, **given)  # type: ignore[no-untyped-call]
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, torch.Tensor | int | None]:
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
         """Upstream's, noting what the step begins with."""
         step_begins(self.state.global_step + 1)
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -72,7 +72,7 @@ class GuardedTrainer(Trainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called between the gradient and the optimizer: the place to judge the step."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         # One exchange between processes for the loss and for signals, which reach them apart.
@@ -105,7 +105,8 @@ class GuardedTrainer(Trainer):
         return None
 
     def _train_metrics(self) -> dict[str, list[float]]:
-        return self._metrics["train"]
+        metrics: dict[str, list[float]] = self._metrics["train"]
+        return metrics
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where upstream writes checkpoints, and removes older ones: aside."""

@@ -123,4 +123,4 @@ def memory_in_use(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)

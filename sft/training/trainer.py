@@ -57,12 +57,11 @@ class StageArguments:
     """Upstream's arguments of a stage, and our learning-rate schedule where the stage names one."""
 
     upstream: Any  # a `TrainingArguments` of transformers or trl
-    schedule: functools.partial | None
+    schedule: functools.partial[Any] | None
 
 
 class PackedTrainer(GuardedTrainer):
-    """Goes before one of trl's trainers in a class's bases; batches are those of
-    `sft.training.micro_batches`.
+    """Mixin for TRL's trainers, listed before them; batches are those of `micro_batches`.
 
     The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
     all passes, micro-batches and processes, so how a step is split never changes it.
@@ -70,7 +69,7 @@ class PackedTrainer(GuardedTrainer):
 
     loss_is_scaled_for_ga: Any = True
     stops_at_loops = False  # whether answers that begin to loop stop the stage
-    schedule: functools.partial | None = None
+    schedule: functools.partial[Any] | None = None
     filled_from: int | None = None  # rows of the data set from here on fill up the last step
 
     def get_train_dataloader(self) -> Any:
@@ -84,9 +83,9 @@ class PackedTrainer(GuardedTrainer):
             loader.set_sampler(FillersLast(sampler, first=self.filled_from))
         return loader
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+    def _get_num_items_in_batch(self, batch_samples: Any, device: torch.device) -> torch.Tensor:
         count = torch.stack([batch["num_items"] for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(count).sum()
+        return torch.sum(self.accelerator.gather(count))
 
     def training_step(
         self,
@@ -146,7 +145,7 @@ class PackedTrainer(GuardedTrainer):
     ) -> torch.Tensor:
         """A micro-batch's sum over the items of the whole step, as DDP's averaging expects it."""
         count = torch.as_tensor(inputs["num_items"] if items is None else items)
-        return total * self.accelerator.num_processes / count.clamp(min=1)
+        return torch.mul(total, self.accelerator.num_processes) / count.clamp(min=1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to a loss what `sft.training.throughput` counted since the one before. Upstream's
@@ -197,7 +196,7 @@ def check_batch(label: str, section: SftStage | DpoStage, *, processes: int) -> 
             f"{micro}, which is per_device_train_batch_size x processes ({processes}); change "
             "one of them"
         )
-    return micro
+    return int(micro)
 
 
 def training_arguments(
