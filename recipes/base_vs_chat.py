@@ -332,7 +332,7 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         safety=replace(section.safety, **_present(safety)),
         **_present(wanted),
     )
-    if problems := check_measuring(section):
+    if problems := list(check_measuring(section)):
         raise UserError("; ".join(problems))
     asked = section.tasks or section.repetition.prompts or section.safety.prompts
     if (given.base or given.chat) and not asked:

@@ -33,7 +33,7 @@ from recipes import export
 from sft.chat_template import render
 from sft.chat_template.template import ensure_template
 from sft.config.preset import load_preset
-from sft.config.secrets import hidden
+from sft.config.secrets import mask_secrets
 from sft.config.sections import EvalSection, ModelSection, Preset, RunSection, Source
 from sft.data.sources import read_sft
 from sft.distributed.heartbeat import clear, watching
@@ -262,9 +262,9 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(
         (BOMB, "more than 100,000 values"),
         ("run: {seed: " + "9" * 5_000 + "}", "a value cannot be read: Exceeds the limit"),
         ("run: {seed: !!int many}", "a value cannot be read: invalid literal"),
-        ("run: {seed: !!bool many}", "a value cannot be read: it is no truth value"),
+        ("run: {seed: !!bool many}", "a value cannot be read: it is not a truth value"),
         ("run: " + "[" * 2_000, "more than 50 levels"),
-        ("run: &a [*a]", "stands inside"),
+        ("run: &a [*a]", "contains itself"),
         ("run: !!python/object/apply:os.system ['touch mark']", "could not determine a constr"),
         ("run: {dir: '${oc.env:HOME}'}", r"run.dir holds \$\{...\}; write the value out"),
     ],
@@ -450,9 +450,9 @@ def test_presets_with_passwords_or_keys_are_refused_unsaid(tmp_path):
 def test_what_is_said_holds_no_secret(monkeypatch, capsys):
     monkeypatch.setenv("MY_API_KEY", "swordfish-swordfish")
     said = f"https://me:word@host/x {KEY} swordfish-swordfish ghp_{'a' * 36}"
-    assert hidden(said) == "https://***@host/x *** *** ***"
+    assert mask_secrets(said) == "https://***@host/x *** *** ***"
     plain = "hf://datasets/org/name@main/x.json, https://host/a@b, sk-learn and task-force"
-    assert hidden(plain) == plain
+    assert mask_secrets(plain) == plain
 
     def work():
         raise UserError(said)

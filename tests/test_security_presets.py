@@ -10,8 +10,8 @@ from files import ROOT
 from eval.backends.vllm_backend import find_vllm
 from recipes import base_vs_chat, plan_run, preview, sft_then_dpo
 from sft.config.preset import load_preset
-from sft.config.restricted_keys import ASKED_BY_THE_USER
-from sft.config.secrets import hidden, secret_places
+from sft.config.restricted_keys import COMMAND_LINE_ONLY
+from sft.config.secrets import mask_secrets, secret_places
 from sft.errors import UserError
 
 PRESET = "model: {name_or_path: m}\ndata: {sft: [{path: a}]}\npairs: {prompts: [{path: a}]}\n"
@@ -57,7 +57,7 @@ def test_a_preset_starts_no_program_through_any_command(tmp_path, program, capsy
     assert mark.exists()
 
 
-@pytest.mark.parametrize("at", ASKED_BY_THE_USER)
+@pytest.mark.parametrize("at", COMMAND_LINE_ONLY)
 def test_keys_that_run_code_or_upload_come_from_the_command_line_alone(tmp_path, at):
     """The record of a run is a file as well: it starts nothing when it is given as a preset."""
     value = "/p" if at == "eval.vllm_python" else "true"
@@ -130,8 +130,8 @@ MADE_UP = [
 def test_keys_of_many_makers_are_refused_in_presets_and_blotted_out(tmp_path, made_up):
     secret, rest = "".join(made_up), made_up[1]
     for text in (secret, f"it is {secret}, twice: {secret}", f"a_{secret}\nb"):
-        assert rest not in hidden(text) and "***" in hidden(text)
-        assert hidden(hidden(text)) == hidden(text)
+        assert rest not in mask_secrets(text) and "***" in mask_secrets(text)
+        assert mask_secrets(mask_secrets(text)) == mask_secrets(text)
     (tmp_path / "p.yaml").write_text(PRESET + f"eval: {{task_dir: {secret!r}}}\n")
     with pytest.raises(UserError, match=r"eval\.task_dir holds a password or a key") as no:
         load_preset(tmp_path / "p.yaml")
@@ -147,11 +147,11 @@ def test_what_is_no_key_is_said_as_it_is():
         *("ghost_writers_of_a_long_name_here", "eyJ.a.b", "SKILLS", "task_sk-1", "12:30:45"),
     ]
     for text in plain:
-        assert hidden(text) == text
+        assert mask_secrets(text) == text
     for pattern in ("*.md", "recipes/**/*.md", "recipes/**/*.yaml", "eval/**/*.jsonl"):
         for path in ROOT.glob(pattern):
             text = path.read_text(encoding="utf-8")
-            assert hidden(text) == text, path
+            assert mask_secrets(text) == text, path
 
 
 def test_every_value_of_a_preset_is_looked_at():

@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from sft.config.secrets import hidden
+from sft.config.secrets import mask_secrets
 from sft.data.row_errors import HALF_PAIR
 from sft.errors import UserError
 from sft.system.hub import causes
@@ -77,7 +77,12 @@ def check_endpoint(endpoint: Endpoint) -> None:
             f"judge url {endpoint.url!r} is no http(s) address; give one like "
             "http://localhost:8000/v1"
         )
-    if parts.username or parts.password or parts.query or hidden(endpoint.url) != endpoint.url:
+    if (
+        parts.username
+        or parts.password
+        or parts.query
+        or mask_secrets(endpoint.url) != endpoint.url
+    ):
         raise UserError(
             f"the judge url at {parts.hostname} holds a password or a query, which would end up in "
             f"files; put the key into ${endpoint.key_variable}"

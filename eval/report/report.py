@@ -38,7 +38,7 @@ from eval.report.tables import (
     pairs_counted,
     still_needed,
 )
-from sft.config.safe_yaml import constructing, refuse_bomb
+from sft.config.safe_yaml import check_expanded_size, constructor_errors
 from sft.config.sections import how_trained
 from sft.data.row_errors import is_deep
 from sft.errors import UserError
@@ -255,8 +255,8 @@ def _trained(preset: str, results: Results) -> str:
 def _plain(preset: str) -> Any:
     """The preset as data; None where it is none, which nothing here depends on."""
     try:
-        refuse_bomb(preset)
-        with constructing():
+        check_expanded_size(preset)
+        with constructor_errors():
             return yaml.safe_load(preset)
     except yaml.YAMLError:
         return None

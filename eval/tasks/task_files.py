@@ -27,8 +27,8 @@ from eval.graders.isolation import RunCode
 from eval.graders.sandbox_probe import find_isolation
 from eval.tasks.local_task import LocalTask
 from sft.config.preset import find_path
-from sft.config.safe_yaml import constructing, plain_text
-from sft.config.secrets import hidden
+from sft.config.safe_yaml import constructor_errors, read_yaml_text
+from sft.config.secrets import mask_secrets
 from sft.config.sections import EvalSection, TaskOptions
 from sft.errors import UserError
 from sft.run.contents import fingerprint
@@ -265,8 +265,8 @@ def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[
     """A task file's keys, with those of the files that it includes, all of them under `root`."""
     try:
         with path.open("rb") as file:
-            text = plain_text(file)
-        with constructing():
+            text = read_yaml_text(file)
+        with constructor_errors():
             config: Any = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -314,9 +314,9 @@ def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:
 
 def _checked_url(address: str, file: _TaskFile) -> str:
     """An address that datasets fetches; others, such as file://, would lead past the folders."""
-    if not address.startswith(REMOTE) or hidden(address) != address:
+    if not address.startswith(REMOTE) or mask_secrets(address) != address:
         raise UserError(
-            f"{file.path}: data file {hidden(address)} is no {' or '.join(REMOTE)} address without "
+            f"{file.path}: data file {mask_secrets(address)} is no {' or '.join(REMOTE)} address without "
             "a password; fetch it, and name the file"
         )
     return address

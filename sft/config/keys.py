@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sft.config.preset import describe_type
-from sft.config.restricted_keys import ASKED_BY_THE_USER, DECIDED, WITHOUT_EFFECT
+from sft.config.restricted_keys import COMMAND_LINE_ONLY, DECIDED_BY, WITHOUT_EFFECT
 from sft.config.sections import (
     SOURCE_OPTIONS,
     Preset,
@@ -54,12 +54,12 @@ def render_page() -> str:
             )
     parts += _section("eval.per_task.TASK", TaskOptions())
     parts.append("## Keys of TRL that the chain sets\n")
-    parts.append(_table(("key", "set by"), ((_code(key), by) for key, by in DECIDED.items())))
+    parts.append(_table(("key", "set by"), ((_code(key), by) for key, by in DECIDED_BY.items())))
     parts.append("## Keys of TRL that have no effect and are refused\n")
     parts.append(", ".join(map(_code, sorted(WITHOUT_EFFECT))) + ".\n")
     parts.append("## Keys that only the command line may set\n")
     parts.append(
-        _table(("key", "effect"), ((_code(key), does) for key, does in ASKED_BY_THE_USER.items()))
+        _table(("key", "effect"), ((_code(key), does) for key, does in COMMAND_LINE_ONLY.items()))
     )
     return "\n".join(parts)
 

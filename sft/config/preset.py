@@ -1,14 +1,17 @@
 """Load a preset: one YAML file plus dotted overrides, typed, with all mistakes reported at once.
 
 Inside `sft_all`, `sft_dialogue` and `dpo` the keys are TRL's own (`SFTConfig`, `DPOConfig`),
-unrenamed, next to the few of ours in `sft.config.sections`. Types are checked here and not by
-pydantic: importing it took another 0.8 s on two busy cores (OmegaConf: 1.7 s), and a mistyped
-preset is answered in two seconds.
+unrenamed, next to the few of ours in `sft.config.sections`.
 """
+
+# Types are checked here and not by pydantic 2.14: tried, it left 48 of the 62 lines of `_coerce`
+# (this file: 308 instead of 321; import: 0.14 s more), since strict mode takes no mapping for a
+# section, its errors need our sentences, and rules are not checked next to wrong types.
 
 import dataclasses
 import difflib
 import errno
+import itertools
 import sys
 import types
 import typing
@@ -20,14 +23,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sft.config.restricted_keys import ASKED_BY_THE_USER, DECIDED, WITHOUT_EFFECT
-from sft.config.safe_yaml import constructing, plain_text
-from sft.config.secrets import hidden, secret_places
+from sft.config.restricted_keys import COMMAND_LINE_ONLY, DECIDED_BY, WITHOUT_EFFECT
+from sft.config.safe_yaml import constructor_errors, read_yaml_text
+from sft.config.secrets import mask_secrets, nested_texts, secret_places
 from sft.config.sections import DpoStage, Preset, SftStage, Source
 from sft.config.validation import NO_PREFERENCE, NO_SOURCE, check_rules
 from sft.errors import UserError
 
-LONGEST = 2_000  # characters of one mistake that are shown
+LONGEST = 2_000  # characters of a problem that are shown; it quotes a value of any length
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -38,7 +41,7 @@ def load_preset(
 
     Args:
         overrides: given on the command line. The keys of
-            `sft.config.restricted_keys.ASKED_BY_THE_USER` are accepted only here.
+            `sft.config.restricted_keys.COMMAND_LINE_ONLY` are accepted only here.
         recorded: whether the file is the record of a finished run. It may contain such keys; a
             caller that acts on them asks the user first.
 
@@ -51,34 +54,33 @@ def load_preset(
     for override in overrides:
         problems += _apply_override(given, override)
     problems += [
-        f"{place} holds a password or a key, which would be written into the run; take it out (the "
-        "hub's is read from $HF_TOKEN)"
+        f"{place} holds a password or a key, which would be written into the run; remove it (the "
+        "Hub's token is read from $HF_TOKEN)"
         for place in secret_places(given)
     ]
-    problems += [f"{place} holds ${{...}}; write the value out" for place in _references(given)]
+    # OmegaConf would expand `${...}` to an environment variable or, nested, to gigabytes.
+    problems += [
+        f"{place} holds ${{...}}; write the value out"
+        for place, text in nested_texts(given)
+        if "${" in text
+    ]
     preset = Preset()
+    sections = {field.name for field in dataclasses.fields(Preset)}
     for name, content in given.items():
-        sections = {f.name: f for f in dataclasses.fields(Preset)}
         if name not in sections:
             problems.append(_unknown(name, sections))
         elif content is not None:
             problems += _fill(getattr(preset, name), content, where=name)
-    # A list that was rejected is left empty, which is not a second mistake.
-    follow_ups = {
-        rule
-        for rule, keys in (
-            (NO_SOURCE, ("data.sft",)),
-            (NO_PREFERENCE, ("data.preference", "pairs.prompts")),
-        )
-        if any(key in problem for key in keys for problem in problems)
-    }
-    problems += [problem for problem in check_rules(preset) if problem not in follow_ups]
+    # A list that was rejected stays empty, which is not a second mistake.
+    rejected = " ".join(problems)
+    rejects_pairs = "data.preference" in rejected or "pairs.prompts" in rejected
+    follow_ups = {NO_SOURCE: "data.sft" in rejected, NO_PREFERENCE: rejects_pairs}
+    problems += [rule for rule in check_rules(preset) if not follow_ups.get(rule)]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
-        shown = [hidden(p) for p in problems]
-        # A problem quotes its value, which may have any length.
+        shown = [mask_secrets(problem) for problem in problems]
         short = [p if len(p) <= LONGEST else f"{p[:LONGEST]}\u2026" for p in shown]
-        raise UserError(f"{hidden(source)}: " + "; ".join(short))
+        raise UserError(f"{mask_secrets(source)}: " + "; ".join(short))
     return preset
 
 
@@ -109,9 +111,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such preset file; {hint}")
     try:
         with path.open("rb") as file:
-            text = plain_text(file)
-        # OmegaConf's loader is a safe one. `${...}` is not resolved, see _references.
-        with constructing():
+            text = read_yaml_text(file)
+        # OmegaConf's loader is a safe one. `${...}` stays as written and is refused.
+        with constructor_errors():
             content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
@@ -130,7 +132,7 @@ def _reserved_keys(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[
     Defaults, and keys that the command line sets as well, are allowed.
     """
     overridden = {override.partition("=")[0] for override in overrides}
-    for at, effect in ASKED_BY_THE_USER.items():
+    for at, effect in COMMAND_LINE_ONLY.items():
         section, key = at.split(".")
         content = given.get(section)
         value = content.get(key) if isinstance(content, dict) else None
@@ -142,21 +144,6 @@ def _reserved_keys(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[
         )
 
 
-def _references(value: Any, *, where: str = "") -> Iterator[str]:
-    """Find OmegaConf's `${...}`.
-
-    It could write an environment variable into the run's files, or expand a text exponentially.
-    """
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _references(inner, where=f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _references(inner, where=f"{where}[{i}]")
-    elif isinstance(value, str) and "${" in value:
-        yield where
-
-
 def _apply_override(given: dict[str, Any], override: str) -> list[str]:
     """Set one `section.key=value` in the plain preset; return the problems found."""
     key, equals, text = override.partition("=")
@@ -165,7 +152,7 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
         return [f"override {override!r} is not of the form section.key=value"]
     try:
         # OmegaConf's loader, because PyYAML's own reads 1e-5 as a string.
-        with constructing():
+        with constructor_errors():
             value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
     except UnicodeEncodeError:
         return [
@@ -195,122 +182,113 @@ def _fill(section: Any, content: Any, *, where: str) -> list[str]:
     """Set the fields of a section dataclass from plain data; return the problems found."""
     if not isinstance(content, dict):
         return [f"{where} is a section of keys, not {content!r}"]
-    hints = typing.get_type_hints(type(section))
-    own = {f.name for f in dataclasses.fields(section)} - {"trl"}
+    own = typing.get_type_hints(type(section))
+    own.pop("trl", None)
     upstream = upstream_hints(section)
-    problems = []
+    problems: list[str] = []
     for key, value in content.items():
-        at = f"{where}.{key}"
+        at, before = f"{where}.{key}", len(problems)
         if key in own:
-            value, wrong = _coerce(value, hints[key], where=at)
-            problems += wrong
-            if not wrong:
+            value = _coerce(value, own[key], where=at, problems=problems)
+            if len(problems) == before:
                 setattr(section, key, value)
-        elif key in DECIDED and key in upstream:
-            problems.append(f"{at} is decided by {DECIDED[key]}; remove it")
-        elif key in WITHOUT_EFFECT and key in upstream:
-            problems.append(f"{at} has no effect in this chain; remove it")
-        elif key in upstream:
-            value, wrong = _coerce(value, upstream[key], where=at)
-            problems += wrong
-            section.trl[key] = value
-        else:
+        elif key not in upstream:
             problems.append(_unknown(at, {f"{where}.{name}" for name in (*own, *upstream)}))
+        elif key in DECIDED_BY:
+            problems.append(f"{at} is decided by {DECIDED_BY[key]}; remove it")
+        elif key in WITHOUT_EFFECT:
+            problems.append(f"{at} has no effect in this chain; remove it")
+        else:
+            section.trl[key] = _coerce(value, upstream[key], where=at, problems=problems)
     return problems
 
 
 def upstream_hints(section: Any) -> dict[str, Any]:
     """Return the types of TRL's keys in a stage's section; empty for other sections."""
-    if isinstance(section, SftStage | DpoStage):
-        import trl  # seconds to import, and only a preset with stages needs it
+    if not isinstance(section, SftStage | DpoStage):
+        return {}
+    import trl  # takes seconds, and only a preset with stages needs it
 
-        upstream = trl.SFTConfig if isinstance(section, SftStage) else trl.DPOConfig
-        return typing.get_type_hints(upstream)
-    return {}
+    config: Any = trl.SFTConfig if isinstance(section, SftStage) else trl.DPOConfig
+    return typing.get_type_hints(config)
 
 
-def _coerce(value: Any, hint: Any, *, where: str) -> tuple[Any, list[str]]:
-    """Fit a YAML value to a type; return it and the problems found. Only ints widen, to floats."""
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+def _coerce(value: Any, hint: Any, *, where: str, problems: list[str]) -> Any:
+    """Fit a YAML value to a type and return it, appending to `problems` what does not fit."""
+    options = _union_members(hint)
     if value is None and type(None) in options:
-        return None, []
+        return None
     for option in options:
-        origin = typing.get_origin(option)
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             nested = typing.cast(Any, option)()
-            return nested, _fill(nested, value, where=where)
+            problems += _fill(nested, value, where=where)
+            return nested
         if origin is list:
-            (of,) = typing.get_args(option) or (Any,)
-            one = isinstance(value, str) and (of is str or typing.get_origin(of) is Literal)
-            if isinstance(value, list) or one:
-                return _coerce_items([value] if one else value, of, where=where)
-        if origin is Literal and value in typing.get_args(option):
-            return value, []
+            item_type = arguments[0] if arguments else Any
+            if isinstance(value, str) and (item_type is str or _is_choice(item_type)):
+                value = [value]
+            if isinstance(value, list):
+                return [
+                    _coerce(item, item_type, where=f"{where}[{i}]", problems=problems)
+                    for i, item in enumerate(value)
+                ]
         if origin is dict and isinstance(value, dict):
-            hints = typing.get_args(option) or (Any, Any)
-            if hints[0] is str:  # YAML's 0 and true are numbers and truth values
-                value = {str(key): inner for key, inner in value.items()}
-            return _coerce_values(value, hints[1], where=where)
-        if option is float and type(value) in (int, float):
-            return float(value), []
-        if option is Any or (isinstance(option, type) and type(value) is option):
-            return value, []
+            return _coerce_mapping(value, *arguments, where=where, problems=problems)
+        if _is_choice(option) and value in arguments:
+            return value
+        if option is float and type(value) in (int, float):  # the only conversion; no bool, no text
+            return float(value)
+        if option is Any or type(value) is option:
+            return value
         if isinstance(option, type) and issubclass(option, str) and isinstance(value, str):
-            return value, []  # upstream enums of strings check their own members
-    return value, [f"{where}={value!r} is not {describe_type(hint)}"]
+            return value  # upstream's enums of strings check their own members
+    problems.append(f"{where}={value!r} is not {describe_type(hint)}")
+    return value
 
 
-def _coerce_items(given: list[Any], hint: Any, *, where: str) -> tuple[list[Any], list[str]]:
-    """Fit each item of a list to a type; return the items and the problems found."""
-    if typing.get_origin(hint) is Literal:
-        return given, [
-            f"{where} lists {item!r}, which is not {describe_type(hint)}"
-            for item in given
-            if item not in typing.get_args(hint)
-        ]
-    items = [_coerce(item, hint, where=f"{where}[{i}]") for i, item in enumerate(given)]
-    return [item for item, _ in items], [problem for _, wrong in items for problem in wrong]
+def _coerce_mapping(
+    given: dict[Any, Any], key: Any = Any, of: Any = Any, *, where: str, problems: list[str]
+) -> dict[Any, Any]:
+    """Fit values that are sections or choices; the code that reads other mappings checks them."""
+    if key is str:  # YAML reads 0 and true as a number and a truth value
+        given = {str(name): value for name, value in given.items()}
+    if not (dataclasses.is_dataclass(of) or _is_choice(of)):
+        return given
+    return {
+        name: _coerce(value, of, where=f"{where}.{name}", problems=problems)
+        for name, value in given.items()
+    }
 
 
-def _coerce_values(
-    given: dict[Any, Any], hint: Any, *, where: str
-) -> tuple[dict[Any, Any], list[str]]:
-    """Fit the values of a mapping if they are sections or choices.
-
-    The code that reads other mappings checks them.
-    """
-    if not (dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Literal):
-        return given, []
-    items = {key: _coerce(value, hint, where=f"{where}.{key}") for key, value in given.items()}
-    return {key: item for key, (item, _) in items.items()}, [
-        problem for _, wrong in items.values() for problem in wrong
-    ]
+def _is_choice(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+def _union_members(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
-_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+}
 
 
 def describe_type(hint: Any) -> str:
     """Describe the values that a type accepts, in a preset's terms."""
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
-    if any(typing.get_origin(option) is Literal for option in options):
-        choices = [
-            choice
-            for option in options
-            for choice in (("true", "false") if option is bool else typing.get_args(option))
-        ]
-        return f"one of {', '.join(choices)}"
-    if _is_union(hint):
-        return " or ".join(describe_type(option) for option in options)
-    if hint is type(None):
-        return "null"
+    options = _union_members(hint)
+    if any(map(_is_choice, options)):
+        choices = [("true", "false") if o is bool else typing.get_args(o) for o in options]
+        return f"one of {', '.join(itertools.chain(*choices))}"
+    if len(options) > 1:
+        return " or ".join(map(describe_type, options))
     if typing.get_origin(hint) is list:
-        (of,) = typing.get_args(hint) or (Any,)
-        return "a list [{path: ...}, ...]" if of is Source else "a list"
+        return "a list [{path: ...}, ...]" if Source in typing.get_args(hint) else "a list"
     if hint in _NAMES:
         return _NAMES[hint]
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

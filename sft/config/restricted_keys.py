@@ -1,7 +1,7 @@
 """Preset keys that the chain sets itself, ignores, or accepts from the command line only."""
 
 # Keys of TRL that the chain sets itself, with the place that decides them instead.
-DECIDED = {
+DECIDED_BY = {
     "output_dir": "run.dir",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
@@ -45,7 +45,7 @@ DECIDED = {
 
 # Keys that run other people's code, or upload the trained model. A preset file may come from a
 # stranger, so only the command line may set them (`sft.config.preset.load_preset`).
-ASKED_BY_THE_USER = {
+COMMAND_LINE_ONLY = {
     "model.trust_remote_code": "runs the Python files that come with the model",
     "eval.vllm_python": "starts this program",
     "eval.allow_code_execution": "runs the programs that the models write",
@@ -56,33 +56,20 @@ ASKED_BY_THE_USER = {
     },
 }
 
-# Keys of TRL that our loss and our rows would ignore.
+# Keys of TRL that our loss, our rows and our measurements would ignore.
 WITHOUT_EFFECT = frozenset(
-    {
-        "project",
-        "trackio_bucket_id",
-        "trackio_static_space_id",
-        "truncation_mode",
-        "shuffle_dataset",
-        "eval_packing",
-        "label_smoothing_factor",
-        "router_aux_loss_coef",
-        "use_liger_kernel",
-        "liger_kernel_config",
-        "ld_alpha",
-        "f_divergence_type",
-        "f_alpha_divergence_coef",
-        "use_weighting",
-        "discopop_tau",
-        "ref_model_mixup_alpha",
-        "ref_model_sync_steps",
-        "disable_dropout",
-        "eval_on_start",
-        "eval_strategy",
-        "eval_steps",
-        "do_eval",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "include_for_metrics",
-    }
+    (
+        *("project", "trackio_bucket_id", "trackio_static_space_id"),
+        # Rows: we truncate, shuffle and pack them ourselves.
+        *("truncation_mode", "shuffle_dataset", "eval_packing"),
+        # The loss: these are read in methods of TRL's trainers that ours replace.
+        *("label_smoothing_factor", "router_aux_loss_coef", "ld_alpha", "use_weighting"),
+        *("f_divergence_type", "f_alpha_divergence_coef", "discopop_tau"),
+        *("use_liger_kernel", "liger_kernel_config", "disable_dropout"),
+        # The reference model, which never changes.
+        *("ref_model_mixup_alpha", "ref_model_sync_steps"),
+        # Evaluation, which `eval` does between the stages.
+        *("eval_on_start", "eval_strategy", "eval_steps", "do_eval"),
+        *("load_best_model_at_end", "metric_for_best_model", "include_for_metrics"),
+    )
 )

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO
 
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
 LARGEST = 1 << 20  # bytes of a file
-NODES = 100_000  # values of a file, with every alias expanded
-DEPTH = 50  # levels of lists and mappings
+NODES = 100_000  # values of a file, with every alias expanded: nine aliases of nine make a billion
+DEPTH = 50  # levels of lists and mappings; PyYAML's constructor recurses
 
 
 class TooLarge(yaml.YAMLError):  # type: ignore[misc]
@@ -21,7 +21,7 @@ class BadValue(yaml.YAMLError):  # type: ignore[misc]
 
 
 @contextmanager
-def constructing() -> Iterator[None]:
+def constructor_errors() -> Iterator[None]:
     """Convert errors of PyYAML's constructors, which raise Python's built-in ones.
 
     Raises:
@@ -32,15 +32,16 @@ def constructing() -> Iterator[None]:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeError):
         raise
     except (ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
-        reason = "it is no truth value" if isinstance(error, KeyError) else str(error)
+        # SafeConstructor.construct_yaml_bool looks `!!bool` up in a table.
+        reason = "it is not a truth value" if isinstance(error, KeyError) else str(error)
         raise BadValue(f"a value cannot be read: {reason}") from None
 
 
-def plain_text(stream: IO[bytes]) -> str:
-    """Return the text of a YAML file after checking it with `refuse_bomb`.
+def read_yaml_text(stream: IO[bytes]) -> str:
+    """Return the text of a YAML file after checking it with `check_expanded_size`.
 
     Raises:
-        TooLarge: if `refuse_bomb` raises it, or the file has more than `LARGEST` bytes.
+        TooLarge: if `check_expanded_size` raises it, or the file has more than `LARGEST` bytes.
         UnicodeDecodeError: if it is not UTF-8.
         yaml.YAMLError: if it is not YAML.
     """
@@ -48,46 +49,40 @@ def plain_text(stream: IO[bytes]) -> str:
     if len(content) > LARGEST:
         raise TooLarge(f"it has more than {LARGEST >> 20} MB")
     text = content.decode("utf-8")
-    refuse_bomb(text)
+    check_expanded_size(text)
     return text
 
 
-def refuse_bomb(text: str) -> None:
+def check_expanded_size(text: str) -> None:
     """Count the values of a YAML text with its aliases expanded, without building them.
 
     Raises:
         TooLarge: if it has more than `NODES` values or `DEPTH` levels, or a recursive alias.
         yaml.YAMLError: if it is not YAML.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = {}  # values under each anchor
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
 
-    def add(count: int) -> None:
-        anchor, size = open_nodes[-1]
+    def add(count: int, *, anchor: str | None = None) -> None:
+        parent, size = open_nodes[-1]
         if size + count > NODES:
-            raise TooLarge(f"it unfolds to more than {NODES:,} values")
-        open_nodes[-1] = anchor, size + count
+            raise TooLarge(f"it expands to more than {NODES:,} values")
+        open_nodes[-1] = parent, size + count
+        if anchor is not None:
+            sizes[anchor] = count
 
-    for event in _events(text):
+    events: Iterator[yaml.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
+    for event in events:
         if isinstance(event, yaml.CollectionStartEvent):
             open_nodes.append((event.anchor, 1))
             if len(open_nodes) > DEPTH:
                 raise TooLarge(f"it is nested more than {DEPTH} levels deep")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
-            add(size)
-            if anchor is not None:
-                sizes[anchor] = size
+            add(size, anchor=anchor)
         elif isinstance(event, yaml.ScalarEvent):
-            add(1)
-            if event.anchor is not None:
-                sizes[event.anchor] = 1
+            add(1, anchor=event.anchor)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in [anchor for anchor, _ in open_nodes]:
-                raise TooLarge(f"*{event.anchor} stands inside what it stands for")
+                raise TooLarge(f"*{event.anchor} contains itself")
             add(sizes.get(event.anchor, 1))
-
-
-def _events(text: str) -> Iterator[yaml.Event]:
-    events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
-    return events

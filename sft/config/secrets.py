@@ -75,7 +75,7 @@ _NAMED = re.compile(
 _SHORTEST = 12
 
 
-def hidden(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Mask passwords and signatures in URLs, and API keys, in a text.
 
     The values of environment variables such as $HF_TOKEN and $OPENAI_API_KEY are masked too.
@@ -85,18 +85,25 @@ def hidden(text: str) -> str:
     return _KEY.sub(MASK, _VALUE.sub(rf"\1{MASK}", _IN_ADDRESS.sub(f"{MASK}@", text)))
 
 
-def secret_places(value: Any, *, where: str = "") -> Iterator[str]:
+def secret_places(value: Any) -> Iterator[str]:
     """Yield the keys of nested data whose value or name contains a password or an API key."""
+    yield from (
+        mask_secrets(place) for place, text in nested_texts(value) if mask_secrets(text) != text
+    )
+
+
+def nested_texts(value: Any, *, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place (`section.key[0]`) and the text of every key and string of nested data."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            at = f"{where}.{key}" if where else str(key)
-            yield from [hidden(at)] if hidden(str(key)) != str(key) else []
-            yield from secret_places(inner, where=at)
+            place = f"{where}.{key}" if where else str(key)
+            yield place, str(key)
+            yield from nested_texts(inner, where=place)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            yield from secret_places(inner, where=f"{where}[{i}]")
-    elif isinstance(value, str) and hidden(value) != value:
-        yield where
+            yield from nested_texts(inner, where=f"{where}[{i}]")
+    elif isinstance(value, str):
+        yield where, value
 
 
 def _environment_secrets() -> list[str]:

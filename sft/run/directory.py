@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sft.config.preset import resolved
-from sft.config.safe_yaml import constructing, plain_text
+from sft.config.safe_yaml import constructor_errors, read_yaml_text
 from sft.config.sections import Preset, Source
 from sft.distributed.heartbeat import FOLDER as PROCESSES
 from sft.distributed.heartbeat import clear, watching
@@ -295,8 +295,8 @@ def recorded_preset(recorded: Path) -> Any:
     """What a preset.yaml holds; None where it is missing or damaged."""
     try:
         with open_file(recorded) as stream:
-            text = plain_text(stream)
-        with constructing():
+            text = read_yaml_text(stream)
+        with constructor_errors():
             return OmegaConf.to_container(OmegaConf.create(text))
     except FileNotFoundError:
         return None

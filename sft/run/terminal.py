@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.segment import Segment
 
-from sft.config.secrets import hidden
+from sft.config.secrets import mask_secrets
 
 # Direction marks and overrides, line separators, a byte order mark, annotation marks.
 _HIDDEN = (
@@ -52,7 +52,7 @@ def visible(text: str) -> str:
 
 def safe(text: str) -> str:
     """`text` as it may reach a terminal: `visible`, and without passwords and keys."""
-    return visible(hidden(text))
+    return visible(mask_secrets(text))
 
 
 def in_one_piece(text: str) -> str:

@@ -127,7 +127,7 @@ def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     given = [*arguments(world), "--limit", "0", "--base-shots", "-1"]
     assert refusal(given, capsys) == (
         "error: eval.limit=0 must be at least one document of each task, or null for all; "
-        "eval.tasks=[] leaves the benchmarks out; eval.base_shots=-1 must be a number of examples, "
+        "eval.tasks=[] skips the benchmarks; eval.base_shots=-1 must be a number of examples, "
         "0 or more"
     )
 

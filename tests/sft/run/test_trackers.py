@@ -170,8 +170,11 @@ def test_one_that_is_not_installed_is_refused_with_the_command(monkeypatch):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("run.report_to=mlflow", "lists 'mlflow', which is not one of tensorboard, trackio, wandb"),
-        ("run.report_to=[tensorbord]", "lists 'tensorbord', which is not one of tensorboard"),
+        (
+            "run.report_to=mlflow",
+            "run.report_to[0]='mlflow' is not one of tensorboard, trackio, wandb",
+        ),
+        ("run.report_to=[tensorbord]", "run.report_to[0]='tensorbord' is not one of tensorboard"),
         ("sft_all.report_to=tensorboard", "sft_all.report_to is decided by run.report_to"),
         ("dpo.run_name=mine", "dpo.run_name is decided by run.dir"),
     ],
