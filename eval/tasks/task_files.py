@@ -316,8 +316,8 @@ def _checked_url(address: str, file: _TaskFile) -> str:
     """An address that datasets fetches; others, such as file://, would lead past the folders."""
     if not address.startswith(REMOTE) or mask_secrets(address) != address:
         raise UserError(
-            f"{file.path}: data file {mask_secrets(address)} is no {' or '.join(REMOTE)} address without "
-            "a password; fetch it, and name the file"
+            f"{file.path}: data file {mask_secrets(address)} is no {' or '.join(REMOTE)} address "
+            "without a password; fetch it, and name the file"
         )
     return address
 
