@@ -39,7 +39,7 @@ from eval.report.tables import (
     still_needed,
 )
 from sft.config.safe_yaml import check_expanded_size, constructor_errors
-from sft.config.sections import how_trained
+from sft.config.sections import describe_training
 from sft.data.row_errors import is_deep
 from sft.errors import UserError
 from sft.run.command import run_command
@@ -248,7 +248,7 @@ def _trained(preset: str, results: Results) -> str:
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
     base = section.get("model") or {}
-    how = how_trained(section.get("lora") or {}, base)
+    how = describe_training(section.get("lora") or {}, base)
     return f"{base.get('name_or_path', 'a model')}, {how}: {stages}"
 
 

@@ -15,7 +15,7 @@ import yaml
 from eval.report.headline import headline
 from eval.report.tables import md, md_table, results_tables
 from sft.config.preset import find_path
-from sft.config.sections import DpoStage, Preset, SftStage, Source, how_trained
+from sft.config.sections import DpoStage, Preset, SftStage, Source, describe_training
 from sft.data.readers import is_on_hub
 from sft.run.contents import STAGE_FOLDERS, set_aside, stage_facts, verified_results, whole_record
 from sft.run.stage_facts import COMPARABLE_STEPS
@@ -41,7 +41,9 @@ def model_card(
     base = preset.model.base_model or public_name(preset.model.name_or_path)
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
     lines += [f"# {md(name)}", ""]
-    how = how_trained(asdict(preset.lora), asdict(preset.model)) + ", merged" * bool(preset.lora.r)
+    how = describe_training(asdict(preset.lora), asdict(preset.model)) + ", merged" * bool(
+        preset.lora.r
+    )
     lines += [f"{md(base)}, trained ({how}) with truing; the model after {model}."]
     lines += ["", "## Use", "", "In this folder:", "", *use]
     lines += ["", "## Checked", "", *(f"- {md(line)}" for line in checked)]

@@ -19,21 +19,27 @@ class RunSection:
     date: str | None = None
     """Date (YYYY-MM-DD) that chat templates insert; null: the day of the first start."""
     on_bad_step: Literal["stop", "skip"] = "stop"
-    """Reaction to a step whose loss or gradient is not finite, vanishes or jumps."""
+    """Reaction to a step whose loss or gradient is not finite, whose loss jumps, or whose gradient is
+    zero for the third time in a row; skip: leave out its update, 9 times in a row at most. With skip,
+    looping answers are only warned of."""
     spike_factor: float = 10.0
-    """A loss above this multiple of the median of the last 20 steps is a jump; 0: no limit."""
+    """A loss above this multiple of the median of the last 20 steps (of 0.5 if that is less) is a
+    jump; 0: no limit."""
     collapse_nats: float = 2.0
-    """Drop of the chosen answers' log-probability per token at which DPO stops; 0: no limit."""
+    """Drop of the chosen answers' log-probability per token (nats below the reference, mean of 10
+    steps) at which DPO stops; 0: no limit."""
     loop_checks: int = 3
-    """Number of times per stage that generated answers are checked for loops; 0: never."""
+    """Number of times within a stage that generated answers are checked for loops, besides once
+    before its first step; 0: never."""
     loop_rise: float = 0.3
-    """Rise of the share of looping answers within a stage at which it stops; 0: no limit."""
+    """Rise of the share of looping answers over its lowest value in a stage at which DPO stops and
+    the SFT stages warn; 0: no limit."""
     loop_budget: float = 0.05
     """Largest share of a stage's time that the checks for loops may take; 0: no limit."""
     report_to: list[Literal["tensorboard", "trackio", "wandb", "none"]] = field(
         default_factory=list
     )
-    """Experiment trackers; wandb writes offline."""
+    """Experiment trackers; wandb writes offline unless $WANDB_MODE is set."""
 
 
 @dataclass
@@ -41,21 +47,26 @@ class ModelSection:
     """The base model and how it is loaded."""
 
     name_or_path: str = ""
-    """Local directory or Hub id of the base model."""
+    """Local directory or Hub id (org/name or org/name@revision) of the base model."""
     revision: str | None = None
-    """Branch, tag or commit on the Hub; null: the main branch."""
+    """Branch, tag or commit on the Hub; null: the main branch. A run keeps the commit of its first
+    start."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Floating-point type of the weights; auto: the device's native type."""
+    """Floating-point type of matrix products; trained weights stay in float32. auto: bfloat16 if the
+    hardware has it, otherwise float32."""
     load_in_4bit: bool = False
     """QLoRA: load frozen weights in NF4 with bitsandbytes; needs LoRA and CUDA."""
     attn_implementation: Literal["auto", "documents", "flex", "sdpa", "eager"] = "auto"
-    """Attention backend; auto: the fastest one that passes the checks on this model."""
+    """Attention backend; auto: documents on a CPU, flex on CUDA with Triton, otherwise sdpa. Where
+    documents or flex fail the packing check on the model, sdpa is used."""
     chat_template: str | None = None
     """File or text of the chat template; null: the tokenizer's, or the built-in one."""
     add_tokens: list[str] = field(default_factory=list)
-    """Special tokens that the vocabulary needs; their embeddings are trained, also under LoRA."""
+    """Special tokens to add if the vocabulary lacks them; their embeddings are trained, also under
+    LoRA."""
     max_unknown: float = 0.03
-    """Share of a text's characters that the tokenizer may fail to encode before the run stops."""
+    """Largest share of a source's characters that the tokenizer may fail to encode; above it, the run
+    stops."""
     trust_remote_code: bool = False
     """Run the Python files that come with the model (command line only)."""
     base_model: str | None = None
@@ -87,15 +98,15 @@ class LoraSection:
     """What a later stage trains: the same adapter, or a new one after merging the last."""
 
 
-def how_trained(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+def describe_training(lora: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     """Describe what a preset's `lora` and `model` sections train."""
     if not lora.get("r"):
         return "all weights"
-    kind = "rank-stabilised " if lora.get("use_rslora") else ""
+    kind = "rank-stabilized " if lora.get("use_rslora") else ""
     kind += "DoRA" if lora.get("use_dora") else "LoRA"
     over = " over 4-bit weights" if model.get("load_in_4bit") else ""
-    anew = ", anew in each stage" if lora.get("between_stages") == "merge" else ""
-    return f"{kind} of rank {lora['r']}{over}{anew}"
+    merged = ", a new one in each stage" if lora.get("between_stages") == "merge" else ""
+    return f"{kind} of rank {lora['r']}{over}{merged}"
 
 
 @dataclass
@@ -115,19 +126,19 @@ class Source:
     weight: float = 1.0
     """Share of the rows that is taken; above 1, the number of repetitions."""
     count: int | None = None
-    """Exact number of rows, instead of `weight`."""
+    """Exact number of rows, instead of `weight`; rows are repeated if there are fewer."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our column name to the file's."""
     labels: dict[str, Literal["first", "second", "tie"]] = field(default_factory=dict)
     """In files of two answers and a label: which answer each label prefers."""
     ignore: list[str] = field(default_factory=list)
-    """Text columns that are left out on purpose."""
+    """Columns with text that are left out on purpose; otherwise unread text stops the run."""
     split: str = "train"
     """Split of a dataset on the Hub."""
     strip_calculator: bool = False
     """Remove GSM8K's annotations (<<6*7=42>>); the line "#### 42" stays."""
     tree_paths: Literal["best", "all"] = "best"
-    """Paths taken from an Open-Assistant tree; best: the top-ranked one."""
+    """Paths taken from an Open-Assistant tree; best: the top-ranked reply at every turn."""
     license: str | None = None
     """License of the data, for the model card."""
 
@@ -143,17 +154,19 @@ class DataSection:
     on_error: Literal["stop", "drop"] = "stop"
     """Reaction to an invalid row; drop: leave it out and count it."""
     near_duplicates: float = 0.8
-    """Overlap from which a chat counts as a duplicate; 0: exact duplicates only."""
+    """Overlap (Jaccard index of 8-character n-grams) from which a chat counts as a duplicate of an
+    earlier one; 0: exact duplicates only."""
     decontaminate_tasks: bool = True
-    """Search the rows for the questions of `eval.tasks`."""
+    """Search rows, pairs and prompts for the questions of `eval.tasks`."""
     decontaminate: list[str] = field(default_factory=list)
-    """More files of questions that no row may contain."""
+    """Further files of questions that no row, pair or prompt may contain."""
     system_prompt: str = "template"
     """System turn of chats without one: template (the template's default), none, or a text."""
     turns: Literal["all", "last", "each"] = "all"
     """Assistant turns that are trained; each: one row per turn, with its own prompt."""
     too_long: Literal["drop", "truncate", "split"] = "drop"
-    """Treatment of rows longer than max_length."""
+    """Treatment of rows longer than max_length: left out, cut without an end-of-turn, or split
+    between turns."""
 
 
 def _sft_defaults() -> dict[str, Any]:
@@ -197,8 +210,8 @@ class DialogueStage(SftStage):
     """Stage 2, supervised fine-tuning on dialogue. Other keys are those of TRL's `SFTConfig`."""
 
     enabled: bool | Literal["auto"] = True  # type: ignore[assignment]
-    """Whether the stage runs; auto: where stage 1 repeats itself, and its model is kept if the
-    benchmarks do not fall."""
+    """Whether the stage runs; auto: if stage 1 repeats itself (`min_repetition`), and its model is
+    kept if neither the benchmarks nor the repetition rate get significantly worse."""
     min_repetition: float = 0.02
     """Repetition rate of stage 1 above which `enabled: auto` runs the stage."""
 
@@ -218,7 +231,7 @@ class PairsSection:
     max_new_tokens: int = 400
     """Largest number of tokens of an answer."""
     min_score_gap: float = 0.5
-    """Smallest difference of two answers' scores that makes a pair."""
+    """Smallest difference between the scores of the best and the worst answer that makes a pair."""
 
 
 @dataclass
@@ -227,7 +240,7 @@ class DpoStage:
 
     enabled: bool | Literal["auto"] = True
     """Whether the stage runs; auto: its model is kept if neither the benchmarks nor the repetition
-    rate get worse."""
+    rate get significantly worse."""
     train_batch_size: int = 0
     """Pairs per optimizer step over all devices; 0: TRL's product of batch size, accumulation
     steps and devices."""
@@ -274,16 +287,16 @@ class TaskOptions:
     chat_shots: int | None = None
     """Few-shot examples for chat models."""
     metric: str | None = None
-    """Metric that is reported; null: the task's first."""
+    """Metric that is reported; null: the first that the task lists."""
     filter: str | None = None
-    """Filter of lm-eval whose answer is scored; null: the task's first."""
+    """Filter of lm-eval whose output is scored; null: the first that the task lists."""
     max_gen_toks: int | None = None
     """Largest number of tokens of a generated answer; null: the task's own."""
 
 
 @dataclass
 class EachEpochSection:
-    """Small measurements of the model in training, at the end of each epoch.
+    """Small measurements of the model in training, in the chat template, at the end of each epoch.
 
     No stage depends on these keys: they may change at any time, and finished stages stay finished.
     """
@@ -309,11 +322,11 @@ class EvalSection:
     data_dir: str | None = None
     """Folder of the data files of `task_dir`'s tasks; null: the same folder."""
     limit: int | None = None
-    """Number of documents of each task; null: all."""
+    """Number of documents of each task, the first ones; null: all."""
     allow_code_execution: bool = False
-    """Run programs that the models write, confined (command line only)."""
+    """Run the programs that the models write, in a sandbox (command line only)."""
     allow_unconfined_code: bool = False
-    """Run them also where the machine cannot confine them (command line only)."""
+    """Run them also where the machine has no sandbox (command line only)."""
     base_format: Literal["auto", "plain", "chat"] = "auto"
     """Prompt format of the base model; auto: chat if it is a chat model already."""
     base_shots: int = 5
@@ -323,7 +336,7 @@ class EvalSection:
     per_task: dict[str, TaskOptions] = field(default_factory=dict)
     """Options of single tasks, by task name."""
     same_format: list[Literal["plain", "chat"]] = field(default_factory=list)
-    """Prompt formats in which all models are measured in addition."""
+    """Prompt formats in which the benchmarks of all models are measured in addition."""
     repetition: RepetitionSection = field(default_factory=RepetitionSection)
     safety: SafetySection = field(default_factory=SafetySection)
     each_epoch: EachEpochSection = field(default_factory=EachEpochSection)
@@ -332,7 +345,7 @@ class EvalSection:
     vllm_python: str | None = None
     """Python interpreter that has vLLM installed; null: the running one (command line only)."""
     in_parts: bool | Literal["auto"] = "auto"
-    """Under FSDP2, measure with sharded weights; auto: if no process can hold all weights."""
+    """Under FSDP2, measure with sharded weights; auto: if no device can hold all weights."""
 
 
 @dataclass

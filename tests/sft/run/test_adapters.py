@@ -70,15 +70,15 @@ def adapted(path, lora, tokens=()):
 
 
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("stabilised", [False, True])
-def test_merged_weights_are_those_of_the_papers(base, tmp_path, dora, stabilised):
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_merged_weights_are_those_of_the_papers(base, tmp_path, dora, stabilized):
     """LoRA: W + s BA, s = alpha / r; rsLoRA: s = alpha / sqrt(r); DoRA: m (W + sBA) / |W + sBA|."""
     path, tokenizer = base
-    lora = LoraSection(r=4, lora_alpha=6, use_dora=dora, use_rslora=stabilised)
+    lora = LoraSection(r=4, lora_alpha=6, use_dora=dora, use_rslora=stabilized)
     model = adapted(path, lora)
     module = model.get_submodule("base_model.model.model.layers.1.mlp.down_proj")
     product = module.lora_B["default"].weight @ module.lora_A["default"].weight
-    wanted = module.base_layer.weight + 6 / (math.sqrt(4) if stabilised else 4) * product
+    wanted = module.base_layer.weight + 6 / (math.sqrt(4) if stabilized else 4) * product
     if dora:
         lengths = module.lora_magnitude_vector["default"].weight
         wanted = lengths[:, None] * wanted / wanted.norm(dim=1, keepdim=True)
@@ -221,7 +221,7 @@ def test_a_chain_of_merged_bases_is_measured_skipped_exported_and_moved(tmp_path
         whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
     torch.testing.assert_close(whole, answers[2], rtol=1e-3, atol=1e-3)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "rank-stabilised LoRA of rank 4, anew in each stage" in card.replace("\\-", "-")
+    assert "rank-stabilized LoRA of rank 4, a new one in each stage" in card.replace("\\-", "-")
 
     assert run(f"run.dir={new}") == 0
     for old in models:
