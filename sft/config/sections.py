@@ -19,9 +19,9 @@ class RunSection:
     date: str | None = None
     """Date (YYYY-MM-DD) that chat templates insert; null: the day of the first start."""
     on_bad_step: Literal["stop", "skip"] = "stop"
-    """Reaction to a step whose loss or gradient is not finite, whose loss jumps, or whose gradient is
-    zero for the third time in a row; skip: leave out its update, 9 times in a row at most. With skip,
-    looping answers are only warned of."""
+    """Reaction to a step whose loss or gradient is not finite, whose loss jumps, or whose gradient
+    is zero for the third time in a row; skip: leave out its update, 9 times in a row at most. With
+    skip, looping answers are only warned of."""
     spike_factor: float = 10.0
     """A loss above this multiple of the median of the last 20 steps (of 0.5 if that is less) is a
     jump; 0: no limit."""
@@ -52,8 +52,8 @@ class ModelSection:
     """Branch, tag or commit on the Hub; null: the main branch. A run keeps the commit of its first
     start."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Floating-point type of matrix products; trained weights stay in float32. auto: bfloat16 if the
-    hardware has it, otherwise float32."""
+    """Floating-point type of matrix products; trained weights stay in float32. auto: bfloat16 if
+    the hardware has it, otherwise float32."""
     load_in_4bit: bool = False
     """QLoRA: load frozen weights in NF4 with bitsandbytes; needs LoRA and CUDA."""
     attn_implementation: Literal["auto", "documents", "flex", "sdpa", "eager"] = "auto"
@@ -65,8 +65,8 @@ class ModelSection:
     """Special tokens to add if the vocabulary lacks them; their embeddings are trained, also under
     LoRA."""
     max_unknown: float = 0.03
-    """Largest share of a source's characters that the tokenizer may fail to encode; above it, the run
-    stops."""
+    """Largest share of a source's characters that the tokenizer may fail to encode; above it, the
+    run stops."""
     trust_remote_code: bool = False
     """Run the Python files that come with the model (command line only)."""
     base_model: str | None = None
@@ -198,8 +198,8 @@ class SftStage:
     kinds: list[str] = field(default_factory=list)
     """Kinds of rows that are trained; empty: every row."""
     train_batch_size: int = 0
-    """Chats per optimizer step over all devices; 0: TRL's product of batch size, accumulation
-    steps and devices."""
+    """Chats per optimizer step over all devices; 0: TRL's product of batch size, accumulation steps
+    and devices."""
     packing: bool = True
     """Pack several chats into one row; a step trains the same chats either way."""
     trl: dict[str, Any] = field(default_factory=_sft_defaults)
@@ -242,8 +242,8 @@ class DpoStage:
     """Whether the stage runs; auto: its model is kept if neither the benchmarks nor the repetition
     rate get significantly worse."""
     train_batch_size: int = 0
-    """Pairs per optimizer step over all devices; 0: TRL's product of batch size, accumulation
-    steps and devices."""
+    """Pairs per optimizer step over all devices; 0: TRL's product of batch size, accumulation steps
+    and devices."""
     packing: bool = True
     """Pack several pairs into one row; a step trains the same pairs either way."""
     trl: dict[str, Any] = field(default_factory=_dpo_defaults)
