@@ -1,4 +1,4 @@
-"""Fixtures built in-process, offline: a byte-level tokenizer and a two-layer random Llama."""
+"""Fixtures, built in-process and offline: a byte-level tokenizer and a random two-layer Llama."""
 
 import os
 import signal
@@ -15,18 +15,18 @@ from made_up_tasks import write_tasks
 from tiny_models import make_tiny_model, make_tiny_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-# Children inherit what nohup or a shell's background job ignores; tests expect the defaults.
+# Child processes inherit signals that nohup or a background job ignores; tests expect the defaults.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)  # tiny models: threads cost more than they give
+torch.set_num_threads(1)  # threads slow tiny models down
 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real public data, or a skip with the reason."""
+    """Return the folder of real public data, or skip with the reason."""
     folder = Path(os.environ.get("TRUING_REAL_DATA", ROOT / "../shared/data")).resolve()
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set TRUING_REAL_DATA")
@@ -40,7 +40,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def task_dir(tmp_path) -> Path:
-    """Two tasks of eight documents in four passages, their files relative to the task files."""
+    """Write two tasks of eight documents in four passages."""
     return write_tasks(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""One benchmark of a tiny model, run and read."""
+"""Run one benchmark of a tiny model and read its result."""
 
 import json
 

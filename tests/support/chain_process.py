@@ -1,8 +1,8 @@
-"""Commands in processes of their own, to be killed: forked from one that has imported everything
-already, or started by `accelerate launch`.
+"""Start commands in separate processes and kill them, by fork or by `accelerate launch`.
 
-A forked child can be told to die, or to be refused, at its k-th touch of a file in the run
-directory (Python's audit events: before an open, a rename, a removal), or be killed from outside.
+The forking process has already imported everything. A forked child can be killed, or fail, at its
+k-th access to a file in the run directory (Python's audit events: before an open, a rename, a
+removal), or be killed from outside.
 """
 
 import errno
@@ -27,12 +27,12 @@ from accelerate.utils import prepare_multi_gpu_env
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-LEFT = 120.0  # seconds in which processes end after their launcher, on a machine that is busy
-OWN = (".lock", ".processes")  # touched by threads, by the clock
+LEFT = 120.0  # seconds within which processes end after their launcher, on a busy machine
+OWN = (".lock", ".processes")  # accessed by threads at irregular times
 
 
 def launcher_environment(config: Path) -> dict[str, str]:
-    """What `accelerate launch --config_file` tells its processes of how weights are spread."""
+    """Return the environment by which `accelerate launch --config_file` configures sharding."""
     parser = launch_command_parser()
     given, _, _ = _validate_launch_command(
         parser.parse_args(["--config_file", str(config), "x.py"])
@@ -43,11 +43,11 @@ def launcher_environment(config: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Trap:
-    """What befalls a child at its `at`-th touch of a path with `within` in it: SIGKILL, or a
-    failing call with `fault`.
+    """SIGKILL, or a call that fails with `fault`, at the `at`-th access to a path that contains
+    `within`.
 
-    All along, every touch and every fsync take `pause` seconds more (a slow disk), and in the
-    folders of `full` nothing new can be written, below them it can.
+    Every access and fsync takes `pause` more seconds (a slow disk). In the folders of `full` no new
+    file can be written; in their sub-folders it can.
     """
 
     at: int = 0
@@ -59,7 +59,7 @@ class Trap:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a start ended: exit codes by rank (-9: killed), touches, the last place, what it said."""
+    """Result of a start: exit codes by rank (-9: killed), accesses, the last path, the output."""
 
     codes: tuple[int, ...]
     touches: int
@@ -68,10 +68,10 @@ class Ended:
 
 
 class Chain:
-    """Starts of one command; `argv` is what the `main` of `recipe` gets, `environment` what a
-    launcher adds to that of each process (see `launcher_environment`).
+    """Starts of one command: `main` of `recipe` gets `argv`; `environment` is added to that of each
+    process, as a launcher does (see `launcher_environment`).
 
-    Signals but SIGKILL reach the processes that a process has forked too, as from a terminal."""
+    Signals except SIGKILL also reach forked processes, as from a terminal."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class Chain:
         signum: int = signal.SIGKILL,
         all_ranks: bool = True,
     ) -> Ended:
-        """One start, to its end. The first process falls into `trap`, or gets `signum` `after` so
-        many seconds; with `all_ranks` the others get it too, and are killed where it falls."""
+        """Run one start to its end. The first process gets `trap`, or `signum` `after` that many
+        seconds; with `all_ranks` the others get the signal too and are killed with it."""
         board = mmap.mmap(-1, 4096)
         said = self.folder / "said.txt"
         port = _free_port()
@@ -132,7 +132,7 @@ class Chain:
         for pid in pids:
             if codes[pid] is None:
                 send = os.kill if signum == signal.SIGKILL else os.killpg
-                with suppress(ProcessLookupError):  # not yet a group of its own
+                with suppress(ProcessLookupError):  # not yet a separate process group
                     send(pid, signum)
 
     def _child(self, rank: int, port: int, board: mmap.mmap, said: Path, trap: Trap | None) -> None:
@@ -167,7 +167,7 @@ class Chain:
 
 
 class Launched:
-    """Starts of the chain by `accelerate launch` with the given options, as a user types it."""
+    """Start the chain by `accelerate launch` with the given options, as a user does."""
 
     def __init__(self, folder: Path, argv: Sequence[str], *, options: Sequence[str] = ()) -> None:
         self.folder, self.argv, self.options = folder, list(argv), list(options)
@@ -179,8 +179,8 @@ class Launched:
         signum: int = signal.SIGKILL,
         launcher_alone: bool = False,
     ) -> Ended:
-        """One start, to the end of all of its processes; `signum` reaches them `after` so many
-        seconds, or the launcher alone."""
+        """Run one start until all its processes have ended; `signum` is sent `after` that many
+        seconds to all processes, or only to the launcher."""
         root = Path(__file__).parents[1]
         command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *self.options]
         said = self.folder / "said.txt"
@@ -210,10 +210,10 @@ class Launched:
 
 
 def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
-    """Count the touches on the board and spring the trap."""
+    """Count the accesses in shared memory and trigger the trap."""
     root, count = os.path.abspath(run), 0
     if trap is not None and trap.full:
-        tempfile.tempdir = None  # looked for again
+        tempfile.tempdir = None  # searched again
     if trap is not None and trap.pause:
         os.fsync = _slowly(os.fsync, trap.pause)
 
@@ -233,7 +233,7 @@ def _set_trap(run: Path, board: mmap.mmap, trap: Trap | None) -> None:
         if trap is not None:
             time.sleep(trap.pause)
         reading = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        # What a write that succeeded leaves to remove may stay: the next write removes it.
+        # Files that a successful write failed to remove may stay: the next write removes them.
         cleaning = event == "os.remove" and path.endswith(".tmp")
         if trap is not None and trap.fault and (reading or cleaning):
             return

@@ -1,4 +1,4 @@
-"""Chat templates, messages and tokenizers that tests share."""
+"""Chat templates, messages and tokenizers shared by tests."""
 
 import json
 import re
@@ -44,7 +44,7 @@ LLAMA2 = (
 
 
 def make_tokenizer(template, *, bos=None, eos="<|endoftext|>"):
-    """A token a byte, and one for each control token that the template writes."""
+    """Return a tokenizer with one token per byte and per control token of the template."""
     specials = list(dict.fromkeys([eos, *([bos] if bos else []), *SPECIAL.findall(template)]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({t: i for i, t in enumerate(specials + alphabet)}, []))
@@ -57,7 +57,7 @@ def make_tokenizer(template, *, bos=None, eos="<|endoftext|>"):
 
 
 def spans(tokenizer, chat: EncodedChat) -> list[str]:
-    """The text of each run of trained tokens."""
+    """Return the text of each span of trained tokens."""
     runs, previous = [], False
     for token, trained in zip(chat.input_ids, chat.trained, strict=True):
         if trained and not previous:
@@ -80,7 +80,7 @@ def check_invariants(tokenizer, messages, chat, *, tools=None):
     assert all(chat.trained[len(prompt) : last + 1])
 
 
-# Qwen3's habits: an empty thinking block in the last turn alone, thinking removed from the history.
+# As Qwen3: an empty thinking block only in the last turn, no thinking in the history.
 THINKING = (
     "{% for m in messages %}{% set c = m.content.split('</think>')[-1].lstrip('\\n') %}"
     "{% if m.role == 'assistant' and loop.last %}"

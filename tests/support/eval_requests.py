@@ -1,4 +1,4 @@
-"""Requests as lm-eval makes them, for a tiny model."""
+"""Build requests as lm-eval does, for a tiny model."""
 
 from lm_eval.api.instance import Instance
 

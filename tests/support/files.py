@@ -1,4 +1,4 @@
-"""The checkout's root, and rows written as any kind of file, and a limit on a file's size."""
+"""The root of the checkout, rows in any file format, and a limit on file size."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ KINDS_OF_FILE = ["a.json", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.csv"]
 
 
 def write_as(path, row):
-    """One row in any kind of file; in CSV structure stands as JSON text, as exporters write it."""
+    """Write one row in any file format; CSV holds nested values as JSON text, as exporters do."""
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
     elif path.suffix == ".csv":
@@ -33,7 +33,7 @@ def write_as(path, row):
 
 @contextmanager
 def files_of_at_most(size):
-    """A limit that the system itself holds: longer writes fail, whoever makes them."""
+    """Limit the file size by the operating system: longer writes fail in any library."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

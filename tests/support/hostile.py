@@ -1,7 +1,7 @@
-"""Hostile files of every kind that is read, the same ones from the same seed.
+"""Generate malformed files of every kind that is read, reproducible from a seed.
 
-Each begins as a sound one, of which some places are then replaced by odd values, taken away, named
-twice or nested, or whose bytes are cut or changed.
+Each starts as a valid file. Then some values are replaced, removed, duplicated or nested, or bytes
+are cut or changed.
 """
 
 import copy
@@ -177,10 +177,10 @@ PRESET = {
 
 
 def mutated(random_: random.Random, value: Any) -> Any:
-    """The value with one to three of its places changed."""
+    """Return the value with one to three changes."""
     value = json.loads(json.dumps(value))
     for _ in range(random_.randint(1, 3)):
-        holder = [value]  # so that the whole may be replaced, too
+        holder = [value]  # so that the top-level value can be replaced too
         path = random_.choice(list(_places(holder)))
         inner: Any = holder
         for key in path[:-1]:
@@ -214,7 +214,7 @@ def _places(value: Any, at: tuple = ()) -> Any:
 
 
 def as_bytes(random_: random.Random, text: str) -> bytes:
-    """The text as a file, whose bytes may be cut, changed or of another encoding."""
+    """Return the text as bytes that may be cut, changed or in another encoding."""
     content = text.encode("utf-8", "surrogatepass")
     what = random_.randrange(14)
     if what == 0:
@@ -234,7 +234,7 @@ def as_bytes(random_: random.Random, text: str) -> bytes:
 
 
 def json_text(value: Any, *, twice: bool = False) -> str:
-    """JSON with half characters as escapes; `twice` writes the first field a second time."""
+    """Return JSON with lone surrogates as escapes; `twice` repeats the first field."""
     text = json.dumps(value)
     if twice and isinstance(value, dict) and value:
         name = next(iter(value))
@@ -243,7 +243,7 @@ def json_text(value: Any, *, twice: bool = False) -> str:
 
 
 def write_rows(random_: random.Random, folder: Path, sound: list[Any]) -> Path:
-    """A file of rows, one to four, in any format that data may have."""
+    """Write one to four rows in any data format."""
     rows = [random_.choice(sound) for _ in range(random_.randint(1, 4))]
     hostile = [mutated(random_, row) if random_.random() < 0.7 else row for row in rows]
     kind = random_.choice(("jsonl", "jsonl", "jsonl", "json", "csv", "parquet"))
@@ -265,7 +265,7 @@ def write_rows(random_: random.Random, folder: Path, sound: list[Any]) -> Path:
 
 
 def _write_table(random_: random.Random, rows: list[Any], path: Path) -> bool:
-    """The rows as Parquet, a column of which may be there twice; whether Arrow takes them."""
+    """Write the rows as Parquet, perhaps with a duplicate column; return whether Arrow can."""
     try:
         table = pyarrow.Table.from_pylist([row for row in rows if isinstance(row, dict)])
         if table.num_columns and random_.random() < 0.15:
@@ -295,7 +295,7 @@ def _csv(random_: random.Random, rows: list[dict[str, Any]]) -> str:
 
 
 def write_preset(random_: random.Random, folder: Path) -> tuple[Path, list[str]]:
-    """A preset and overrides."""
+    """Write a preset; return it with overrides."""
     path = folder / "preset.yaml"
     value = mutated(random_, PRESET)
     text = json_text(value) if random_.random() < 0.5 else yaml.safe_dump(PRESET)
@@ -310,7 +310,7 @@ def write_preset(random_: random.Random, folder: Path) -> tuple[Path, list[str]]
 
 
 def write_samples(random_: random.Random, folder: Path) -> Path:
-    """A folder of lm-eval's samples and results."""
+    """Write a folder of lm-eval samples and results."""
     samples = folder / "lm-eval"
     samples.mkdir()
     lines = [
@@ -327,7 +327,7 @@ def write_samples(random_: random.Random, folder: Path) -> Path:
 
 
 def write_run(random_: random.Random, folder: Path) -> None:
-    """A finished run of two rows a file, with scores.json of each model, one file of it hostile."""
+    """Write a finished run with two rows per file, one of its files malformed."""
     make_run(folder)
     results = json.loads((folder / "results.json").read_text("utf-8"))
     for model in MODELS:
@@ -349,7 +349,7 @@ def write_run(random_: random.Random, folder: Path) -> None:
 
 
 def reply(random_: random.Random, code: str) -> bytes:
-    """The body of a judge's reply, most often a sound one around an odd text."""
+    """Return the body of a judge reply, usually a valid one with an unusual text."""
     sound = json.loads(json.dumps(REPLY).replace("abcdefgh", code))
     if random_.random() < 0.3:
         return as_bytes(random_, json_text(mutated(random_, sound)))

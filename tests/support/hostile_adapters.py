@@ -1,4 +1,4 @@
-"""Adapters of every kind that PEFT saves, and what may be wrong with one, made from a seed."""
+"""Generate adapters of every PEFT type and defects of them, reproducible from a seed."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ LORA: dict[str, dict[str, Any]] = {
     "alphas": {"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 32, "v_proj": 1}},
     "rslora with ranks": {"use_rslora": True, "rank_pattern": {"q_proj": 4}},
 }
-# Loaded with other logits than were trained, or not at all, so that a sentence is due.
+# PEFT loads these with different logits or not at all, so they must be refused.
 REFUSED_LORA: dict[str, dict[str, Any]] = {
     "pissa, approximate": {"init_lora_weights": "pissa_niter_4"},
     "pissa, approximate, no iterations": {"init_lora_weights": "pissa_niter_0"},
@@ -79,7 +79,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
 def config_of(kind: str) -> peft.PeftConfig:
-    """The configuration of a kind, over a tiny model."""
+    """Return the configuration of an adapter type for a tiny model."""
     if kind in OTHERS:
         config = OTHERS[kind]()
         config.task_type = "CAUSAL_LM"
@@ -89,7 +89,7 @@ def config_of(kind: str) -> peft.PeftConfig:
 
 
 def save_adapter(kind: str, folder: Path, *, base: Path, seed: int = 0) -> torch.Tensor:
-    """Save an adapter of a kind as PEFT does after training; returns its logits of `IDS`."""
+    """Save an adapter as PEFT does after training; return its logits for `IDS`."""
     torch.manual_seed(seed)
     model: Any = peft.get_peft_model(make_tiny_model(), config_of(kind)).eval()
     with torch.no_grad():
@@ -102,8 +102,8 @@ def save_adapter(kind: str, folder: Path, *, base: Path, seed: int = 0) -> torch
     return logits
 
 
-# What may be wrong with an adapter: (folder, chance) -> what was done, and whether it must be
-# refused (True), must compute as before (False), or may do either in a sentence (None).
+# Defects of an adapter: (folder, rng) -> a description, and whether it must be refused (True), must
+# compute as before (False), or may do either (None).
 Wrong = tuple[str, bool | None]
 
 
@@ -181,7 +181,7 @@ def _double(folder: Path, chance: random.Random) -> Wrong:
 
 
 class Writes:
-    """Writes a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return (open, ("unpickled.txt", "w"))
@@ -288,5 +288,5 @@ WAYS: tuple[Callable[[Path, random.Random], Wrong], ...] = (
 
 
 def make_wrong(folder: Path, chance: random.Random) -> Wrong:
-    """Do one thing wrong to a saved adapter."""
+    """Add one defect to a saved adapter."""
     return chance.choice(WAYS)(folder, chance)

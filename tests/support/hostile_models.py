@@ -1,4 +1,4 @@
-"""Model folders, tokenizers and adapters with one thing wrong in each, made from a seed."""
+"""Generate model folders and tokenizers with one defect each, reproducible from a seed."""
 
 import json
 import random
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Values that no field of a model is expected to hold, and some that only one kind of field is.
+# Values that no field of a model expects, and some that only certain fields do.
 ODD: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 3, 2**31, 10**9, 10**18, 10**30, 0.5, -0.5, 1e308),
     *("", "x", "auto", "a\nb", "\ud800", "\x1b[2J", "../../x", "pissa_niter_1000000000"),
     *([], [0], [-1], ["x"], [None], [10**9], {}, {"x": 1}, {"rope_type": "x"}, {"": None}),
     *([[[]]], {"rope_type": "yarn", "factor": "x"}, "(a+)+$", ["x"] * 1000, "x" * 10_000),
 )
-# Fields that a configuration may have and the saved ones do not.
+# Fields that a configuration may have but the saved ones lack.
 MORE = {
     "config.json": (
         *("rope_scaling", "rope_parameters", "return_dict", "quantization_config", "layer_types"),
@@ -49,7 +49,7 @@ MORE = {
 
 
 def damage(folder: Path, seed: int) -> str:
-    """Make one file of a model folder wrong; returns what was done, in words."""
+    """Damage one file of a model folder; return a description."""
     chance = random.Random(seed)
     named = [name for name in (*MORE, "tokenizer.json") if (folder / name).is_file()]
     kinds: tuple[Callable[[Path, random.Random], str], ...]
@@ -62,7 +62,7 @@ def damage(folder: Path, seed: int) -> str:
 
 
 def _field(path: Path, chance: random.Random) -> str:
-    """A field of the file's top level gets an odd value, or two do."""
+    """Set one or two top-level fields to unusual values."""
     content = json.loads(path.read_text(encoding="utf-8"))
     changes = {
         key: chance.choice(ODD)
@@ -73,7 +73,7 @@ def _field(path: Path, chance: random.Random) -> str:
 
 
 def _inside(path: Path, chance: random.Random) -> str:
-    """A value at any depth becomes an odd one, or goes."""
+    """Replace or remove a value at any depth."""
     content = json.loads(path.read_text(encoding="utf-8"))
     places: list[tuple[Any, Any]] = []
     trail: list[str] = []
@@ -99,7 +99,7 @@ def _inside(path: Path, chance: random.Random) -> str:
 
 
 def _text(path: Path, chance: random.Random) -> str:
-    """The file's text is damaged."""
+    """Damage the text of the file."""
     text = path.read_bytes()
     kinds = {
         "cut off": text[: chance.randrange(len(text))],
@@ -118,7 +118,7 @@ def _text(path: Path, chance: random.Random) -> str:
 
 
 def _header(folder: Path, chance: random.Random) -> str:
-    """The header of the weights is damaged."""
+    """Damage the header of the weights."""
     path = next(folder.glob("*.safetensors"))
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
@@ -145,6 +145,6 @@ def _header(folder: Path, chance: random.Random) -> str:
 
 
 def hostile_copy(good: Path, into: Path, seed: int) -> str:
-    """A copy of a good model folder with one thing wrong; returns what, in words."""
+    """Copy a valid model folder with one defect; return a description."""
     shutil.copytree(good, into)
     return damage(into, seed)

@@ -1,6 +1,6 @@
-"""Local folders in the place of the hub: real configurations, rows in real data sets' columns.
+"""Local folders that replace the hub: real configurations, rows with the columns of real data sets.
 
-Weights are a file without tensors: what plans and checks never reads them.
+The weight file has no tensors: planning and checks never read them.
 """
 
 import json
@@ -14,7 +14,7 @@ from sft.config.preset import load_preset
 from sft.config.sections import Preset, Source
 from sft.system.atomic_files import write_jsonl
 
-# The authors' config.json of each base that a preset names, as far as shapes go.
+# Shapes from the published config.json of each base that a preset names.
 CONFIGS = {
     "deepseek-ai/deepseek-llm-7b-base": (
         "llama",
@@ -133,7 +133,7 @@ def _pair(i, answer):
     return row | {"messages": chosen, "score_chosen": 8.0, "score_rejected": 4.0}
 
 
-# A row of each data set that a preset names, in its own columns.
+# A row of each data set that a preset names, with its columns.
 ROWS = {
     "meta-math/MetaMathQA": _math,
     "ise-uiuc/Magicoder-Evol-Instruct-110K": _code,
@@ -145,7 +145,7 @@ ROWS = {
 def stand_in(
     path: Path, folder: Path, tokenizer, *, depth: int | None = 2, words: int = 20, rows: int = 40
 ) -> list[str]:
-    """Overrides that put local folders in the place of all that a preset takes from the hub.
+    """Return overrides that replace everything a preset loads from the hub by local folders.
 
     Args:
         depth: layers of the stand-in; None keeps all.

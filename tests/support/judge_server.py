@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible server whose replies a test decides, request by request."""
+"""A local OpenAI-compatible server whose replies are set by a test for each request."""
 
 import json
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# Of a request's body and its number (from 0): what `_Handler.do_POST` sends.
+# (body of a request, its number from 0) -> the reply that `_Handler.do_POST` sends.
 Script = Callable[[dict[str, Any], int], "tuple[int, dict[str, str], bytes]"]
 
 
@@ -40,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def completion(text: str | None, *, usage: tuple[int, int] = (100, 10)) -> bytes:
-    """The body of a chat.completions reply."""
+    """Return the body of a chat.completions reply."""
     counts = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
     message = {"role": "assistant", "content": text}
     return json.dumps({"choices": [{"message": message}], "usage": counts}).encode()

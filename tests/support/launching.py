@@ -1,4 +1,4 @@
-"""Scripts run in processes of their own, and the mark of tests that take minutes."""
+"""Run scripts in separate processes, and mark tests that take minutes."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from files import ROOT
 
-# What would bring the suite near its limit of 20 minutes on a slow machine.
+# Tests that would bring the suite near its limit of 20 minutes on a slow machine.
 long = pytest.mark.skipif(
     not os.environ.get("TRUING_LONG"), reason="takes minutes; TRUING_LONG=1 runs it"
 )
 
 
 def reported_by(script: str, folder: Path, *arguments: str) -> Any:
-    """What a script of tests/benchmarks writes with --json, run in a process of its own."""
+    """Run a script of tests/benchmarks in a separate process; return what it writes with --json."""
     report = folder / "report.json"
     done = subprocess.run(
         [sys.executable, ROOT / "tests/benchmarks" / script, "--json", report, *arguments],
@@ -31,7 +31,7 @@ def reported_by(script: str, folder: Path, *arguments: str) -> Any:
 
 
 def in_two_processes(script: str, *args: str) -> None:
-    """Run a script by two processes that can meet (gloo); each has to end by printing "done"."""
+    """Run a script in two processes connected by gloo; each must print "done" at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

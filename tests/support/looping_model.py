@@ -1,4 +1,4 @@
-"""A model whose answers repeat without end, and prompts for it."""
+"""A model whose answers repeat endlessly, and prompts for it."""
 
 from tiny_models import make_tiny_model
 
@@ -16,6 +16,6 @@ PROMPTS = [
 
 
 def looping_model(width, seed):
-    """A random one-layer model: greedy decoding of such a model runs into loops of its own."""
+    """Return a random one-layer model; its greedy decoding runs into loops."""
     model = make_tiny_model(seed, initializer_range=width, hidden_size=16, num_hidden_layers=1)
     return enable_scoring(model)

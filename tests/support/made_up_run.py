@@ -1,4 +1,4 @@
-"""A finished run directory, made up: four models, four tasks, English and Chinese; no weights."""
+"""An invented finished run directory: four models, four tasks, two languages, no weights."""
 
 import json
 import random
@@ -45,7 +45,7 @@ PROMPTS = {
 
 
 def make_results() -> dict[str, Any]:
-    """results.json with plausible numbers; its intervals and p-values are invented too."""
+    """Return results.json with plausible, invented numbers, intervals and p-values."""
     results: dict[str, Any] = {"models": MODELS, "repetition": {}, "benchmarks": {}, "deltas": []}
     for model, rate in RATES.items():
         half = 0.5 * rate * (1 - rate) + 0.008
@@ -100,16 +100,16 @@ def make_results() -> dict[str, Any]:
 
 
 def generation(model: str, number: int, rng: random.Random) -> dict[str, Any]:
-    """A row of generations.jsonl; tokens are four characters (English) or two (Chinese)."""
+    """Return a row of generations.jsonl; tokens have four characters (English) or two (Chinese)."""
     language = "en" if number % 5 < 3 else "zh"
     category, prompt = PROMPTS[language][number % len(PROMPTS[language])]
-    # One prompt still loops with the last model, and loops in none of them are the rule.
+    # One prompt still loops with the last model; most loop with none.
     rate = RATES[model] if number != 7 else 1.0
     repeats = rng.random() < rate
     size = 4 if language == "en" else 2
     lead = ANSWERS[language] * (1 if number % 3 else 5)
     loop = LOOPS[language]
-    # An answer that loops is stored up to twice the cap.
+    # A looping answer is stored up to twice the cap.
     text = (lead + loop * 800)[: 800 * size] if repeats else lead.strip()
     start = len(lead) // size
     num_tokens = len(text) // size
@@ -132,7 +132,7 @@ def generation(model: str, number: int, rng: random.Random) -> dict[str, Any]:
 
 
 def make_run(run_dir: Path) -> Path:
-    """A finished run directory as the main job leaves it, without weights."""
+    """Write a finished run directory as the chain does, without weights."""
     rng = random.Random(0)
     write_rows(run_dir / "results.json", [make_results()])
     for model in MODELS:
@@ -140,7 +140,7 @@ def make_run(run_dir: Path) -> Path:
         write_rows(run_dir / "eval" / model / "generations.jsonl", rows)
         for task in SCORES:
             score = SCORES[task][MODELS.index(model)]
-            # The base alone knows question 0, whatever the scores: a verdict that is lost.
+            # Only the base answers question 0 correctly, at any score: a lost verdict.
             rights = [model == "base"] + [rng.random() < score for _ in range(29)]
             samples = [benchmark_row(task, model, i, right) for i, right in enumerate(rights)]
             write_rows(run_dir / "eval" / model / "samples" / f"{task}.jsonl", samples)

@@ -1,4 +1,4 @@
-"""Two small benchmark tasks as files, by choice and in writing, over the same eight questions."""
+"""Two small benchmark task files, multiple-choice and generated, over the same eight questions."""
 
 import json
 import random
@@ -37,7 +37,7 @@ NAMES = ["mine_choice", "mine_written"]
 
 
 def write_tasks(tmp_path):
-    """Two tasks of eight documents in four passages, their files relative to the task files."""
+    """Write two tasks of eight documents in four passages, with relative data paths."""
     rng = random.Random(0)
     words = ["sea", "road", "tea", "snow", "a long answer", "cat"]
     rows = [

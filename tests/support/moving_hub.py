@@ -1,4 +1,4 @@
-"""A local server with the hub's API: models and datasets whose main branch moves."""
+"""A local server with the API of the hub: models and datasets whose main branch moves."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ class MovingHub:
         self.asked: list[str] = []  # paths of the requests
 
     def push(self, name: str, folder: Path, *, kind: str = "model", tag: str | None = None) -> str:
-        """Put a folder's files on main; returns the commit."""
+        """Commit the files of a folder to main; return the commit."""
         commits = self.commits.setdefault((kind, name), {})
         commit = hashlib.sha1(f"{name} {len(commits)}".encode()).hexdigest()
         commits[commit] = folder
@@ -42,7 +42,7 @@ class MovingHub:
 
 @contextmanager
 def serving(hub: MovingHub) -> Iterator[str]:
-    """The address of a server of this hub, on the loopback interface."""
+    """Yield the address of a server of this hub on the loopback interface."""
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()

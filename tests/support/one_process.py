@@ -1,4 +1,4 @@
-"""Check that a program that is isolated from its tests passes them as in one plain process."""
+"""Check that a program passes its tests isolated as it does in one process."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ CONFINED = find_isolation(RunCode.CONFINED)
 
 
 def assert_passes_as_in_one_process(program, tests, monkeypatch, *, start="", entry="f"):
-    """Run the tests in this process, then isolated from the program: both pass."""
+    """Assert that the tests pass in this process and isolated from the program."""
     module = types.ModuleType("program")
     monkeypatch.setitem(sys.modules, "program", module)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):

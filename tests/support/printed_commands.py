@@ -1,9 +1,9 @@
-"""The commands that the documentation prints, each put before the parser that would read it.
+"""Parse every command in the documentation with the parser of its script.
 
 A command is a line of a ```sh block or a code span of Markdown that begins with a program, an
 indented line of a module's docstring, or one of a comment at the head of a YAML file or a script.
-Nothing is trained or fetched: a recipe's own `main` reads its arguments and its preset and stops
-where the work would begin, a benchmark's stops behind its parser. Paths are as in the checkout.
+Nothing is trained or downloaded: `main` of a recipe reads its arguments and its preset and stops
+before the work, `main` of a benchmark stops after its parser. Paths are as in the checkout.
 """
 
 import argparse
@@ -32,10 +32,10 @@ from sft.config.sections import Preset
 from sft.errors import UserError
 from sft.planning.devices import named_machine
 
-# What a reader puts in the place of a word in capitals, where the word itself is no such value.
+# Values for placeholders in capitals.
 READERS_WORD = {"PRESET": "recipes/presets/own_model.yaml", "SEED": "0", "S": "0", "R": "0"}
 READERS_WORD |= {"N": "2", "M": "2", "TOTAL": "16"}
-# Programs whose arguments are not looked at, and why.
+# Programs whose arguments are not parsed, and why.
 NOT_OURS = {
     "transformers": "chat and serve need extras that are not installed for the tests",
     "venv": "Python's own (make)",
@@ -47,7 +47,7 @@ NOT_OURS = {
 
 @dataclass(frozen=True)
 class Command:
-    """A printed command: its words as a shell splits them, and its file."""
+    """A documented command: its words as a shell splits them, and its file."""
 
     words: tuple[str, ...]
     file: str
@@ -57,7 +57,7 @@ class Command:
 
 
 def commands(text: str, *, file: str) -> list[Command]:
-    """All commands of a text; its kind is told by the file's name."""
+    """Yield all commands of a text; the file name determines its kind."""
     if file.endswith(".md"):
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         lines = [line for block in blocks for line in _lines(block)]
@@ -75,13 +75,13 @@ def commands(text: str, *, file: str) -> list[Command]:
 
 
 def code_spans(text: str) -> list[str]:
-    """The code of a Markdown text's running lines, each on one line."""
+    """Yield the code spans of Markdown prose, each on one line."""
     running = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", running)]
 
 
 def problem(command: Command) -> str | None:
-    """What its reader would be told, in a sentence; None where it would begin to work."""
+    """Return the error that a user would see; None if the command would start to work."""
     meant = r"(?<!\w)({})(?!\w)".format("|".join(READERS_WORD))
     return _problem(
         [re.sub(meant, lambda found: READERS_WORD[found.group()], word) for word in command.words]
@@ -89,18 +89,18 @@ def problem(command: Command) -> str | None:
 
 
 def known_key(name: str) -> str | None:
-    """The same for `section.key` or `section.key=value` alone, over a preset that trains LoRA."""
+    """Do the same for `section.key` or `section.key=value` with a LoRA preset."""
     key, _, value = name.partition("=")
     try:
         load_preset(ROOT / READERS_WORD["PRESET"], overrides=[f"{key}={value or 'null'}"])
     except UserError as error:
-        # A key that is named without a value need not take null.
+        # A key that is named without a value need not accept null.
         return str(error) if value or "unknown key" in str(error) else None
     return None
 
 
 def options(script: str) -> set[str]:
-    """The options that a script takes."""
+    """Return the options of a script."""
     stopped = _stopped_behind_the_parser(ROOT / script, ["--help"])
     return set() if isinstance(stopped, str) else set(stopped._option_string_actions)
 
@@ -115,7 +115,7 @@ def _program(line: str) -> str:
 
 
 def _words(line: str) -> list[str]:
-    """A line as a shell reads it; `[what may be left out]` is there, `...` is not."""
+    """Split a line as a shell does; `[optional]` words are kept, `...` is dropped."""
     line = re.sub(r"(?<=\s)\[([^\[\]{}]*)\]", r"\1", line)
     return [w for w in shlex.split(line, comments=True) if w not in ("...", "section.key=value")]
 
@@ -136,13 +136,13 @@ def _read_somewhere(variable: str) -> str | None:
 
 
 def commands_of_make(*targets: str) -> list[Command]:
-    """What make would run for targets on a fresh clone.
+    """Return the commands that make would run for targets on a fresh clone.
 
     Raises:
-        subprocess.CalledProcessError: it knows no such target.
+        subprocess.CalledProcessError: there is no such target.
     """
     command = ["make", "--dry-run", "--always-make", *targets]
-    # `make test` runs this too: a make inside a make would print which directory it enters.
+    # `make test` runs this too: a nested make would print the directory that it enters.
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     outside.pop("MFLAGS", None)
     done = subprocess.run(
@@ -162,7 +162,7 @@ def _make(arguments: list[str]) -> str | None:
 def _accelerate(arguments: list[str]) -> str | None:
     if arguments[:1] != ["launch"]:
         return "accelerate is documented with `launch` alone"
-    if not any(argument.endswith(".py") for argument in arguments):  # said of any recipe
+    if not any(argument.endswith(".py") for argument in arguments):  # in the help of any recipe
         arguments.append("recipes/sft_then_dpo.py")
     given = _quietly(lambda: launch_command_parser().parse_args(arguments[1:]))
     if isinstance(given, str):
@@ -202,7 +202,7 @@ def _script(name: str, arguments: list[str]) -> str | None:
 
 
 def _stopped_before_work(path: Path, arguments: list[str]) -> str | None:
-    """Run a recipe's `main` with nothing in the place of its work."""
+    """Run `main` of a recipe without its work."""
     module = importlib.import_module(f"recipes.{path.stem}")
     work, accept = WORK[f"recipes/{path.name}"]
 
@@ -218,11 +218,11 @@ def _stopped_before_work(path: Path, arguments: list[str]) -> str | None:
 
 
 class _Parsed(Exception):
-    """Raised behind a parser that took its arguments."""
+    """Raised after a parser has accepted its arguments."""
 
 
 def _stopped_behind_the_parser(path: Path, arguments: list[str]) -> Any:
-    """Run a script's `main` to where its arguments are read; its parser, or what that said."""
+    """Run `main` of a script until its arguments are read; return its parser or the error."""
     seen: list[argparse.ArgumentParser] = []
     whole = argparse.ArgumentParser.parse_args
 
@@ -244,7 +244,7 @@ def _stopped_behind_the_parser(path: Path, arguments: list[str]) -> Any:
 
 
 def _quietly(work: Callable[[], Any], *, said_only: bool = False) -> Any:
-    """What `work` returns, or the sentence with which it refused."""
+    """Return the result of `work`, or the sentence of its error."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
@@ -293,12 +293,12 @@ def _sbatch(arguments: list[str]) -> str | None:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """In the place of a recipe's work."""
+    """Replace the work of a recipe."""
 
 
 def _compare(preset: Preset, _: Any) -> None:
-    """Tasks are files of the preset, or else those of the paper's protocol, which
-    tests/eval/tasks/test_paper_tasks.py looks up: lm-eval's own index takes long to read."""
+    """Check the tasks: files of the preset, or tasks of the paper's protocol, which
+    tests/eval/tasks/test_paper_tasks.py checks, since reading lm-eval's index is slow."""
     protocol = (ROOT / "recipes/paper/protocol.yaml").read_text(encoding="utf-8")
     for task in preset.eval.tasks:
         file = ROOT / (preset.eval.task_dir or "recipes/paper/tasks") / f"{task}.yaml"
@@ -311,7 +311,7 @@ def _plan(*_: Any, device: str | None, **__: Any) -> None:
         named_machine(device)
 
 
-# What each recipe's main calls when all arguments are read, and what is put there.
+# The function that `main` of each recipe calls after reading its arguments, and its replacement.
 WORK = {
     "recipes/sft_then_dpo.py": ("chain", _nothing),
     "recipes/base_vs_chat.py": ("compare", _compare),
@@ -334,7 +334,7 @@ PROGRAMS: dict[str, Callable[[list[str]], str | None]] = {
 
 
 def documents() -> Iterator[Path]:
-    """Every file that prints commands for a reader."""
+    """Return every file that documents commands."""
     yield from (p for p in (*ROOT.glob("*.md"), *(ROOT / "recipes").rglob("*.md")))
     yield from (ROOT / "recipes").rglob("*.py")
     yield from (ROOT / "tests" / "benchmarks").glob("*.py")

@@ -1,4 +1,4 @@
-"""Files of rows for the tests of readers, and their chats."""
+"""Row files for the tests of readers, and their chats."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from sft.data.sources import read_sft
 GOOD = {"prompt": "a", "response": "b"}
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 CHAT_LINE = json.dumps(GOOD)
-# One hand-made row of each format; each is read as CHAT.
+# One hand-written row of each format; each is read as CHAT.
 FORMATS = {
     "openai": {"messages": CHAT},
     "openai parts": {
@@ -65,7 +65,7 @@ def messages_of(tmp_path, row, **source):
 
 
 def check_row(row):
-    """The promises of a row: any later part may rely on them."""
+    """Assert the invariants of a row that later code relies on."""
     if "text" in row:
         assert row["text"].strip() and "messages" not in row
     messages = row.get("messages", [])
@@ -82,7 +82,7 @@ def check_row(row):
 
 
 def read_given(tmp_path, *rows, on_error="stop", **source):
-    """Read rows from a file that is written for them."""
+    """Write rows to a file and read them."""
     return read(write(tmp_path / "rows.jsonl", rows), on_error=on_error, **source)
 
 

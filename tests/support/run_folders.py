@@ -1,4 +1,4 @@
-"""Small run directories and exported folders, and every byte that they hold."""
+"""Small run directories and exported folders, and their contents."""
 
 from sft.config.sections import ModelSection, Preset, RunSection
 from sft.run.directory import open_run
@@ -13,13 +13,13 @@ def preset(folder, seed=0):
 
 
 def contents(folder):
-    """Every file below a folder with its bytes, but of the lock."""
+    """Return every file of a folder with its bytes, except the lock."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def run_of(folder):
-    """A run with a finished stage, whose model a library wrote as a whole folder."""
+    """Write a run with a finished stage, whose model folder a library wrote."""
     with open_run(preset(folder)):
         write_environment(folder, preset(folder))
         stage = Stage(folder / "1-sft-all", {"rows": "x"})

@@ -1,10 +1,10 @@
-"""A byte-level tokenizer and a two-layer random Llama, made in the process and offline."""
+"""A byte-level tokenizer and a random two-layer Llama, built in-process and offline."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-# A model of any family, to which each adds what is its own.
+# Options common to models of all families.
 FAMILY = {
     "vocab_size": 260,
     "hidden_size": 32,
@@ -19,7 +19,7 @@ FAMILY = {
 
 
 def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, four special tokens, no BOS, no template."""
+    """Return a tokenizer with one token per byte, four special tokens, no BOS, no template."""
     specials = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
@@ -34,7 +34,7 @@ def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_tiny_model(seed: int = 0, **overrides) -> LlamaForCausalLM:
-    """A random Llama small enough for every test; `overrides` are LlamaConfig's."""
+    """Return a small random Llama; `overrides` are options of LlamaConfig."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         **{

@@ -1,4 +1,4 @@
-"""A base model, rows of two kinds, prompts and a task, all tiny, and a preset over them."""
+"""A tiny base model, rows of two kinds, prompts, a task, and a preset for them."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def chat(question, answer):
 
 
 def build_world(folder: Path, tokenizer: Any, **stage: Any) -> Path:
-    """Write all of it into `folder`; `stage` are options of every training stage."""
+    """Write all files to `folder`; `stage` has options of every training stage."""
     make_tiny_model().save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows = [{"messages": chat(f"{i}+{i}", str(2 * i)), "kind": "math"} for i in range(12)] + [
@@ -53,7 +53,7 @@ def build_world(folder: Path, tokenizer: Any, **stage: Any) -> Path:
         "max_length": 128,
     } | stage
     preset = {
-        # In a stage of seconds no look at loops would be worth its time.
+        # No loop check would fit the time budget of a stage of seconds.
         "run": {"dir": str(folder / "run"), "loop_budget": 0},
         "model": {"name_or_path": str(folder / "base"), "dtype": "float32"},
         "data": {"sft": [{"path": str(folder / "rows.jsonl")}]},
@@ -77,7 +77,7 @@ def build_world(folder: Path, tokenizer: Any, **stage: Any) -> Path:
 
 
 def foreign_files(run: Path) -> list[Path]:
-    """What is in a run directory without being named in the list of what the run wrote."""
+    """Return files of a run directory that are not on the list of files that the run wrote."""
     marker = read_marker(run)
     assert marker is not None, f"{run} has no marker"
     return marker.strangers(marker.folder)

@@ -1,4 +1,4 @@
-"""A short SFT training on a tiny model."""
+"""Run a short SFT training of a tiny model."""
 
 import logging
 

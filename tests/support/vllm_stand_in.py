@@ -1,11 +1,11 @@
-"""What this project touches of vLLM 0.33, computed by transformers a row at a time.
+"""A stand-in for the parts of vLLM 0.33 that this project uses, computed by transformers.
 
-The signatures are vLLM's, as far as they are touched, and what is not is refused; so are the rules
-that matter here: a prompt must leave room for a token, an answer's token ids hold the stop id or
-the token that completes a stop string, stop strings are looked for in text that is decoded token by
-token behind the prompt, and prompt log-probabilities hold each token and the likeliest. Only the
-draws are not vLLM's: one uniform number a token, as `eval.generation.generate` draws, so that they
-can be compared. `install` lays it out as a package for another process.
+Signatures are those of vLLM; anything else is refused. These rules of vLLM are implemented: a
+prompt must leave space for one token; token ids of an answer include the stop id or the token that
+completes a stop string; stop strings are searched in text that is decoded token by token after the
+prompt; prompt log-probabilities hold each token and the most likely one. Random draws differ from
+vLLM: one uniform number per token, as in `eval.generation.generate`, so that the two can be
+compared. `install` writes it as a package for another process.
 """
 
 import shutil
@@ -21,7 +21,7 @@ __version__ = "0.33.0"
 
 
 def install(folder: Path) -> Path:
-    """A folder for PYTHONPATH, in which this file is the package `vllm`, built for a CPU."""
+    """Return a folder for PYTHONPATH in which this file is the package `vllm`, for a CPU."""
     package = folder / "vllm"
     package.mkdir(parents=True)
     shutil.copy(__file__, package / "__init__.py")

@@ -1,7 +1,7 @@
 """Set up the tests of the vLLM backend, with the stand-in or with the real vLLM.
 
-TRUING_VLLM_PYTHON, a Python that has vLLM, replaces the stand-in by the real one. Its draws differ:
-sampled answers are then not compared.
+If TRUING_VLLM_PYTHON names a Python with vLLM, it replaces the stand-in. Its random draws differ,
+so sampled answers are not compared then.
 """
 
 import os
@@ -20,7 +20,7 @@ draws_as_ours = pytest.mark.skipif(bool(REAL), reason="vLLM draws its own number
 
 
 def on_path(patch, folder):
-    """Let a Python that is started from here find the packages in `folder`."""
+    """Let Python processes started from here find the packages in `folder`."""
     patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
     find_vllm.cache_clear()
 
@@ -32,7 +32,7 @@ def context_of(folder, tokenizer, **changes):
 
 
 def fake_package(folder, source, *, device="''"):
-    """A `vllm` of a few lines, where nothing is computed."""
+    """Write a `vllm` package of a few lines that computes nothing."""
     package = folder / "vllm"
     package.mkdir()
     (package / "__init__.py").write_text(source)
