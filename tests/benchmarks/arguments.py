@@ -1,6 +1,6 @@
-"""What the scripts of this folder take: counts, a file for the figures, the real data.
+"""Parse the arguments of the scripts of this folder: counts, a file for the figures, real data.
 
-A mistake is found before anything is measured, and ends a script with one sentence.
+An error is reported in one sentence before anything is measured.
 """
 
 import os
@@ -14,17 +14,17 @@ DATA = Path(os.environ.get("TRUING_REAL_DATA", CHECKOUT.parent / "shared" / "dat
 
 
 def count(text: str) -> int:
-    """A whole number above 0."""
+    """Parse a positive integer."""
     return _at_least(1, text)
 
 
 def count_or_none(text: str) -> int:
-    """A whole number, 0 for none."""
+    """Parse a non-negative integer; 0 means none."""
     return _at_least(0, text)
 
 
 def figures(text: str) -> Path:
-    """A file that can be written when the measuring is done, hours later."""
+    """Parse a path that is writable now, since it is written hours later."""
     path = Path(text)
     if not path.parent.is_dir():
         raise ArgumentTypeError(f"{path.parent} is no folder; make it first")
@@ -36,7 +36,7 @@ def figures(text: str) -> Path:
 
 
 def need_data(*names: str) -> None:
-    """See that the files and folders of the real data that a script reads are there.
+    """Check that the files and folders of the real data that a script reads exist.
 
     Raises:
         UserError: one is missing.

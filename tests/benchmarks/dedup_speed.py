@@ -1,11 +1,11 @@
-"""Time and memory of removing duplicates from made-up short chats.
+"""Measure time and memory of near-duplicate removal on generated short chats.
 
     python tests/benchmarks/dedup_speed.py --rows 1000000
 
-The target is a million rows in ten minutes and 4 GiB on two cores, reading included.
+The target is a million rows in ten minutes and 4 GiB on two cores, including reading.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -28,7 +28,7 @@ from sft.run.command import run_command
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--threshold", type=float, default=0.8)
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Make the chats, read and clean them, and print what that took."""
+    """Generate the chats, read and clean them, and print time and memory."""
     if not 0 < given.threshold <= 1:
         raise UserError(f"--threshold {given.threshold:g} must be above 0 and at most 1")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,18 +1,17 @@
-"""Benchmarks through our engine and through lm-eval's Hugging Face backend, printed as ratios.
+"""Compare the speed of benchmarks with lm-eval's Hugging Face backend, as ratios.
 
     python tests/benchmarks/eval_speed.py [--quick] [--repeats 3] [--json FILE]
 
-SmolLM2-135M's shape cut to 10 layers with random weights, float32 on a CPU; questions from
-TRUING_REAL_DATA by the task files of recipes/paper. Both score the same requests of the same tasks,
-in turn; medians count, and of lm-eval's batch sizes the fastest stands for it. A disagreement is a
-document on which the two differ in any score. Answers end by the model's own end-of-sequence, at
-random: after 117 tokens on average (GSM8K's own have 133), 2 of 64 not before the cap of 512;
-`gsm8k_endless` has the same questions and no end. `--quick` asks fewer questions, of both sides
-alike, once, and leaves that case out: a look that should fit ten minutes on two quiet cores, and no
-figure to quote.
+The model has the shape of SmolLM2-135M with 10 layers and random weights, in float32 on a CPU. The
+questions come from TRUING_REAL_DATA by the task files of recipes/paper. Both engines score the same
+requests in turn; medians are compared, with the fastest of several batch sizes for lm-eval. A
+disagreement is a document with any different score. Answers end at a random end-of-sequence token:
+after 117 tokens on average (133 in GSM8K's references), 2 of 64 only at the cap of 512; in
+`gsm8k_endless` no answer ends. `--quick` uses fewer questions, once, without that case: it takes
+about ten minutes on two idle cores and gives no figure to publish.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -46,17 +45,17 @@ CASES = {
     "hellaswag_0shot": ("hellaswag", 0, 100, 16, (1, 8, 16)),
     "mmlu_5shot": ("mmlu", 5, 60, 8, (1, 8, 16)),
     "arc_5shot": ("arc_challenge", 5, 60, 8, (1, 8, 16)),
-    # One by one takes minutes.
+    # Batch size 1 takes minutes.
     "gsm8k_generation": ("gsm8k", 0, 64, 16, (8, 16)),
     "gsm8k_endless": ("gsm8k", 0, 32, 0, (8, 16)),
 }
 TOKENIZER = "tokenizers/llama2-tinyllama"
-# The end-of-sequence's row of the head beside the others': greedy decoding chooses it now and then.
+# Length of the end-of-sequence row of the head: greedy decoding selects it now and then.
 END_WEIGHT = 1.7
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=count, default=3)
@@ -66,7 +65,7 @@ def main() -> int:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Every case by both sides; prints the ratios and writes all figures to `given.json`."""
+    """Run every case with both engines; print the ratios and write all figures to `given.json`."""
     need_data("eval", TOKENIZER)
     placement = choose_placement(ModelSection())
     model, tokenizer = make_model()
@@ -123,7 +122,7 @@ def make_model() -> tuple[Any, Any]:
 
 
 def set_end(model: Any, token: int, weight: float) -> None:
-    """Draw the head's row of a token anew, `weight` times as long as the others on average."""
+    """Redraw the head row of a token, `weight` times as long as the others on average."""
     rows = model.get_output_embeddings().weight
     drawn = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -133,8 +132,7 @@ def set_end(model: Any, token: int, weight: float) -> None:
 def backends(
     model: Any, tokenizer: Any, attention: str, sizes: tuple[int, ...]
 ) -> dict[str, Callable[[], LM]]:
-    """Each sets the attention that it is used with: ours what this machine chooses, sdpa for the
-    other."""
+    """Return both backends with their attention: the selected one for ours, sdpa for lm-eval."""
 
     def ours() -> LM:
         model.set_attn_implementation(attention)
@@ -152,7 +150,7 @@ def backends(
 
 
 def run(make: Callable[[], LM], *, task: str, shots: int, limit: int) -> tuple[float, list[Any]]:
-    """Seconds of a task, and each document's scores."""
+    """Return the seconds of a task and the scores of each document."""
     source = Tasks(str(CHECKOUT / "recipes" / "paper" / "tasks"), str(DATA))
     with quiet():
         loaded = load_tasks([task], source=source, shots=shots, seed=0, pinned=True)

@@ -1,14 +1,14 @@
-"""Answers that run to their cap: our generation beside transformers' own, printed as ratios.
+"""Compare generation up to the cap with transformers' `generate`, as ratios.
 
     python tests/benchmarks/generate_speed.py [--answers 16] [--cap 256] [--repeats 3]
 
-The model and the questions are those of `eval_speed.py`, greedy, and nothing ends an answer. Theirs
-is `model.generate` on prompts sorted by length and padded on the left, all in one batch and in
-batches of 8. The three take turns; processor seconds are compared, on one thread, so that other
-work on the machine matters little, and medians count.
+The model and the questions are those of `eval_speed.py`, decoded greedily; no answer ends before
+the cap. transformers gets prompts sorted by length and padded on the left, all in one batch and in
+batches of 8. The three run in turn on one thread; medians of CPU seconds are compared, so that
+other work on the machine has little effect.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -31,7 +31,7 @@ QUESTIONS = "eval/gsm8k_test.jsonl"
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--answers", type=count, default=16)
     parser.add_argument("--cap", type=count, default=256)
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Have the three write the same answers in turn, and print the medians."""
+    """Generate the same answers in the three ways in turn, and print the medians."""
     need_data(QUESTIONS, TOKENIZER)
     torch.set_num_threads(1)
     model, tokenizer = make_model()

@@ -1,14 +1,14 @@
-"""What we compute on a CPU by operations of our own order, beside torch's, as ratios.
+"""Compare CPU attention and linear layers of this project with torch's, as ratios.
 
     python tests/benchmarks/kernel_speed.py
 
-Attention in bfloat16 by tiles (`sft.packing.tiled_attention`), forward and backward, on a chat of
-some length and on an answer behind a prompt as DPO has it; beside the ratio stands how far either
-lies from attention in float64. Linear layers in float32 over the few rows of decoding
-(`sft.model.cpu_linear`), those of ten layers of SmolLM2-135M. Medians of interleaved repeats.
+Tiled attention in bfloat16 (`sft.packing.tiled_attention`), forward and backward, on chats of
+several lengths and on an answer after a prompt as in DPO, with the error of both relative to
+attention in float64. Linear layers in float32 on the few rows of decoding (`sft.model.cpu_linear`),
+those of ten layers of SmolLM2-135M. Medians of interleaved repeats.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -35,13 +35,13 @@ LAYERS, REPEATS = 10, 15
 
 
 def main() -> int:
-    """Refuse arguments and measure; the exit codes are those of `run_command`."""
+    """Refuse arguments and measure; exit as `run_command` does."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     return run_command(measure, goes_on=False)
 
 
 def measure() -> None:
-    """Print the ratios of every shape and every number of rows."""
+    """Print the ratios for every shape and number of rows."""
     torch.manual_seed(0)
     print("attention, bfloat16: tiles against torch's kernel")
     for shape in SHAPES:
@@ -64,7 +64,7 @@ def attention(trunk: int, *branches: int) -> None:
         return tiled_attention(*inputs, row)
 
     def kernel(*inputs: torch.Tensor) -> torch.Tensor:
-        # A branch sees its trunk and itself: with one branch, plain causal attention.
+        # A branch attends to its trunk and itself: with one branch, plain causal attention.
         return scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True)
 
     states = [drawn(HEADS), drawn(GROUPS), drawn(GROUPS)]
@@ -83,7 +83,7 @@ def learnt(run: Callable[..., torch.Tensor], states: list[torch.Tensor]) -> list
 
 
 def distance(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
-    """The largest, over output and gradients, as a share of their length."""
+    """Return the largest relative error over output and gradients."""
     pairs = zip(found, exact, strict=True)
     return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
 
@@ -99,7 +99,7 @@ def linear_layers(count: int, matrices: list[torch.Tensor]) -> None:
 
 
 def side_by_side(ours: Callable[[], object], theirs: Callable[[], object]) -> list[float]:
-    """Milliseconds of each."""
+    """Return the milliseconds of each function."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):
         for run, found in zip((ours, theirs), times, strict=True):

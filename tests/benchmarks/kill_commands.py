@@ -1,12 +1,12 @@
-"""Kill the commands around the chain at random instants, start them again, compare.
+"""Kill the commands around the chain at random instants, restart them, and compare the results.
 
     python tests/benchmarks/kill_commands.py [--launched N] [--exports N] [--comparisons N]
                                              [--answers N] [--json FILE] [--seed S]
 
-`accelerate launch` of the chain (one process and two; the launcher alone is hit, or all processes),
-`export.py`, `base_vs_chat.py` and `open_ended.py` (without a judge), each hit by SIGKILL, SIGTERM,
-SIGINT or SIGHUP until it ends by itself. Its outcome has to be that of a start that nothing hit;
-the run that it reads, and the files that lie next to what it writes, have to keep every byte.
+The commands are `accelerate launch` of the chain (one and two processes; the signal goes to the
+launcher or to all processes), `export.py`, `base_vs_chat.py` and `open_ended.py` (without a judge).
+Each gets SIGKILL, SIGTERM, SIGINT or SIGHUP until it ends without one. Its result must equal that
+of an undisturbed start; the run that it reads and the files next to its outputs must not change.
 """
 
 import argparse
@@ -43,7 +43,7 @@ LAUNCHES = {
         *("--num_processes", "2", "--main_process_port", "0"),
     ],
 }
-# Given how to hit it, starts a command; returns how it ended.
+# Starts a command with the given disturbance; returns how it ended.
 Start = Callable[..., Ended]
 
 
@@ -109,7 +109,7 @@ def measure(folder: Path, given: argparse.Namespace) -> dict:
 
 
 def plant(folder: Path) -> dict[Path, str]:
-    """Files of the user next to, and named like, what the commands write."""
+    """Write user files next to, and named like, the outputs of the commands."""
     names = ("thesis.txt", "out.tmp/thesis.txt", "run.tmp/thesis.txt", "compared.tmp/thesis.txt")
     planted = {folder / name: f"words of {name}" for name in names}
     for path, text in planted.items():
@@ -121,7 +121,7 @@ def plant(folder: Path) -> dict[Path, str]:
 def hit(
     start: Start, to: Path, lot: random.Random, count: int, *, result: Callable[[Path], dict]
 ) -> dict:
-    """Starts that were hit, how many ended by the code of the signal, whose outcomes are equal."""
+    """Return the disturbed starts, how many exited with the signal, and which results are equal."""
     begun = time.monotonic()
     ended = start()
     assert set(ended.codes) == {0}, ended.said[-3000:]
@@ -152,14 +152,14 @@ def hit(
 
 
 def way(start: Start, lot: random.Random) -> dict[str, bool]:
-    """Which processes a signal reaches."""
+    """Return the processes that get the signal."""
     name = "launcher_alone" if isinstance(start.__self__, Launched) else "all_ranks"
     return {name: coin(lot)}
 
 
 def in_order(start: Start, ended: Ended, signum: int) -> bool:
-    """Whether a start that was hit ended in order. `accelerate launch --quiet` returns 1 for any
-    end of its process; the launcher of several adds a traceback of its own."""
+    """Return whether a disturbed start exited as expected. `accelerate launch --quiet` returns 1
+    for any exit of its process; the launcher of several processes adds a traceback."""
     if signum == signal.SIGKILL:
         return True
     if not isinstance(start.__self__, Launched):
@@ -169,18 +169,18 @@ def in_order(start: Start, ended: Ended, signum: int) -> bool:
 
 
 def measured(to: Path) -> dict:
-    """What a comparison has measured: results, and every answer."""
+    """Return the results and answers of a comparison."""
     files = {str(p.relative_to(to)): file_hash(p) for p in sorted(to.glob("eval/**/*.jsonl"))}
     return {"results": read_json(to / "results.json"), "files": files}
 
 
 def answered(to: Path) -> dict:
-    """Every answer of `open_ended.py`."""
+    """Return every answer of `open_ended.py`."""
     return contents(to / "answers")
 
 
 def contents(folder: Path) -> dict:
-    """Every file of a folder by its hash, but for locks."""
+    """Return the hash of every file of a folder, except locks."""
     return {
         str(path.relative_to(folder)): file_hash(path)
         for path in sorted(folder.rglob("*"))

@@ -1,14 +1,14 @@
-"""Kill the chain at random instants of every stage, start it again, compare with an unbroken run.
+"""Kill the chain at random instants of every stage, resume it, and compare with a full run.
 
     python tests/benchmarks/kill_resume.py [--kills N] [--faults N] [--json FILE] [--seed S]
 
-Tiny models on a CPU, in float32, two epochs with accumulated gradients: full, LoRA with dropout,
-in two processes, and measured by epoch. Half of the kills fall by the clock, half on a touch of a
-file. A run is started again, and killed again, until it ends; it counts as equal if its weights are
-the same to the bit, log.jsonl, pairs and results.json the same but for times. `--faults` adds
-starts in which a write fails (disk full, quota, read-only, rights): they must end in one sentence
-and lose nothing. `--requeues` adds starts that a scheduler, a terminal or a user ends by a signal,
-which all processes get, workers of the data loader too; then the same command again.
+Tiny models on a CPU, in float32, two epochs with accumulated gradients: full fine-tuning, LoRA with
+dropout, two processes, and evaluation by epoch. Half of the kills are timed, half happen at a file
+access. A run is restarted and killed again until it ends; it is equal if its weights are
+bit-identical, and log.jsonl, pairs and results.json are equal except for times. `--faults` adds
+starts in which a write fails (disk full, quota, read-only, permissions): they must end in one
+sentence and lose nothing. `--requeues` adds starts that a scheduler, terminal or user ends by a
+signal to all processes, including data workers, followed by the same command.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tiny_world import build_world  # noqa: E402
 from sft.system.atomic_files import read_json, read_jsonl  # noqa: E402
 from sft.training.throughput import MEASURED  # noqa: E402
 
-# Imported once, before anything is forked.
+# Imported once, before the first fork.
 MODULES = (
     "recipes.sft_then_dpo dpo.stage eval.graders.rule_judge eval.measures.measure "
     "eval.tasks.questions eval.backends.sampling eval.report.tables sft.tokenization.fingerprints "
@@ -61,7 +61,7 @@ VARIANTS = {
     "lora, data workers": ([*LORA, *WORKERS], 1),
 }
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-MOST = 12  # kills of one run
+MOST = 12  # kills per run
 
 
 def main() -> None:
@@ -131,7 +131,7 @@ def run_unbroken(folder: Path, variant: str, within: str) -> dict:
 def kill_until_done(
     folder: Path, variant: str, unbroken: dict, lot: random.Random, most: int, within: str
 ) -> tuple[list[str], bool]:
-    """The places of the kills, and whether the run that they could not stop ended equal."""
+    """Return the places of the kills, and whether the finished run is equal."""
     run = folder / "run"
     command = chain(folder, variant, run)
     places: list[str] = []
@@ -157,7 +157,7 @@ def kill_until_done(
 
 
 def fail_writes(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dict:
-    """By the name of the fault: starts, how many said one sentence, how many runs ended equal."""
+    """Return for each fault: starts, how many printed one sentence, how many runs are equal."""
     found: dict[str, Counter] = {}
     run = folder / "run"
     for i in range(count):
@@ -165,7 +165,7 @@ def fail_writes(folder: Path, unbroken: dict, lot: random.Random, count: int) ->
         fault = FAULTS[i % len(FAULTS)]
         command = chain(folder, variant, run)
         ended = command.start(Trap(lot.randint(1, unbroken[variant]["touches"] // 2), fault))
-        if ended.codes == (0,):  # fewer writes than that
+        if ended.codes == (0,):  # there are fewer writes
             shutil.rmtree(run)
             continue
         sentences = [line for line in ended.said.splitlines() if line.startswith("error: ")]
@@ -181,7 +181,7 @@ def fail_writes(folder: Path, unbroken: dict, lot: random.Random, count: int) ->
 
 
 def preempt(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dict:
-    """Starts that a signal reached, how many ended by its code, whose runs ended equal."""
+    """Return the starts that got a signal, how many exited with it, and which runs are equal."""
     tally: Counter = Counter(starts=0, own_code=0, equal=0)
     run = folder / "run"
     while tally["starts"] < count:
@@ -207,8 +207,8 @@ def preempt(folder: Path, unbroken: dict, lot: random.Random, count: int) -> dic
 
 
 def ended_by(ended: Ended, signum: int) -> bool:
-    """Whether a start ended in order by a signal: 128 + n, no traceback. Before the command has
-    begun, the signal has its usual effect."""
+    """Return whether a signal ended a start as expected: 128 + n, no traceback. Before the command
+    runs, the signal has its default effect."""
     codes = {128 + signum} if ended.touches else {128 + signum, -signum}
     usual = ended.touches == 0 and signum == signal.SIGINT  # Python's own KeyboardInterrupt
     return usual or (set(ended.codes) <= codes and "Traceback" not in ended.said)
@@ -219,7 +219,7 @@ def coin(lot: random.Random) -> bool:
 
 
 def outcome(run: Path) -> dict:
-    """What has to be the same: every byte of weights, every number but times."""
+    """Return what must be equal: every byte of weights, every number except times."""
     weights = {
         str(p.relative_to(run)): p.read_bytes() for p in run.glob("[123]-*/model/*.safetensors")
     }
@@ -235,7 +235,7 @@ def outcome(run: Path) -> dict:
 
 
 def phase(place: str) -> str:
-    """What the chain was at, by the file that it touched last."""
+    """Return the phase of the chain, by the file that it accessed last."""
     top, _, rest = place.partition("/")
     if top[:2] in ("1-", "2-", "3-"):
         for part, name in (

@@ -1,4 +1,4 @@
-"""Short made-up chats for timings: words of syllables, a twentieth of them near-duplicates."""
+"""Generate short chats for timings: words of syllables, one chat in twenty a near-duplicate."""
 
 import itertools
 import json
@@ -9,7 +9,7 @@ WORDS = ["".join(p) for p in itertools.product("bdgklmnprstv", "aeiou", ("m", "n
 
 
 def write_chats(path: Path, *, rows: int, seed: int = 0) -> None:
-    """Questions of 8 to 30 words, answers of 15 to 60: some 130 tokens a chat."""
+    """Write questions of 8 to 30 words and answers of 15 to 60: about 130 tokens per chat."""
     lot = random.Random(seed)
     earlier: list[list[str]] = []
     with path.open("w", encoding="utf-8") as file:

@@ -1,13 +1,13 @@
-"""The chain in several processes (DDP, FSDP2; gloo on a CPU) against the chain in one.
+"""Compare the chain in several processes (DDP, FSDP2; gloo on a CPU) with one process.
 
     python tests/benchmarks/many_processes.py [--layouts ddp-2 fsdp-2 ...] [--lora] [--json FILE]
 
-On tiny models in float32. For each layout: how far losses, gradient norms and weights of every
-stage lie from those of one process; whether the weights of a run that was killed in the middle of a
-stage are the same to the bit, and those of a run that was measured by epoch; whether a run goes on
-by another layout from stage to stage, both ways; and, with the weights of one process, whether the
-layout's answers, pairs and scores are the same to the byte, and its log-probs within rounding
-(other batches, other rounding). "parts" is FSDP2 with `eval.in_parts=true`.
+Tiny models in float32. For each layout: the differences of losses, gradient norms and weights of
+every stage from one process; whether weights are bit-identical after a kill within a stage, and
+with evaluation by epoch; whether a run can change the layout between stages, in both directions;
+and, with the weights of one process, whether answers, pairs and scores are byte-identical and
+log-probs equal within rounding (other batches round differently). "parts" is FSDP2 with
+`eval.in_parts=true`.
 """
 
 import argparse
@@ -50,7 +50,7 @@ STAGE = {
 }
 CONFIGS = {"ddp": "ddp.yaml", "fsdp": "fsdp2.yaml", "parts": "fsdp2.yaml"}
 LAYOUTS = ("ddp-2", "fsdp-2", "parts-2", "ddp-4", "fsdp-4", "parts-4")
-# Both double the cap and sample, so that every measure is taken.
+# Double the cap and sample, so that every measure is taken.
 MORE = ["eval.repetition.double_cap=true", "eval.repetition.temperature=0.8"]
 
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 class World:
-    """A tiny world, the chain by one process in it, and starts by others."""
+    """A tiny world, the chain in one process, and starts in other layouts."""
 
     def __init__(self, folder: Path, options: list[str]) -> None:
         self.folder, self.options = folder, [*CHEAP, *MORE, *options]
@@ -85,7 +85,7 @@ class World:
         self.start(self.one, "one")
 
     def start(self, run: Path, layout: str, *more: str, trap: Trap | None = None) -> None:
-        """One start by "one" process or a layout; it has to end well, or by the trap."""
+        """Run one start in "one" process or a layout; it must succeed or end by the trap."""
         begun = time.monotonic()
         ended = self.chain(run, layout, *more).start(trap)
         fine = set(ended.codes) == {0} if trap is None else ended.codes[0] == -9
@@ -93,7 +93,7 @@ class World:
         print(f"{layout}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
 
     def chain(self, run: Path, layout: str, *more: str) -> Chain:
-        """The command, to be started by "one" process or by those of a layout."""
+        """Return the command to start in "one" process or in a layout."""
         kind, _, count = layout.partition("-")
         environment = {}
         if kind in CONFIGS:
@@ -105,7 +105,7 @@ class World:
 
 
 def trajectory(world: World, layout: str) -> dict:
-    """Distances of the whole chain from that of one process, and who prepared rows and pairs."""
+    """Return the differences from one process, and which process prepared rows and pairs."""
     run, workers = world.folder / layout, world.folder / "workers.txt"
     with (
         noted(sft.tokenization.prepare, "_prepare", workers),
@@ -119,7 +119,7 @@ def trajectory(world: World, layout: str) -> dict:
 
 
 def noted(module: ModuleType, name: str, file: Path) -> AbstractContextManager:
-    """Have every process that calls a function of a module write its number into a file."""
+    """Make every process that calls a function of a module write its rank to a file."""
     work = getattr(module, name)
 
     def call(*args, **kwargs):
@@ -131,7 +131,7 @@ def noted(module: ModuleType, name: str, file: Path) -> AbstractContextManager:
 
 
 def killed(world: World, layout: str) -> dict:
-    """Killed in the second checkpoint of each stage in turn, and started again: the same bits?"""
+    """Return whether weights are bit-identical after kills in the second checkpoint of a stage."""
     whole, run = world.folder / layout, world.folder / "killed"
     if not whole.exists():
         world.start(whole, layout)
@@ -145,8 +145,8 @@ def killed(world: World, layout: str) -> dict:
 
 
 def watched(world: World, layout: str) -> dict:
-    """Measured at each epoch's end as well: the same bits as without? And at which steps each stage
-    was measured, and looked at for loops."""
+    """Return whether weights are bit-identical with evaluation by epoch, and the steps at which
+    each stage was evaluated and checked for loops."""
     whole, run = world.folder / layout, world.folder / "watched"
     if not whole.exists():
         world.start(whole, layout)
@@ -162,7 +162,7 @@ def watched(world: World, layout: str) -> dict:
 
 
 def crossed(world: World, layout: str) -> dict:
-    """The first stage by one layout, the others by the other; distances from one process."""
+    """Run the first stage in one layout and the others in another; return the differences."""
     found = {}
     for name, first, then in (("from it", layout, "one"), ("to it", "one", layout)):
         run = world.folder / "crossed"
@@ -176,7 +176,8 @@ def crossed(world: World, layout: str) -> dict:
 
 
 def measured(world: World, layout: str) -> dict:
-    """The weights of one process, sampled from and measured again: which files differ, how far."""
+    """Sample and measure with the weights of one process; return which files differ, and by how
+    much."""
     run = world.folder / "measured"
     shutil.copytree(world.one, run)
     for name in ("eval", "3-dpo/pairs"):
@@ -194,9 +195,9 @@ def measured(world: World, layout: str) -> dict:
 
 
 def apart(one: Path, other: Path) -> dict:
-    """Largest distances between two runs: of losses in nats, of gradient norms as a share, and of
-    weights as a share of the way that a stage moves them (Adam moves what has no gradient but
-    rounding as far as anything else, so single weights tell nothing)."""
+    """Return the largest differences between two runs: losses in nats, gradient norms relative, and
+    weights relative to the change by the stage. Adam moves weights whose gradient is only rounding
+    as far as others, so single weights are not compared."""
     loss = norm = 0.0
     for stage in STAGES:
         for a, b in zip(*(read_jsonl(r / stage / "log.jsonl") for r in (one, other)), strict=True):
@@ -216,7 +217,7 @@ def apart(one: Path, other: Path) -> dict:
 
 
 def log_probs_apart(one: Path, other: Path) -> float:
-    """The largest distance between the stored log-probs of two runs."""
+    """Return the largest difference between the stored log-probs of two runs."""
     most = 0.0
     for file in one.glob("eval/*/samples/*.jsonl"):
         rows = zip(read_jsonl(file), read_jsonl(other / file.relative_to(one)), strict=True)
@@ -227,7 +228,7 @@ def log_probs_apart(one: Path, other: Path) -> float:
 
 
 def weights(run: Path) -> dict:
-    """Every published tensor by stage and name, as a user loads them."""
+    """Return every saved tensor by stage and name, as a user loads it."""
     return {
         (stage, name): tensor
         for stage in STAGES
@@ -237,9 +238,9 @@ def weights(run: Path) -> dict:
 
 
 def refused(world: World, layout: str) -> dict:
-    """Numbers of processes that cannot be, each refused in one sentence with nothing begun."""
+    """Return impossible numbers of processes that are refused in one sentence before any work."""
     kind, run = layout.partition("-")[0], world.folder / "refused"
-    cases = {f"{kind}-3": "is no multiple of 6"}  # 8 rows a step, 2 at a time
+    cases = {f"{kind}-3": "is no multiple of 6"}  # 8 rows per step, 2 at a time
     if kind != "ddp":
         cases["fsdp-1"] = "FSDP, which spreads weights over processes, and started one"
     found = {}

@@ -1,19 +1,17 @@
-"""The planner's memory against what training takes on this machine, case by case.
+"""Compare the planner's memory estimate with measured peaks on this machine, case by case.
 
     python tests/benchmarks/memory_peaks.py [CASE ...] [--json FILE]
     python tests/benchmarks/memory_peaks.py --list
 
-Each case trains a random model for two steps with `train_sft` or `train_dpo`, in a process of its
-own, on rows of one length, and is planned by `sft.planning.budget.Planner` from those rows. A small
-training is done before, so that what libraries hold does not count. Without names all cases of this
-machine
-run: on a GPU those of CUDA, where the peak is that of torch's allocator; else those of the
-processor, where it is the kernel's high-water mark of resident memory. The processes run with the
-settings of malloc that every run sets (`sft.model.placement.return_freed_memory`) and with none of
-their own. The bound is 10 %.
+Each case trains a random model for two steps with `train_sft` or `train_dpo` in a separate process,
+on rows of one length, and `sft.planning.budget.Planner` plans the same rows. A small training runs
+first so that the memory of libraries is not counted. Without names all cases of this machine run:
+on a GPU those for CUDA, with the peak of torch's allocator; else those for the CPU, with the
+kernel's high-water mark of resident memory. The processes use the malloc settings that every run
+sets (`sft.model.placement.return_freed_memory`). The limit is 10 %.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -66,7 +64,7 @@ QWEN: Shape = {
     "tie_word_embeddings": False,
 }
 GPT2: Shape = {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 8000}
-# Qwen3 0.6B's, a GPU's smallest.
+# The shape of Qwen3 0.6B, the smallest for a GPU.
 LARGE: Shape = {
     "hidden_size": 1024,
     "intermediate_size": 3072,
@@ -74,15 +72,15 @@ LARGE: Shape = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 128,
-    "vocab_size": 49152,  # as many as `word_tokenizer` knows
+    "vocab_size": 49152,  # the size of `word_tokenizer`
     "tie_word_embeddings": True,
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and how it trains. Of a row the second half is scored; of a pair the prompt is the
-    first half, and each answer a quarter."""
+    """A model and how it is trained. The second half of a row is scored; of a pair the prompt is
+    the first half, and each answer a quarter."""
 
     family: str
     shape: Shape
@@ -118,7 +116,7 @@ class Case:
 
     @property
     def data(self) -> Dataset:
-        """Enough rows for two steps."""
+        """Return enough rows for two steps."""
         return Dataset.from_list([_row(self.stage, self.length)] * (2 * self.rows * self.micro))
 
     @property
@@ -159,8 +157,8 @@ CASES = {
     "gpt2, all weights": Case("gpt2", GPT2, 8, 256),
     "DPO, all weights": Case("llama", SMOL, 2, 512, stage="dpo"),
     "DPO, LoRA": Case("llama", SMOL, 4, 256, stage="dpo", lora=R16),
-    # The reference of all pairs at once takes more here than a step. Tied, as rows of an embedding
-    # that nothing touches stay in the file that they are mapped from, and weigh nothing.
+    # Here the reference of all pairs at once needs more than a step. Tied embeddings, since unused
+    # rows of an embedding stay in the mapped file and need no memory.
     "DPO, LoRA, a pair at a time": Case(
         "llama", SMOL, 1, 256, stage="dpo", lora=R16, checkpointing=True, micro=4
     ),
@@ -184,7 +182,7 @@ ALL = CASES | CUDA_CASES
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -199,7 +197,7 @@ def main() -> int:
     def work() -> None:
         if given.list:
             print("\n".join(ALL))
-        elif given.measure:  # the child's
+        elif given.measure:  # of the child
             print(json.dumps({"peak": measure(ALL[given.measure], given.measure)}))
         else:
             sys.exit(compare(given.cases or list(_of_this_machine()), file=given.json))
@@ -212,7 +210,7 @@ def _of_this_machine() -> dict[str, Case]:
 
 
 def compare(names: list[str], *, file: Path | None) -> bool:
-    """Print planned and measured bytes of each case; whether one is off by more than the bound."""
+    """Print planned and measured bytes of each case; return whether one exceeds the limit."""
     own = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     figures = {}
@@ -238,11 +236,11 @@ def plan(case: Case) -> int:
     planner = Planner(config, case.lora, case.placement, Machine("this machine", float("inf")))
     memory = planner.stage(case.workload).memory
     assert memory is not None
-    return memory.total - memory.process  # as the peak, above what the process holds
+    return memory.total - memory.process  # like the peak, above the memory in use before
 
 
 def measure(case: Case, name: str) -> int:
-    """Bytes at the highest, above what the process held before the model was loaded."""
+    """Return the peak in bytes above the memory before the model was loaded."""
     return_freed_memory()
     shallow = case.shape | {"num_hidden_layers": 1, "n_layer": 1, "vocab_size": 100}
     small = replace(case, shape=shallow, rows=4, length=16, micro=1)
@@ -274,7 +272,7 @@ def train(case: Case, folder: Path, context: RunContext, *, label: str) -> None:
 
 
 def start_peak() -> int:
-    """Begin the high-water mark anew; bytes that are held now."""
+    """Reset the high-water mark; return the bytes in use."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()

@@ -1,15 +1,14 @@
-"""How much of a LoRA's change rounding the merged weights to bfloat16 loses, by training steps.
+"""Measure how much of a LoRA change is lost when merged weights are rounded to bfloat16.
 
     python tests/benchmarks/merge_loss.py MODEL [--steps 8 16 32 64 128]
 
 Trains LoRA (r=16, alpha 32, every linear layer, AdamW at a constant 1e-4) on Alpaca rows of at most
-128 tokens, four a step, in float32 on the CPU. After the given numbers of steps the adapter is
-merged into a copy in float32, which is rounded to bfloat16; both are held against the base on rows
-that were not trained. The loss is the one that an export goes by
-(`sft.export.merge.MergeCheck.share`).
+128 tokens, four per step, in float32 on the CPU. After each given number of steps the adapter is
+merged into a float32 copy, which is rounded to bfloat16; both are compared with the base on
+held-out rows. The loss is the one that export uses (`sft.export.merge.MergeCheck.share`).
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -38,11 +37,11 @@ from sft.packing.logprobs import log_probs, row_layout
 from sft.run.command import run_command
 
 CHATS = "sft/alpaca_en_first10k.jsonl.gz"
-LONGEST, ROWS, ASKED = 128, 4, 8  # tokens of a row, rows of a step, rows that logits are taken on
+LONGEST, ROWS, ASKED = 128, 4, 8  # tokens per row, rows per step, held-out rows
 
 
 def chats(tokenizer: Any) -> Iterator[EncodedChat]:
-    """Alpaca's rows of at most `LONGEST` tokens, in their order."""
+    """Return the Alpaca rows of at most `LONGEST` tokens, in order."""
     with gzip.open(DATA / CHATS, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in itertools.islice(file, 2000)]
     turns = [
@@ -63,13 +62,13 @@ def chats(tokenizer: Any) -> Iterator[EncodedChat]:
 
 @torch.no_grad()
 def logits_of(model: Any, rows: list[EncodedChat]) -> torch.Tensor:
-    """Float32 logits [tokens of all rows, vocabulary]."""
+    """Return float32 logits [tokens of all rows, vocabulary]."""
     found = [model(input_ids=torch.tensor([row.input_ids])).logits[0] for row in rows]
     return torch.cat(found).float()
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--steps", type=count, nargs="+", default=[8, 16, 32, 64, 128])
@@ -78,7 +77,7 @@ def main() -> int:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Train, and print what is lost after each of the given numbers of steps."""
+    """Train, and print the loss after each given number of steps."""
     need_data(CHATS)
     section = ModelSection(given.model, dtype="float32")
     placement = choose_placement(section)

@@ -1,11 +1,11 @@
-"""Time and memory of preparing made-up short chats: parse, clean, check, tokenise, mask, write.
+"""Measure time and memory of preparing short chats: parse, clean, check, tokenize, mask, write.
 
     python tests/benchmarks/prepare_speed.py --rows 100000 [--model DIRECTORY]
 
-The target is 100,000 rows in a minute on two cores; the second run reads what the first wrote.
+The target is 100,000 rows per minute on two cores; the second run reads the cache of the first.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -37,7 +37,7 @@ TASKS = ["world_facts", "world_math", "world_code", "world_completion"]
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--model", default=str(QUICKSTART / "base"), help="for its tokenizer")
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Make the chats, prepare them twice, and print what that took."""
+    """Generate the chats, prepare them twice, and print time and memory."""
     section = ModelSection(given.model)
     tokenizer = load_tokenizer(check_model(section), section)
     benchmarks = benchmark_questions(EvalSection(tasks=TASKS, task_dir=str(QUICKSTART / "tasks")))
@@ -77,7 +77,7 @@ def measure(given: argparse.Namespace) -> None:
 
 
 def usages() -> tuple[resource.struct_rusage, resource.struct_rusage]:
-    """Of this process, and of the ended processes that it started."""
+    """Return the usage of this process and of its finished children."""
     return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
 
 

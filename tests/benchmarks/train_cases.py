@@ -1,14 +1,13 @@
-"""One way of training on one set of rows, in a process of its own; see train_speed.py.
+"""Run one training case on one set of rows in a separate process; see train_speed.py.
 
     python tests/benchmarks/train_cases.py "sft ours" FOLDER [3]
 
-prints {"seconds", "peak_gib"} for each of three runs, or of one without the number; the time holds
-what the user waits for: preparation of the rows by the trainer, reference log-probs and training.
-It does not hold loading the model. On CUDA only a second run in the process has its kernels
-compiled.
+prints {"seconds", "peak_gib"} for each of three runs, or of one without the number. The time
+includes preparation of the rows by the trainer, reference log-probs and training, but not loading
+the model. On CUDA the first run of a process also compiles kernels.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -50,7 +49,7 @@ Rows = list[dict[str, Any]]
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word for each id, since trl's DPO takes text: "t5 t6" is [5, 6]."""
+    """Return a tokenizer with a word for each id, since TRL's DPO takes text: "t5 t6" is [5, 6]."""
     words = {f"t{i}": i for i in range(VOCABULARY)}
     backend = Tokenizer(models.WordLevel(words, unk_token="t0"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -66,7 +65,7 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
     run = Path(tempfile.mkdtemp(dir=folder))
     context = RunContext(run, word_tokenizer(), placement, LORA, 0, False)
     options = COMMON | {"save_strategy": "no"}
-    if CUDA:  # about as many tokens as trl's largest cases have in a step
+    if CUDA:  # about as many tokens per step as TRL's largest cases
         options["per_device_train_batch_size"] = 96 if stage == "sft" else 16
     data = Dataset.from_list(rows)
     if stage == "sft":
@@ -81,8 +80,8 @@ def ours(stage: str, rows: Rows, folder: Path, placement: Placement) -> Callable
 
 
 def theirs(stage: str, rows: Rows, folder: Path, placement: Placement, **options: Any) -> Any:
-    """trl on the same tokens. `tuned=True` gives it weights in the machine's fastest dtype, and on
-    CUDA flash attention and Liger's kernels where they are installed."""
+    """Train with TRL on the same tokens. `tuned=True` uses the fastest dtype of the machine, and on
+    CUDA flash attention and Liger's kernels if installed."""
     tuned = options.pop("tuned", False)
     flash = tuned and CUDA and is_flash_attn_2_available()
     model = AutoModelForCausalLM.from_pretrained(
@@ -99,7 +98,7 @@ def theirs(stage: str, rows: Rows, folder: Path, placement: Placement, **options
         **COMMON,
         **options,
     }
-    if tuned:  # trl asks for bf16 whether or not the processor has it
+    if tuned:  # TRL requests bf16 on any processor
         given["bf16"] = placement.compute is torch.bfloat16
         given["use_liger_kernel"] = CUDA and is_liger_kernel_available()
     more = {
@@ -165,7 +164,7 @@ if CUDA:  # what fills a GPU
 
 
 def main() -> int:
-    """Parse the command line and train; the exit codes are those of `run_command`."""
+    """Parse the command line and train; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=list(CASES), metavar="CASE", help="in quotes")
     parser.add_argument("folder", type=Path, help="rows and a model, as train_speed.py makes them")
@@ -185,7 +184,7 @@ def main() -> int:
 
 
 def timed(case: str, rows: Rows, folder: Path, placement: Placement) -> dict[str, float]:
-    """One run on a model of its own: seconds and GiB at most."""
+    """Run once on a new model; return seconds and peak GiB."""
     stage, options = CASES[case]
     train = (
         ours(stage, rows, folder, placement)

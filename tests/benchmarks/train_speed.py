@@ -1,18 +1,18 @@
-"""SFT and DPO under LoRA: ours beside trl with its defaults and trl tuned, printed as ratios.
+"""Compare SFT and DPO with LoRA to TRL, with its defaults and tuned, as ratios.
 
     python tests/benchmarks/train_speed.py [--quick] [--repeats 3] [--json FILE]
 
-SmolLM2-135M's shape cut to 10 layers, and on CUDA Qwen2.5-1.5B's with that vocabulary, random
-weights, r=16 on all linear layers; there trl tuned has flash attention and Liger's kernels, where
-installed. Rows are real: Alpaca, GSM8K and Open-Assistant dialogues, preference pairs with short
-and long prompts, from TRUING_REAL_DATA. Every case runs in a process of its own, all in turn,
-`--repeats` times over; medians count. Of the tuned cases the fastest stands for trl. `--quick`
-takes a third of the rows, once. A case that takes longer than `--limit` seconds is ended and
-counted with the limit, so its ratio is a lower bound, and said to be one: trl asks for bfloat16,
-which some processors emulate.
+The model has the shape of SmolLM2-135M with 10 layers, on CUDA that of Qwen2.5-1.5B with the same
+vocabulary, with random weights and r=16 on all linear layers. On CUDA tuned TRL uses flash
+attention and Liger's kernels if installed. Rows are Alpaca, GSM8K, Open-Assistant dialogues, and
+preference pairs with short and long prompts, from TRUING_REAL_DATA. Every case runs in a separate
+process, all in turn, `--repeats` times; medians are compared, with the fastest tuned case for TRL.
+`--quick` uses a third of the rows, once. A case that takes longer than `--limit` seconds is stopped
+and counted with the limit, so its ratio is printed as a lower bound: TRL requests bfloat16, which
+some processors emulate.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -44,9 +44,9 @@ from sft.training.throughput import matrix_peak
 TOKENIZER = "tokenizers/llama2-tinyllama"
 CHATS = ("alpaca_en_first10k.jsonl.gz", "gsm8k_train.jsonl.gz", "oasst_en_100_trees.jsonl")
 PAIRS = ("lf_dpo_en_demo.jsonl", "ultrafeedback_binarized_sample.jsonl")
-# Rows no longer than what trl packs and cuts to, so that all train on the same tokens.
+# Rows that fit TRL's packing length, so that all train on the same tokens.
 LONGEST_CHAT, LONGEST_PAIR = 512, 1024
-START_UP = 300.0 if CUDA else 30.0  # seconds of imports and loading, which no case's time holds
+START_UP = 300.0 if CUDA else 30.0  # seconds of imports and loading, which no case includes
 SMALL = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -65,7 +65,7 @@ SHAPE = LARGE if CUDA else SMALL
 
 
 def main() -> int:
-    """Parse the command line and measure; the exit codes are those of `run_command`."""
+    """Parse the command line and measure; exit as `run_command` does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--repeats", type=count, default=3)
@@ -76,7 +76,7 @@ def main() -> int:
 
 
 def compare(given: argparse.Namespace) -> None:
-    """Every case in turn; prints the ratios and writes all figures to `given.json`."""
+    """Run every case in turn; print the ratios and write all figures to `given.json`."""
     files = [*(f"sft/{name}" for name in CHATS), *(f"preference/{name}" for name in PAIRS)]
     need_data(*files, TOKENIZER)
     with tempfile.TemporaryDirectory() as name:
@@ -92,7 +92,7 @@ def compare(given: argparse.Namespace) -> None:
 
 
 def write_rows(folder: Path, *, chats: int, pairs: int) -> dict[str, list[dict[str, Any]]]:
-    """Token rows of each stage, as many of each source."""
+    """Write token rows of each stage, equally many from each source."""
     tokenizer = AutoTokenizer.from_pretrained(DATA / TOKENIZER)
     ensure_template(tokenizer)
     sft = []
@@ -130,16 +130,16 @@ def write_model(folder: Path) -> None:
         pad_token_id=PAD,
         bos_token_id=1,
     )
-    with torch.device("cuda" if CUDA else "cpu"):  # 1.5 B draws take a minute on a processor
+    with torch.device("cuda" if CUDA else "cpu"):  # drawing 1.5 B weights takes a minute on a CPU
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
 
 
 def measure(folder: Path, *, repeats: int, limit: float) -> list[dict[str, Any]]:
-    """Every case, all in turn; `cut` marks those that met the limit.
+    """Run every case in turn; `cut` marks those that reached the limit.
 
-    A process for each on a CPU, where the machine's pace drifts. On CUDA the repeats of a case
-    share one, behind a first run that compiles kernels and does not count.
+    On a CPU, whose speed drifts, each run has its own process. On CUDA the repeats of a case share
+    one, after an uncounted run that compiles kernels.
     """
     rounds, times = (1, repeats + 1) if CUDA else (repeats, 1)
     runs = []
@@ -156,7 +156,7 @@ def measure(folder: Path, *, repeats: int, limit: float) -> list[dict[str, Any]]
 
 
 def timed(case: str, folder: Path, *, times: int, limit: float) -> list[dict[str, Any]]:
-    """What a case's process prints, run for run, and the limit for a run that met it."""
+    """Return the figures of each run of a case, and the limit for a run that reached it."""
     script = str(Path(__file__).with_name("train_cases.py"))
     command = [sys.executable, script, case, str(folder), str(times)]
     try:
@@ -172,7 +172,7 @@ def timed(case: str, folder: Path, *, times: int, limit: float) -> list[dict[str
 
 
 def summarise(runs: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The ratios of theirs to ours in time and memory, and ours as a share of the peak."""
+    """Return the ratios of TRL to ours in time and memory, and ours as a fraction of the peak."""
 
     def median(case: str, key: str = "seconds") -> float:
         return statistics.median(run[key] for run in runs if run["case"] == case)
@@ -199,8 +199,9 @@ def summarise(runs: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]])
 
 
 def model_flops(stage: str, rows: list[dict[str, Any]]) -> float:
-    """What the rows need at least under LoRA: two passes over frozen weights (forward, gradient of
-    the inputs), a third for the reference; each prompt once, the vocabulary for scored tokens."""
+    """Return the minimum FLOPs of the rows with LoRA: two passes over frozen weights (forward,
+    gradient of the inputs), a third for the reference; each prompt once, the head on scored tokens.
+    """
     wide, heads = SHAPE["hidden_size"], SHAPE["num_attention_heads"]
     narrow = wide // heads * SHAPE["num_key_value_heads"]
     layer = 2 * wide * wide + 2 * wide * narrow + 3 * wide * SHAPE["intermediate_size"]
