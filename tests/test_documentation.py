@@ -167,7 +167,7 @@ def test_a_misspelt_option_or_key_of_any_command_is_found():
 WRONG_NAMES = {
     "`sft_dialogue`": ("`sft_dialogue.kind`", "did you mean sft_dialogue.kinds"),
     "`data.too_long`": ("`data.too_long=never`", "data.too_long"),
-    "`recipes/presets/own_model.yaml` says": ("`recipes/own_model.yaml` says", "no file"),
+    "`recipes/presets/own_model.yaml` explains": ("`recipes/own_model.yaml` says", "no file"),
     "(recipes/mac.md)": ("(recipes/mac.md#nowhere)", "no heading nowhere"),
     "(SECURITY.md)": ("(SECRETS.md)", "no file SECRETS.md"),
     "`open_ended.py`": ("`open_end.py`", "no file open_end.py"),
