@@ -195,11 +195,9 @@ def _check_questions(
     trust = preset.model.trust_remote_code
     chat = asked_in_chat(name, path, section, trust_remote_code=trust)
     check_questions(
-        section,
+        replace(preset, eval=section),
         tokenizer,
         window=window,
-        seed=preset.run.seed,
-        max_unknown=preset.model.max_unknown,
         formats={chat, *(form == "chat" for form in section.same_format)},
     )
 

@@ -27,10 +27,7 @@ from sft.errors import UserError
 from sft.run.command import run_command
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from sft.model.placement import Placement
-    from sft.planning.budget import Planner
     from sft.planning.devices import Machine
 
 
@@ -85,6 +82,8 @@ def plan(
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from dpo.workload import preference_workload
     from eval.graders.rule_judge import reference_flaw
+    from eval.measures.cost import cost_line
+    from eval.measures.rehearsal import check_questions
     from eval.tasks.questions import benchmark_questions
     from sft.context import RunContext
     from sft.model.adapter_checks import check_adapters
@@ -93,7 +92,7 @@ def plan(
     from sft.planning.budget import Planner, chats_workload
     from sft.planning.budget_table import show_budget
     from sft.planning.stages import check_sft, fit_lengths, plan_stages, split_length
-    from sft.run.console import start_logging
+    from sft.run.console import show, start_logging
     from sft.run.run_date import with_date
     from sft.tokenization.prepare import prepare_chats
     from sft.training.trainer import check_batch
@@ -137,44 +136,10 @@ def plan(
     parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     training = show_budget(planner, workloads, parts=parts, errors=False)
     if training is not None:
-        sampled = len(prompts) if pairs is None else 0
-        _show_cost(
-            planner,
-            preset,
-            tokenizer,
-            window=window,
-            models=len(workloads),
-            sampled=sampled,
-            training=training,
-        )
-
-
-def _show_cost(
-    planner: "Planner",
-    preset: Preset,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    window: int | None,
-    models: int,
-    sampled: int,
-    training: float,
-) -> None:
-    """Print the hours that measuring takes, counted on the questions that a run asks."""
-    from eval.measures.cost import cost_line
-    from eval.measures.rehearsal import check_questions
-    from sft.run.console import show
-
-    tokens = check_questions(
-        preset.eval,
-        tokenizer,
-        window=window,
-        seed=preset.run.seed,
-        max_unknown=preset.model.max_unknown,
-        needs_data=False,
-    )
-    options = {"models": models, "sampled": sampled, "training": training}
-    cost = cost_line(planner, preset, asked=tokens, **options)
-    show(cost or "measuring: nothing is asked", errors=False)
+        asked = check_questions(preset, tokenizer, window=window, needs_data=False)
+        models, sampled = len(workloads), len(prompts)
+        cost = cost_line(planner, preset, asked, models=models, sampled=sampled, training=training)
+        show(cost, errors=False)
 
 
 def _planned_machine(

@@ -1,13 +1,13 @@
-"""Base model -> SFT on all data -> SFT on dialogue -> DPO, and what each stage did.
+"""Train a base model with SFT on all data, SFT on dialogue and DPO, and measure each stage.
 
     accelerate launch recipes/sft_then_dpo.py                  # the quickstart
     accelerate launch recipes/sft_then_dpo.py PRESET [section.key=value ...]
     python recipes/sft_then_dpo.py PRESET --dry-run            # check and count, train nothing
 
-Start the same command again after an interruption: finished stages are skipped, the others go on.
+After an interruption, the same command skips finished stages and resumes the others.
 """
 
-if __name__ == "__main__":  # before the imports below, which take seconds
+if __name__ == "__main__":  # before the imports below, which take seconds: Ctrl-C and typing errors
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -81,29 +81,29 @@ MAY_CHANGE = (
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A preset that passed every check, with what the checks resolved."""
+class CheckedRun:
+    """A preset that passed every check, with the values that the checks resolved."""
 
     preset: Preset
     placement: Placement
     base: str
     tokenizer: "PreTrainedTokenizerBase"
-    window: int | None  # tokens that the base's positions cover
+    window: int | None  # context length of the base model in tokens
     planner: Planner
-    in_parts: bool  # whether models are measured in parts
+    in_parts: bool  # whether models are measured with sharded weights
     benchmarks: Benchmarks
-    inputs: dict[str, str]  # hashes of what the run reads
-    revisions: dict[str, str]
+    inputs: dict[str, str]  # hashes of everything that the run reads
+    revisions: dict[str, str]  # commits of models and datasets on the Hub
 
 
 @dataclass(frozen=True)
-class Rows:
+class PreparedRows:
     """Token rows of the SFT stages, and given pairs or the prompts that pairs are sampled from."""
 
     stages: list[PlannedStage]
     pairs: "Dataset | None"
     prompts: list[dict[str, Any]]
-    preferences: list[StageWorkload]
+    workloads: list[StageWorkload]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,19 +132,18 @@ def chain(
         earlier = None if rerun else read_json(context.folder / "results.json")
         context = replace(context, tables=earlier is None)
         rows = prepare(checked, context)
-        if earlier is None:  # as in a dry run, whose folder is new
-            check_cost(checked, rows, dry_run=dry_run)
-        if dry_run:
-            return
-        models, decisions = train_and_measure(checked, rows, context)
-        report(models, decisions, context, earlier=earlier)
+        if earlier is None:  # a dry run's folder is new
+            check_plan(checked, rows, dry_run=dry_run)
+        if not dry_run:
+            models, decisions = train_and_measure(checked, rows, context)
+            report(models, decisions, context, earlier=earlier)
 
 
-def check(preset: Preset, *, fresh: bool, rerun: bool) -> Checked:
-    """Find what is wrong with the preset, the machine, the model or the tasks before any training.
+def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
+    """Find mistakes in the preset, the machine, the model and the tasks before any training.
 
     Raises:
-        UserError: something is.
+        UserError: there is one.
     """
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
@@ -171,15 +170,15 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> Checked:
     planner.refuse_whole()
     benchmarks = benchmark_questions(preset.eval)
     inputs = run_inputs(preset, base=base, tokenizer=tokenizer, more=task_inputs(preset.eval))
-    return Checked(
+    return CheckedRun(
         *(preset, placement, base, tokenizer, window, planner, in_parts),
         *(benchmarks, inputs, revisions),
     )
 
 
 @contextmanager
-def open_chain(checked: Checked, *, fresh: bool, rerun: bool) -> Iterator[RunContext]:
-    """Open the run directory and its trackers; yield what all stages share."""
+def open_chain(checked: CheckedRun, *, fresh: bool, rerun: bool) -> Iterator[RunContext]:
+    """Open the run directory and its trackers; yield the context that all stages share."""
     preset = checked.preset
     unmeasured = unmeasured_inputs(preset.eval, folder=Path(preset.run.dir).expanduser())
     held = {name: value for name, value in checked.inputs.items() if name not in unmeasured}
@@ -207,8 +206,8 @@ def open_chain(checked: Checked, *, fresh: bool, rerun: bool) -> Iterator[RunCon
         )
 
 
-def prepare(checked: Checked, context: RunContext) -> Rows:
-    """Read rows into chats and token rows, without those that hold a measured question."""
+def prepare(checked: CheckedRun, context: RunContext) -> PreparedRows:
+    """Read rows into chats and token rows, leaving out those that contain a benchmark question."""
     preset, benchmarks = checked.preset, checked.benchmarks
     chats = prepare_chats(
         preset.data, context, benchmarks=benchmarks, split_at=split_length(preset)
@@ -216,14 +215,15 @@ def prepare(checked: Checked, context: RunContext) -> Rows:
     stages = plan_stages(chats, preset, context)
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
     prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw)
-    preferences = preference_workload(preset, checked.tokenizer, pairs=pairs, prompts=prompts)
-    for workload in preferences:
+    workloads = [chats_workload(stage.name, stage.section, stage.rows) for stage in stages]
+    for workload in preference_workload(preset, checked.tokenizer, pairs=pairs, prompts=prompts):
         log.info(preference_line(workload))
-    return Rows(stages, pairs, prompts, preferences)
+        workloads.append(workload)
+    return PreparedRows(stages, pairs, prompts, workloads)
 
 
-def check_cost(checked: Checked, rows: Rows, *, dry_run: bool) -> None:
-    """Ask every benchmark question without a model, and hold the plan against the memory.
+def check_plan(checked: CheckedRun, rows: PreparedRows, *, dry_run: bool) -> None:
+    """Ask every benchmark question without a model, and compare the plan with the memory.
 
     A dry run shows example rows, the memory and hours of each stage, and the cost of measuring.
 
@@ -231,88 +231,76 @@ def check_cost(checked: Checked, rows: Rows, *, dry_run: bool) -> None:
         UserError: a question does not fit the model, or a stage does not fit its device.
     """
     preset, planner = checked.preset, checked.planner
-    tokens = check_questions(
-        preset.eval,
-        checked.tokenizer,
-        window=checked.window,
-        seed=preset.run.seed,
-        max_unknown=preset.model.max_unknown,
-        needs_data=not dry_run,
+    asked = check_questions(
+        preset, checked.tokenizer, window=checked.window, needs_data=not dry_run
     )
-    workloads = [chats_workload(stage.name, stage.section, stage.rows) for stage in rows.stages]
-    workloads += rows.preferences
     if not dry_run:
-        run_on_main(partial(check_memory, planner, workloads))
+        run_on_main(partial(check_memory, planner, rows.workloads))
         return
     show_examples(rows.stages, checked.tokenizer)
-    training = show_budget(planner, workloads, parts=checked.in_parts)
+    training = show_budget(planner, rows.workloads, parts=checked.in_parts)
     if training is not None:
-        cost = cost_line(
-            planner,
-            preset,
-            asked=tokens,
-            models=len(rows.stages) + bool(preset.dpo.enabled),
-            sampled=len(rows.prompts) if rows.pairs is None else 0,
-            training=training,
-        )
-        show(cost or "measuring: nothing is asked")
+        models, sampled = len(rows.workloads), len(rows.prompts)
+        show(cost_line(planner, preset, asked, models=models, sampled=sampled, training=training))
 
 
 def train_and_measure(
-    checked: Checked, rows: Rows, context: RunContext
+    checked: CheckedRun, rows: PreparedRows, context: RunContext
 ) -> tuple[dict[str, str], list[Decision]]:
-    """Train and measure stage by stage; each stage starts from the model before it.
+    """Train and measure stage by stage; each stage starts from the last model that was kept.
 
     Returns:
-        The folders of the base and of the models that were kept, by name in order; and what was
-        decided on stages with `enabled: auto`.
+        The folders of the base and of the models that were kept, by name in order; and the
+        decisions on stages with `enabled: auto`.
     """
     preset, folder = checked.preset, context.folder
     base = base_with_tokens(checked.base, preset.model, checked.tokenizer, run=folder)
-    models, decisions = {"base": base}, []
+    models: dict[str, str] = {"base": base}
+    decisions: list[Decision] = []
     measure("base", base, context, preset.eval)
-    for stage in rows.stages:
-        auto, before = stage.section.enabled == "auto", list(models)[-1]
-        if auto:
+    enabled = {stage.name: stage.section.enabled for stage in rows.stages}
+    if preset.dpo.enabled:
+        enabled["dpo"] = preset.dpo.enabled
+    for name in enabled:
+        before = list(models)[-1]
+        auto = enabled[name] == "auto"
+        if auto and name != "dpo":
             above = preset.sft_dialogue.min_repetition
-            decide = partial(needed, folder, stage=stage.name, after=before, above=above)
+            decide = partial(needed, folder, stage=name, after=before, above=above)
             decisions.append(run_on_main(decide))
             if decisions[-1].verdict == "skipped":
                 continue
-        trained = run_sft_stage(stage, starting_at(context, before), start=models[before])
-        measure(stage.name, trained, context, preset.eval)
+        trained = train(name, checked, rows, starting_at(context, before), start=models[before])
+        measure(name, trained, context, preset.eval)
         if auto:
-            decisions.append(
-                run_on_main(partial(no_regression, folder, stage=stage.name, before=before))
-            )
+            decisions.append(run_on_main(partial(no_regression, folder, stage=name, before=before)))
         if not auto or decisions[-1].verdict == "kept":
-            models[stage.name] = trained
-    if preset.dpo.enabled:
-        before = list(models)[-1]
-        pairs = sample_pairs(checked, rows, context, start=models[before])
-        trained = run_dpo_stage(
-            starting_at(context, before), start=models[before], section=preset.dpo, rows=pairs
-        )
-        measure("dpo", trained, context, preset.eval)
-        if preset.dpo.enabled == "auto":
-            decisions.append(
-                run_on_main(partial(no_regression, folder, stage="dpo", before=before))
-            )
-        if preset.dpo.enabled is True or decisions[-1].verdict == "kept":
-            models["dpo"] = trained
+            models[name] = trained
     return models, decisions
 
 
-def sample_pairs(checked: Checked, rows: Rows, context: RunContext, *, start: str) -> "Dataset":
-    """Return the given pairs, or sample answers from the model at `start` and judge them."""
-    if rows.pairs is not None:
-        return rows.pairs
-    preset = checked.preset
+def train(
+    name: str, checked: CheckedRun, rows: PreparedRows, context: RunContext, *, start: str
+) -> str:
+    """Train one stage from the model at `start`; return the folder of its model."""
+    if name == "dpo":
+        pairs = rows.pairs
+        if pairs is None:
+            pairs = sample_pairs(checked.preset, rows.prompts, context, start=start)
+        return run_dpo_stage(context, start=start, section=checked.preset.dpo, rows=pairs)
+    (stage,) = (stage for stage in rows.stages if stage.name == name)
+    return run_sft_stage(stage, context, start=start)
+
+
+def sample_pairs(
+    preset: Preset, prompts: list[dict[str, Any]], context: RunContext, *, start: str
+) -> "Dataset":
+    """Sample answers from the model at `start`, grade them with the rules and return pairs."""
     return sampled_pairs(
         preset,
         context,
         start=start,
-        prompts=rows.prompts,
+        prompts=prompts,
         sample=sampler(start, context, section=preset.pairs, engine=preset.eval),
         judge=rule_judge,
         sampled_by=backend_inputs(preset.eval, context),

@@ -42,14 +42,13 @@ def answers_cost(section: EvalSection) -> Tokens:
 def cost_line(
     planner: Planner,
     preset: Preset,
-    *,
     asked: Mapping[bool, Tokens],
+    *,
     models: int,
     sampled: int,
     training: float,
-) -> str | None:
-    """A log line with the most hours that measuring takes, and their share of the whole run; None
-    where the device's speed is not known.
+) -> str:
+    """Return a line with the most hours that measuring takes, and their share of the run.
 
     Args:
         asked: tokens of the tasks as plain text (False) and in the chat template (True).
@@ -59,7 +58,7 @@ def cost_line(
     """
     machine = planner.machine
     if machine.peak is None:
-        return None
+        return "measuring: hours unknown, since the device's speed is"
     rate = machine.peak * machine.count * planner.utilisation
     share = WRITING.get(planner.placement.device.type, WRITING_ELSEWHERE)
 
@@ -77,5 +76,7 @@ def cost_line(
     whole = base + models * chat + answers
     parts = [f"base {in_digits(base, 2)}", f"{models} trained {in_digits(models * chat, 2)}"]
     parts += [f"answers for pairs {in_digits(answers, 2)}"] if sampled else []
+    if not whole:
+        return "measuring: nothing is asked"
     line = f"measuring, at most: {in_digits(whole, 2)} hours ({', '.join(parts)})"
-    return f"{line}, {whole / (whole + training):.0%} of the run" if whole else None
+    return f"{line}, {whole / (whole + training):.0%} of the run"

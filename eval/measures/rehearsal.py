@@ -1,9 +1,9 @@
 """Questions asked without a model, so that what would stop a measure is found before training."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
 
 from eval.backends.base import Backend, Scored, ScoreRequest
 from eval.generation.generate import Generation, GenerationSettings
@@ -12,7 +12,7 @@ from eval.measures.measure import ask_of
 from eval.tasks.benchmark import check_benchmark
 from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks
-from sft.config.sections import EvalSection
+from sft.config.sections import Preset
 
 
 class SilentBackend(Backend):
@@ -44,12 +44,10 @@ class SilentBackend(Backend):
 
 
 def check_questions(
-    section: EvalSection,
-    tokenizer: Any,
+    preset: Preset,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     window: int | None,
-    seed: int,
-    max_unknown: float,
     formats: Iterable[bool] = (False, True),
     needs_data: bool = True,
 ) -> dict[bool, Tokens]:
@@ -65,11 +63,17 @@ def check_questions(
     Raises:
         UserError: a question would stop the run, see `eval.tasks.benchmark.check_benchmark`.
     """
+    section, max_unknown = preset.eval, preset.model.max_unknown
     backends = {chat: SilentBackend(window) for chat in formats}
     for task in section.tasks:
         for chat, backend in backends.items():
             check_benchmark(
-                TurnedEngine(backend, tokenizer, chat=chat, seed=seed, max_unknown=max_unknown),
+                TurnedEngine(
+                    *(backend, tokenizer),
+                    chat=chat,
+                    seed=preset.run.seed,
+                    max_unknown=max_unknown,
+                ),
                 task=task,
                 source=Tasks.of(section),
                 ask=ask_of(task, section, chat=chat),
