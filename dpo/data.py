@@ -7,8 +7,9 @@ from typing import Any
 from dpo.verdicts import FIRST, TIE, Verdicts
 from sft.config.sections import Source
 from sft.data.field_names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, held, several_answers
-from sft.data.fields import Fields, number_of
+from sft.data.fields import Fields
 from sft.data.formats import MappedRow, read_question, unknown_format, unread_content
+from sft.data.json_values import decode_json, number_of
 from sft.data.loss_marks import without_marks
 from sft.data.messages import (
     Message,
@@ -16,13 +17,10 @@ from sft.data.messages import (
     check_turns,
     cut_lead,
     cut_nulls,
-    decoded,
     read_tools,
     text_field,
-    wrong_type,
 )
-from sft.data.records import Record
-from sft.data.row_errors import RowError
+from sft.data.records import Record, RowError, wrong_type
 from sft.data.sources import ParsedRow, SourceRows, collect, metadata, read_each, read_kind
 from sft.data.unsupported import check_no_media, check_no_media_placeholders, check_not_kto
 from sft.errors import UserError
@@ -139,8 +137,8 @@ def _refuse_others(fields: Fields, origin: str) -> None:
 
 def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
     given = [fields[side] for side in (better, worse)]
-    if fields.cells and all(_is_one_text(decoded(value)) for value in given):
-        given = [decoded(value) for value in given]  # CSV has no other way to write a list
+    if fields.cells and all(_is_one_text(decode_json(value)) for value in given):
+        given = [decode_json(value) for value in given]  # CSV has no other way to write a list
     chosen, rejected = (
         _answer(value, origin, side) for value, side in zip(given, (better, worse), strict=True)
     )
@@ -203,7 +201,7 @@ def _tie(origin: str) -> RowError:
 
 def _read_scored(fields: Fields, origin: str) -> Pair:
     """UltraFeedback: completions with scores; the best against the worst."""
-    completions = decoded(fields["completions"])
+    completions = decode_json(fields["completions"])
     scored = []
     for i, one in enumerate(completions if isinstance(completions, list) else []):
         keys = ("overall_score", "score", "fine-grained_score")

@@ -22,7 +22,7 @@ from sft.config.sections import DpoStage, Preset
 from sft.context import RunContext
 from sft.data.mixture import mix
 from sft.data.prompts import read_prompts
-from sft.data.source_table import source_table
+from sft.data.sources import source_table
 from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.export.merge import MERGE_ROWS

@@ -4,9 +4,9 @@ from collections import Counter
 from typing import Any
 
 from sft.config.sections import Source
-from sft.data.fields import Fields, number_of
-from sft.data.messages import wrong_type
-from sft.data.row_errors import RowError
+from sft.data.fields import Fields
+from sft.data.json_values import number_of
+from sft.data.records import RowError, wrong_type
 from sft.errors import UserError
 
 TIE, FIRST, SECOND = 0, 1, 2

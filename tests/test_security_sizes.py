@@ -15,7 +15,7 @@ import pytest
 from eval.tasks.task_files import Tasks, check_tasks
 from sft.config.preset import load_preset
 from sft.config.sections import Source
-from sft.data import records
+from sft.data import text_files
 from sft.data.sources import read_sft
 from sft.errors import UserError
 
@@ -52,16 +52,16 @@ def refusal(path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_compressed_file_is_not_unpacked_beyond_a_size(tmp_path, monkeypatch, name, content):
-    monkeypatch.setattr(records, "MAX_UNPACKED_BYTES", 2**20)
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 2**19)
-    monkeypatch.setattr(records, "MAX_RATIO", 2)
+    monkeypatch.setattr(text_files, "MAX_UNPACKED_BYTES", 2**20)
+    monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 2**19)
+    monkeypatch.setattr(text_files, "MAX_RATIO", 2)
     path = tmp_path / name
     path.write_bytes(gzip.compress(content))
     assert refusal(path).count("the file has more than 1 MB unpacked") == 1 or "cell" in name
 
 
 def test_a_plain_file_of_one_value_is_not_held_beyond_a_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_WHOLE_BYTES", 2**20)
+    monkeypatch.setattr(text_files, "MAX_WHOLE_BYTES", 2**20)
     path = tmp_path / "rows.json"
     path.write_bytes(b"[\n" + (ROW + b",\n") * (SIZE // len(ROW)) + ROW + b"\n]")
     assert "the file has more than 1 MB" in refusal(path)

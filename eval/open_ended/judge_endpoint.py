@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from sft.config.secrets import mask_secrets
-from sft.data.row_errors import HALF_PAIR
+from sft.data.json_values import LONE_SURROGATE
 from sft.errors import UserError
 from sft.system.hub import causes
 
@@ -245,7 +245,7 @@ def _read(received: bytes) -> Reply:
         raise _Transient("a reply without text")
     prompt, completion = (_count(count) for count in counts)
     # A reply that was cut may end in half a character, which no file takes.
-    return Reply(HALF_PAIR.sub("\ufffd", text), prompt, completion)
+    return Reply(LONE_SURROGATE.sub("\ufffd", text), prompt, completion)
 
 
 def _count(value: Any) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from eval.metrics.stats import mcnemar, paired_proportion_interval, score_interval
 from eval.open_ended.judge_prompts import Ask, Item, judge_item
-from sft.data.row_errors import half_pair, is_deep
+from sft.data.json_values import find_lone_surrogate, is_too_deep
 from sft.errors import UserError
 from sft.system.atomic_files import iter_jsonl, writing
 
@@ -165,7 +165,7 @@ def _kept(path: Path) -> list[dict[str, Any]]:
 
 def _is_judgment(row: dict[str, Any]) -> bool:
     """Whether this is a row that `judge_item` makes."""
-    if is_deep(row) or half_pair(row):
+    if is_too_deep(row) or find_lone_surrogate(row):
         return False
     verdict = row.get("verdict", "")
     if row.get("kind") == "grade":

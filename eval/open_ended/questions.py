@@ -21,7 +21,7 @@ from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, Source
 from sft.context import RunContext
 from sft.data.readers import read_records
-from sft.data.row_errors import RowError
+from sft.data.records import RowError
 from sft.distributed.collectives import map_over_ranks, own_share, run_on_main
 from sft.errors import UserError
 from sft.run.contents import fingerprint

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.metrics.stats import BITS_PER_BYTE
-from sft.data.row_errors import is_deep
+from sft.data.json_values import is_too_deep
 
 LARGEST = 10**15  # above it no number of ours is
 
@@ -163,7 +163,7 @@ READ_TEXT = {
 
 def misfit(value: Any, shape: Any) -> str | None:
     """The place of the first thing in JSON data that is not as the shape says; None if all is."""
-    if is_deep(value):
+    if is_too_deep(value):
         return "its depth"
     return _misfit(value, shape, "")
 

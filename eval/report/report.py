@@ -40,7 +40,7 @@ from eval.report.tables import (
 )
 from sft.config.safe_yaml import check_expanded_size, constructor_errors
 from sft.config.sections import describe_training
-from sft.data.row_errors import is_deep
+from sft.data.json_values import is_too_deep
 from sft.errors import UserError
 from sft.run.command import run_command
 from sft.run.contents import verified, verified_results
@@ -324,7 +324,7 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: too many levels of lists; measure the run again") from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); measure the run again") from None
-    if is_deep(value):
+    if is_too_deep(value):
         raise UserError(f"{path}: too many levels of lists; measure the run again")
     return sample_files.cleaned(value)
 

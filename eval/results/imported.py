@@ -31,7 +31,7 @@ from eval.tasks.sample_rows import (
 )
 from sft.chat_template.render import PATIENCE, TEMPLATE_ERRORS
 from sft.config.sections import EvalSection, TaskOptions
-from sft.data.row_errors import half_pair
+from sft.data.json_values import find_lone_surrogate
 from sft.errors import UserError
 from sft.run.contents import verified, verified_results
 from sft.run.stage_cache import Stage
@@ -221,7 +221,7 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
 def _refuse_misfit(scores: Any, shape: Any, source: Path) -> None:
     """Refuse scores.json of another run that is damaged, or holds what this version does not
     write."""
-    if found := misfit(scores, shape) or half_pair(scores):
+    if found := misfit(scores, shape) or find_lone_surrogate(scores):
         raise UserError(
             f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
             "model again"
@@ -311,7 +311,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             raise UserError(
                 f"{path}:{number}: {wrong} is not as lm-eval writes it; log the samples again"
             )
-        if half_pair(line):  # half a surrogate pair, which a file in UTF-8 cannot hold
+        if find_lone_surrogate(line):  # half a surrogate pair, which a file in UTF-8 cannot hold
             line = json.loads(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace"))
         lines.append(line)
     if not lines:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.stats import BITS_PER_BYTE
-from sft.data.row_errors import half_pair, is_deep
+from sft.data.json_values import find_lone_surrogate, is_too_deep
 from sft.errors import UserError
 from sft.system.atomic_files import is_inside, is_plain_name, read_json
 
@@ -39,9 +39,9 @@ def read_results(path: Path, task: str) -> dict[str, Any]:
             wrong.append("group_subtasks")
         if not _is_text(results.get("config", {}).get("model_sha") or ""):
             wrong.append("config.model_sha")
-    if not wrong and is_deep(results):
+    if not wrong and is_too_deep(results):
         wrong.append("its depth")
-    if wrong or (place := half_pair(results)):
+    if wrong or (place := find_lone_surrogate(results)):
         raise UserError(
             f"{path}: {wrong[0] if wrong else place} is not as lm-eval writes it; fetch the file "
             "again or remove it"
@@ -55,7 +55,7 @@ def _is_text(value: Any) -> bool:
 
 def wrong_field(line: Mapping[str, Any]) -> str | None:
     """The first field of a sample whose type is not the one that lm-eval writes."""
-    if is_deep(line):
+    if is_too_deep(line):
         return "its depth"
     arguments, answers, metrics = (line[k] for k in ("arguments", "filtered_resps", "metrics"))
     pair = line.get(BITS_PER_BYTE)

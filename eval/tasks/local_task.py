@@ -22,7 +22,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from sft.config.sections import Source
 from sft.data.readers import read_records
-from sft.data.row_errors import RowError
+from sft.data.records import RowError
 from sft.errors import UserError
 from sft.system.hub import reach_hub
 

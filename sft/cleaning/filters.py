@@ -21,7 +21,7 @@ from sft.cleaning.near_duplicates import answer_text, near_duplicates, row_text
 from sft.config.preset import find_path
 from sft.config.sections import DataSection, Source
 from sft.data.readers import read_records
-from sft.data.row_errors import RowError
+from sft.data.records import RowError
 from sft.data.sources import SourceRows
 from sft.errors import UserError
 from sft.run.contents import fingerprint

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sft.cleaning.ngrams import ConcatenatedTexts, chunks, ngram_hashes, normal_form
-from sft.data.messages import decoded
+from sft.data.json_values import decode_json
 
 # N-grams of 8 characters: two words, or a phrase of Chinese.
 NGRAM_SIZE = 8
@@ -71,7 +71,7 @@ def _said(message: dict[str, Any]) -> list[str]:
 def _arguments(function: dict[str, Any]) -> str:
     """The arguments of a call as JSON, the same whether they are given as text or as an object."""
     given = function.get("arguments")
-    return json.dumps(decoded(given) if isinstance(given, str) else given)
+    return json.dumps(decode_json(given) if isinstance(given, str) else given)
 
 
 def near_duplicates(

@@ -160,16 +160,6 @@ def nested_texts(value: Any) -> Iterator[str]:
             waiting += reversed(value)
 
 
-def number_of(value: Any) -> float | None:
-    """A number, as such or as text writes it; None for anything else, true and false included."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
 def is_metadata(name: str) -> bool:
     """Whether a field's name says that it describes the row: `id`, `prompt_id`, `dataSource`."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sft.data.columns import column_of, field_of, text_in
 from sft.data.field_names import (
     ANSWERS,
     CONTENT,
@@ -21,7 +20,8 @@ from sft.data.field_names import (
     several_answers,
 )
 from sft.data.fields import Fields, unread_texts
-from sft.data.json_rows import is_rows
+from sft.data.json_reader import is_rows
+from sft.data.json_values import column_value, decode_json, field_of, text_column, type_name
 from sft.data.loss_marks import TRAINED, mark_turns, read_mark
 from sft.data.message_trees import all_paths, best_path
 from sft.data.messages import (
@@ -30,7 +30,6 @@ from sft.data.messages import (
     as_turns,
     check_chat,
     decode_chats,
-    decoded,
     is_chat,
     is_messages,
     odd_answers,
@@ -38,11 +37,9 @@ from sft.data.messages import (
     read_tools,
     text_field,
     unknown_keys,
-    wrong_type,
 )
 from sft.data.question_text import COMPANIONS, whole_question
-from sft.data.records import Record
-from sft.data.row_errors import RowError, type_name
+from sft.data.records import Record, RowError, wrong_type
 from sft.data.unsupported import (
     check_answer_labels,
     check_no_media,
@@ -103,7 +100,7 @@ def apply_columns(
             hint = f"did you mean {near[0]!r}" if near else f"use one of {', '.join(sorted(KNOWN))}"
             raise UserError(f"columns: {ours!r} is no field that a format has; {hint}")
     for ours, theirs in columns.items():
-        if column_of(record.fields, theirs) is None and not (
+        if column_value(record.fields, theirs) is None and not (
             ours in COMPANIONS or theirs in record.fields
         ):
             raise RowError(
@@ -119,7 +116,7 @@ def apply_columns(
     told = bool(columns) and any(whole <= columns.keys() for whole in WHOLE)
     covered = (CONTENT | COMPANIONS | columns.keys()) if told else columns.keys()
     hidden = {name: rest.pop(name) for name in rest.keys() & covered}
-    named = {ours: column_of(record.fields, theirs) for ours, theirs in columns.items()}
+    named = {ours: column_value(record.fields, theirs) for ours, theirs in columns.items()}
     fields = Fields(rest | named, hidden=hidden, cells=record.cells)
     decode_chats(fields)
     return MappedRow(record.origin, fields)
@@ -173,8 +170,8 @@ def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list
             return [_with_system(lead, _read_rounds(fields[name], origin, where=name))]
     if "instances" in fields and "instruction" in fields:
         return [lead + pair for pair in _read_instances(fields, origin)]
-    if "message_tree_id" in fields and isinstance(decoded(fields.peek("prompt")), dict):
-        root = decoded(fields["prompt"])
+    if "message_tree_id" in fields and isinstance(decode_json(fields.peek("prompt")), dict):
+        root = decode_json(fields["prompt"])
         paths = all_paths(root, origin) if tree_paths == "all" else [best_path(root, origin)]
         return [lead + path for path in paths]
     for asked, answered in held(PAIRS, fields):
@@ -202,7 +199,9 @@ def _columns_of(fields: Fields) -> str:
     """The columns of a question and its answer, where the row has fields of such names; the answer
     may be a text within a list or an object (SQuAD's `answers`)."""
     asked = next((name for name, _ in PAIRS if name in fields), None)
-    answers = (text_in(decoded(fields.peek(name)), name) for name in ANSWERS if name != asked)
+    answers = (
+        text_column(decode_json(fields.peek(name)), name) for name in ANSWERS if name != asked
+    )
     answer = next(filter(None, answers), None)
     if asked is None or answer is None:
         return "prompt: FIELD, response: FIELD"
@@ -263,7 +262,7 @@ def _read_pair(fields: Fields, asked: str, answered: str, origin: str) -> list[M
         )
     given = fields[answered]
     if isinstance(given, list | dict) and not _have_roles(given):
-        part = text_in(given, answered) or f"{answered}.KEY"
+        part = text_column(given, answered) or f"{answered}.KEY"
         remedy = f"name the text in it: columns={{{answered}: '{part}'}}"
         raise RowError(
             origin,
@@ -283,7 +282,7 @@ def _have_roles(value: list[Any] | dict[str, Any]) -> bool:
 def _asked(fields: Fields, asked: str, origin: str) -> list[Message]:
     """History, then the question in field `asked` with the fields that belong to it."""
     messages: list[Message] = []
-    history = decoded(fields.get("history")) or []
+    history = decode_json(fields.get("history")) or []
     if not isinstance(history, list):
         raise wrong_type(origin, "history", history, "a list of pairs of texts")
     for i, past in enumerate(history):
@@ -307,7 +306,7 @@ def _is_conversation(name: str, value: Any) -> bool:
     """Whether an unknown field holds a conversation: messages; texts alone under UltraChat's name,
     since a list of texts may be anything."""
     if isinstance(value, str):
-        return isinstance(found := decoded(value), list) and (
+        return isinstance(found := decode_json(value), list) and (
             is_chat(found) or (name == TURNS and are_texts(found))
         )
     if not isinstance(value, list) or not value:
@@ -323,7 +322,7 @@ def _with_system(lead: list[Message], messages: list[Message]) -> list[Message]:
 def _read_rounds(value: Any, origin: str, *, where: str) -> list[Message]:
     """Messages; or objects of a question and its answer (Firefly, Capybara); or texts in turn, the
     user's first (UltraChat, LIMA)."""
-    value = decoded(value)
+    value = decode_json(value)
     first = value[0] if isinstance(value, list) and value else None
     if isinstance(first, str) and where in TEXTS_IN_TURN:
         roles = ("user", "assistant")
@@ -347,7 +346,7 @@ def _read_rounds(value: Any, origin: str, *, where: str) -> list[Message]:
 
 def _read_instances(fields: Fields, origin: str) -> list[list[Message]]:
     """Self-instruct seeds: one instruction with instances of input and output."""
-    instances = decoded(fields["instances"])
+    instances = decode_json(fields["instances"])
     if not isinstance(instances, list):
         raise wrong_type(origin, "instances", instances, "a list")
     chats = []

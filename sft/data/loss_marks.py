@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sft.data.fields import Fields
-from sft.data.row_errors import RowError, type_name
+from sft.data.json_values import type_name
+from sft.data.records import RowError
 
 TRAINED = "trained"  # key of a message: False where its row says that it is not trained
 # Keys of a message that are true or 1 where it is trained: OpenAI's fine-tuning format, Axolotl,

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sft.data.messages import ROLES, Message, read_role, text_field, wrong_type
-from sft.data.records import Record
-from sft.data.row_errors import RowError
+from sft.data.messages import ROLES, Message, read_role, text_field
+from sft.data.records import Record, RowError, wrong_type
 from sft.errors import UserError
 
 TEXTS = ("text", "content")

@@ -1,13 +1,13 @@
 """Messages of any known spelling to {"role", "content", "tool_calls"?}, and the rules of a chat."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from sft.data.fields import Fields
+from sft.data.json_values import decode_json, drop_nulls, find_lone_surrogate
 from sft.data.loss_marks import KEYS, LISTS, TRAINED, is_trained, read_mark
-from sft.data.row_errors import RowError, half_pair, invalid_text, is_deep, type_name
+from sft.data.records import RowError, invalid_text, wrong_type
 from sft.data.unsupported import check_no_media
 
 Message = dict[str, Any]
@@ -56,13 +56,13 @@ def decode_chats(fields: Fields) -> None:
     messages.
     """
     for name in fields.of(ALWAYS):
-        if isinstance(found := decoded(fields.peek(name)), list):
+        if isinstance(found := decode_json(fields.peek(name)), list):
             fields.put(name, found)
     either = fields.of(frozenset(EITHER))
     chats = {
         name: found
         for name in either
-        if isinstance(fields.peek(name), str) and is_chat(found := decoded(fields.peek(name)))
+        if isinstance(fields.peek(name), str) and is_chat(found := decode_json(fields.peek(name)))
     }
     lists = {name for name in either if isinstance(chats.get(name, fields.peek(name)), list)}
     asked, sides = set(EITHER[:2]), set(EITHER[2:])
@@ -136,7 +136,7 @@ def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
     Raises:
         RowError: a wrong type, an unknown role, a tool call that is no JSON.
     """
-    value = decoded(value)
+    value = decode_json(value)
     if not isinstance(value, list):
         raise wrong_type(origin, where, value, "a list of messages")
     return [_message(turn, origin, where=f"{where}[{i}]") for i, turn in enumerate(value)]
@@ -187,7 +187,7 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict[str, Any]]:
     Arguments stay as they are given, an object or its JSON text; sft.chat_template.message_forms
     makes of them what a template takes.
     """
-    value = decoded(value)
+    value = decode_json(value)
     calls = []
     for call in value if isinstance(value, list) else [value]:
         function = call.get("function", call) if isinstance(call, dict) else None
@@ -195,7 +195,7 @@ def _read_calls(value: Any, origin: str, *, where: str) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise wrong_type(origin, where, call, "a call with a name and arguments")
         arguments = function.get("arguments") or {}
-        if not isinstance(structure := decoded(arguments), dict):
+        if not isinstance(structure := decode_json(arguments), dict):
             raise wrong_type(origin, f"{where} arguments", arguments, "an object or its JSON text")
         _whole([structure], origin, where=f"{where} arguments")
         made = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -211,8 +211,8 @@ def read_tools(value: Any, origin: str) -> tuple[list[dict[str, Any]] | None, tu
 
     Fields that are null are cut, except from JSON text: see `cut_nulls`.
     """
-    given = decoded(value)
-    value = given if isinstance(value, str) else _filled(given)
+    given = decode_json(value)
+    value = given if isinstance(value, str) else drop_nulls(given)
     if value in (None, "", []):
         return None, ()
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -224,7 +224,7 @@ def read_tools(value: Any, origin: str) -> tuple[list[dict[str, Any]] | None, tu
 
 def _whole(value: list[dict[str, Any]], origin: str, *, where: str) -> list[dict[str, Any]]:
     """Structure as it is, which may have come out of a text of JSON in a row of JSON."""
-    if place := half_pair(value, where=where):
+    if place := find_lone_surrogate(value, where=where):
         raise invalid_text(origin, where=place, what="half a surrogate pair")
     return value
 
@@ -238,29 +238,11 @@ def cut_nulls(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     kept = []
     for message in messages:
         if calls := message.get("tool_calls"):
-            functions = [{k: _filled(v) for k, v in call["function"].items()} for call in calls]
+            functions = [{k: drop_nulls(v) for k, v in call["function"].items()} for call in calls]
             both = zip(calls, functions, strict=True)
             message = {**message, "tool_calls": [{**c, "function": f} for c, f in both]}
         kept.append(message)
     return kept, () if kept == messages else ("null arguments of tool calls cut",)
-
-
-def _filled(value: Any) -> Any:
-    """Without the fields of objects, at any depth, that are null."""
-    if isinstance(value, dict):
-        return {key: _filled(field) for key, field in value.items() if field is not None}
-    return [_filled(one) for one in value] if isinstance(value, list) else value
-
-
-def decoded(value: Any) -> Any:
-    """Structure that a CSV cell or a text field holds as JSON; anything else as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-        return value if is_deep(found) else found
-    return value
 
 
 def text_field(value: Any, origin: str, *, where: str) -> str:
@@ -281,15 +263,6 @@ def text_field(value: Any, origin: str, *, where: str) -> str:
         what = "a NUL character" if "\x00" in value else "half a surrogate pair"
         raise invalid_text(origin, where=where, what=what)
     return value
-
-
-def wrong_type(origin: str, where: str, value: Any, wanted: str) -> RowError:
-    return RowError(
-        origin,
-        rule="wrong type",
-        detail=f"{where} is {type_name(value)}",
-        remedy=f"it must be {wanted}",
-    )
 
 
 def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from sft.data.fields import UnreadFields
 from sft.data.formats import MappedRow, read_chats, read_question, unread_content
 from sft.data.loss_marks import without_marks
 from sft.data.messages import CHATS, ROLES, Message, check_turns, is_chat, read_messages
-from sft.data.row_errors import RowError
+from sft.data.records import RowError
 from sft.data.sources import read_rows
 from sft.data.unsupported import check_no_media, check_no_media_placeholders
 from sft.errors import UserError

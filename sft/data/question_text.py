@@ -6,7 +6,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from sft.data.fields import Fields, strip_whitespace
-from sft.data.messages import text_field, wrong_type
+from sft.data.messages import text_field
+from sft.data.records import wrong_type
 
 LEADING = ("instruction", "definition")
 MATERIAL = (

@@ -1,7 +1,7 @@
-"""Files and hub datasets to records: JSON, JSONL, Parquet and CSV, each with its file and line.
+"""Files and Hub datasets as records: JSON, JSON Lines, Parquet and CSV, each with file and line.
 
-A record that cannot be read comes back as a RowError value in its place, so that the caller decides
-whether to stop; a file that cannot be read at all raises.
+A record that cannot be read is a `RowError` in its place, so that the caller decides whether to
+stop; a file that cannot be read raises.
 """
 
 import difflib
@@ -11,52 +11,50 @@ from typing import Any
 
 from sft.config.preset import find_path
 from sft.config.sections import Source
-from sft.data.csv_rows import read_csv
-from sft.data.json_rows import read_json
-from sft.data.records import Record as Record
-from sft.data.row_errors import RowError, equal_names
+from sft.data.csv_reader import read_csv
+from sft.data.json_reader import read_json
+from sft.data.json_values import drop_nulls
+from sft.data.records import Record, RowError, equal_names
 from sft.errors import UserError
 from sft.system.hub import hub_refusal, reach_hub
 
-# First bytes of archives that are not read.
-PACKED = {b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "Zstandard", b"\xfd7zX": "xz", b"BZh": "bzip2"}
-# Of Parquet files: rows that are read at once, and from which size on a column may not be packed
-# more than so many times.
-BATCH, PACKED_BYTES, PACKED_RATIO = 128, 8 * 2**20, 1000
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+# First bytes of archives that are not read.
+ARCHIVES = {
+    b"PK\x03\x04": "zip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"\xfd7zX": "xz",
+    b"BZh": "bzip2",
+}
+BATCH_ROWS = 128  # of Parquet, decoded at once
+# Parquet stores a repeated value once, so a small file can decode to more than the memory holds. A
+# column above the first size may be compressed at most by the second factor.
+MAX_COLUMN_BYTES, MAX_COLUMN_RATIO = 8 * 2**20, 1000
 
 
 def read_records(source: Source) -> Iterator[Record | RowError]:
-    """Stream the records of a local file or a hub dataset.
+    """Stream the records of a local file or a Hub dataset.
 
     Raises:
-        UserError: no such file or dataset; contents of another kind than the name says.
+        UserError: no such file or dataset, or contents that do not match the file's suffix.
     """
     if is_on_hub(source.path):
         return _read_hub(source)
-    _check_no_hub_options(source)
+    for key in ("name", "revision"):
+        if (value := getattr(source, key)) is not None:
+            raise UserError(
+                f"{source.path}: {key}={value} belongs to a dataset on the hub, and this is a "
+                "local file; leave it out"
+            )
     return _read_file(existing_file(source.path, find_path(source.path)))
 
 
-def _check_no_hub_options(source: Source) -> None:
-    given = {"name": source.name, "revision": source.revision}
-    if named := [key for key, value in given.items() if value is not None]:
-        raise UserError(
-            f"{source.path}: {named[0]}={given[named[0]]} belongs to a dataset on the hub, and "
-            "this is a local file; leave it out"
-        )
-
-
 def is_on_hub(path: str) -> bool:
-    """Whether a path is not on this machine and has the form of `org/name`."""
-    return find_path(path) is None and _is_dataset_id(path)
-
-
-def _is_dataset_id(path: str) -> bool:
-    """Whether a path that is not on this machine has the form of a dataset's hub id."""
+    """Return whether a path is not on this machine and has the form of `org/name`."""
     owner, _, name = path.partition("/")
     return (
-        bool(owner and name)
+        find_path(path) is None
+        and bool(owner and name)
         and "/" not in name
         and not path.startswith((".", "~"))
         and not Path(owner).exists()
@@ -65,16 +63,16 @@ def _is_dataset_id(path: str) -> bool:
 
 
 def _suffix(path: str | Path) -> str:
-    """The data suffix of a name, with .gz where it has one, or nothing."""
+    """Return the data suffix of a name, including .gz; "" if it has none."""
     name = str(path).lower()
     return next((s + z for s in SUFFIXES for z in ("", ".gz") if name.endswith(s + z)), "")
 
 
 def existing_file(given: str, path: Path | None) -> Path:
-    """The file that `given` was found to be.
+    """Return the file that `given` was resolved to.
 
     Raises:
-        UserError: there is none, or it is nothing that rows could be read from.
+        UserError: it does not exist, or rows cannot be read from it.
     """
     if path is None:
         folder = Path(given).expanduser().parent
@@ -105,21 +103,19 @@ def _read_file(path: Path) -> Iterator[Record | RowError]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
     if not head:
         raise UserError(f"{path} is empty; give it rows, or leave it out")
-    for magic, name, right in (
+    for magic, name, expected in (
         (b"\x1f\x8b", "gzip", suffix.endswith(".gz")),
         (b"PAR1", "Parquet", suffix == ".parquet"),
     ):
-        if head.startswith(magic) != right and (right or head.startswith(magic)):
-            verb = "is not a" if right else "is a"
+        if head.startswith(magic) != expected:
+            verb = "is not a" if expected else "is a"
             raise UserError(f"{path}:1: {verb} {name} file, against its name; rename it")
-    if other := next((name for magic, name in PACKED.items() if head.startswith(magic)), None):
-        raise UserError(f"{path}:1: is a {other} file, against its name; unpack it")
+    if archive := next((name for magic, name in ARCHIVES.items() if head.startswith(magic)), None):
+        raise UserError(f"{path}:1: is a {archive} file, against its name; unpack it")
     if suffix == ".parquet":
         return _read_parquet(path)
     kind = suffix.removesuffix(".gz")
-    if kind in (".csv", ".tsv"):
-        return read_csv(path, tabs=kind == ".tsv")
-    return read_json(path)
+    return read_csv(path, tabs=kind == ".tsv") if kind in (".csv", ".tsv") else read_json(path)
 
 
 def _read_parquet(path: Path) -> Iterator[Record | RowError]:
@@ -133,19 +129,19 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             yield equal_names(f"{path}:1", twice, of="schema")
             return
-        if bomb := _bomb(file.metadata):
+        if detail := _oversized_column(file.metadata):
             yield RowError(
                 f"{path}:1",
                 rule="file too large",
-                detail=bomb,
+                detail=detail,
                 remedy="save the rows again, in a file of their own size",
                 ends=True,
             )
             return
-        for batch in file.iter_batches(batch_size=BATCH):
+        for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for fields in batch.to_pylist():
                 number += 1
-                yield Record(f"{path}:{number}", _without_nulls(fields))
+                yield Record(f"{path}:{number}", _without_inner_nulls(fields))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield RowError(
             f"{path}:{number + 1}",
@@ -156,30 +152,23 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
         )
 
 
-def _bomb(metadata: Any) -> str:
-    """What a Parquet file's columns would unpack to, where they are packed as no text is; a value
-    may stand in every row of a batch although the file holds it once."""
+def _oversized_column(metadata: Any) -> str:
+    """Describe the first column that decodes to more than its limits; "" if there is none."""
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
-            size, packed = column.total_uncompressed_size, max(1, column.total_compressed_size)
-            if size > PACKED_BYTES and size > PACKED_RATIO * packed:
+            size, stored = column.total_uncompressed_size, max(1, column.total_compressed_size)
+            if size > MAX_COLUMN_BYTES and size > MAX_COLUMN_RATIO * stored:
                 return (
                     f"the column {column.path_in_schema} has {size / 2**20:,.0f} MB in "
-                    f"{packed / 2**20:.3f} MB"
+                    f"{stored / 2**20:.3f} MB"
                 )
     return ""
 
 
-def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a typed table without the nulls inside its objects, which all have the keys of all:
-    the arguments of a tool call come with those of every other tool. Fields themselves stay."""
-    return {name: _present(value) for name, value in row.items()}
-
-
-def _present(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _present(inner) for key, inner in value.items() if inner is not None}
-    return [_present(inner) for inner in value] if isinstance(value, list) else value
+def _without_inner_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    # Arrow gives every object of a column the keys of all: the arguments of a tool call come with
+    # those of every other tool, as null.
+    return {name: drop_nulls(value) for name, value in row.items()}
 
 
 def _read_hub(source: Source) -> Iterator[Record | RowError]:
@@ -195,13 +184,13 @@ def _read_hub(source: Source) -> Iterator[Record | RowError]:
         )
         for row in rows:
             number += 1
-            yield Record(f"{name}[{split}]:{number}", _without_nulls(row))
+            yield Record(f"{name}[{split}]:{number}", _without_inner_nulls(row))
     except (DatasetsError, OSError, ValueError) as error:
         if not number and (refusal := hub_refusal(error, name=name, kind="dataset")):
             raise UserError(f"{name}: {refusal}") from None
-        what = f"breaks off behind row {number}" if number else "is not what the hub gives"
+        problem = f"breaks off after row {number}" if number else "could not be loaded"
         raise UserError(
-            f"{name}: there is no such local file, and the dataset of this name {what} "
+            f"{name}: there is no such local file, and the dataset of this name {problem} "
             f"({' '.join(str(error).split())[:160]}); check the path, the `name` of its "
             f"configuration, the split {split!r} and the network"
         ) from None

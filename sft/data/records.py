@@ -1,138 +1,97 @@
-"""Records (rows as the file holds them) and the numbered lines of a text file."""
+"""Records (rows as the file holds them), and errors for records that cannot be used."""
 
-import gzip
-import io
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from sft.data.row_errors import RowError, not_utf8, too_large, too_long, truncated
+from sft.data.json_values import type_name
+from sft.errors import UserError
 
-MAX_RECORD_BYTES = 16 * 2**20  # a longer row is a broken file, and reading it would take the memory
-MAX_WHOLE_BYTES = 4 * 2**30  # of a file that has to be held whole
-# What a compressed file may have unpacked, and how many times its size a larger one may; logs and
-# tables reach 30.
-MAX_UNPACKED_BYTES, MAX_RATIO = 2**30, 100
-HEAD = 2**16  # bytes in which the first line end of a file is looked for
+MAX_DETAIL = 2_000  # characters: a name or value in the row may be arbitrarily long
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row as the file holds it; `origin` is path:line (path:row for Parquet and hubs)."""
+    """One row as the file holds it; `origin` is path:line (path:row for Parquet and the Hub)."""
 
     origin: str
     fields: dict[str, Any]
-    cells: bool = False  # every field is text, since the file (CSV) has no other type
+    cells: bool = False  # every field is text because the format (CSV) has no other type
 
 
-class TooLarge(Exception):
-    """A file that has to be held whole and has more than `limit` bytes, unpacked."""
+class RowError(UserError):
+    """A row that cannot be used.
 
-    def __init__(self, limit: float) -> None:
-        super().__init__(limit)
-        self.limit = limit
-
-
-def open_bytes(path: Path) -> IO[bytes]:
-    """A file's bytes, decompressed where its name ends with .gz, with line ends of "\\n" where the
-    file's own are a lone "\\r" (classic Mac OS), which `readline` does not know.
-
-    Raises:
-        TooLarge: a file of such line ends, which is held whole.
+    Args:
+        rule: short name under which the counts list the row.
+        counted: the row is valid but useless, such as a tie between two answers. It is dropped and
+            counted, and never stops the run.
+        ends: the rest of the file cannot be read, which always stops the run.
     """
-    with _opened(path) as file:
-        try:
-            head = file.read(HEAD)
-        except (EOFError, OSError, zlib.error):
-            head = b""
-        first = min((at for end in (b"\r", b"\n") if (at := head.find(end)) >= 0), default=-1)
-        if first < 0 or head[first : first + 1] == b"\n" or head[first + 1 : first + 2] == b"\n":
-            return _opened(path)
-        return io.BytesIO((head + _whole(file, path)).replace(b"\r", b"\n"))
+
+    def __init__(
+        self,
+        origin: str,
+        *,
+        rule: str,
+        detail: str,
+        remedy: str,
+        counted: bool = False,
+        ends: bool = False,
+    ) -> None:
+        shown = detail if len(detail) <= MAX_DETAIL else f"{detail[:MAX_DETAIL]}\u2026"
+        # Names of fields may hold line breaks and lone surrogates, which a log cannot encode.
+        line = " ".join(f"{origin}: {shown}; {remedy}".splitlines())
+        super().__init__(line.encode(errors="backslashreplace").decode())
+        self.origin, self.rule, self.detail, self.remedy = origin, rule, detail, remedy
+        self.counted, self.ends = counted, ends
+
+    def ending(self) -> "RowError":
+        """Return the same error for a file whose rest cannot be read."""
+        detail = f"{self.detail}, and nothing after it can be read"
+        return RowError(self.origin, rule=self.rule, detail=detail, remedy=self.remedy, ends=True)
+
+    def with_others(
+        self, others: Sequence["RowError"], *, inspected: int, usable: bool = False
+    ) -> UserError:
+        """Return the same error with a count of the errors among the next `inspected` rows.
+
+        Args:
+            usable: some row is usable, so that data.on_error=drop is a remedy.
+        """
+        message = str(self)
+        if others:
+            rules = Counter(other.rule for other in others)
+            each = ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
+            rows = f"{len(others):,} of the next {inspected:,} rows"
+            message += f"; {rows} cannot be used either ({each})"
+        if usable and not any(error.ends for error in (self, *others)):
+            message += "; data.on_error=drop leaves such rows out"
+        return UserError(message)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+def equal_names(origin: str, names: Sequence[str], *, of: str) -> RowError:
+    """Return the error for columns of one name, of which only the last would be read."""
+    return RowError(
+        origin,
+        rule="equal column names",
+        detail=f"the {of} names {', '.join(names)} more than once",
+        remedy="give each column a unique name",
+        ends=True,
+    )
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str | RowError]]:
-    """Decoded lines with their origins; what cannot be decoded is a RowError in its place."""
-    number, total, origin = 0, 0, f"{path}:1"
-    most = _most(path)
-    try:
-        file = open_bytes(path)
-    except TooLarge as error:
-        yield origin, too_large(origin, limit=error.limit)
-        return
-    except (EOFError, OSError, zlib.error) as error:
-        yield origin, truncated(origin, error)
-        return
-    with file:
-        while True:
-            number += 1
-            origin = f"{path}:{number}"
-            try:
-                line = file.readline(MAX_RECORD_BYTES + 1)
-                if len(line) > MAX_RECORD_BYTES:
-                    size = len(line)
-                    while line and not line.endswith(b"\n") and total + size <= most:
-                        line = file.readline(MAX_RECORD_BYTES)
-                        size += len(line)
-                    total += size
-                    if total > most:
-                        yield origin, too_large(origin, limit=most)
-                        return
-                    yield origin, too_long(origin, size, limit=MAX_RECORD_BYTES)
-                    continue
-            except (EOFError, OSError, zlib.error) as error:
-                yield origin, truncated(origin, error)
-                return
-            if not line:
-                return
-            total += len(line)
-            if total > most:
-                yield origin, too_large(origin, limit=most)
-                return
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield origin, not_utf8(origin, error)
-                continue
-            yield origin, text
+def invalid_text(origin: str, *, where: str, what: str) -> RowError:
+    """Return the error for a character that no tokenizer or file accepts."""
+    return RowError(origin, rule="invalid text", detail=f"{where} holds {what}", remedy="remove it")
 
 
-def _most(path: Path) -> float:
-    """Return the most bytes that a file may have after decompression."""
-    if not path.name.lower().endswith(".gz"):
-        return float("inf")
-    return max(MAX_UNPACKED_BYTES, MAX_RATIO * path.stat().st_size)
-
-
-def _whole(file: IO[bytes], path: Path) -> bytearray:
-    """Read the rest of a file.
-
-    Raises:
-        TooLarge: it would fill the memory.
-    """
-    limit = min(MAX_WHOLE_BYTES, _most(path))
-    content = bytearray()
-    while chunk := file.read(2**20):
-        content += chunk
-        if len(content) > limit:
-            raise TooLarge(limit)
-    return content
-
-
-def read_text(path: Path) -> str | RowError:
-    """Read a text file; return a RowError where it cannot be read."""
-    try:
-        with open_bytes(path) as file:
-            return _whole(file, path).decode("utf-8-sig")
-    except TooLarge as error:
-        return too_large(f"{path}:1", limit=error.limit)
-    except UnicodeDecodeError as error:
-        return not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error).ending()
-    except (EOFError, OSError, zlib.error) as error:
-        return truncated(f"{path}:1", error)
+def wrong_type(origin: str, where: str, value: Any, expected: str) -> RowError:
+    """Return the error for a value of another type than `expected`."""
+    return RowError(
+        origin,
+        rule="wrong type",
+        detail=f"{where} is {type_name(value)}",
+        remedy=f"it must be {expected}",
+    )

@@ -9,18 +9,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import PurePath
 from typing import Any
 
+from rich import box
+from rich.table import Table
+
 from sft.config.sections import Source
-from sft.data.columns import field_of
 from sft.data.field_names import META
 from sft.data.fields import UnreadFields
 from sft.data.formats import MappedRow, apply_columns, read_chats, read_text, unread_content
+from sft.data.json_values import field_of
 from sft.data.message_trees import assemble_trees
 from sft.data.messages import Message
 from sft.data.readers import read_records
-from sft.data.records import Record
-from sft.data.row_errors import RowError
+from sft.data.records import Record, RowError
 from sft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -185,7 +188,7 @@ def _among_its_like(
         following.extend(islice(rest, LOOKED_ON))
     others = [row for row in following if isinstance(row, RowError) and not row.counted]
     usable = usable or any(isinstance(row, ParsedRow) for row in following)
-    return first.among(others, looked_at=len(following), usable=usable)
+    return first.with_others(others, inspected=len(following), usable=usable)
 
 
 def _digest(value: Any) -> bytes:
@@ -317,3 +320,31 @@ def read_kind(
 def metadata(record: MappedRow) -> dict[str, Any]:
     """Fields that pass through unchanged where the record has them."""
     return {key: record.fields[key] for key in META if record.fields.get(key) is not None}
+
+
+def source_table(sources: Sequence[Mapping[str, Any]], *, title: str) -> Table:
+    """A line for each source.
+
+    Args:
+        sources: `SourceCount` as plain data, as data.json keeps it.
+    """
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    table.add_column("source", overflow="fold")
+    for heading in ("read", "kept"):
+        table.add_column(heading, justify="right")
+    for heading in ("left out", "changed", "fields that nothing reads"):
+        table.add_column(heading, overflow="fold")
+    names = [PurePath(source["source"]).name for source in sources]
+    unique = len(set(names)) == len(names)
+    for source, name in zip(sources, names, strict=True):
+        table.add_row(
+            name if unique else source["source"],
+            f"{source['rows_in']:,}",
+            f"{source['kept']:,}",
+            *(_listed(source.get(part, {})) for part in ("dropped", "mended", "unread")),
+        )
+    return table
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from sft.data.fields import Fields, number_of
-from sft.data.row_errors import RowError
+from sft.data.fields import Fields
+from sft.data.json_values import number_of
+from sft.data.records import RowError
 from sft.errors import UserError
 
 # Fields of what the text is about but this project cannot read.

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import cached_file
 
-from sft.data.row_errors import half_pair
+from sft.data.json_values import find_lone_surrogate
 from sft.errors import UserError
 from sft.model.architecture import model_of_config
 from sft.run.revisions import located
@@ -111,7 +111,7 @@ def read_settings(file: Path, *, given: str) -> dict[str, Any]:
         raise UserError(f"{at} holds no object of settings; fetch it again")
     if _depth(content) > DEEPEST:
         raise _too_deep(at)
-    if where := half_pair(content):
+    if where := find_lone_surrogate(content):
         raise UserError(f"{at}: {where} holds half a character (a lone surrogate); correct it")
     return content
 

@@ -28,8 +28,7 @@ from sft.cleaning.filters import (
 from sft.config.sections import DataSection
 from sft.context import RunContext
 from sft.data.mixture import mix
-from sft.data.source_table import source_table
-from sft.data.sources import read_sft
+from sft.data.sources import read_sft, source_table
 from sft.distributed.collectives import main_first, run_on_main
 from sft.errors import UserError
 from sft.packing.shared_prefix import share_prefixes

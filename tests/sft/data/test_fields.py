@@ -14,8 +14,7 @@ from dpo.data import read_preferences
 from sft.config.sections import Source
 from sft.data.fields import is_metadata, looks_like_content, unread_texts
 from sft.data.prompts import read_prompts
-from sft.data.source_table import source_table
-from sft.data.sources import read_sft
+from sft.data.sources import read_sft, source_table
 from sft.errors import UserError
 
 MILL = "The mill by the bridge went up in 1742."

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from row_files import CHAT, GOOD, messages_of, read, write
 
-from sft.data import records
+from sft.data import text_files
 from sft.errors import UserError
 
 # Files.
@@ -218,11 +218,11 @@ def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_pa
     [
         (
             '{"prompt": "a", "resp',
-            "\\(the row ends in the middle, behind column 21\\); .* complete the row",
+            "\\(the row ends in the middle, after column 21\\); .* complete the row",
         ),
-        ('{"messages": [', "\\(the row ends in the middle, behind column 14\\); "),
-        ('{"prompt": "a",   ', "\\(the row ends in the middle, behind column 15\\); "),
-        ('{"prompt": fal', "\\(the row ends in the middle, behind column 14\\); "),
+        ('{"messages": [', "\\(the row ends in the middle, after column 14\\); "),
+        ('{"prompt": "a",   ', "\\(the row ends in the middle, after column 15\\); "),
+        ('{"prompt": fal', "\\(the row ends in the middle, after column 14\\); "),
         ('{"prompt": "a" "b"}', r"\(Expecting ',' delimiter at column 16\)"),
         ('{"prompt": falsch}', r"\(Expecting value at column 12\)"),
         ("{}}", r"\(Extra data at column 3\)"),
@@ -259,7 +259,7 @@ BAD_FILES = {
     "bad.parquet": (b"PAR1" + b"\0" * 30 + b"PAR1", ":1: unreadable Parquet"),
     "open.json": (b'[{"prompt": "a", "response": "b"}', "':?,' or ']' expected"),
     "comma.json": (b'[{"prompt": "a", "response": "b"},]', "malformed JSON"),
-    "tail.json": (b'[{"prompt": "a", "response": "b"}] x', "behind the array"),
+    "tail.json": (b'[{"prompt": "a", "response": "b"}] x', "after the array"),
     "none.json": (b'{\n"data": []}', "no usable row .it has none"),
     "beside.json": (
         b'{\n"version": 1,\n"data": [{"prompt": "a", "response": "b"}]}',
@@ -277,9 +277,9 @@ BAD_FILES = {
         b'{"x": {"prompt": "a", "response": "b"}, "y": {"prompt": "c"}}',
         r"one object of rows by name \(x, y\)",
     ),
-    "commas.jsonl": (b'{"prompt": "a", "response": "b"},\n{}', ":1: .*a comma behind the object"),
+    "commas.jsonl": (b'{"prompt": "a", "response": "b"},\n{}', ":1: .*a comma after the object"),
     "comma.jsonl": (b'{\n"prompt": "a", "response": "b"},\n{}', ":2: .*a comma between two"),
-    "two.jsonl": (b'{"prompt": "a"}{"prompt": "b"}', ":1: .*another object behind the first"),
+    "two.jsonl": (b'{"prompt": "a"}{"prompt": "b"}', ":1: .*another object after the first"),
     "twice.jsonl": (b'{"prompt": "a", "prompt": "c", "response": "b"}', ":1: .*'prompt' stands tw"),
     "twice.csv": (b"prompt,response,response\na,b,c\n", ":1: the header names response more"),
     "nameless.csv": (b"prompt,response,,\na,b,,\na,b,c,\n", ":3: cells in several columns with"),
@@ -366,7 +366,7 @@ def test_missing_file_names_the_nearest(tmp_path):
 
 
 def test_a_line_beyond_the_limit_is_skipped_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "x" * 5000, "response": "b"}) + f"\n{json.dumps(GOOD)}\n")
     with pytest.raises(UserError, match=r"rows.jsonl:1: the row has"):
