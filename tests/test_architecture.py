@@ -11,7 +11,7 @@ PACKAGES = {"sft", "dpo", "eval", "recipes"}
 # A sub-package imports only sub-packages of earlier levels.
 LEVELS = {
     "sft": (
-        ("errors",),
+        ("errors", "schema"),
         ("config", "system"),
         ("data", "distributed"),
         ("chat_template", "run", "packing"),

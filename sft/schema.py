@@ -1,0 +1,231 @@
+"""Types of the records that sft and dpo store or pass on.
+
+A base class with `total=False` holds the keys that may be absent: `typing.NotRequired` needs
+Python 3.11.
+"""
+
+from typing import Any, TypedDict
+
+
+class _MessageKeys(TypedDict, total=False):
+    content: str
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
+    reasoning_content: str
+    trained: bool  # False: a turn of the assistant that is context only
+
+
+class ChatMessage(_MessageKeys):
+    """One turn of a chat."""
+
+    role: str  # system, user, assistant or tool
+
+
+class _ChatKeys(TypedDict, total=False):
+    tools: list[dict[str, Any]]
+    language: str
+    reference: dict[str, Any]  # the right answer, in the keys that a judge knows
+    id: str
+
+
+class ChatRow(_ChatKeys):
+    """A chat; plain text has a `TextRow`."""
+
+    messages: list[ChatMessage]
+    kind: str
+    origin: str  # path:line, or path:row of Parquet files and hub datasets
+
+
+class TextRow(_ChatKeys):
+    """A document to continue pretraining on."""
+
+    text: str
+    kind: str
+    origin: str
+
+
+class _PreferenceKeys(TypedDict, total=False):
+    tools: list[dict[str, Any]]
+    prompt_ids: list[int]  # the three lists of ids: of pairs that the model's samples make
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    reference: dict[str, Any] | None
+
+
+class PreferenceRow(_PreferenceKeys):
+    """A prompt with a better and a worse answer."""
+
+    prompt: list[ChatMessage]
+    chosen: list[ChatMessage]
+    rejected: list[ChatMessage]
+
+
+class PairSample(TypedDict):
+    """A sampled answer with its verdict."""
+
+    seed: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    score: float
+    reasons: list[str]
+
+
+class SampledPair(PreferenceRow):
+    """A line of pairs.jsonl: the best and the worst of the answers to a prompt."""
+
+    samples: list[PairSample]
+
+
+class _BranchKeys(TypedDict, total=False):
+    branches: list[int]  # lengths of the branches at the row's end, where rows share a prefix
+
+
+class TokenRow(_BranchKeys):
+    """A row that an SFT stage trains on."""
+
+    origin: str
+    input_ids: list[int]
+    trained: list[bool]
+
+
+class PairTokenRow(TypedDict):
+    """A row that DPO trains on; the prompt is the prefix that both answers share."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    chosen_scored: list[bool]
+    rejected_ids: list[int]
+    rejected_scored: list[bool]
+
+
+class SourceFacts(TypedDict):
+    """The rows of one source; `rows_in` is `kept` plus the sum of `dropped`."""
+
+    source: str
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]  # by rule
+    mended: dict[str, int]  # rows kept with a part removed, by rule
+    unread: dict[str, int]  # rows with text in a field that is not read, by field
+    problems: list[str]
+
+
+class NotTokenized(TypedDict):
+    count: int
+    problems: list[str]
+
+
+class DataFacts(TypedDict):
+    """data/data.json; the counts of tokens, turns and pieces are sums over all token rows."""
+
+    sources: list[SourceFacts]
+    questions: dict[str, int]  # by benchmark, those that rows are compared with
+    unchecked: list[str]  # benchmarks whose questions could not be loaded
+    mixed: int  # chats after weighting
+    not_tokenised: NotTokenized
+    kinds: dict[str, int]
+    tokens: int
+    trained_tokens: int
+    untrained_turns: int
+    pieces: int
+    without_system: int
+
+
+class _DoneKeys(TypedDict, total=False):
+    kept: dict[str, str]  # texts of small outputs that could not be made again
+
+
+class DoneRecord(_DoneKeys):
+    """done.json, the marker of a finished stage."""
+
+    inputs: dict[str, str]  # hashes of what the stage read
+    outputs: dict[str, str]  # hashes of its files, by path below its folder
+    facts: dict[str, Any]  # each stage has its own
+
+
+class BegunRecord(TypedDict):
+    """begun.json, the marker of a stage that works or is finished."""
+
+    inputs: dict[str, str]
+
+
+class FileFacts(TypedDict):
+    size: int
+    sha256: str
+
+
+class _ManifestKeys(TypedDict, total=False):
+    processes: int
+    spread: str  # how the weights are sharded; absent in checkpoints of earlier versions
+
+
+class Manifest(_ManifestKeys):
+    """manifest.json, the marker of a whole checkpoint."""
+
+    files: dict[str, FileFacts]
+
+
+class StageEntry(TypedDict):
+    """The facts of a training stage; an entry of `stages` in results.json."""
+
+    tokens: int
+    steps: int
+    seconds: float
+    loss_first: float
+    loss_last: float
+
+
+class Machine(TypedDict):
+    """The part of run.json that describes where the run was made."""
+
+    python: str
+    versions: dict[str, str]
+    platform: str
+    cpu_threads: int
+    device: str
+    num_processes: int
+    git: str | None
+
+
+class RunRecord(Machine):
+    """run.json."""
+
+    seed: int
+    date: str | None
+    preset_sha256: str
+    inputs: dict[str, str]  # hashes of what the run reads in addition to its preset
+    hash_rules: int
+    revisions: dict[str, str]  # commits, by hub repository
+
+
+class _LogKeys(TypedDict, total=False):
+    loss: float
+    epoch: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+    padding: float
+    memory_gib: float
+    peak_share: float  # of the device's peak FLOPS
+
+
+class LogLine(_LogKeys):
+    """A line of log.jsonl; losses and trackers add keys."""
+
+    step: int
+
+
+class TrackerProgress(TypedDict):
+    """What one tracker has received of a model."""
+
+    last: int  # step of its last line of log.jsonl
+    once: list[str]  # hashes of the measures
+
+
+class TrackerRecord(TypedDict):
+    """tracker.json of a model."""
+
+    id: str  # of the model's run in the trackers
+    told: dict[str, TrackerProgress]
