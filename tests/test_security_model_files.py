@@ -18,7 +18,7 @@ from eval.results.imported import import_measures
 from recipes import base_vs_chat, export
 from sft.config.sections import EvalSection, ModelSection
 from sft.errors import UserError
-from sft.model.architecture import model_of_config
+from sft.model.architecture import meta_model
 from sft.model.loading import check_model, load_model, load_tokenizer
 from sft.model.model_config import read_model_config
 from sft.model.placement import choose_placement
@@ -82,7 +82,7 @@ def test_fields_of_a_configuration_choose_no_kernels_and_no_files(folder, tiny_m
     config = read_model_config(path, trust_remote_code=False)
     assert config._attn_implementation is None and config._experts_implementation is None
     with torch.device("meta"):
-        assert model_of_config(config).config._attn_implementation == "sdpa"
+        assert meta_model(config).config._attn_implementation == "sdpa"
     loaded = load_model(path, choose_placement(section))
     for name, tensor in tiny_model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor)

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from sft.config.sections import LoraSection, Preset
 from sft.errors import UserError
 from sft.model.adapter_settings import adapter_settings, check_patterns
-from sft.model.architecture import model_of_config
+from sft.model.architecture import meta_model
 from sft.model.lora_targets import (
     adapted_weights,
     add_adapter,
@@ -71,11 +71,9 @@ def check_new_adapter(
     config = copy.deepcopy(config)
     text = config.get_text_config()
     text.vocab_size = max(text.vocab_size, *(token + 1 for token in tokens), 0)
-    with torch.device("meta"):
-        model = model_of_config(config)
-        adapter = lora_config(lora)
-        adapter.trainable_token_indices = token_rows(model, tokens) if tokens else None
-        add_adapter(model, adapter, in_4bit=in_4bit)
+    model, adapter = meta_model(config), lora_config(lora)
+    adapter.trainable_token_indices = token_rows(model, tokens) if tokens else None
+    add_adapter(model, adapter, in_4bit=in_4bit)
 
 
 def check_continued_adapter(path: str, config: PreTrainedConfig, lora: LoraSection) -> None:
@@ -90,12 +88,11 @@ def check_continued_adapter(path: str, config: PreTrainedConfig, lora: LoraSecti
     """
 
     def weights_of(section: LoraSection) -> set[str]:
-        with torch.device("meta"):
-            return adapted_weights(add_adapter(model_of_config(config), lora_config(section)))
+        return adapted_weights(add_adapter(meta_model(config), lora_config(section)))
 
+    its = LoraConfig.from_pretrained(path)
     with torch.device("meta"):
-        its = LoraConfig.from_pretrained(path)
-        has = adapted_weights(PeftModel(model_of_config(config), its))
+        has = adapted_weights(PeftModel(meta_model(config), its))
     if weights_of(lora) == has:
         return
     layers: Any = its.target_modules or []
@@ -129,7 +126,7 @@ def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> N
         return
     base = adapter_base(path)
     with torch.device("meta"):
-        model = model_of_config(config)
+        model = meta_model(config)
         own = {name: tuple(p.shape) for name, p in model.named_parameters()}
         with loading(
             given,

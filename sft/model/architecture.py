@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
@@ -76,10 +77,17 @@ def head_sizes(layer: PreTrainedConfig) -> tuple[int, int, int]:
     return heads, size, size
 
 
-def model_of_config(config: PreTrainedConfig, **options: Any) -> Any:
-    """The causal LM that a configuration describes, on torch's default device, no weights loaded;
-    by code of its own where that, once trusted, made the configuration."""
-    return AutoModelForCausalLM.from_config(config, trust_remote_code=_own_code(config), **options)
+def meta_model(config: PreTrainedConfig, **options: Any) -> Any:
+    """Build the causal LM that a configuration describes on the meta device, without memory.
+
+    Args:
+        options: arguments of `AutoModelForCausalLM.from_config`.
+    """
+    # Not cached: PEFT and `enable_scoring` change the model in place, and one takes under a second.
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=_own_code(config), **options
+        )
 
 
 def _own_code(config: PreTrainedConfig) -> bool:

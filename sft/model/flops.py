@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import PreTrainedConfig
 
-from sft.model.architecture import head_sizes, layers_of, model_of_config
+from sft.model.architecture import head_sizes, layers_of, meta_model
 from sft.model.experts import visited_shares
 from sft.model.lora_targets import add_adapter, reach_of, wrapped_parameters
 from sft.packing.layout import Span
@@ -58,19 +58,17 @@ class Costs:
 
 def costs_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Costs:
     """Costs of the model that a configuration describes, with an adapter where `lora` is given."""
-    return costs_of_model(_meta_model(config, lora))
+    return costs_of_model(_meta_adapted(config, lora))
 
 
 def parameters_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Parameters:
     """Its parameters alone, of any causal LM."""
-    return parameters_of_model(_meta_model(config, lora))
+    return parameters_of_model(_meta_adapted(config, lora))
 
 
-def _meta_model(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
-    """Built on torch's meta device: shapes without memory, in a fraction of a second."""
-    with torch.device("meta"):
-        model = model_of_config(config)
-        return model if lora is None else add_adapter(model, lora)
+def _meta_adapted(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
+    model = meta_model(config)
+    return model if lora is None else add_adapter(model, lora)
 
 
 def parameters_of_model(model: Any) -> Parameters:

@@ -13,6 +13,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,7 +90,10 @@ def add_adapter(
     refuse_ends(model, config)
     try:
         targets = resolve_targets(model, config, in_4bit=in_4bit)
-        adapted: PeftModel = get_peft_model(model, targets, revision=revision)
+        # PEFT creates the adapter's weights on the default device, also over a meta model.
+        on_meta = model.device.type == "meta"
+        with torch.device("meta") if on_meta else nullcontext():
+            adapted: PeftModel = get_peft_model(model, targets, revision=revision)
     except UserError:  # a ValueError too
         raise
     except (ValueError, TypeError, NotImplementedError) as error:

@@ -14,13 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers.utils import cached_file
 
 from sft.data.json_values import find_lone_surrogate
 from sft.errors import UserError
-from sft.model.architecture import model_of_config
+from sft.model.architecture import meta_model
 from sft.run.revisions import located
 from sft.system.atomic_files import fault
 from sft.system.hub import hub_refusal
@@ -313,7 +312,7 @@ def build_empty(config: Any, *, given: str) -> Any:
     """
     what = "no model can be built by its config.json"
     remedy = "correct it, or give another model"
-    with loading(given, what=what, remedy=remedy), torch.device("meta"):
-        model = model_of_config(config)
+    with loading(given, what=what, remedy=remedy):
+        model = meta_model(config)
     check_buffers(model, given=given)
     return model

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
 from sft.errors import UserError
-from sft.model.architecture import head_sizes, layers_of, model_of_config
+from sft.model.architecture import head_sizes, layers_of, meta_model
 from sft.model.fused_lora import fuse_adapters
 from sft.model.lora_targets import add_adapter
 from sft.packing.layout import Batch
@@ -288,17 +288,16 @@ def _run_scoring(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[M
 
 
 def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
-    with torch.device("meta"):
-        model = model_of_config(
-            config,
-            dtype=setup.compute if setup.lora else setup.weights,
-            attn_implementation=setup.attention,
-        )
-        enable_scoring(model)
-        if setup.apart:
-            disable_packing(model)
-        if setup.lora:
-            model = fuse_adapters(add_adapter(model, setup.lora, in_4bit=setup.load_in_4bit))
+    model = meta_model(
+        config,
+        dtype=setup.compute if setup.lora else setup.weights,
+        attn_implementation=setup.attention,
+    )
+    enable_scoring(model)
+    if setup.apart:
+        disable_packing(model)
+    if setup.lora:
+        model = fuse_adapters(add_adapter(model, setup.lora, in_4bit=setup.load_in_4bit))
     return model
 
 
