@@ -16,8 +16,8 @@ fused_lora: LoRA's two passes with as few operations over activations as there a
 generation_settings: Generation settings of a model, made such that transformers saves them
     again.
 loading: Models and their tokenizers: found, checked, loaded, given an adapter, saved.
-lora_targets: Targets of a LoRA adapter: which matrices of a model it is added to, stacked
-    experts included.
+lora_targets: Choose the matrices that a LoRA adapter is added to, stacked experts and routers
+    included.
 model_config: A model's configuration, without what its file could choose for us: code, kernels,
     files.
 model_files: Files of a model from anyone: bounded before a library reads them, and read without
