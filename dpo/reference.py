@@ -14,7 +14,7 @@ from sft.packing.layout import Document, Segment, best_fit, lay_out
 from sft.packing.logprobs import batch_tokens, log_probs, row_layout, sequence_sums
 from sft.run.contents import fingerprint
 from sft.system.atomic_files import read_json, write_json
-from sft.system.run_marker import noted
+from sft.system.run_marker import recording
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def reference_log_probs(
     missing = [i for i in mine if read_shard(paths[i]) is None]
     folder.mkdir(parents=True, exist_ok=True)
     # The other processes write there too, which the marker of the run does not see.
-    with noted(folder):
+    with recording(folder):
         with synchronized_forwards(model), eval_mode(model):
             for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
                 shard = [pair_document(row) for row in rows[i * SHARD : (i + 1) * SHARD]]

@@ -151,7 +151,11 @@ def write_export(
     # Imported here, since they take seconds, so that a mistyped path is answered at once.
     from eval.results.model_card import model_card
     from sft.export.stage_weights import template_notes, write_weights
-    from sft.export.token_parity import complete_tokenizer, prove_same_ids, write_modelfile
+    from sft.export.token_parity import (
+        check_token_parity,
+        complete_tokenizer_config,
+        write_modelfile,
+    )
     from sft.model.loading import context_window, load_tokenizer
     from sft.run.console import start_logging
     from sft.run.contents import STAGE_FOLDERS
@@ -166,7 +170,7 @@ def write_export(
     )
     if not (run / "results.json").is_file():
         log.warning("%s had not ended: this is its model after %s, and is not compared", run, name)
-    complete_tokenizer(folder, tokenizer)
+    complete_tokenizer_config(folder, tokenizer)
     turns = None
     try:
         turns = write_modelfile(folder, tokenizer, window=context_window(trained, section))
@@ -174,7 +178,7 @@ def write_export(
         checked.append(f"Modelfile: none, {reason}")
     checked += template_notes(tokenizer, date=preset.run.date, modelfile=bool(turns))
     recorded = answers(run, name)[:RECORDED]
-    proof = prove_same_ids(
+    proof = check_token_parity(
         tokenizer,
         folder=folder,
         recorded=recorded,

@@ -7,7 +7,7 @@ encoding: Chats to token ids: the template, what is trained, and what generation
 message_forms: Messages in the forms that a chat template takes: arguments of tool calls, and
     thinking.
 render: A conversation as the tokenizer's chat template writes it.
-shown_content: Whether a chat template shows what a conversation says.
+rendering_checks: Whether a chat template shows what a conversation says.
 system_prompt: The system prompt of conversations without a system turn: the template's, a text,
     or none.
 template: The chat template: the tokenizer's own, the user's, or ours where there is none.

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.message_forms import opening_of
 from sft.chat_template.render import Message, render
-from sft.chat_template.shown_content import (
+from sft.chat_template.rendering_checks import (
     call_arguments,
     check_context_rendered,
     message_texts,

@@ -15,7 +15,7 @@ from sft.chat_template.assistant_mask import (
 )
 from sft.chat_template.message_forms import check_thinking_rendered, to_template_form
 from sft.chat_template.render import Message, render
-from sft.chat_template.shown_content import check_context_rendered
+from sft.chat_template.rendering_checks import check_context_rendered
 from sft.chat_template.template import ensure_template as ensure_template
 from sft.chat_template.template_date import apply_template
 from sft.chat_template.turn_end import (

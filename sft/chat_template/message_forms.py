@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.render import Message, render
-from sft.chat_template.shown_content import REASONING
+from sft.chat_template.rendering_checks import REASONING
 from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, QUESTION_SENTINEL, template_text
 from sft.errors import UserError
 

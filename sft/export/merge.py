@@ -172,7 +172,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def over_4bit(
+def compare_with_4bit(
     path: str,
     whole: str,
     *,
@@ -199,7 +199,7 @@ def over_4bit(
     )
 
 
-def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) -> str:
+def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: Any) -> str:
     """The whole model that an adapter makes with its base, kept in `folder`, for a stage to begin
     with; its path. One process merges.
 
@@ -231,10 +231,10 @@ def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) ->
             dtype=placement.compute,
             remedy="set lora.between_stages=continue or model.dtype=float32",
         )
-        log.info("adapter: merged into its base; %s", in_words(check))
+        log.info("adapter: merged into its base; %s", describe_check(check))
         facts = asdict(check)
         if placement.load_in_4bit:
-            again = over_4bit(
+            again = compare_with_4bit(
                 start,
                 str(target),
                 rows=shown,
@@ -242,7 +242,7 @@ def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) ->
                 use=placement,
                 trust_remote_code=trust,
             )
-            log.info("adapter: quantised anew with its base; %s", in_words(again))
+            log.info("adapter: quantised anew with its base; %s", describe_check(again))
             facts["quantised"] = asdict(again)
         stage.finish(outputs=["model"], facts=facts)
 
@@ -250,7 +250,7 @@ def merged_start(start: str, context: RunContext, *, folder: Path, rows: Any) ->
     return str(target.resolve())
 
 
-def in_words(check: MergeCheck) -> str:
+def describe_check(check: MergeCheck) -> str:
     """What a merge did to the logits, in a sentence."""
     beside = f"{check.share:.1%} of what training changed"
     if check.changed <= EQUAL:

@@ -22,7 +22,7 @@ ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Turns:
+class TurnFormat:
     """The fixed texts of a regular template; `around` is what stands before and after contents."""
 
     bos: str
@@ -31,7 +31,7 @@ class Turns:
     asks: str  # what asks for the next answer
 
 
-def regular_turns(tokenizer: Any) -> Turns:
+def find_turn_format(tokenizer: Any) -> TurnFormat:
     """The fixed texts of the tokenizer's template, verified on conversations of several turns.
 
     A date that the template writes (Llama 3.2) becomes one of these texts, as the tokenizer's date.
@@ -45,7 +45,7 @@ def regular_turns(tokenizer: Any) -> Turns:
         turns = None
     if turns is None or any(
         write(turns, chat) != render(tokenizer, chat, prompt=True)
-        for chat in probes(system="system" in turns.around)
+        for chat in probe_chats(system="system" in turns.around)
     ):
         raise UserError(
             "this chat template is not a fixed text around each turn, so it cannot be said in "
@@ -55,7 +55,7 @@ def regular_turns(tokenizer: Any) -> Turns:
     return turns
 
 
-def probes(*, system: bool) -> list[list[Message]]:
+def probe_chats(*, system: bool) -> list[list[Message]]:
     """Conversations of one to five turns, in two scripts, half of them with a system turn."""
     question = {"role": "user", "content": "What is 6*7?\nIn words, please: 六乘七？"}
     answer = {"role": "assistant", "content": "Forty-two.\n\n四十二。"}
@@ -65,7 +65,7 @@ def probes(*, system: bool) -> list[list[Message]]:
     return chats + instructed if system else chats
 
 
-def write(turns: Turns, messages: Sequence[Message]) -> str:
+def write(turns: TurnFormat, messages: Sequence[Message]) -> str:
     """The prompt as the Go template of `modelfile` writes it, BOS included."""
     written = [turns.bos]
     if messages[0]["role"] != "system":
@@ -77,7 +77,7 @@ def write(turns: Turns, messages: Sequence[Message]) -> str:
 
 
 def modelfile(
-    turns: Turns,
+    turns: TurnFormat,
     *,
     stops: Sequence[str],
     window: int | None,
@@ -119,7 +119,7 @@ def modelfile(
     return "\n".join([*lines, "PARAMETER temperature 0", ""])
 
 
-def _find(tokenizer: Any) -> Turns | None:
+def _find(tokenizer: Any) -> TurnFormat | None:
     user, answer = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
     second = {"role": "user", "content": SECOND}
     front, to_answer, between, asks = _split(
@@ -152,7 +152,7 @@ def _find(tokenizer: Any) -> Turns | None:
     except ValueError:
         pass  # the template takes no system turn
     ordered = {role: around[role] for role in ROLES if role in around}
-    return Turns(bos, head.removeprefix(bos), ordered, asks.removeprefix(after_user))
+    return TurnFormat(bos, head.removeprefix(bos), ordered, asks.removeprefix(after_user))
 
 
 def _split(text: str, *marks: str) -> list[str]:

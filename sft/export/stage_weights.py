@@ -9,7 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from sft.chat_template.system_prompt import default_system, quoted
 from sft.chat_template.template_date import writes_date
 from sft.config.sections import ModelSection, Preset
-from sft.export.merge import TrainedModel, export_weights, in_words, over_4bit, stored_dtype
+from sft.export.merge import (
+    TrainedModel,
+    compare_with_4bit,
+    describe_check,
+    export_weights,
+    stored_dtype,
+)
 from sft.model.loading import resolve_model_path
 from sft.model.placement import choose_placement, on_processor
 from sft.model.quantization import require_bitsandbytes
@@ -53,9 +59,9 @@ def write_weights(
         trained, tokenizer, folder=folder, dtype=published, or_float32=dtype is None
     )
     why = f", since {check.instead_of}" if check.instead_of else ""
-    checked = [f"weights: published in {check.dtype}{why}; {in_words(check)}"]
+    checked = [f"weights: published in {check.dtype}{why}; {describe_check(check)}"]
     if in_4bit:
-        found = over_4bit(
+        found = compare_with_4bit(
             trained.path,
             str(folder),
             rows=rows,
@@ -65,7 +71,7 @@ def write_weights(
         )
         checked.append(
             "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
-            f"between the two, {in_words(found)}"
+            f"between the two, {describe_check(found)}"
         )
     return checked
 

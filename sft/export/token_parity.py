@@ -15,21 +15,21 @@ from sft.chat_template.encoding import encode_chat, encode_prompt, ids_of, stop_
 from sft.chat_template.render import Message
 from sft.chat_template.template_date import apply_template, date_of, writes_date
 from sft.errors import UserError
-from sft.export.ollama import Turns, modelfile, probes, regular_turns, write
+from sft.export.ollama import TurnFormat, find_turn_format, modelfile, probe_chats, write
 from sft.system.atomic_files import read_json, write_json, write_text
 
 ANSWER = {"role": "assistant", "content": "Fine."}
 
 
 @dataclass(frozen=True)
-class Proof:
+class TokenParity:
     """How many conversations gave the same ids, and everywhere where."""
 
     chats: int
     ways: tuple[str, ...]
 
 
-def complete_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def complete_tokenizer_config(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Say in tokenizer_config.json what other readers look for there.
 
     Ollama and llama.cpp put BOS in front unless `add_bos_token` is false; readers older than
@@ -48,15 +48,15 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def write_modelfile(
     folder: Path, tokenizer: PreTrainedTokenizerBase, *, window: int | None
-) -> Turns:
+) -> TurnFormat:
     """Write folder/Modelfile, which stops where folder/generation_config.json does; returns the
     fixed texts of the template.
 
     Raises:
         UserError: the template cannot be said in Ollama's language, or its text becomes other ids.
     """
-    turns = regular_turns(tokenizer)
-    for chat in probes(system="system" in turns.around):
+    turns = find_turn_format(tokenizer)
+    for chat in probe_chats(system="system" in turns.around):
         if _ids_of_text(tokenizer, turns, chat) != encode_prompt(tokenizer, chat):
             raise UserError(
                 "the chat template's text becomes other tokens where BOS is not part of it; serve "
@@ -73,14 +73,14 @@ def write_modelfile(
     return turns
 
 
-def prove_same_ids(
+def check_token_parity(
     tokenizer: PreTrainedTokenizerBase,
     *,
     folder: Path,
     recorded: Sequence[dict[str, Any]] = (),
-    turns: Turns | None = None,
+    turns: TurnFormat | None = None,
     trust_remote_code: bool = False,
-) -> Proof:
+) -> TokenParity:
     """The same conversation is the same ids in training, evaluation, chat and export.
 
     Args:
@@ -94,7 +94,10 @@ def prove_same_ids(
     """
     exported: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     system = turns is None or "system" in turns.around
-    chats: list[list[Message]] = [*probes(system=system), *(row["messages"] for row in recorded)]
+    chats: list[list[Message]] = [
+        *probe_chats(system=system),
+        *(row["messages"] for row in recorded),
+    ]
     unasked: list[list[int] | None] = [None] * (len(chats) - len(recorded))
     evaluated = unasked + [row["prompt_ids"] for row in recorded]
     ways = ["training", "evaluation", "transformers chat"] + ["Ollama's template"] * bool(turns)
@@ -125,7 +128,7 @@ def prove_same_ids(
             f"{folder}: generation stops on {stops}, training ended turns with "
             f"{stop_ids(tokenizer)}; export again"
         )
-    return Proof(len(chats), tuple(ways))
+    return TokenParity(len(chats), tuple(ways))
 
 
 def _eos_ids(folder: Path) -> list[int]:
@@ -133,7 +136,7 @@ def _eos_ids(folder: Path) -> list[int]:
     return list(ids_of(read_json(folder / "generation_config.json")["eos_token_id"]))
 
 
-def _ids_of_text(tokenizer: Any, turns: Turns, chat: Sequence[Message]) -> list[int]:
+def _ids_of_text(tokenizer: Any, turns: TurnFormat, chat: Sequence[Message]) -> list[int]:
     """Ids of the text that the Modelfile makes, BOS from the tokenizer where it adds one."""
     text = write(turns, chat)
     front = []

@@ -60,7 +60,7 @@ from sft.packing.logprobs import enable_scoring
 from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_place
 from sft.run.contents import find_local_model
 from sft.run.revisions import is_hub_id, located, resolve_commit, split_revision, with_revision
-from sft.system.atomic_files import as_others, fault
+from sft.system.atomic_files import describe_os_error, reset_permissions
 from sft.system.hub import hub_refusal
 
 log = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ def load_model(
             **more,
         )
     except OSError as error:
-        if Path(str(base)).is_dir() or fault(error):
+        if Path(str(base)).is_dir() or describe_os_error(error):
             raise
         if refusal := hub_refusal(error, name=base):
             raise UserError(f"model.name_or_path={base}: {refusal}") from None
@@ -394,4 +394,4 @@ def save_model(
     tokenizer.save_pretrained(folder)
     if isinstance(model, PeftModel):
         write_adapter_card(folder)
-    as_others(folder)
+    reset_permissions(folder)

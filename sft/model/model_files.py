@@ -21,7 +21,7 @@ from sft.data.json_values import find_lone_surrogate
 from sft.errors import UserError
 from sft.model.architecture import meta_model
 from sft.run.revisions import located
-from sft.system.atomic_files import fault
+from sft.system.atomic_files import describe_os_error
 from sft.system.hub import hub_refusal
 from sft.system.time_limit import cpu_seconds
 
@@ -205,7 +205,7 @@ def loading(given: str, *, what: str, remedy: str, hub: str | None = None) -> It
     except Exception as error:
         if not isinstance(error, LIBRARY_ERRORS) and type(error) is not Exception:
             raise  # `tokenizers` raises plain exceptions
-        if isinstance(error, OSError) and fault(error):
+        if isinstance(error, OSError) and describe_os_error(error):
             raise
         if hub and (refusal := hub_refusal(error, name=hub)):
             raise UserError(f"model.name_or_path={given}: {refusal}") from None

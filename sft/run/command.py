@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sft.distributed.heartbeat import ending_with_launcher, lost_peer
 from sft.errors import UserError
 from sft.run.terminal import in_one_piece, safe_streams
-from sft.system.atomic_files import fault
+from sft.system.atomic_files import describe_os_error
 from sft.system.signals import Interrupted, handled
 
 # torch raises a RuntimeError, of which its CUDA one is a subclass, where memory runs out.
@@ -47,7 +47,7 @@ def run_command(work: Callable[[], None], *, goes_on: bool = True) -> int:
 def _reason(error: OSError | RuntimeError | MemoryError) -> str | None:
     """The sentence for what the machine lacks; None where the error says nothing of the kind."""
     if isinstance(error, OSError):
-        return (_lost_folder() if error.errno == errno.ENOENT else None) or fault(error)
+        return (_lost_folder() if error.errno == errno.ENOENT else None) or describe_os_error(error)
     first = next(iter(str(error).splitlines()), "")[:120]
     if isinstance(error, MemoryError) or _NO_MEMORY.search(first):
         detail = f" ({first})" if first else ""

@@ -33,10 +33,10 @@ from sft.system.atomic_files import (
     write_text,
 )
 from sft.system.file_lock import NAME as LOCK
-from sft.system.file_lock import one_writer
+from sft.system.file_lock import lock_folder
 from sft.system.run_marker import DRAFT as MARKER_DRAFT
 from sft.system.run_marker import NAME as MARKER
-from sft.system.run_marker import Marker, new_marker, noting_writes, read_marker
+from sft.system.run_marker import Marker, new_marker, read_marker, record_writes_in
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def open_run(
     """
     folder = Path(preset.run.dir).expanduser()
     state = PartialState()
-    with one_writer(folder) if state.is_main_process else nullcontext():
+    with lock_folder(folder) if state.is_main_process else nullcontext():
         if state.is_main_process:
             clear(folder)
         state.wait_for_everyone()
@@ -94,7 +94,7 @@ def open_run(
                     ways_on=ways_on,
                     growing=growing,
                 )
-                held.enter_context(noting_writes(claim.settle(fresh=fresh, rerun=rerun)))
+                held.enter_context(record_writes_in(claim.settle(fresh=fresh, rerun=rerun)))
                 name_own_bases([folder / place / "model" for place in STAGE_FOLDERS.values()])
             state.wait_for_everyone()
             yield folder
@@ -135,7 +135,7 @@ class _Claim:
                     *(self.folder, MARKER),
                 )
                 marker.save()
-            with noting_writes(marker):
+            with record_writes_in(marker):
                 sweep(self.folder)
         if fresh:
             # The draft of preset.yaml too: it may be a link, which would be written through.
@@ -146,7 +146,7 @@ class _Claim:
             # preset.yaml stays until the new one takes its place, and is the run's own until then.
             marker = new_marker(self.folder, written={recorded.name: None} if fresh else {})
             marker.save()
-        with noting_writes(marker):
+        with record_writes_in(marker):
             if going_on and not fresh and not recorded.is_file():
                 log.warning("%s is gone; it is written again", recorded)
             if rerun and anything_done(self.folder):
@@ -188,13 +188,13 @@ class _Claim:
         Raises:
             UserError: something in it is not from the run.
         """
-        strangers = [str(p.relative_to(marker.folder)) for p in marker.strangers(marker.folder)]
-        if strangers:
-            more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+        foreign = [str(p.relative_to(marker.folder)) for p in marker.foreign_files(marker.folder)]
+        if foreign:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
             why = "" if listed else ", which has lost its list of files and whose records lack them"
             raise UserError(
                 f"run.dir={self.folder}: --fresh would remove what is not from this run "
-                f"({', '.join(strangers[:3])}{more}){why}; move it away, or set run.dir= to a "
+                f"({', '.join(foreign[:3])}{more}){why}; move it away, or set run.dir= to a "
                 "new folder"
             )
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from sft.errors import UserError
 from sft.run.contents import DONE_KEYS, first_altered
-from sft.system.atomic_files import publish_folder, read_record, temporary_name, writing
+from sft.system.atomic_files import read_record, sync_and_rename, temporary_name, writing
 from sft.system.file_lock import NAME as LOCK
-from sft.system.file_lock import one_writer
+from sft.system.file_lock import lock_folder
 
 RECORD = "done.json"  # of `Stage.finish`, in a folder whose command can be started again
 
@@ -40,7 +40,7 @@ def new_folder(to: Path, *, option: str) -> Iterator[Path]:
         yield draft
         _refuse_taken(to, option)
         with writing(to):
-            publish_folder(draft, to)
+            sync_and_rename(draft, to)
 
 
 def finished_folder(to: Path, inputs: dict[str, str], *, option: str) -> dict[str, Any] | None:
@@ -77,7 +77,7 @@ def _draft(to: Path, option: str) -> Iterator[Path]:
             f"{option} {to}: {working}, where it would be written first, is there and is not from "
             "an export; move it away"
         )
-    with one_writer(working, option=option):
+    with lock_folder(working, option=option):
         draft = working / "model"
         try:
             shutil.rmtree(draft, ignore_errors=True)  # of a command that was killed

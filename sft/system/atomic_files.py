@@ -16,7 +16,7 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from sft.errors import UserError
-from sft.system.run_marker import noted, vacate
+from sft.system.run_marker import move_foreign_files, recording
 from sft.system.seal import sealed, unsealed
 
 CACHED_FROM = 1 << 22  # bytes
@@ -57,7 +57,7 @@ class WriteFailed(OSError):
     """The disk did not take a file; what was there before is as it was."""
 
 
-def fault(error: OSError) -> str | None:
+def describe_os_error(error: OSError) -> str | None:
     """One sentence for a disk that is full, read-only, forbidden or broken; None for anything else.
 
     The sentence has the path, the reason, what stays and what to do.
@@ -96,7 +96,7 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
     """
     kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
-        with noted(path):
+        with recording(path):
             yield
     except WriteFailed:
         raise
@@ -269,14 +269,14 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
-def publish_folder(draft: Path, target: Path) -> None:
+def sync_and_rename(draft: Path, target: Path) -> None:
     """Give a written folder its name when the disk holds it; `target` is missing or empty."""
     sync_tree(draft)
     draft.rename(target)
     sync(target.parent)
 
 
-def as_others(folder: Path) -> None:
+def reset_permissions(folder: Path) -> None:
     """Give a folder's files the rights that new files have: safetensors leaves its own to their
     owner alone, and a server may run as somebody else."""
     mask = os.umask(0)
@@ -305,8 +305,8 @@ def _large_hash(path: Path, *_: int) -> str:
 
 def remove(path: Path) -> None:
     """Remove a file, or a folder so that no half of it is ever found under its name; what an open
-    run did not write is moved aside (`sft.system.run_marker.vacate`)."""
-    vacate(path)
+    run did not write is moved aside (`sft.system.run_marker.move_foreign_files`)."""
+    move_foreign_files(path)
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(GONE + path.name)
         _discard(gone)
@@ -324,6 +324,6 @@ def sweep(folder: Path) -> None:
 
 def _discard(gone: Path) -> None:
     """Finish one removal, if there is one; what an open run did not write is moved aside."""
-    vacate(gone)
+    move_foreign_files(gone)
     if gone.is_dir() and not gone.is_symlink():
         shutil.rmtree(gone)

@@ -36,7 +36,7 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextmanager
-def one_writer(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
+def lock_folder(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
     """Hold `folder`, which is made where it is missing, for this process.
 
     A start that ends with an error before it writes anything there leaves the folder as it was.

@@ -93,17 +93,17 @@ class Marker:
                     return True
         return False
 
-    def strangers(self, path: Path) -> list[Path]:
+    def foreign_files(self, path: Path) -> list[Path]:
         """Files of the run's folder, at or below `path`, that the run did not write."""
         below = [path] if path.is_symlink() or not path.is_dir() else _files(path)
         return [file for file in below if os.path.lexists(file) and not self.owns(file)]
 
-    def vacate(self, path: Path) -> None:
+    def move_foreign_files(self, path: Path) -> None:
         """Move what the run did not write out of a folder that is about to be removed."""
         path = Path(os.path.abspath(path))
         if not path.is_relative_to(self.folder):
             return
-        for file in self.strangers(path):
+        for file in self.foreign_files(path):
             target = self.folder / ASIDE / file.relative_to(self.folder)
             while os.path.lexists(target):
                 target = target.with_name(f"{target.name}.1")
@@ -184,8 +184,8 @@ _marker: Marker | None = None  # of the run that this process has open for writi
 
 
 @contextmanager
-def noting_writes(marker: Marker) -> Iterator[None]:
-    """Have `noted` add to this marker."""
+def record_writes_in(marker: Marker) -> Iterator[None]:
+    """Record writes (see `recording`) in this marker."""
     global _marker
     before, _marker = _marker, marker
     try:
@@ -195,9 +195,9 @@ def noting_writes(marker: Marker) -> Iterator[None]:
 
 
 @contextmanager
-def noted(path: Path) -> Iterator[None]:
+def recording(path: Path) -> Iterator[None]:
     """Within, `path` or the files of the folder `path` are written; the open run's marker names
-    them. Without an open run, and outside its folder, nothing is noted."""
+    them. Without an open run, and outside its folder, nothing is recorded."""
     marker = _marker
     if marker is None:
         yield
@@ -207,11 +207,11 @@ def noted(path: Path) -> Iterator[None]:
     marker.close(path)
 
 
-def vacate(path: Path) -> None:
+def move_foreign_files(path: Path) -> None:
     """Before a folder or file of the open run is removed: move what the run did not write out of
     it, to `ASIDE` of the run's folder."""
     if _marker is not None:
-        _marker.vacate(path)
+        _marker.move_foreign_files(path)
 
 
 def _line(entry: dict[str, Any]) -> bytes:

@@ -16,13 +16,13 @@ from sft.context import RunContext
 from sft.distributed.collectives import run_on_main
 from sft.distributed.sharding import sharding_strategy, whole_weights
 from sft.errors import UserError
-from sft.export.merge import MERGE_ROWS, merged_start
+from sft.export.merge import MERGE_ROWS, merge_before_stage
 from sft.model.loading import bare_model, load_trainable, save_model
 from sft.run.adapters import is_adapter
 from sft.run.contents import STAGE_FOLDERS, fingerprint
 from sft.run.stage_cache import Stage
 from sft.run.stage_facts import StageFacts
-from sft.system.atomic_files import publish_folder, remove, temporary_name, writing
+from sft.system.atomic_files import remove, sync_and_rename, temporary_name, writing
 from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
 from sft.tokenization.prepare import Example
 from sft.training import divergence, eval_callbacks, loop_callback
@@ -73,7 +73,9 @@ def run_stage(
     seed = context.seed
     if is_adapter(start) and context.lora.between_stages == "merge":
         keep = (*keep, "start")
-        start = merged_start(start, context, folder=context.folder / name / "start", rows=texts)
+        start = merge_before_stage(
+            start, context, folder=context.folder / name / "start", rows=texts
+        )
         seed += 1 + list(STAGE_FOLDERS.values()).index(name)  # the new adapter's own directions
     stage = Stage(
         context.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
@@ -105,7 +107,7 @@ def run_stage(
             save_model(model, context.tokenizer, temporary, weights=weights)
             if target.exists():
                 remove(target)
-            publish_folder(temporary, target)
+            sync_and_rename(temporary, target)
         stage.finish(
             outputs=["model", "log.jsonl"],
             facts=asdict(facts),

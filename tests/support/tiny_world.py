@@ -80,4 +80,4 @@ def foreign_files(run: Path) -> list[Path]:
     """Return files of a run directory that are not on the list of files that the run wrote."""
     marker = read_marker(run)
     assert marker is not None, f"{run} has no marker"
-    return marker.strangers(marker.folder)
+    return marker.foreign_files(marker.folder)

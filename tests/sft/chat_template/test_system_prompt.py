@@ -15,7 +15,7 @@ from sft.chat_template.system_prompt import default_system, set_system_prompt
 from sft.config.preset import load_preset
 from sft.config.sections import ModelSection
 from sft.errors import UserError
-from sft.export.ollama import regular_turns
+from sft.export.ollama import find_turn_format
 from sft.model.loading import load_tokenizer
 from sft.system.atomic_files import write_jsonl
 
@@ -104,11 +104,11 @@ def test_any_text_is_written_as_it_is(text):
 
 def test_the_modelfile_follows():
     tokenizer = make_tokenizer(DEFAULT_SYSTEM)
-    assert regular_turns(tokenizer).default == "<|im_start|>system\nBe kind.<|im_end|>\n"
+    assert find_turn_format(tokenizer).default == "<|im_start|>system\nBe kind.<|im_end|>\n"
     set_system_prompt(tokenizer, "Be brief.")
-    assert regular_turns(tokenizer).default == "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert find_turn_format(tokenizer).default == "<|im_start|>system\nBe brief.<|im_end|>\n"
     set_system_prompt(tokenizer := make_tokenizer(DEFAULT_SYSTEM), "none")
-    assert regular_turns(tokenizer).default == ""
+    assert find_turn_format(tokenizer).default == ""
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,13 @@ from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.chat_template.render import render
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
-from sft.export.ollama import modelfile, probes, regular_turns
-from sft.export.token_parity import adds_bos, complete_tokenizer, prove_same_ids, write_modelfile
+from sft.export.ollama import find_turn_format, modelfile, probe_chats
+from sft.export.token_parity import (
+    adds_bos,
+    check_token_parity,
+    complete_tokenizer_config,
+    write_modelfile,
+)
 
 
 def executed(text, messages):
@@ -78,10 +83,10 @@ def template_of(text):
 )
 def test_the_go_template_writes_what_jinja_writes(tiny_tokenizer, template):
     ensure_template(tiny_tokenizer, template=template)
-    turns = regular_turns(tiny_tokenizer)
+    turns = find_turn_format(tiny_tokenizer)
     go = template_of(modelfile(turns, stops=["<|im_end|>"], window=512, adds_bos=False))
     assert ("system" in turns.around) == (template != LLAMA2)
-    for chat in probes(system="system" in turns.around):
+    for chat in probe_chats(system="system" in turns.around):
         assert executed(go, chat) == render(tiny_tokenizer, chat, prompt=True)
 
 
@@ -103,7 +108,7 @@ IRREGULAR = {
 def test_a_template_that_is_not_regular_is_refused(tiny_tokenizer, template):
     tiny_tokenizer.chat_template = template
     with pytest.raises(UserError, match="llama-server --jinja"):
-        regular_turns(tiny_tokenizer)
+        find_turn_format(tiny_tokenizer)
 
 
 def test_a_turn_that_the_next_role_ends(tiny_tokenizer):
@@ -113,7 +118,7 @@ def test_a_turn_that_the_next_role_ends(tiny_tokenizer):
         "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
-    turns = regular_turns(tiny_tokenizer)
+    turns = find_turn_format(tiny_tokenizer)
     assert turns.around["user"] == ("<|user|>", "")
     assert turns.around["assistant"] == ("<|assistant|>", "")
     (first, *_) = stop_ids(tiny_tokenizer)
@@ -126,31 +131,31 @@ def test_go_syntax_in_a_template_is_refused(tiny_tokenizer):
         "{% for m in messages %}" + braces + "{{ m.content }}<|im_end|>{% endfor %}"
     )
     with pytest.raises(UserError, match="cannot hold"):
-        modelfile(regular_turns(tiny_tokenizer), stops=[], window=None, adds_bos=False)
+        modelfile(find_turn_format(tiny_tokenizer), stops=[], window=None, adds_bos=False)
 
 
 def saved(tokenizer, folder):
     tokenizer.save_pretrained(folder)
     stops = {"eos_token_id": stop_ids(tokenizer)}
     (folder / "generation_config.json").write_text(json.dumps(stops))
-    complete_tokenizer(folder, tokenizer)
+    complete_tokenizer_config(folder, tokenizer)
     return folder
 
 
 def test_a_changed_template_or_stop_is_found(tiny_tokenizer, tmp_path):
     ensure_template(tiny_tokenizer)
     folder = saved(tiny_tokenizer, tmp_path)
-    assert prove_same_ids(tiny_tokenizer, folder=folder).chats == 6
+    assert check_token_parity(tiny_tokenizer, folder=folder).chats == 6
     row = {"messages": [{"role": "user", "content": "Hi"}], "prompt_ids": [5, 6]}
     with pytest.raises(UserError, match="other tokens in evaluation"):
-        prove_same_ids(tiny_tokenizer, folder=folder, recorded=[row])
+        check_token_parity(tiny_tokenizer, folder=folder, recorded=[row])
     (folder / "generation_config.json").write_text('{"eos_token_id": [0]}')
     with pytest.raises(UserError, match=r"stops on \[0\]"):
-        prove_same_ids(tiny_tokenizer, folder=folder)
+        check_token_parity(tiny_tokenizer, folder=folder)
     jinja = folder / "chat_template.jinja"
     jinja.write_text(jinja.read_text().replace("<|im_start|>", "<|im_start|> "))
     with pytest.raises(UserError, match=r"other tokens in transformers chat .*token 1 is"):
-        prove_same_ids(tiny_tokenizer, folder=folder)
+        check_token_parity(tiny_tokenizer, folder=folder)
 
 
 @pytest.mark.real
@@ -173,11 +178,11 @@ def test_real_tokenizers_give_the_same_ids_everywhere(real_data, tmp_path, name,
     written = re.findall('PARAMETER stop "(.*)"', (folder / "Modelfile").read_text("utf-8"))
     assert tokenizer.convert_tokens_to_ids(written) == stops
     go = template_of((folder / "Modelfile").read_text(encoding="utf-8"))
-    proof = prove_same_ids(tokenizer, folder=folder, turns=turns)
+    proof = check_token_parity(tokenizer, folder=folder, turns=turns)
     assert proof.ways[-1] == "Ollama's template"
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["add_bos_token"] == adds_bos(tokenizer)
-    for chat in probes(system=True):
+    for chat in probe_chats(system=True):
         text = executed(go, chat)
         # Ollama's tokenizer writes BOS itself unless it is told that it is the text's part.
         front = [tokenizer.bos_token_id] if config["add_bos_token"] else []
@@ -195,7 +200,7 @@ def test_a_tokenizer_that_puts_a_space_behind_bos_gets_no_modelfile(real_data, t
     with pytest.raises(UserError, match="becomes other tokens where BOS is not part of it"):
         write_modelfile(folder, tokenizer, window=4096)
     assert not (folder / "Modelfile").exists()
-    assert len(prove_same_ids(tokenizer, folder=folder).ways) == 3
+    assert len(check_token_parity(tokenizer, folder=folder).ways) == 3
 
 
 @pytest.mark.real
@@ -217,7 +222,7 @@ def test_published_templates_of_each_shape(real_data):
     for row in map(json.loads, rows):
         tokenizer.chat_template = row["template"]
         try:
-            said[row["name"]] = regular_turns(tokenizer)
+            said[row["name"]] = find_turn_format(tokenizer)
         except UserError:
             continue
     assert set(said) >= regular

@@ -17,7 +17,7 @@ from sft.config.preset import load_preset
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
 from sft.context import RunContext
 from sft.errors import UserError
-from sft.export.merge import TrainedModel, export_weights, merged_start, over_4bit
+from sft.export.merge import TrainedModel, compare_with_4bit, export_weights, merge_before_stage
 from sft.model import placement as placement_module
 from sft.model.loading import check_model, load_model, load_trainable, save_model
 from sft.model.lora_targets import lora_config
@@ -191,11 +191,13 @@ def test_merging_goes_into_the_unquantised_weights_and_the_difference_is_told(ba
     assert merged.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
-    told = over_4bit(adapter, str(tmp_path / "whole"), rows=[IDS], placement=IN_4BIT, use=FLOAT)
+    told = compare_with_4bit(
+        adapter, str(tmp_path / "whole"), rows=[IDS], placement=IN_4BIT, use=FLOAT
+    )
     # Here 4 bits are coarse: far more than rounding, and no reason to refuse.
     assert told.lost > 100 * check.lost and told.changed > 0
     again = RunContext(tmp_path, tokenizer, IN_4BIT, LoraSection(r=4), 0, False)
-    start = merged_start(adapter, again, folder=tmp_path / "start", rows=[IDS])
+    start = merge_before_stage(adapter, again, folder=tmp_path / "start", rows=[IDS])
     assert load_model(start, FLOAT).config.to_dict().get("quantization_config") is None
     facts = read_json(tmp_path / "start" / "done.json")["facts"]
     assert facts["lost"] < 1e-4 < facts["quantised"]["lost"]

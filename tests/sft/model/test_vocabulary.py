@@ -13,7 +13,7 @@ from sft.chat_template.encoding import encode_chat, stop_ids
 from sft.config.sections import LoraSection, ModelSection
 from sft.context import RunContext
 from sft.errors import UserError
-from sft.export.merge import merged_start
+from sft.export.merge import merge_before_stage
 from sft.model.loading import load_model, load_tokenizer, load_trainable, save_model
 from sft.model.placement import Placement
 from sft.model.vocabulary import base_with_tokens, token_rows
@@ -176,7 +176,7 @@ def test_between_stages_the_rows_are_merged_too_and_trained_again(grown, tmp_pat
     context = RunContext(tmp_path, tokenizer, FLOAT, lora, 0, False, tuple(ids))
     text = encode_chat(tokenizer, CHAT).input_ids
     one = str(tmp_path / "one")
-    start = merged_start(one, context, folder=tmp_path / "start", rows=[text])
+    start = merge_before_stage(one, context, folder=tmp_path / "start", rows=[text])
     second = load_trainable(start, FLOAT, **options)
     merged = rows_of(second, ids)
     for a, b in zip(merged, rows_of(first, ids), strict=True):

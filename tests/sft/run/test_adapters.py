@@ -129,7 +129,7 @@ def test_an_adapter_merged_and_begun_anew_trains_as_the_one_that_goes_on(base, t
     lora = LoraSection(r=4)
     save_model(adapted(path, lora), tokenizer, tmp_path / "one")
     one = str(tmp_path / "one")
-    start = merge.merged_start(
+    start = merge.merge_before_stage(
         one, context(tmp_path, tokenizer, lora), folder=tmp_path / "start", rows=[IDS]
     )
     on = load_trainable(one, FLOAT, lora=lora, **OPTIONS)
@@ -169,11 +169,15 @@ def test_merging_is_done_once_and_refused_where_rounding_swallows_it(base, tmp_p
     lora = LoraSection(r=4)
     save_model(adapted(path, lora), tokenizer, tmp_path / "one")
     here = context(tmp_path, tokenizer, lora)
-    made = merge.merged_start(str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[IDS])
+    made = merge.merge_before_stage(
+        str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[IDS]
+    )
     facts = read_json(tmp_path / "start" / "done.json")["facts"]
     assert facts["lost"] < 1e-4 < facts["changed"]
     stamp = (tmp_path / "start" / "done.json").stat().st_mtime_ns
-    again = merge.merged_start(str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[])
+    again = merge.merge_before_stage(
+        str(tmp_path / "one"), here, folder=tmp_path / "start", rows=[]
+    )
     assert again == made and (tmp_path / "start" / "done.json").stat().st_mtime_ns == stamp
     little = adapted(path, lora)
     with torch.no_grad():
@@ -184,7 +188,7 @@ def test_merging_is_done_once_and_refused_where_rounding_swallows_it(base, tmp_p
     half = Placement(torch.device("cpu"), torch.float32, torch.bfloat16, "sdpa", ())
     rounded = RunContext(tmp_path, tokenizer, half, lora, 0, False)
     with pytest.raises(UserError, match=r"set lora\.between_stages=continue or model\.dtype"):
-        merge.merged_start(str(tmp_path / "two"), rounded, folder=tmp_path / "s", rows=[IDS])
+        merge.merge_before_stage(str(tmp_path / "two"), rounded, folder=tmp_path / "s", rows=[IDS])
     assert not (tmp_path / "s" / "done.json").exists()
 
 

@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from sft.system.atomic_files import (
     GONE,
     WriteFailed,
-    fault,
+    describe_os_error,
     file_hash,
     read_json,
     remove,
@@ -58,7 +58,7 @@ def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write, si
     path = tmp_path / "file"
     with pytest.raises(WriteFailed) as failed, files_of_at_most(size), writing(path):
         write(path)
-    sentence = fault(failed.value)
+    sentence = describe_os_error(failed.value)
     assert str(path) in sentence and "\n" not in sentence
     assert "what was saved before is whole" in sentence and "same command again" in sentence
 
@@ -72,8 +72,10 @@ def test_a_json_file_that_cannot_be_replaced_stays(tmp_path):
 
 
 def test_only_the_disks_faults_are_put_into_words(tmp_path):
-    assert fault(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None
-    assert "free some space" in fault(OSError(errno.ENOSPC, "No space left on device", "x"))
+    assert describe_os_error(FileNotFoundError(errno.ENOENT, "no such file", "x")) is None
+    assert "free some space" in describe_os_error(
+        OSError(errno.ENOSPC, "No space left on device", "x")
+    )
     with pytest.raises(RuntimeError, match="shapes"), writing(tmp_path / "x"):
         raise RuntimeError("shapes differ")
 
@@ -116,7 +118,9 @@ def test_a_folder_that_is_removed_while_it_is_written_to_is_named(tmp_path):
     for write in (write_json, lambda path, _: torch_save(path)):
         with pytest.raises(WriteFailed) as failed:
             write(gone / "facts.json", {})
-        assert "leave the folder in its place while a command writes" in fault(failed.value)
+        assert "leave the folder in its place while a command writes" in describe_os_error(
+            failed.value
+        )
 
 
 def torch_save(path):
