@@ -22,6 +22,7 @@ LEVELS = {
         ("planning",),
     ),
     "eval": (
+        ("schema",),
         ("metrics", "generation"),
         ("backends", "graders"),
         ("tasks", "open_ended"),
