@@ -6,7 +6,7 @@ from typing import Any
 
 from dpo.verdicts import FIRST, TIE, Verdicts
 from sft.config.sections import Source
-from sft.data.field_names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, held, several_answers
+from sft.data.field_names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, present_pairs, several_answers
 from sft.data.fields import Fields
 from sft.data.formats import MappedRow, read_question, unknown_format, unread_content
 from sft.data.json_values import decode_json, number_of
@@ -16,7 +16,7 @@ from sft.data.messages import (
     as_turns,
     check_turns,
     cut_lead,
-    cut_nulls,
+    drop_null_arguments,
     read_tools,
     text_field,
 )
@@ -74,7 +74,7 @@ def _row(
     check_no_media(fields, origin)
     prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin, verdicts))
     prompt, mended = cut_lead(prompt)
-    cut = [cut_nulls(turns) for turns in (prompt, chosen, rejected)]
+    cut = [drop_null_arguments(turns) for turns in (prompt, chosen, rejected)]
     prompt, chosen, rejected = (turns for turns, _ in cut)
     mended = (*mended, *dict.fromkeys(rule for _, rules in cut for rule in rules))
     check_no_media_placeholders(prompt, origin)
@@ -93,9 +93,9 @@ def _row(
 
 
 def _read_pair(fields: Fields, origin: str, verdicts: Verdicts) -> Pair:
-    for better, worse in held(SIDES, fields):
+    for better, worse in present_pairs(SIDES, fields):
         return _read_sides(fields, better, worse, origin)
-    for first, second in held(OUTPUT_PAIRS, fields):
+    for first, second in present_pairs(OUTPUT_PAIRS, fields):
         verdict = verdicts.read(fields, origin)
         if verdict == TIE:
             raise _tie(origin)
@@ -124,7 +124,7 @@ def _refuse_others(fields: Fields, origin: str) -> None:
         wanted="a pair",
         remedy="DPO needs chosen and rejected answers to the same prompt",
     )
-    if chat or held(PAIRS, fields):
+    if chat or present_pairs(PAIRS, fields):
         raise UserError(
             f"{origin}: the row is a chat without a rejected answer, not a preference; list the "
             "file under data.sft"

@@ -1,23 +1,22 @@
 """Files and hub datasets to chats, {"messages": [...], "kind": ...}.
 
 csv_reader: CSV files with a header as records; every cell is text.
-field_names: Names of fields: pairs of a question and its answer, of two answers, and the rest
-    of a row.
-fields: The fields of a row: which of them a format has read, and whether the others hold
-    content.
+field_names: Names of fields: pairs of a question and its answer, pairs of answers, and other
+    fields.
+fields: Fields of a row: which of them a format has read, and whether the others hold content.
 formats: Converts rows of any known format to chats; the fields decide the format.
 json_reader: JSON files as records, in each layout that exporters write.
 json_values: JSON values: depth, lone surrogates, type names, and parts named by FIELD[0] or
     FIELD.KEY.
-loss_marks: Marks of turns that a row wants left untrained, in the spellings of several
+loss_marks: Marks of turns that a row excludes from the loss, in the spellings of several
     trainers.
 message_trees: Converts Open-Assistant's message trees, nested or one message a row, to
     conversations.
-messages: Messages of any known spelling to {"role", "content", "tool_calls"?}, and the rules of
+messages: Messages of any known spelling as {"role", "content", "tool_calls"?}, and the rules of
     a chat.
 mixture: Mixes the sources: weights become row counts, sampled at random from a seed.
-prompts: Prompts for sampling and measuring: conversations that wait for an answer.
-question_text: The text of a question whose parts stand in several fields: instruction, passage,
+prompts: Prompts for sampling and evaluation: conversations that end with a user turn.
+question_text: The text of a question whose parts are in several fields: instruction, passage,
     options.
 readers: Files and Hub datasets as records: JSON, JSON Lines, Parquet and CSV, each with file
     and line.
@@ -26,6 +25,6 @@ sources: Sources to chats, {"messages", "kind", "origin", ...}, and counts of wh
     and why.
 text_files: Text files, plain or gzipped, as numbered lines or one text, within limits on
     memory.
-unsupported: Rows that are no text to imitate: pictures and sound, and answers that a label
+unsupported: Refusal of rows that no text model can imitate: media, and answers that a label
     calls bad.
 """

@@ -1,4 +1,4 @@
-"""The fields of a row: which of them a format has read, and whether the others hold content."""
+"""Fields of a row: which of them a format has read, and whether the others hold content."""
 
 import re
 from collections import Counter
@@ -11,11 +11,13 @@ REMEDY = (
     "if it belongs to the question, map it (columns={{context: {name}}}; in a file of messages "
     "write it into them), else leave it out by name (ignore=[{names}])"
 )
-MOST = 0.5  # share of a source's rows from which an unread field with content stops the run
-LONG = 12  # words without a mark of punctuation at their end that are more than a label
-SENTENCE = re.compile(r"[.?!:。？！：…][\"'”’)\]]*$")
+# Share of a source's rows from which on an unread field with content stops the run: a rarer field
+# is an exception in the file, not a part of its format.
+MAX_UNREAD = 0.5
+LABEL_WORDS = 12  # texts with fewer words and no punctuation at the end are labels
+SENTENCE_END = re.compile(r"[.?!:。？！：…][\"'”’)\]]*$")
 CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-# Names, or last words of names, of fields that describe a row and are no part of what it says.
+# Names, or last words of names, of fields that describe a row.
 METADATA = frozenset(
     (
         *("id", "ids", "idx", "index", "uid", "uuid", "guid", "key", "hash", "md5", "sha1"),
@@ -28,14 +30,14 @@ METADATA = frozenset(
         *("created", "updated", "year", "score", "scores", "rating", "ratings", "rank", "reward"),
         *("rewards", "quality", "confidence", "similarity", "perplexity", "loss", "weight"),
         *("label", "labels", "tag", "tags", "category", "categories", "subcategory", "type"),
-        *("types", "kind", "kinds", "class", "domain"),
-        *("domains", "level", "difficulty", "skill", "skills", "sentiment", "toxicity"),
-        *("moderation", "status", "state", "flag", "flags", "length", "lengths", "count"),
-        *("counts", "seed", "fingerprint", "metadata", "meta", "header", "kwargs"),
-        *("preference", "preferences", "reference", "references", "feedback"),
+        *("types", "kind", "kinds", "class", "domain", "domains", "level", "difficulty"),
+        *("skill", "skills", "sentiment", "toxicity", "moderation", "status", "state", "flag"),
+        *("flags", "length", "lengths", "count", "counts", "seed", "fingerprint", "metadata"),
+        *("meta", "header", "kwargs", "preference", "preferences", "reference", "references"),
+        "feedback",
     )
 )
-# Words anywhere in a name that speak of a judgment about the row.
+# Words anywhere in the name of a field that judges the row.
 JUDGMENT = frozenset(
     (
         *("annotation", "annotations", "annotator", "annotators", "labelling", "labeling"),
@@ -43,17 +45,17 @@ JUDGMENT = frozenset(
         *("meta", "metadata", "moderation"),
     )
 )
-# Texts of well-known data sets from which the question or answer of the row was made.
+# Texts from which the row was made, as in MetaMath.
 EARLIER = frozenset(f"original_{name}" for name in ("question", "problem", "answer"))
 
 
 class Fields(Mapping[str, Any]):
-    """The filled fields of a row, which remember which of them were read.
+    """The fields of a row that have a value; it records which of them were read.
 
     Args:
-        values: by name; None is no value.
-        hidden: more fields of the row, which no format sees.
-        cells: whether every value is text because the file knows nothing else (CSV).
+        values: by name; fields that are None are left out.
+        hidden: further fields of the row, which no format sees.
+        cells: every value is text because the file (CSV) has no other type.
     """
 
     def __init__(
@@ -63,81 +65,71 @@ class Fields(Mapping[str, Any]):
         hidden: Mapping[str, Any] | None = None,
         cells: bool = False,
     ) -> None:
-        self._seen = {name: value for name, value in values.items() if value is not None}
+        self._values = {name: value for name, value in values.items() if value is not None}
         self._hidden = dict(hidden or {})
         self._read: set[str] = set()
         self.cells = cells
 
     def __getitem__(self, name: str) -> Any:
-        value = self._seen[name]
+        value = self._values[name]
         self._read.add(name)
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value, or `default` where the row has none."""
-        return self[name] if name in self._seen else default
+        """Read a field; return `default` if the row has none of this name."""
+        return self[name] if name in self._values else default
 
+    # `Mapping` implements `in` by reading the field.
     def __contains__(self, name: object) -> bool:
-        return name in self._seen
+        return name in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._seen)
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._values)
 
-    def of(self, names: Set[str]) -> Set[str]:
-        """Those of the names that the row has a value for."""
-        return self._seen.keys() & names
+    def filled(self, names: Set[str]) -> Set[str]:
+        """Return those of the names for which the row has a value."""
+        return self._values.keys() & names
 
     def peek(self, name: str) -> Any:
-        """The value, without counting as a reader of it; None where there is none."""
-        return self._seen.get(name)
+        """Return a value without marking it as read; None if there is none."""
+        return self._values.get(name)
 
-    def put(self, name: str, value: Any) -> None:
-        """Replace a value by what it was decoded to."""
-        self._seen[name] = value
+    def replace(self, name: str, value: Any) -> None:
+        """Replace a value by its decoded form."""
+        self._values[name] = value
 
     def hide(self, name: str, value: Any) -> None:
-        """Count a part of a field, under a name of its own, as unread."""
+        """Add a part of a field as an unread field."""
         self._hidden[name] = value
 
     def read(self) -> dict[str, Any]:
-        """The fields that were read."""
-        return {name: value for name, value in self._seen.items() if name in self._read}
+        """Return the fields that were read."""
+        return {name: value for name, value in self._values.items() if name in self._read}
 
     def unread(self) -> dict[str, Any]:
-        """The fields that were not, hidden ones among them."""
-        unread = {name: value for name, value in self._seen.items() if name not in self._read}
+        """Return the fields that were not read, including hidden ones."""
+        unread = {name: value for name, value in self._values.items() if name not in self._read}
         return unread | self._hidden
 
 
-def unread_texts(unread: Mapping[str, Any], said: Sequence[str]) -> dict[str, str]:
-    """Of fields that nothing read, those that hold text, each with its first text that looks like
-    content, or "".
+def unread_texts(unread: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
+    """Return the unread fields that hold text, each with its first text that looks like content.
 
-    Left out are fields that only repeat the row: whose texts all stand in one of `said`, or that
-    hold all of `said` (a rendered copy of the chat).
-
-    Args:
-        said: what the messages of the row say.
+    The text is "" if none does. Fields that repeat the row are left out: their texts all occur in
+    one of `texts`, the contents of the row's messages, or contain all of these (a rendered chat).
     """
     found: dict[str, str] = {}
-    squeezed: list[str] = []
+    row = [strip_whitespace(text) for text in texts if text.strip()] if unread else []
     for name, value in unread.items():
-        texts = [text for text in nested_texts(value) if text.strip()]
-        if not texts:
+        stripped = {text: strip_whitespace(text) for text in nested_texts(value) if text.strip()}
+        if row and any(all(part in text for part in row) for text in stripped.values()):
             continue
-        squeezed = squeezed or [strip_whitespace(text) for text in said if text.strip()]
-        if squeezed and any(
-            all(part in strip_whitespace(text) for part in squeezed) for text in texts
-        ):
-            continue
-        texts = [
-            text for text in texts if not any(strip_whitespace(text) in whole for whole in squeezed)
-        ]
-        if texts:
-            content = () if is_metadata(name) else filter(looks_like_content, texts)
+        new = [text for text, short in stripped.items() if not any(short in part for part in row)]
+        if new:
+            content = () if is_metadata(name) else filter(looks_like_content, new)
             found[str(name)] = next(iter(content), "")
     return found
 
@@ -148,39 +140,40 @@ def strip_whitespace(text: str) -> str:
 
 
 def nested_texts(value: Any) -> Iterator[str]:
-    """The texts in a value, at any depth, but for the roles of messages."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
+    """Yield the texts in a value, at any depth, except the roles of messages."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
         if isinstance(value, str):
             yield value
         elif isinstance(value, Mapping):
-            waiting += [v for k, v in reversed(list(value.items())) if k not in ("role", "from")]
+            pending += [v for k, v in reversed(list(value.items())) if k not in ("role", "from")]
         elif isinstance(value, list | tuple):
-            waiting += reversed(value)
+            pending += reversed(value)
 
 
 def is_metadata(name: str) -> bool:
-    """Whether a field's name says that it describes the row: `id`, `prompt_id`, `dataSource`."""
+    """Return whether a field describes the row, by its name: `id`, `prompt_id`, `dataSource`."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()
     words = re.split(r"[^a-z0-9]+", name.strip("_"))
     return words[-1] in METADATA or not JUDGMENT.isdisjoint(words) or name in EARLIER
 
 
 def looks_like_content(text: str) -> bool:
-    """Whether a text is a sentence or more, not a label, a number, an address or a date."""
+    """Return whether a text is a sentence or more, not a label, a number, an address or a date."""
     text = text.strip()
     words, characters = len(text.split()), len(CJK.findall(text))
-    if characters >= 4:
-        return characters >= 2 * LONG or bool(SENTENCE.search(text))
-    return words >= LONG or (words >= 3 and ("\n" in text or bool(SENTENCE.search(text))))
+    if characters >= 4:  # written without spaces: two characters are about a word
+        return characters >= 2 * LABEL_WORDS or bool(SENTENCE_END.search(text))
+    ended = "\n" in text or bool(SENTENCE_END.search(text))
+    return words >= LABEL_WORDS or (words >= 3 and ended)
 
 
 class UnreadFields:
-    """Counts, over the rows of a source, of the fields with text that nothing read.
+    """Counts, over the rows of a source, of unread fields with text.
 
     Args:
-        ignored: names that may hold content all the same.
+        ignored: fields that may hold content that no format reads.
     """
 
     def __init__(self, ignored: Collection[str] = ()) -> None:
@@ -191,7 +184,7 @@ class UnreadFields:
         self._ignored = frozenset(ignored)
 
     def add(self, origin: str, unread: Mapping[str, str]) -> None:
-        """One more row, with the result of `unread_texts`."""
+        """Add a row with its `unread_texts`."""
         self.rows += 1
         for name, content in unread.items():
             self.counts[name] += 1
@@ -199,21 +192,19 @@ class UnreadFields:
                 self._content[name] += 1
                 self._first.setdefault(name, (origin, content))
 
-    def lost(self) -> list[str]:
-        """The fields that are filled in most rows and mostly look like content."""
-        return [
-            name
-            for name, count in self._content.items()
-            if self.counts[name] > MOST * self.rows and count >= MOST * self.counts[name]
-        ]
-
     def check(self, *, remedy: str = REMEDY) -> None:
-        """Stop where content would vanish.
+        """Check that no field is filled in most rows, mostly with content.
 
         Raises:
             UserError: the first such field with its place, its text and the remedy.
         """
-        if not (lost := self.lost()):
+        lost = [
+            name
+            for name, count in self._content.items()
+            if self.counts[name] > MAX_UNREAD * self.rows
+            and count >= MAX_UNREAD * self.counts[name]
+        ]
+        if not lost:
             return
         name, more = lost[0], [repr(other) for other in lost[1:]]
         origin, text = self._first[name]

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft.data.field_names import (
+    ALTERNATING_TEXTS,
     ANSWERS,
+    COMPLETE,
     CONTENT,
     KNOWN,
     OUTPUT_PAIRS,
     PAIRS,
     SIDES,
-    TEXTS_IN_TURN,
-    TURNS,
-    WHOLE,
+    ULTRACHAT,
     are_texts,
-    held,
+    present_pairs,
     several_answers,
 )
 from sft.data.fields import Fields, unread_texts
@@ -27,18 +27,18 @@ from sft.data.message_trees import all_paths, best_path
 from sft.data.messages import (
     ROUNDS,
     Message,
+    answers_with_unknown_keys,
     as_turns,
     check_chat,
     decode_chats,
     is_chat,
     is_messages,
-    odd_answers,
     read_messages,
     read_tools,
     text_field,
     unknown_keys,
 )
-from sft.data.question_text import COMPANIONS, whole_question
+from sft.data.question_text import COMPANIONS, full_question
 from sft.data.records import Record, RowError, wrong_type
 from sft.data.unsupported import (
     check_answer_labels,
@@ -113,7 +113,7 @@ def apply_columns(
     taken = {field_of(record.fields, theirs) for theirs in columns.values()}
     taken.update(ignore)
     rest = {name: value for name, value in record.fields.items() if name not in taken}
-    told = bool(columns) and any(whole <= columns.keys() for whole in WHOLE)
+    told = bool(columns) and any(whole <= columns.keys() for whole in COMPLETE)
     covered = (CONTENT | COMPANIONS | columns.keys()) if told else columns.keys()
     hidden = {name: rest.pop(name) for name in rest.keys() & covered}
     named = {ours: column_value(record.fields, theirs) for ours, theirs in columns.items()}
@@ -128,7 +128,7 @@ def read_text(row: MappedRow) -> str | None:
     Raises:
         RowError: it is no text, or empty, or belongs to a picture.
     """
-    if row.fields.of(CONTENT) != {"text"}:
+    if row.fields.filled(CONTENT) != {"text"}:
         return None
     check_no_media(row.fields, row.origin)
     text = text_field(row.fields["text"], row.origin, where="text")
@@ -158,7 +158,7 @@ def read_chats(row: MappedRow, *, tree_paths: str = "best") -> list[ParsedChat]:
         mark_turns(messages, fields, origin)
         checked, mended = check_chat(messages, origin)
         chats.append(ParsedChat(messages=checked, tools=tools, mended=(*mended, *cut)))
-    for judged in (fields, *odd_answers(fields.read().values())):
+    for judged in (fields, *answers_with_unknown_keys(fields.read().values())):
         check_answer_labels(judged, origin)
     return chats
 
@@ -174,7 +174,7 @@ def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list
         root = decode_json(fields["prompt"])
         paths = all_paths(root, origin) if tree_paths == "all" else [best_path(root, origin)]
         return [lead + path for path in paths]
-    for asked, answered in held(PAIRS, fields):
+    for asked, answered in present_pairs(PAIRS, fields):
         return [lead + _read_pair(fields, asked, answered, origin)]
     # Under a name of the file's own.
     lists = [name for name in fields if _is_conversation(name, fields.peek(name))]
@@ -213,7 +213,7 @@ def _answer_of(asked: str) -> str:
 
 
 def _check_not_preference(fields: Fields, origin: str) -> None:
-    outputs, sides = held(OUTPUT_PAIRS, fields), held(SIDES, fields)
+    outputs, sides = present_pairs(OUTPUT_PAIRS, fields), present_pairs(SIDES, fields)
     if sides or outputs:
         what, (a, b) = ("preference", sides[0]) if sides else ("comparison", outputs[0])
         raise UserError(
@@ -245,7 +245,7 @@ def read_question(fields: Fields, origin: str) -> list[Message]:
     for name in ("input", "history"):
         if isinstance(fields.peek(name), str):
             text = text_field(fields[name], origin, where=name)
-            question = whole_question(fields, name, text, origin)
+            question = full_question(fields, name, text, origin)
             return [*lead, {"role": "user", "content": question}]
     return []
 
@@ -291,7 +291,7 @@ def _asked(fields: Fields, asked: str, origin: str) -> list[Message]:
         messages += _exchange(past[0], past[1], origin, where=f"history[{i}]")
     turns = as_turns(fields[asked], "user", origin, where=asked)
     if isinstance(fields[asked], str):
-        turns[0]["content"] = whole_question(fields, asked, turns[0]["content"], origin)
+        turns[0]["content"] = full_question(fields, asked, turns[0]["content"], origin)
     return messages + turns
 
 
@@ -307,11 +307,11 @@ def _is_conversation(name: str, value: Any) -> bool:
     since a list of texts may be anything."""
     if isinstance(value, str):
         return isinstance(found := decode_json(value), list) and (
-            is_chat(found) or (name == TURNS and are_texts(found))
+            is_chat(found) or (name == ULTRACHAT and are_texts(found))
         )
     if not isinstance(value, list) or not value:
         return False
-    return is_messages(value) or (name == TURNS and are_texts(value))
+    return is_messages(value) or (name == ULTRACHAT and are_texts(value))
 
 
 def _with_system(lead: list[Message], messages: list[Message]) -> list[Message]:
@@ -324,7 +324,7 @@ def _read_rounds(value: Any, origin: str, *, where: str) -> list[Message]:
     user's first (UltraChat, LIMA)."""
     value = decode_json(value)
     first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, str) and where in TEXTS_IN_TURN:
+    if isinstance(first, str) and where in ALTERNATING_TEXTS:
         roles = ("user", "assistant")
         return [
             {"role": roles[i % 2], "content": text_field(text, origin, where=f"{where}[{i}]")}

@@ -1,7 +1,7 @@
-"""Messages of any known spelling to {"role", "content", "tool_calls"?}, and the rules of a chat."""
+"""Messages of any known spelling as {"role", "content", "tool_calls"?}, and the rules of a chat."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sft.data.fields import Fields
@@ -13,26 +13,13 @@ from sft.data.unsupported import check_no_media
 Message = dict[str, Any]
 
 ROLES = {
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "developer": "system",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "function_call"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
 }
-NO_TEXT = re.compile("[\x00\ud800-\udfff]")  # NUL, half a surrogate pair
+INVALID_CHARACTERS = re.compile("[\x00\ud800-\udfff]")  # NUL, half a surrogate pair
 EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
-
-
 # Keys of an object that holds a question and its answer.
 ROUNDS = (("human", "assistant"), ("input", "output"))
 KNOWN_KEYS = frozenset(
@@ -40,41 +27,36 @@ KNOWN_KEYS = frozenset(
     | KEYS
     | {key for keys in ROUNDS for key in keys}
 )
-# Fields that hold messages by their name, and such as hold either a text or messages.
+# Fields that hold messages by their name, and fields that hold either a text or messages.
 CHATS = ("messages", "conversations", "conversation", "conversation_a", "conversation_b")
-ALWAYS = frozenset({*CHATS, *LISTS})
-EITHER = ("prompt", "completion", "chosen", "rejected")
+ALWAYS_STRUCTURED = frozenset({*CHATS, *LISTS})
+QUESTION_AND_ANSWER, SIDES = {"prompt", "completion"}, {"chosen", "rejected"}
 
 
 def decode_chats(fields: Fields) -> None:
-    """Replace JSON text by the messages that it holds, in fields that may hold messages.
+    """Replace JSON text by its messages, in fields that may hold messages.
 
-    A text stays a text, whatever it parses to, where only its look speaks for messages. It is taken
-    for messages under a name of CHATS; where both chosen and rejected, or both prompt and
-    completion, are lists of messages; and in a CSV file, which has no other way to write them, in
-    prompt or completion if it is a list of messages, and in chosen and rejected if both are
-    messages.
+    A text that only looks like messages stays a text. It is decoded under a name of `CHATS`; if
+    chosen and rejected, or prompt and completion, are both lists of messages; and in a CSV file,
+    where all structure is text, if prompt or completion is a list of messages, or chosen and
+    rejected both are messages.
     """
-    for name in fields.of(ALWAYS):
-        if isinstance(found := decode_json(fields.peek(name)), list):
-            fields.put(name, found)
-    either = fields.of(frozenset(EITHER))
-    chats = {
-        name: found
-        for name in either
-        if isinstance(fields.peek(name), str) and is_chat(found := decode_json(fields.peek(name)))
-    }
-    lists = {name for name in either if isinstance(chats.get(name, fields.peek(name)), list)}
-    asked, sides = set(EITHER[:2]), set(EITHER[2:])
-    taken = lists if asked <= lists or sides <= lists else set()
+    for name in fields.filled(ALWAYS_STRUCTURED):
+        if isinstance(value := decode_json(fields.peek(name)), list):
+            fields.replace(name, value)
+    values = {name: fields.peek(name) for name in fields.filled(QUESTION_AND_ANSWER | SIDES)}
+    decoded = {n: decode_json(value) for n, value in values.items() if isinstance(value, str)}
+    chats = {name: value for name, value in decoded.items() if is_chat(value)}
+    lists = {name for name, value in (values | chats).items() if isinstance(value, list)}
+    taken = lists if lists >= QUESTION_AND_ANSWER or lists >= SIDES else set()
     if fields.cells:
-        taken = taken | (lists & asked) | (sides if sides <= chats.keys() else set())
+        taken = taken | (lists & QUESTION_AND_ANSWER) | (SIDES if chats.keys() >= SIDES else set())
     for name in taken & chats.keys():
-        fields.put(name, chats[name])
+        fields.replace(name, chats[name])
 
 
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
-    """A text (one turn of `role`), a message, or a list of messages."""
+    """Return the messages of a text (one turn of `role`), a message, or a list of messages."""
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
@@ -82,9 +64,14 @@ def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]
     return [{"role": role, "content": text_field(value, origin, where=where)}]
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, any other value as the only element of a list."""
+    return value if isinstance(value, list) else [value]
+
+
 def is_messages(value: Any) -> bool:
-    """Whether this is a message or a list of them, by their keys."""
-    turns = value if isinstance(value, list) else [value]
+    """Return whether this is a message or a list of them, by their keys."""
+    turns = as_list(value)
     return bool(turns) and all(
         isinstance(turn, dict)
         and ({"role", "content"} <= turn.keys() or {"from", "value"} <= turn.keys())
@@ -92,49 +79,56 @@ def is_messages(value: Any) -> bool:
     )
 
 
+def is_chat(value: Any) -> bool:
+    """Return whether this is a message or a list of them, by their keys and roles."""
+    return is_messages(value) and all(
+        isinstance(role := _raw_role(turn), str) and role in ROLES for turn in as_list(value)
+    )
+
+
+def ends_with_user_turn(messages: list[Any]) -> bool:
+    """Return whether the last of the messages is the user's."""
+    last = messages[-1] if messages else {}
+    return is_chat(last) and ROLES[_raw_role(last)] == "user"
+
+
+def _raw_role(turn: dict[str, Any]) -> Any:
+    return turn.get("role", turn.get("from"))
+
+
 def unknown_keys(value: Any) -> dict[str, list[Any]]:
-    """Keys of messages that nothing reads, with their values; none where this is no chat."""
-    if not isinstance(value, list | dict):
+    """Return the keys of messages that no format reads, with their values; empty if not a chat."""
+    if not (isinstance(value, list | dict) and value):
         return {}
-    turns = value if isinstance(value, list) else [value]
-    if not (is_messages(value) or (turns and all(map(_is_round, turns)))):
+    turns = as_list(value)
+    if not (is_messages(value) or all(map(_is_round, turns))):
         return {}
-    found: dict[str, list[Any]] = {}
+    unknown: dict[str, list[Any]] = {}
     for turn in turns:
         for key in turn.keys() - KNOWN_KEYS:
             if turn[key] not in (None, "", [], {}):
-                found.setdefault(str(key), []).append(turn[key])
-    return dict(sorted(found.items()))
+                unknown.setdefault(str(key), []).append(turn[key])
+    return dict(sorted(unknown.items()))
 
 
 def _is_round(turn: Any) -> bool:
     return isinstance(turn, dict) and any(set(keys) <= turn.keys() for keys in ROUNDS)
 
 
-def odd_answers(values: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Assistant turns, in fields of messages, with keys that nothing reads."""
+def answers_with_unknown_keys(values: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Yield the assistant turns, in fields of messages, with keys that no format reads."""
     for value in values:
-        for turn in value if isinstance(value, list) else [value]:
-            if not (isinstance(turn, dict) and turn.keys() - KNOWN_KEYS and is_chat(turn)):
-                continue
-            if ROLES[str(turn.get("role", turn.get("from")))] == "assistant":
+        for turn in as_list(value):
+            unknown = isinstance(turn, dict) and turn.keys() - KNOWN_KEYS
+            if unknown and is_chat(turn) and ROLES[_raw_role(turn)] == "assistant":
                 yield turn
 
 
-def is_chat(value: Any) -> bool:
-    """Whether this is a message or a list of them, by their keys and roles."""
-    turns = value if isinstance(value, list) else [value]
-    return is_messages(value) and all(
-        isinstance(role := turn.get("role", turn.get("from")), str) and role in ROLES
-        for turn in turns
-    )
-
-
 def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
-    """Messages of OpenAI's (role, content) or ShareGPT's (from, value) keys, mixed or not.
+    """Read messages with OpenAI's keys (role, content) or ShareGPT's (from, value), or both.
 
     Raises:
-        RowError: a wrong type, an unknown role, a tool call that is no JSON.
+        RowError: a wrong type, an unknown role, or a tool call that is not JSON.
     """
     value = decode_json(value)
     if not isinstance(value, list):
@@ -145,30 +139,31 @@ def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
 def _message(turn: Any, origin: str, *, where: str) -> Message:
     if not isinstance(turn, dict):
         raise wrong_type(origin, where, turn, "an object with role and content")
-    raw_role = turn.get("role", turn.get("from"))
+    raw_role = _raw_role(turn)
     role = read_role(raw_role, origin, where=where)
     check_no_media(turn, origin)
     content = turn.get("content", turn.get("value"))
     message: Message = {"role": role}
-    if raw_role == "function_call":
+    is_call = raw_role == "function_call"  # ShareGPT: the content is the call
+    if is_call:
         message |= {"content": "", "tool_calls": _read_calls(content, origin, where=where)}
-        if read_mark(turn, origin, where=where) is False:
-            message[TRAINED] = False
-        return message
-    calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
-    if calls:
-        message["tool_calls"] = _read_calls(calls, origin, where=f"{where}.tool_calls")
-        content = "" if content is None else content
-    message["content"] = text_field(content, origin, where=f"{where} ({role})")
+    else:
+        function_call = turn.get("function_call")
+        calls = turn.get("tool_calls") or ([function_call] if function_call else [])
+        if calls:
+            message["tool_calls"] = _read_calls(calls, origin, where=f"{where}.tool_calls")
+            content = "" if content is None else content
+        message["content"] = text_field(content, origin, where=f"{where} ({role})")
     if role == "assistant" and read_mark(turn, origin, where=where) is False:
         message[TRAINED] = False
-    for key in EXTRA_KEYS:
+    for key in () if is_call else EXTRA_KEYS:
         if turn.get(key) is not None:
             message[key] = text_field(turn[key], origin, where=f"{where}.{key}")
     return message
 
 
 def read_role(role: Any, origin: str, *, where: str) -> str:
+    """Return system, user, assistant or tool for a role of any known spelling."""
     if isinstance(role, str) and role in ROLES:
         return ROLES[role]
     shown = f"unknown role {role!r}" if isinstance(role, str) else "no role"
@@ -182,34 +177,31 @@ def read_role(role: Any, origin: str, *, where: str) -> str:
 
 
 def _read_calls(value: Any, origin: str, *, where: str) -> list[dict[str, Any]]:
-    """Tool calls as {"type": "function", "function": {"name", "arguments"}}.
-
-    Arguments stay as they are given, an object or its JSON text; sft.chat_template.message_forms
-    makes of them what a template takes.
-    """
-    value = decode_json(value)
+    """Return tool calls as {"type": "function", "function": {"name", "arguments"}, "id"?}."""
     calls = []
-    for call in value if isinstance(value, list) else [value]:
+    for call in as_list(decode_json(value)):
         function = call.get("function", call) if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise wrong_type(origin, where, call, "a call with a name and arguments")
+        # Kept as given, an object or its JSON text: `sft.chat_template.message_forms` converts
+        # them to the form that the template expects.
         arguments = function.get("arguments") or {}
         if not isinstance(structure := decode_json(arguments), dict):
             raise wrong_type(origin, f"{where} arguments", arguments, "an object or its JSON text")
-        _whole([structure], origin, where=f"{where} arguments")
+        _check_surrogates(structure, origin, where=f"{where} arguments")
         made = {"type": "function", "function": {"name": name, "arguments": arguments}}
         if isinstance(call.get("id"), str):
             made["id"] = call["id"]
         calls.append(made)
-    return _whole(calls, origin, where=where)
+    _check_surrogates(calls, origin, where=where)
+    return calls
 
 
 def read_tools(value: Any, origin: str) -> tuple[list[dict[str, Any]] | None, tuple[str, ...]]:
-    """Function descriptions (a list or its JSON text), each {"type": "function", ...}, or None; and
-    what was cut from them, by name.
+    """Return function descriptions, each {"type": "function", ...}, or None; and the changes made.
 
-    Fields that are null are cut, except from JSON text: see `cut_nulls`.
+    Null fields are dropped (see `drop_null_arguments`), but not from JSON text.
     """
     given = decode_json(value)
     value = given if isinstance(value, str) else drop_nulls(given)
@@ -218,38 +210,38 @@ def read_tools(value: Any, origin: str) -> tuple[list[dict[str, Any]] | None, tu
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise wrong_type(origin, "tools", value, "a list of function descriptions")
     tools = [t if "function" in t else {"type": "function", "function": t} for t in value]
-    cut = () if value == given else ("null fields of tools cut",)
-    return _whole(tools, origin, where="tools"), cut
+    _check_surrogates(tools, origin, where="tools")
+    return tools, () if value == given else ("null fields of tools cut",)
 
 
-def _whole(value: list[dict[str, Any]], origin: str, *, where: str) -> list[dict[str, Any]]:
-    """Structure as it is, which may have come out of a text of JSON in a row of JSON."""
+def _check_surrogates(value: Any, origin: str, *, where: str) -> None:
+    # The reader has checked the row, but not JSON text within it.
     if place := find_lone_surrogate(value, where=where):
         raise invalid_text(origin, where=place, what="half a surrogate pair")
-    return value
 
 
-def cut_nulls(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
-    """Without the null fields of arguments that are objects; and what was cut, by name.
+def drop_null_arguments(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+    """Drop null arguments of tool calls that are objects; return the messages and the changes.
 
-    Arrow, and what was written from it, gives every call the arguments of all others, as null.
-    Arguments that are JSON text stay as they are.
+    Arrow, and files written from it, give every call the arguments of all others, as null.
     """
     kept = []
     for message in messages:
         if calls := message.get("tool_calls"):
-            functions = [{k: drop_nulls(v) for k, v in call["function"].items()} for call in calls]
-            both = zip(calls, functions, strict=True)
-            message = {**message, "tool_calls": [{**c, "function": f} for c, f in both]}
+            calls = [
+                {**call, "function": {k: drop_nulls(v) for k, v in call["function"].items()}}
+                for call in calls
+            ]
+            message = {**message, "tool_calls": calls}
         kept.append(message)
     return kept, () if kept == messages else ("null arguments of tool calls cut",)
 
 
 def text_field(value: Any, origin: str, *, where: str) -> str:
-    """Text, or the text parts of an OpenAI content list, joined.
+    """Return a text, or the joined text parts of an OpenAI content list.
 
     Raises:
-        RowError: another type, a part that is no text, NUL or half a surrogate pair in it.
+        RowError: another type, a part that is not text, NUL or half a surrogate pair.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         for part in value:
@@ -259,31 +251,30 @@ def text_field(value: Any, origin: str, *, where: str) -> str:
         value = "".join(part["text"] for part in value)
     if not isinstance(value, str):
         raise wrong_type(origin, where, value, "text")
-    if NO_TEXT.search(value):
+    if INVALID_CHARACTERS.search(value):
         what = "a NUL character" if "\x00" in value else "half a surrogate pair"
         raise invalid_text(origin, where=where, what=what)
     return value
 
 
 def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tuple[str, ...]]:
-    """The rules of a chat to imitate; returns it with what was mended.
+    """Check the rules of a chat to train on; return it and the names of the changes made to it.
 
-    Turns after the last trained answer teach nothing and are cut; so is what the assistant says
-    before the user has spoken, which no generation prompt leads to; so is an empty system turn.
+    Turns after the last trained answer, assistant turns before the first user turn (no generation
+    prompt leads to them) and an empty system turn are cut.
 
     Raises:
-        RowError: no assistant turn, or none that is trained, an empty answer or question, a
+        RowError: no assistant turn, or none that is trained; an empty answer or question; a
             misplaced system turn.
     """
-    if not any(message["role"] == "assistant" for message in messages):
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
         raise RowError(
             origin,
             rule="no assistant turn",
             detail="the conversation has no assistant turn",
             remedy="add the answer or remove the row",
         )
-    mended = []
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     trained = [i for i in answers if is_trained(messages[i])]
     if not trained:
         raise RowError(
@@ -293,40 +284,33 @@ def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tup
             remedy="such a row teaches nothing",
             counted=True,
         )
+    changes = []
     if answers[-1] + 1 < len(messages):
-        mended.append("turns after the last answer cut")
+        changes.append("turns after the last answer cut")
     if trained != answers:
-        mended.append("answers marked as not trained")
-    messages = messages[: trained[-1] + 1]
-    messages, cut = cut_lead(messages)
-    messages, nulls = cut_nulls(messages)
+        changes.append("answers marked as not trained")
+    messages, cut = cut_lead(messages[: trained[-1] + 1])
+    messages, dropped = drop_null_arguments(messages)
     check_turns(messages, origin)
-    return messages, (*mended, *cut, *nulls)
+    return messages, (*changes, *cut, *dropped)
 
 
 def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
-    """Without an empty system turn and what the assistant says before the first question."""
-    mended = []
+    """Cut an empty system turn and assistant turns before the first question."""
+    changes = []
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
         messages = messages[1:]
-        mended.append("empty system turn cut")
+        changes.append("empty system turn cut")
     lead = messages[:1] if messages and messages[0]["role"] == "system" else []
     body = messages[len(lead) :]
     begin = next((i for i, m in enumerate(body) if m["role"] != "assistant"), 0)
     if begin:
-        body = body[begin:]
-        mended.append("assistant turn before the first question cut")
-    return lead + body, tuple(mended)
-
-
-EMPTY: dict[str, tuple[str, Callable[[Message], bool]]] = {
-    "assistant": ("empty answer", lambda m: not m.get("tool_calls")),
-    "user": ("empty question", lambda m: True),
-}
+        changes.append("assistant turn before the first question cut")
+    return lead + body[begin:], tuple(changes)
 
 
 def check_turns(messages: list[Message], origin: str) -> None:
-    """No turn of user or assistant is empty, and only the first may be a system turn.
+    """Check that no turn of user or assistant is empty and that only the first is a system turn.
 
     Raises:
         RowError: naming the turn.
@@ -340,10 +324,12 @@ def check_turns(messages: list[Message], origin: str) -> None:
                 detail=f"message {number} is a system turn",
                 remedy="only the first message may be one; merge them",
             )
-        if role in EMPTY and not message["content"].strip() and EMPTY[role][1](message):
+        empty = not message["content"].strip()
+        # An answer that only calls tools has no text.
+        if empty and (role == "user" or (role == "assistant" and not message.get("tool_calls"))):
             raise RowError(
                 origin,
-                rule=EMPTY[role][0],
+                rule="empty question" if role == "user" else "empty answer",
                 detail=f"message {number} ({role}) is empty",
                 remedy="fill it or remove the row",
             )

@@ -1,4 +1,4 @@
-"""The text of a question whose parts stand in several fields: instruction, passage, options."""
+"""The text of a question whose parts are in several fields: instruction, passage, options."""
 
 import re
 from collections.abc import Mapping
@@ -16,36 +16,35 @@ MATERIAL = (
 )
 OPTIONS = frozenset({"options", "choices"})
 COMPANIONS = frozenset({"question", *LEADING, *MATERIAL, *OPTIONS})
-FIRST = ("instruction", "prompt")  # asked in front of a passage, other questions behind it
+BEFORE_PASSAGE = ("instruction", "prompt")  # other questions follow their passage
 LETTERED = re.compile(r"(?:(?:options?|choices?|opt?)[_ ]?)([A-Ea-e1-5])|([A-E])")
 MARKED = re.compile(r"\s*[(（]?([A-Z])\s*[.):、．）]")
 
 
-def whole_question(fields: Fields, asked: str, text: str, origin: str) -> str:
-    """`text` of field `asked` with the fields that belong to it, a line each: what is to be done,
-    the passage, the question, the options. An instruction or a prompt stands before its passage.
+def full_question(fields: Fields, asked: str, text: str, origin: str) -> str:
+    """Return `text` of field `asked` with the fields that belong to it, a line each.
 
-    What `text` says already is not repeated.
+    The order is: task, passage, question, options; an instruction or a prompt precedes its
+    passage. A field that `text` contains is not repeated.
 
     Raises:
         RowError: such a field is neither text nor a list of texts.
     """
     before: list[str] = []
-    behind: list[str] = []
-    names = [*LEADING, *MATERIAL, *(["question"] if asked in FIRST else [])]
-    held = fields.of(COMPANIONS) - {asked}
-    for name in filter(held.__contains__, names):
+    after: list[str] = []
+    names = [*LEADING, *MATERIAL, *(["question"] if asked in BEFORE_PASSAGE else [])]
+    present = fields.filled(COMPANIONS) - {asked}
+    for name in filter(present.__contains__, names):
         if not fields[name]:
             continue
         part = _text(fields[name], origin, where=name)
         # Alpaca's instruction and input are always joined.
-        if (asked, name) != ("instruction", "input") and strip_whitespace(part) in strip_whitespace(
-            text
-        ):
+        joined = (asked, name) == ("instruction", "input")
+        if not joined and strip_whitespace(part) in strip_whitespace(text):
             continue
-        front = name in LEADING or asked not in FIRST
-        (before if front else behind).append(part)
-    parts = [*before, text, *behind, *_options(fields, origin, text=text)]
+        first = name in LEADING or asked not in BEFORE_PASSAGE
+        (before if first else after).append(part)
+    parts = [*before, text, *after, *_options(fields, origin, text=text)]
     return "\n".join(part for part in parts if part.strip())
 
 
@@ -56,24 +55,23 @@ def _text(value: Any, origin: str, *, where: str) -> str:
 
 
 def _options(fields: Fields, origin: str, *, text: str) -> list[str]:
-    """The options to choose from, each with a letter, unless `text` has them all."""
+    """Return the options to choose from, each with a letter, unless `text` contains them all."""
     options = _lettered(fields)
-    for name in fields.of(OPTIONS):
+    for name in fields.filled(OPTIONS):
         if fields[name]:
             options = _listed(fields[name], origin, where=name)
-    if not options:
-        return []
-    said = strip_whitespace(text)
-    if all(strip_whitespace(option) in said for _, option in options):
+    question = strip_whitespace(text)
+    if all(strip_whitespace(option) in question for _, option in options):
         return []
     marks = [match[1] if (match := MARKED.match(o)) else "" for _, o in options]
-    if 2 * sum(map(str.__eq__, marks, ascii_uppercase)) > len(options):  # real ones may have slips
+    # Options with their own letters in order; half of them suffice, since real files have slips.
+    if 2 * sum(map(str.__eq__, marks, ascii_uppercase)) > len(options):
         return [option for _, option in options]
     return [f"{letter}. {option}" if letter else option for letter, option in options]
 
 
 def _listed(value: Any, origin: str, *, where: str) -> list[tuple[str, str]]:
-    """Options of a text, a list, an object of letters, or of {"label": [...], "text": [...]}."""
+    """Read options of a text, a list, an object of letters, or {"label": [...], "text": [...]}."""
     if isinstance(value, str):
         return [("", text_field(value, origin, where=where))]
     if isinstance(value, Mapping):
@@ -92,7 +90,7 @@ def _listed(value: Any, origin: str, *, where: str) -> list[tuple[str, str]]:
 
 
 def _lettered(fields: Fields) -> list[tuple[str, str]]:
-    """Options in fields of their own, from A (or option_a, option1) on, without a gap."""
+    """Return options in separate fields, from A (or option_a, option1) on without a gap."""
     found: dict[int, str] = {}
     for name in fields:
         match = LETTERED.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Rows that are no text to imitate: pictures and sound, and answers that a label calls bad."""
+"""Refusal of rows that no text model can imitate: media, and answers that a label calls bad."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from sft.data.json_values import number_of
 from sft.data.records import RowError
 from sft.errors import UserError
 
-# Fields of what the text is about but this project cannot read.
+# Fields of images, video and audio.
 MEDIA = frozenset(
     f"{kind}{end}"
     for kind in ("image", "img", "picture", "video", "audio")
@@ -19,17 +19,15 @@ MEDIA = frozenset(
         *("_bytes", "_base64", "_b64", "_data"),
     )
 ) | {"pixel_values"}
-# The place of a picture in a user's turn. <video> and <audio> are tags of HTML as well, and such a
-# place where they have a line to themselves; an <image> with an end is XML, an <img> with a path
-# between it and its end is Qwen-VL's.
-PLACE = re.compile(
+# The placeholder of an image in a user turn. <video> and <audio> are HTML tags too, so they count
+# on a line of their own alone; an <image> with an end tag is XML; Qwen-VL writes <img>PATH</img>.
+PLACEHOLDER = re.compile(
     r"<image(?:[ _]?\d+)?>(?![\s\S]*</image>)|<img>[^<>]+</img>"
     r"|<\|(?:image|video|audio)(?:_pad)?\|>"
     r"|^\s*<(?:video|audio)>\s*$",
     re.MULTILINE,
 )
-
-# Fields that say whether the one answer of a row is good; `chosen` and the like as true or false.
+# Fields that label the one answer of a row as good or bad; `chosen` and the like as true or false.
 GOOD_IF_TRUE = frozenset(
     (
         *("label", "labels", "tag", "kto_tag", "kto_label", "desirable", "is_desirable"),
@@ -44,21 +42,21 @@ BAD_IF_TRUE = frozenset(
         *("disliked", "dislike", "thumbs_down", "thumbsdown", "downvoted"),
     )
 )
-LABELS = GOOD_IF_TRUE | BAD_IF_TRUE
-# Judgements that stand in ordinary data sets too, where only a bad one matters.
+# Judgments that ordinary data sets carry as well, where only a bad one matters.
 CHECKS = frozenset(
     (
         *("correct", "is_correct", "safe", "is_safe", "is_response_safe", "helpful"),
         *("is_helpful", "passed", "verified"),
     )
 )
-# Ratings whose lowest grade is 0. Scores of a reward model go below it and mean something else.
+# Ratings whose lowest grade is 0. Reward models also give scores below 0, where 0 is not the worst.
 RATINGS = frozenset(
     (
         *("rating", "ratings", "score", "reward", "stars", "grade", "helpfulness", "correctness"),
         *("coherence", "quality", "overall", "overall_rating", "overall_score"),
     )
 )
+JUDGED = GOOD_IF_TRUE | BAD_IF_TRUE | CHECKS | RATINGS
 BAD_WORDS = frozenset(
     (
         *("bad", "poor", "wrong", "incorrect", "false", "undesirable", "rejected", "reject"),
@@ -69,55 +67,47 @@ BAD_WORDS = frozenset(
 
 
 def check_no_media(fields: Mapping[str, Any], origin: str) -> None:
-    """A row or message with a picture, a film or sound is not read as if it were its text alone.
+    """Check that a row or message has no filled field of an image, video or audio.
 
     Raises:
-        RowError: naming the field, or the place in the text.
+        RowError: naming the field.
     """
     for name in fields:
-        if _key(name) in MEDIA and _peek(fields, name):
+        if _normalized(name) in MEDIA and _peek(fields, name):
             raise _media(origin, f"there is a filled field {name!r}")
 
 
 def check_no_media_placeholders(messages: list[dict[str, Any]], origin: str) -> None:
-    """The same for the place of a picture in what anyone but the assistant says."""
+    """Check that no turn but the assistant's holds the placeholder of an image, video or audio.
+
+    Raises:
+        RowError: naming the placeholder.
+    """
     for number, message in enumerate(messages, start=1):
-        if (
-            "<" in message["content"]
-            and message["role"] != "assistant"
-            and (found := PLACE.search(message["content"]))
-        ):
-            raise _media(origin, f"message {number} holds {found[0].strip()!r}")
+        text = message["content"]
+        if message["role"] != "assistant" and "<" in text and (match := PLACEHOLDER.search(text)):
+            raise _media(origin, f"message {number} holds {match[0].strip()!r}")
 
 
-def _media(origin: str, what: str) -> RowError:
+def _media(origin: str, found: str) -> RowError:
     return RowError(
         origin,
         rule="image or sound",
-        detail=f"{what}, and models are trained on text alone here",
+        detail=f"{found}, and models are trained on text alone here",
         remedy="remove such rows or, where the text is complete without it, name the field in the "
         "source's ignore",
     )
 
 
-def kto_label(fields: Mapping[str, Any]) -> str | None:
-    """The field that marks a row's one answer as good or bad by true or false, as data for KTO
-    does; None where there is none."""
-    for name in fields:
-        if _key(name) in LABELS and _truth(_peek(fields, name)) is not None:
-            return name
-    return None
-
-
 def check_answer_labels(fields: Mapping[str, Any], origin: str) -> None:
-    """An answer that the row itself calls wrong, unsafe or worth 0 is not one to imitate.
+    """Check that the row does not label its answer as wrong, unsafe or worth 0.
 
     Raises:
         RowError: naming the field and its value.
     """
     for name in fields:
         value = _peek(fields, name)
-        if _is_bad(_key(name), value):
+        if _is_bad(_normalized(name), value):
             raise RowError(
                 origin,
                 rule="answer labeled as bad",
@@ -128,33 +118,37 @@ def check_answer_labels(fields: Mapping[str, Any], origin: str) -> None:
 
 
 def check_not_kto(fields: Mapping[str, Any], origin: str, *, wanted: str, remedy: str) -> None:
-    """Refuse rows of one answer with a label.
+    """Check that the row is not one answer with a true or false label, as data for KTO has.
 
     Raises:
         UserError: naming the label.
     """
-    if (name := kto_label(fields)) is not None:
-        raise UserError(
-            f"{origin}: the row is a KTO label (one answer marked good or bad: {name} is "
-            f"{str(_peek(fields, name))[:40]!r}), not {wanted}; {remedy}"
-        )
+    for name in fields:
+        value = _peek(fields, name)
+        if _normalized(name) in GOOD_IF_TRUE | BAD_IF_TRUE and _as_bool(value) is not None:
+            raise UserError(
+                f"{origin}: the row is a KTO label (one answer marked good or bad: {name} is "
+                f"{str(value)[:40]!r}), not {wanted}; {remedy}"
+            )
 
 
 def _is_bad(name: str, value: Any) -> bool:
+    if name not in JUDGED:
+        return False
+    number, flag, bad_word = number_of(value), _as_bool(value), _word(value) in BAD_WORDS
     if name in CHECKS:
-        # As text, `correct` may be the right answer.
-        said = _word(value) in BAD_WORDS and name != "correct"
-        return _truth(value) is False or number_of(value) == 0 or said
+        # The text of `correct` may be the right answer.
+        return flag is False or number == 0 or (bad_word and name != "correct")
     if name in RATINGS:
-        return number_of(value) == 0 or _word(value) in BAD_WORDS
+        return number == 0 or bad_word
     if name in GOOD_IF_TRUE:
-        return number_of(value) in (0, -1) or _word(value) in BAD_WORDS or _truth(value) is False
-    return name in BAD_IF_TRUE and _truth(value) is True
+        return number in (0, -1) or bad_word or flag is False
+    return flag is True
 
 
 @lru_cache(maxsize=4096)
-def _key(name: str) -> str:
-    """A field's name in small letters with underscores, without who judged or what is judged."""
+def _normalized(name: str) -> str:
+    """Return a name in snake case, without a prefix for the judge or what is judged."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])|[- ]", "_", name).lower()
     return re.sub(r"^(human|user|annotator|completion|response)_", "", name)
 
@@ -167,8 +161,8 @@ def _word(value: Any) -> str:
     return re.sub(r"[- ]", "_", value.strip().lower()) if isinstance(value, str) else ""
 
 
-def _truth(value: Any) -> bool | None:
-    """True or false, as such or as a cell of CSV writes it."""
+def _as_bool(value: Any) -> bool | None:
+    """Return true or false, given as such or as a cell of CSV; else None."""
     if isinstance(value, bool):
         return value
     return {"true": True, "false": False}.get(_word(value))
