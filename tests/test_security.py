@@ -36,7 +36,7 @@ from sft.config.preset import load_preset
 from sft.config.secrets import mask_secrets
 from sft.config.sections import EvalSection, ModelSection, Preset, RunSection, Source
 from sft.data.sources import read_sft
-from sft.distributed.heartbeat import clear, watching
+from sft.distributed.watchdog import clear, watching
 from sft.errors import UserError
 from sft.model.loading import check_model, load_tokenizer
 from sft.model.weight_files import conversion

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 # What configurations call the number of a layer's experts.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-# Processes wait for each other, for hours at times; `sft.distributed.heartbeat` tells who is lost.
+# Processes wait for each other, for hours at times; `sft.distributed.watchdog` tells who is lost.
 PATIENCE = timedelta(days=30)
 
 

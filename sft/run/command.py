@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from sft.distributed.heartbeat import ending_with_launcher, lost_peer
+from sft.distributed.watchdog import ending_with_launcher, lost_peer
 from sft.errors import UserError
 from sft.run.terminal import in_one_piece, safe_streams
 from sft.system.atomic_files import describe_os_error

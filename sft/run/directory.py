@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from sft.config.preset import resolved
 from sft.config.safe_yaml import constructor_errors, read_yaml_text
 from sft.config.sections import Preset, Source
-from sft.distributed.heartbeat import FOLDER as PROCESSES
-from sft.distributed.heartbeat import clear, watching
+from sft.distributed.watchdog import FOLDER as PROCESSES
+from sft.distributed.watchdog import clear, watching
 from sft.errors import UserError
 from sft.run.adapters import name_own_bases
 from sft.run.checkpoint import drop_others

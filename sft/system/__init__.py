@@ -2,6 +2,12 @@
 
 atomic_files: Files that are whole or not there, folders that go all at once, and writes that
     fail in words.
+file_lock: Lock a run directory for one process, with flock and a heartbeat in the lock file.
+heartbeat: Heartbeats: a process writes a small record again and again to show that it is alive.
+hub: what can fail outside of the program.
+
+atomic_files: Files that are whole or not there, folders that go all at once, and writes that
+    fail in words.
 file_lock: One writer for a run directory: the kernel's lock, and a beating file where that is
     not enough.
 hub: Whether the hub answers; and what it did not give, in words that say what to do about it.

@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sft.context import InTraining
 from sft.distributed.collectives import run_on_main
-from sft.distributed.heartbeat import step_ends
+from sft.distributed.watchdog import step_ends
 from sft.training.divergence import StepWatch
 from sft.training.eval_callbacks import EvalCallback, OutOfTime
 from sft.training.resumable import GuardedTrainer

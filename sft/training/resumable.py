@@ -13,8 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sft.distributed.heartbeat import step_begins, step_ends
 from sft.distributed.sharding import allow_cpu_shards, ignore_output_view_warning
+from sft.distributed.watchdog import step_begins, step_ends
 from sft.run.checkpoint import commit_checkpoint, draft_folder
 from sft.system.atomic_files import read_json, remove, write_json, writing
 from sft.system.signals import Interrupted, at_next_step, requested

@@ -93,7 +93,7 @@ def test_a_record_of_another_host_that_stands_still_is_stale(tmp_path, request, 
 
 def test_a_pipe_in_place_of_the_lock_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / NAME)
-    with pytest.raises(UserError, match=r"\.lock is no file; remove it"), lock_folder(tmp_path):
+    with pytest.raises(UserError, match=r"\.lock is not a file; remove it"), lock_folder(tmp_path):
         pass
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_lock_file_does_not_hold_up_the_run(tmp_path, quick, content):
 
 def test_a_folder_that_datasets_would_take_for_an_address_is_refused(tmp_path):
     with (
-        pytest.raises(UserError, match=r"run.dir=.*a::b holds `::`"),
+        pytest.raises(UserError, match=r"run.dir=.*a::b contains `::`"),
         lock_folder(tmp_path / "a::b"),
     ):
         raise AssertionError

@@ -1,13 +1,12 @@
-"""The processes of one run watch each other: one that dies or hangs ends the others, with a reason.
+"""Watchdog of a run's processes: if one dies or hangs, the others exit and report which and why.
 
-Each writes a small record into `.processes/` of the run directory, which they share anyway, and
-reads those of the others. Nothing goes through the collectives, which are what hangs.
+Each process writes a heartbeat to `.processes/` of the run directory and reads those of the others.
+No collective is involved, since collectives are what hangs.
 """
 
 import json
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
@@ -23,19 +22,19 @@ from typing import Any
 
 import psutil
 
-from sft.system.atomic_files import read_file
+from sft.system.heartbeat import Heartbeat, is_running, read_heartbeat
 from sft.system.signals import requested
 
 log = logging.getLogger(__name__)
 
 FOLDER = ".processes"
-SILENT = 30.0  # seconds without a sign of life
-SLOWER = 5.0  # a step may take so many times the longest before it (but `SILENT` at least)
+SILENT = 30.0  # seconds without a heartbeat after which a process counts as dead
+SLOWER = 5.0  # a step may take this many times the longest before it, and at least `SILENT`
 
 
 @dataclass
 class _Progress:
-    """What the main thread is at: `begun` is when its step began, None between steps."""
+    """Progress of the main thread; `begun` is the start time of its step, None between steps."""
 
     step: int = 0
     begun: float | None = None
@@ -48,12 +47,12 @@ _watch: "_Watch | None" = None
 
 
 def step_begins(step: int) -> None:
-    """Called by the trainer before it fetches the rows of a step."""
+    """Record the start of a step, before its rows are fetched."""
     _progress.step, _progress.begun = step, time.monotonic()
 
 
 def step_ends() -> None:
-    """Called by the trainer behind the step, before it logs or saves."""
+    """Record the end of a step, before the trainer logs or saves."""
     if _progress.begun is not None:
         _progress.longest = max(_progress.longest, time.monotonic() - _progress.begun)
         _progress.counted += 1
@@ -61,7 +60,7 @@ def step_ends() -> None:
 
 
 def lost_peer() -> str | None:
-    """After a collective failed: which process is gone and why, or None if all are there."""
+    """Return which process is gone and why, after a collective failed; None if all are running."""
     if _watch is None or _watch.count == 1:
         return None
     for _ in range(20):
@@ -73,9 +72,9 @@ def lost_peer() -> str | None:
 
 @contextmanager
 def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
-    """Be watched by, and watch, the `count` processes of this run.
+    """Watch, and be watched by, the `count` processes of this run.
 
-    All of them enter together, behind a barrier before which the first has called `clear`.
+    All enter together, after a barrier before which the first has called `clear`.
     """
     global _watch
     if count == 1:
@@ -87,34 +86,36 @@ def watching(folder: Path, *, rank: int, count: int) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # A failed collective is the echo of another process's end; that one is the reason.
+        # A collective fails after another process has ended; report that one.
         echo = lost_peer() if isinstance(error, RuntimeError) else None
-        watch.end(echo or f"{type(error).__name__}: {error}".splitlines()[0][:300])
+        watch.finish(echo or f"{type(error).__name__}: {error}".splitlines()[0][:300])
         raise
     else:
-        watch.end("")
+        watch.finish("")
 
 
 @contextmanager
 def ending_with_launcher() -> Iterator[None]:
-    """Within, SIGTERM ends this process once the launcher that started it is gone.
+    """Send SIGTERM to this process once the launcher that started it is gone.
 
-    The processes of a start meet at a store that the launcher holds, before any of them opens the
-    run: without it each would wait there for `sft.distributed.sharding.PATIENCE`.
+    The processes meet at a store of the launcher before any of them opens the run; without the
+    launcher each would wait there for `sft.distributed.sharding.PATIENCE`.
     """
     if not _launched():
         yield
         return
     ended = threading.Event()
-    given = {"launcher": os.getppid(), "ended": ended}
-    threading.Thread(target=_follow, kwargs=given, name="launcher", daemon=True).start()
+    launcher = os.getppid()
+    threading.Thread(
+        target=_watch_launcher, args=(launcher, ended), name="launcher", daemon=True
+    ).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _follow(*, launcher: int, ended: threading.Event) -> None:
+def _watch_launcher(launcher: int, ended: threading.Event) -> None:
     while os.getppid() == launcher and not (launcher == 1 and _is_system()):
         if ended.wait(1.0):
             return
@@ -125,54 +126,51 @@ def _follow(*, launcher: int, ended: threading.Event) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove the records of an earlier start; of a link in their place the link alone."""
+    """Remove the records of an earlier start; if a link is in their place, only the link."""
     records = folder / FOLDER
     if records.is_symlink():
         records.unlink()
     shutil.rmtree(records, ignore_errors=True)
 
 
-class _Watch(threading.Thread):
+class _Watch(Heartbeat):
     """Writes this process's record and reads the others', once a second."""
 
     def __init__(self, folder: Path, *, rank: int, count: int) -> None:
-        super().__init__(name="watch", daemon=True)
+        super().__init__("watch", interval=1.0)
         self.folder, self.rank, self.count = folder, rank, count
-        self.beat = 0
-        self.begun = time.monotonic()
-        self.seen: dict[int, tuple[int, float]] = {}  # rank: last beat, and when it came
+        self.begun = self.last = time.monotonic()
+        self.seen: dict[int, tuple[int, float]] = {}  # rank: last beat and its arrival time
         self.peers: dict[int, dict[str, Any]] = {}
-        self.ended = threading.Event()
         self.reason: str | None = None
 
-    def run(self) -> None:
-        last = time.monotonic()
-        while not self.ended.wait(1.0):
-            now = time.monotonic()
-            if now - last > 5:  # this process itself stood still: nobody else is to blame
-                self.seen = {rank: (beat, now) for rank, (beat, _) in self.seen.items()}
-                self.begun = now
-                if _progress.begun is not None:
-                    _progress.begun = now
-            last = now
-            self._write()
-            sentence = self._silent() or self._stuck()
-            if sentence is not None:
-                self.end(sentence)
-                print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
-                os._exit(1)
+    def beat(self) -> None:
+        """Write the record, and end this process if another is silent or a step hangs."""
+        now = time.monotonic()
+        if now - self.last > 5:  # this process itself was suspended: restart all clocks
+            self.seen = {rank: (beat, now) for rank, (beat, _) in self.seen.items()}
+            self.begun = now
+            if _progress.begun is not None:
+                _progress.begun = now
+        self.last = now
+        self._write()
+        sentence = self._silent() or self._stuck()
+        if sentence is not None:
+            self.finish(sentence)
+            print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
+            os._exit(1)
 
-    def end(self, reason: str) -> None:
-        """Leave the last record: empty if all went well, else why this process ends."""
-        self.ended.set()
+    def finish(self, reason: str) -> None:
+        """Write the last record; `reason` says why this process ends, "" after success."""
+        self.stopped.set()
         self.reason = reason
         self._write()
 
     def gone(self) -> str | None:
-        """The process that ended or is no longer there, in words."""
+        """Return a sentence about a process that has ended or was killed, or None."""
         self._read()
         for rank, record in self.peers.items():
-            if record["ended"] is None and not _alive(record):
+            if record["ended"] is None and not is_running(record):
                 return (
                     f"{_name(rank, record)} is gone without a word: killed, or out of memory; "
                     "start the same command again"
@@ -186,7 +184,9 @@ class _Watch(threading.Thread):
         self._read()
         for rank, record in self.peers.items():
             silent = time.monotonic() - self.seen[rank][1]
-            if record["ended"] is None and (silent > SILENT or (silent > 3 and not _alive(record))):
+            if record["ended"] is None and (
+                silent > SILENT or (silent > 3 and not is_running(record))
+            ):
                 return (
                     f"{_name(rank, record)} has given no sign of life for {silent:.0f} s; it was "
                     f"in {record['at']}"
@@ -200,17 +200,17 @@ class _Watch(threading.Thread):
         return None
 
     def _stuck(self) -> str | None:
-        """A step that takes far too long on all processes, with the place where each one is."""
+        """Return a sentence about a step that takes far too long, and where each process is."""
         if _progress.begun is None or not _progress.counted:
             return None
         if any(record["ended"] for record in self.peers.values()):
-            return None  # which is the reason, and about to be said
+            return None  # which is the reason, and about to be reported
         taken, limit = time.monotonic() - _progress.begun, max(SILENT, SLOWER * _progress.longest)
         if taken < limit:
             return None
         places = {rank: record for rank, record in self.peers.items() if not record["ended"]}
         places[self.rank] = self._record()
-        # Those that wait for another are inside torch; the one that they wait for is not.
+        # Processes that wait are inside torch; the one that they wait for is not.
         outside = {r: p for r, p in places.items() if "/torch/" not in p["at"]} or places
         where = "; ".join(f"{_name(rank, p)} is in {p['at']}" for rank, p in outside.items())
         return (
@@ -219,32 +219,22 @@ class _Watch(threading.Thread):
         )
 
     def _record(self) -> dict[str, Any]:
-        return {
-            "beat": self.beat,
-            "process": os.getpid(),
-            "host": platform.node(),
-            "at": _place(),
-            "ended": self.reason,
-        }
+        return self.record(at=_location(), ended=self.reason)
 
     def _write(self) -> None:
-        self.beat += 1
         path = self.folder / f"{self.rank}.json"
         temporary = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(exist_ok=True)
             temporary.write_text(json.dumps(self._record()), encoding="utf-8")
             temporary.replace(path)
-        except OSError as error:  # a full disk: the others see silence, and this says why
+        except OSError as error:  # a full disk: the others see no heartbeat, this log says why
             log.warning("%s cannot be written (%s)", path, error.strerror)
 
     def _read(self) -> None:
         for rank in range(self.count):
-            try:
-                record = json.loads(read_file(self.folder / f"{rank}.json"))
-            except (OSError, ValueError):
-                continue
-            if rank == self.rank:
+            record = read_heartbeat(self.folder / f"{rank}.json")
+            if rank == self.rank or not record:
                 continue
             if rank not in self.seen or self.seen[rank][0] != record["beat"]:
                 self.seen[rank] = record["beat"], time.monotonic()
@@ -252,36 +242,26 @@ class _Watch(threading.Thread):
 
 
 def _launched() -> bool:
-    """Whether accelerate or torchrun started this process, and is to be outlived by nobody."""
+    """Return whether accelerate or torchrun started this process, which must exit with it."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _is_system() -> bool:
-    """Whether process 1, which takes over processes whose parent has ended, is surely no launcher:
-    in a container it may be one, or the shell of one."""
+    """Return whether process 1, the parent of orphaned processes, is certainly no launcher."""
     try:
-        words = " ".join(psutil.Process(1).cmdline())
-    except psutil.Error:  # it is not shown to this user
+        command = " ".join(psutil.Process(1).cmdline())
+    except psutil.Error:  # not visible to this user
         return False
-    return not re.search("python|accelerate|torchrun|sh\\b", words, re.IGNORECASE)
+    # In a container process 1 may be a launcher or its shell.
+    return not re.search("python|accelerate|torchrun|sh\\b", command, re.IGNORECASE)
 
 
 def _name(rank: int, record: dict[str, Any]) -> str:
     return f"process {rank} (pid {record['process']} on {record['host']})"
 
 
-def _alive(record: dict[str, Any]) -> bool:
-    """Whether the process exists, as far as it can be seen from here."""
-    if record["host"] != platform.node():
-        return True
-    try:
-        return bool(psutil.Process(record["process"]).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _place() -> str:
-    """File, line and function of the innermost Python frame of the main thread."""
+def _location() -> str:
+    """Return file, line and function of the innermost Python frame of the main thread."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return "its end"

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from sft.distributed.heartbeat import _is_system, watching
+from sft.distributed.watchdog import _is_system, watching
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from sft.distributed import heartbeat as processes
+from sft.distributed import watchdog as processes
 processes.SILENT = 2.0
 rank, what = int(sys.argv[2]), sys.argv[3]
 def stand_still():
