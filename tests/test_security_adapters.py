@@ -98,7 +98,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
             r"hold .*layers.7.*which nothing",
         ),
         (lambda w: w[Q].__setitem__((0, 0), torch.nan), "hold values that are not finite"),
-        (lambda w: w.update({Q: w[Q].to(torch.int8)}), "holds numbers of type I8, .* unquantised"),
+        (lambda w: w.update({Q: w[Q].to(torch.int8)}), "holds numbers of type I8, .* unquantized"),
         (lambda w: w.update({Q: w[Q][:1].clone()}), r"q_proj.lora_A.weight is \[1, 32\]"),
     ],
     ids=["lacks one", "one more", "NaN", "integers", "another shape"],

@@ -2,9 +2,8 @@
 
 adapter_card: README of an adapter's folder: its base, and the code that loads it so that
     answers end.
-adapter_checks: Whether an adapter can be trained, asked of a model without data before anything
-    is measured.
-adapter_settings: Settings of a given adapter, held against bounds before PEFT reads them.
+adapter_checks: Check on the meta device that an adapter can be trained or loaded over its base.
+adapter_settings: Check the settings of a given adapter before PEFT reads them.
 architecture: Which models can be trained here: decoders with a head over the vocabulary; and
     their shapes.
 chat_models: Whether a model is a chat model: it stops where its own chat template ends a turn.
@@ -20,14 +19,12 @@ lora_targets: Choose the matrices that a LoRA adapter is added to, stacked exper
     included.
 model_config: A model's configuration, without what its file could choose for us: code, kernels,
     files.
-model_files: Files of a model from anyone: bounded before a library reads them, and read without
-    a traceback.
+model_files: Check the files of an untrusted model before a library reads them.
 placement: Where and how a model runs: device, dtype and attention, each with its reason.
 quantization: Frozen weights in 4 bits (QLoRA): where they train, and how they are read.
 tokenizer_child: The process that tries a tokenizer: `sft.model.model_files` starts this file as
     a script of its own.
 vocabulary: Tokens that a chat template needs and the base lacks: added, and trained under LoRA
     too.
-weight_files: Which files a model is loaded from: safetensors, and adapters of the one kind that
-    we train.
+weight_files: Find, check and read the safetensors files of a model or an adapter.
 """

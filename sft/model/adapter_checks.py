@@ -1,4 +1,4 @@
-"""Whether an adapter can be trained, asked of a model without data before anything is measured."""
+"""Check on the meta device that an adapter can be trained or loaded over its base."""
 
 import copy
 from collections.abc import Container, Sequence
@@ -24,21 +24,20 @@ from sft.model.lora_targets import (
 )
 from sft.model.model_files import loading
 from sft.model.vocabulary import token_rows
-from sft.model.weight_files import check_values
+from sft.model.weight_files import ADAPTER_FILE, FLOATING, check_values
 from sft.run.adapters import CONFIG, adapter_base, is_adapter
 
 AS_TRAINED = f"give it with its own {CONFIG} and the base that it was trained over"
-FLOATING = ("F64", "F32", "F16", "BF16")  # types of numbers, as safetensors names them
 
 
 def check_adapters(
     preset: Preset, base: str, tokenizer: PreTrainedTokenizerBase, *, config: PreTrainedConfig
 ) -> None:
-    """Refuse the adapters that a preset asks for where they cannot be trained over `base`.
+    """Refuse a preset whose adapters cannot be trained over `base`.
 
     Raises:
-        UserError: PEFT, the trainer or the loss would refuse one, or tokens are to be added to an
-            adapter.
+        UserError: PEFT, the trainer or the loss would refuse an adapter, or the base of
+            `model.add_tokens` is one.
     """
     adapter = is_adapter(base)
     known = config.get_text_config().vocab_size
@@ -59,14 +58,11 @@ def check_adapters(
 def check_new_adapter(
     config: PreTrainedConfig, lora: LoraSection, *, tokens: Sequence[int], in_4bit: bool = False
 ) -> None:
-    """Refuse an adapter that PEFT, the trainer or the loss would refuse.
+    """Refuse a new adapter that PEFT, the trainer or the loss would refuse.
 
     Args:
-        config: of the base.
+        config: configuration of the base.
         tokens: ids of `model.add_tokens`, whose embeddings are trained.
-
-    Raises:
-        UserError: it cannot be trained.
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
@@ -77,159 +73,137 @@ def check_new_adapter(
 
 
 def check_continued_adapter(path: str, config: PreTrainedConfig, lora: LoraSection) -> None:
-    """Refuse targets of a preset that are not those of the adapter that it trains on.
+    """Refuse a preset whose targets differ from those of the adapter that it continues.
 
     Args:
         path: the adapter's directory.
-        config: of its base.
-
-    Raises:
-        UserError: the preset's mean other weights.
+        config: configuration of its base.
     """
 
     def weights_of(section: LoraSection) -> set[str]:
         return adapted_weights(add_adapter(meta_model(config), lora_config(section)))
 
-    its = LoraConfig.from_pretrained(path)
+    stored = LoraConfig.from_pretrained(path)
     with torch.device("meta"):
-        has = adapted_weights(PeftModel(meta_model(config), its))
-    if weights_of(lora) == has:
+        adapted = adapted_weights(PeftModel(meta_model(config), stored))
+    if weights_of(lora) == adapted:
         return
-    layers: Any = its.target_modules or []
+    layers: Any = stored.target_modules or []
     if not isinstance(layers, str):
         layers = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    same = replace(lora, target_modules=layers, target_parameters=its.target_parameters)
+    same = replace(lora, target_modules=layers, target_parameters=stored.target_parameters)
     targets = f"lora.target_modules={shown_targets(layers)}"
-    if its.target_parameters:
-        targets += f" lora.target_parameters={shown_targets(its.target_parameters)}"
-    way = f"set {targets}, or " if weights_of(same) == has else "set "
+    if stored.target_parameters:
+        targets += f" lora.target_parameters={shown_targets(stored.target_parameters)}"
+    remedy = f"set {targets}, or " if weights_of(same) == adapted else "set "
     raise UserError(
         f"lora.target_modules={shown_targets(lora.target_modules)} are not the layers that the "
-        f"adapter {path} has, which is trained on; {way}lora.between_stages=merge to begin a new "
-        "one"
+        f"adapter {path} has, whose training continues; {remedy}lora.between_stages=merge to begin "
+        "a new one"
     )
 
 
 def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> None:
-    """Refuse an adapter directory whose weights do not fit its base. Anything that is no adapter is
-    left alone.
+    """Refuse an adapter directory whose weights do not fit its base. Does nothing for a model.
 
     Args:
-        config: of its base.
-        given: as the user wrote it.
-
-    Raises:
-        UserError: a tensor is of another shape than the base asks for, as where the vocabulary grew
-            while the adapter was trained; or it is on the head.
+        config: configuration of its base.
+        given: the adapter as the user wrote it.
     """
     if not is_adapter(path):
         return
     base = adapter_base(path)
-    with torch.device("meta"):
-        model = meta_model(config)
-        own = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        with loading(
-            given,
-            what=f"PEFT cannot add this adapter to {base}",
-            remedy="give the base that it was trained over, or correct its adapter_config.json",
-        ):
-            check_patterns(
-                adapter_settings(path, given=given),
-                (name for name, _ in model.named_modules()),
-                given=given,
-            )
-            its = LoraConfig.from_pretrained(path)
-            refuse_ends(model, its, given=given)
-            adapted = PeftModel(model, its)
-    found = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    due = own | {name: tuple(tensor.shape) for name, tensor in found.items()}
-    its_weights = _without_values(Path(path), given=given)
-    for name, tensor in its_weights.items():
+    model = meta_model(config)
+    own = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    what = f"PEFT cannot add this adapter to {base}"
+    remedy = f"give the base that it was trained over, or correct its {CONFIG}"
+    with torch.device("meta"), loading(given, what=what, remedy=remedy):
+        modules = [name for name, _ in model.named_modules()]
+        check_patterns(adapter_settings(path, given=given), modules, given=given)
+        stored = LoraConfig.from_pretrained(path)
+        refuse_ends(model, stored, given=given)
+        adapted = PeftModel(model, stored)
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = own | {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    weights = _meta_weights(Path(path), given=given)
+    for name, tensor in weights.items():
         plain = name.removeprefix("base_model.model.")
-        wanted, shape = due.get(name, due.get(plain)), tuple(tensor.shape)
-        if wanted is not None and wanted != shape:
-            raise UserError(_other_shape(path, given=given, name=plain, shape=shape, wanted=wanted))
-    _check_names(adapted, its_weights, due=found, given=given, base=base)
+        due, shape = expected.get(name, expected.get(plain)), tuple(tensor.shape)
+        if due is not None and due != shape:
+            raise UserError(_other_shape(path, given=given, name=plain, shape=shape, due=due))
+    _check_names(adapted, weights, saved=saved, given=given, base=base)
 
 
 def _check_names(
     adapted: PeftModel,
-    its_weights: dict[str, torch.Tensor],
+    weights: dict[str, torch.Tensor],
     *,
-    due: Container[str],
+    saved: Container[str],
     given: str,
     base: str,
 ) -> None:
-    """Refuse weights that lack some of the adapter's, which PEFT would leave as they began, or hold
-    others, which it would leave out.
+    """Refuse missing and surplus weights, which PEFT initializes and ignores.
 
     Args:
-        adapted: the base with the adapter, without values.
-        its_weights: of the adapter's file, without values.
-        due: names of the weights that PEFT would save of it.
+        adapted: the base with the adapter, on the meta device.
+        weights: weights of the adapter's file, on the meta device.
+        saved: names of the weights that PEFT would save for the adapter.
     """
     at = f"model.name_or_path={given}: its weights"
     with loading(given, what=f"PEFT cannot load its weights over {base}", remedy=AS_TRAINED):
         try:
-            result: Any = set_peft_model_state_dict(adapted, its_weights)
-        except KeyError as error:  # of a module that is saved whole, or of tokens
+            result: Any = set_peft_model_state_dict(adapted, weights)
+        except KeyError as error:  # a module of `modules_to_save`, or token rows
             raise UserError(f"{at} lack {str(error.args[0])[:100]!r}; {AS_TRAINED}") from None
     parameters = dict(adapted.named_parameters(remove_duplicate=False))
-    missing = set(result.missing_keys)
-    there = {id(parameter) for name, parameter in parameters.items() if name not in missing}
-    lacking = [
-        name
-        for name in missing
-        if ("default" in name.split(".") or name in due) and id(parameters.get(name)) not in there
-    ]  # a parameter may have two names, as in a tied head
-    for names, rest in (
-        (lacking, "lack {}, which would stay as they began"),
+    absent = set(result.missing_keys)
+    # A parameter may have two names (a tied head), of which PEFT loads one.
+    loaded = {id(parameter) for name, parameter in parameters.items() if name not in absent}
+    own = [name for name in absent if "default" in name.split(".") or name in saved]
+    missing = [name for name in own if id(parameters.get(name)) not in loaded]
+    for names, problem in (
+        (missing, "lack {}, which would stay as they began"),
         (result.unexpected_keys, "hold {}, which nothing reads"),
     ):
         if names:
-            told = rest.format(f"{sorted(names)[0][:100]!r} ({len(names)} such)")
-            raise UserError(f"{at} {told}; {AS_TRAINED}")
+            shown = problem.format(f"{sorted(names)[0][:100]!r} ({len(names)} such)")
+            raise UserError(f"{at} {shown}; {AS_TRAINED}")
 
 
-def _other_shape(path: str, *, given: str, name: str, shape: Any, wanted: Any) -> str:
+def _other_shape(path: str, *, given: str, name: str, shape: Any, due: Any) -> str:
     base = adapter_base(path)
     at = f"model.name_or_path={given}: its {name} is {list(shape)}, its base {base}"
     ends = name.endswith(".weight") and any(part in name for part in ("embed", "wte", "head"))
-    if not (ends and shape[1:] == wanted[1:]):
-        return f"{at} with its {CONFIG} asks for {list(wanted)}; {AS_TRAINED}"
-    at += " asks for"
-    whole = path.rstrip("/") + "-merged"
+    if not (ends and shape[1:] == due[1:]):
+        return f"{at} with its {CONFIG} asks for {list(due)}; {AS_TRAINED}"
+    merged = path.rstrip("/") + "-merged"
     steps = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
         "from peft import PeftModel as P; "
         f"m = M.from_pretrained({base!r}, dtype='auto'); m.resize_token_embeddings({shape[0]}); "
-        f"P.from_pretrained(m, {path!r}).merge_and_unload().save_pretrained({whole!r}); "
-        f"T.from_pretrained({path!r}).save_pretrained({whole!r})"
+        f"P.from_pretrained(m, {path!r}).merge_and_unload().save_pretrained({merged!r}); "
+        f"T.from_pretrained({path!r}).save_pretrained({merged!r})"
     )
     return (
-        f"{at} {list(wanted)}: the vocabulary grew when it was trained; merge it into the grown "
-        f'base and give that: python -c "{steps}"'
+        f"{at} asks for {list(due)}: the vocabulary grew when it was trained; merge it into the "
+        f'grown base and give that: python -c "{steps}"'
     )
 
 
-def _without_values(folder: Path, *, given: str) -> dict[str, torch.Tensor]:
-    """The weights of an adapter, of their shapes, on the meta device.
-
-    Raises:
-        UserError: some are no floating-point numbers, or not finite.
-    """
-    file = folder / "adapter_model.safetensors"
+def _meta_weights(folder: Path, *, given: str) -> dict[str, torch.Tensor]:
+    """Return an adapter's weights on the meta device; refuse other types, NaN and infinity."""
+    file = folder / ADAPTER_FILE
     if not file.is_file():
-        return {}  # which `sft.model.weight_files` refuses
+        return {}  # `check_weights` refuses the folder
     found = {}
     with safe_open(file, "pt") as opened:
-        for name in opened.keys():  # noqa: SIM118  it is no dictionary
+        for name in opened.keys():  # noqa: SIM118  safe_open is no dictionary
             part = opened.get_slice(name)
             if (kind := part.get_dtype()) not in FLOATING:
                 raise UserError(
                     f"model.name_or_path={given}: {file.name}: {name[:100]!r} holds numbers of "
                     f"type {kind}, and adapters are read as {', '.join(FLOATING)}; save it again "
-                    "with peft, unquantised"
+                    "with peft, unquantized"
                 )
             check_values([(name, opened.get_tensor(name))], given=given)
             found[name] = torch.empty(part.get_shape(), device="meta")

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from sft.errors import UserError
-from sft.model.model_files import model_file, read_settings
+from sft.model.model_files import is_number, model_file, read_settings
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def _wrong_type(settings: dict[str, Any]) -> str:
             return f"{shown} is neither true nor false"
         ids = value if isinstance(value, list) else [value]
         if name.endswith("_token_id") and not all(
-            isinstance(i, int) and not isinstance(i, bool) and abs(i) < LARGEST_ID for i in ids
+            is_number(i, int) and abs(i) < LARGEST_ID for i in ids
         ):
             return f"{shown} is no token id or list of them"
     return ""

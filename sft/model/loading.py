@@ -29,6 +29,7 @@ from sft.distributed.sharding import in_parts, prepare_for_accelerate, reads_par
 from sft.errors import UserError
 from sft.model.adapter_card import write_adapter_card
 from sft.model.adapter_checks import check_given_adapter
+from sft.model.adapter_settings import check_adapter
 from sft.model.architecture import check_causal, window_of
 from sft.model.fused_lora import fuse_adapters
 from sft.model.generation_settings import check_generation, repair_generation_config
@@ -46,13 +47,7 @@ from sft.model.model_files import (
 from sft.model.placement import Placement
 from sft.model.quantization import nf4
 from sft.model.vocabulary import add_tokens, check_vocabulary, token_rows
-from sft.model.weight_files import (
-    check_adapter,
-    check_entries,
-    check_values,
-    check_weights,
-    read_weights,
-)
+from sft.model.weight_files import check_entries, check_values, check_weights, read_weights
 from sft.packing.equivalence import verify_packing
 from sft.packing.liger import enable_liger
 from sft.packing.logprob_head import select_logprob_head

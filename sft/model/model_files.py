@@ -1,8 +1,4 @@
-"""Files of a model from anyone: bounded before a library reads them, and read without a traceback.
-
-A configuration says how much memory and time a model takes to build, so its numbers are held
-against bounds first. A tokenizer's native code can end the process, so it is tried in a child.
-"""
+"""Check the files of an untrusted model before a library reads them."""
 
 import json
 import re
@@ -12,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -25,15 +22,15 @@ from sft.system.atomic_files import describe_os_error
 from sft.system.hub import hub_refusal
 from sft.system.time_limit import cpu_seconds
 
-# Bytes of a file, well above those of published models: Gemma 3's tokenizer.json has 33 MB.
+# Bytes of a file, far above published models: Gemma 3's tokenizer.json has 33 MB.
 LARGEST = {"tokenizer.json": 1 << 28, "model.safetensors.index.json": 1 << 26}
 LARGEST_OTHER = 1 << 24
 DEEPEST = 50  # levels of lists and objects in a configuration
-PATIENCE = 30.0  # seconds of computing in which any model is built without weights
-MOST_BUFFERS = 1 << 30  # bytes of tables that are no weights, beyond the size of the weights
+PATIENCE = 30.0  # seconds of CPU time; every published model is built on "meta" in less
+MOST_BUFFERS = 1 << 30  # bytes of tables that are no weights, in addition to the weights' size
 
-# The most that a whole number of config.json may be, by its name, and far above published models'.
-# The first pattern that is found in the name counts.
+# Upper bounds of the integers in config.json, far above published models, by patterns of the name;
+# the first pattern that is found applies.
 BOUNDS = (
     (re.compile(r"layers?$|^depth$|num_nextn"), 2_000),
     (re.compile(r"experts?$"), 10_000),
@@ -43,13 +40,13 @@ BOUNDS = (
     (re.compile(r"hidden|n_embd|d_model|intermediate|n_inner|ffn|head_dim|_dim$|rank$"), 1 << 22),
 )
 LARGEST_NUMBER = 1 << 40  # of any other: a window, an id, a seed
-# Sizes without which there is no model.
+# Sizes that must be at least 1.
 POSITIVE = re.compile(
     r"(num_hidden_layers|n_layers?|num_attention_heads|num_heads|n_head|num_key_value_heads"
     r"|hidden_size|n_embd|d_model|vocab_size|max_position_embeddings|n_positions|head_dim)"
 )
 FLAGS = ("return_dict", "output_attentions", "output_hidden_states")
-# What transformers, peft, tokenizers and torch raise where a file is not what they expect.
+# Exceptions that transformers, peft, tokenizers and torch raise for a malformed file.
 LIBRARY_ERRORS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(RuntimeError, ImportError, MemoryError, AssertionError, StrictDataclassError),
@@ -57,7 +54,7 @@ LIBRARY_ERRORS = (
 
 
 def model_file(path: str, name: str) -> Path | None:
-    """A file of a local directory, or of a hub id, fetched; None where there is none."""
+    """Return the path of a model's file, downloaded for a Hub id; None if there is none."""
     if Path(path).is_dir():
         file = Path(path) / name
         return file if file.is_file() else None
@@ -71,17 +68,13 @@ def model_file(path: str, name: str) -> Path | None:
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-    except (OSError, ValueError):  # no such place: the loading says why
+    except (OSError, ValueError):  # no such repository: the loading reports the reason
         return None
     return Path(found) if found else None
 
 
 def check_sizes(folder: str, *, given: str) -> None:
-    """Refuse a local model folder in which a file of settings is larger than any is.
-
-    Raises:
-        UserError: naming the file and its size.
-    """
+    """Refuse a local model folder with a settings file larger than that of any model."""
     for file in sorted(Path(folder).glob("*.json*")):
         most = LARGEST.get(file.name, LARGEST_OTHER)
         if file.is_file() and (size := file.stat().st_size) > most:
@@ -92,11 +85,11 @@ def check_sizes(folder: str, *, given: str) -> None:
 
 
 def read_settings(file: Path, *, given: str) -> dict[str, Any]:
-    """The content of a JSON file of settings.
+    """Return the content of a JSON settings file.
 
     Raises:
-        UserError: it is damaged, no object, nested more than `DEEPEST` levels, or holds half a
-            character, which no file takes.
+        UserError: it is damaged, no object, nested too deeply, or holds a lone surrogate, which
+            cannot be encoded when the settings are saved.
     """
     at = f"model.name_or_path={given}: {file.name}"
     try:
@@ -104,8 +97,7 @@ def read_settings(file: Path, *, given: str) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep(at) from None
     except ValueError as error:
-        reason = f"is damaged ({str(error)[:120]}); fetch it again"
-        raise UserError(f"{at} {reason}") from None
+        raise UserError(f"{at} is damaged ({str(error)[:120]}); fetch it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{at} holds no object of settings; fetch it again")
     if _depth(content) > DEEPEST:
@@ -129,19 +121,15 @@ def _depth(content: Any) -> int:
 
 
 def check_config_file(path: str, *, given: str) -> None:
-    """Refuse a config.json whose numbers describe a model that cannot be built, or whose answers
-    could not be read, by the names of the fields.
+    """Refuse a config.json with a field of the wrong type or a number out of bounds.
 
     Args:
-        path: a directory, or a hub id.
-        given: as the user wrote it.
-
-    Raises:
-        UserError: naming the field, its value and the bound.
+        path: a directory or a Hub id.
+        given: the model as the user wrote it.
     """
     file = model_file(path, "config.json")
     if file is None:
-        return  # the loading says why
+        return  # the loading reports the reason
     at = f"model.name_or_path={given}: config.json: "
     config = read_settings(file, given=given)
     for field in FLAGS:
@@ -173,29 +161,30 @@ def check_config_file(path: str, *, given: str) -> None:
 
 
 def _numbers(content: dict[str, Any], *, where: str = "") -> Iterator[tuple[str, int | float]]:
-    """(dotted name, number) of every field that is one, of objects at any depth; floats only where
-    a whole number is due."""
+    """Yield (dotted name, number) at any depth; floats only where an integer is expected."""
     for name, value in content.items():
         if isinstance(value, dict):
             yield from _numbers(value, where=f"{where}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            due = POSITIVE.fullmatch(name) or any(p.search(name) for p, _ in BOUNDS)
-            if isinstance(value, int) or due:
+        elif is_number(value):
+            expected = POSITIVE.fullmatch(name) or any(p.search(name) for p, _ in BOUNDS)
+            if isinstance(value, int) or expected:
                 yield f"{where}{name}", value
+
+
+def is_number(value: Any, kind: type | UnionType = int | float) -> bool:
+    """Whether a value read from JSON is a number; booleans, a subclass of int, are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 @contextmanager
 def loading(given: str, *, what: str, remedy: str, hub: str | None = None) -> Iterator[None]:
-    """Give what libraries raise on a model's files one sentence: `what (reason); remedy`.
+    """Raise libraries' errors on a model's files as UserError: `what (reason); remedy`.
 
-    Python code that computes for longer than `PATIENCE` is ended.
+    Errors of the disk pass through. Python code is stopped after `PATIENCE` seconds of CPU time.
 
     Args:
-        given: the model, as the user wrote it.
-        hub: the hub id that is loaded from, if it is one.
-
-    Raises:
-        UserError: for any error of a library but a fault of the disk.
+        given: the model as the user wrote it.
+        hub: the Hub id that is loaded from, if any.
     """
     try:
         with cpu_seconds(PATIENCE):
@@ -215,27 +204,20 @@ def loading(given: str, *, what: str, remedy: str, hub: str | None = None) -> It
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of a library's error, with its type where that says more."""
-    # Checked configurations name the field first and what is wrong with it as the cause.
+    """Return the first line of a library's error, with its type where the line needs it."""
+    # huggingface_hub's strict dataclasses name the field; their cause holds the reason.
     cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
     lines = str(cause or error).strip().splitlines() or [""]
     plain = isinstance(error, OSError | StrictDataclassError) or type(error) in (
         Exception,
         ValueError,
     )
-    told = lines[0] if plain and lines[0] else f"{type(error).__name__}: {lines[0]}"
-    return told[:200].strip().removesuffix(":")
+    text = lines[0] if plain and lines[0] else f"{type(error).__name__}: {lines[0]}"
+    return text[:200].strip().removesuffix(":")
 
 
-def check_buffers(model: Any, *, given: str) -> None:
-    """Refuse a model whose tables of positions or masks would fill the memory.
-
-    Args:
-        model: built without weights.
-
-    Raises:
-        UserError: naming the largest table.
-    """
+def _check_buffers(model: Any, *, given: str) -> None:
+    """Refuse a model whose buffers, tables of positions or masks, would fill the memory."""
     sizes = {name: b.numel() * b.element_size() for name, b in model.named_buffers()}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if sum(sizes.values()) > MOST_BUFFERS + weights:
@@ -250,18 +232,16 @@ def check_buffers(model: Any, *, given: str) -> None:
 
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 CHILD = Path(__file__).with_name("tokenizer_child.py")
-WALL_SECONDS = 300  # on a machine that does other things; the child limits its own computing
+WALL_SECONDS = 300  # generous for a busy machine; the child limits its own CPU time
 
 
 def try_tokenizer(place: str, *, given: str) -> None:
     """Load and use a tokenizer.json in a child process with limits on memory and time.
 
-    Its normalizer, patterns and tables run in native code, which ends the process or never ends
-    where they are made for it.
+    Its parts run in native code, which a hostile file can make crash or loop.
 
     Raises:
-        UserError: naming the file and the part of it that failed; or its files of settings are
-            damaged.
+        UserError: a part of the tokenizer fails, or a settings file is damaged.
     """
     for name in TOKENIZER_SETTINGS:
         if (settings := model_file(place, name)) is not None:
@@ -280,8 +260,10 @@ def try_tokenizer(place: str, *, given: str) -> None:
 
 @lru_cache(maxsize=64)
 def _outcome(file: str, *_: int) -> tuple[str, str]:
-    """The part that the child was at when it ended, and why it ended there; "" where all is well.
-    The arguments beside the file are what the answer depends on, for the cache."""
+    """Return the last part that the child used, and why it failed there ("" if it did not).
+
+    The other arguments, size and modification time, are part of the cache's key.
+    """
     try:
         done = subprocess.run(
             [sys.executable, str(CHILD), file],
@@ -293,8 +275,8 @@ def _outcome(file: str, *_: int) -> tuple[str, str]:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        said = (error.stdout or b"").decode(errors="replace").splitlines()
-        return (said or ["it"])[-1], f"it took more than {WALL_SECONDS} s"
+        parts = (error.stdout or b"").decode(errors="replace").splitlines()
+        return (parts or ["it"])[-1], f"it took more than {WALL_SECONDS} s"
     part = (done.stdout.splitlines() or ["it"])[-1]
     if done.returncode == 0:
         return part, ""
@@ -305,14 +287,14 @@ def _outcome(file: str, *_: int) -> tuple[str, str]:
 
 
 def build_empty(config: Any, *, given: str) -> Any:
-    """The model that a configuration describes, without weights.
+    """Build the model of a configuration on the meta device, and check its size.
 
     Raises:
-        UserError: upstream cannot build it, or its tables would fill the memory.
+        UserError: upstream cannot build it, or its buffers would fill the memory.
     """
     what = "no model can be built by its config.json"
     remedy = "correct it, or give another model"
     with loading(given, what=what, remedy=remedy):
         model = meta_model(config)
-    check_buffers(model, given=given)
+    _check_buffers(model, given=given)
     return model

@@ -1,4 +1,4 @@
-"""Which files a model is loaded from: safetensors, and adapters of the one kind that we train."""
+"""Find, check and read the safetensors files of a model or an adapter."""
 
 import json
 import os
@@ -9,125 +9,63 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from sft.errors import UserError
-from sft.model.adapter_settings import MERGE_FIRST, adapter_settings
-from sft.model.model_files import read_settings
-from sft.run.adapters import BASE, CONFIG, adapter_base, is_adapter
+from sft.run.adapters import adapter_base, is_adapter
 from sft.run.revisions import located
 from sft.system.atomic_files import is_inside, is_plain_name, read_json
 
-WHOLE = ("model.safetensors", "model.safetensors.index.json")
-ADAPTER = ("adapter_model.safetensors",)
-# Fields of an adapter's configuration that a LoRA adapter has; any other has to be as PEFT has it,
-# since it may name code (megatron_core), other layers than the base's, or another computation.
-LORA_FIELDS = frozenset(
-    {
-        *("base_model_name_or_path", "revision", "peft_type", "task_type", "inference_mode"),
-        *("peft_version", "auto_mapping", "r", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
-        *("bias", "lora_bias", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"),
-        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-        *("target_parameters", "trainable_token_indices", "modules_to_save"),
-        *("ensure_weight_tying", "init_lora_weights", "eva_config"),
-        *("megatron_core", "qalora_group_size"),  # without effect on their own
-    }
-)
-FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-POINTER = b"version https://git-lfs"
-
-
-def check_adapter(path: str, *, given: str) -> None:
-    """Refuse an adapter that is no LoRA before peft reads it: of others it may load tokenizers with
-    their code. Anything that is no local adapter is left alone.
-
-    Args:
-        path: a directory, or a hub id.
-        given: as the user wrote it.
-
-    Raises:
-        UserError: another kind; a setting is out of bounds; or it is not over a whole model.
-    """
-    if not is_adapter(path):
-        return
-    config = read_settings(Path(path) / CONFIG, given=given)
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(
-            f"model.name_or_path={given} is an adapter of kind {str(kind)[:80]!r}, and only LORA "
-            "is loaded; merge it into its base with peft first, where peft can, or train a LoRA"
-        )
-    adapter_settings(path, given=given)
-    plain = LoraConfig().to_dict()
-    others = [name for name in sorted(plain.keys() - LORA_FIELDS) if config.get(name)]
-    if others := [name for name in others if config[name] != plain[name]]:
-        raise UserError(
-            f"model.name_or_path={given}: its {CONFIG} sets {', '.join(others)}, with which no "
-            f"adapter is loaded here; {MERGE_FIRST}"
-        )
-    recorded = config.get(BASE)
-    if not isinstance(recorded, str) or not recorded:
-        raise UserError(
-            f"model.name_or_path={given}: its {CONFIG} names no {BASE}; write the base's "
-            "directory or hub id there"
-        )
-    try:
-        again = is_adapter(base := adapter_base(path))
-    except OSError as error:  # as of a name that is too long
-        raise UserError(
-            f"model.name_or_path={given}: {CONFIG}: {BASE}={recorded[:80]!r} cannot be read "
-            f"({error.strerror}); write the base's directory or hub id there"
-        ) from None
-    if again:
-        raise UserError(
-            f"model.name_or_path={given} is an adapter over {base}, an adapter again; merge that "
-            "into its base first"
-        )
+MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER_FILE = "adapter_model.safetensors"
+# Floating-point types by the names that safetensors gives them.
+FLOATING = {
+    **{"F64": torch.float64, "F32": torch.float32},
+    **{"F16": torch.float16, "BF16": torch.bfloat16},
+}
+POINTER = b"version https://git-lfs"  # first bytes of a file that Git LFS has not fetched
 
 
 def check_weights(path: str, *, given: str) -> None:
-    """Refuse a local model, or the base of an adapter, whose weights would be unpickled, lie
-    elsewhere or are not whole, by their names and headers.
+    """Refuse a local model or adapter without complete safetensors files in its own folder.
 
-    A hub id is left to the loading, which asks for safetensors alone.
+    Names and headers are read. A Hub id is left to the loading, which takes safetensors only.
 
-    Raises:
-        UserError: there are no safetensors, or a file of them is missing or cut off; for pickled
-            weights with the way to convert them.
+    Args:
+        given: the model as the user wrote it.
     """
     folder = Path(path)
     if not folder.is_dir():
         return
     check_entries(path, given=given)
     adapter = is_adapter(path)
-    names = ADAPTER if adapter else WHOLE
-    if not any((folder / name).is_file() for name in names):
+    names = (ADAPTER_FILE,) if adapter else MODEL_FILES
+    name = next((name for name in names if (folder / name).is_file()), None)
+    at = f"model.name_or_path={given} holds"
+    if name is None:
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         if not pickled:
             raise UserError(
-                f"model.name_or_path={given} holds no {' or '.join(names)}; give a "
-                "directory saved by save_pretrained"
+                f"{at} no {' or '.join(names)}; give a directory saved by save_pretrained"
             )
         raise UserError(
-            f"model.name_or_path={given} holds {pickled[0]}, a pickle, which is not loaded; "
-            f"convert it once, then give the new folder: {conversion(path, adapter=adapter)}"
+            f"{at} {pickled[0]}, a pickle, which is not loaded; convert it once, then give the new "
+            f"folder: {conversion(path, adapter=adapter)}"
         )
-    for file in _files(folder, names, given=given):
-        _check_file(file, given=given)
+    files = _indexed_files(folder / name, given=given) if name.endswith(".json") else [name]
+    for file in files:
+        _check_file(folder / file, given=given)
     if adapter:
         base = adapter_base(folder)
         check_weights(base, given=f"{given} (its base, {base})")
 
 
 def check_entries(path: str, *, given: str) -> None:
-    """Refuse a local model's folder with entries that are read from elsewhere. Links of the hub's
-    cache of downloads lead to its own blobs, and may.
+    """Refuse a local model's folder with links that lead out of it, pipes, sockets or devices.
 
-    Raises:
-        UserError: a link leads out of the folder, or an entry is a pipe, a socket or a device.
+    Links of the Hub's cache of downloads lead to its own blobs and are accepted.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -143,35 +81,31 @@ def check_entries(path: str, *, given: str) -> None:
 
 
 def _is_blob(link: Path, folder: Path) -> bool:
-    """Whether a link leads to a download in the hub's cache: of the snapshot that the folder is, or
-    of any, as `hf download --local-dir` made them once."""
-    there = Path(os.path.realpath(link)).parent
+    """Whether a link leads to a download in the Hub's cache."""
+    target = Path(os.path.realpath(link)).parent
     snapshot = folder.resolve().parent
-    own = snapshot.name == "snapshots" and there == snapshot.parent / "blobs"
+    if snapshot.name == "snapshots" and target == snapshot.parent / "blobs":
+        return True
+    # Earlier versions of `hf download --local-dir` linked to the cache.
     cache = Path(constants.HF_HUB_CACHE).resolve()
-    return own or (there.name == "blobs" and there.is_relative_to(cache))
+    return target.name == "blobs" and target.is_relative_to(cache)
 
 
-def _files(folder: Path, names: tuple[str, ...], *, given: str) -> list[Path]:
-    """The files that hold the weights: those of the index, where there is one."""
-    name = next(name for name in names if (folder / name).is_file())
-    if not name.endswith(".json"):
-        return [folder / name]
-    index = read_json(folder / name)
-    parts = index.get("weight_map") if isinstance(index, dict) else None
+def _indexed_files(index: Path, *, given: str) -> list[str]:
+    """Return the names of the files that an index of weights lists."""
+    at = f"model.name_or_path={given}: {index.name}"
+    content = read_json(index)
+    parts = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(parts, dict):
-        raise UserError(
-            f"model.name_or_path={given}: {name} is no index of weights; fetch the model again"
-        )
+        raise UserError(f"{at} is no index of weights; fetch the model again")
     files = sorted(set(map(str, parts.values())))
     for file in files:
         if not (is_plain_name(file) and file.endswith(".safetensors")):
             raise UserError(
-                f"model.name_or_path={given}: {name} names {file!r}, and weights are read from "
-                "files *.safetensors of the model's own folder alone; move them there and correct "
-                "the index"
+                f"{at} names {file!r}, and weights are read from files *.safetensors of the "
+                "model's own folder alone; move them there and correct the index"
             )
-    return [folder / file for file in files]
+    return files
 
 
 def _check_file(file: Path, *, given: str) -> None:
@@ -185,29 +119,28 @@ def _check_file(file: Path, *, given: str) -> None:
             )
     try:
         with safe_open(file, "pt"):
-            pass  # the header is read, and its length held against the file's
+            pass  # opening reads the header and compares its length with the file's
     except SafetensorError as error:
         raise UserError(f"{at} is cut off or damaged ({error}); fetch it again") from None
 
 
 def read_weights(base: str, *, config: Any, **options: Any) -> Any:
-    """A causal LM with its weights, all of them from safetensors.
+    """Load a causal LM with all its weights from safetensors.
 
     Args:
-        base: a directory, or a hub id with or without `@revision`.
-        config: its configuration by `sft.model.model_config`, so that upstream reads no other.
-        options: of upstream's `from_pretrained`.
+        base: a directory, or a Hub id with or without `@revision`.
+        config: the configuration (`sft.model.model_config`), so that upstream reads no other.
+        options: arguments of upstream's `from_pretrained`.
 
     Raises:
-        UserError: the files lack weights that the configuration asks for, or hold them in another
-            shape; upstream would begin these at random.
+        UserError: a weight of the configuration is missing or has another shape.
     """
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         **located(base),
         config=config,
         use_safetensors=True,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # told below, in a sentence
+        ignore_mismatched_sizes=True,  # refused below; upstream would initialize these at random
         **options,
     )
     model, found = loaded
@@ -215,32 +148,28 @@ def read_weights(base: str, *, config: Any, **options: Any) -> Any:
     if shapes:
         name, file, own = sorted(shapes)[0]
         raise UserError(
-            f"model.name_or_path={base}: its weights are not of its configuration ({name} is "
+            f"model.name_or_path={base}: its weights do not match its configuration ({name} is "
             f"{file} in the file and {own} by config.json; {len(shapes)} such); give the model "
             "with the config.json that it was saved with"
         )
-    if lacking := sorted(found["missing_keys"]):
+    if missing := sorted(found["missing_keys"]):
         raise UserError(
-            f"model.name_or_path={base}: its files lack {len(lacking)} of the weights of a "
-            f"{type(model).__name__} ({', '.join(lacking[:2])}), which would be random; give a "
-            "model saved whole, with its head over the vocabulary"
+            f"model.name_or_path={base}: its files lack {len(missing)} of the weights of a "
+            f"{type(model).__name__} ({', '.join(missing[:2])}), which would be random; give a "
+            "complete model, with its head over the vocabulary"
         )
     return model
 
 
 def check_values(weights: Iterable[tuple[str, torch.Tensor]], *, given: str) -> None:
-    """Refuse weights, by name, that are not finite: everything that is computed by them would not
-    be, either.
-
-    Raises:
-        UserError: naming the first.
-    """
+    """Refuse named weights that hold NaN or infinity; the error names the first."""
     for name, weight in weights:
         values = weight.detach()
         values = values.to_local() if isinstance(values, DTensor) else values
-        if values.dtype not in FLOATING or not values.numel():
+        if values.dtype not in FLOATING.values() or not values.numel():
             continue
-        if not all(bound.isfinite() for bound in torch.aminmax(values)):  # in one pass, NaN too
+        # One pass over the weights; both bounds are NaN where any value is.
+        if not all(bound.isfinite() for bound in torch.aminmax(values)):
             raise UserError(
                 f"model.name_or_path={given}: its weights {name[:100]!r} hold values that are not "
                 "finite (NaN or infinity); fetch them again, or give a checkpoint from before the "
@@ -249,11 +178,13 @@ def check_values(weights: Iterable[tuple[str, torch.Tensor]], *, given: str) -> 
 
 
 def conversion(path: str, *, adapter: bool) -> str:
-    """The command that writes a pickled model again as safetensors. torch reads tensors alone there
-    (`weights_only`), so that a pickle that holds more than these ends it."""
+    """Return the shell command that converts pickled weights to safetensors.
+
+    torch reads with `weights_only`: a pickle that holds more than tensors raises an error.
+    """
     new = path.rstrip("/") + "-safetensors"
 
-    def literal(text: str) -> str:  # of Python, in double quotes, which the shell's do not end
+    def literal(text: str) -> str:  # a Python string in double quotes: shlex uses single ones
         return json.dumps(text, ensure_ascii=False)
 
     if adapter:
@@ -262,7 +193,7 @@ def conversion(path: str, *, adapter: bool) -> str:
             f"shutil.copytree({literal(path)}, {literal(new)}, "
             'ignore=shutil.ignore_patterns("*.bin")); '
             f"s.save_file(torch.load({literal(path + '/adapter_model.bin')}, weights_only=True), "
-            f"{literal(new + '/adapter_model.safetensors')})"
+            f"{literal(new + '/' + ADAPTER_FILE)})"
         )
     else:
         steps = (
