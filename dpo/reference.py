@@ -12,7 +12,7 @@ from tqdm import tqdm
 from sft.distributed.fsdp_forward import eval_mode, join_remaining_forwards, synchronized_forwards
 from sft.packing.layout import Document, Segment, best_fit, lay_out
 from sft.packing.logprobs import batch_tokens, log_probs, row_layout, sequence_sums
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.system.atomic_files import read_json, write_json
 from sft.system.run_marker import recording
 

@@ -27,9 +27,10 @@ from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.export.merge import MERGE_ROWS
 from sft.model.placement import Placement
-from sft.run.contents import STAGE_FOLDERS, fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.run.stage_facts import StageFacts
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import read_jsonl, write_json, write_jsonl, writing
 from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
 from sft.tokenization.prepare import read_shared_rows

@@ -39,7 +39,7 @@ from sft.config.sections import (
 from sft.config.validation import check_measuring
 from sft.errors import UserError
 from sft.run.command import run_command
-from sft.run.run_place import check_run_dir
+from sft.run.directory_checks import check_run_dir
 
 if TYPE_CHECKING:
     from sft.model.placement import Placement
@@ -91,8 +91,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from sft.model.placement import choose_placement
     from sft.run.console import print_summary, start_logging
     from sft.run.directory import open_run
-    from sft.run.environment import write_environment
-    from sft.run.run_date import with_date
+    from sft.run.run_record import with_date, write_run_record
 
     start_logging()
     for path in compared.samples.values():
@@ -134,7 +133,7 @@ def compare(preset: Preset, compared: Compared) -> None:
         _check_questions(name, paths[name], preset, tokenizer=tokenizer, window=windows[name])
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
-        write_environment(folder, preset)
+        write_run_record(folder, preset)
         measured_by: dict[str, str | None] = dict.fromkeys(compared.models, preset.eval.backend)
         for name, source in compared.samples.items():
             place = folder / "eval" / name

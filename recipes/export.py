@@ -26,7 +26,7 @@ from sft.config.preset import load_preset
 from sft.config.sections import ModelSection, Preset
 from sft.errors import UserError
 from sft.run.command import run_command
-from sft.run.new_folder import RECORD, finished_folder, new_folder
+from sft.run.output_folder import RECORD, finished_folder, new_folder
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import write_text
 
@@ -87,7 +87,7 @@ def export(
 ) -> None:
     """Write a run's model to a new folder, prove it, and say how to use it; a folder that holds
     this export already is left as it is."""
-    from sft.run.run_place import refuse_inside_run
+    from sft.run.directory_checks import refuse_inside_run
 
     refuse_inside_run(to, option="--to")
     preset, name = find_model(run, model)
@@ -119,7 +119,8 @@ def export(
 def export_inputs(run: Path, name: str, *, called: str, dtype: str | None) -> dict[str, str]:
     """What an export of the stage `name` is made of: its options, and a hash of the run's records,
     which hold the hashes of its weights and answers."""
-    from sft.run.contents import STAGE_FOLDERS, fingerprint
+    from sft.run.fingerprint import fingerprint
+    from sft.run.stage_folders import STAGE_FOLDERS
 
     folders = (".", *STAGE_FOLDERS.values(), f"{STAGE_FOLDERS[name]}/start")
     records = [f"{each}/done.json" for each in (*folders, "base", f"eval/{name}", "data")]
@@ -158,7 +159,7 @@ def write_export(
     )
     from sft.model.loading import context_window, load_tokenizer
     from sft.run.console import start_logging
-    from sft.run.contents import STAGE_FOLDERS
+    from sft.run.stage_folders import STAGE_FOLDERS
 
     start_logging()
     trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
@@ -216,8 +217,8 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
         UserError: the folder is no run or holds links that lead out of it, or that stage is not
             finished, or none was kept.
     """
-    from sft.run.contents import set_aside, stage_facts
-    from sft.run.run_place import refuse_links
+    from sft.run.directory_checks import refuse_links
+    from sft.run.stage_folders import rejected_stages, stage_facts
 
     if not (run / "preset.yaml").is_file():
         raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")
@@ -227,7 +228,7 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
         raise UserError(f"{run}: no stage is finished; start its command again")
     if model is not None and model not in finished:
         raise UserError(f"--model {model}: finished are {', '.join(finished)}; name one of these")
-    kept = [name for name in finished if name not in set_aside(run)]
+    kept = [name for name in finished if name not in rejected_stages(run)]
     if model is None and not kept:
         raise UserError(
             f"{run}: {finished[-1]} was set aside by its gate, and no other stage is finished; "
@@ -244,19 +245,20 @@ def check_whole(run: Path, name: str) -> None:
     Raises:
         UserError: a file is missing or was changed after the run wrote it.
     """
-    from sft.run.contents import STAGE_FOLDERS, verified, verified_results
     from sft.run.directory import verify_preset
+    from sft.run.stage_cache import verified_record, verified_results
+    from sft.run.stage_folders import STAGE_FOLDERS
 
     stage = run / STAGE_FOLDERS[name]
-    verified(stage)
+    verified_record(stage)
     verified_results(run)
     # Stages that only some runs have: added tokens, an adapter merged before, measures.
     for more in (run / "base", stage / "start", run / "eval" / name, run / "data"):
         if (more / "done.json").exists():
-            verified(more)
+            verified_record(more)
     for place in STAGE_FOLDERS.values():  # the model card has a row for each stage
         if (run / place / "done.json").exists():
-            verified(run / place, "log.jsonl")
+            verified_record(run / place, "log.jsonl")
     verify_preset(run)
 
 

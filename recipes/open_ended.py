@@ -67,9 +67,8 @@ def run(given: argparse.Namespace) -> None:
     from sft.model.placement import choose_placement
     from sft.run.console import start_logging
     from sft.run.directory import open_run
-    from sft.run.environment import write_environment
-    from sft.run.run_date import with_date
-    from sft.run.run_place import check_run_dir
+    from sft.run.directory_checks import check_run_dir
+    from sft.run.run_record import with_date, write_run_record
 
     start_logging()
     named = _named(given.model)
@@ -97,7 +96,7 @@ def run(given: argparse.Namespace) -> None:
     placement = choose_placement(preset.model)
     check_backend(preset.eval, placement)
     with open_run(preset, ways_on="give --to a new folder") as folder:
-        write_environment(folder, preset)
+        write_run_record(folder, preset)
         answers = {}
         for name, tokenizer in tokenizers.items():
             context = RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)

@@ -93,7 +93,7 @@ def plan(
     from sft.planning.budget_table import show_budget
     from sft.planning.stages import check_sft, fit_lengths, plan_stages, split_length
     from sft.run.console import show, start_logging
-    from sft.run.run_date import with_date
+    from sft.run.run_record import with_date
     from sft.tokenization.prepare import prepare_chats
     from sft.training.trainer import check_batch
 

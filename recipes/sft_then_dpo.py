@@ -56,10 +56,9 @@ from sft.run.chain_arguments import parse_arguments
 from sft.run.command import run_command
 from sft.run.console import print_summary, show, start_logging
 from sft.run.directory import open_run
-from sft.run.environment import write_environment
+from sft.run.directory_checks import check_run_dir
 from sft.run.revisions import pin_revisions
-from sft.run.run_date import with_date
-from sft.run.run_place import check_run_dir
+from sft.run.run_record import with_date, write_run_record
 from sft.run.trackers import check_trackers, reporting
 from sft.system.atomic_files import read_json
 from sft.tokenization.fingerprints import earlier_inputs, run_inputs
@@ -196,7 +195,7 @@ def open_chain(checked: CheckedRun, *, fresh: bool, rerun: bool) -> Iterator[Run
         context = RunContext.of(
             preset, folder=folder, tokenizer=checked.tokenizer, placement=checked.placement
         )
-        write_environment(folder, preset, inputs=checked.inputs, revisions=checked.revisions)
+        write_run_record(folder, preset, inputs=checked.inputs, revisions=checked.revisions)
         yield replace(
             context,
             trackers=trackers,

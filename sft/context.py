@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from sft.config.sections import LoraSection, Preset, RunSection
 from sft.model.placement import Placement
 from sft.run.console import show
-from sft.run.contents import fingerprint, model_fingerprint
+from sft.run.fingerprint import fingerprint, model_fingerprint
 from sft.run.trackers import Trackers
 
 

@@ -43,7 +43,7 @@ from sft.model.weight_files import conversion
 from sft.run.checkpoint import newest_first, seal
 from sft.run.command import run_command
 from sft.run.directory import open_run
-from sft.run.environment import write_environment
+from sft.run.run_record import write_run_record
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import write_json, write_text
 
@@ -468,7 +468,7 @@ def test_no_file_of_a_run_holds_the_environments_keys(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-" + "b2" * 20)
     preset = Preset(run=RunSection(str(tmp_path / "run")), model=ModelSection("m"))
     with open_run(preset) as folder:
-        write_environment(folder, preset)
+        write_run_record(folder, preset)
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert {"run.json", "preset.yaml", ".lock"} <= {path.name for path in files}
         for path in files:

@@ -29,7 +29,7 @@ from sft.context import InTraining, Moment, RunContext
 from sft.data.prompts import evenly_spaced, read_repetition_prompts
 from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
-from sft.run.contents import STAGE_FOLDERS
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import write_jsonl
 from sft.training.eval_callbacks import read_rows
 

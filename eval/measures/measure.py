@@ -31,7 +31,7 @@ from sft.data.prompts import read_repetition_prompts
 from sft.distributed.collectives import map_over_ranks, own_share, run_on_main
 from sft.errors import UserError
 from sft.model.chat_models import is_chat_model
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_jsonl, read_record, write_json, write_jsonl
 from sft.tokenization.fingerprints import tokenizer_fingerprint

@@ -20,7 +20,7 @@ from eval.metrics.loop_detection import BEGUN_COPIES, MIN_TOKENS, Loop, find_loo
 from eval.metrics.stats import wilson
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.errors import UserError
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 
 # From here on every loop that has begun by the cap and lasts to twice the cap has MIN_TOKENS.
 SMALLEST_CAP = MIN_TOKENS

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.metrics.stats import BITS_PER_BYTE
-from sft.run.contents import STAGE_FOLDERS
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.run.trackers import Trackers
 from sft.training.eval_callbacks import FILE, read_rows
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from eval.open_ended.judge_endpoint import Reply
 from eval.open_ended.questions import Question
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 
 # A judge's reply to a conversation: `functools.partial(endpoint.ask, endpoint, max_tokens=...)`, or
 # any callable.

@@ -24,7 +24,7 @@ from sft.data.readers import read_records
 from sft.data.records import RowError
 from sft.distributed.collectives import map_over_ranks, own_share, run_on_main
 from sft.errors import UserError
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_jsonl, write_jsonl
 from sft.tokenization.fingerprints import tokenizer_fingerprint

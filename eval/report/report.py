@@ -43,9 +43,9 @@ from sft.config.sections import describe_training
 from sft.data.json_values import is_too_deep
 from sft.errors import UserError
 from sft.run.command import run_command
-from sft.run.contents import verified, verified_results
 from sft.run.directory import verify_preset
-from sft.run.run_place import refuse_links
+from sft.run.directory_checks import refuse_links
+from sft.run.stage_cache import verified_record, verified_results
 from sft.run.stage_facts import COMPARABLE_STEPS
 from sft.run.terminal import SafeConsole, visible
 from sft.system.atomic_files import is_inside, read_file, write_text
@@ -353,7 +353,7 @@ def main() -> int:
         verify_preset(run_dir)
         for record in sorted([*run_dir.glob("*/done.json"), *run_dir.glob("eval/*/done.json")]):
             # What the page shows of a stage or a model, without the weights.
-            verified(record.parent, "log.jsonl", "data.json", *SHOWN)
+            verified_record(record.parent, "log.jsonl", "data.json", *SHOWN)
         write_report(run_dir)
         results = _read_results(run_dir)
         for path in picture:

@@ -33,8 +33,7 @@ from sft.chat_template.render import PATIENCE, TEMPLATE_ERRORS
 from sft.config.sections import EvalSection, TaskOptions
 from sft.data.json_values import find_lone_surrogate
 from sft.errors import UserError
-from sft.run.contents import verified, verified_results
-from sft.run.stage_cache import Stage
+from sft.run.stage_cache import Stage, verified_record, verified_results
 from sft.system.atomic_files import (
     iter_jsonl,
     read_file,
@@ -189,7 +188,7 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
     """Copy measures of another run; returns their backend and what was written."""
     refuse_link(source / "scores.json", source)
     if os.path.lexists(source / "done.json"):
-        verified(source)
+        verified_record(source)
     else:
         log.warning(
             "%s has no done.json, the record of its hashes: its measuring was cut off, or it was "

@@ -17,8 +17,9 @@ from eval.report.tables import md, md_table, results_tables
 from sft.config.preset import find_path
 from sft.config.sections import DpoStage, Preset, SftStage, Source, describe_training
 from sft.data.readers import is_on_hub
-from sft.run.contents import STAGE_FOLDERS, set_aside, stage_facts, verified_results, whole_record
+from sft.run.stage_cache import intact_record, verified_results
 from sft.run.stage_facts import COMPARABLE_STEPS
+from sft.run.stage_folders import STAGE_FOLDERS, rejected_stages, stage_facts
 from sft.system.atomic_files import read_jsonl
 
 UNSTATED = "not stated"
@@ -99,7 +100,7 @@ def _epochs(run: Path, stage: str, options: Mapping[str, Any]) -> float:
 def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
     """A row for each stage that led to the model that is exported, then what it ran on."""
     facts = stage_facts(run)
-    aside = set_aside(run) - {last}
+    aside = rejected_stages(run) - {last}
     names = [name for name in facts if name not in aside]
     sections: dict[str, SftStage | DpoStage] = {
         "sft-all": preset.sft_all,
@@ -123,7 +124,7 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
         )
     loss = "loss, mean of the first and of the last quarter of the steps (at most 50)"
     head = ["stage", "learning rate", "epochs", "steps", "tokens", loss]
-    made = whole_record(run / "run.json") or {}
+    made = intact_record(run / "run.json") or {}
     versions = ", ".join(f"{k} {v}" for k, v in made.get("versions", {}).items())
     return [
         *md_table(head, rows),
@@ -170,7 +171,7 @@ def public_name(path: str) -> str:
 
 def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
     """How many rows each stage up to `last` trained on, by the place that they were read from."""
-    checked = whole_record(run / "data" / "checks.json") or {}
+    checked = intact_record(run / "data" / "checks.json") or {}
     names = list(stage_facts(run))
     trained = {
         stage: Counter({row["source"]: 0 for row in checked[stage]})

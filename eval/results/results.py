@@ -10,8 +10,8 @@ from eval.metrics.paired_comparison import REPETITION, delta_table
 from eval.report.report import write_report
 from eval.results.same_format import same_format
 from sft.errors import UserError
-from sft.run.contents import DECISIONS, stage_facts
 from sft.run.stage_cache import Stage
+from sft.run.stage_folders import DECISIONS, stage_facts
 from sft.system.atomic_files import read_json, read_jsonl, read_record, write_json
 from sft.training import eval_callbacks, loop_callback
 

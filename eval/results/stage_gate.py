@@ -13,7 +13,7 @@ from typing import Any, Literal
 from eval.metrics.paired_comparison import REPETITION, adjust, compare, left_out
 from sft.config.sections import Preset
 from sft.errors import UserError
-from sft.run.contents import DECISIONS
+from sft.run.stage_folders import DECISIONS
 from sft.system.atomic_files import read_json, read_jsonl, write_json
 
 log = logging.getLogger(__name__)

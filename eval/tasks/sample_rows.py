@@ -22,7 +22,7 @@ from eval.metrics.loop_detection import find_loop
 from eval.metrics.stats import BITS_PER_BYTE
 from eval.tasks.lm_eval_model import Engine
 from sft.errors import UserError
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 
 PER_TOKEN = "acc_per_token"
 MUTUAL = "acc_mutual_info"

@@ -31,7 +31,7 @@ from sft.config.safe_yaml import constructor_errors, read_yaml_text
 from sft.config.secrets import mask_secrets
 from sft.config.sections import EvalSection, TaskOptions
 from sft.errors import UserError
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.system.atomic_files import is_inside, is_plain_name
 from sft.system.hub import reach_hub
 

@@ -53,8 +53,8 @@ from sft.packing.liger import enable_liger
 from sft.packing.logprob_head import select_logprob_head
 from sft.packing.logprobs import enable_scoring
 from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_place
-from sft.run.contents import find_local_model
 from sft.run.revisions import is_hub_id, located, resolve_commit, split_revision, with_revision
+from sft.run.stage_folders import find_local_model
 from sft.system.atomic_files import describe_os_error, reset_permissions
 from sft.system.hub import hub_refusal
 

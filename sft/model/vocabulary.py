@@ -14,7 +14,7 @@ from sft.errors import UserError
 from sft.model.model_config import read_model_config
 from sft.model.weight_files import read_weights
 from sft.run.adapters import is_adapter, tokenizer_place
-from sft.run.contents import fingerprint, model_fingerprint
+from sft.run.fingerprint import fingerprint, model_fingerprint
 from sft.run.revisions import located
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import writing

@@ -13,7 +13,7 @@ from sft.errors import UserError
 from sft.model.loading import context_window, load_tokenizer, resolve_model_path
 from sft.planning.highlight import marking
 from sft.planning.stages import fit_lengths, split_length
-from sft.run.run_date import with_date
+from sft.run.run_record import with_date
 from sft.run.terminal import raw
 from sft.tokenization.truncation import TruncatedRow, encode_and_split, truncate_row
 

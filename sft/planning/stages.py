@@ -27,7 +27,7 @@ from sft.model.adapter_settings import adapter_settings
 from sft.model.placement import Placement
 from sft.planning.highlight import marking
 from sft.run.adapters import is_adapter
-from sft.run.contents import find_local_model
+from sft.run.stage_folders import find_local_model
 from sft.run.terminal import raw
 from sft.system.atomic_files import read_json, read_record, write_record
 from sft.tokenization.prepare import Example, StageRows, row_lengths, rows_of_stage

@@ -1,4 +1,4 @@
-"""Where an adapter's base is, also after its run has been moved, and hashes that moving leaves."""
+"""LoRA adapters on disk: their base model, also in a run that was moved."""
 
 import json
 from hashlib import sha256
@@ -63,7 +63,7 @@ def is_dora(path: str | Path) -> bool:
     return bool((read_json(Path(path) / CONFIG) or {}).get("use_dora"))
 
 
-def settled_hash(path: Path) -> str:
+def portable_hash(path: Path) -> str:
     """`file_hash`; of an adapter's configuration without the path of its base, which may move."""
     config = read_json(path) if path.name == CONFIG else None
     if config is None:

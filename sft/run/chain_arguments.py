@@ -1,4 +1,4 @@
-"""The command line of the chain, which is checked before any library that takes seconds."""
+"""Command line of the chain, checked before the imports that take seconds."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""How a command writes and ends: 0, or one sentence and an exit code that says whose turn it is."""
+"""Exit code of a command, and the sentence for an expected error."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What a command says while it runs: one line a decision, on the first process only."""
+"""Logging and tables on the main process."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Opening a run directory: held by one command, marked as a run's, and of one preset."""
+"""Opening a run directory: locked by one command, marked as a run's, and of one preset."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +20,12 @@ from sft.distributed.watchdog import clear, watching
 from sft.errors import UserError
 from sft.run.adapters import name_own_bases
 from sft.run.checkpoint import drop_others
-from sft.run.contents import STAGE_FOLDERS, anything_done, differences, fingerprint, whole_record
+from sft.run.directory_checks import refuse_links
 from sft.run.earlier_versions import HASH_RULES, recorded_files, refuse_incomparable
-from sft.run.run_place import refuse_links
+from sft.run.fingerprint import fingerprint
+from sft.run.run_record import differences
+from sft.run.stage_cache import intact_record
+from sft.run.stage_folders import STAGE_FOLDERS, anything_done
 from sft.system.atomic_files import (
     GONE,
     open_file,
@@ -282,7 +285,7 @@ def verify_preset(folder: Path) -> None:
     Raises:
         UserError: one of them is missing or was changed after the run wrote it.
     """
-    record = whole_record(folder / "run.json", "preset_sha256")
+    record = intact_record(folder / "run.json", "preset_sha256")
     recorded = folder / "preset.yaml"
     if record and record["preset_sha256"] != fingerprint(recorded_preset(recorded)):
         raise UserError(

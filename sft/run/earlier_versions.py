@@ -1,4 +1,4 @@
-"""Runs that earlier versions of truing began: which files are theirs, and what can be compared."""
+"""Compatibility with runs of earlier versions: their files and hashes."""
 
 import dataclasses
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 from sft.config.sections import Preset
 from sft.errors import UserError
-from sft.run.contents import STAGE_FOLDERS
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import read_record
 
 # Of the hashes in `inputs` of run.json. By the first, that of a model's weights covered fewer files

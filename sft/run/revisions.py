@@ -109,7 +109,7 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
             branch or tag has moved since; a warning names both commits.
 
     Returns:
-        the preset, and for `write_environment` the commit by "KIND NAME@REVISION".
+        the preset, and for `write_run_record` the commit by "KIND NAME@REVISION".
 
     Raises:
         UserError: see `resolve_commit`.

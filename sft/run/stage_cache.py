@@ -1,34 +1,48 @@
-"""A stage of a run directory: skipped when its inputs are unchanged, sealed when it is done."""
+"""Cache by input hash: a stage is skipped while its inputs and outputs are unchanged.
+
+A stage writes `done.json` last, by atomic rename; the stage is finished if and only if the file
+exists. It holds the hashes of what the stage read and wrote. Records of other work that is skipped
+in the same way, such as measures, are read by `matching_record` too.
+"""
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sft.run.adapters import settled_hash
-from sft.run.contents import DONE_KEYS, first_altered, is_unchanged, restore_text
+from sft.errors import UserError
+from sft.run.adapters import portable_hash
+from sft.schema import BegunRecord, DoneRecord
 from sft.system.atomic_files import (
     is_plain_name,
     read_file,
+    read_json,
     read_record,
     remove,
     sweep,
     sync,
     write_record,
+    write_text,
 )
 
 log = logging.getLogger(__name__)
 
+DONE = "done.json"
+DONE_KEYS = ("inputs", "outputs", "facts")
+
 
 @dataclass(frozen=True)
 class Stage:
-    """A unit of work in its own folder, known by the hashes of what it reads."""
+    """A unit of work in its own folder, identified by the hashes of its inputs.
+
+    `keep` names entries of the folder that a change of inputs does not remove: they have their own
+    keys.
+    """
 
     folder: Path
     inputs: dict[str, str]
-    # Entries that outlive a change of inputs: they have keys of their own.
     keep: tuple[str, ...] = ()
 
     @property
@@ -36,20 +50,19 @@ class Stage:
         return self.folder.name
 
     def finished(self) -> dict[str, Any] | None:
-        """The facts recorded at its end, if the inputs match and the outputs are as written."""
-        marker = self.folder / "done.json"
-        done = read_record(marker, *DONE_KEYS)
-        if done is None and os.path.lexists(marker):
-            log.warning("%s: %s is damaged; doing it again", self.name, marker.name)
-        if done is None or done["inputs"] != self.inputs:
+        """Return the recorded facts if the inputs match and the outputs are unchanged."""
+        marker = self.folder / DONE
+        done = matching_record(marker, self.inputs, *DONE_KEYS)
+        if done is None:
+            if os.path.lexists(marker) and read_record(marker, *DONE_KEYS) is None:
+                log.warning("%s: %s is damaged; doing it again", self.name, marker.name)
             return None
         for name, text in done.get("kept", {}).items():
-            # The record may be another's: no name of it leads out of the folder.
-            if is_plain_name(name) and not is_unchanged(
-                self.folder, name, done["outputs"].get(name)
-            ):
+            # The record may be from another machine: no name in it leads out of the folder.
+            written = done["outputs"].get(name)
+            if is_plain_name(name) and not is_unchanged(self.folder, name, written):
                 log.warning("%s: %s is missing or changed; written again", self.name, name)
-                restore_text(self.folder / name, text)
+                _restore_text(self.folder / name, text)
         if (name := first_altered(self.folder, done["outputs"])) is not None:
             log.warning("%s: %s is missing or changed; doing it again", self.name, name)
             return None
@@ -57,7 +70,7 @@ class Stage:
         return facts
 
     def begin(self) -> None:
-        """Prepare the folder; work begun on other inputs is removed with a warning."""
+        """Prepare the folder; work on other inputs is removed with a warning."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         marker = self.folder / "begun.json"
@@ -66,28 +79,34 @@ class Stage:
             before = begun["inputs"] if begun else {}
             changed = [k for k in self.inputs if before.get(k) != self.inputs[k]]
             log.warning("%s: %s changed; doing it again", self.name, ", ".join(changed))
-            (self.folder / "done.json").unlink(missing_ok=True)
+            (self.folder / DONE).unlink(missing_ok=True)
             for entry in self.folder.iterdir():
                 if entry.name not in (*self.keep, marker.name):
                     remove(entry)
-        # Last, so that a kill in between leaves nothing that looks as if it were of these inputs.
-        (self.folder / "done.json").unlink(missing_ok=True)
-        write_record(marker, {"inputs": self.inputs})
+        # Last, so that a kill in between leaves no work that seems to belong to these inputs.
+        (self.folder / DONE).unlink(missing_ok=True)
+        write_record(marker, BegunRecord(inputs=self.inputs))
 
     def finish(
         self, *, outputs: list[str], facts: dict[str, Any], kept: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Record that the stage is done: hashes of `outputs` (files or folders) once the disk holds
-        them, then the marker.
+        """Sync and hash `outputs` (files or folders), then write the marker; return `facts`.
 
         Args:
             kept: small files, which may be absent, that could not be made again: the marker holds
-                their text, from which a lost one is written again.
+                their text, from which `finished` restores a lost one.
         """
         kept = [name for name in kept if (self.folder / name).is_file()]
         texts = {name: read_file(self.folder / name).decode() for name in kept}
-        outputs = [*outputs, *kept]
-        files: dict[str, str] = {}
+        files = self._sync_and_hash([*outputs, *kept])
+        record = DoneRecord(inputs=self.inputs, outputs=files, facts=facts)
+        if texts:
+            record["kept"] = texts
+        write_record(self.folder / DONE, record)
+        return facts
+
+    def _sync_and_hash(self, outputs: Iterable[str]) -> dict[str, str]:
+        hashes: dict[str, str] = {}
         for name in outputs:
             path = self.folder / name
             below = sorted(path.rglob("*")) if path.is_dir() else []
@@ -95,8 +114,86 @@ class Stage:
                 sync(file)
                 if file.is_file():
                     written = name if file == path else str(file.relative_to(self.folder))
-                    files[written] = settled_hash(file)
+                    hashes[written] = portable_hash(file)
         sync(self.folder)
-        record = {"inputs": self.inputs, "outputs": files, "facts": facts}
-        write_record(self.folder / "done.json", record | ({"kept": texts} if texts else {}))
-        return facts
+        return hashes
+
+
+def matching_record(path: Path, inputs: Mapping[str, str], *keys: str) -> dict[str, Any] | None:
+    """Return a record of finished work if it was done on these inputs; otherwise None."""
+    record = read_record(path, "inputs", *keys)
+    return record if record is not None and record["inputs"] == inputs else None
+
+
+def is_unchanged(folder: Path, name: str, written: str | None) -> bool:
+    """Return whether the output `name` of a stage still has the hash `written`."""
+    # Sampled pairs are stored next to their stage's folder; a path further out is not the stage's.
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(os.path.normpath(folder.parent)):
+        return False
+    return path.is_file() and portable_hash(path) == written
+
+
+def first_altered(folder: Path, outputs: Mapping[str, str]) -> str | None:
+    """Return the first of these outputs that is missing or changed, or None."""
+    altered = (name for name, written in outputs.items() if not is_unchanged(folder, name, written))
+    return next(altered, None)
+
+
+def _restore_text(path: Path, text: str) -> None:
+    if path.is_dir():  # a folder has taken the file's place
+        remove(path)
+    write_text(path, text)
+
+
+def intact_record(path: Path, *keys: str) -> dict[str, Any] | None:
+    """Return a record of a run; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    record = read_record(path, *keys)
+    if record is None and os.path.lexists(path):
+        raise _damaged(path)
+    return record
+
+
+def verified_record(folder: Path, *names: str) -> DoneRecord:
+    """Return the record of a finished stage after comparing its outputs with their hashes.
+
+    Args:
+        names: the outputs to compare, files or folders; without any: all.
+
+    Raises:
+        UserError: the record or an output is missing or damaged.
+    """
+    done = intact_record(folder / DONE, *DONE_KEYS)
+    if done is None:
+        raise _damaged(folder / DONE)
+    outputs = {
+        name: written
+        for name, written in done["outputs"].items()
+        if not names or any(name == each or name.startswith(f"{each}/") for each in names)
+    }
+    if (name := first_altered(folder, outputs)) is not None:
+        raise _damaged(folder / name)
+    return cast(DoneRecord, done)
+
+
+def verified_results(folder: Path) -> dict[str, Any] | None:
+    """Return results.json of a run; None before it is written.
+
+    Raises:
+        UserError: it was changed after the run wrote it.
+    """
+    if os.path.lexists(folder / DONE):
+        verified_record(folder)
+    results: dict[str, Any] | None = read_json(folder / "results.json")
+    return results
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} is missing or not as it was written; start the command that wrote it again, which "
+        "makes it anew"
+    )

@@ -1,4 +1,4 @@
-"""What a training stage did: tokens, steps, seconds and the loss at its start and end."""
+"""Facts of a training stage: tokens, steps, seconds, first and last loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

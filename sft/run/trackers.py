@@ -1,4 +1,4 @@
-"""TensorBoard, trackio and Weights & Biases: they are told what the run writes down (`report_to`).
+"""TensorBoard, trackio and Weights & Biases: log lines and measures of a run (`report_to`).
 
 Each model of the chain is a run of the tracker's, grouped under the run directory: its training by
 step, and what was measured of it. accelerate's trackers do the talking, one process does, and
@@ -24,7 +24,8 @@ from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTrack
 from sft.config.preset import resolved
 from sft.config.sections import Preset, RunSection
 from sft.errors import UserError
-from sft.run.contents import STAGE_FOLDERS, fingerprint, stage_facts
+from sft.run.fingerprint import fingerprint
+from sft.run.stage_folders import STAGE_FOLDERS, stage_facts
 from sft.system.atomic_files import read_json, write_json
 from sft.system.seal import unsealed_line
 

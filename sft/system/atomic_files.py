@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -191,7 +191,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """`write_json` of a mapping, with the hash that `read_record` holds it against."""
     write_json(path, sealed(record))
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 SEAL = "sha256"  # the key of the hash
 
 
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with its own hash in it."""
-    return record | {SEAL: _seal(record)}
+    return {**record, SEAL: _seal(record)}
 
 
 def unsealed(record: Any, *keys: str) -> dict[str, Any] | None:
@@ -28,7 +29,7 @@ def unsealed_line(line: str | bytes, *keys: str) -> dict[str, Any] | None:
         return None
 
 
-def _seal(record: dict[str, Any]) -> str:
+def _seal(record: Mapping[str, Any]) -> str:
     """Of what is read again, in which every key is a text."""
     plain = json.loads(json.dumps(record))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

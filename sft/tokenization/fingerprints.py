@@ -14,8 +14,8 @@ from sft.chat_template.template_date import asks_date, date_of
 from sft.config.preset import find_path
 from sft.config.sections import Preset, Source
 from sft.data.readers import existing_file
-from sft.run.adapters import CONFIG, adapter_base, is_adapter, settled_hash
-from sft.run.contents import fingerprint
+from sft.run.adapters import CONFIG, adapter_base, is_adapter, portable_hash
+from sft.run.fingerprint import fingerprint
 from sft.tokenization.tokenize import ROWS_AT_ONCE
 
 # Files of a model that its weights and the ends of its answers are read from, and its own code.
@@ -83,7 +83,7 @@ def weights_fingerprint(path: str, *, patterns: Sequence[str] = READ) -> str:
     files = sorted(
         {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
     )
-    parts = [[file.relative_to(folder).as_posix(), settled_hash(file)] for file in files]
+    parts = [[file.relative_to(folder).as_posix(), portable_hash(file)] for file in files]
     if is_adapter(path):
         parts.append(["base", weights_fingerprint(adapter_base(path), patterns=patterns)])
     return fingerprint(parts)

@@ -32,7 +32,7 @@ from sft.data.sources import read_sft, source_table
 from sft.distributed.collectives import main_first, run_on_main
 from sft.errors import UserError
 from sft.packing.shared_prefix import share_prefixes
-from sft.run.contents import fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import (
     file_hash,

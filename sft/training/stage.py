@@ -19,9 +19,10 @@ from sft.errors import UserError
 from sft.export.merge import MERGE_ROWS, merge_before_stage
 from sft.model.loading import bare_model, load_trainable, save_model
 from sft.run.adapters import is_adapter
-from sft.run.contents import STAGE_FOLDERS, fingerprint
+from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.run.stage_facts import StageFacts
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import remove, sync_and_rename, temporary_name, writing
 from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
 from sft.tokenization.prepare import Example

@@ -13,7 +13,7 @@ from recipes.sft_then_dpo import main
 from sft.config.preset import load_preset
 from sft.data.prompts import evenly_spaced
 from sft.errors import UserError
-from sft.run.contents import STAGE_FOLDERS
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import read_json, read_jsonl
 from sft.training.eval_callbacks import read_rows
 

@@ -130,7 +130,7 @@ def test_the_qlora_preset_dry_runs_on_a_gpu_and_is_refused_without_one(hub, caps
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *_: name == "bitsandbytes" or real(name, *_)
     )
-    monkeypatch.setattr("sft.run.environment.version", lambda name: "0.50.2")
+    monkeypatch.setattr("sft.run.run_record.version", lambda name: "0.50.2")
     gpu = types.SimpleNamespace(name="NVIDIA GeForce RTX 4090", total_memory=24e9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: gpu)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: gpu.name)

@@ -5,7 +5,7 @@ from tiny_models import make_tiny_tokenizer
 from tiny_world import build_world, foreign_files
 
 from recipes.sft_then_dpo import main
-from sft.run.contents import STAGE_FOLDERS
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import read_json, read_jsonl
 from sft.training.throughput import MEASURED
 

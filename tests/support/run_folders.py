@@ -2,8 +2,8 @@
 
 from sft.config.sections import ModelSection, Preset, RunSection
 from sft.run.directory import open_run
-from sft.run.environment import write_environment
-from sft.run.new_folder import new_folder
+from sft.run.output_folder import new_folder
+from sft.run.run_record import write_run_record
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import write_text, writing
 
@@ -21,7 +21,7 @@ def contents(folder):
 def run_of(folder):
     """Write a run with a finished stage, whose model folder a library wrote."""
     with open_run(preset(folder)):
-        write_environment(folder, preset(folder))
+        write_run_record(folder, preset(folder))
         stage = Stage(folder / "1-sft-all", {"rows": "x"})
         stage.begin()
         with writing(stage.folder / "model"):

@@ -19,7 +19,7 @@ from sft.chat_template.template_date import apply_template, set_date
 from sft.config.preset import load_preset
 from sft.config.sections import Preset, RunSection
 from sft.errors import UserError
-from sft.run.run_date import with_date
+from sft.run.run_record import with_date
 from sft.system.atomic_files import read_json, read_jsonl, write_jsonl, write_record
 
 QUESTION = [{"role": "user", "content": "hi"}]

@@ -13,7 +13,7 @@ from sft.config.sections import ModelSection
 from sft.errors import UserError
 from sft.model.generation_settings import repair_generation_config
 from sft.model.loading import check_model, save_model
-from sft.run.contents import STAGE_FOLDERS
+from sft.run.stage_folders import STAGE_FOLDERS
 from sft.training.stage import try_saving
 
 

@@ -38,9 +38,9 @@ from sft.packing.layout import Document, Segment, lay_out, pack
 from sft.packing.logprobs import log_probs
 from sft.planning.stages import check_sft
 from sft.planning.step_memory import Setup, step_memory
-from sft.run.adapters import adapter_base, settled_hash
+from sft.run.adapters import adapter_base, portable_hash
 from sft.run.console import print_summary
-from sft.run.contents import model_fingerprint
+from sft.run.fingerprint import model_fingerprint
 from sft.system.atomic_files import read_json, read_jsonl
 
 FLOAT = Placement(torch.device("cpu"), torch.float32, torch.float32, "sdpa", ())
@@ -314,12 +314,12 @@ def test_a_base_is_looked_for_in_the_run_only_where_it_was_the_run_s(tmp_path):
     assert adapter_base(adapter) == "/gone/run/2-sft-dialogue/start/model"
     here = whole_at(run / "2-sft-dialogue" / "start" / "model")
     assert adapter_base(adapter) == here
-    hashes = settled_hash(adapter / "adapter_config.json"), model_fingerprint(str(adapter))
+    hashes = portable_hash(adapter / "adapter_config.json"), model_fingerprint(str(adapter))
     (adapter / "adapter_config.json").write_text(
         json.dumps(read_json(adapter / "adapter_config.json") | {"base_model_name_or_path": here})
     )
     assert hashes == (
-        settled_hash(adapter / "adapter_config.json"),
+        portable_hash(adapter / "adapter_config.json"),
         model_fingerprint(str(adapter)),
     )
     # Copied, not moved: still its own. A user's model of such a name is nobody's run.

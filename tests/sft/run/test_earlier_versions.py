@@ -10,10 +10,10 @@ from tiny_models import make_tiny_model
 
 from sft.config.sections import ModelSection, Preset, RunSection
 from sft.errors import UserError
-from sft.run.contents import fingerprint
 from sft.run.directory import open_run
 from sft.run.earlier_versions import HASH_RULES
-from sft.run.environment import write_environment
+from sft.run.fingerprint import fingerprint
+from sft.run.run_record import write_run_record
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_json, write_json
 from sft.system.run_marker import NAME, read_marker
@@ -27,7 +27,7 @@ def run(tmp_path):
     base = ModelSection(str(tmp_path / "base"))
     preset = Preset(run=RunSection(str(tmp_path / "run")), model=base)
     with start(preset) as folder:
-        write_environment(folder, preset, inputs=earlier_inputs(str(tmp_path / "base")))
+        write_run_record(folder, preset, inputs=earlier_inputs(str(tmp_path / "base")))
         stage = Stage(folder / "1-sft-all", {})
         stage.begin()
         stage.finish(outputs=[], facts={})
@@ -54,7 +54,7 @@ def test_weights_that_did_not_change_are_known_by_the_hash_of_the_earlier_versio
     base = str(tmp_path / "base")
     assert weights_fingerprint(base) != weights_fingerprint(base, patterns=READ_BEFORE)
     with start(run) as folder:
-        write_environment(folder, run, inputs={f"the weights of {base}": weights_fingerprint(base)})
+        write_run_record(folder, run, inputs={f"the weights of {base}": weights_fingerprint(base)})
     assert read_json(folder / "run.json")["hash_rules"] == HASH_RULES
     with start(run):
         pass

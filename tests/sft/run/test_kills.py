@@ -16,7 +16,7 @@ from run_folders import contents, fill, preset, run_of
 
 from sft.run.checkpoint import commit_checkpoint, draft_folder, last_good
 from sft.run.directory import open_run
-from sft.run.new_folder import RECORD, finished_folder, new_folder
+from sft.run.output_folder import RECORD, finished_folder, new_folder
 from sft.run.stage_cache import Stage
 from sft.system.run_marker import NAME
 

@@ -65,12 +65,12 @@ logging.basicConfig(format="%(message)s")
 from huggingface_hub import constants
 from sft.config.preset import load_preset
 from sft.run.revisions import pin_revisions
-from sft.run.environment import write_environment
+from sft.run.run_record import write_run_record
 
 for line in sys.stdin:
     keep, overrides, constants.HF_HUB_OFFLINE = json.loads(line)
     preset, commits = pin_revisions(load_preset(sys.argv[1], overrides=overrides), keep=keep)
-    write_environment(Path(preset.run.dir), preset, revisions=commits)
+    write_run_record(Path(preset.run.dir), preset, revisions=commits)
     print(json.dumps([preset.model.revision, preset.data.sft[0].revision]), flush=True)
 """
 

@@ -15,9 +15,10 @@ from recipes.export import find_model
 from sft.config.sections import EvalSection, Preset, RunSection
 from sft.errors import UserError
 from sft.run.command import run_command
-from sft.run.contents import find_local_model, fingerprint, verified_results
 from sft.run.directory import open_run
-from sft.run.stage_cache import Stage
+from sft.run.fingerprint import fingerprint
+from sft.run.stage_cache import Stage, verified_results
+from sft.run.stage_folders import find_local_model
 from sft.system.atomic_files import (
     NotAFile,
     file_hash,

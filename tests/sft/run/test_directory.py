@@ -10,9 +10,9 @@ import yaml
 
 from sft.config.sections import ModelSection, Preset, RunSection, SftStage
 from sft.errors import UserError
-from sft.run.contents import fingerprint
 from sft.run.directory import open_run
-from sft.run.environment import write_environment
+from sft.run.fingerprint import fingerprint
+from sft.run.run_record import write_run_record
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_json, read_record, write_json, write_record
 
@@ -158,27 +158,27 @@ def refuse(folder, words, **given):
 def test_a_changed_input_is_refused_by_its_name_until_rerun(tmp_path):
     before, now = {"data.sft rows.jsonl": "x", "the tokenizer": "t"}, {"data.sft rows.jsonl": "y"}
     with open_run(preset(tmp_path / "r"), inputs=before) as folder:
-        write_environment(folder, preset(folder), inputs=before)
+        write_run_record(folder, preset(folder), inputs=before)
         stage_in(folder)
     refuse(
         tmp_path / "r", r"changed since the run began: data.sft rows.jsonl; .*--rerun", inputs=now
     )
     with open_run(preset(tmp_path / "r"), inputs=now, rerun=True) as folder:
-        write_environment(folder, preset(folder), inputs=now)
+        write_run_record(folder, preset(folder), inputs=now)
     with open_run(preset(tmp_path / "r"), inputs=now):
         pass
 
 
 def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog):
     with open_run(preset(tmp_path / "r")) as folder:
-        write_environment(folder, preset(folder))
+        write_run_record(folder, preset(folder))
         stage_in(folder)
     record = read_record(folder / "run.json")
     record["versions"]["torch"] = "2.0.0"
     write_record(folder / "run.json", record)
     with open_run(preset(tmp_path / "r")):
-        write_environment(folder, preset(folder))
-    assert "torch: 2.0.0 when this run was last here, now" in caplog.text
+        write_run_record(folder, preset(folder))
+    assert "torch: 2.0.0 in the last start of this run, now" in caplog.text
     write_record(folder / "run.json", record | {"num_processes": 2})
     refuse(tmp_path / "r", "begun by 2 process.*start it with --num_processes 2")
     for name in ("1-sft-all", "2-sft-dialogue"):
@@ -196,7 +196,7 @@ def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog
 def test_a_run_that_has_lost_its_preset_alone_is_gone_on_with_if_it_is_that_one(tmp_path, caplog):
     def begun():
         with open_run(preset(tmp_path / "r"), rerun=True) as folder:
-            write_environment(folder, preset(folder))
+            write_run_record(folder, preset(folder))
             stage_in(folder)
         (folder / "preset.yaml").unlink()
         return folder

@@ -7,7 +7,7 @@ from files import files_of_at_most
 from run_folders import fill
 
 from sft.errors import UserError
-from sft.run.new_folder import new_folder
+from sft.run.output_folder import new_folder
 from sft.system.atomic_files import WriteFailed
 
 

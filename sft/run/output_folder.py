@@ -1,4 +1,4 @@
-"""Folders that take their name when all of them is written, for results outside a run directory."""
+"""Atomic output folders outside of a run: renamed into place when complete."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError
-from sft.run.contents import DONE_KEYS, first_altered
+from sft.run.stage_cache import DONE_KEYS, first_altered
 from sft.system.atomic_files import read_record, sync_and_rename, temporary_name, writing
 from sft.system.file_lock import NAME as LOCK
 from sft.system.file_lock import lock_folder

@@ -1,4 +1,4 @@
-"""Where a run directory may be, and that nothing in it leads out of it."""
+"""Checks of a run directory: where it may be, and that no link leads out of it."""
 
 import os
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ import pytest
 from recipes import base_vs_chat, export, open_ended, sft_then_dpo
 from sft.config.preset import find_path, load_preset
 from sft.errors import UserError
-from sft.run.run_place import check_run_dir
+from sft.run.directory_checks import check_run_dir
 
 PRESET = """
 # a comment of the user's
