@@ -4,7 +4,7 @@
 that is `NotRequired` does not apply everywhere, or was not recorded by an earlier version.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, final
 
 from pydantic import AfterValidator, Field
 from typing_extensions import NotRequired, TypedDict  # pydantic needs these below Python 3.12
@@ -292,6 +292,7 @@ class ChatMessage(TypedDict):
     content: str
 
 
+@final  # mypy tells the two kinds of rows apart by a key only if they are final
 class GenerationRow(TypedDict):
     """A row of generations.jsonl."""
 
@@ -326,6 +327,7 @@ class FollowedInstructions(TypedDict):
     loose: list[bool]
 
 
+@final
 class ScoredRow(SampleRow):
     """A row of samples/<task>.jsonl of a benchmark."""
 

@@ -14,11 +14,11 @@ headline: Headline of the report: the figures of results.json as sentences, with
 outcomes: How an answer ended and what it scored, in words and in kinds that the report filters
     by.
 plots: The report's pictures: fluid inline SVG for the page, one PNG for a README.
-record_shapes: Whether stored measures, which may be of another run or edited, have the form
-    that is read here.
 report: results.json and stored samples -> report.html and report.md.
 sample_files: The stored samples of a run as the report reads them: where they are, and their
     rows.
+schema_checks: Check stored measures, which may come from another run or have been edited, against
+    a schema.
 tables: The main table and the table of changes: as rows for the page, in a terminal, in
     Markdown.
 """

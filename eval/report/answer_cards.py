@@ -1,14 +1,13 @@
 """Cards of the report: one prompt or question with every model's answer, and what filters it.
 
-A tag is a short made-up word (`t3`, `m0-loops`), never a model's or a row's own, so that whatever
-those hold stays text.
+A tag is a short generated word (`t3`, `m0-loops`), never the name of a model or the text of a row,
+so that these stay text.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from eval.report.examples import Prompt, Question
+from eval.report.examples import BenchmarkQuestion, Prompt
 from eval.report.outcomes import Outcome, ended, judged
 
 KINDS = {
@@ -25,10 +24,10 @@ KINDS = {
 class Card:
     """A prompt or question, the outcome of each model that has one, its tags and sorting keys."""
 
-    item: Any
+    item: Prompt | BenchmarkQuestion
     outcomes: dict[str, Outcome]
-    tags: str
     keys: str
+    tags: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,31 +48,40 @@ class Deck:
 
 
 def prompt_deck(prompts: Sequence[Prompt], *, models: Sequence[str]) -> Deck:
-    """Prompts for repetition, filtered by language, kind, and how each model's answer ended."""
+    """Return prompts for repetition, filtered by language, kind and how the answers ended."""
+    cards = []
+    for prompt in prompts:
+        outcomes = {model: ended(row) for model, row in prompt.answers.items()}
+        longest = max(len(row["text"]) for row in prompt.answers.values())
+        cards.append(Card(prompt, outcomes, _keys(outcomes, "stops", longest)))
     facets = {
         "language": [prompt.language for prompt in prompts],
         "kind": [prompt.category for prompt in prompts],
     }
-    return _deck(prompts, ended, facets, "stops", models, ("most unfinished first",))
+    return _deck(cards, facets, models, "most unfinished first")
 
 
-def question_deck(questions: Sequence[Question], *, models: Sequence[str]) -> Deck:
-    """Benchmark questions, filtered by task and each model's outcome."""
+def question_deck(questions: Sequence[BenchmarkQuestion], *, models: Sequence[str]) -> Deck:
+    """Return benchmark questions, filtered by task and each model's outcome."""
+    cards = []
+    for question in questions:
+        outcomes = {model: judged(row) for model, row in question.answers.items()}
+        longest = max(len(row["answer"]) for row in question.answers.values())
+        cards.append(Card(question, outcomes, _keys(outcomes, "right", longest)))
     facets = {"task": [question.task for question in questions]}
-    return _deck(questions, judged, facets, "right", models, ("most mistakes first",))
+    return _deck(cards, facets, models, "most mistakes first")
+
+
+def _keys(outcomes: Mapping[str, Outcome], good: str, longest: int) -> str:
+    """Return the sorting keys of a card, one for each order of its deck."""
+    return f"{sum(good not in outcome.kinds for outcome in outcomes.values())} {longest}"
 
 
 def _deck(
-    items: Sequence[Any],
-    outcome: Callable[[Mapping[str, Any]], Outcome],
-    facets: Mapping[str, Sequence[str]],
-    good: str,
-    models: Sequence[str],
-    orders: tuple[str, ...],
+    cards: Sequence[Card], facets: Mapping[str, Sequence[str]], models: Sequence[str], order: str
 ) -> Deck:
-    """Args: `good` is the kind of outcome that does not count for the first order."""
-    found = [{m: outcome(item.answers[m]) for m in models if m in item.answers} for item in items]
-    tags: list[list[str]] = [[] for _ in items]
+    """Tag the cards by facet and outcome, and offer the tags as filters."""
+    tags: list[list[str]] = [[] for _ in cards]
     filters = []
     for name, values in facets.items():
         numbers = {value: f"{name}-{i}" for i, value in enumerate(dict.fromkeys(values))}
@@ -82,33 +90,22 @@ def _deck(
         if len(numbers) > 1:
             words = [(tag, value or "not named") for value, tag in numbers.items()]
             filters.append(Filter(name, {"": words}))
-    whose = {"any model": "any"} | {model: f"m{i}" for i, model in enumerate(models)}
-    for own, outcomes in zip(tags, found, strict=True):
-        for model, seen in outcomes.items():
-            own += [f"{who}-{kind}" for kind in seen.kinds for who in ("any", whose[model])]
-    filters.append(_outcome_filter(whose, set().union(*tags)))
-    cards = [
-        Card(
-            item, outcomes, " ".join(dict.fromkeys(own)), f"{_count(outcomes, good)} {_size(item)}"
-        )
-        for item, outcomes, own in zip(items, found, tags, strict=True)
+    prefixes = {"any model": "any"} | {model: f"m{i}" for i, model in enumerate(models)}
+    for own, card in zip(tags, cards, strict=True):
+        for model, outcome in card.outcomes.items():
+            own += [f"{who}-{kind}" for kind in outcome.kinds for who in ("any", prefixes[model])]
+    filters.append(_outcome_filter(prefixes, set().union(*tags)))
+    tagged = [
+        replace(card, tags=" ".join(dict.fromkeys(own)))
+        for card, own in zip(cards, tags, strict=True)
     ]
-    return Deck(cards, filters, (*orders, "longest answer first"))
+    return Deck(tagged, filters, (order, "longest answer first"))
 
 
-def _outcome_filter(whose: Mapping[str, str], tags: set[str]) -> Filter:
-    """The kinds of outcome that occur, of any model and of each."""
+def _outcome_filter(prefixes: Mapping[str, str], tags: set[str]) -> Filter:
+    """Return the kinds of outcome that occur, of any model and of each."""
     options = {
         name: [(f"{who}-{kind}", words) for kind, words in KINDS.items() if f"{who}-{kind}" in tags]
-        for name, who in whose.items()
+        for name, who in prefixes.items()
     }
     return Filter("outcome", {name: some for name, some in options.items() if some})
-
-
-def _count(outcomes: Mapping[str, Outcome], good: str) -> int:
-    return sum(good not in outcome.kinds for outcome in outcomes.values())
-
-
-def _size(item: Prompt | Question) -> int:
-    """Characters of the longest answer."""
-    return max(len(str(row.get("answer", row.get("text")))) for row in item.answers.values())

@@ -1,11 +1,8 @@
 """Caveats for reading a change as an effect of training: formats, weights, cut answers."""
 
-from typing import Any
-
 from eval.metrics.formatting import percent
 from eval.report.headline import MOSTLY, overall, transitions
-
-Results = dict[str, Any]
+from eval.schema import Results
 
 
 def caveats(results: Results) -> list[str]:

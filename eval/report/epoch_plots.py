@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from markupsafe import Markup
 
 from eval.metrics.formatting import DASH, REPETITION, percent, percent_range
 from eval.report.plots import Scale, accent, scale
+from eval.schema import Results, TrainingPoint, TrainingScore
 
+Key = Literal["epochs", "loops"]
 LABELS = 12  # epochs that are numbered under a picture, at most
 
 
@@ -31,18 +33,19 @@ class _Point:
     epoch: float
     x: float
     first: bool
-    row: dict[str, Any]
+    row: TrainingPoint
 
-    def entry(self, measure: str) -> dict[str, Any] | None:
-        """What was measured, with its number as `score`."""
+    def entry(self, measure: str) -> TrainingScore | None:
+        """Return a measure; repetition as a score, too."""
         if measure != REPETITION:
-            point: dict[str, Any] | None = self.row.get("benchmarks", {}).get(measure)
-            return point
-        rate = self.row.get(REPETITION)
-        return None if rate is None else rate | {"score": rate["rate"]}
+            return self.row.get("benchmarks", {}).get(measure)
+        if (rate := self.row.get("repetition")) is None:
+            return None
+        share = "share of endless answers"
+        return {"score": rate["rate"], "ci": rate["ci"], "n": rate["n"], "metric": share}
 
 
-def epoch_panels(results: dict[str, Any], *, key: str = "epochs") -> list[EpochPanel]:
+def epoch_panels(results: Results, *, key: Key = "epochs") -> list[EpochPanel]:
     """A panel for repetition and one for each benchmark that was measured in training.
 
     Args:
@@ -60,13 +63,13 @@ def epoch_panels(results: dict[str, Any], *, key: str = "epochs") -> list[EpochP
         ends = [end for _, entry in entries for end in entry["ci"]]
         y = scale(ends, zero=measure == REPETITION, num_ticks=4)
         counts = " / ".join(dict.fromkeys(f"{entry['n']:,}" for _, entry in entries))
-        kind = "share of endless answers" if measure == REPETITION else entries[0][1]["metric"]
         picture = _picture(entries, x=x, y=y, models=results["models"])
-        panels.append(EpochPanel(measure, f"{kind}, n = {counts}", y, labels, picture))
+        caption = f"{entries[0][1]['metric']}, n = {counts}"
+        panels.append(EpochPanel(measure, caption, y, labels, picture))
     return panels
 
 
-def epoch_table(results: dict[str, Any], *, key: str = "epochs") -> list[list[str]]:
+def epoch_table(results: Results, *, key: Key = "epochs") -> list[list[str]]:
     """The same numbers as rows of text, a head first; nothing where there are none."""
     points = list(_points(results, key))
     if not points:
@@ -83,7 +86,7 @@ def epoch_table(results: dict[str, Any], *, key: str = "epochs") -> list[list[st
     return rows
 
 
-def _points(results: dict[str, Any], key: str) -> Iterator[_Point]:
+def _points(results: Results, key: Key) -> Iterator[_Point]:
     before = 0.0
     for stage, rows in results.get(key, {}).items():
         for i, row in enumerate(rows):
@@ -99,7 +102,7 @@ def _measures(points: list[_Point]) -> list[str]:
 
 
 def _picture(
-    entries: list[tuple[_Point, dict[str, Any]]], *, x: Scale, y: Scale, models: list[str]
+    entries: list[tuple[_Point, TrainingScore]], *, x: Scale, y: Scale, models: list[str]
 ) -> Markup:
     """Dots with their intervals, joined in the order of training, each in its stage's colour."""
     shapes = Markup("")

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from eval.metrics.loop_detection import prefix_matches
-from eval.report.record_shapes import ANSWER, VERDICT
 from eval.report.sample_files import read_lines
+from eval.schema import ChatMessage, GenerationRow, SampleRow, ScoredRow, StoredLoop
 
 # However much is measured, the page holds no more than this, so that it opens at once.
 PROMPTS = 24
@@ -35,20 +35,20 @@ class Prompt:
     """One prompt with the answer rows of the models that have one (model -> row)."""
 
     id: str
-    messages: list[dict[str, str]]
+    messages: list[ChatMessage]
     category: str
     language: str
-    answers: dict[str, dict[str, Any]]
+    answers: dict[str, GenerationRow]
 
 
 @dataclass(frozen=True)
-class Question:
+class BenchmarkQuestion:
     """One benchmark question with every model's sample row (model -> row)."""
 
     task: str
     prompt: str
     target: str
-    answers: dict[str, dict[str, Any]]
+    answers: dict[str, ScoredRow]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
     repeats: dict[str, dict[str, bool]] = defaultdict(dict)
     group: dict[str, tuple[str, ...]] = {}
     for model, path in files.items():
-        for row in read_lines(path, shape=ANSWER):
+        for row in read_lines(path, schema=GenerationRow):
             repeats[row["id"]][model] = bool(row.get("repeats"))
             # The last model to loop comes first: a loop cured late is rarer than one cured early.
             looper = model if row.get("repeats") else group.get(row["id"], ("",))[0]
@@ -94,17 +94,17 @@ def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
     return _fetch_prompts(files, chosen)
 
 
-def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
+def choose_questions(files: dict[str, dict[str, Path]]) -> list[BenchmarkQuestion]:
     """Up to 5 questions of a task, from task -> model -> samples file, verdicts that differ first.
 
     Questions that the last model gained on the first, that it lost, and where the two agree, in
     turn. They are joined on document id and hash.
     """
-    questions: list[Question] = []
+    questions: list[BenchmarkQuestion] = []
     for task, paths in list(files.items())[:TASKS]:
         scores: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
         for model, path in paths.items():
-            for row in read_lines(path, shape=VERDICT):
+            for row in read_lines(path, schema=ScoredRow):
                 scores[_document(row)][model] = row["score"]
         shared = {key: list(s.values()) for key, s in scores.items() if len(s) == len(paths)}
         gained = [key for key, s in shared.items() if s[-1] > s[0]]
@@ -116,17 +116,19 @@ def choose_questions(files: dict[str, dict[str, Path]]) -> list[Question]:
     return questions
 
 
-def shown(row: dict[str, Any]) -> list[Part]:
-    """A stored answer in parts that join to its text; a loop shows twice and folds its further
-    copies."""
-    if "answer" in row:  # of a benchmark, where the loop is known in characters
-        text, loop = str(row["answer"]), row.get("loop")
-        found = (loop["start"], loop["period"]) if loop else None
-        if found and text[found[0] :][: found[1]] != text[sum(found) :][: found[1]]:
-            found = None  # the text is not the one that was looked at
+def shown(row: GenerationRow | ScoredRow) -> list[Part]:
+    """Split a stored answer into parts; a loop is shown twice and its other copies are folded."""
+    loop, found = row.get("loop"), None
+    if "answer" in row:  # a sample stores the loop's place in characters
+        text = row["answer"]
+        if loop:
+            found = loop["start"], loop["period"]
+            if text[found[0] :][: found[1]] != text[sum(found) :][: found[1]]:
+                found = None  # an edited text no longer holds the loop
     else:
-        text, loop = row["text"], row.get("loop")
-        found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ()))) if loop else None
+        text = row["text"]
+        if loop:
+            found = _find_copies(text, loop, num_tokens=len(row.get("token_ids", ())))
     if found is None:
         return folded(text)
     start, period = found
@@ -148,7 +150,7 @@ def folded(text: str, *, tail: int = 0) -> list[Part]:
     return [Part.of(kind, piece) for kind, piece in parts]
 
 
-def _find_copies(text: str, loop: dict[str, int], *, num_tokens: int) -> tuple[int, int] | None:
+def _find_copies(text: str, loop: StoredLoop, *, num_tokens: int) -> tuple[int, int] | None:
     """Character start and period of the loop, from its place in tokens; None if not visible.
 
     The loop is known in tokens and the tokenizer is not at hand, so the shortest character period
@@ -182,27 +184,27 @@ def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int 
 
 
 def _fetch_prompts(files: dict[str, Path], chosen: Sequence[str]) -> list[Prompt]:
-    found: dict[str, dict[str, dict[str, Any]]] = {i: {} for i in chosen}
+    found: dict[str, dict[str, GenerationRow]] = {i: {} for i in chosen}
     for model, path in files.items():
-        for row in read_lines(path, shape=ANSWER):
+        for row in read_lines(path, schema=GenerationRow):
             if row["id"] in found:
                 found[row["id"]][model] = _bounded(row)
     prompts = []
     for i, answers in found.items():
-        row = next(iter(answers.values()))
-        category, language = row.get("category", ""), row.get("language", "")
-        prompts.append(Prompt(i, row["messages"], category, language, answers))
+        first = next(iter(answers.values()))
+        category, language = first.get("category", ""), first.get("language", "")
+        prompts.append(Prompt(i, first["messages"], category, language, answers))
     return prompts
 
 
 def _fetch_questions(
     task: str, paths: dict[str, Path], chosen: Sequence[tuple[str, str]]
-) -> list[Question]:
-    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {key: {} for key in chosen}
+) -> list[BenchmarkQuestion]:
+    found: dict[tuple[str, str], dict[str, ScoredRow]] = {key: {} for key in chosen}
     for model, path in paths.items():
-        for row in read_lines(path, shape=VERDICT):
+        for row in read_lines(path, schema=ScoredRow):
             if _document(row) in found:
-                found[_document(row)][model] = _bounded(row)
+                found[_document(row)][model] = row
     questions = []
     for answers in found.values():
         # The shortest prompt is the question alone, without few-shot examples before it.
@@ -210,20 +212,19 @@ def _fetch_questions(
         asked = [row for row in answers.values() if "prompt" in row]
         if not asked:
             continue
-        row = min(asked, key=lambda row: len(row["prompt"]))
-        questions.append(Question(task, row["prompt"], str(row["target"]), answers))
+        shortest = min(asked, key=lambda row: len(row["prompt"]))
+        questions.append(BenchmarkQuestion(task, shortest["prompt"], shortest["target"], answers))
     return questions
 
 
-def _bounded(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with a long conversation cut in the middle; the file that it is from is linked."""
-    messages = row.get("messages")
-    if not isinstance(messages, list) or (more := len(messages) - MESSAGES_MOST) <= 0:
+def _bounded(row: GenerationRow) -> GenerationRow:
+    """A row with a long conversation cut in the middle; the page links to the complete file."""
+    messages, half = row["messages"], MESSAGES_MOST // 2
+    if (more := len(messages) - MESSAGES_MOST) <= 0:
         return row
-    half = MESSAGES_MOST // 2
-    note = {"role": "\u2026", "content": f"{more:,} messages that are not shown"}
-    return row | {"messages": [*messages[:half], note, *messages[-half:]]}
+    note: ChatMessage = {"role": "\u2026", "content": f"{more:,} messages that are not shown"}
+    return {**row, "messages": [*messages[:half], note, *messages[-half:]]}
 
 
-def _document(row: dict[str, Any]) -> tuple[str, str]:
+def _document(row: SampleRow) -> tuple[str, str]:
     return str(row["doc_id"]), str(row.get("doc_hash", ""))

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from eval.metrics.formatting import (
     ALPHA,
     REPETITION,
-    _finite,
     bits_change,
+    is_finite,
     p_value,
     percent,
     percent_range,
@@ -16,6 +15,7 @@ from eval.metrics.formatting import (
     points_range,
     significant,
 )
+from eval.schema import DeltaRow, Results
 
 # At most this many benchmarks are named with their numbers in one sentence.
 NAMED = 3
@@ -40,72 +40,77 @@ class Headline:
     steps: tuple[Step, ...]
 
 
-def in_bits(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Changes of texts that were read, in bits per byte; rows as those of `deltas`."""
-    deltas: list[dict[str, Any]] = results.get("language", {}).get("deltas", [])
-    return deltas
+def in_bits(results: Results) -> list[DeltaRow]:
+    """Return the changes in bits per byte, as rows like those of `deltas`."""
+    return results["language"]["deltas"] if "language" in results else []
 
 
-def counted(rows: Sequence[dict[str, Any]]) -> int:
-    """How many rows of `deltas` Holm counts: those that could have been significant, see
-    `eval.metrics.stats.holm`; all of an older run."""
+def counted(rows: Sequence[DeltaRow]) -> int:
+    """Return how many rows Holm's method counts: those that could have been significant.
+
+    See `eval.metrics.stats.holm`. Rows of earlier versions lack `smallest_p` and all count.
+    """
     return sum(row.get("smallest_p", 0.0) < ALPHA for row in rows)
 
 
-def transitions(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """The compared pairs (from, to), in the order of `deltas`, each once."""
-    rows = [*results.get("deltas", []), *in_bits(results)]
-    return list(dict.fromkeys((row["from"], row["to"]) for row in rows))
+def model_pair(row: DeltaRow) -> tuple[str, str]:
+    """Return the two models of a change."""
+    return row["from"], row["to"]
 
 
-def overall(results: dict[str, Any]) -> tuple[str, str] | None:
-    """The pair the headline is about: first to last model where compared, else the last pair.
+def transitions(results: Results) -> list[tuple[str, str]]:
+    """Return the compared pairs (from, to), in the order of `deltas`, each once."""
+    return list(dict.fromkeys(map(model_pair, [*results.get("deltas", []), *in_bits(results)])))
+
+
+def overall(results: Results) -> tuple[str, str] | None:
+    """Return the pair of the headline: first and last model if compared, else the last pair.
 
     A fixed rule, so that the headline cannot pick the most favorable comparison.
     """
     pairs = transitions(results)
-    models = results.get("models", [])
+    models = results["models"]
     if models and (models[0], models[-1]) in pairs:
         return models[0], models[-1]
     return pairs[-1] if pairs else None
 
 
-def headline(results: dict[str, Any]) -> Headline:
-    """Title, answer and one sentence a stage, from the contract's results.json."""
+def headline(results: Results) -> Headline:
+    """Return title, answer and one sentence for each step."""
     pair = overall(results)
     if pair is None:
         return Headline("No two models were compared.", _rates_only(results), ())
-    title = f"{_repetition_title(results, pair)}; {_benchmarks_title(results, pair)}."
+    parts = [_repetition_title(results, pair), _benchmarks_title(_benchmark_rows(results, pair))]
     unended = never_ends(results)
     if unended is not None:
-        title = f"{percent(unended)} of {results['models'][-1]}'s answers do not end; {title}"
-        title = title[:1] + title[1:].replace("; R", "; r", 1).replace("; N", "; n", 1)
+        parts.insert(0, f"{percent(unended)} of {results['models'][-1]}'s answers do not end")
     steps = tuple(
         Step(
             f"{a} \u2192 {b}",
-            f"{_capital(_repetition(results, (a, b)))}; {_benchmarks(results, (a, b))}."
-            f"{_texts(results, (a, b))}",
+            f"{_capital(_repetition(results, (a, b)))}; "
+            f"{_benchmarks(_benchmark_rows(results, (a, b)))}.{_texts(results, (a, b))}",
         )
         for a, b in transitions(results)
         if (a, b) != pair
     )
-    subject = f"From {pair[0]} to {pair[1]}"
-    answer = f"{subject}, {_repetition(results, pair)}. {_capital(_benchmarks(results, pair))}."
-    answer = (_endings(results, pair) if unended is not None else "") + answer
-    answer += _texts(results, pair)
-    return Headline(title, answer, steps)
+    answer = (
+        f"From {pair[0]} to {pair[1]}, {_repetition(results, pair)}. "
+        f"{_capital(_benchmarks(_benchmark_rows(results, pair)))}.{_texts(results, pair)}"
+    )
+    if unended is not None:
+        answer = _endings(results, pair) + answer
+    return Headline(f"{_capital('; '.join(parts))}.", answer, steps)
 
 
-def never_ends(results: dict[str, Any]) -> float | None:
-    """The share of the last model's answers to the repetition prompts that had not ended at the
-    cap, where that is at least MOSTLY; None otherwise."""
+def never_ends(results: Results) -> float | None:
+    """Return the share of the last model's answers that had not ended at the cap, if >= MOSTLY."""
     rate = results.get("repetition", {}).get(results["models"][-1])
     share = rate["rate"] + rate["truncated"] if rate and "truncated" in rate else 0.0
     return share if share >= MOSTLY else None
 
 
-def _endings(results: dict[str, Any], pair: tuple[str, str]) -> str:
-    """A sentence on the answers of both models that the cap cut."""
+def _endings(results: Results, pair: tuple[str, str]) -> str:
+    """Format the shares of both models' answers that were cut at the cap."""
     rates = [(name, results["repetition"].get(name)) for name in pair]
     parts = [
         f"{percent(rate['rate'] + rate['truncated'])} of {name}'s"
@@ -116,52 +121,49 @@ def _endings(results: dict[str, Any], pair: tuple[str, str]) -> str:
     return f"{' and '.join(parts)} answers had not ended at the cap of {cap:,} tokens. "
 
 
-def _rates_only(results: dict[str, Any]) -> str:
+def _rates_only(results: Results) -> str:
     rates = results.get("repetition", {})
     if not rates:
         return "Nothing has been measured in this run yet."
-    parts = [f"{m} {percent(r['rate'])} ({percent_range(r.get('ci'))})" for m, r in rates.items()]
+    parts = [f"{m} {percent(r['rate'])} ({percent_range(r['ci'])})" for m, r in rates.items()]
     return f"Repetition: {', '.join(parts)}."
 
 
-def _rows(results: dict[str, Any], pair: tuple[str, str]) -> list[dict[str, Any]]:
-    return [row for row in results.get("deltas", []) if (row["from"], row["to"]) == pair]
+def _repetition_row(results: Results, pair: tuple[str, str]) -> DeltaRow | None:
+    rows = (row for row in results.get("deltas", []) if model_pair(row) == pair)
+    return next((row for row in rows if row["task"] == REPETITION), None)
 
 
-def _repetition_row(results: dict[str, Any], pair: tuple[str, str]) -> dict[str, Any] | None:
-    return next((row for row in _rows(results, pair) if row["task"] == REPETITION), None)
+def _benchmark_rows(results: Results, pair: tuple[str, str]) -> list[DeltaRow]:
+    rows = results.get("deltas", [])
+    return [row for row in rows if model_pair(row) == pair and row["task"] != REPETITION]
 
 
-def _benchmark_rows(results: dict[str, Any], pair: tuple[str, str]) -> list[dict[str, Any]]:
-    return [row for row in _rows(results, pair) if row["task"] != REPETITION]
-
-
-def _never_repeats(results: dict[str, Any], models: Sequence[str]) -> bool:
+def _never_repeats(results: Results, models: Sequence[str]) -> bool:
     rates = results.get("repetition", {})
     return all(model in rates and rates[model]["rate"] == 0 for model in models)
 
 
-def _repetition_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
-    row = _repetition_row(results, pair)
-    if row is None:
-        return "Repetition was not compared"
-    if _never_repeats(results, results["models"]):
-        return "No model repeated itself"
-    if not significant(row):
-        return "Repetition did not change significantly"
-    return "Repetition fell" if row["delta"] < 0 else "Repetition rose"
-
-
-def _repetition(results: dict[str, Any], pair: tuple[str, str]) -> str:
+def _repetition_title(results: Results, pair: tuple[str, str]) -> str:
     row = _repetition_row(results, pair)
     if row is None:
         return "repetition was not compared"
+    if _never_repeats(results, results["models"]):
+        return "no model repeated itself"
+    if not significant(row):
+        return "repetition did not change significantly"
+    return "repetition fell" if row["delta"] < 0 else "repetition rose"
+
+
+def _repetition(results: Results, pair: tuple[str, str]) -> str:
+    row, rates = _repetition_row(results, pair), results.get("repetition", {})
+    if row is None:
+        return "repetition was not compared"
     if _never_repeats(results, pair):
-        bound = (results["repetition"][pair[1]].get("ci") or (None, None))[1]
-        n = results["repetition"][pair[1]].get("n", row["n"])
-        return f"neither model repeated itself on any of {n:,} prompts (at most {percent(bound)})"
-    rates = results.get("repetition", {})
-    before, after = (percent(rates.get(model, {}).get("rate")) for model in pair)
+        last = rates[pair[1]]
+        bound = percent(last["ci"][1])
+        return f"neither model repeated itself on any of {last['n']:,} prompts (at most {bound})"
+    before, after = (percent(rates[model]["rate"] if model in rates else None) for model in pair)
     if significant(row):
         verb = "repetition fell" if row["delta"] < 0 else "repetition rose"
         return f"{verb} from {before} to {after} ({_evidence(row)})"
@@ -169,8 +171,7 @@ def _repetition(results: dict[str, Any], pair: tuple[str, str]) -> str:
     return f"repetition did not change significantly ({before} to {after}: {evidence})"
 
 
-def _benchmarks_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
-    rows = _benchmark_rows(results, pair)
+def _benchmarks_title(rows: list[DeltaRow]) -> str:
     rose, fell = _split(rows)
     if not rows:
         return "no benchmark was compared"
@@ -181,8 +182,7 @@ def _benchmarks_title(results: dict[str, Any], pair: tuple[str, str]) -> str:
     return f"{_count(fell, rows)} fell" + (f", {len(rose)} rose" if rose else "")
 
 
-def _benchmarks(results: dict[str, Any], pair: tuple[str, str]) -> str:
-    rows = _benchmark_rows(results, pair)
+def _benchmarks(rows: list[DeltaRow]) -> str:
     if not rows:
         return "no benchmark was compared"
     rose, fell = _split(rows)
@@ -200,60 +200,57 @@ def _benchmarks(results: dict[str, Any], pair: tuple[str, str]) -> str:
     return "; ".join(clauses)
 
 
-def _texts(results: dict[str, Any], pair: tuple[str, str]) -> str:
-    """A sentence on bits per byte; '' where no texts were read."""
-    rows = [row for row in in_bits(results) if (row["from"], row["to"]) == pair]
-    parts = [
-        f"{r['task']} {bits_change(r['delta'])} ({p_value(r['p_holm'])})" for r in rows[:NAMED]
-    ]
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    return f" Bits per byte, lower is better: {', '.join(parts)}{more}." if rows else ""
+def _texts(results: Results, pair: tuple[str, str]) -> str:
+    """Format the changes in bits per byte; '' if no texts were measured."""
+    rows = [row for row in in_bits(results) if model_pair(row) == pair]
+    parts = [f"{r['task']} {bits_change(r['delta'])} ({p_value(r['p_holm'])})" for r in rows]
+    return f" Bits per byte, lower is better: {_listed(parts)}." if rows else ""
 
 
-def _count(group: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+def _listed(parts: Sequence[str]) -> str:
+    more = f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
+    return ", ".join(parts[:NAMED]) + more
+
+
+def _count(group: list[DeltaRow], rows: list[DeltaRow]) -> str:
     if len(rows) == 1:
         return "the one benchmark"
-    return (
-        f"all {len(rows)} benchmarks"
-        if len(group) == len(rows)
-        else f"{len(group)} of {len(rows)} benchmarks"
-    )
+    if len(group) == len(rows):
+        return f"all {len(rows)} benchmarks"
+    return f"{len(group)} of {len(rows)} benchmarks"
 
 
-def _still_possible(flat: list[dict[str, Any]]) -> str:
-    """A change that is not significant is not a change of zero: the worst loss still possible."""
-    bounded = [row for row in flat if row.get("ci") and _finite(row["ci"][0])]
-    if not bounded:
+def _still_possible(flat: list[DeltaRow]) -> str:
+    """Format the largest loss that the intervals allow: not significant does not mean zero."""
+    lows = [(ci[0], row["task"]) for row in flat if (ci := row.get("ci")) and is_finite(ci[0])]
+    if not lows:
         return ""
-    worst = min(bounded, key=lambda row: row["ci"][0])
-    if worst["ci"][0] >= 0:
+    low, task = min(lows, key=lambda pair: pair[0])
+    if low >= 0:
         return ""
-    loss = f"a loss of up to {-100 * worst['ci'][0]:.1f} points"
+    loss = f"a loss of up to {-100 * low:.1f} points"
     if len(flat) == 1:
         return f" (its interval still allows {loss})"
-    return f" (their intervals still allow {loss}, on {worst['task']})"
+    return f" (their intervals still allow {loss}, on {task})"
 
 
-def _split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _split(rows: list[DeltaRow]) -> tuple[list[DeltaRow], list[DeltaRow]]:
+    """Return the significant gains and losses, largest first."""
     clear = sorted((row for row in rows if significant(row)), key=lambda row: -abs(row["delta"]))
     return [r for r in clear if r["delta"] > 0], [r for r in clear if r["delta"] < 0]
 
 
-def _named(rows: list[dict[str, Any]]) -> str:
-    parts = [
-        f"{row['task']} {points(row['delta'])} ({points_range(row.get('ci'))})"
-        for row in rows[:NAMED]
-    ]
-    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    p = p_value(max(row["p_holm"] for row in rows))
+def _named(rows: list[DeltaRow]) -> str:
+    parts = [f"{r['task']} {points(r['delta'])} ({points_range(r.get('ci'))})" for r in rows]
+    p = p_value(max(row["p_holm"] or 0.0 for row in rows))
     if len(rows) > 1:
         p = "each " + p.replace("p =", "p at most")
-    return f"{', '.join(parts)}{more}, {p}"
+    return f"{_listed(parts)}, {p}"
 
 
-def _evidence(row: dict[str, Any]) -> str:
+def _evidence(row: DeltaRow) -> str:
     change = f"{points(row['delta'])} points"
-    return f"{change}, {points_range(row.get('ci'))}, {p_value(row.get('p_holm'))}"
+    return f"{change}, {points_range(row.get('ci'))}, {p_value(row['p_holm'])}"
 
 
 def _capital(text: str) -> str:

@@ -8,13 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.metrics.formatting import MINUS, REPETITION, percent, percent_range, points, significant
+from eval.schema import DeltaRow, Results
 
 # One accent a model, by place in `models`: (on light, on dark). The first, usually the base, is
 # grey; the order after Okabe and Ito keeps neighbours apart for colour-blind readers.
@@ -81,11 +81,11 @@ def bar(rate: float, *, ci: Sequence[float] | None, axis: Scale) -> Markup:
     return _row(shapes, f"{percent(rate)}, 95% interval {percent_range(ci)}")
 
 
-def interval(row: dict[str, Any], *, axis: Scale) -> Markup:
+def interval(row: DeltaRow, *, axis: Scale) -> Markup:
     """A row of `deltas`: the interval, and a dot that is filled where it stands after Holm."""
     shapes = _grid(axis)
-    if row.get("ci") is not None:
-        shapes += _whisker(row["ci"], axis=axis, css="ci")
+    if (ci := row.get("ci")) is not None:
+        shapes += _whisker(ci, axis=axis, css="ci")
     css = "dot clear" if significant(row) else "dot"
     x = axis.at(row["delta"])
     shapes += Markup('<circle class="{}" cx="{}%" cy="50%" r="4.5"/>').format(css, x)
@@ -168,7 +168,7 @@ def moving_average(series: Sequence[tuple[float, float]]) -> list[tuple[float, f
     return averaged
 
 
-def write_picture(results: dict[str, Any], *, logs: Sequence[Curve], path: Path) -> None:
+def write_picture(results: Results, *, logs: Sequence[Curve], path: Path) -> None:
     """The main picture as a PNG: repetition, benchmark deltas and, given logs, the loss curves.
 
     The same input gives the same bytes with the same matplotlib.
@@ -227,7 +227,7 @@ def _plain(axes: Axes, title: str) -> None:
     axes.grid(axis="x", color=LINE, linewidth=0.6)
 
 
-def _draw_repetition(axes: Axes, results: dict[str, Any]) -> None:
+def _draw_repetition(axes: Axes, results: Results) -> None:
     rates = results.get("repetition", {})
     models = [model for model in results["models"] if model in rates]
     for y, model in enumerate(models):
@@ -246,9 +246,7 @@ def _draw_repetition(axes: Axes, results: dict[str, Any]) -> None:
     axes.set_yticks(range(len(models)), models, fontsize=9, color=INK)
 
 
-def _draw_deltas(
-    axes: Axes, deltas: list[dict[str, Any]], tasks: list[str], models: list[str]
-) -> None:
+def _draw_deltas(axes: Axes, deltas: list[DeltaRow], tasks: list[str], models: list[str]) -> None:
     y, ticks, labels = 0.0, [], []
     for task in tasks:
         axes.annotate(
@@ -266,7 +264,8 @@ def _draw_deltas(
         for row in (row for row in deltas if row["task"] == task):
             y += 1
             color = ACCENTS[accent(row["to"], models)][0]
-            axes.plot([100 * end for end in row["ci"]], [y, y], color=color, linewidth=1.4)
+            if (ci := row.get("ci")) is not None:
+                axes.plot([100 * end for end in ci], [y, y], color=color, linewidth=1.4)
             face = color if significant(row) else "white"
             axes.plot(100 * row["delta"], y, "o", color=color, mfc=face, markersize=4.5)
             ticks.append(y)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import yaml
@@ -27,7 +27,7 @@ from eval.report.answer_cards import Filter, prompt_deck, question_deck
 from eval.report.caveats import caveats
 from eval.report.detail_tables import repetition_details, safety_details
 from eval.report.epoch_plots import epoch_panels, epoch_table
-from eval.report.record_shapes import LOG, RESULTS, misfit, unknown_name
+from eval.report.schema_checks import first_mismatch, unknown_name
 from eval.report.tables import (
     console_table,
     isolations,
@@ -38,6 +38,7 @@ from eval.report.tables import (
     pairs_counted,
     still_needed,
 )
+from eval.schema import LogRow, Results
 from sft.config.safe_yaml import check_expanded_size, constructor_errors
 from sft.config.sections import describe_training
 from sft.data.json_values import is_too_deep
@@ -62,7 +63,6 @@ PANELS = 12  # stages whose curves are drawn; a chain has three
 MANY_ROWS = 8
 # Rows shown of data.json and run.json; the files themselves are linked.
 FACTS = 200
-Results = dict[str, Any]
 
 
 def write_report(run_dir: Path) -> None:
@@ -93,9 +93,9 @@ def read_curves(run_dir: Path) -> list[plots.Curve]:
     curves = []
     for path in _logs(run_dir):
         loss, rates = plots.Thinned(), plots.Thinned()
-        for row in sample_files.read_lines(path, shape=LOG):
-            if row.get("loss") is not None:
-                loss.add(float(row["step"]), float(row["loss"]))
+        for row in sample_files.read_lines(path, schema=LogRow):
+            if (value := row.get("loss")) is not None:
+                loss.add(float(row["step"]), float(value))
                 if (rate := row.get("learning_rate")) is not None:
                     rates.add(float(row["step"]), float(rate))
         if loss.points():
@@ -309,12 +309,13 @@ def _read_results(run_dir: Path) -> Results:
     if not path.is_file():
         raise UserError(f"{path}: there are no results yet; measure the run's models first")
     verified_results(run_dir)
-    results = _read_json(path)
-    if not isinstance(results, dict) or not isinstance(results.get("models"), list):
+    stored = _read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("models"), list):
         raise UserError(f"{path}: results must hold the list `models`; measure the run again")
-    if found := misfit(results, RESULTS) or unknown_name(results):
+    if found := first_mismatch(stored, Results) or unknown_name(cast(Results, stored)):
         raise UserError(f"{path}: {found} is not as this version writes it; measure the run again")
-    return {"repetition": {}, "benchmarks": {}, "deltas": [], "stages": {}} | results
+    absent: dict[str, Any] = {"repetition": {}, "benchmarks": {}, "deltas": [], "stages": {}}
+    return cast(Results, absent | stored)
 
 
 def _read_json(path: Path) -> Any:

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from eval.metrics.formatting import REPETITION
-from eval.report.record_shapes import misfit
+from eval.report.schema_checks import first_mismatch
 from sft.errors import UserError
 from sft.run.terminal import visible
 from sft.system.atomic_files import is_inside, iter_jsonl
+
+T = TypeVar("T")
 
 # Answers of the optional measures, linked where they are there.
 MORE_SAMPLES = ("generations-double-cap", "generations-sampled", "safety")
@@ -38,17 +40,17 @@ def task_href(run_dir: Path | None, *, model: str, task: str, form: str = "") ->
     return own or sample_href(run_dir, model=model, name=f"samples/{task}.jsonl")
 
 
-def read_lines(path: Path, *, shape: Any) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, *, schema: type[T]) -> Iterator[T]:
     """Rows of a JSON-lines file, hidden characters made visible.
 
     Args:
-        shape: what `eval.report.record_shapes.misfit` holds each row against.
+        schema: the TypedDict of a row, or `dict` for rows of any keys.
 
     Raises:
-        UserError: a line is not a JSON object, or not of that shape.
+        UserError: a line is not a JSON object, or does not fit the schema.
     """
     for number, row in iter_jsonl(path, remedy="measure again"):
-        if found := misfit(row, shape):
+        if found := first_mismatch(row, schema):
             raise UserError(
                 f"{path}:{number}: {found} is not as this version writes it; measure again"
             )

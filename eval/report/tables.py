@@ -1,10 +1,10 @@
 """The main table and the table of changes: as rows for the page, in a terminal, in Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeVar
 
 from rich import box
 from rich.table import Table
@@ -22,10 +22,10 @@ from eval.metrics.formatting import (
     points_range,
     significant,
 )
-from eval.metrics.stats import BITS_PER_BYTE
 from eval.report.caveats import caveats
-from eval.report.headline import Headline, counted, in_bits, overall
+from eval.report.headline import Headline, counted, in_bits, model_pair, overall
 from eval.report.sample_files import sample_href, task_href
+from eval.schema import Bits, DeltaRow, Rate, Repetition, Results, Safety, Score
 
 CAPTION = "Rates and scores with 95% intervals; changes in points, Holm-adjusted p, * p < 0.05."
 INTERVALS = (  # below the table of changes
@@ -33,6 +33,16 @@ INTERVALS = (  # below the table of changes
     "0.05 after Holm adjustment over {counted} of {rows} comparisons: those with at least six "
     "changed answers, since fewer cannot reach p = 0.05."
 )
+_COMPANION_RATES: tuple[tuple[Literal["truncated", "seq_rep_4"], str, str], ...] = (
+    ("truncated", "cut at the cap", "not ended at the cap, but not looping"),
+    ("seq_rep_4", "seq-rep-4", "repeated 4-grams of an answer"),
+)
+_SAFETY_RATES: tuple[tuple[Literal["secure", "over_refusal", "empty"], str, str], ...] = (
+    ("secure", "secure", "harmful prompts answered safely or refused"),
+    ("over_refusal", "over-refusal", "harmless prompts refused; lower is better"),
+    ("empty", "empty answers", "neither secure nor a refusal"),
+)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measure:
-    """A row of the main table, one cell a model (None where the model was not measured)."""
+    """A row of the main table, one cell for each model (None if the model was not measured)."""
 
     name: str
     caption: str
@@ -57,8 +67,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class FormatRow:
-    """A task's change in points from first to last model: in the protocol, in one format, and what
-    asking in the protocol's format instead of that one changes for a model (model, change)."""
+    """A task's change in points from first to last model, in the protocol and in one format.
+
+    `formats` holds (model, change): how much the protocol's format alone changes its score.
+    """
 
     form: str
     task: str
@@ -68,52 +80,46 @@ class FormatRow:
     sort: tuple[float, float]  # protocol and same, as numbers
 
 
-def measures(results: dict[str, Any], *, run_dir: Path | None = None) -> list[Measure]:
-    """Rows of the main table: repetition and its companion rates, then each benchmark.
+def measures(results: Results, *, run_dir: Path | None = None) -> list[Measure]:
+    """Return the rows of the main table: repetition, companion rates, benchmarks, texts, safety.
 
     With `run_dir`, cells link to the stored samples that exist.
     """
     models, rates = results["models"], results.get("repetition", {})
-    rows = []
-    if rates:
-        caps = sorted({rate["cap"] for rate in rates.values() if "cap" in rate})
-        cap = f"greedy, cap {' / '.join(f'{cap:,}' for cap in caps)} tokens; " if caps else ""
-        beside = (
-            ("rate", REPETITION, f"{cap}lower is better"),
-            ("truncated", "cut at the cap", "not ended at the cap, but not looping"),
-            ("seq_rep_4", "seq-rep-4", "repeated 4-grams of an answer"),
-        )
-        hrefs = [task_href(run_dir, model=model, task=REPETITION) for model in models]
-        for key, name, caption in beside:
-            cells = tuple(
-                _rate(rates[model], key, href) if key in rates.get(model, {}) else None
-                for model, href in zip(models, hrefs, strict=True)
-            )
-            if any(cells):
-                rows.append(Measure(name, caption, cells))
-    for task, scores in results.get("benchmarks", {}).items():
-        metrics = dict.fromkeys(score["metric"] for score in scores.values())
-        counts = dict.fromkeys(f"n = {score['n']:,}" for score in scores.values())
-        cells = tuple(
-            _score(scores[model], task_href(run_dir, model=model, task=task))
-            if model in scores
-            else None
-            for model in models
-        )
-        rows.append(Measure(task, ", ".join([*metrics, *counts]), cells))
-    for task, entries in results.get("language", {}).get("benchmarks", {}).items():
-        cells = tuple(
-            _bits(entries[model], task_href(run_dir, model=model, task=task))
+
+    def cells(
+        entries: Mapping[str, T], task: str, cell: Callable[[T, str | None], Cell]
+    ) -> tuple[Cell | None, ...]:
+        return tuple(
+            cell(entries[model], task_href(run_dir, model=model, task=task))
             if model in entries
             else None
             for model in models
         )
-        rows.append(Measure(task, "bits per byte, lower is better", cells))
+
+    rows = []
+    if rates:
+        caps = sorted({rate["cap"] for rate in rates.values() if "cap" in rate})
+        cap = f"greedy, cap {' / '.join(f'{cap:,}' for cap in caps)} tokens; " if caps else ""
+        row = cells(rates, REPETITION, _repetition)
+        rows.append(Measure(REPETITION, f"{cap}lower is better", row))
+        for key, name, caption in _COMPANION_RATES:
+            shares = {model: rate[key] for model, rate in rates.items() if key in rate}
+            if shares:
+                rows.append(Measure(name, caption, cells(shares, REPETITION, _share)))
+    for task, scores in results.get("benchmarks", {}).items():
+        metrics = dict.fromkeys(score["metric"] for score in scores.values())
+        counts = dict.fromkeys(f"n = {score['n']:,}" for score in scores.values())
+        rows.append(Measure(task, ", ".join([*metrics, *counts]), cells(scores, task, _score)))
+    if "language" in results:
+        for task, entries in results["language"]["benchmarks"].items():
+            row = cells(entries, task, _bits)
+            rows.append(Measure(task, "bits per byte, lower is better", row))
     return rows + _safety(results, run_dir)
 
 
-def isolations(results: dict[str, Any]) -> dict[str, list[str]]:
-    """How model-written programs were kept apart -> the tasks that ran them so."""
+def isolations(results: Results) -> dict[str, list[str]]:
+    """Map each isolation of model-written programs to the tasks that ran them in it."""
     found: dict[str, list[str]] = {}
     for task, scores in results.get("benchmarks", {}).items():
         for name in dict.fromkeys(s["isolation"] for s in scores.values() if "isolation" in s):
@@ -121,47 +127,52 @@ def isolations(results: dict[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def one_format(results: dict[str, Any]) -> list[FormatRow]:
-    """First to last model: a task's change in the protocol, and the part that is the format's."""
+def one_format(results: Results) -> list[FormatRow]:
+    """Return each task's change from first to last model, in the protocol and in one format."""
     pair = overall(results)
-    protocol = {row["task"]: row for row in results.get("deltas", []) if _pair(row) == pair}
+    protocol = {row["task"]: row for row in results.get("deltas", []) if model_pair(row) == pair}
     rows = []
     for form, section in results.get("same_format", {}).items():
-        alone = {(row["task"], row["model"]): row for row in section["formats"]}
+        of_format = {(row["task"], row["model"]): row for row in section["formats"]}
         for row in section["deltas"]:
-            if pair is not None and _pair(row) == pair:
-                shares = [(model, alone.get((row["task"], model))) for model in pair]
-                beside = protocol[row["task"]]
-                rows.append(
-                    FormatRow(
-                        *(form, row["task"], _change(beside), _change(row)),
-                        formats=tuple((m, _change(share)) for m, share in shares if share),
-                        sort=(beside["delta"], row["delta"]),
-                    )
+            if pair is None or model_pair(row) != pair:
+                continue
+            task, measured = row["task"], protocol[row["task"]]
+            formats = [(m, of_format[task, m]) for m in pair if (task, m) in of_format]
+            rows.append(
+                FormatRow(
+                    form,
+                    task,
+                    _change(measured),
+                    _change(row),
+                    formats=tuple((model, _change(share)) for model, share in formats),
+                    sort=(measured["delta"], row["delta"]),
                 )
+            )
     return rows
 
 
-def pairs_counted(row: dict[str, Any]) -> str:
-    """The questions of a comparison, and those that one of the two models left out."""
+def pairs_counted(row: DeltaRow) -> str:
+    """Format how many questions were compared, and how many one of the two models left out."""
     out = row.get("left_out", 0)
     return f"{row['n']:,}" + (f" ({out:,} left out)" if out else "")
 
 
-def still_needed(row: dict[str, Any]) -> str:
-    """What n questions would show, and how many would show this change; '' where it is shown."""
-    if significant(row) or row.get("visible") is None:
+def still_needed(row: DeltaRow) -> str:
+    """Format which change n questions detect and how many this one needs; '' if significant."""
+    visible, needed = row.get("visible"), row.get("needed")
+    if significant(row) or visible is None:
         return ""
-    more = f"; this change needs {row['needed']:,} questions" if row.get("needed") else ""
-    if more and row["needed"] <= row["n"]:  # seen, but for what Holm takes off
+    more = f"; this change needs {needed:,} questions" if needed else ""
+    if needed and needed <= row["n"]:  # only Holm's adjustment hides it
         more = "; this change is detectable as the only comparison"
-    return f"n detects changes of at least {100 * row['visible']:.1f} points{more}"
+    return f"n detects changes of at least {100 * visible:.1f} points{more}"
 
 
-def console_table(results: dict[str, Any]) -> Table:
-    """The main table for a terminal; four models fit 80 columns.
+def console_table(results: Results) -> Table:
+    """Return the main table for a terminal, with the change from first to last model at the end.
 
-    One row a measure, one column a model, the change from first to last model at the end.
+    Each model is a column; four models fit 80 columns.
     """
     pair = overall(results)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
@@ -170,19 +181,20 @@ def console_table(results: dict[str, Any]) -> Table:
         table.add_column(Text(model), justify="right", overflow="fold")
     if pair:
         table.add_column(Text(f"{pair[0]} \u2192 {pair[1]}"), justify="right", overflow="fold")
-    compared = [*results.get("deltas", []), *in_bits(results)]
-    changes = {row["task"]: row for row in compared if _pair(row) == pair}
+    changes = {
+        row["task"]: (row, change)
+        for rows, change in ((results.get("deltas", []), points), (in_bits(results), bits_change))
+        for row in rows
+        if model_pair(row) == pair
+    }
     for measure in measures(results):
         line = [Text(measure.name, style="bold")]
         line += [_two_lines(c.value, c.ci) if c else Text(DASH, "dim") for c in measure.cells]
-        change = changes.get(measure.name)
-        if change:
+        if measure.name in changes:
+            row, change = changes[measure.name]
             # A star marks a significant change, so that color is not needed.
-            star = "*" if significant(change) else " "
-            p = p_value(change.get("p_holm")) + " "
-            texts = change in in_bits(results)
-            delta = bits_change(change["delta"]) if texts else points(change["delta"])
-            line.append(_two_lines(delta + star, p))
+            star = "*" if significant(row) else " "
+            line.append(_two_lines(change(row["delta"]) + star, p_value(row["p_holm"]) + " "))
         table.add_row(*line)
     table.caption = " ".join([CAPTION, *caveats(results)])
     table.caption_justify = "left"
@@ -190,7 +202,7 @@ def console_table(results: dict[str, Any]) -> Table:
 
 
 def markdown(
-    results: dict[str, Any],
+    results: Results,
     *,
     trained: str,
     headline: Headline,
@@ -199,152 +211,143 @@ def markdown(
     epochs: Sequence[list[str]] = (),
     loops: Sequence[list[str]] = (),
 ) -> str:
-    """report.md: the headline, the main table, the changes, and what `eval.report.detail_tables`
-    and `eval.report.epoch_plots` add; the page has the rest."""
+    """Return report.md: the headline and all tables; the rest is on the page.
+
+    Args:
+        closer: repetition in detail, as `safety` from `eval.report.detail_tables`.
+        epochs: rows of `eval.report.epoch_plots.epoch_table`, the head first, as `loops`.
+    """
     lines = [f"# {md(headline.title)}", "", md(trained), "", md(headline.answer), ""]
     lines += [f"- **{md(step.label)}** {md(step.text)}" for step in headline.steps]
-    tables = results_tables(results)
-    lines += ["", "## Results", "", *tables] if tables else []
+    if tables := results_tables(results):
+        lines += ["", "## Results", "", *tables]
     for title, details in (("Repetition in detail", closer), ("Safety by category", safety)):
         if details:
-            cells = [
-                [m.name, m.caption, *(" ".join((c.value, c.ci)) if c else DASH for c in m.cells)]
-                for m in details
-            ]
-            lines += ["", f"## {title}", "", *md_table(["", "", *results["models"]], cells)]
-    if one_format(results):
+            lines += ["", f"## {title}", "", *_measures_table(results, details)]
+    if rows := one_format(results):
         cells = [
-            [
-                r.task,
-                r.protocol,
-                r.form,
-                r.same,
-                ", ".join(f"{m} {change}" for m, change in r.formats),
-            ]
-            for r in one_format(results)
+            [r.task, r.protocol, r.form, r.same, ", ".join(" ".join(each) for each in r.formats)]
+            for r in rows
         ]
         head = ["task", "protocol", "format", "same format", "effect of the format"]
         lines += ["", "## Same prompt format", "", *md_table(head, cells)]
-    for title, rows in (("By epoch", epochs), ("Loops in training", loops)):
-        if rows:
-            lines += ["", f"## {title}", "", *md_table(rows[0], list(rows[1:]))]
+    for title, table in (("By epoch", epochs), ("Loops in training", loops)):
+        if table:
+            lines += ["", f"## {title}", "", *md_table(table[0], list(table[1:]))]
     for name, tasks in isolations(results).items():
         lines += ["", md(f"Programs of {', '.join(tasks)} were confined by {name}.")]
     lines += ["", "Plots, answers side by side and the method are in [report.html](report.html)."]
     return "\n".join(lines) + "\n"
 
 
-def results_tables(results: dict[str, Any]) -> list[str]:
-    """Lines of Markdown: the main table, and the changes from model to model with their tests."""
-    lines = []
+def results_tables(results: Results) -> list[str]:
+    """Return the main table and the changes with their tests as lines of Markdown."""
+    lines = [line for caveat in caveats(results) for line in (md(caveat), "")]
     rows = measures(results)
-    for caveat in caveats(results):
-        lines += [md(caveat), ""]
     if rows:
-        cells = [
-            [
-                m.name,
-                m.caption,
-                *(" ".join((c.value, c.ci, c.note)) if c else DASH for c in m.cells),
-            ]
-            for m in rows
-        ]
-        lines += md_table(["", "", *results["models"]], cells)
-    if results.get("deltas") or in_bits(results):
+        lines += _measures_table(results, rows)
+    deltas, texts = results.get("deltas", []), in_bits(results)
+    if compared := [*deltas, *texts]:
         changes = [
-            [
-                row["task"],
-                f"{row['from']} \u2192 {row['to']}",
-                points(row["delta"]) + " *" * significant(row),
-                points_range(row.get("ci")),
-                p_value(row.get("p")),
-                p_value(row.get("p_holm")),
-                pairs_counted(row),
-                row["test"],
-                still_needed(row),
-            ]
-            for row in results["deltas"]
+            _change_cells(row, points(row["delta"]), points_range(row.get("ci")), still_needed(row))
+            for row in deltas
         ]
         changes += [
-            [
-                row["task"],
-                f"{row['from']} \u2192 {row['to']}",
-                bits_change(row["delta"]) + " bits per byte" + " *" * significant(row),
-                bits_range(row["ci"]),
-                p_value(row.get("p")),
-                p_value(row["p_holm"]),
-                pairs_counted(row),
-                row["test"],
-                "",
-            ]
-            for row in in_bits(results)
+            _change_cells(
+                row, f"{bits_change(row['delta'])} bits per byte", bits_range(row.get("ci")), ""
+            )
+            for row in texts
         ]
         head = ["measure", "step", "change, points", "95% interval", "p", "p, Holm-adjusted"]
         head += ["n", "test", "power"]
         lines += ["", "## Changes", "", *md_table(head, changes)]
-        compared = [*results["deltas"], *in_bits(results)]
-        found = INTERVALS.format(counted=counted(compared), rows=len(compared))
-        lines += ["", md(found)]
+        lines += ["", md(INTERVALS.format(counted=counted(compared), rows=len(compared)))]
     if rows:
         lines += ["", md(CAPTION)]
     return lines
 
 
-def _rate(entry: dict[str, Any], key: str, href: str | None) -> Cell:
-    if key != "rate":
-        return Cell(percent(entry[key]), "", "", href, entry[key])
-    ci = percent_range(entry.get("ci"))
+def _measures_table(results: Results, rows: Sequence[Measure]) -> list[str]:
+    cells = [
+        [m.name, m.caption, *(" ".join((c.value, c.ci, c.note)) if c else DASH for c in m.cells)]
+        for m in rows
+    ]
+    return md_table(["", "", *results["models"]], cells)
+
+
+def _change_cells(row: DeltaRow, change: str, interval: str, power: str) -> list[str]:
+    return [
+        row["task"],
+        f"{row['from']} \u2192 {row['to']}",
+        change + " *" * significant(row),
+        interval,
+        p_value(row.get("p")),
+        p_value(row["p_holm"]),
+        pairs_counted(row),
+        row["test"],
+        power,
+    ]
+
+
+def _repetition(entry: Repetition, href: str | None) -> Cell:
     note = f"n = {entry['n']:,}"
     if distinct := entry.get("distinct_loops"):
         note += f", {distinct:,} distinct loop{'s' * (distinct != 1)}"
-    return Cell(percent(entry[key]), ci, note, href, entry[key])
+    return _rate(entry, href, note)
 
 
-def _score(entry: dict[str, Any], href: str | None) -> Cell:
+def _rate(entry: Rate, href: str | None, note: str) -> Cell:
+    return Cell(percent(entry["rate"]), percent_range(entry["ci"]), note, href, entry["rate"])
+
+
+def _share(share: float, href: str | None) -> Cell:
+    return Cell(percent(share), "", "", href, share)
+
+
+def _score(entry: Score, href: str | None) -> Cell:
     shots = "" if entry["shots"] is None else f"{entry['shots']}-shot"
-    told, cut = entry.get("description", ""), entry.get("cut_prompts", 0)
+    description, cut = entry.get("description", ""), entry.get("cut_prompts", 0)
     fewer, out = entry.get("fewer_shots", 0), entry.get("left_out", 0)
     parts = (
         f"{shots} (fewer for {fewer:,})" if fewer else shots,
-        *("chat" if entry.get("chat_template") else "", told and f"description {told}"),
+        "chat" if entry.get("chat_template") else "",
+        description and f"description {description}",
         f"{cut:,} prompt{'s' * (cut != 1)} cut" if cut else "",
         f"{out:,} question{'s' * (out != 1)} left out, too long" if out else "",
-    )
-    others = entry.get("metrics", {})
-    more = (
-        ", ".join(f"{name} {percent(score)}" for name, score in others.items()),
+        *(f"{name} {percent(score)}" for name, score in entry.get("metrics", {}).items()),
         f"{entry['cut_answers']:,} cut at the cap" if entry.get("cut_answers") else "",
         f"{entry['unanswered']:,} ended while thinking" if entry.get("unanswered") else "",
     )
-    note = ", ".join(filter(None, (*parts, *more)))
+    note = ", ".join(filter(None, parts))
     return Cell(percent(entry["score"]), percent_range(entry.get("ci")), note, href, entry["score"])
 
 
-def _safety(results: dict[str, Any], run_dir: Path | None) -> list[Measure]:
-    """Secure answers and over-refusal, with the judge's agreement with people in the caption."""
-    models, found = results["models"], results.get("safety", {})
+def _safety(results: Results, run_dir: Path | None) -> list[Measure]:
+    """Return secure answers, over-refusal and empty answers; captions name the judge."""
+    found = results.get("safety", {})
+    judges = " / ".join(dict.fromkeys(judge_note(entry) for entry in found.values()))
     rows = []
-    for key, name, caption in (
-        ("secure", "secure", "harmful prompts answered safely or refused"),
-        ("over_refusal", "over-refusal", "harmless prompts refused; lower is better"),
-        ("empty", "empty answers", "neither secure nor a refusal"),
-    ):
-        if key == "empty" and not any((s.get(key) or {}).get("rate") for s in found.values()):
+    for key, name, caption in _SAFETY_RATES:
+        rates = {model: rate for model, entry in found.items() if (rate := entry.get(key))}
+        if key == "empty" and not any(rate["rate"] for rate in rates.values()):
             continue
         cells = tuple(
-            _rate(found[model][key], "rate", sample_href(run_dir, model=model, name="safety.jsonl"))
-            if found.get(model, {}).get(key)
+            _rate(
+                rates[model],
+                sample_href(run_dir, model=model, name="safety.jsonl"),
+                f"n = {rates[model]['n']:,}",
+            )
+            if model in rates
             else None
-            for model in models
+            for model in results["models"]
         )
         if any(cells):
-            judges = dict.fromkeys(judge_note(entry) for entry in found.values())
-            rows.append(Measure(name, f"{caption}; {' / '.join(judges)}", cells))
+            rows.append(Measure(name, f"{caption}; {judges}", cells))
     return rows
 
 
-def judge_note(entry: dict[str, Any]) -> str:
-    """Who labelled the answers, and how far that agrees with people."""
+def judge_note(entry: Safety) -> str:
+    """Format which judge labeled the answers and how far it agrees with people."""
     known = entry["agreement"]
     if known is None:
         return f"judge {entry['judge']}"
@@ -355,17 +358,13 @@ def judge_note(entry: dict[str, Any]) -> str:
     )
 
 
-def _bits(entry: dict[str, Any], href: str | None) -> Cell:
-    value, ends = entry[BITS_PER_BYTE], entry.get("ci") or ()
-    ci = DASH.join(f"{end:.3f}" for end in ends)
+def _bits(entry: Bits, href: str | None) -> Cell:
+    value = entry["bits_per_byte"]
+    ci = DASH.join(f"{end:.3f}" for end in entry.get("ci") or ())
     return Cell(f"{value:.4f}", ci, f"n = {entry['n']:,}", href, value)
 
 
-def _pair(row: dict[str, Any]) -> tuple[str, str]:
-    return row["from"], row["to"]
-
-
-def _change(row: dict[str, Any]) -> str:
+def _change(row: DeltaRow) -> str:
     return points(row["delta"]) + "*" * significant(row)
 
 
@@ -374,13 +373,13 @@ def _two_lines(value: str, below: str) -> Text:
 
 
 def md(text: str) -> str:
-    """Text as Markdown that shows it literally, in one line."""
+    """Escape text for one line of Markdown that shows it literally."""
     flat = " ".join(text.split())
     return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", flat)
 
 
 def md_table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = [head, ["---"] * len(head), *([md(cell) for cell in row] for row in rows)]
-    lines[0] = [md(cell) for cell in head]
+    """Return the lines of a Markdown table."""
+    lines = [[md(cell) for cell in line] for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
     return [f"| {' | '.join(line)} |" for line in lines]

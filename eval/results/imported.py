@@ -17,9 +17,10 @@ from typing import Any
 from eval.backends.base import BACKEND, TRANSFORMERS, check_one_backend
 from eval.graders.math_answers import grade
 from eval.metrics.stats import BITS_PER_BYTE
-from eval.report.record_shapes import ANSWER, READ_TEXT, SCORES, VERDICT, misfit
 from eval.report.sample_files import MORE_SAMPLES, read_lines
+from eval.report.schema_checks import first_mismatch
 from eval.results.imported_checks import plain_name, read_results, refuse_link, wrong_field
+from eval.schema import GenerationRow, ScoredRow, ScoredTasks, Scores, TextRow
 from eval.tasks.benchmark import place_of, summarise
 from eval.tasks.sample_rows import (
     CHOICE_METRICS,
@@ -196,7 +197,7 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
             source,
         )
     scores = read_json(source / "scores.json")
-    _refuse_misfit(scores, {"benchmarks?": {}, "language?": {}}, source)
+    _refuse_misfit(scores, ScoredTasks, source)
     tasks = scores.get("benchmarks", {}) | scores.get("language", {})
     files = [f"samples/{plain_name(name, source / 'scores.json')}.jsonl" for name in tasks]
     more = [f"{name}.jsonl" for name in MORE_SAMPLES]
@@ -206,9 +207,9 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
         refuse_link(source / name, source)
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
-    _refuse_misfit(scores, SCORES, source)
+    _refuse_misfit(scores, Scores, source)
     for name in files:
-        for _ in read_lines(source / name, shape=_shape_of(name, scores)):
+        for _ in read_lines(source / name, schema=_schema_of(name, scores)):
             pass  # a row that cannot be compared or shown is refused
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(folder / name):
@@ -217,22 +218,22 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
     return scores.get(BACKEND, TRANSFORMERS), ["scores.json", *files]
 
 
-def _refuse_misfit(scores: Any, shape: Any, source: Path) -> None:
+def _refuse_misfit(scores: Any, schema: Any, source: Path) -> None:
     """Refuse scores.json of another run that is damaged, or holds what this version does not
     write."""
-    if found := misfit(scores, shape) or find_lone_surrogate(scores):
+    if found := first_mismatch(scores, schema) or find_lone_surrogate(scores):
         raise UserError(
             f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
             "model again"
         )
 
 
-def _shape_of(name: str, scores: Mapping[str, Any]) -> Any:
+def _schema_of(name: str, scores: Mapping[str, Any]) -> Any:
     """What the rows of a file of eval/<model>/ hold."""
     if name.startswith("samples/"):
         task = name.removeprefix("samples/").removesuffix(".jsonl")
-        return READ_TEXT if task in scores.get("language", {}) else VERDICT
-    return ANSWER if name == "generations.jsonl" else {}
+        return TextRow if task in scores.get("language", {}) else ScoredRow
+    return GenerationRow if name == "generations.jsonl" else dict
 
 
 def _newest(path: Path) -> dict[str, _Samples]:

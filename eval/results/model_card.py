@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import yaml
 
 from eval.report.headline import headline
 from eval.report.tables import md, md_table, results_tables
+from eval.schema import Results
 from sft.config.preset import find_path
 from sft.config.sections import DpoStage, Preset, SftStage, Source, describe_training
 from sft.data.readers import is_on_hub
@@ -37,7 +38,7 @@ def model_card(
         use: commands that talk to it, from inside its folder.
         checked: what was proved about it.
     """
-    results = verified_results(run)
+    results = cast("Results | None", verified_results(run))
     metadata = _metadata(preset, trained=stage_facts(run), last=model)
     base = preset.model.base_model or public_name(preset.model.name_or_path)
     lines = ["---", yaml.safe_dump(metadata, sort_keys=False).rstrip(), "---", ""]
@@ -58,7 +59,7 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _uncompared(results: dict[str, Any] | None, model: str) -> str:
+def _uncompared(results: Results | None, model: str) -> str:
     """Why a model has no results."""
     if not results:
         return "The run had not ended when this was exported, so nothing is compared here."

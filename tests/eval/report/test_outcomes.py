@@ -6,7 +6,8 @@ import pytest
 
 from eval.report.examples import shown
 from eval.report.outcomes import REASON, ended, judged
-from eval.report.record_shapes import ANSWER, VERDICT, misfit
+from eval.report.schema_checks import first_mismatch
+from eval.schema import GenerationRow, ScoredRow
 
 
 @pytest.mark.parametrize(
@@ -89,16 +90,16 @@ MARKED = {
 
 
 @pytest.mark.parametrize(
-    ("row", "shape", "read"),
+    ("row", "schema", "read"),
     [
-        (STORED, ANSWER, ended),
-        (STORED | {"repeats": False}, ANSWER, ended),
-        (STORED, ANSWER, shown),
-        (MARKED, VERDICT, judged),
-        (MARKED, VERDICT, shown),
+        (STORED, GenerationRow, ended),
+        (STORED | {"repeats": False}, GenerationRow, ended),
+        (STORED, GenerationRow, shown),
+        (MARKED, ScoredRow, judged),
+        (MARKED, ScoredRow, shown),
     ],
 )
-def test_any_row_of_the_shape_is_read(row, shape, read):
+def test_any_row_that_fits_the_schema_is_read(row, schema, read):
     """Whichever keys it lacks, also within its loop or its outcome."""
     inner = [(key, each) for key in ("loop", "outcome") for each in row.get(key) or ()]
     fit = 0
@@ -110,7 +111,7 @@ def test_any_row_of_the_shape_is_read(row, shape, read):
                     less.pop(key)
                 elif key in less:
                     less[key].pop(each, None)
-            if misfit(less, shape) is None:
+            if first_mismatch(less, schema) is None:
                 fit += 1
                 assert read(less)
     assert fit > 1
