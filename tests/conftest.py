@@ -47,3 +47,11 @@ def task_dir(tmp_path) -> Path:
 @pytest.fixture
 def tiny_model() -> LlamaForCausalLM:
     return make_tiny_model()
+
+
+@pytest.fixture
+def mark(tmp_path):
+    """What a hostile file would make if it were run; it is not there at the end."""
+    path = tmp_path / "mark"
+    yield path
+    assert not path.exists(), "what a hostile file holds was run"
