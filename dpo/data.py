@@ -58,10 +58,10 @@ def _pairs(source: Source) -> Iterator[ParsedRow | RowError]:
     verdicts = Verdicts(source)
 
     def read(record: Record, named: MappedRow) -> Iterator[ParsedRow]:
-        row, mended = _row(named, source, verdicts)
+        row, changes = _row(named, source, verdicts)
         unread = unread_content(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
         unread |= dict.fromkeys(COMMENTS & unread.keys(), "")
-        yield ParsedRow(row, raw=record.fields, mended=mended, unread=unread)
+        yield ParsedRow(row, raw=record.fields, changes=changes, unread=unread)
 
     yield from read_each(source, read)
     verdicts.refuse_from_zero()
@@ -73,23 +73,23 @@ def _row(
     fields, origin = record.fields, record.origin
     check_no_media(fields, origin)
     prompt, chosen, rejected = map(without_marks, _read_pair(fields, origin, verdicts))
-    prompt, mended = cut_lead(prompt)
+    prompt, changes = cut_lead(prompt)
     cut = [drop_null_arguments(turns) for turns in (prompt, chosen, rejected)]
     prompt, chosen, rejected = (turns for turns, _ in cut)
-    mended = (*mended, *dict.fromkeys(rule for _, rules in cut for rule in rules))
+    changes = (*changes, *dict.fromkeys(rule for _, rules in cut for rule in rules))
     check_no_media_placeholders(prompt, origin)
     _check(prompt, chosen, rejected, origin)
     row: dict[str, Any] = {
         "prompt": prompt,
         "chosen": chosen,
         "rejected": rejected,
-        "kind": read_kind(record, source, said=prompt),
+        "kind": read_kind(record, source, messages=prompt),
         "origin": origin,
     }
     tools, nulls = read_tools(fields.get("tools"), origin)
     if tools:
         row["tools"] = tools
-    return row | metadata(record), (*mended, *nulls)
+    return row | metadata(record), (*changes, *nulls)
 
 
 def _read_pair(fields: Fields, origin: str, verdicts: Verdicts) -> Pair:

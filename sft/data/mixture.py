@@ -1,4 +1,4 @@
-"""Mixes the sources: weights become row counts, sampled at random from a seed."""
+"""The mixture of sources: weights become row counts, sampled at random with a seed."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from sft.data.sources import SourceRows
 
 RowT = TypeVar("RowT", bound=dict[str, Any])
 
-# The paper's mix (arXiv 2401.02954, 4.1): shares of the helpful rows, and of all for safety.
+# The paper's mixture (arXiv 2401.02954, 4.1): shares of the helpful rows, and of all for safety.
 PAPER_SHARES = {"math": 0.466, "code": 0.222, "dialogue": 0.312, "safety": 0.2}
 
 
 def mix(read: SourceRows, sources: Sequence[Source], *, seed: int) -> list[dict[str, Any]]:
-    """The rows of all sources in their order, each source's share taken by its weight or count."""
+    """Return the rows of all sources in their order, sampled by each one's weight or count."""
     mixed: list[dict[str, Any]] = []
     start = 0
     for source, count in zip(sources, read.counts, strict=True):
@@ -28,23 +28,19 @@ def mix(read: SourceRows, sources: Sequence[Source], *, seed: int) -> list[dict[
 
 
 def take_share(rows: Sequence[RowT], *, weight: float, seed: int) -> list[RowT]:
-    """`weight` times the rows, rounded, taken as `take_count` does.
-
-    A weight of 1 keeps the rows and their order; 0.25 keeps a quarter; 2.5 repeats each row twice
-    and half of them a third time.
-    """
+    """Return `weight` times as many rows, rounded; a weight of 1 keeps the rows as they are."""
     return take_count(rows, count=round(weight * len(rows)), seed=seed)
 
 
 def take_count(rows: Sequence[RowT], *, count: int, seed: int) -> list[RowT]:
-    """Exactly `count` rows: whole copies, then a sample without replacement for the rest."""
+    """Return exactly `count` rows: full copies, then a sample without replacement for the rest."""
     copies, rest = divmod(count, len(rows)) if rows else (0, 0)
     rng = random.Random(seed)
-    drawn = sorted(rng.sample(range(len(rows)), rest))
-    return list(rows) * copies + [rows[i] for i in drawn]
+    sampled = sorted(rng.sample(range(len(rows)), rest))
+    return list(rows) * copies + [rows[i] for i in sampled]
 
 
 def share_of_kind(kind: str, counts: Mapping[str, int]) -> float:
-    """A kind's share as the paper counts it: safety of all rows, the others of all but safety."""
+    """Return a kind's share as the paper counts it: safety of all rows, others without safety."""
     total = sum(counts.values()) - (0 if kind == "safety" else counts.get("safety", 0))
     return counts[kind] / total

@@ -1,4 +1,4 @@
-"""Sources to chats, {"messages", "kind", "origin", ...}, and counts of what is left out and why."""
+"""Sources as chats, {"messages", "kind", "origin", ...}, and counts of the rows left out."""
 
 import contextlib
 import hashlib
@@ -25,34 +25,35 @@ from sft.data.messages import Message
 from sft.data.readers import read_records
 from sft.data.records import Record, RowError
 from sft.errors import UserError
+from sft.schema import SourceFacts
 
 log = logging.getLogger(__name__)
 
 DUPLICATE = "exact duplicate"  # the same record, field by field
-SAME_TEXT = "same text"  # another record that comes to the same chat
+SAME_TEXT = "same text"  # another record that gives the same chat
 OTHER_KIND, TEXT_KIND = "other", "text"
 CALCULATOR = re.compile(r"<<[^<>\n]*=[^<>\n]*>>")
-LOOKED_ON = 10_000  # rows behind one that ends the reading, for how many more are like it
+LOOKAHEAD = 10_000  # rows after the first bad one that are searched for more errors
 ENCODER = json.JSONEncoder(sort_keys=True, default=str)
-EXAMPLES = 20  # problems of a source that are kept word for word
+MAX_PROBLEMS = 20  # error sentences of a source that are stored
 
 
 @dataclass(frozen=True)
 class SourceCount:
-    """What became of a source's rows: rows_in = kept + the sum of dropped."""
+    """Counts of a source's rows, in the fields of `SourceFacts`."""
 
     source: str
     rows_in: int
     kept: int
-    dropped: dict[str, int]  # by rule
-    mended: dict[str, int]  # rows kept with something cut, by rule
-    unread: dict[str, int]  # rows with text in a field that nothing read, by field
-    problems: list[str]  # the first sentences, with file and line
+    dropped: dict[str, int]
+    mended: dict[str, int]
+    unread: dict[str, int]
+    problems: list[str]
 
 
 @dataclass(frozen=True)
 class ExactDuplicate:
-    """The row at `origin` was left out, because it is that at `of` again."""
+    """The row at `origin` was left out because it repeats the row at `of`."""
 
     origin: str
     of: str
@@ -61,66 +62,63 @@ class ExactDuplicate:
 
 @dataclass(frozen=True)
 class SourceRows:
-    """Rows of {"messages", "kind", "origin"} (plain text: "text" in the place of "messages") and,
-    where the file has them, "tools", "language", "reference" and "id"; a count for each source; and
-    what was left out as an exact repetition."""
+    """The rows of all sources, a count for each source, and the exact duplicates left out.
+
+    A row is {"messages", "kind", "origin"} ("text" instead of "messages" for plain text) and, if
+    the file has them, "tools", "language", "reference" and "id".
+    """
 
     rows: list[dict[str, Any]]
     counts: list[SourceCount]
     repeats: list[ExactDuplicate]
 
 
-def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows:
-    """Read chats from files or hub datasets of any known format.
+@dataclass(frozen=True)
+class ParsedRow:
+    """A usable row, the fields from which it was read, and the names of the changes made to it."""
 
-    Exact duplicates within and across sources are dropped and counted in either mode: of several
-    the first is kept.
+    row: dict[str, Any]
+    raw: Any
+    changes: tuple[str, ...] = ()
+    unread: Mapping[str, str] = field(default_factory=dict)  # see `unread_texts`
+
+
+def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows:
+    """Read chats from files or Hub datasets of any known format.
+
+    Exact duplicates within and across sources are dropped and counted; the first is kept.
 
     Args:
         sources: their `weight` is not applied here.
         on_error: "stop" raises on the first bad row; "drop" counts and lists it.
 
     Raises:
-        UserError: one sentence with file and line, the rule and the remedy; always for a missing
-            file, a file of another kind (preferences) and a source without a usable row.
+        UserError: one sentence with file and line, the rule and the remedy; in either mode for a
+            missing file, a file of preferences and a source without a usable row.
     """
     return collect([(source, _chats(source)) for source in sources], on_error=on_error)
-
-
-@dataclass(frozen=True)
-class ParsedRow:
-    """A usable row, the fields that it was read from, and what was mended in it, by name."""
-
-    row: dict[str, Any]
-    raw: Any
-    mended: tuple[str, ...] = ()
-    unread: Mapping[str, str] = field(default_factory=dict)  # see `unread_texts`
 
 
 def collect(
     sources: Iterable[tuple[Source, Iterable[ParsedRow | RowError]]], *, on_error: str
 ) -> SourceRows:
-    """Keep, count or stop: the one policy for chats and preferences.
-
-    Args:
-        sources: each with its contents: usable rows in order, and in the place of the others why
-            they are not.
+    """Keep, count or refuse the rows of chats or preferences.
 
     Raises:
-        UserError: the first problem under "stop"; under either a source without a usable row, or
-            of which a field with content would be left out of most rows.
+        UserError: the first error under "stop"; in either mode a source without a usable row, or
+            with content in a field that no format reads.
     """
     assert on_error in ("stop", "drop"), on_error
     read = SourceRows(rows=[], counts=[], repeats=[])
-    # Digests of the rows that are kept, with their origins.
+    # Origins of the rows that are kept, by digest.
     seen: dict[str, dict[bytes, str]] = {DUPLICATE: {}, SAME_TEXT: {}}
     for source, found in sources:
         count = _collect(found, source=source, on_error=on_error, seen=seen, into=read)
         read.counts.append(count)
         if count.dropped:
-            left_out = ", ".join(f"{n} {rule}" for rule, n in count.dropped.items())
             log.info(
-                "%s: %d of %d rows kept (%s)", source.path, count.kept, count.rows_in, left_out
+                "%s: %d of %d rows kept (%s)",
+                *(source.path, count.kept, count.rows_in, _listed(count.dropped)),
             )
     return read
 
@@ -135,7 +133,7 @@ def _collect(
 ) -> SourceCount:
     rows_in, before = 0, len(into.rows)
     dropped: Counter[str] = Counter()
-    mended: Counter[str] = Counter()
+    changes: Counter[str] = Counter()
     problems: list[str] = []
     unread = UnreadFields(source.ignore)
     rows = iter(found)
@@ -145,13 +143,13 @@ def _collect(
             if item.ends:
                 raise item
             if on_error == "stop" and not item.counted:
-                raise _among_its_like(item, rows, usable=len(into.rows) > before)
+                raise _with_following(item, rows, usable=len(into.rows) > before)
             dropped[item.rule] += 1
             problems.append(str(item))
             continue
         origin = item.row["origin"]
         unread.add(origin, item.unread)
-        digests = {DUPLICATE: _digest(item.raw), SAME_TEXT: _digest(_said(item.row))}
+        digests = {DUPLICATE: _digest(item.raw), SAME_TEXT: _digest(_content(item.row))}
         rule = next((rule for rule, digest in digests.items() if digest in seen[rule]), None)
         if rule is not None:
             dropped[rule] += 1
@@ -159,12 +157,12 @@ def _collect(
             continue
         for rule, digest in digests.items():
             seen[rule][digest] = origin
-        mended.update(item.mended)
+        changes.update(item.changes)
         into.rows.append(item.row)
     kept = len(into.rows) - before
-    # A source may repeat others altogether; its counts say so.
+    # A source may consist of repeats of the others; its counts show it.
     if not kept and not (dropped[DUPLICATE] or dropped[SAME_TEXT]):
-        why = ", ".join(f"{n} {rule}" for rule, n in dropped.most_common() if n) or "it has none"
+        why = _listed(dict((+dropped).most_common())) or "it has none"
         first = f"; first: {problems[0]}" if problems else ""
         raise UserError(f"{source.path}: no usable row ({why}); a source holds at least one{first}")
     unread.check()
@@ -173,19 +171,19 @@ def _collect(
         rows_in=rows_in,
         kept=kept,
         dropped=dict(dropped.most_common()),
-        mended=dict(mended.most_common()),
+        mended=dict(changes.most_common()),
         unread=dict(unread.counts.most_common()),
-        problems=problems[:EXAMPLES],
+        problems=problems[:MAX_PROBLEMS],
     )
 
 
-def _among_its_like(
+def _with_following(
     first: RowError, rest: Iterable[ParsedRow | RowError], *, usable: bool
 ) -> UserError:
     following: list[ParsedRow | RowError] = []
-    # What ends the source early is told when this row is mended.
+    # An error that ends the source early is raised again after this row is corrected.
     with contextlib.suppress(UserError):
-        following.extend(islice(rest, LOOKED_ON))
+        following.extend(islice(rest, LOOKAHEAD))
     others = [row for row in following if isinstance(row, RowError) and not row.counted]
     usable = usable or any(isinstance(row, ParsedRow) for row in following)
     return first.with_others(others, inspected=len(following), usable=usable)
@@ -196,19 +194,21 @@ def _digest(value: Any) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _said(row: dict[str, Any]) -> dict[str, Any]:
-    """What makes two rows the same: their text, not where they stand or how they are labelled."""
+def _content(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a row that training sees, without its origin and labels."""
     keys = ("messages", "prompt", "chosen", "rejected", "tools", "text")
     return {k: row[k] for k in keys if k in row}
 
 
 def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
-    """The records of a source with their rows under our names.
+    """Yield the records of a source with their rows under names that the formats know.
 
     Raises:
         UserError: at the end, a field of `ignore` or `columns` that no record has.
     """
-    ignored, columns = set(source.ignore), set(source.columns.values())
+    # Keys of messages are named as messages[].key, and are no fields.
+    ignored = {name for name in source.ignore if "[]." not in name}
+    columns = set(source.columns.values())
     records = read_records(source)
     if not source.columns and "role" not in source.ignore:
         records = assemble_trees(records)
@@ -216,17 +216,15 @@ def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
         if isinstance(record, RowError):
             yield record
             continue
-        if ignored or columns:
-            ignored -= record.fields.keys()
-            columns = {n for n in columns if field_of(record.fields, n) not in record.fields}
+        ignored -= record.fields.keys()
+        columns = {n for n in columns if field_of(record.fields, n) not in record.fields}
         try:
             row = apply_columns(record, source.columns, ignore=source.ignore)
         except RowError as error:
             yield error
             continue
         yield record, row
-    # Keys of messages are named as messages[].key.
-    if missing := {name for name in ignored if "[]." not in name} | columns:
+    if missing := ignored | columns:
         raise UserError(
             f"{source.path}: ignore or columns names {', '.join(map(repr, sorted(missing)))}, "
             "which no row has; correct the name"
@@ -236,7 +234,7 @@ def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
 def read_each(
     source: Source, read: Callable[[Record, MappedRow], Iterable[ParsedRow]]
 ) -> Iterator[ParsedRow | RowError]:
-    """What `read` makes of each record of a source, or the RowError that it raises."""
+    """Yield the rows that `read` returns for each record of a source, or the error it raises."""
     for item in read_rows(source):
         if isinstance(item, RowError):
             yield item
@@ -251,83 +249,74 @@ def read_each(
 
 def _chats(source: Source) -> Iterator[ParsedRow | RowError]:
     def read(record: Record, row: MappedRow) -> Iterator[ParsedRow]:
-        made = list(_read(row, source))
-        said = [message for one, _ in made for message in _messages(one)]
-        unread = unread_content(row, said)
-        for part, (one, mended) in enumerate(made):
-            yield ParsedRow(one, raw=(part, record.fields), mended=mended, unread=unread)
+        parsed = list(_read(row, source))
+        messages = [
+            message
+            for one, _ in parsed
+            for message in one.get("messages", [{"content": one.get("text")}])
+        ]
+        unread = unread_content(row, messages)
+        for part, (one, changes) in enumerate(parsed):
+            yield ParsedRow(one, raw=(part, record.fields), changes=changes, unread=unread)
 
     return read_each(source, read)
 
 
-def _messages(row: dict[str, Any]) -> list[Message]:
-    return row["messages"] if "messages" in row else [{"content": row["text"]}]
-
-
 def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-    """The rows of a record, each with what was mended in it."""
+    """Yield the rows of a record, each with the names of the changes made to it."""
     if (text := read_text(record)) is not None:
-        said = [{"role": "user", "content": text}]
-        kind = read_kind(record, source, said=said, default=TEXT_KIND)
+        messages: list[Message] = [{"role": "user", "content": text}]
+        kind = read_kind(record, source, messages=messages, default=TEXT_KIND)
         yield {"text": text, "kind": kind, "origin": record.origin} | metadata(record), ()
         return
     for chat in read_chats(record, tree_paths=source.tree_paths):
-        messages, mended = chat.messages, chat.mended
+        messages, changes = chat.messages, chat.changes
         if source.strip_calculator:
             messages = [_without_annotations(message) for message in messages]
             if messages != chat.messages:
-                mended = (*mended, "calculator annotations removed")
-        kind = read_kind(record, source, said=messages)
+                changes = (*changes, "calculator annotations removed")
+        kind = read_kind(record, source, messages=messages)
         row: dict[str, Any] = {"messages": messages, "kind": kind, "origin": record.origin}
         if chat.tools:
             row["tools"] = chat.tools
-        yield row | metadata(record), mended
+        yield row | metadata(record), changes
 
 
 def _without_annotations(message: Message) -> Message:
-    """GSM8K: "6*7=<<6*7=42>>42" becomes "6*7=42"; the "#### 42" at the end is no annotation."""
+    # GSM8K: "6*7=<<6*7=42>>42" becomes "6*7=42"; "#### 42" at the end is no annotation.
     if message["role"] != "assistant":
         return message
     return message | {"content": CALCULATOR.sub("", message["content"])}
 
 
 def read_kind(
-    record: MappedRow, source: Source, *, said: Sequence[Message], default: str = OTHER_KIND
+    record: MappedRow, source: Source, *, messages: Sequence[Message], default: str = OTHER_KIND
 ) -> str:
-    """The first kind whose rule finds its pattern in what the user says, else the source's kind,
-    else the row's own, else `default`.
+    """Return the kind of a row: by the source's `kind_rule`, its `kind`, or the row's field.
 
     Raises:
-        RowError: the row's own is no text.
+        RowError: the row's own kind is not text.
     """
-    asked = "\n".join(message["content"] for message in said if message["role"] == "user")
+    question = "\n".join(m["content"] for m in messages if m["role"] == "user")
     for ruled, pattern in source.kind_rule.items():
-        if re.search(pattern, asked):
+        if re.search(pattern, question):
             return ruled
     kind = source.kind or record.fields.get("kind")
     if kind is None or kind == "":
         return default
     if not isinstance(kind, str):
-        raise RowError(
-            record.origin,
-            rule="wrong type",
-            detail=f"kind is {kind!r}",
-            remedy="it must be text such as math or dialogue",
-        )
+        detail, remedy = f"kind is {kind!r}", "it must be text such as math or dialogue"
+        raise RowError(record.origin, rule="wrong type", detail=detail, remedy=remedy)
     return kind
 
 
 def metadata(record: MappedRow) -> dict[str, Any]:
-    """Fields that pass through unchanged where the record has them."""
+    """Return the fields of `META` that the record has; they pass through unchanged."""
     return {key: record.fields[key] for key in META if record.fields.get(key) is not None}
 
 
-def source_table(sources: Sequence[Mapping[str, Any]], *, title: str) -> Table:
-    """A line for each source.
-
-    Args:
-        sources: `SourceCount` as plain data, as data.json keeps it.
-    """
+def source_table(sources: Sequence[SourceFacts], *, title: str) -> Table:
+    """Return a table with a line for each source: rows kept, left out and changed."""
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("source", overflow="fold")
     for heading in ("read", "kept"):
@@ -341,7 +330,10 @@ def source_table(sources: Sequence[Mapping[str, Any]], *, title: str) -> Table:
             name if unique else source["source"],
             f"{source['rows_in']:,}",
             f"{source['kept']:,}",
-            *(_listed(source.get(part, {})) for part in ("dropped", "mended", "unread")),
+            *(
+                _listed(counts)
+                for counts in (source["dropped"], source["mended"], source["unread"])
+            ),
         )
     return table
 

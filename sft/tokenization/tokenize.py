@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.system_prompt import lacks_system
-from sft.data.sources import EXAMPLES
+from sft.data.sources import MAX_PROBLEMS
 from sft.distributed.workers import Workers
 from sft.errors import UserError
 from sft.system.atomic_files import writing
@@ -76,7 +76,7 @@ def write_token_rows(
     if problems and not kinds:
         raise UserError(f"no row of data.sft could be tokenized; the first problem: {problems[0]}")
     return {
-        "not_tokenised": {"count": len(problems), "problems": problems[:EXAMPLES]},
+        "not_tokenised": {"count": len(problems), "problems": problems[:MAX_PROBLEMS]},
         "kinds": dict(kinds),
         **{name: counts[name] for name in COUNTS},
     }
