@@ -3,19 +3,10 @@
 import shutil
 
 import pytest
-from tiny_world import build_world, chat
+from chain_runs import run
+from tiny_world import chat
 
-from recipes.sft_then_dpo import main
 from sft.system.atomic_files import read_json, read_jsonl, write_jsonl
-
-
-@pytest.fixture
-def world(tmp_path, tiny_tokenizer):
-    return build_world(tmp_path, tiny_tokenizer)
-
-
-def run(world, *arguments):
-    return main([str(world / "preset.yaml"), *arguments])
 
 
 def refusal(world, capsys, *arguments):
