@@ -172,7 +172,7 @@ def _fits_in_parts(
     machine = replace(this_machine(placement), sharded=lends)
     device_memory = DeviceMemory(config, LoraSection(), placement, machine)
     parts = device_memory.in_parts(section.in_parts, backend=section.backend)
-    device_memory.refuse_whole(f"{name} ({model.name_or_path})")
+    device_memory.check_full_model(f"{name} ({model.name_or_path})")
     return parts
 
 

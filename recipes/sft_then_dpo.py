@@ -166,7 +166,7 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
     check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
     in_parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
-    planner.refuse_whole()
+    planner.check_full_model()
     benchmarks = benchmark_questions(preset.eval)
     inputs = run_inputs(preset, base=base, tokenizer=tokenizer, more=task_inputs(preset.eval))
     return CheckedRun(

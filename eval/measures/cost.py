@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sft.config.sections import EvalSection, Preset, Source
 from sft.data.prompts import read_prompts, read_repetition_prompts
 from sft.planning.budget import Planner
-from sft.planning.budget_table import in_digits
+from sft.planning.budget_table import format_hours
 
 # Tokens per second in generation as a share of those in scoring. On a CPU it was measured with
 # SmolLM2-135M, 24 answers at once; for other devices it is a guess for small batches.
@@ -59,7 +59,7 @@ def cost_line(
     machine = planner.machine
     if machine.peak is None:
         return "measuring: hours unknown, since the device's speed is"
-    rate = machine.peak * machine.count * planner.utilisation
+    rate = machine.peak * machine.count * planner.utilization
     share = WRITING.get(planner.placement.device.type, WRITING_ELSEWHERE)
 
     def hours(tokens: Tokens) -> float:
@@ -74,9 +74,9 @@ def cost_line(
     chat = hours(asked[True] + others + answers_cost(section))
     answers = hours(Tokens(0, sampled * pairs.samples_per_prompt * pairs.max_new_tokens))
     whole = base + models * chat + answers
-    parts = [f"base {in_digits(base, 2)}", f"{models} trained {in_digits(models * chat, 2)}"]
-    parts += [f"answers for pairs {in_digits(answers, 2)}"] if sampled else []
+    parts = [f"base {format_hours(base, 2)}", f"{models} trained {format_hours(models * chat, 2)}"]
+    parts += [f"answers for pairs {format_hours(answers, 2)}"] if sampled else []
     if not whole:
         return "measuring: nothing is asked"
-    line = f"measuring, at most: {in_digits(whole, 2)} hours ({', '.join(parts)})"
+    line = f"measuring, at most: {format_hours(whole, 2)} hours ({', '.join(parts)})"
     return f"{line}, {whole / (whole + training):.0%} of the run"

@@ -1,8 +1,8 @@
-"""What a run will take: memory, operations and hours of each stage, from its real rows.
+"""Memory, operations and hours of each stage of a run, from its real rows.
 
 Memory is that of `sft.planning.step_memory` on the longest rows that can meet in a micro-batch;
-operations are `sft.model.flops`'s over all rows; hours follow from a device's published peak at a
-stated utilisation. Measuring, sampling pairs and writing checkpoints come on top of the hours.
+operations are those of `sft.model.flops` over all rows; hours follow from a device's published peak
+at a given utilization. Measuring, sampling pairs and writing checkpoints take further hours.
 """
 
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedConfig
 
 from sft.config.sections import DpoStage, ModelSection, SftStage
@@ -46,12 +47,12 @@ from sft.planning.step_memory import (
 )
 from sft.training.micro_batches import pass_tokens
 
-SAMPLED = 2000  # micro-batches that padding is counted on
-REFERENCE_ROWS = 64  # pairs whose reference is taken at once, see `dpo.reference`
+SAMPLED = 2000  # micro-batches that padding is estimated from
+REFERENCE_ROWS = 64  # pairs of a forward pass of the reference model, as in `dpo.reference`
 
 
 def named_placement(section: ModelSection) -> Placement:
-    """How a device of the table trains: float32 weights, bfloat16 products, masks over rows."""
+    """Return how a device of the table trains: float32 weights, bfloat16 products, row masks."""
     attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
     compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
     return Placement(
@@ -61,133 +62,147 @@ def named_placement(section: ModelSection) -> Placement:
 
 @dataclass(frozen=True)
 class StageWorkload:
-    """The documents of a stage: an epoch's rows by their lengths."""
+    """The documents of an epoch of a stage, by their lengths."""
 
     name: str
     section: SftStage | DpoStage
     spans: tuple[Span, ...]
-    scored: tuple[int, ...]  # tokens of each that the loss is on
+    scored: tuple[int, ...]  # tokens of each document that the loss is computed on
     reference: bool = False  # each row is scored once before training
-    bound: bool = False  # no more than this: the rows are still to be made
+    bound: bool = False  # an upper bound: the rows do not exist yet
 
     @property
     def tokens(self) -> int:
-        return sum(_length(span) for span in self.spans)
+        return sum(map(_length, self.spans))
 
     @property
     def title(self) -> str:
-        """How the stage is called where its figures are told."""
+        """The stage's name in tables and sentences."""
         return f"{self.name}, at most" if self.bound else self.name
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        options = self.section.trl
+        return bool(options.get("gradient_checkpointing") or options["activation_checkpointing"])
 
 
 @dataclass(frozen=True)
 class StageBudget:
-    """What one stage takes."""
+    """Cost of one stage."""
 
     workload: StageWorkload
     steps: int
-    padding: float  # share of the positions in rows that are no token
-    flops: int  # of the whole stage, with what checkpointing computes again
-    memory: Memory | None  # of one device; None where the model's code does not run without data
+    padding: float  # share of positions that hold no token
+    flops: int  # of the full stage, including recomputation
+    memory: Memory | None  # of one device; None if the model's code does not run on fake tensors
     hours: float | None
 
 
 @dataclass(frozen=True)
 class Planner(DeviceMemory):
-    """What all stages have in common: the model, how it trains, and on what."""
+    """Plans the stages of a run: the model, the way it is trained, and the devices."""
 
-    utilisation: float = 0.4  # of the peak; dense models of billions train at 0.3 to 0.5
+    utilization: float = 0.4  # of the peak; dense models of billions of weights reach 0.3 to 0.5
 
     def stage(self, workload: StageWorkload) -> StageBudget:
-        """The budget of a stage."""
-        options = workload.section.trl
-        micro = options["per_device_train_batch_size"] * self.machine.count
-        batch = step_rows(workload.section, processes=self.machine.count)
+        """Return the budget of a stage."""
+        options, devices = workload.section.trl, self.machine.count
+        batch = step_rows(workload.section, processes=devices)
         steps = count_steps(len(workload.spans), batch=batch, options=options)
         epochs = steps * batch / len(workload.spans)
-        flops = round(epochs * self._epoch_flops(workload)) + self._reference_flops(workload)
-        rate = self.machine.peak
-        hours = flops / (rate * self.machine.count * self.utilisation) / 3600 if rate else None
+        flops = round(epochs * self._epoch_flops(workload))
+        if workload.reference:
+            flops += forward_flops(self.costs, workload.spans, scored=sum(workload.scored))
+        peak = self.machine.peak
+        hours = flops / (peak * devices * self.utilization) / 3600 if peak else None
         memory: Memory | None = None
         with suppress(NeedsValues, RowsNotRead):
+            micro = options["per_device_train_batch_size"] * devices
             memory = self.memory(workload, accumulates=batch > micro)
         padding = padding_of(workload, replace(self.placement, attention=self.attention))
         return StageBudget(workload, steps, padding, flops, memory, hours)
 
     @property
     def attention(self) -> str:
-        """What the model's attention is planned as. Flex attention runs on a GPU alone; the masks
-        over rows that it falls back to take more, so the plan is a bound."""
-        wanted = self.placement.attention
-        return attention_for(self.config, "sdpa" if wanted == FLEX else wanted)
+        """The attention backend that is planned for.
+
+        Flex attention runs on a GPU only. Its fallback, masks over rows, takes more memory, so that
+        the plan is an upper bound.
+        """
+        chosen = self.placement.attention
+        return attention_for(self.config, "sdpa" if chosen == FLEX else chosen)
 
     def _epoch_flops(self, workload: StageWorkload) -> int:
-        costs = self.costs
-        total = training_flops(costs, workload.spans, scored=sum(workload.scored))
-        if _checkpoints(workload.section):
-            total += forward_flops(costs, workload.spans, scored=0)
+        total = training_flops(self.costs, workload.spans, scored=sum(workload.scored))
+        if workload.checkpoints:
+            total += forward_flops(self.costs, workload.spans, scored=0)
         return total
 
-    def _reference_flops(self, workload: StageWorkload) -> int:
-        if not workload.reference:
-            return 0
-        return forward_flops(self.costs, workload.spans, scored=sum(workload.scored))
-
     def memory(self, workload: StageWorkload, *, accumulates: bool) -> Memory:
-        """Memory of one device at the worst moment that the stage's rows can bring about: in a
-        training step, or while the reference is taken before it."""
-        training = self._training(workload, accumulates=accumulates)
-        most = training
+        """Return the peak memory of one device over all batches that the stage's rows can form: in
+        a training step, or while the reference is computed before it."""
+        peak = self._training(workload, accumulates=accumulates)
         if workload.reference:
-            most = max(training, self._reference(workload), key=lambda memory: memory.total)
-        return replace(most, process=self.process)
+            peak = max(peak, self._reference(workload), key=lambda memory: memory.total)
+        return replace(peak, process=self.process)
 
     def _training(self, workload: StageWorkload, *, accumulates: bool) -> Memory:
-        rows = workload.section.trl["per_device_train_batch_size"]
-        most = pass_tokens(self.placement.device, sharded=self.sharded)
         setup = replace(
             self._setup,
-            # Sharded weights are gathered in the compute dtype, so nothing is cast.
+            # FSDP gathers sharded weights in the compute dtype, so that autocast casts nothing.
             weights=self.placement.compute if self.sharded else self.placement.weights,
-            checkpointing=_checkpoints(workload.section),
+            checkpointing=workload.checkpoints,
             accumulates=accumulates,
         )
-        whole = self._of_fullest(
-            step_memory, workload, setup, rows=rows, tokens=most, packing=workload.section.packing
+        memory = self._of_fullest_batch(
+            step_memory,
+            workload,
+            setup,
+            rows=workload.section.trl["per_device_train_batch_size"],
+            tokens=pass_tokens(self.placement.device, sharded=self.sharded),
+            packing=workload.section.packing,
         )
+        trainable = self.parameters.trainable
         if self.sharded:
-            return self._shard(whole)
+            own = trainable / self.machine.count
+            return replace(
+                memory, weights=self.shard, gradients=round(4 * own), optimizer=round(8 * own)
+            )
         if self.machine.count > 1:  # DDP's buckets hold every gradient a second time
-            return replace(whole, gradients=whole.gradients + 4 * self.parameters.trainable)
-        return whole
+            return replace(memory, gradients=memory.gradients + 4 * trainable)
+        return memory
 
     def _reference(self, workload: StageWorkload) -> Memory:
-        """As `dpo.reference` takes it, many pairs at once whatever the micro-batch: of the whole
-        model, or of the parts that the devices lend each other."""
-        tokens = batch_tokens(self.placement.device)
+        """Return the memory of `dpo.reference`, whose batches do not depend on the micro-batch."""
         setup = self._setup
-        if self.lends:
+        if self.loads_shards:
             setup = replace(setup, weights=self.placement.compute)
-        whole = self._of_fullest(
-            scoring_memory, workload, setup, rows=REFERENCE_ROWS, tokens=tokens, packing=True
+        memory = self._of_fullest_batch(
+            scoring_memory,
+            workload,
+            setup,
+            rows=REFERENCE_ROWS,
+            tokens=batch_tokens(self.placement.device),
+            packing=True,
         )
-        return replace(whole, weights=self.part) if self.lends else whole
+        return replace(memory, weights=self.shard) if self.loads_shards else memory
 
-    def _of_fullest(
+    def _of_fullest_batch(
         self,
-        take: Callable[[PreTrainedConfig, Batch, Setup], Memory],
+        run: Callable[[PreTrainedConfig, Batch, Setup], Memory],
         workload: StageWorkload,
         setup: Setup,
         **limits: Any,
     ) -> Memory:
-        """Memory of the fullest pass, each sequence in a row of its own where the model's code
-        takes no packed rows, as `sft.packing.equivalence` finds when a run starts."""
+        """Run the fullest batch; if the model's code refuses packed rows, with a row for each
+        sequence, as `sft.packing.equivalence` falls back to when a run starts."""
         kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
         try:
-            return take(self.config, self._fullest(workload, kind, **limits), setup)
+            return run(self.config, _fullest_batch(workload, kind, **limits), setup)
         except RowsNotRead:
-            batch = self._fullest(workload, "apart", **limits)
-            return take(self.config, batch, replace(setup, apart=True))
+            batch = _fullest_batch(workload, "apart", **limits)
+            return run(self.config, batch, replace(setup, separate_rows=True))
 
     @property
     def _setup(self) -> Setup:
@@ -200,53 +215,33 @@ class Planner(DeviceMemory):
         )
 
     def ceiling(self, workload: StageWorkload) -> int:
-        """Bytes that the stage stays far below, counted at once, where `memory` takes seconds."""
+        """Return a loose upper bound of the stage's bytes at once; `memory` takes seconds."""
         device = self.placement.device
         most = max(pass_tokens(device, sharded=self.sharded), batch_tokens(device))
         lengths = sorted(map(_length, workload.spans), reverse=True)
         rows = workload.section.trl["per_device_train_batch_size"]
         rows = max(rows, REFERENCE_ROWS) if workload.reference else rows
         tokens = min(sum(lengths[:rows]), max(most, lengths[0]))
-        every = self.parameters.total
+        total = self.parameters.total
         return self.process + memory_ceiling(
-            self.config, parameters=every, tokens=tokens, longest=lengths[0]
+            self.config, parameters=total, tokens=tokens, longest=lengths[0]
         )
 
-    def _fullest(
-        self, workload: StageWorkload, kind: RowKind, *, rows: int, tokens: int, packing: bool
-    ) -> Batch:
-        """The fullest pass of at most `tokens` tokens that the stage's longest rows make."""
-        order = sorted(range(len(workload.spans)), key=lambda i: -_length(workload.spans[i]))[:rows]
-        documents = [_document(workload.spans[i], workload.scored[i]) for i in order]
-        passes = best_fit([len(d) for d in documents], row_length=tokens)
-        fullest = max(passes, key=lambda part: sum(len(documents[i]) for i in part))
-        return lay_out([documents[i] for i in fullest], packing=packing, rows=kind)
-
-    def _shard(self, whole: Memory) -> Memory:
-        """Weights, gradients and moments in parts, as FSDP2 spreads them."""
-        trained = self.parameters.trainable / self.machine.count
-        return replace(
-            whole,
-            weights=self.part,
-            gradients=round(4 * trained),
-            optimiser=round(8 * trained),
-        )
-
-    def refuse_too_large(self, budget: StageBudget) -> None:
-        """Say what to change where a stage does not fit its device.
+    def check_fits(self, budget: StageBudget) -> None:
+        """Refuse a stage that does not fit its device.
 
         Raises:
-            UserError: it does not; with the nearest setting that does, found by planning it.
+            UserError: it does not; with the nearest setting that fits, found by planning it.
         """
-        if sentence := self.too_large(budget):
-            raise UserError(sentence)
+        if problem := self.excess(budget):
+            raise UserError(problem)
 
-    def too_large(self, budget: StageBudget) -> str | None:
-        """What to change where a stage does not fit its device; None where it does."""
+    def excess(self, budget: StageBudget) -> str | None:
+        """Return a sentence on a stage that does not fit its device; None if it fits."""
         limit = self.limit
         if budget.memory is None or budget.memory.total <= limit:
             return None
-        found = next((words for words, memory in self._changes(budget) if memory <= limit), None)
+        found = next((setting for setting, size in self._changes(budget) if size <= limit), None)
         advice = f"; {found} fits" if found else "; nothing that truing can change makes it fit"
         return (
             f"{budget.workload.title} needs {budget.memory.total / GIB:.1f} GiB on each device and "
@@ -254,40 +249,42 @@ class Planner(DeviceMemory):
         )
 
     def _changes(self, budget: StageBudget) -> Iterator[tuple[str, int]]:
-        """Settings that need less memory, each further from the preset than the one before."""
-        workload = budget.workload
-        name = workload.name.replace("-", "_")
-        planner, words = self, ""
+        """Yield settings that need less memory, with their bytes, each further from the preset."""
+        workload, planner, settings = budget.workload, self, ""
+
+        def size(planner: Planner) -> int:
+            return planner.memory(workload, accumulates=True).total
+
         for key, value in (("activation_checkpointing", True), ("per_device_train_batch_size", 1)):
             if workload.section.trl[key] != value:
                 section = replace(workload.section, trl=workload.section.trl | {key: value})
                 workload = replace(workload, section=section)
-                words += f" {name}.{key}={str(value).lower()}"
-                yield words.strip(), planner.memory(workload, accumulates=True).total
-        full = words
+                settings += f" {workload.name.replace('-', '_')}.{key}={str(value).lower()}"
+                yield settings.strip(), size(planner)
+        without_lora = settings.strip()
         if not self.lora.r:
             planner = replace(self, lora=replace(self.lora, r=16))
-            words = f" lora.r=16{words}"
-            yield words.strip(), planner.memory(workload, accumulates=True).total
+            settings = f" lora.r=16{settings}"
+            yield settings.strip(), size(planner)
         if self.placement.load_in_4bit:
-            return  # not for weights that are spread over devices
+            return  # bitsandbytes' weights cannot be sharded
         if self.placement.device.type == "cuda" and not self.sharded:
-            in_4bit = replace(planner, placement=replace(self.placement, load_in_4bit=True))
-            yield (
-                f"model.load_in_4bit=true{words}",
-                in_4bit.memory(workload, accumulates=True).total,
-            )
+            quantized = replace(planner, placement=replace(self.placement, load_in_4bit=True))
+            yield f"model.load_in_4bit=true{settings}", size(quantized)
         if self.placement.device.type == "mps":
-            return  # a Mac has one
+            return  # a Mac has one device
         for count in (2, 4, 8, 16, 32, 64):
             if count > self.machine.count:
                 machine = replace(self.machine, count=count, sharded=True)
-                memory = replace(self, machine=machine).memory(workload, accumulates=True)
-                yield f"FSDP over {count} such devices with{full or ' this preset'}", memory.total
+                rest = without_lora or "this preset"
+                yield (
+                    f"FSDP over {count} such devices with {rest}",
+                    size(replace(self, machine=machine)),
+                )
 
 
 def padding_of(workload: StageWorkload, placement: Placement) -> float:
-    """The share of positions that hold no token, over micro-batches of the rows in random order."""
+    """Return the share of positions without a token, over micro-batches in random order."""
     micro = workload.section.trl["per_device_train_batch_size"]
     lengths = [_length(span) for span in workload.spans]
     random.Random(0).shuffle(lengths)
@@ -304,13 +301,23 @@ def padding_of(workload: StageWorkload, placement: Placement) -> float:
     return 1 - tokens / positions
 
 
+def _fullest_batch(
+    workload: StageWorkload, kind: RowKind, *, rows: int, tokens: int, packing: bool
+) -> Batch:
+    """Lay out the fullest batch of at most `tokens` tokens of the stage's longest rows."""
+    pairs = sorted(zip(workload.spans, workload.scored, strict=True), key=lambda p: -_length(p[0]))
+    documents = [_document(span, scored) for span, scored in pairs[:rows]]
+    batches = best_fit([len(d) for d in documents], row_length=tokens)
+    fullest = max(batches, key=lambda batch: sum(len(documents[i]) for i in batch))
+    return lay_out([documents[i] for i in fullest], packing=packing, rows=kind)
+
+
 def _length(span: Span) -> int:
     return span.trunk + sum(span.branches)
 
 
 def _document(span: Span, scored: int) -> Document:
-    """A document of these lengths, of which the last tokens are scored: of a chat, of each of its
-    branches alike, or of a pair its answers whole."""
+    """Return a document of these lengths whose last tokens are scored, evenly over its branches."""
     lengths = span.branches or (span.trunk,)
     counts = [scored * n // sum(lengths) for n in lengths]
     counts[-1] += scored - sum(counts)
@@ -323,13 +330,8 @@ def _document(span: Span, scored: int) -> Document:
     return Document(Segment([0] * span.trunk, [False] * span.trunk), parts)
 
 
-def _checkpoints(section: SftStage | DpoStage) -> bool:
-    options = section.trl
-    return bool(options.get("gradient_checkpointing") or options["activation_checkpointing"])
-
-
-def chats_workload(name: str, section: SftStage, rows: Any) -> StageWorkload:
-    """The workload of an SFT stage on token rows `{"input_ids", "trained", "branches"?}`."""
+def chats_workload(name: str, section: SftStage, rows: Dataset) -> StageWorkload:
+    """Return the workload of an SFT stage on token rows `{"input_ids", "trained", "branches"?}`."""
     columns = rows.with_format("arrow")
     trained = columns["trained"][:].to_pylist()
     shared = "branches" in rows.column_names
@@ -344,10 +346,10 @@ def chats_workload(name: str, section: SftStage, rows: Any) -> StageWorkload:
 def pairs_workload(
     section: DpoStage, lengths: Sequence[tuple[int, int, int]], *, bound: bool = False
 ) -> StageWorkload:
-    """The workload of the preference stage on pairs: tokens of prompt, chosen and rejected.
+    """Return the workload of DPO on pairs, given the tokens of prompt, chosen and rejected.
 
     Args:
-        bound: the pairs are still to be made, these are the most that can come.
+        bound: the pairs do not exist yet; there cannot be more or longer ones.
     """
     spans = tuple(
         Span(i, 0, prompt, (chosen, rejected))

@@ -1,7 +1,7 @@
-"""A run's budget: shown as a table, a column a stage, and held against the memory there is."""
+"""Show the budget of a run as a table with a column per stage, and check it against the memory."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Group
@@ -17,20 +17,21 @@ from sft.run.console import show
 
 log = logging.getLogger(__name__)
 
-PARTS = ("weights", "gradients", "optimiser", "activations", "logits", "process")
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "process")
 
 
 def show_budget(
     planner: Planner, workloads: Sequence[StageWorkload], *, parts: bool, errors: bool = True
 ) -> float | None:
-    """Print what the stages take, where the plan knows the model's layers; returns their hours.
+    """Print the budget of the stages and return their hours; None if the plan does not support the
+    model's layers.
 
     Args:
-        parts: whether models are measured in parts, see `Planner.in_parts`.
-        errors: print to stderr, not to stdout.
+        parts: whether models are measured with sharded weights, see `Planner.in_parts`.
+        errors: print to stderr instead of stdout.
 
     Raises:
-        UserError: one of them does not fit its device, or the whole model does not.
+        UserError: a stage does not fit its device, or the full model does not.
     """
     if not plannable(planner.config):
         kind = planner.config.model_type
@@ -38,17 +39,15 @@ def show_budget(
         return None
     budgets = [planner.stage(workload) for workload in workloads]
     show(budget_table(planner, budgets, parts=parts), errors=errors)
-    planner.refuse_whole()
+    planner.check_full_model()
     for budget in budgets:
-        planner.refuse_too_large(budget)
+        planner.check_fits(budget)
     return sum(budget.hours or 0.0 for budget in budgets)
 
 
 def check_memory(planner: Planner, workloads: Sequence[StageWorkload]) -> None:
-    """Stop a run that the plan is sure will not fit, before its first model is loaded.
-
-    Where the plan is a bound (answers still to be sampled, flex attention), or the rest that it
-    leaves to the driver would do, that is a warning.
+    """Stop a run that certainly does not fit, before its first model is loaded; warn if the plan is
+    an upper bound, or if the memory that it reserves for the driver would be enough.
 
     Raises:
         UserError: a stage needs more than its device has.
@@ -60,18 +59,18 @@ def check_memory(planner: Planner, workloads: Sequence[StageWorkload]) -> None:
             continue
         budget = planner.stage(workload)
         if budget.memory is None:
-            log.warning("plan: %s; going on without it", _unknown(planner))
+            log.warning("plan: %s; continuing without it", _unknown(planner))
             return
-        sentence = planner.too_large(budget)
+        problem = planner.excess(budget)
         bound = workload.bound or planner.placement.attention == FLEX
-        if sentence and not bound and budget.memory.total > planner.machine.memory:
-            raise UserError(sentence)
-        if sentence:
-            log.warning("%s; going on, since that is the most that it may need", sentence)
+        if problem and not bound and budget.memory.total > planner.machine.memory:
+            raise UserError(problem)
+        if problem:
+            log.warning("%s; continuing, since this is an upper bound", problem)
 
 
 def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: bool) -> Group:
-    """Rows, tokens, operations, hours and memory by part of each stage, below the model's size."""
+    """Return the model's size and, per stage, rows, tokens, operations, hours and memory."""
     machine = planner.machine
     table = Table(box=box.SIMPLE_HEAD, title="plan", title_justify="left", pad_edge=False)
     table.add_column("")
@@ -82,18 +81,18 @@ def budget_table(planner: Planner, budgets: Sequence[StageBudget], *, parts: boo
     if any(budget.memory is None for budget in budgets):
         table.caption, table.caption_justify = _unknown(planner), "left"
     devices = f"{machine.count} x {machine.name}" if machine.count > 1 else machine.name
-    spread = ", weights and moments sharded" if machine.sharded and machine.count > 1 else ""
+    sharded = ", weights and moments sharded" if planner.sharded else ""
     notes = [
-        f"memory: of each device ({devices}{spread}), at the worst moment of a step on the longest "
-        "rows, or of taking the reference, which is log-probs on disk and takes none in training",
-        _whole(planner, parts=parts),
+        f"memory: of each device ({devices}{sharded}), the peak of a step on the longest rows, or "
+        "of the reference model's forward passes before training, whose results are on disk",
+        _full_model_line(planner, parts=parts),
     ]
     if budgets and budgets[0].hours is not None:
         notes.append(
-            f"hours: at {planner.utilisation:.0%} of {machine.peak or 0:.3g} operations a second "
-            "and device; measuring and sampling come on top, see the line on measuring"
+            f"hours: at {planner.utilization:.0%} of {machine.peak or 0:.3g} operations a second "
+            "and device, without measuring and sampling, see the line on measuring"
         )
-    return Group(_sizes(planner.parameters), table, *notes)
+    return Group(_parameter_line(planner.parameters), table, *notes)
 
 
 def _unknown(planner: Planner) -> str:
@@ -101,20 +100,20 @@ def _unknown(planner: Planner) -> str:
     return f"memory unknown: the code of a {kind!r} model cannot be run without data"
 
 
-def _whole(planner: Planner, *, parts: bool) -> str:
+def _full_model_line(planner: Planner, *, parts: bool) -> str:
     if parts:
         size = planner.measured / GIB
-        return f"whole model: {size:.2f} GiB of weights, on no device; it is measured in parts"
-    loaded = planner.sharded and not planner.lends
+        return f"full model: {size:.2f} GiB of weights, on no device; it is measured in shards"
+    loads_full = planner.sharded and not planner.loads_shards
     return (
-        f"whole model: {planner.whole / GIB:.2f} GiB of weights on each device while it is measured"
-        f"{', or loaded to be spread' if loaded else ''}"
+        f"full model: {planner.full_model / GIB:.2f} GiB of weights on each device while it is "
+        f"measured{', or loaded to be sharded' if loads_full else ''}"
     )
 
 
-def _sizes(parameters: Parameters) -> str:
+def _parameter_line(parameters: Parameters) -> str:
     named = ("embedding", "head", "attention", "mlp", "other", "adapter")
-    parts = [f"{n} {getattr(parameters, n):,}" for n in named if getattr(parameters, n)]
+    parts = [f"{name} {count:,}" for name in named if (count := getattr(parameters, name))]
     share = parameters.trainable / parameters.total
     reach = ""
     if parameters.adapter:
@@ -123,35 +122,27 @@ def _sizes(parameters: Parameters) -> str:
     return f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained{reach}"
 
 
-def _hours(hours: float | None) -> str:
-    if hours is None:
-        return ""
-    return in_digits(hours, 3) if hours >= 0.01 else "<0.01"
-
-
-def in_digits(hours: float, digits: int) -> str:
-    """Hours with so many digits that count; from 100 on, whole hours and never a power of ten."""
+def format_hours(hours: float, digits: int) -> str:
+    """Return hours with so many significant digits; from 100 on, as a whole number."""
+    # The format code g alone would write 12345.6 as 1.2e+04.
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.{digits}g}"
 
 
-def _lines(budgets: Sequence[StageBudget]) -> list[tuple[str, list[str]]]:
-    lines = [
-        ("rows", [f"{len(b.workload.spans):,}" for b in budgets]),
-        ("tokens an epoch", [f"{b.workload.tokens:,}" for b in budgets]),
-        ("padding in rows", [f"{b.padding:.1%}" for b in budgets]),
-        ("steps", [f"{b.steps:,}" for b in budgets]),
-        ("operations", [f"{b.flops:.3g}" for b in budgets]),
-    ]
-    if any(b.hours is not None for b in budgets):
-        hours = [_hours(b.hours) for b in budgets]
-        lines.append(("hours", hours))
+def _lines(budgets: Sequence[StageBudget]) -> Iterator[tuple[str, list[str]]]:
+    yield "rows", [f"{len(b.workload.spans):,}" for b in budgets]
+    yield "tokens an epoch", [f"{b.workload.tokens:,}" for b in budgets]
+    yield "padding in rows", [f"{b.padding:.1%}" for b in budgets]
+    yield "steps", [f"{b.steps:,}" for b in budgets]
+    yield "operations", [f"{b.flops:.3g}" for b in budgets]
+    hours = [b.hours for b in budgets if b.hours is not None]
+    if hours:
+        yield "hours", [format_hours(h, 3) if h >= 0.01 else "<0.01" for h in hours]
     for part in PARTS:
-        if part == "process" and not any(b.memory and b.memory.process for b in budgets):
-            continue
-        lines.append((f"{part}, GiB", [_gib(b.memory, part) for b in budgets]))
-    lines.append(("reference, GiB", ["0.00" if b.workload.reference else "" for b in budgets]))
-    lines.append(("memory, GiB", [_gib(b.memory, "total") for b in budgets]))
-    return lines
+        if part != "process" or any(b.memory and b.memory.process for b in budgets):
+            yield f"{part}, GiB", [_gib(b.memory, part) for b in budgets]
+    # Its log-probabilities are on disk by the time that training starts.
+    yield "reference, GiB", ["0.00" if b.workload.reference else "" for b in budgets]
+    yield "memory, GiB", [_gib(b.memory, "total") for b in budgets]
 
 
 def _gib(memory: Memory | None, part: str) -> str:

@@ -1,4 +1,4 @@
-"""What of a model's weights lies on each device, in training steps and outside of them."""
+"""Memory of a model's weights on each device, in training steps and outside of them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,13 +18,13 @@ from sft.planning.devices import Machine
 from sft.planning.step_memory import nf4_bytes
 
 GIB = 2**30
-# Of a device's memory: the rest is the driver's, the allocator's gaps and NCCL's buffers.
+# Share of a device's memory: the driver, the allocator's gaps and NCCL's buffers take the rest.
 USABLE = 0.9
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """A model, how it trains, and on what."""
+    """A model, the way it is trained, and the devices."""
 
     config: PreTrainedConfig
     lora: LoraSection
@@ -45,13 +45,13 @@ class DeviceMemory:
 
     @property
     def sharded(self) -> bool:
-        """Whether training spreads the weights over several devices."""
+        """Whether training shards the weights over several devices."""
         return self.machine.sharded and self.machine.count > 1
 
     @property
-    def lends(self) -> bool:
-        """Whether each device reads its part of the weights alone, to be lent to the others in
-        their forward passes (`sft.distributed.fsdp_forward`)."""
+    def loads_shards(self) -> bool:
+        """Whether each device loads only its shard of the weights, also for forward passes outside
+        of training (`sft.distributed.fsdp_forward`)."""
         return (
             self.sharded
             and not self.machine.loads_whole
@@ -59,39 +59,39 @@ class DeviceMemory:
             and known_in_parts(self.config, processes=self.machine.count)
         )
 
-    def in_parts(self, asked: bool | str, *, backend: str = "transformers") -> bool:
-        """Whether models are measured in parts; `auto` where no device holds one whole.
+    def in_parts(self, requested: bool | str, *, backend: str = "transformers") -> bool:
+        """Return whether models are measured with sharded weights.
 
         Args:
-            asked: `eval.in_parts` of the preset.
-            backend: `eval.backend`; vLLM loads a whole model in each process.
+            requested: `eval.in_parts` of the preset; auto: if no device can hold the full model.
+            backend: `eval.backend`; vLLM loads the full model in each process.
 
         Raises:
-            UserError: it is asked for and cannot be, or refused and has to be.
+            UserError: it is requested and impossible, or ruled out and necessary.
         """
-        required = plannable(self.config) and self.lends and self.measured > self.limit
-        if required and (not asked or backend == "vllm"):
-            setting = "in_parts=false" if not asked else "backend=vllm"
+        required = plannable(self.config) and self.loads_shards and self.measured > self.limit
+        if required and (not requested or backend == "vllm"):
+            setting = "in_parts=false" if not requested else "backend=vllm"
             raise UserError(
-                f"eval.{setting} has every process hold the whole model to measure it, which "
+                f"eval.{setting} has every process hold the full model to measure it, which "
                 f"needs {self.measured / GIB:.1f} GiB on each device, and {self.machine.name} has "
                 f"{self.limit / GIB:.1f} GiB to use; set eval.in_parts=auto and "
                 "eval.backend=transformers"
             )
-        if asked == "auto":
+        if requested == "auto":
             return required
-        if asked and not self.lends:
+        if requested and not self.loads_shards:
             raise UserError(
-                "eval.in_parts=true has processes lend each other their parts of the weights, "
-                "which needs FSDP2 (recipes/accelerate/fsdp2.yaml), lora.r=0 and a model that "
-                "transformers can read in parts; set it to auto"
+                "eval.in_parts=true shards the weights over the processes, which needs FSDP2 "
+                "(recipes/accelerate/fsdp2.yaml), lora.r=0 and a model that transformers can load "
+                "in shards; set it to auto"
             )
-        return bool(asked)
+        return bool(requested)
 
     @cached_property
     def process(self) -> int:
-        """Bytes of this process without a model, on a CPU, whose memory holds them too (the log
-        counts them as well, see `sft.training.throughput.memory_in_use`)."""
+        """Bytes of this process without a model if it shares the device's memory, as on a CPU; the
+        log counts them too (`sft.training.throughput.memory_in_use`)."""
         return psutil.Process().memory_info().rss if self.placement.device.type == "cpu" else 0
 
     @property
@@ -101,68 +101,66 @@ class DeviceMemory:
 
     @property
     def measured(self) -> int:
-        """Bytes of the whole model's weights on a device where it is measured."""
+        """Bytes of the full model's weights on a device that measures it."""
         parameters, placement = self.parameters, self.placement
         width = placement.inference.itemsize
+        # bitsandbytes quantizes linear layers, not experts stacked in one tensor.
         matrices = parameters.attention + parameters.mlp - parameters.stacked
         rest = parameters.total - parameters.adapter - matrices
-        each = nf4_bytes(matrices) if placement.load_in_4bit else width * matrices
-        return each + width * rest + 4 * parameters.adapter
+        quantized = nf4_bytes(matrices) if placement.load_in_4bit else width * matrices
+        return quantized + width * rest + 4 * parameters.adapter
 
     @property
-    def whole(self) -> int:
-        """Bytes of the whole model's weights on each device at the most, outside of training steps:
-        when it is measured, and when a stage has loaded it and not yet spread it; 0 where the
-        devices only ever have parts."""
+    def full_model(self) -> int:
+        """Peak bytes of the full model's weights on each device outside of training steps: when it
+        is measured, or loaded and not yet sharded; 0 if devices never hold more than shards."""
         parameters, placement = self.parameters, self.placement
         if self.in_parts("auto"):
             return 0
-        if not self.sharded or self.lends:
+        if not self.sharded or self.loads_shards:
             return self.measured  # a training step holds as much
         frozen = parameters.total - parameters.trainable
         loaded = placement.compute if self.lora.r else placement.weights
         return max(self.measured, loaded.itemsize * frozen + 4 * parameters.trainable)
 
-    def refuse_whole(self, name: str = "the whole model") -> None:
-        """Say so where a device cannot hold the whole model, before anything is loaded.
+    @property
+    def shard(self) -> int:
+        """Bytes of a device's shard of the weights, trained ones in float32, with two layers and
+        everything outside of the layers gathered in the compute dtype (FSDP2 prefetches one)."""
+        parameters, width = self.parameters, self.placement.compute.itemsize
+        frozen = parameters.total - parameters.trainable
+        outside = parameters.embedding + parameters.head
+        depth: int = self.config.get_text_config().num_hidden_layers
+        layer = (parameters.total - outside) / depth
+        stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
+        return round(stored / self.machine.count + width * (outside + 2 * layer))
+
+    def check_full_model(self, name: str = "the full model") -> None:
+        """Refuse a model that a device cannot hold in full where it has to, before it is loaded.
 
         Raises:
-            UserError: it cannot; with LoRA, or parts of it, where that is enough.
+            UserError: it cannot; the sentence recommends LoRA or sharding if one is enough.
         """
-        if not plannable(self.config):
+        if not plannable(self.config) or self.full_model <= self.limit:
             return
-        if self.whole <= self.limit:
-            return
-        again = " and before training spreads it" if self.sharded else ""
+        also = " and before training shards it" if self.sharded else ""
         raise UserError(
-            f"{name} needs {self.whole / GIB:.1f} GiB on each device, where every process "
-            f"holds it to measure it{again}, and {self.machine.name} has {self.limit / GIB:.1f} "
+            f"{name} needs {self.full_model / GIB:.1f} GiB on each device, where every process "
+            f"holds it to measure it{also}, and {self.machine.name} has {self.limit / GIB:.1f} "
             f"GiB to use; {self._remedy()}"
         )
 
     def _remedy(self) -> str:
         adapter = replace(self, lora=replace(self.lora, r=self.lora.r or 16))
-        if adapter.whole <= self.limit:
+        if adapter.full_model <= self.limit:
             return "lora.r=16 fits"
-        spread = replace(self.machine, sharded=True, loads_whole=False)
-        if replace(self, lora=LoraSection(), machine=spread).in_parts("auto"):
-            return "FSDP2 lends parts of it (recipes/accelerate/fsdp2.yaml, lora.r=0)"
+        machine = replace(self.machine, sharded=True, loads_whole=False)
+        if replace(self, lora=LoraSection(), machine=machine).in_parts("auto"):
+            return "FSDP2 shards it (recipes/accelerate/fsdp2.yaml, lora.r=0)"
         return "choose a smaller model, or devices with more memory"
-
-    @property
-    def part(self) -> int:
-        """Bytes of a device's part of the weights, what trains in float32, with two layers and what
-        is outside of the layers gathered in the compute dtype."""
-        parameters, width = self.parameters, self.placement.compute.itemsize
-        frozen = parameters.total - parameters.trainable
-        outside = parameters.embedding + parameters.head
-        layer = (parameters.total - outside) / self.config.get_text_config().num_hidden_layers
-        stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
-        total: float = stored / self.machine.count + width * (outside + 2 * layer)
-        return round(total)
 
 
 def plannable(config: PreTrainedConfig) -> bool:
-    """Whether the plan knows a model's layers: attention and MLP, of one stack."""
+    """Return whether a model is one stack of layers with attention, which the plan supports."""
     layers = layers_of(config)
     return bool(layers) and any(head_sizes(layer)[0] for layer in layers)

@@ -1,4 +1,4 @@
-"""The devices that a plan is made for: this machine's, or those of a table."""
+"""Devices that a plan is made for: those of this machine, or a known model."""
 
 from dataclasses import dataclass, replace
 
@@ -14,17 +14,17 @@ from sft.training.throughput import matrix_peak
 
 @dataclass(frozen=True)
 class Machine:
-    """Devices that train together; peak is of dense bfloat16 products, in operations a second."""
+    """Devices that train together."""
 
     name: str
     memory: float  # bytes of one device
-    peak: float | None = None
+    peak: float | None = None  # of one device, in dense bfloat16 operations per second
     count: int = 1
-    sharded: bool = False  # weights, gradients and moments spread over the devices (FSDP, ZeRO-3)
-    loads_whole: bool = False  # spread after each has loaded all of them (ZeRO-3)
+    sharded: bool = False  # weights, gradients and moments, by FSDP or ZeRO-3
+    loads_whole: bool = False  # each device loads all weights before they are sharded, by ZeRO-3
 
 
-# Memory and dense bfloat16 peak of the makers' data sheets (without sparsity).
+# Memory and dense bfloat16 peak (without sparsity) of the makers' data sheets.
 MACHINES = {
     "h200": Machine("NVIDIA H200", 141e9, 989e12),
     "h100": Machine("NVIDIA H100 SXM", 80e9, 989e12),
@@ -36,10 +36,10 @@ MACHINES = {
 
 
 def named_machine(name: str) -> Machine:
-    """A device of the table.
+    """Return a device of the table.
 
     Raises:
-        UserError: it is not there.
+        UserError: the table does not list it.
     """
     if name not in MACHINES:
         raise UserError(f"--device {name} is not one of {', '.join(MACHINES)}")
@@ -47,15 +47,13 @@ def named_machine(name: str) -> Machine:
 
 
 def this_machine(placement: Placement) -> Machine:
-    """The devices that this command runs on; a peak that the table does not have is measured."""
-    state = PartialState()
-    device = placement.device
+    """Return the devices that this command runs on; a peak that the table lacks is measured."""
+    state, device = PartialState(), placement.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         name = properties.name.replace(" ", "")
-        known = (m.peak for k, m in MACHINES.items() if k.split("-")[0].upper() in name)
-        memory = properties.total_memory
-        found = Machine(properties.name, memory, next(known, None))
+        peaks = (m.peak for key, m in MACHINES.items() if key.split("-")[0].upper() in name)
+        found = Machine(properties.name, properties.total_memory, next(peaks, None))
     elif device.type == "mps":
         found = Machine("this Mac", torch.mps.recommended_max_memory())
     else:

@@ -1,4 +1,4 @@
-"""Shows the first row of each kind as it is trained, for `recipes/preview.py`."""
+"""Print the first row of each kind as it is trained, for `recipes/preview.py`."""
 
 import sys
 from collections.abc import Iterable
@@ -11,19 +11,18 @@ from sft.config.sections import Preset
 from sft.data.sources import read_sft
 from sft.errors import UserError
 from sft.model.loading import context_window, load_tokenizer, resolve_model_path
-from sft.planning.highlight import marking
+from sft.planning.highlight import marking, print_chat
 from sft.planning.stages import fit_lengths, split_length
 from sft.run.run_record import with_date
-from sft.run.terminal import raw
 from sft.tokenization.truncation import TruncatedRow, encode_and_split, truncate_row
 
 
 def preview(preset: Preset) -> None:
-    """Print the first row of each kind that fits the longest `max_length` of the stages, with its
-    trained tokens marked, and how many rows before it do not fit.
+    """Print the first row of each kind that fits the largest `max_length` of the stages, with its
+    trained tokens marked, and the number of longer rows before it.
 
     Raises:
-        UserError: a row that is looked at breaks a rule.
+        UserError: one of the rows up to there breaks a rule.
     """
     path = resolve_model_path(preset.model.name_or_path, revision=preset.model.revision)
     tokenizer = load_tokenizer(
@@ -33,8 +32,8 @@ def preview(preset: Preset) -> None:
         system_prompt=preset.data.system_prompt,
     )
     rows = read_sft(preset.data.sft, on_error=preset.data.on_error).rows
-    show, words = marking(sys.stdout)
-    print(f"{len(rows):,} rows, the first of each kind below; trained tokens are {words}")
+    marks = marking(sys.stdout)[1]
+    print(f"{len(rows):,} rows, the first of each kind below; trained tokens are {marks}")
     length = split_length(fit_lengths(preset, context_window(path, preset.model)))
     for kind in dict.fromkeys(row["kind"] for row in rows):
         of_kind = (row for row in rows if row["kind"] == kind)
@@ -46,7 +45,7 @@ def preview(preset: Preset) -> None:
         print(f"\n{origin} ({kind})")
         if left_out:
             print(f"(rows of this kind before it, {too_long}: {left_out:,})")
-        print(show(tokenizer, EncodedChat(piece.input_ids, piece.trained)), file=raw(sys.stdout))
+        print_chat(tokenizer, EncodedChat(piece.input_ids, piece.trained))
         if piece.cut:
             print(f"(cut at max_length={length})")
 
@@ -58,14 +57,14 @@ def first_trained(
     preset: Preset,
     length: int | None,
 ) -> tuple[str, TruncatedRow | None, int]:
-    """The origin of the first row that `data.too_long` keeps something of, what it keeps (None if
-    there is no such row), and how many rows before it are left out.
+    """Return the origin of the first row that `data.too_long` does not leave out, its first piece
+    (None if there is no such row), and the number of rows before it.
 
     Raises:
         UserError: a row breaks a rule.
     """
-    policy = preset.data.too_long
-    split_at = length if policy == "split" else None
+    too_long = preset.data.too_long
+    split_at = length if too_long == "split" else None
     left_out = 0
     for row in rows:
         encoded = encode_and_split(tokenizer, [row], turns=preset.data.turns, split_at=split_at)
@@ -73,7 +72,7 @@ def first_trained(
             if isinstance(chat, UserError):
                 raise UserError(f"{row['origin']}: {chat}")
             bos = tokenizer.bos_token_id
-            pieces = truncate_row(chat, max_length=length, too_long=policy, bos=bos)
+            pieces = truncate_row(chat, max_length=length, too_long=too_long, bos=bos)
             if pieces:
                 return row["origin"], pieces[0], left_out
         left_out += 1

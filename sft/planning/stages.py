@@ -1,4 +1,4 @@
-"""What each stage is about to do, counted from its real rows before anything is paid for."""
+"""Check and count the rows of each SFT stage before anything is trained."""
 
 import difflib
 import logging
@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from sft.data.mixture import PAPER_SHARES
 from sft.errors import UserError
 from sft.model.adapter_settings import adapter_settings
 from sft.model.placement import Placement
-from sft.planning.highlight import marking
+from sft.planning.highlight import marking, print_chat
 from sft.run.adapters import is_adapter
 from sft.run.stage_folders import find_local_model
-from sft.run.terminal import raw
 from sft.system.atomic_files import read_json, read_record, write_record
 from sft.tokenization.prepare import Example, StageRows, row_lengths, rows_of_stage
 from sft.tokenization.row_checks import Rules, as_facts, mix_table, stage_table, total
@@ -40,68 +39,64 @@ log = logging.getLogger(__name__)
 
 
 def check_sft(preset: Preset, placement: Placement) -> None:
-    """Refuse settings that a stage could not follow, before anything is loaded.
+    """Refuse settings that a stage could not apply, before anything is loaded.
 
     Raises:
         UserError: arguments that upstream refuses, a batch that does not divide, an adapter as the
-            base of full fine-tuning or of another adapter's options, or DoRA under ZeRO-3.
+            base of full fine-tuning or with options of another adapter, or DoRA under ZeRO-3.
     """
+    lora, stages = preset.lora, _enabled(preset)
+    trains = bool(stages) or bool(preset.dpo.enabled)
     found = find_local_model(preset.model.name_or_path)
-    if found is not None and is_adapter(str(found)) and not preset.lora.r and _enabled(preset):
+    if found is not None and is_adapter(str(found)):
+        if not lora.r and stages:
+            raise UserError(
+                f"model.name_or_path={preset.model.name_or_path} is a LoRA adapter, which lora.r=0 "
+                "(all weights) does not train; set lora.r, or give a whole model (peft's "
+                "merge_and_unload makes one)"
+            )
+        if trains and lora.between_stages == "continue":
+            _check_adapter(found, preset)
+    # accelerate's launcher sets the variable.
+    if lora.use_dora and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
         raise UserError(
-            f"model.name_or_path={preset.model.name_or_path} is a LoRA adapter, which lora.r=0 (all"
-            " weights) does not train; set lora.r, or give a whole model (peft's merge_and_unload "
-            "makes one)"
+            "lora.use_dora=true reads full weight matrices outside of their layers, and ZeRO-3 "
+            "shards them over devices; launch without it, or set lora.use_dora=false"
         )
-    trains = bool(_enabled(preset)) or preset.dpo.enabled
-    goes_on = trains and preset.lora.between_stages == "continue"
-    if found is not None and is_adapter(str(found)) and goes_on:
-        _check_adapter(found, preset)
-    if preset.lora.use_dora and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3":
-        raise UserError(
-            "lora.use_dora=true reads whole weight matrices outside of their layers, and ZeRO-3 "
-            "spreads them over devices; launch without it, or set lora.use_dora=false"
-        )
-    merges = preset.lora.r and preset.lora.between_stages == "merge" and trains
+    merges = lora.r and lora.between_stages == "merge" and trains
     if merges and placement.compute != torch.float32:
         log.warning(
-            "lora.between_stages=merge rounds what a stage changed to %s, which a short stage does "
-            "not survive: where more than a tenth is lost the next stage does not begin; "
+            "lora.between_stages=merge rounds the change of a stage to %s, which can erase that of "
+            "a short stage: if more than a tenth is lost, the next stage does not start; "
             "model.dtype=float32 or lora.between_stages=continue loses nothing",
             str(placement.compute).removeprefix("torch."),
         )
-    for name, section in _enabled(preset):
+    for name, section in stages:
         training_arguments(SFTConfig, section, folder=Path(name), placement=placement)
 
 
 def _check_adapter(path: Path, preset: Preset) -> None:
-    """Refuse options of a new adapter that the given one, which is trained on, does not have.
-
-    Raises:
-        UserError: one differs.
-    """
-    its = adapter_settings(str(path), given=preset.model.name_or_path)
+    """Refuse LoRA options that differ from those of the adapter that training continues."""
+    stored = adapter_settings(str(path), given=preset.model.name_or_path)
     for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
-        asked, has = getattr(preset.lora, key), its.get(key, False)
-        if asked != has:
+        given, value = getattr(preset.lora, key), stored.get(key, False)
+        if given != value:
             raise UserError(
-                f"lora.{key}={str(asked).lower()}, but the adapter {path} that is trained on has "
-                f"{str(has).lower()}; set that, or lora.between_stages=merge to begin a new one"
+                f"lora.{key}={str(given).lower()}, but the adapter {path} that is trained on has "
+                f"{str(value).lower()}; set that, or lora.between_stages=merge to begin a new one"
             )
 
 
 def fit_lengths(preset: Preset, window: int | None) -> Preset:
-    """The preset with every stage's `max_length` within the model's context of `window` tokens.
-
-    Positions beyond it were never trained; upstream computes them all the same.
-    """
+    """Return the preset with every stage's `max_length` within the model's context of `window`
+    tokens; upstream would compute positions beyond it, which the model was never trained on."""
 
     def fit(name: str, section: Any) -> Any:
-        asked = section.trl["max_length"]
-        if window is None or (asked is not None and asked <= window):
+        given = section.trl["max_length"]
+        if window is None or (given is not None and given <= window):
             return section
         if section.enabled:
-            log.info("%s.max_length: %d (the model's context; asked: %s)", name, window, asked)
+            log.info("%s.max_length: %d (the model's context; given: %s)", name, window, given)
         return replace(section, trl=section.trl | {"max_length": window})
 
     names = ("sft_all", "sft_dialogue", "dpo")
@@ -114,15 +109,14 @@ def _enabled(preset: Preset) -> list[tuple[str, SftStage]]:
 
 
 def split_length(preset: Preset) -> int | None:
-    """The tokens that every enabled SFT stage has room for."""
+    """Return the smallest `max_length` of the enabled SFT stages; None if none has a limit."""
     lengths = [section.trl["max_length"] for _, section in _enabled(preset)]
     return min((n for n in lengths if n is not None), default=None)
 
 
 def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[PlannedStage]:
-    """The enabled SFT stages in order, with a table of what each trains on, checked row by row.
-
-    The tables' counts are kept in data/checks.json.
+    """Return the enabled SFT stages in order with their rows, each checked, and print a table of
+    every stage; the counts are stored in data/checks.json.
 
     Raises:
         UserError: no row is of a stage's kinds, most are longer than its `max_length`, or a row
@@ -150,8 +144,9 @@ def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[Pla
         )
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
         context.show(stage_table(found.checked, title=title, rules=rules))
-        log.info("%s: %s", name, _summary(found, section))
-        if note := long_warmup(section.trl, total_steps=stage_steps(len(found.rows), section)):
+        steps = stage_steps(len(found.rows), section)
+        log.info("%s: %s", name, _summary(found, steps=steps))
+        if note := long_warmup(section.trl, total_steps=steps):
             log.warning("%s: %s", name, note)
         _warn_of_untrained(found, preset.data.turns, name=name)
         planned.append(PlannedStage(name, section, found.rows, found.examples))
@@ -163,54 +158,52 @@ def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[Pla
 
 
 def _warn_of_untrained(found: StageRows, turns: str, *, name: str) -> None:
-    """Answers that are no target although `data.turns` asks for them."""
+    """Warn of answers that are not trained although `data.turns` includes them."""
     counts = total(found.checked)
     if not counts.untrained or turns == "last":
         return
-    ways = {
-        "all": "the template writes them differently once they are history; data.turns=each "
-        "trains every turn behind its own prompt",
+    reasons = {
+        "all": "the template writes them differently in a chat's history; data.turns=each "
+        "trains every turn with its own prompt",
         "each": "the template cannot write them as the last turn of a chat, or max_length cuts "
         "them off",
     }
     log.warning(
         "%s: %d of %d assistant turns are context and not trained: %s",
-        *(name, counts.untrained, counts.turns + counts.untrained, ways[turns]),
+        *(name, counts.untrained, counts.turns + counts.untrained, reasons[turns]),
     )
 
 
 def _show_system_prompt(preset: Preset, context: RunContext) -> None:
-    """What the template writes in rows without a system turn, and how many these are."""
+    """Print the system prompt of rows without a system turn, and the number of these rows."""
     default = default_system(context.tokenizer)
     facts = read_json(context.folder / "data" / "data.json")
     if default is None or not facts["without_system"]:
         return
-    whose = "the template's own" if preset.data.system_prompt == OWN else "data.system_prompt"
+    owner = "the template's own" if preset.data.system_prompt == OWN else "data.system_prompt"
     context.show(
         f"system prompt: {facts['without_system']:,} of {sum(facts['kinds'].values()):,} rows have "
-        f"no system turn, and the template writes {quoted(default)} there ({whose}; "
+        f"no system turn, and the template writes {quoted(default)} there ({owner}; "
         "data.system_prompt=none or a text changes it)\n"
     )
 
 
 def _warn_of_near_kinds(counts: Counter[str], preset: Preset) -> None:
-    """A misspelt kind leaves its rows out of the stages that are of the right one."""
+    """Warn of a misspelled kind, whose rows the stages of the right one would leave out."""
     known = {*PAPER_SHARES, *(kind for _, section in _enabled(preset) for kind in section.kinds)}
     for kind, count in counts.items():
         near = difflib.get_close_matches(kind, sorted(known - {kind}), n=1, cutoff=0.8)
         if kind not in known and near:
             log.warning(
-                "kind %s, of %d rows, is near %s and another: a stage of that kind leaves these "
-                "rows out; correct it in data.sft if it is the same",
+                "kind %s, of %d rows, resembles %s but is another: a stage of that kind leaves "
+                "these rows out; correct it in data.sft if it is the same",
                 *(kind, count, near[0]),
             )
 
 
-def _summary(found: StageRows, section: SftStage) -> str:
-    steps = stage_steps(len(found.rows), section)
+def _summary(found: StageRows, *, steps: int) -> str:
     counted = total(found.checked)
-    plural = "s" * (steps != 1)
-    shared = ""
+    plural, shared = "s" * (steps != 1), ""
     if "branches" in found.rows.column_names:
         shared = (
             f"in {len(found.rows):,} documents, in which rows of a chat share their prefix, of "
@@ -223,35 +216,36 @@ def _summary(found: StageRows, section: SftStage) -> str:
 
 
 def step_rows(section: SftStage | DpoStage, *, processes: int) -> int:
-    """Rows of an optimiser step, over all processes."""
-    micro = section.trl["per_device_train_batch_size"] * processes
-    return section.train_batch_size or micro * section.trl.get("gradient_accumulation_steps", 1)
+    """Return the rows of an optimizer step over all processes."""
+    micro: int = section.trl["per_device_train_batch_size"] * processes
+    accumulation: int = section.trl.get("gradient_accumulation_steps", 1)
+    return section.train_batch_size or micro * accumulation
 
 
 def stage_steps(num_rows: int, section: SftStage | DpoStage) -> int:
-    """Optimiser steps of a stage over so many rows, by the processes of this start."""
+    """Return the optimizer steps of a stage with the current number of processes."""
     batch = step_rows(section, processes=PartialState().num_processes)
     return count_steps(num_rows, batch=batch, options=section.trl)
 
 
-def count_steps(num_rows: int, *, batch: int, options: dict[str, Any]) -> int:
-    """Optimiser steps as the Trainer counts them: a short last step counts, once an epoch."""
-    if options.get("max_steps", -1) > 0:
-        return int(options["max_steps"])
-    return math.ceil(max(1, math.ceil(num_rows / batch)) * float(options["num_train_epochs"]))
+def count_steps(num_rows: int, *, batch: int, options: Mapping[str, Any]) -> int:
+    """Return the optimizer steps as transformers' Trainer counts them."""
+    if (steps := int(options.get("max_steps", -1))) > 0:
+        return steps
+    # A short last step of an epoch counts as a step.
+    epochs: float = options["num_train_epochs"]
+    return math.ceil(max(1, math.ceil(num_rows / batch)) * epochs)
 
 
 def show_examples(stages: Sequence[PlannedStage], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Print the first row of each kind as the model will see it, trained tokens marked, and the
-    first that `max_length` cuts; of each stage what was not shown before."""
-    show, how = marking(sys.stdout)
-    print(f"trained tokens are {how}")
+    """Print each stage's first row of each kind and the first row that `max_length` cuts, with
+    trained tokens marked; rows that an earlier stage showed are skipped."""
+    print(f"trained tokens are {marking(sys.stdout)[1]}")
     shown: list[Example] = []
     for stage in stages:
         for row in stage.examples:
-            if row in shown:
-                continue
-            shown.append(row)
-            cut = f", cut at {stage.name} max_length" if row.cut else ""
-            print(f"\n{row.kind} ({row.origin}){cut}")
-            print(show(tokenizer, EncodedChat(row.input_ids, row.trained)), file=raw(sys.stdout))
+            if row not in shown:
+                shown.append(row)
+                cut = f", cut at {stage.name} max_length" if row.cut else ""
+                print(f"\n{row.kind} ({row.origin}){cut}")
+                print_chat(tokenizer, EncodedChat(row.input_ids, row.trained))

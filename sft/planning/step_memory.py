@@ -1,9 +1,9 @@
-"""The memory that a step, or a forward pass, takes, by part, from one that computes nothing.
+"""Memory of a training step or a forward pass, by part, from a run on fake tensors.
 
-The model is built and it is run on torch's fake tensors, which have shapes, dtypes and storages
-but no data; what is alive is summed up after every operation. So the figures are those of the very
-code that trains (the scoring head, autocast, adapters, checkpointing), for any architecture, on a
-machine that could never hold the model. Nothing is loaded or downloaded but the configuration.
+torch's fake tensors have shapes, dtypes and storages but no data. The model is built and run on
+them, and the storages that are alive are summed up after every operation. So the code that trains
+(the scoring head, autocast, adapters, checkpointing) is the code that is measured, for any
+architecture, on a machine that could not hold the model. Only the configuration is loaded.
 """
 
 import copy
@@ -31,20 +31,20 @@ from sft.model.lora_targets import add_adapter
 from sft.packing.layout import Batch
 from sft.packing.logprobs import ROW_ERRORS, disable_packing, enable_scoring, log_probs
 
-# Lists in a configuration that say of each layer what kind it is.
-BY_LAYER = ("layer_types", "mlp_layer_types")
+# Attributes of a configuration that list the type of each layer.
+LAYER_TYPE_LISTS = ("layer_types", "mlp_layer_types")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the moment of a step when most is alive."""
+    """Bytes on one device when a step's memory is at its peak."""
 
     weights: int
     gradients: int
-    optimiser: int  # AdamW's two moments, float32
-    activations: int  # with the weights that autocast casts
-    logits: int  # of the vocabulary's width
-    process: int = 0  # Python and its libraries, where the device's memory holds them too
+    optimizer: int  # AdamW's two moments, float32
+    activations: int  # including the weights that autocast casts
+    logits: int  # tensors as wide as the vocabulary
+    process: int = 0  # Python and its libraries, if they share the device's memory
 
     @property
     def total(self) -> int:
@@ -53,238 +53,218 @@ class Memory:
 
 @dataclass(frozen=True)
 class Setup:
-    """How a stage trains, as far as memory goes."""
+    """The settings of a stage that its memory depends on."""
 
     lora: LoraConfig | None
-    weights: torch.dtype  # of what trains
-    compute: torch.dtype  # of matrix products, and under LoRA of the frozen weights
+    weights: torch.dtype  # of trained weights
+    compute: torch.dtype  # of matrix products, and of frozen weights under LoRA
     attention: str
-    load_in_4bit: bool = False  # of the frozen weights, see `_as_4bit`
+    load_in_4bit: bool = False  # frozen weights, see `_quantized`
     checkpointing: bool = False
-    accumulates: bool = False  # several micro-batches a step: gradients outlive one
-    apart: bool = (
-        False  # each sequence has a row of its own, see `sft.packing.logprobs.disable_packing`
-    )
+    accumulates: bool = False  # gradients are kept over several micro-batches
+    separate_rows: bool = False  # see `sft.packing.logprobs.disable_packing`
 
 
 class NeedsValues(Exception):
-    """The model's code asks for values of tensors (a loop over the experts that were chosen), which
-    a step that computes nothing does not have."""
+    """The model's code reads values of tensors (a loop over the chosen experts), which fake tensors
+    do not have."""
 
 
 class RowsNotRead(Exception):
-    """The model's code does not take rows of this layout."""
+    """The model's code does not accept rows of this layout."""
 
 
 def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
-    """Memory of a training step on `batch`, all on one device.
-
-    Deep models are run with a few repetitions of their layers' pattern, with twice as many, and
-    drawn out to their depth. While gradients come in, what is alive changes by the same amount with
-    each layer, so it is most at one end of the backward pass or the other, and each end grows
-    linearly.
+    """Return the memory of a training step on `batch` on one device.
 
     Raises:
-        NeedsValues: the model cannot be run without data.
+        NeedsValues: the model cannot be run on fake tensors.
         RowsNotRead: it cannot be run on these rows.
     """
-    return _to_depth(config, lambda shape: _run_step(shape, batch, setup))
+    return _peak_memory(config, lambda shallow: _run_step(shallow, batch, setup))
 
 
 def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
-    """Memory of a forward pass on `batch` that keeps no gradients, all on one device.
-
-    Raises:
-        NeedsValues: the model cannot be run without data.
-        RowsNotRead: it cannot be run on these rows.
-    """
-    return _to_depth(config, lambda shape: _run_scoring(shape, batch, setup))
+    """Return the memory of a forward pass on `batch` without gradients; raises as `step_memory`."""
+    return _peak_memory(config, lambda shallow: _run_scoring(shallow, batch, setup))
 
 
 def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, longest: int) -> int:
-    """Bytes that a step on `tokens` tokens, in rows of `longest` at most, stays far below.
+    """Return a loose upper bound in bytes for a step on `tokens` tokens, in rows up to `longest`.
 
-    Weights, gradients, moments and copies at 20 bytes a parameter; 16 bytes for every token and
-    input or output of a matrix, of which in * out parameters have 2 * in * out / min(in, out) at
-    most; 32 for every score of attention, as if all were kept.
+    Weights, gradients, moments and copies take 20 bytes per parameter. Each token takes 16 bytes
+    for every input or output of a matrix; matrices with in * out parameters have at most
+    2 * in * out / min(in, out) of them. Each attention score takes 32 bytes, as if all were kept.
     """
-    narrowest, scores = config.get_text_config().hidden_size, 0
+    narrowest, scores = int(config.get_text_config().hidden_size), 0
     for layer in layers_of(config):
         heads, size, _ = head_sizes(layer)
         scores += heads
         if heads:
-            few = getattr(layer, "num_key_value_heads", None) or heads
-            narrowest = min(narrowest, size * few)
+            narrowest = min(narrowest, size * (getattr(layer, "num_key_value_heads", 0) or heads))
     widths = 2 * parameters // narrowest
-    return int(20 * parameters + tokens * (16 * widths + 32 * longest * scores))
+    return 20 * parameters + tokens * (16 * widths + 32 * longest * scores)
 
 
-def _to_depth(config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]) -> Memory:
+def _peak_memory(
+    config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]
+) -> Memory:
+    """Run a model, or two shallow versions of it, and return the memory at its full depth."""
+    depth, period = config.get_text_config().num_hidden_layers, _period(config)
+    shallow = period * -(-4 // period)  # at least four layers, in whole repetitions of the pattern
     try:
-        return _drawn_to_depth(config, run)
+        if depth <= 2 * shallow:
+            return _largest(run(config))
+        # During the backward pass each layer changes the memory by the same amount, so that the
+        # peak is at one of its ends, and the memory at each end grows linearly with the depth.
+        short, long = run(_truncated(config, shallow)), run(_truncated(config, 2 * shallow))
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise NeedsValues(config.model_type) from error
-    except UserError:  # a ValueError too
+    except UserError:  # a ValueError, which ROW_ERRORS include
         raise
     except ROW_ERRORS as error:
         raise RowsNotRead(config.model_type) from error
-
-
-def _drawn_to_depth(
-    config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]
-) -> Memory:
-    depth = config.get_text_config().num_hidden_layers
-    period = _period(config)
-    shallow = period * -(-4 // period)
-    if depth <= 2 * shallow:
-        return _most(run(config))
-    short = run(_cut(config, shallow))
-    long = run(_cut(config, 2 * shallow))
     times = (depth - shallow) / shallow
-    return _most([_drawn_out(a, b, times) for a, b in zip(short, long, strict=True)])
+    return _largest([_extrapolated(a, b, times) for a, b in zip(short, long, strict=True)])
 
 
-def _most(moments: list[Memory]) -> Memory:
-    return max(moments, key=lambda moment: moment.total)
+def _largest(peaks: list[Memory]) -> Memory:
+    return max(peaks, key=lambda memory: memory.total)
 
 
-def _drawn_out(short: Memory, long: Memory, times: float) -> Memory:
-    def drawn(name: str) -> int:
-        first: int = getattr(short, name)
-        last: int = getattr(long, name)
-        return round(first + times * (last - first))
-
-    return Memory(**{field.name: drawn(field.name) for field in fields(Memory)})
+def _extrapolated(short: Memory, long: Memory, times: float) -> Memory:
+    sizes = {field.name: getattr(short, field.name) for field in fields(Memory)}
+    return Memory(
+        **{n: round(size + times * (getattr(long, n) - size)) for n, size in sizes.items()}
+    )
 
 
 def _period(config: PreTrainedConfig) -> int:
-    """After how many layers their kinds repeat; the depth where they do not."""
+    """Return after how many layers their types repeat; the depth if they do not."""
     text = config.get_text_config()
-    depth: int = text.num_hidden_layers
+    depth = int(text.num_hidden_layers)
     if getattr(text, "first_k_dense_replace", 0) or getattr(text, "mlp_only_layers", None):
         return depth
-    lists = (getattr(text, name, None) or ["any"] * depth for name in BY_LAYER)
-    kinds = list(zip(*lists, strict=False))
-    fits = (p for p in range(1, depth) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
+    lists = (getattr(text, name, None) or ["any"] * depth for name in LAYER_TYPE_LISTS)
+    types = list(zip(*lists, strict=False))
+    fits = (p for p in range(1, depth) if all(t == types[i % p] for i, t in enumerate(types)))
     return next(fits, depth)
 
 
-def _cut(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
-    shallow = copy.deepcopy(config)
+def _truncated(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
+    shallow: PreTrainedConfig = copy.deepcopy(config)
     text = shallow.get_text_config()
     text.num_hidden_layers = depth
-    for name in BY_LAYER:
-        if kinds := getattr(text, name, None):
-            setattr(text, name, kinds[:depth])
+    for name in LAYER_TYPE_LISTS:
+        if types := getattr(text, name, None):
+            setattr(text, name, types[:depth])
     return shallow
 
 
-class _Alive(TorchDispatchMode):
-    """Bytes of storages that are alive, by kind, and how they stood when they were most: until half
-    of the gradients are there, and after."""
+class _LiveBytes(TorchDispatchMode):
+    """Sums up the bytes of live storages by kind, with the peak of each half of a step: until half
+    of the gradients exist, and after."""
 
     def __init__(self, model: Any, *, vocabulary: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.now = {"weights": 0, "gradients": 0, "activations": 0, "logits": 0}
         self.peaks = [dict(self.now), dict(self.now)]
-        self.kinds: dict[int, tuple[str, int]] = {}
+        self.storages: dict[int, tuple[str, int]] = {}  # kind and bytes of each live storage
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.missing = 0  # gradients that this micro-batch has not brought yet
+        self.missing = 0  # gradients that this micro-batch has not computed yet
         for tensor in (*model.parameters(), *model.buffers()):
-            self._see(tensor, "weights")
+            self._add(tensor, "weights")
         for parameter in self.trained:
-            parameter.register_post_accumulate_grad_hook(self._gradient)
+            parameter.register_post_accumulate_grad_hook(self._count_gradient)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         grouped = func is torch.ops.aten._grouped_mm.default
-        found = (_grouped if grouped else func)(*args, **(kwargs or {}))
-        if func is torch.ops.aten.add.Tensor and self._like_embedding(found, args[0]):
-            self._gives_way(args[0])
-        for tensor in tree_leaves(found):
+        result = (_grouped_mm if grouped else func)(*args, **(kwargs or {}))
+        # Autograd adds the two gradients of a tied matrix in place; in this mode it makes a third.
+        if func is torch.ops.aten.add.Tensor and self._like_embedding(result, args[0]):
+            self._move(args[0], None)
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 wide = tensor.ndim == 2 and tensor.shape[1] == self.vocabulary
-                self._see(tensor, "logits" if wide else "activations")
+                self._add(tensor, "logits" if wide else "activations")
         half = int(self.missing < len(self.trained) / 2)
         if sum(self.now.values()) > sum(self.peaks[half].values()):
             self.peaks[half] = dict(self.now)
-        return found
+        return result
 
     def _like_embedding(self, *tensors: torch.Tensor) -> bool:
         return all(t.ndim == 2 and t.shape[0] == self.vocabulary for t in tensors)
 
-    def _gives_way(self, gradient: torch.Tensor) -> None:
-        """The engine adds the two gradients of a tied matrix in the place of the first; with the
-        tensors of this mode it makes a third."""
-        key = gradient.untyped_storage()._cdata
-        kind, size = self.kinds[key]
-        self.now[kind] -= size
-        self.kinds[key] = (kind, 0)
-
-    def _gradient(self, parameter: torch.Tensor) -> None:
-        """A parameter's gradient is there: what held it was an activation until now."""
+    def _count_gradient(self, parameter: torch.Tensor) -> None:
+        """Count a parameter's new gradient, until now an activation, as a gradient."""
         assert parameter.grad is not None
         self.missing -= 1
-        key = parameter.grad.untyped_storage()._cdata
-        kind, size = self.kinds[key]
-        self.now[kind] -= size
-        self.now["gradients"] += size
-        self.kinds[key] = ("gradients", size)
+        self._move(parameter.grad, "gradients")
 
-    def _see(self, tensor: torch.Tensor, kind: str) -> None:
+    def _move(self, tensor: torch.Tensor, to: str | None) -> None:
+        """Count a storage under another kind, or no longer."""
+        key = tensor.untyped_storage()._cdata
+        kind, size = self.storages[key]
+        self.now[kind] -= size
+        if to is not None:
+            self.now[to] += size
+        self.storages[key] = (kind, 0) if to is None else (to, size)
+
+    def _add(self, tensor: torch.Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.kinds:
+        if key in self.storages:
             return
-        self.kinds[key] = (kind, storage.nbytes())
+        self.storages[key] = (kind, storage.nbytes())
         self.now[kind] += storage.nbytes()
-        weakref.finalize(storage, self._forget, key)
+        weakref.finalize(storage, self._remove, key)
 
-    def _forget(self, key: int) -> None:
-        kind, size = self.kinds.pop(key)
+    def _remove(self, key: int) -> None:
+        kind, size = self.storages.pop(key)
         self.now[kind] -= size
 
 
-def _grouped(left: torch.Tensor, right: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """A product of experts; without data torch knows the shapes of one in bfloat16 alone."""
+def _grouped_mm(left: torch.Tensor, right: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Multiply by each expert's matrix; torch's fake kernel accepts bfloat16 only."""
     half = torch.bfloat16
-    found = torch.ops.aten._grouped_mm.default(left.to(half), right.to(half), *args, **kwargs)
-    product: torch.Tensor = found.to(left.dtype)
-    return product
+    product: torch.Tensor = torch.ops.aten._grouped_mm.default(
+        left.to(half), right.to(half), *args, **kwargs
+    )
+    return product.to(left.dtype)
 
 
 def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
-    """What is alive at the worst moment of either half of a step."""
+    """Return the peak of each half of a training step."""
     model = _meta_model(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _materialise(model)
+        _materialize(model)
         model.train()
         if setup.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             if setup.lora:
                 model.enable_input_require_grads()
-        alive = _Alive(model, vocabulary=config.get_text_config().vocab_size)
-        with alive:
+        live = _LiveBytes(model, vocabulary=config.get_text_config().vocab_size)
+        with live:
             for _ in range(2 if setup.accumulates else 1):
-                alive.missing = len(alive.trained)
+                live.missing = len(live.trained)
                 with _autocast(setup):
                     loss = -log_probs(model, batch).sum()
                 loss.backward()
                 del loss
-    moments = sum(2 * 4 * p.numel() for p in alive.trained)
-    return _found(alive, model, setup, moments=moments)
+    return _peaks(live, model, setup, optimizer=sum(2 * 4 * p.numel() for p in live.trained))
 
 
 def _run_scoring(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
-    """What is alive at the worst moment of a forward pass without gradients."""
+    """Return the peak of a forward pass without gradients (and an empty one)."""
     model = _meta_model(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _materialise(model)
+        _materialize(model)
         model.eval()
-        alive = _Alive(model, vocabulary=config.get_text_config().vocab_size)
-        with alive, torch.no_grad(), _autocast(setup):
+        live = _LiveBytes(model, vocabulary=config.get_text_config().vocab_size)
+        with live, torch.no_grad(), _autocast(setup):
             log_probs(model, batch)
-    return _found(alive, model, setup, moments=0)
+    return _peaks(live, model, setup, optimizer=0)
 
 
 def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
@@ -294,7 +274,7 @@ def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
         attn_implementation=setup.attention,
     )
     enable_scoring(model)
-    if setup.apart:
+    if setup.separate_rows:
         disable_packing(model)
     if setup.lora:
         model = fuse_adapters(add_adapter(model, setup.lora, in_4bit=setup.load_in_4bit))
@@ -307,17 +287,16 @@ def _autocast(setup: Setup) -> AbstractContextManager[Any]:
     return torch.autocast("cpu", dtype=setup.compute)
 
 
-def _found(alive: _Alive, model: Any, setup: Setup, *, moments: int) -> list[Memory]:
-    found = [Memory(optimiser=moments, **peak) for peak in alive.peaks]
-    return [_as_4bit(memory, model, setup) for memory in found] if setup.load_in_4bit else found
+def _peaks(live: _LiveBytes, model: Any, setup: Setup, *, optimizer: int) -> list[Memory]:
+    peaks = [Memory(optimizer=optimizer, **peak) for peak in live.peaks]
+    return [_quantized(peak, model, setup) for peak in peaks] if setup.load_in_4bit else peaks
 
 
-def _as_4bit(memory: Memory, model: Any, setup: Setup) -> Memory:
-    """What was counted with whole frozen matrices, had they been NF4 with scales quantised too.
+def _quantized(memory: Memory, model: Any, setup: Setup) -> Memory:
+    """Return the memory of the same run with the frozen matrices in NF4, scales quantized too.
 
-    As transformers has it with bitsandbytes: every linear layer but the head, half a byte a weight,
-    a byte of scale for 64 weights, and 4 bytes for 256 scales (0.127 bits a weight, QLoRA section
-    3). A product holds one matrix in the compute dtype, and its scales in float32, while it lasts.
+    transformers quantizes every linear layer but the head with bitsandbytes. A product holds one
+    matrix in the compute dtype, and its scales in float32, while it runs.
     """
     head = model.get_output_embeddings().weight
     matrices = [
@@ -335,12 +314,14 @@ def _as_4bit(memory: Memory, model: Any, setup: Setup) -> Memory:
 
 
 def nf4_bytes(weights: int) -> int:
-    """Bytes that a matrix of so many weights takes in NF4 with double quantisation."""
+    """Return the bytes of a matrix with so many weights in NF4 with double quantization."""
+    # Half a byte per weight, a byte of scale per 64 weights, 4 bytes per 256 scales: 0.127 bits per
+    # weight on top of 4 (QLoRA, arXiv 2305.14314, section 3).
     scales = -(-weights // 64)
     return -(-weights // 2) + scales + 4 * -(-scales // 256)
 
 
-def _materialise(model: Any) -> None:
+def _materialize(model: Any) -> None:
     """Give meta parameters and buffers a (fake) storage on the CPU; tied ones share it."""
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
@@ -349,9 +330,8 @@ def _materialise(model: Any) -> None:
                 if tensor is None:
                     continue
                 if id(tensor) not in made:
-                    made[id(tensor)] = torch.empty_like(tensor, device="cpu")
+                    fake = torch.empty_like(tensor, device="cpu")
                     if isinstance(tensor, torch.nn.Parameter):
-                        made[id(tensor)] = torch.nn.Parameter(
-                            made[id(tensor)], requires_grad=tensor.requires_grad
-                        )
+                        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = fake
                 slots[name] = made[id(tensor)]

@@ -70,4 +70,6 @@ def test_a_kind_that_is_nearly_another_is_warned_of_and_a_new_one_is_not(world, 
         sources = f"data.sft=[{{path: {world / 'rows.jsonl'}}}, {more}]"
         caplog.clear()
         assert run(world, sources, "--dry-run") == 0
-        assert ("kind dialog, of 3 rows, is near dialogue and another" in caplog.text) is warned
+        assert (
+            "kind dialog, of 3 rows, resembles dialogue but is another" in caplog.text
+        ) is warned

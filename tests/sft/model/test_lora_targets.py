@@ -197,7 +197,7 @@ def test_a_mixture_is_planned_in_float32_and_bfloat16(kind, lora):
         for compute in (torch.float32, torch.bfloat16)
     )
     parameters = costs_of_config(config, lora=adapter).parameters
-    assert full.optimiser == half.optimiser == 8 * parameters.trainable
+    assert full.optimizer == half.optimizer == 8 * parameters.trainable
     assert 0 <= full.weights - 4 * parameters.total < 2000
     if lora:
         assert half.weights < 0.7 * full.weights

@@ -238,5 +238,5 @@ def planned(config, name):
         except NeedsValues:
             assert name in WITHOUT_MEMORY
             continue
-        assert found.optimiser == 8 * parameters.trainable
+        assert found.optimizer == 8 * parameters.trainable
         assert 0 <= found.weights - 4 * parameters.total <= buffers + 20_000

@@ -24,7 +24,7 @@ from sft.model.lora_targets import lora_config
 from sft.model.placement import Placement, choose_placement
 from sft.packing.layout import Document, Segment, lay_out
 from sft.packing.logprobs import log_probs
-from sft.planning.step_memory import Setup, _Alive, nf4_bytes, step_memory
+from sft.planning.step_memory import Setup, _LiveBytes, nf4_bytes, step_memory
 from sft.system.atomic_files import read_json, read_jsonl
 from sft.training.trainer import train_sft
 
@@ -108,7 +108,7 @@ def test_the_bytes_of_4_bit_weights_are_the_paper_s():
     matrices = [256 * 256] * 4 + [256 * 512] * 3
     assert whole.weights - less.weights == 2 * sum(2 * n - nf4_bytes(n) for n in matrices)
     assert less.activations - whole.activations == 256 * 512 * 2 + 256 * 512 // 16
-    assert (less.gradients, less.optimiser) == (whole.gradients, whole.optimiser)
+    assert (less.gradients, less.optimizer) == (whole.gradients, whole.optimizer)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_planned_weights_are_those_that_bitsandbytes_keeps(base, tmp_path):
     batch = lay_out([Document(Segment(IDS, [False] + [True] * 55))], packing=True, rows="masked")
     planned = step_memory(AutoConfig.from_pretrained(path), batch, setup)
     assert 0 <= planned.weights - kept < 1000  # rotary frequencies
-    alive = _Alive(model, vocabulary=260)
+    alive = _LiveBytes(model, vocabulary=260)
     alive.missing = len(alive.trained)
     with alive:
         (-log_probs(model, batch).sum()).backward()

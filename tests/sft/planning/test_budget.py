@@ -30,7 +30,7 @@ from sft.planning.budget import (
     padding_of,
     pairs_workload,
 )
-from sft.planning.budget_table import budget_table, check_memory, in_digits, show_budget
+from sft.planning.budget_table import budget_table, check_memory, format_hours, show_budget
 from sft.planning.device_memory import USABLE
 from sft.planning.devices import Machine, named_machine
 from sft.planning.step_memory import nf4_bytes
@@ -75,13 +75,13 @@ def test_other_layouts_of_rows_and_layers_are_planned(kind):
     found = planner(config=config, placement=placement).stage(workload())
     assert found.memory is not None
     parameters = costs_of_config(config).parameters
-    assert found.memory.optimiser == 8 * parameters.trainable
+    assert found.memory.optimizer == 8 * parameters.trainable
     assert found.memory.weights >= 4 * parameters.total
     assert found.memory.total < planner(config=config, placement=placement).ceiling(workload())
 
 
 def test_operations_are_those_of_all_epochs_and_hours_follow_from_them():
-    found = planner(utilisation=0.5).stage(workload())
+    found = planner(utilization=0.5).stage(workload())
     costs = costs_of_config(CONFIG)
     epoch = training_flops(costs, workload().spans, scored=300)
     # 10 rows in steps of 4 are 3 steps an epoch, the last one filled up with rows of no work.
@@ -119,7 +119,7 @@ def test_sharding_divides_what_is_stored_and_ddp_doubles_gradients():
     copies = planner(machine=replace(four, count=2)).stage(rows).memory
     assert copies.gradients - alone.gradients == 4 * parameters.trainable
     spread = planner(machine=replace(four, sharded=True)).stage(rows).memory
-    assert spread.optimiser == 2 * parameters.trainable
+    assert spread.optimizer == 2 * parameters.trainable
     assert spread.gradients == parameters.trainable
     layer = (parameters.attention + parameters.mlp + parameters.other) / 2
     gathered = 2 * (parameters.embedding + parameters.head + 2 * layer)
@@ -141,8 +141,8 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
     enough = planner(config=config, lora=lora).memory(changed, accumulates=True).total
     small = planner(config=config, machine=Machine("a card", enough / USABLE + 1))
     with pytest.raises(UserError, match=rf"a card has .* GiB to use; {re.escape(words)} fits"):
-        small.refuse_too_large(small.stage(rows))
-    planner(config=config).refuse_too_large(small.stage(rows))
+        small.check_fits(small.stage(rows))
+    planner(config=config).check_fits(small.stage(rows))
 
 
 def test_below_lora_4_bits_are_the_next_step_and_no_spreading_beyond_them():
@@ -154,10 +154,10 @@ def test_below_lora_4_bits_are_the_next_step_and_no_spreading_beyond_them():
     enough = packed.memory(rows, accumulates=True).total
     small = planner(config=config, lora=lora, machine=Machine("a card", enough / USABLE + 1))
     with pytest.raises(UserError, match=r"to use; model\.load_in_4bit=true fits"):
-        small.refuse_too_large(small.stage(rows))
+        small.check_fits(small.stage(rows))
     none = replace(packed, machine=Machine("a card", enough / 2))
     with pytest.raises(UserError, match="nothing that truing can change makes it fit"):
-        none.refuse_too_large(none.stage(rows))
+        none.check_fits(none.stage(rows))
 
 
 def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
@@ -169,7 +169,7 @@ def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
     plan = planner(config=config, lora=LoraSection(r=4))
     step = plan.memory(alone, accumulates=True)
     scored = plan.memory(many, accumulates=True)
-    assert scored.optimiser == scored.gradients == 0 < step.optimiser
+    assert scored.optimizer == scored.gradients == 0 < step.optimizer
     assert scored.total > step.total
     more = pairs_workload(section, [(60, 20, 20)] * 99)  # another shard, taken after the first
     assert plan.memory(more, accumulates=True) == scored
@@ -187,18 +187,18 @@ def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
 def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
     parameters = costs_of_config(CONFIG).parameters
     plain = planner()
-    assert plain.whole == 2 * parameters.total  # measured in bfloat16
+    assert plain.full_model == 2 * parameters.total  # measured in bfloat16
     four = Machine("a device", 1e12, None, 4, sharded=True)
-    assert replace(plain, machine=four).whole == 2 * parameters.total  # each reads its part
+    assert replace(plain, machine=four).full_model == 2 * parameters.total  # each reads its part
     late = replace(four, loads_whole=True)
-    assert replace(plain, machine=late).whole == 4 * parameters.total  # loaded, not yet spread
+    assert replace(plain, machine=late).full_model == 4 * parameters.total  # loaded, not yet spread
     adapter = replace(plain, machine=four, lora=LoraSection(r=4)).parameters.adapter
-    assert replace(plain, machine=four, lora=LoraSection(r=4)).whole == 2 * parameters.total + (
-        4 * adapter
-    )
+    assert replace(
+        plain, machine=four, lora=LoraSection(r=4)
+    ).full_model == 2 * parameters.total + (4 * adapter)
     matrices = parameters.attention + parameters.mlp
     packed = replace(plain, placement=replace(GPU, load_in_4bit=True))
-    assert packed.whole == nf4_bytes(matrices) + 2 * (parameters.total - matrices)
+    assert packed.full_model == nf4_bytes(matrices) + 2 * (parameters.total - matrices)
 
 
 @pytest.fixture
@@ -211,16 +211,16 @@ def large():
 def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     many = replace(named_machine("h100"), count=32, sharded=True)
     plan = planner(config=large, machine=many)
-    plan.refuse_whole()
-    assert plan.in_parts("auto") and plan.whole == 0
+    plan.check_full_model()
+    assert plan.in_parts("auto") and plan.full_model == 0
     console = Console(width=200, record=True, file=StringIO())
     console.print(budget_table(plan, [], parts=plan.in_parts("auto")))
-    assert "whole model: 125.59 GiB of weights, on no device; it is measured in parts" in (
+    assert "full model: 125.59 GiB of weights, on no device; it is measured in shards" in (
         console.export_text()
     )
     roomy = replace(plan, machine=replace(many, memory=160e9))
     assert not roomy.in_parts("auto") and roomy.in_parts(True)
-    assert roomy.whole == 2 * plan.parameters.total
+    assert roomy.full_model == 2 * plan.parameters.total
     assert not roomy.in_parts(False)
     words = (
         r" has every process hold .* 125\.6 GiB .* 67\.1 GiB to use; set eval\.in_parts=auto and"
@@ -254,18 +254,18 @@ def test_parts_that_nobody_could_lend_are_refused(large, options):
 def test_a_model_that_no_device_holds_whole_is_one_sentence(large):
     many = replace(named_machine("h100"), count=32, sharded=True, loads_whole=True)
     with pytest.raises(UserError) as caught:
-        planner(config=large, machine=many).refuse_whole()
+        planner(config=large, machine=many).check_full_model()
     assert str(caught.value) == (
-        "the whole model needs 251.2 GiB on each device, where every process holds it to measure "
-        "it and before training spreads it, and NVIDIA H100 SXM has 67.1 GiB to use; FSDP2 lends "
-        "parts of it (recipes/accelerate/fsdp2.yaml, lora.r=0)"
+        "the full model needs 251.2 GiB on each device, where every process holds it to measure "
+        "it and before training shards it, and NVIDIA H100 SXM has 67.1 GiB to use; FSDP2 shards "
+        "it (recipes/accelerate/fsdp2.yaml, lora.r=0)"
     )
     with pytest.raises(UserError, match=r"needs 125\.6 GiB .* to measure it, and .*; choose a sma"):
-        planner(config=large, machine=named_machine("h100")).refuse_whole()
+        planner(config=large, machine=named_machine("h100")).check_full_model()
     wide = Machine("a device", 160e9, None, 32, sharded=True, loads_whole=True)
     with pytest.raises(UserError, match=r"lora\.r=16 fits"):
-        planner(config=large, machine=wide).refuse_whole()
-    planner(config=large, machine=wide, lora=LoraSection(r=16)).refuse_whole()
+        planner(config=large, machine=wide).check_full_model()
+    planner(config=large, machine=wide, lora=LoraSection(r=16)).check_full_model()
 
 
 def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
@@ -277,7 +277,7 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
     monkeypatch.setattr("sft.planning.devices.this_machine", small)
     monkeypatch.setattr("recipes.sft_then_dpo.this_machine", small)
     assert train([preset]) == 2
-    assert "the whole model needs 0.0 GiB on each device" in capsys.readouterr().err
+    assert "the full model needs 0.0 GiB on each device" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     base = str(tmp_path / "base")
     command = ["--base", base, "--chat", base, "--prompts", str(tmp_path / "rows.jsonl")]
@@ -311,7 +311,7 @@ def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(
     check_memory(planner(machine=Machine("a card", 2 * needed)), [rows])
     assert not caplog.text
     check_memory(planner(machine=Machine("a card", 1.01 * needed)), [rows])
-    assert "sft-all needs" in caplog.text and "going on" in caplog.text
+    assert "sft-all needs" in caplog.text and "continuing" in caplog.text
     with pytest.raises(UserError, match=r"sft-all needs .* fits"):
         check_memory(planner(machine=Machine("a card", needed - 1)), [rows])
     caplog.clear()
@@ -429,5 +429,5 @@ def test_a_plan_for_a_processor_holds_python_and_its_libraries_as_the_log_does()
 
 
 def test_many_hours_are_whole_numbers():
-    shown = [in_digits(hours, 2) for hours in (0.0123, 9.87, 99.4, 250.4, 12345.6)]
+    shown = [format_hours(hours, 2) for hours in (0.0123, 9.87, 99.4, 250.4, 12345.6)]
     assert shown == ["0.012", "9.9", "99", "250", "12,346"]

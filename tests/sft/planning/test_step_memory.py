@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from sft.model.flops import costs_of_config
 from sft.packing.layout import Document, Segment, lay_out
-from sft.planning.step_memory import Setup, _most, _run_step, step_memory
+from sft.planning.step_memory import Setup, _largest, _run_step, step_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -61,15 +61,15 @@ def config(depth, *, vocabulary=256, kind="llama", **more):
 def test_a_deep_model_is_drawn_out_from_shallow_ones(vocabulary, options):
     deep = config(9, vocabulary=vocabulary, tie_word_embeddings=vocabulary == 64)
     drawn = step_memory(deep, batch(), setup(**options))
-    run = _most(_run_step(deep, batch(), setup(**options)))
+    run = _largest(_run_step(deep, batch(), setup(**options)))
     assert drawn.total == pytest.approx(run.total, rel=5e-3)
-    assert drawn.weights == run.weights and drawn.optimiser == run.optimiser
+    assert drawn.weights == run.weights and drawn.optimizer == run.optimizer
 
 
 def test_layers_of_two_kinds_are_drawn_out_by_their_pattern():
     deep = config(13, kind="gemma3_text", head_dim=16, sliding_window=16)
     drawn = step_memory(deep, batch(), setup(attention="sdpa"))
-    run = _most(_run_step(deep, batch(), setup(attention="sdpa")))
+    run = _largest(_run_step(deep, batch(), setup(attention="sdpa")))
     assert drawn.total == pytest.approx(run.total, rel=5e-3)
 
 
@@ -77,12 +77,12 @@ def test_weights_moments_and_gradients_are_four_bytes_a_parameter():
     model = config(2)
     parameters = costs_of_config(model).parameters.total
     found = step_memory(model, batch(rows=1, length=2), setup(accumulates=True))
-    assert found.optimiser == 8 * parameters
+    assert found.optimizer == 8 * parameters
     assert 0 <= found.weights - 4 * parameters < 1000  # rotary frequencies
     assert found.gradients == 4 * parameters
     adapter = step_memory(model, batch(), setup(lora=LORA, compute=torch.bfloat16))
     trained = costs_of_config(model, lora=LORA).parameters.trainable
-    assert adapter.optimiser == 8 * trained
+    assert adapter.optimizer == 8 * trained
     assert 0 <= adapter.weights - 2 * parameters - 4 * trained < 1000
 
 

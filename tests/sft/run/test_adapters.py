@@ -114,7 +114,7 @@ def test_dora_begins_as_the_base_and_its_lengths_are_planned_for(base):
         step_memory(config, batch, Setup(lora_config(x), torch.float32, torch.float32, "sdpa"))
         for x in (plain, dora)
     ]
-    assert memory[1].optimiser - memory[0].optimiser == 8 * rows
+    assert memory[1].optimizer - memory[0].optimizer == 8 * rows
     assert memory[1].activations > memory[0].activations  # whole matrices, for their lengths
 
 
@@ -345,7 +345,7 @@ def test_a_given_adapter_with_other_options_and_dora_over_zero_3_are_refused(tmp
     preset.lora.between_stages = "merge"
     check_sft(preset, FLOAT)
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
-    with pytest.raises(UserError, match="ZeRO-3 spreads them"):
+    with pytest.raises(UserError, match="ZeRO-3 shards them"):
         check_sft(preset, FLOAT)
 
 
