@@ -52,7 +52,7 @@ def _reason(error: OSError | RuntimeError | MemoryError) -> str | None:
     if isinstance(error, MemoryError) or _NO_MEMORY.search(first):
         detail = f" ({first})" if first else ""
         return (
-            f"memory ran out{detail}; what was saved before is whole: free memory, or lower "
+            f"memory ran out{detail}; what was saved before is complete: free memory, or lower "
             "per_device_train_batch_size or max_length, and start the same command again"
         )
     # What a collective raises when the other end is gone.

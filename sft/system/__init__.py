@@ -1,20 +1,13 @@
-"""Disk, locks, signals and the hub: what can fail outside of the program.
+"""Files, locks, signals and the Hub: everything that can fail outside of the program.
 
-atomic_files: Files that are whole or not there, folders that go all at once, and writes that
-    fail in words.
+atomic_files: Atomic file and folder writes, with OS errors as one sentence.
 file_lock: Lock a run directory for one process, with flock and a heartbeat in the lock file.
 heartbeat: Heartbeats: a process writes a small record again and again to show that it is alive.
-hub: what can fail outside of the program.
-
-atomic_files: Files that are whole or not there, folders that go all at once, and writes that
-    fail in words.
-file_lock: One writer for a run directory: the kernel's lock, and a beating file where that is
-    not enough.
-hub: Whether the hub answers; and what it did not give, in words that say what to do about it.
-run_marker: The marker of a run directory: the id of the run and the list of all that it wrote
-    there.
-seal: Records with their own hash in them, so that a damaged one is detected when it is read.
-signals: SIGTERM, SIGINT, SIGUSR1, SIGHUP: the first ends the run at the next step, the second
-    at once.
-time_limit: Code that came with a model or a task, ended when it does not end by itself.
+hub: Checks whether the Hub is reachable, and explains what it did not provide.
+run_marker: The marker of a run directory: the id of the run and the list of all files that it
+    wrote there.
+seal: Records that contain their own hash, so that damage is detected when they are read.
+signals: Handlers for SIGTERM, SIGINT, SIGUSR1 and SIGHUP: the first ends the run, the second at
+    once.
+time_limit: Time limit for code that a model or a task brings along.
 """

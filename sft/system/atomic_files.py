@@ -1,4 +1,4 @@
-"""Files that are whole or not there, folders that go all at once, and writes that fail in words."""
+"""Atomic file and folder writes, with OS errors as one sentence."""
 
 import errno
 import hashlib
@@ -19,8 +19,8 @@ from sft.errors import UserError
 from sft.system.run_marker import move_foreign_files, recording
 from sft.system.seal import sealed, unsealed
 
-CACHED_FROM = 1 << 22  # bytes
-GONE = ".gone-"  # what a folder is called from the moment that it counts for nothing
+CACHED_FROM = 1 << 22  # bytes; hashing fewer takes about as long as a look into the cache
+GONE = ".gone-"  # prefix of a folder that is being removed
 
 TOO_LONG = "give a shorter name or path: most systems take 255 and 4096 bytes"
 REMEDIES = {
@@ -33,40 +33,37 @@ REMEDIES = {
     errno.EIO: "check the disk",
     errno.ESTALE: "check the network file system",
     errno.ENOTDIR: "name a folder in the place of the file that the path leads through",
-    errno.EISDIR: "move the folder that stands in the place of the file",
+    errno.EISDIR: "move the folder that is in the place of the file",
     errno.ENAMETOOLONG: TOO_LONG,
     errno.ELOOP: "remove the circle of links",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
     errno.ENOMEM: "free memory",
 }
-# Within `writing` alone: elsewhere a file that is missing may be our own mistake.
+# In `writing` only: elsewhere a missing file may be a bug of this project.
 _OF_WRITES = {errno.ENOENT: "leave the folder in its place while a command writes there"}
 MISPLACED = {errno.EISDIR, errno.EEXIST}  # a folder in the place of a file, or the reverse
-_NO_TEMPORARY = "No usable temporary directory"  # tempfile's, where all that it tries are full
-_NO_SPACE = "Not enough disk space"  # datasets', before it writes anything
-# Libraries written in Rust and C++ put the number of the fault into their message, or nothing.
+_NO_TEMPORARY = "No usable temporary directory"  # message of tempfile.gettempdir on full disks
+_NO_SPACE = "Not enough disk space"  # message of datasets.builder before it writes
+# Rust and C++ libraries put the errno into their message, if anywhere.
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
 
 
 class NotAFile(OSError):
-    """A folder, a pipe or a device is where a file belongs."""
+    """A folder, pipe, socket or device is in the place of a file."""
 
 
 class WriteFailed(OSError):
-    """The disk did not take a file; what was there before is as it was."""
+    """A file could not be written; its earlier content is unchanged."""
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """One sentence for a disk that is full, read-only, forbidden or broken; None for anything else.
-
-    The sentence has the path, the reason, what stays and what to do.
-    """
+    """Return path, reason and remedy of a disk error in one sentence; None for other errors."""
     if str(error.strerror).startswith(_NO_TEMPORARY):
         return (
             f"no folder for temporary files can be written ({error.strerror}); what was saved "
-            "before is whole: free some space, or set TMPDIR to a folder that has some, and start "
-            "the same command again"
+            "before is complete: free some space, or set TMPDIR to a folder that has some, and "
+            "start the same command again"
         )
     if isinstance(error, NotAFile) or error.errno in MISPLACED:
         return (
@@ -75,24 +72,24 @@ def describe_os_error(error: OSError) -> str | None:
         )
     if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
         return None
-    if error.errno == errno.ENAMETOOLONG:  # of what the user named: nothing was begun there
+    if error.errno == errno.ENAMETOOLONG:  # of a path from the user: nothing was started there
         return f"the name or path {error.filename or ''} is too long; {TOO_LONG}"
     remedy = (REMEDIES | _OF_WRITES).get(error.errno or 0, "look at free space and rights")
     done = "written" if isinstance(error, WriteFailed) else "read or written"
     return (
         f"{error.filename or 'a file'} could not be {done} ({error.strerror}); what was saved "
-        f"before is whole: {remedy} and start the same command again"
+        f"before is complete: {remedy} and start the same command again"
     )
 
 
 @contextmanager
 def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Give the failures of libraries that write `path` one type; `more` are theirs by name. The
-    marker of the open run names what is written.
+    """Convert the errors of libraries that write `path` to one type, and record the write.
+
+    `more` are further exception types of the library (see also `sft.system.run_marker.recording`).
 
     Raises:
-        WriteFailed: torch, safetensors, tokenizers, pyarrow or the operating system could not
-            write.
+        WriteFailed: torch, safetensors, tokenizers, pyarrow or the system failed to write.
     """
     kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
@@ -112,7 +109,7 @@ def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
 
 
 def _number(error: BaseException | None) -> int:
-    """The errno of an error or of what it came from; 0 if none says."""
+    """Return the errno of an error or of one of its causes, or 0."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
@@ -126,23 +123,23 @@ def _number(error: BaseException | None) -> int:
 
 
 def _is_torch_writer(error: Exception) -> bool:
-    """torch's zip writer says where it failed, not why."""
+    """Return whether torch's zip writer failed; its message has no errno."""
     return isinstance(error, RuntimeError) and any(
         words in str(error)
         for words in (
             *("PytorchStreamWriter", "inline_container", "unexpected pos"),
-            "iostream error",  # where it is at the end that there is no room
+            "iostream error",  # if the disk is full at the last flush
         )
     )
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or not there: temporary name, fsync, rename."""
+    """Write JSON atomically; see `write_text`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text so that the file is whole or not there, also after a loss of power."""
+    """Write text atomically: temporary name, fsync, rename. A power loss leaves no partial file."""
     temporary = temporary_name(path)
     try:
         with writing(path):
@@ -153,17 +150,17 @@ def write_text(path: Path, text: str) -> None:
             temporary.replace(path)
             sync(path.parent)
     finally:
-        with suppress(OSError):  # there is none, where nothing failed
+        with suppress(OSError):  # it is gone after the rename
             temporary.unlink()
 
 
 def temporary_name(path: Path) -> Path:
-    """What a file is called until it is whole."""
+    """Return the name of a file or folder until it is complete."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from outside can be that of a file: no folder, hidden or endless one."""
+    """Return whether an external name is safe as a file name: no path, not hidden, not long."""
     return (
         0 < len(name) <= 200
         and not name.startswith(".")
@@ -173,18 +170,18 @@ def is_plain_name(name: str) -> bool:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path, as written and as it is after links, does not lead out of `folder`."""
-    # `Path.resolve` raises at a circle of links, which leads nowhere.
+    """Return whether a path, with links resolved, is inside `folder`."""
+    # `Path.resolve` raises at a circle of links, `realpath` does not.
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSON object a line, whole or not there."""
+    """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_json(path: Path) -> Any:
-    """The file's content, or None where there is no such file or it is damaged."""
+    """Return the content of a JSON file, or None if it is missing or damaged."""
     try:
         return json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError, NotAFile, ValueError, RecursionError):
@@ -192,13 +189,15 @@ def read_json(path: Path) -> Any:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """`write_json` of a mapping, with the hash that `read_record` holds it against."""
+    """Write a mapping as JSON with its own hash, which `read_record` verifies."""
     write_json(path, sealed(record))
 
 
 def read_record(path: Path, *keys: str) -> dict[str, Any] | None:
-    """A mapping that `write_record` wrote, or one from before it that has `keys`; None where there
-    is none or it is damaged."""
+    """Return a mapping that `write_record` wrote, or None if it is missing or damaged.
+
+    A record without a hash, as earlier versions wrote it, is accepted if it has `keys`.
+    """
     return unsealed(read_json(path), *keys)
 
 
@@ -223,14 +222,17 @@ def iter_jsonl(path: Path, *, remedy: str) -> Iterator[tuple[int, dict[str, Any]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file that a run wrote; see `iter_jsonl`."""
+    """Read all lines of a file that a run wrote.
+
+    Raises:
+        UserError: a line is not a JSON object.
+    """
     remedy = "the file was changed after it was written: start the command that wrote it again"
     return [row for _, row in iter_jsonl(path, remedy=remedy)]
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a file to be read. Every file of a run is opened by this function: a pipe would keep its
-    reader waiting, and a device may never end.
+    """Open a file for reading, without blocking on a pipe or reading a device forever.
 
     Raises:
         NotAFile: a folder, a pipe, a socket or a device is there.
@@ -238,48 +240,48 @@ def open_file(path: Path) -> IO[bytes]:
     if path.exists() and not path.is_file():
         raise NotAFile(errno.EINVAL, "a file belongs there", str(path))
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # it has changed in between
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # it was replaced since the check
         stream.close()
         raise NotAFile(errno.EINVAL, "a file belongs there", str(path))
     return stream
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; see `open_file`."""
+    """Return the bytes of a file; see `open_file`."""
     with open_file(path) as stream:
         return stream.read()
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold a file's bytes, or a folder's names, before going on."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems do not sync folders
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync folders
             raise
     finally:
         os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` for every file under a folder, then every folder."""
+    """Flush every file below a folder, then every folder."""
     below = sorted(folder.rglob("*"))
     for path in [p for p in below if p.is_file()] + [p for p in below if p.is_dir()] + [folder]:
         sync(path)
 
 
 def sync_and_rename(draft: Path, target: Path) -> None:
-    """Give a written folder its name when the disk holds it; `target` is missing or empty."""
+    """Flush a folder to the disk, then rename it to `target`, which is missing or empty."""
     sync_tree(draft)
     draft.rename(target)
     sync(target.parent)
 
 
 def reset_permissions(folder: Path) -> None:
-    """Give a folder's files the rights that new files have: safetensors leaves its own to their
-    owner alone, and a server may run as somebody else."""
-    mask = os.umask(0)
+    """Give the files of a folder the default permissions of new files."""
+    # safetensors creates files that only their owner can read; a server may be another user.
+    mask = os.umask(0)  # the only way to read the mask is to set it
     os.umask(mask)
     for path in folder.iterdir():
         if path.is_file():
@@ -287,9 +289,10 @@ def reset_permissions(folder: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """sha256 of a file's contents; a large one is read once for as long as size and time stay."""
+    """Return the sha256 of a file; that of a large file is cached by size, time and inode."""
     facts = path.stat()
-    if facts.st_size < CACHED_FROM:  # small files are rewritten faster than a file's clock ticks
+    # Small files can change within one tick of the file system's clock, so they are never cached.
+    if facts.st_size < CACHED_FROM:
         return hashlib.sha256(read_file(path)).hexdigest()
     return _large_hash(path, facts.st_size, facts.st_mtime_ns, facts.st_ino)
 
@@ -304,8 +307,10 @@ def _large_hash(path: Path, *_: int) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder so that no half of it is ever found under its name; what an open
-    run did not write is moved aside (`sft.system.run_marker.move_foreign_files`)."""
+    """Remove a file, or a folder atomically: a kill leaves no partial folder under its name.
+
+    Files that the open run did not write are moved aside first.
+    """
     move_foreign_files(path)
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(GONE + path.name)
@@ -317,13 +322,13 @@ def remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Finish removals that a kill cut off."""
+    """Finish removals that a kill interrupted."""
     for path in folder.glob(GONE + "*"):
         _discard(path)
 
 
 def _discard(gone: Path) -> None:
-    """Finish one removal, if there is one; what an open run did not write is moved aside."""
+    """Finish one interrupted removal, if there is one."""
     move_foreign_files(gone)
     if gone.is_dir() and not gone.is_symlink():
         shutil.rmtree(gone)

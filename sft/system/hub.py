@@ -1,4 +1,4 @@
-"""Whether the hub answers; and what it did not give, in words that say what to do about it."""
+"""Checks whether the Hub is reachable, and explains what it did not provide."""
 
 import logging
 import os
@@ -18,38 +18,37 @@ from huggingface_hub.errors import (
 
 log = logging.getLogger(__name__)
 
-DOOR = 5.0  # seconds that the hub has to open a connection
+CONNECT_TIMEOUT = 5.0  # seconds
 
 
 @cache
 def reach_hub() -> bool:
-    """Knock once, before the first thing that is wanted from the hub; False where it does not open.
+    """Check once whether the Hub is reachable; otherwise switch all libraries to offline mode.
 
-    Then every library is kept off it, as HF_HUB_OFFLINE=1 would, and takes what lies in the cache:
-    each would try several times over, a minute for every file. Behind a proxy nobody knocks.
+    Without this, each library retries for a minute per file. Behind a proxy nothing is checked.
     """
     if constants.HF_HUB_OFFLINE or getproxies():
         return True
     address = urlsplit(constants.ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=DOOR).close()
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
         log.warning(
-            "hub: %s does not answer (%s); going on with what lies on this machine",
+            "hub: %s does not answer (%s); using only files on this machine",
             *(constants.ENDPOINT, error),
         )
-        os.environ["HF_HUB_OFFLINE"] = "1"  # of processes that this one starts
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for child processes
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         return False
     return True
 
 
 def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str | None:
-    """The reason and the remedy where the hub itself did not give `name`; None for other errors.
+    """Return reason and remedy if the Hub did not provide `name`; None for other errors.
 
     Args:
-        error: what a loader of upstream raised, with the hub's own error among its causes.
+        error: raised by a loader, with the Hub's own error among its causes.
         kind: model or dataset, as `hf download --repo-type` spells it.
     """
     name = name.partition("@")[0]  # without its revision
@@ -58,7 +57,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
     def among(*kinds: type[BaseException]) -> bool:
         return any(issubclass(kind, kinds) for kind in kinds_of)
 
-    # datasets.load cuts the causes of these two off.
+    # datasets.load raises these two without their causes.
     gated = among(GatedRepoError) or "is a gated dataset on the Hub" in str(error)
     missing = among(RepositoryNotFoundError) or "doesn't exist on the Hub" in str(error)
     place = "datasets/" if kind == "dataset" else ""
@@ -74,7 +73,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         )
     if not among(LocalEntryNotFoundError, ConnectionError):
         return None
-    if constants.HF_HUB_OFFLINE and reach_hub():  # by the user's wish, not by our own knock
+    if constants.HF_HUB_OFFLINE and reach_hub():  # set by the user, not by `reach_hub`
         more = " --repo-type dataset" if kind == "dataset" else ""
         return (
             "there is no such local path, it is not in the cache of downloads, and HF_HUB_OFFLINE "
@@ -88,7 +87,7 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from, the latter last."""
+    """Yield an error and the errors that caused it, the first cause last."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,9 +1,8 @@
-"""The marker of a run directory: the id of the run and the list of all that it wrote there.
+"""The marker of a run directory: the id of the run and the list of all files that it wrote there.
 
-`.run.jsonl` is what makes a folder a run's. Its first line has the id of the run. Each further line
-names a path before the run writes there for the first time; for a folder that a library fills, a
-second line lists the files that the library left in it. Each line has its own hash. What the list
-does not name belongs to somebody else: no command removes it.
+The first line of `.run.jsonl` has the id. Each further line names a path before the run writes it
+for the first time; for a folder that a library fills, a second line lists the files in it. Each
+line has its own hash. Files that are not listed belong to others, and no command removes them.
 """
 
 import json
@@ -22,25 +21,24 @@ from sft.system.seal import SEAL, sealed, unsealed_line
 log = logging.getLogger(__name__)
 
 NAME = ".run.jsonl"
-DRAFT = f".{NAME}.tmp"  # what it is called until it is whole
-ASIDE = "not-from-this-run"  # takes what was in a folder that the run had to remove
-# Working files, which a run makes and removes as it likes: folders at its top; folders, and event
-# files of TensorBoard, in a folder below it in which the run wrote something else.
+DRAFT = f".{NAME}.tmp"  # its name until it is complete
+ASIDE = "not-from-this-run"  # receives foreign files of folders that the run removes
+# Working files, created and removed without a record: folders at the top of the run directory;
+# folders and TensorBoard event files in a subfolder in which the run wrote other files.
 _WORKING_AT_TOP = frozenset({".processes", ".vllm"})
 _WORKING_BELOW = re.compile(r"\.cache|\.saving|events\.out\.tfevents\..+")
-# A file or folder before it is renamed to its name, or on its way to be removed
-# (`sft.system.atomic_files`).
+# Names of incomplete files, and of folders that are being removed (`sft.system.atomic_files`).
 _RENAMED = re.compile(r"\.(?P<new>.+)\.tmp|\.gone-(?P<old>.+)")
-_OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs[0-9a-f]{16,}")  # what the Finder and NFS leave
+_OF_THE_SYSTEM = re.compile(r"\.DS_Store|\.nfs[0-9a-f]{16,}")  # created by the Finder and by NFS
 _OWN_NAMES = frozenset({NAME, ".lock"})
 
 
 class Marker:
-    """A run's id and what it wrote, as `.run.jsonl` of its folder holds them.
+    """The id of a run and the files that it wrote, as stored in `.run.jsonl`.
 
     Attributes:
-        written: by path, relative to the folder: the files below it, or None for a file and for a
-            folder all of which is the run's.
+        written: for each relative path the files below it, or None for a file or a folder that
+            belongs to the run as a whole.
     """
 
     def __init__(self, folder: Path, *, run: str, written: dict[str, set[str] | None]) -> None:
@@ -49,7 +47,7 @@ class Marker:
         self.written = written
 
     def save(self) -> None:
-        """Write the marker to its folder, in place of one that is there."""
+        """Write the marker to its folder and replace one that is there."""
         entries = [
             {"path": name} if files is None else {"path": name, "files": sorted(files)}
             for name, files in self.written.items()
@@ -64,14 +62,14 @@ class Marker:
         draft.replace(self.folder / NAME)
 
     def add(self, path: Path) -> None:
-        """Note that the run is about to write `path`, or into the folder `path`."""
+        """Record that the run is about to write `path`, or into the folder `path`."""
         name = self._name(path)
         if name is not None and not self._is_open(name):
             self._append({"path": name})
             self.written[name] = None
 
     def close(self, path: Path) -> None:
-        """List the files of a folder that is written; of a file nothing more is to be said."""
+        """Record the files of a folder after it was written; does nothing for a file."""
         name = self._name(path)
         if name is None or path.is_symlink() or not path.is_dir():
             return
@@ -80,7 +78,7 @@ class Marker:
         self.written[name] = set(files)
 
     def owns(self, path: Path) -> bool:
-        """Whether the run wrote a file of its folder."""
+        """Return whether the run wrote a file of its folder."""
         name = _settled(path.relative_to(self.folder))
         parts = name.parts
         if self._is_working(parts):
@@ -94,12 +92,12 @@ class Marker:
         return False
 
     def foreign_files(self, path: Path) -> list[Path]:
-        """Files of the run's folder, at or below `path`, that the run did not write."""
+        """Return the files at or below `path` that the run did not write."""
         below = [path] if path.is_symlink() or not path.is_dir() else _files(path)
         return [file for file in below if os.path.lexists(file) and not self.owns(file)]
 
     def move_foreign_files(self, path: Path) -> None:
-        """Move what the run did not write out of a folder that is about to be removed."""
+        """Move the files that the run did not write out of a folder before it is removed."""
         path = Path(os.path.abspath(path))
         if not path.is_relative_to(self.folder):
             return
@@ -112,20 +110,20 @@ class Marker:
             log.warning("%s is not from this run; moved to %s", file, target)
 
     def _name(self, path: Path) -> str | None:
-        """A path as the list has it; None outside the folder and for working files."""
-        whole = Path(os.path.abspath(path))
-        if not whole.is_relative_to(self.folder):
-            whole = whole.resolve()
-            if not whole.is_relative_to(self.folder.resolve()):
+        """Return a path as the list has it; None outside the folder and for working files."""
+        absolute = Path(os.path.abspath(path))
+        if not absolute.is_relative_to(self.folder):
+            absolute = absolute.resolve()
+            if not absolute.is_relative_to(self.folder.resolve()):
                 return None
-            whole = self.folder / whole.relative_to(self.folder.resolve())
-        parts = _settled(whole.relative_to(self.folder)).parts
+            absolute = self.folder / absolute.relative_to(self.folder.resolve())
+        parts = _settled(absolute.relative_to(self.folder)).parts
         if not parts or self._is_working(parts):
             return None
         return str(Path(*parts))
 
     def _is_working(self, parts: tuple[str, ...]) -> bool:
-        """Whether a path is that of a working file, of the list itself or of the system."""
+        """Return whether a path is a working file, the list itself or a file of the system."""
         if parts[0] in _OWN_NAMES | _WORKING_AT_TOP or _OF_THE_SYSTEM.fullmatch(parts[-1]):
             return True
         below = next((i for i in range(1, len(parts)) if _WORKING_BELOW.fullmatch(parts[i])), None)
@@ -147,17 +145,15 @@ class Marker:
 def new_marker(
     folder: Path, *, written: Mapping[str, set[str] | None] = MappingProxyType({})
 ) -> Marker:
-    """A marker with a new id, not yet written to the folder (`Marker.save`).
+    """Return a marker with a new id; `Marker.save` writes it.
 
-    Args:
-        written: what the folder holds of the run already, as `Marker.written`; nothing else that is
-            there by now is the run's.
+    `written` are the files of the run that the folder already has (see `Marker.written`).
     """
     return Marker(folder, run=secrets.token_hex(16), written=dict(written))
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """The marker of a folder; None where there is none or its first line is damaged."""
+    """Return the marker of a folder; None if it is missing or its first line is damaged."""
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
         return None
@@ -173,7 +169,9 @@ def read_marker(folder: Path) -> Marker | None:
             files = entry.get("files")
             marker.written[entry["path"]] = None if files is None else set(files)
         elif line and line is not lines[-1]:
-            log.warning("%s: a line is damaged; what it names counts as not from this run", path)
+            log.warning(
+                "%s: a line is damaged; the path that it names counts as not from this run", path
+            )
     if lines and lines[-1]:  # a kill cut the last one off
         with path.open("ab") as stream:
             stream.write(b"\n")
@@ -185,7 +183,7 @@ _marker: Marker | None = None  # of the run that this process has open for writi
 
 @contextmanager
 def record_writes_in(marker: Marker) -> Iterator[None]:
-    """Record writes (see `recording`) in this marker."""
+    """Record the writes of the block (see `recording`) in this marker."""
     global _marker
     before, _marker = _marker, marker
     try:
@@ -196,8 +194,10 @@ def record_writes_in(marker: Marker) -> Iterator[None]:
 
 @contextmanager
 def recording(path: Path) -> Iterator[None]:
-    """Within, `path` or the files of the folder `path` are written; the open run's marker names
-    them. Without an open run, and outside its folder, nothing is recorded."""
+    """Record that the block writes `path`, a file or folder, in the marker of the open run.
+
+    Does nothing without an open run and outside its folder.
+    """
     marker = _marker
     if marker is None:
         yield
@@ -208,8 +208,7 @@ def recording(path: Path) -> Iterator[None]:
 
 
 def move_foreign_files(path: Path) -> None:
-    """Before a folder or file of the open run is removed: move what the run did not write out of
-    it, to `ASIDE` of the run's folder."""
+    """Move the files that the open run did not write from `path` to `ASIDE` of its folder."""
     if _marker is not None:
         _marker.move_foreign_files(path)
 
@@ -219,7 +218,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _settled(name: Path) -> Path:
-    """A path in which working names (`.model.tmp`, `.gone-model`) are the names they are for."""
+    """Return a path in which working names (`.model.tmp`, `.gone-model`) are the final names."""
     parts = []
     for part in name.parts:
         match = _RENAMED.fullmatch(part)
@@ -228,7 +227,7 @@ def _settled(name: Path) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Everything below a folder but folders; links are not followed."""
+    """Return all files and links below a folder; links are not followed."""
     found = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]

@@ -1,4 +1,4 @@
-"""Records with their own hash in them, so that a damaged one is detected when it is read."""
+"""Records that contain their own hash, so that damage is detected when they are read."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ SEAL = "sha256"  # the key of the hash
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with its own hash in it."""
+    """Return the mapping with its own hash added."""
     return {**record, SEAL: _seal(record)}
 
 
 def unsealed(record: Any, *keys: str) -> dict[str, Any] | None:
-    """What was `sealed`, or has no seal but `keys`; None for anything else, or where it differs."""
+    """Return a `sealed` mapping without its hash; None if it differs or lacks one of `keys`."""
     if not isinstance(record, dict) or not set(keys) <= set(record):
         return None
     seal = record.pop(SEAL, None)
@@ -30,6 +30,5 @@ def unsealed_line(line: str | bytes, *keys: str) -> dict[str, Any] | None:
 
 
 def _seal(record: Mapping[str, Any]) -> str:
-    """Of what is read again, in which every key is a text."""
-    plain = json.loads(json.dumps(record))
+    plain = json.loads(json.dumps(record))  # keys become text, as in the file
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

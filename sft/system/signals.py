@@ -1,12 +1,11 @@
-"""SIGTERM, SIGINT, SIGUSR1, SIGHUP: the first ends the run at the next step, the second at once.
+"""Handlers for SIGTERM, SIGINT, SIGUSR1 and SIGHUP: the first ends the run, the second at once.
 
-While a stage trains, a signal is only noted; the trainer saves a checkpoint behind the step and
-ends. Everywhere else there is nothing to save, and `Interrupted` is raised where it arrives.
+While a stage trains, the first signal is recorded; the trainer saves a checkpoint after the step
+and ends. Elsewhere there is nothing to save, and `Interrupted` is raised where the signal arrives.
 
-SIGHUP comes from a terminal that was closed. Writing to that terminal fails from then on, so what
-would be written there is dropped. Where SIGHUP is ignored at the start (`nohup`), it stays ignored.
-torch's launcher of several processes does not ignore it even then (torch 2.11): it passes SIGHUP
-on, and ends processes that do not end by themselves.
+SIGHUP comes from a closed terminal. Writing there fails from then on, so output is redirected to
+/dev/null. If SIGHUP is ignored at the start (`nohup`), it stays ignored here; torch's launcher of
+several processes passes it on regardless and kills processes that do not end (torch 2.11).
 """
 
 import os
@@ -25,29 +24,30 @@ from typing import Any, NoReturn
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 OUTPUTS = (1, 2)  # file descriptors of stdout and stderr
-# torch's launcher passes on what a scheduler has sent to all processes already: one request.
+# Seconds in which a second signal counts as the first one: torch's launcher passes on a signal that
+# a scheduler has already sent to all processes.
 ECHO = 2.0
-LOST = 10.0  # seconds that a first signal has to be noted and to end what goes on
+GRACE = 10.0  # seconds for the main thread to handle the first signal
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to end. Not an Exception, so that nothing upstream swallows it."""
+    """A signal ended the run. A BaseException, so that libraries do not swallow it."""
 
     def __init__(self, signum: int, *, saved: str = "") -> None:
         name = signal.Signals(signum).name
         self.ended = f"stopped by {name}{saved}"
-        super().__init__(f"{self.ended}; the same command goes on from there")
+        super().__init__(f"{self.ended}; the same command continues from there")
         self.exit_code = 128 + signum
 
 
 @dataclass
 class _Requests:
-    """What has arrived in this process."""
+    """The signals that this process has received."""
 
     first: int = 0
-    deferred: bool = False  # whether the trainer looks for it at the end of its step
-    raised: bool = False  # whether it became an exception where it arrived
-    between: bool = False  # whether it is to become one where `check_interrupt` is called
+    deferred: bool = False  # the trainer checks at the end of its step
+    raised: bool = False  # it became an exception where it arrived
+    between: bool = False  # it becomes one in `check_interrupt`
     echo: float = field(default_factory=lambda: ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
 
 
@@ -55,22 +55,21 @@ _requests = _Requests()
 
 
 def requested() -> int:
-    """The signal that asked for the end, or 0."""
+    """Return the signal that requested the end, or 0."""
     return _requests.first
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Handle the signals for the time of a command; elsewhere than in the main thread, where Python
-    handles none, leave them as they are."""
+    """Handle the signals during a command; does nothing outside the main thread."""
     global _requests
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _requests = _Requests()
     before = {number: signal.signal(number, _note) for number in HANDLED if not _is_nohup(number)}
-    # The handlers wait for the main thread, which may be in a long call; the second signal must
-    # not. What the system writes here, it writes when the signal arrives.
+    # Python runs handlers in the main thread, which may be in a long call. The system writes to
+    # this socket as soon as a signal arrives.
     listen, send = socket.socketpair()
     send.setblocking(False)
     hook = sys.unraisablehook
@@ -80,14 +79,14 @@ def handled() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Raised in the middle of anything, it may come out as what that made of it.
+        # Code that was interrupted may have converted `Interrupted` to another exception.
         if not _requests.raised:
             raise
         raise Interrupted(_requests.first) from error
     finally:
         signal.set_wakeup_fd(old)
         sys.unraisablehook = hook
-        send.close()  # which ends the thread
+        send.close()  # ends the thread
         for number, handler in before.items():
             signal.signal(number, handler)
         _requests = _Requests()
@@ -95,7 +94,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def at_next_step() -> Iterator[None]:
-    """Signals are only noted in here; whoever trains asks `requested`."""
+    """Only record signals in this block; the trainer polls `requested`."""
     _requests.deferred = True
     try:
         yield
@@ -105,9 +104,11 @@ def at_next_step() -> Iterator[None]:
 
 @contextmanager
 def interruptible(*, at_once: bool = True) -> Iterator[None]:
-    """Within `at_next_step`, around what may be left in the middle: a signal ends the block, and
-    nothing else, where it arrives, or at the start if it has already; `requested` tells. With
-    `at_once` false it ends the block at its next call of `check_interrupt`."""
+    """Within `at_next_step`, let a signal end this block, and only this block.
+
+    It ends where the signal arrives, or at its start if the signal is earlier; with `at_once`
+    false, at its next call of `check_interrupt`.
+    """
     _requests.deferred = _requests.between = not at_once
     try:
         if _requests.first:
@@ -123,7 +124,7 @@ def interruptible(*, at_once: bool = True) -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Where a block of `interruptible(at_once=False)` can be left."""
+    """Raise `Interrupted` in a block of `interruptible(at_once=False)` after a signal."""
     if _requests.between and _requests.first:
         raise Interrupted(_requests.first)
 
@@ -140,7 +141,7 @@ def _note(signum: int, frame: FrameType | None) -> None:
     if not _requests.deferred:
         _requests.raised = True
         raise Interrupted(signum)
-    with suppress(OSError):  # closed since
+    with suppress(OSError):  # closed meanwhile
         print(
             f"\n{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
             file=sys.stderr,
@@ -149,7 +150,7 @@ def _note(signum: int, frame: FrameType | None) -> None:
 
 
 def _outputs() -> select.poll:
-    """What reports that stdout or stderr was closed at its other end, and nothing else."""
+    """Return a poll object that reports only that stdout or stderr was closed by its reader."""
     poll = select.poll()
     for number in OUTPUTS:
         poll.register(number, 0)
@@ -157,11 +158,9 @@ def _outputs() -> select.poll:
 
 
 def _drop_closed(found: dict[int, int]) -> None:
-    """Drop from now on what is written to a closed terminal or to a pipe without a reader: writing
-    there raises OSError, which would end a step before its checkpoint.
+    """Redirect a closed stdout or stderr to /dev/null; `found` are poll events by file descriptor.
 
-    Args:
-        found: what `poll` has reported, by file descriptor.
+    Otherwise writing raises OSError, which would end a step before its checkpoint.
     """
     for number in OUTPUTS:
         if found.get(number, 0) & (select.POLLERR | select.POLLHUP):
@@ -173,8 +172,7 @@ def _drop_closed(found: dict[int, int]) -> None:
 def _lost(
     unraisable: "sys.UnraisableHookArgs", *, otherwise: Callable[["sys.UnraisableHookArgs"], Any]
 ) -> None:
-    """Raised in a destructor, the exception goes no further: the process ends there, which leaves
-    what a kill leaves."""
+    """End the process for an `Interrupted` raised in a destructor, where it cannot propagate."""
     if not isinstance(unraisable.exc_value, Interrupted):
         otherwise(unraisable)
         return
@@ -183,16 +181,18 @@ def _lost(
 
 
 def _end_at_once(listen: socket.socket) -> None:
-    """Wait for a second signal; end the process on it, whatever the main thread does. And on the
-    first, where nobody trains and a long call keeps the main thread from noting it."""
+    """End the process on a second signal, even if the main thread is blocked.
+
+    On the first one, if no stage trains and a long call keeps the main thread from handling it.
+    """
     first, since = 0, 0.0
     poll = select.poll()
     poll.register(listen, select.POLLIN)
     with listen:
         while True:
-            found = dict(poll.poll(LOST * 1000 if first else None))
+            found = dict(poll.poll(GRACE * 1000 if first else None))
             if not found and not _requests.deferred:
-                # Not `_requests.first`: a main thread in a long call has not noted it yet.
+                # Not `_requests.first`, which a main thread in a long call has not set yet.
                 _end(first)
             _drop_closed(found)
             if listen.fileno() not in found:
@@ -212,9 +212,9 @@ def _end_at_once(listen: socket.socket) -> None:
 
 
 def _end(signum: int) -> NoReturn:
-    """Say what ended the process, then end it. Straight to the system: the main thread may hold
-    the lock of `sys.stderr`."""
+    """Print the reason and end the process."""
     stop = Interrupted(signum)
-    with suppress(OSError):  # nobody reads any more
+    with suppress(OSError):  # closed by its reader
+        # Not through `sys.stderr`: the main thread may hold its lock.
         os.write(2, f"\n{stop}\n".encode())
     os._exit(stop.exit_code)

@@ -1,4 +1,4 @@
-"""Code that came with a model or a task, ended when it does not end by itself."""
+"""Time limit for code that a model or a task brings along."""
 
 import signal
 import threading
@@ -9,10 +9,9 @@ from types import FrameType
 
 @contextmanager
 def cpu_seconds(limit: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes more than `limit` seconds of this process's own time.
+    """Raise TimeoutError in a block that uses more than `limit` seconds of CPU time.
 
-    Python code alone can be interrupted so, and in the main thread alone; elsewhere nothing is
-    limited. Of limits inside each other the innermost counts.
+    Only Python code in the main thread is interrupted. The innermost of nested limits applies.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

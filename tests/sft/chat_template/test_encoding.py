@@ -87,7 +87,7 @@ def test_template_from_a_file_or_text(tiny_tokenizer, tmp_path):
     ],
 )
 def test_template_that_does_not_end_its_turn_is_refused(template):
-    with pytest.raises(UserError, match="does not end an assistant turn with a token of its own"):
+    with pytest.raises(UserError, match="does not end an assistant turn with a control token"):
         ensure_template(make_tokenizer("<|im_start|>"), template=template)
 
 

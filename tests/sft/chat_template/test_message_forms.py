@@ -146,7 +146,7 @@ def test_thinking_behind_an_empty_block_of_the_template_is_refused():
         tokenizer = make_tokenizer(template)
         assert spans(tokenizer, encode_chat(tokenizer, ONE))[0].endswith("Hello you<|im_end|>")
         for row in ([ONE[0], thought], [ONE[0], thought, *TWO[2:]]):
-            with pytest.raises(UserError, match="writes a block of thinking of its own"):
+            with pytest.raises(UserError, match="writes a block of thinking before every"):
                 encode_chat(tokenizer, row)
 
 

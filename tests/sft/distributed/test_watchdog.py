@@ -115,7 +115,7 @@ def test_a_process_whose_launcher_is_gone_ends_as_on_sigterm(waits):
     launcher.kill()
     said, _ = launcher.communicate(timeout=50)  # until the process of the launcher has ended too
     assert "the launcher is gone" in said
-    assert "stopped by SIGTERM; the same command goes on from there" in said
+    assert "stopped by SIGTERM; the same command continues from there" in said
     assert waits == "torch" or "code 143" in said
 
 

@@ -60,7 +60,7 @@ def test_a_write_that_the_disk_does_not_take_is_one_sentence(tmp_path, write, si
         write(path)
     sentence = describe_os_error(failed.value)
     assert str(path) in sentence and "\n" not in sentence
-    assert "what was saved before is whole" in sentence and "same command again" in sentence
+    assert "what was saved before is complete" in sentence and "same command again" in sentence
 
 
 def test_a_json_file_that_cannot_be_replaced_stays(tmp_path):

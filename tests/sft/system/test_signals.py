@@ -34,7 +34,7 @@ sys.exit(run_command(work))
 """
 
 
-SENTENCE = b"\nstopped by SIGTERM; the same command goes on from there\n"
+SENTENCE = b"\nstopped by SIGTERM; the same command continues from there\n"
 
 
 def start(where):
@@ -78,7 +78,7 @@ def test_the_second_signal_ends_it_at_once_whatever_it_does():
     child.send_signal(signal.SIGTERM)
     out, said = child.communicate(timeout=20)
     assert child.returncode == 143 and "step done" not in out
-    assert said.endswith("\nstopped by SIGTERM; the same command goes on from there\n")
+    assert said.endswith("\nstopped by SIGTERM; the same command continues from there\n")
     assert time.monotonic() - begun < 10
 
 
@@ -101,7 +101,7 @@ def ended_by_sigterm(work, *, stderr=subprocess.PIPE):
     script = (
         "import hashlib, sys, threading, time\nfrom sft.system import signals\n"
         "from sft.run.command import run_command\n"
-        "signals.LOST = 0.5\n" + work + "sys.exit(run_command(work))\n"
+        "signals.GRACE = 0.5\n" + work + "sys.exit(run_command(work))\n"
     )
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as child:
