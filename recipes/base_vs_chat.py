@@ -76,7 +76,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     """Measure the models into the run folder, add what was measured before, write the report."""
     from eval.backends.base import check_one_backend
     from eval.backends.loading import check_backend
-    from eval.measures.measure import check_measures, check_room, measure
+    from eval.measures.measure import check_lengths, check_measures, measure
     from eval.report.tables import console_table
     from eval.results.imported import import_measures
     from eval.results.results import write_results
@@ -111,7 +111,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     windows = {name: context_window(paths[name], section) for name, section in sections.items()}
     most = preset.model.max_unknown
     for name, tokenizer in tokenizers.items():
-        check_room(preset.eval, tokenizer, window=windows[name], max_unknown=most)
+        check_lengths(preset.eval, tokenizer, window=windows[name], max_unknown=most)
     _say_differences(tokenizers)
     templated = {name: has_template(paths[name], section) for name, section in sections.items()}
     for name, section in sections.items():
@@ -184,15 +184,15 @@ def _check_questions(
     Raises:
         UserError: a question would stop the measuring, or the data of a task cannot be loaded.
     """
-    from eval.measures.measure import asked_in_chat
-    from eval.measures.rehearsal import check_questions
+    from eval.measures.dry_run import check_questions
+    from eval.measures.measure import uses_chat_template
     from sft.system.atomic_files import read_json
 
     scores = read_json(Path(preset.run.dir).expanduser() / "eval" / name / "scores.json") or {}
     done = scores.get("benchmarks", {}) | scores.get("language", {})
     section = replace(preset.eval, tasks=[task for task in preset.eval.tasks if task not in done])
     trust = preset.model.trust_remote_code
-    chat = asked_in_chat(name, path, section, trust_remote_code=trust)
+    chat = uses_chat_template(name, path, section, trust_remote_code=trust)
     check_questions(
         replace(preset, eval=section),
         tokenizer,

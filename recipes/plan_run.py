@@ -83,7 +83,7 @@ def plan(
     from dpo.workload import preference_workload
     from eval.graders.rule_judge import reference_flaw
     from eval.measures.cost import cost_line
-    from eval.measures.rehearsal import check_questions
+    from eval.measures.dry_run import check_questions
     from eval.tasks.questions import benchmark_questions
     from sft.context import RunContext
     from sft.model.adapter_checks import check_adapters

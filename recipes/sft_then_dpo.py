@@ -30,15 +30,21 @@ from eval.backends.loading import backend_inputs, check_backend
 from eval.backends.sampling import sampler
 from eval.graders.rule_judge import reference_flaw, rule_judge
 from eval.measures.cost import cost_line
+from eval.measures.dry_run import check_questions
 from eval.measures.epoch_eval import check_epochs, epoch_measure
 from eval.measures.loop_probe import loop_probe, starting_at
-from eval.measures.measure import check_measures, check_room, measure
+from eval.measures.measure import check_lengths, check_measures, measure
 from eval.measures.measured_inputs import task_inputs, unmeasured_inputs
-from eval.measures.rehearsal import check_questions
-from eval.measures.tracker_metrics import tell_deltas
+from eval.measures.tracker_metrics import log_deltas
 from eval.report.tables import console_table
 from eval.results.results import write_results
-from eval.results.stage_gate import Decision, check_gates, needed, no_regression, write_decisions
+from eval.results.stage_gate import (
+    Decision,
+    check_gates,
+    no_regression,
+    stage_needed,
+    write_decisions,
+)
 from eval.tasks.questions import benchmark_questions
 from sft.cleaning.decontamination import Benchmarks
 from sft.config.sections import Preset
@@ -161,7 +167,7 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
     tokenizer = load_tokenizer(
         base, preset.model, date=preset.run.date, system_prompt=preset.data.system_prompt
     )
-    check_room(preset.eval, tokenizer, window=window, max_unknown=preset.model.max_unknown)
+    check_lengths(preset.eval, tokenizer, window=window, max_unknown=preset.model.max_unknown)
     config = read_config(base, preset.model)
     check_adapters(preset, base, tokenizer, config=config)
     planner = Planner(config, preset.lora, placement, this_machine(placement))
@@ -265,7 +271,7 @@ def train_and_measure(
         auto = enabled[name] == "auto"
         if auto and name != "dpo":
             above = preset.sft_dialogue.min_repetition
-            decide = partial(needed, folder, stage=name, after=before, above=above)
+            decide = partial(stage_needed, folder, stage=name, after=before, above=above)
             decisions.append(run_on_main(decide))
             if decisions[-1].verdict == "skipped":
                 continue
@@ -317,7 +323,7 @@ def report(
     folder = context.folder
     run_on_main(lambda: write_decisions(folder, list(decisions)))
     results = run_on_main(lambda: write_results(folder, list(models)))
-    run_on_main(lambda: tell_deltas(context.trackers, results))
+    run_on_main(lambda: log_deltas(context.trackers, results))
     table = None if results == earlier else console_table(results)
     print_summary(table, folder=folder, model=list(models.values())[-1])
 

@@ -16,7 +16,7 @@ from sft.run.trackers import Trackers
 
 
 @dataclass(frozen=True)
-class Moment:
+class EvalPoint:
     """The point of training at which a model is measured.
 
     Args:
@@ -35,7 +35,7 @@ class Moment:
 
 # Returns the content of a row of measures. It is called in one process, with the model without its
 # distributed wrapper, and must not change the model.
-InTraining = Callable[[Any, Moment], dict[str, Any]]
+InTraining = Callable[[Any, EvalPoint], dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,16 @@
-"""One model measured: benchmarks, repetition and safety, cached by what they read.
+"""Measures of one model: benchmarks, repetition and safety, cached by the hash of their inputs.
 
-cost: The hours that measuring a run's models takes at most, from the questions and caps
-    themselves.
+cost: Upper bound of the hours that measuring a run's models takes, from its questions and caps.
+dry_run: Benchmarks on a backend without a model, which finds errors in the tasks before training.
 epoch_eval: Repetition and benchmarks of a model in training, at the end of each epoch.
 loop_probe: A probe of a model in training: do its answers begin to loop?
-measure: A model measured, with its samples on disk, measure by measure.
-measure_cache: What is measured stays: each task of each model is a unit that a later start does
-    not redo.
-measured_inputs: Which of the files that measuring reads a run has measured on already.
-rehearsal: Questions asked without a model, so that what would stop a measure is found before
-    training.
-repetition: The repetition rate: the share of greedy answers that never end and repeat for ever.
-repetition_breakdown: Stored answers looked at more closely: by language and category, under
-    other thresholds, and the answers that nearly loop. Pure functions of the rows of
-    generations.jsonl.
-safety: Safety: what a model does with prompts that it should refuse, and with harmless ones
-    like them.
-tracker_metrics: What trackers are told of a measure: one number a measure, by its place in
+measure: Measures of a model in a run, with its samples on disk.
+measure_cache: Cache of measures: each task of each model is measured once for the same inputs.
+measured_inputs: Inputs of measures that a run has not read yet, and that may therefore still
+    change.
+repetition: Repetition rate: the share of greedy answers that do not end and repeat a sequence.
+repetition_breakdown: Repetition rate by language and category and under other thresholds.
+safety: Safety: refusals of harmful prompts and of harmless ones that resemble them.
+tracker_metrics: Values for trackers: one number for each measure, named by its place in
     scores.json.
 """

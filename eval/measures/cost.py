@@ -1,4 +1,4 @@
-"""The hours that measuring a run's models takes at most, from the questions and caps themselves."""
+"""Upper bound of the hours that measuring a run's models takes, from its questions and caps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from sft.planning.budget import Planner
 from sft.planning.budget_table import format_hours
 
 # Tokens per second in generation as a share of those in scoring. On a CPU it was measured with
-# SmolLM2-135M, 24 answers at once; for other devices it is a guess for small batches.
+# SmolLM2-135M in batches of 24 answers; for other devices it is a guess for small batches.
 WRITING = {"cpu": 0.3}
 WRITING_ELSEWHERE = 0.02
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens that a model reads, and writes at most."""
+    """Numbers of tokens: those that a model reads, and the most that it writes."""
 
     read: int = 0
     written: int = 0
@@ -26,11 +26,12 @@ class Tokens:
 
 
 def answers_cost(section: EvalSection) -> Tokens:
-    """What a model writes at most to the prompts for repetition and safety; a loop is not written
-    to twice the cap but checked, and counts once."""
+    """Return the most tokens that a model writes to the prompts for repetition and safety."""
     repetition, safety = section.repetition, section.safety
     written = 0
     if repetition.prompts:
+        # A greedy loop is not decoded up to twice the cap but checked in one forward pass, so it
+        # counts once; a sampled one is decoded.
         each = 1 + repetition.double_cap + 2 * (repetition.temperature > 0)
         written += len(read_repetition_prompts(repetition)) * repetition.cap * each
     if safety.prompts:
@@ -73,10 +74,10 @@ def cost_line(
     base = hours(asked[False] + others + answers_cost(section))
     chat = hours(asked[True] + others + answers_cost(section))
     answers = hours(Tokens(0, sampled * pairs.samples_per_prompt * pairs.max_new_tokens))
-    whole = base + models * chat + answers
+    total = base + models * chat + answers
     parts = [f"base {format_hours(base, 2)}", f"{models} trained {format_hours(models * chat, 2)}"]
     parts += [f"answers for pairs {format_hours(answers, 2)}"] if sampled else []
-    if not whole:
+    if not total:
         return "measuring: nothing is asked"
-    line = f"measuring, at most: {format_hours(whole, 2)} hours ({', '.join(parts)})"
-    return f"{line}, {whole / (whole + training):.0%} of the run"
+    line = f"measuring, at most: {format_hours(total, 2)} hours ({', '.join(parts)})"
+    return f"{line}, {total / (total + training):.0%} of the run"

@@ -18,14 +18,14 @@ from tqdm import tqdm
 from eval.graders.isolation import RunCode
 from eval.measures import repetition
 from eval.measures.measure import ask_of
-from eval.measures.tracker_metrics import figures
+from eval.measures.tracker_metrics import tracker_values
 from eval.metrics.formatting import percent, percent_range
 from eval.metrics.stats import BITS_PER_BYTE
 from eval.tasks.benchmark import place_of, run_benchmark
 from eval.tasks.system_prompt import TurnedEngine
 from eval.tasks.task_files import Tasks
 from sft.config.sections import EvalSection, Preset
-from sft.context import InTraining, Moment, RunContext
+from sft.context import EvalPoint, InTraining, RunContext
 from sft.data.prompts import evenly_spaced, read_repetition_prompts
 from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
@@ -66,18 +66,18 @@ def epoch_measure(section: EvalSection, context: RunContext) -> InTraining | Non
         prompts = evenly_spaced(read_repetition_prompts(section.repetition), own.prompts)
     tasks = section.tasks if own.tasks is None else own.tasks
 
-    def measure(model: Any, end: Moment) -> dict[str, Any]:
+    def measure(model: Any, end: EvalPoint) -> dict[str, Any]:
         began = time.monotonic()
         row: dict[str, Any] = {}
         name = f"{end.stage}: epoch {end.epoch:g}"
         with tqdm(total=len(prompts) + len(tasks), desc=name, leave=False) as bar:
             if prompts:
                 cap = section.repetition.cap
-                rows = repetition.measure(
+                rows = repetition.greedy_answers(
                     model, context.tokenizer, prompts, cap=cap, progress=bar.update
                 )
                 write_jsonl(end.folder / "generations.jsonl", rows)
-                row["repetition"] = repetition.summarise(rows)
+                row["repetition"] = repetition.summarize(rows)
             for task in tasks:
                 engine = TurnedEngine(
                     *(model, context.tokenizer),
@@ -97,7 +97,7 @@ def epoch_measure(section: EvalSection, context: RunContext) -> InTraining | Non
                 row.setdefault(place_of(entry), {})[task] = entry
                 bar.update()
         log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
-        context.trackers.tell(end.stage, figures(row, "epoch"), step=end.step)
+        context.trackers.log_values(end.stage, tracker_values(row, "epoch"), step=end.step)
         return row
 
     return measure

@@ -14,7 +14,7 @@ from typing import Any
 
 from eval.measures import repetition
 from sft.config.sections import Preset
-from sft.context import InTraining, Moment, RunContext
+from sft.context import EvalPoint, InTraining, RunContext
 from sft.data.prompts import evenly_spaced, read_repetition_prompts
 from sft.distributed.sharding import sharding_strategy
 from sft.system.atomic_files import read_jsonl, write_jsonl
@@ -46,7 +46,7 @@ def loop_probe(preset: Preset, context: RunContext) -> InTraining | None:
     prompts = evenly_spaced(read_repetition_prompts(measured), PROMPTS)
     cap = min(CAP, measured.cap)
 
-    def probe(model: Any, moment: Moment, *, start: str | None = None) -> dict[str, Any]:
+    def probe(model: Any, moment: EvalPoint, *, start: str | None = None) -> dict[str, Any]:
         began = time.monotonic()
 
         def tick() -> None:
@@ -58,9 +58,9 @@ def loop_probe(preset: Preset, context: RunContext) -> InTraining | None:
             file = context.folder / "eval" / start / "generations.jsonl"
             rows = _measured(file, prompts, context.tokenizer, cap=cap)
         if rows is None:
-            rows = repetition.measure(model, context.tokenizer, prompts, cap=cap, tick=tick)
+            rows = repetition.greedy_answers(model, context.tokenizer, prompts, cap=cap, tick=tick)
         write_jsonl(moment.folder / "generations.jsonl", rows)
-        found = repetition.summarise(rows)
+        found = repetition.summarize(rows)
         log.info(
             "%s: step %d: %.0f of %d short answers repeat themselves (%.1f s)",
             *(moment.stage, moment.step, found["rate"] * found["n"], found["n"]),

@@ -1,4 +1,4 @@
-"""A model measured, with its samples on disk, measure by measure."""
+"""Measures of a model in a run, with its samples on disk."""
 
 import logging
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from eval.backends.loading import backend_inputs, loaded
 from eval.backends.transformers_backend import backend_of
 from eval.graders.isolation import RunCode
 from eval.measures import repetition, safety
-from eval.measures.measure_cache import Unit, not_written
+from eval.measures.measure_cache import CachedMeasure, not_written
 from eval.measures.repetition_breakdown import detail
-from eval.measures.tracker_metrics import tell_measures
+from eval.measures.tracker_metrics import log_measures
 from eval.metrics.paired_comparison import REPETITION
 from eval.tasks.answer_length import check_answers
 from eval.tasks.benchmark import Ask, place_of, run_benchmark
@@ -42,7 +42,7 @@ BASE = "base"
 
 
 def check_measures(section: EvalSection) -> None:
-    """Refuse unknown tasks and unreadable prompts before any model is loaded.
+    """Check the tasks and prompts before a model is loaded.
 
     Raises:
         UserError: a task is unknown or runs programs that are not allowed, or the prompts for
@@ -66,14 +66,14 @@ def check_measures(section: EvalSection) -> None:
         )
 
 
-def check_room(
+def check_lengths(
     section: EvalSection, tokenizer: Any, *, window: int | None, max_unknown: float = 0.03
 ) -> None:
-    """Refuse prompts for repetition and safety that leave a model's window too little room for the
-    cap or that the tokenizer cannot write, and tasks whose answers alone may fill the window.
+    """Check that prompts and answers fit the context length and the tokenizer's vocabulary.
 
     Raises:
-        UserError: so it is; it says what would fit.
+        UserError: a prompt for repetition or safety leaves less than the cap, or has unknown
+            tokens; or the answers of a task alone may fill the context.
     """
     check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
     if section.repetition.prompts is not None:
@@ -88,20 +88,19 @@ def check_room(
 
 
 def _times(section: RepetitionSection) -> int:
-    """How many times the cap an answer may be followed to."""
+    """Return the length up to which a loop is followed, in caps."""
     return 4 if section.double_cap else 2
 
 
 def measure(
     name: str, path: str, context: RunContext, section: EvalSection, *, replaces: bool = True
 ) -> None:
-    """Measure one model into eval/<name>/, except what is there for these weights and settings.
+    """Measure a model into eval/<name>/; measures of the same weights and settings are reused.
 
-    The base model is asked with `base_shots` examples as plain text (in the chat template as the
-    others, if it is a chat model already or `base_format` says so), the others with `chat_shots`
-    in the chat template, and all of them in each of `same_format` too; repetition prompts go
-    through the template for all. Each task is kept when it is done. Processes share the questions,
-    each with the whole model; the first one writes.
+    Tasks are asked with `base_shots` examples as plain text or with `chat_shots` in the chat
+    template (see `uses_chat_template`), and in each of `same_format` too. Repetition prompts always
+    use the template. Processes share the questions, each with the whole model; the first one
+    writes.
 
     Raises:
         UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
@@ -121,13 +120,13 @@ def measure(
 
 @dataclass
 class _Measured:
-    """One model's measures in a run; the model is loaded when the first of them is missing."""
+    """The measures of one model; the model is loaded when the first one is missing."""
 
     name: str
     path: str
     context: RunContext
     section: EvalSection
-    resources: ExitStack  # what is closed when the model is measured
+    resources: ExitStack  # closed when the model is measured
     scores: dict[str, Any] = field(default_factory=lambda: {"benchmarks": {}})
     files: list[str] = field(default_factory=list)
     missing: int = 0
@@ -137,7 +136,7 @@ class _Measured:
         return self.context.folder / "eval" / self.name
 
     def refuse_other_weights(self) -> None:
-        """So that what was computed for another model is not written over."""
+        """Refuse to overwrite the measures of another model."""
         done = read_record(self.folder / "done.json", "inputs")
         if done is not None and done["inputs"].get("weights") != self._common["weights"]:
             raise UserError(
@@ -146,19 +145,19 @@ class _Measured:
             )
 
     def all(self) -> None:
-        """Every task in the protocol's format, then in the others, then repetition and safety."""
+        """Run every task in the protocol's format and the others, then repetition and safety."""
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         self.scores |= backend_inputs(self.section, self.context)
         trust = self.context.trust_remote_code
-        chat = asked_in_chat(self.name, self.path, self.section, trust_remote_code=trust)
+        chat = uses_chat_template(self.name, self.path, self.section, trust_remote_code=trust)
         if chat and self.name == BASE and self.section.base_format == "auto":
             log.info(
                 "%s: a chat model already, so it is asked in its own template, as the others are; "
                 "eval.base_format=plain asks it with examples as plain text",
                 self.name,
             )
-        for task in self.section.tasks:  # first: a task without data ends the run at once
+        for task in self.section.tasks:  # first, since a task without data stops the run
             entry = self._benchmark(task, "protocol", chat=chat)
             self.scores.setdefault(place_of(entry), {})[task] = entry
         for form in self.section.same_format:
@@ -173,7 +172,7 @@ class _Measured:
 
     def _finish(self) -> None:
         context = self.context
-        tell_measures(context.trackers, self.name, self.scores, folder=context.folder)
+        log_measures(context.trackers, self.name, self.scores, folder=context.folder)
         stage = Stage(self.folder, self._common | {"scores": fingerprint(self.scores)})
         if stage.finished() is not None and not self.missing:
             log.info("%s: measured already, skipped", self.name)
@@ -191,7 +190,7 @@ class _Measured:
 
     @cached_property
     def _model(self) -> Backend:
-        """All processes ask for it, also one that has no share of what is missing."""
+        """Load the model, in all processes: also one without a share of the questions."""
         return self.resources.enter_context(loaded(self.path, self.context, self.section))
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
@@ -227,8 +226,7 @@ class _Measured:
         return self._kept(unit, run)
 
     def _repetition(self) -> None:
-        """Greedy answers and, where asked for, those carried on to twice the cap and sampled ones,
-        each a unit of its own."""
+        """Measure greedy answers and, if configured, the doubled cap and sampled answers."""
         section, tokenizer = self.section.repetition, self.context.tokenizer
         prompts, cap = read_repetition_prompts(section), section.cap
         asked = fingerprint([prompts, cap])
@@ -240,27 +238,27 @@ class _Measured:
             repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
             with self._bar(prompts, "repetition") as bar:
                 measured = partial(
-                    repetition.measure, self._model, tokenizer, cap=cap, progress=bar.update
+                    repetition.greedy_answers, self._model, tokenizer, cap=cap, progress=bar.update
                 )
                 rows = map_over_ranks(prompts, measured)
             run_on_main(lambda: write_jsonl(greedy.rows, rows))
-            return {"rate": repetition.summarise(rows), "detail": detail(rows)}
+            return {"rate": repetition.summarize(rows), "detail": detail(rows)}
 
         def run_on() -> dict[str, Any]:
             begun, model = run_on_main(lambda: read_jsonl(greedy.rows)), self._model
 
             def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
                 asked, stored = zip(*own, strict=True)
-                return repetition.measure(model, tokenizer, asked, cap=2 * cap, begun=stored)
+                return repetition.greedy_answers(model, tokenizer, asked, cap=2 * cap, begun=stored)
 
             rows = map_over_ranks(list(zip(prompts, begun, strict=True)), go_on)
             run_on_main(lambda: write_jsonl(longer.rows, rows))
-            return repetition.summarise(rows)
+            return repetition.summarize(rows)
 
         def run_sampled() -> dict[str, Any]:
             with self._bar(prompts, f"repetition at temperature {heat:g}") as bar:
                 measured = partial(
-                    repetition.measure_sampled,
+                    repetition.sampled_answers,
                     self._model,
                     tokenizer,
                     cap=cap,
@@ -270,7 +268,7 @@ class _Measured:
                 )
                 rows = map_over_ranks(prompts, measured)
             run_on_main(lambda: write_jsonl(sampled.rows, rows))
-            return repetition.summarise(rows) | {"temperature": heat}
+            return repetition.summarize(rows) | {"temperature": heat}
 
         found = self._kept(greedy, run)
         self.scores["repetition"] = found["rate"]
@@ -295,7 +293,7 @@ class _Measured:
         def run() -> dict[str, Any]:
             with self._bar(prompts, "safety") as bar:
                 measured = partial(
-                    safety.measure,
+                    safety.labeled_answers,
                     self._model,
                     self.context.tokenizer,
                     cap=cap,
@@ -303,7 +301,7 @@ class _Measured:
                 )
                 rows = map_over_ranks(prompts, measured)
             run_on_main(lambda: write_jsonl(unit.rows, rows))
-            return safety.summarise(rows)
+            return safety.summarize(rows)
 
         return self._kept(unit, run)
 
@@ -315,20 +313,22 @@ class _Measured:
             disable=not PartialState().is_main_process,
         )
 
-    def _unit(self, name: str, file: str, **inputs: str) -> Unit:
+    def _unit(self, name: str, file: str, **inputs: str) -> CachedMeasure:
         self.files.append(file)
-        return Unit(self.folder, name, file, self._common | inputs)
+        return CachedMeasure(self.folder, name, file, self._common | inputs)
 
-    def _kept(self, unit: Unit, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        entry = run_on_main(unit.kept)
+    def _kept(self, unit: CachedMeasure, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        entry = run_on_main(unit.load)
         if entry is None:
             self.missing += 1
             measured = run()
-            entry = run_on_main(lambda: unit.keep(measured))
+            entry = run_on_main(lambda: unit.save(measured))
         return entry
 
 
-def asked_in_chat(name: str, path: str, section: EvalSection, *, trust_remote_code: bool) -> bool:
+def uses_chat_template(
+    name: str, path: str, section: EvalSection, *, trust_remote_code: bool
+) -> bool:
     """Whether the protocol asks a model in the chat template: every model but the base, and the
     base where it is a chat model already or `eval.base_format` says so."""
     if name != BASE or section.base_format == "chat":
@@ -339,7 +339,7 @@ def asked_in_chat(name: str, path: str, section: EvalSection, *, trust_remote_co
 
 
 def ask_of(task: str, section: EvalSection, *, chat: bool) -> Ask:
-    """How a task is asked: its own shots, metric and filter where the preset names them."""
+    """Return the shots, metric and filter of a task; those of `per_task` take precedence."""
     own = section.per_task.get(task, TaskOptions())
     shots = own.chat_shots if chat else own.base_shots
     common = section.chat_shots if chat else section.base_shots

@@ -1,24 +1,25 @@
-"""What is measured stays: each task of each model is a unit that a later start does not redo."""
+"""Cache of measures: each task of each model is measured once for the same inputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError
-from sft.system.atomic_files import file_hash, read_record, write_record
+from sft.run.stage_cache import first_altered, matching_record
+from sft.system.atomic_files import file_hash, write_record
 
 KEPT = "kept"  # the folder of the records
 
 
 @dataclass(frozen=True)
-class Unit:
+class CachedMeasure:
     """One measure of one model: a file of rows and its entry in results.json.
 
     Attributes:
         folder: eval/<model>.
-        name: what is measured, `protocol/<task>`, `plain/<task>`, `chat/<task>` or `repetition`.
-        file: its rows, relative to the folder.
-        inputs: hashes of all it read: weights, tokenizer and template, task, settings.
+        name: `protocol/<task>`, `plain/<task>`, `chat/<task>` or `repetition`.
+        file: the rows, relative to the folder.
+        inputs: hashes of the weights, tokenizer and template, task, and settings.
     """
 
     folder: Path
@@ -30,19 +31,20 @@ class Unit:
     def rows(self) -> Path:
         return self.folder / self.file
 
-    def kept(self) -> dict[str, Any] | None:
-        """The entry, if it was measured from the same inputs and its rows are as they were."""
-        record = read_record(self._record, "inputs", "size", "entry")
-        if record is None or record["inputs"] != self.inputs or not self.rows.is_file():
+    def load(self) -> dict[str, Any] | None:
+        """Return the entry if the inputs match and the rows are unchanged; otherwise None."""
+        record = matching_record(self._record, self.inputs, "size", "entry")
+        if record is None or not self.rows.is_file():
             return None
-        if self.rows.stat().st_size != record["size"]:
+        # Records of earlier versions have the size of the rows, and no hash.
+        hashes = {self.file: record["rows"]} if record.get("rows") is not None else {}
+        if self.rows.stat().st_size != record["size"] or first_altered(self.folder, hashes):
             return None
-        # Records of before say nothing of what the rows hold.
-        same = record.get("rows") in (None, file_hash(self.rows))
-        return record["entry"] if same else None
+        entry: dict[str, Any] = record["entry"]
+        return entry
 
-    def keep(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Record the entry of rows that were written; the record comes last, and whole.
+    def save(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Write the record of rows that are on disk; return `entry`.
 
         Raises:
             UserError: it cannot be written.
@@ -62,7 +64,7 @@ class Unit:
 
 
 def not_written(path: Path, error: OSError) -> UserError:
-    """The sentence for a disk that is full or a folder that may not be written."""
+    """Return the error for a full disk or a folder without write permission."""
     return UserError(
         f"{error.filename or path} cannot be written ({error.strerror}); what was measured before "
         "is kept: mend it and start the same command again"

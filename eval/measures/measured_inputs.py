@@ -1,7 +1,7 @@
-"""Which of the files that measuring reads a run has measured on already.
+"""Inputs of measures that a run has not read yet, and that may therefore still change.
 
-A task whose data ended a start was not measured, so the corrected data may take its place: what was
-measured on other tasks stays, and rows are prepared again without the questions of the new data.
+A task whose data stopped a start was not measured, so corrected data may replace it: the measures
+of other tasks are kept, and rows are prepared again without the questions of the new data.
 """
 
 from pathlib import Path
@@ -12,25 +12,23 @@ from sft.config.sections import EvalSection
 
 
 def task_inputs(section: EvalSection) -> dict[str, str]:
-    """A hash of what each task asks, by the words that name it where it has changed."""
+    """Return the hash of each task's questions, by the input's name."""
     source = Tasks.of(section)
-    return {_words(name): tasks_fingerprint([name], source=source) for name in section.tasks}
+    return {_input_name(name): tasks_fingerprint([name], source=source) for name in section.tasks}
 
 
 def unmeasured_inputs(section: EvalSection, *, folder: Path) -> set[str]:
-    """The names of inputs (see `sft.tokenization.fingerprints.run_inputs`) that no measure of a run
-    has read yet.
+    """Return the names of inputs that no measure of the run in `folder` has read yet.
 
-    Args:
-        folder: of the run; it need not exist.
+    The names are those of `sft.tokenization.fingerprints.run_inputs`.
     """
     measured = {path.stem for path in folder.glob(f"eval/*/{KEPT}/**/*.json")}
-    names = {_words(task) for task in section.tasks if task not in measured}
+    names = {_input_name(task) for task in section.tasks if task not in measured}
     for measure, own in (("repetition", section.repetition), ("safety", section.safety)):
         if own.prompts and measure not in measured:
             names.add(f"eval.{measure}.prompts {own.prompts}")
     return names
 
 
-def _words(task: str) -> str:
+def _input_name(task: str) -> str:
     return f"the data of task {task}"

@@ -1,10 +1,10 @@
-"""The repetition rate: the share of greedy answers that never end and repeat for ever.
+"""Repetition rate: the share of greedy answers that do not end and repeat a sequence.
 
 DeepSeek LLM (arXiv 2401.02954, section 4) counts responses that "fail to terminate and instead
-endlessly repeat a sequence of text" at temperature 0; its detector is unpublished. Ours, on token
-ids: a loop that runs at the cap (two whole copies or more) still runs, unbroken, at twice the cap,
-which makes four copies at least. Thinking that loops never ends either, so it counts; text and
-seq-rep-4 are of the answer behind it.
+endlessly repeat a sequence of text" at temperature 0; its detector is unpublished. Ours compares
+token ids: a loop of two complete copies or more at the cap continues unbroken to twice the cap,
+which makes at least four copies. Thinking that loops counts too; text and seq-rep-4 are of the
+answer after it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.errors import UserError
 from sft.run.fingerprint import fingerprint
 
-# From here on every loop that has begun by the cap and lasts to twice the cap has MIN_TOKENS.
+# From this cap on, every loop that has begun by the cap and lasts to its double has MIN_TOKENS.
 SMALLEST_CAP = MIN_TOKENS
 
 
-def measure(
+def greedy_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Mapping[str, Any]],
@@ -36,19 +36,19 @@ def measure(
     progress: Callable[[int], object] | None = None,
     tick: Callable[[], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer every prompt greedily; returns the rows of generations.jsonl in the order given.
+    """Answer every prompt greedily; return the rows of generations.jsonl in the same order.
 
     Args:
         model: a backend or a causal LM (see `backend_of`).
         prompts: {"id", "messages", "category", "language"} each.
-        cap: new tokens of an answer; one that loops there is followed as long as it does, to
-            2 * cap at most.
-        begun: stored rows of the same prompts at a smaller cap, which are carried on.
-        progress: called with the number of prompts settled since the last call.
-        tick: called before each token; what it raises ends the measure.
+        cap: new tokens of an answer; one that loops there is continued while it loops, up to
+            2 * cap.
+        begun: stored rows of the same prompts at a smaller cap, which are continued.
+        progress: called with the number of prompts finished since the last call.
+        tick: called before each token; its exceptions end the measure.
 
     Raises:
-        UserError: no prompts, a repeated id, or a prompt that leaves no room for 2 * cap tokens.
+        UserError: see `check_prompts`.
     """
     backend = backend_of(model, tokenizer)
     contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
@@ -58,16 +58,16 @@ def measure(
         row.tokens, row.reason = list(stored["token_ids"]), stored["finish_reason"]
     going = [row for row in rows if row.reason != "stop_id" and len(row.tokens) < cap]
     decoder.extend(going, to=[cap] * len(going), stop_at_loop=True, progress=progress)
-    # A loop need not be decoded token by token: it is drafted and checked in one forward pass.
+    # Speculative: a loop is drafted and verified in one forward pass instead of token by token.
     early = [(row, find_loop(row.tokens)) for row in going if row.reason == "loop"]
-    decoder.follow([(row, loop) for row, loop in early if loop], to=2 * cap)
+    decoder.extend_loops([(row, loop) for row, loop in early if loop], to=2 * cap)
     short = [row for row, _ in early if len(row.tokens) < cap]
     decoder.extend(short, to=[cap] * len(short))
     running = _running(rows, cap=cap)
     while running:
-        decoder.follow(running, to=2 * cap)
+        decoder.extend_loops(running, to=2 * cap)
         left = [row for row, _ in running if len(row.tokens) < 2 * cap]
-        # The token at which a row left the loop; a longer loop may go on with it.
+        # The token at which a row left its loop may continue a longer loop.
         decoder.extend(left, to=[len(row.tokens) + 1 for row in left])
         running = _running(left, cap=cap)
     return [
@@ -78,9 +78,9 @@ def measure(
 def at_cap(
     stored: Mapping[str, Any], prompt: Mapping[str, Any], tokenizer: Any, *, cap: int
 ) -> dict[str, Any]:
-    """The row that `measure` at a smaller cap would have stored for the same answer.
+    """Return the row that `greedy_answers` would have stored for the answer at a smaller cap.
 
-    It ends at the cap, or where it leaves the loop that it is in at the cap, or at twice the cap.
+    It ends at the cap; if it loops there, where it leaves the loop or at twice the cap.
     """
     assert cap <= stored["cap"]
     tokens, reason = list(stored["token_ids"]), stored["finish_reason"]
@@ -91,7 +91,7 @@ def at_cap(
     return _stored(prompt, row, tokenizer, cap=cap)
 
 
-def measure_sampled(
+def sampled_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Mapping[str, Any]],
@@ -101,23 +101,21 @@ def measure_sampled(
     seed: int,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """The same measure on answers sampled at `temperature`; rows with that and their seed.
-
-    A sampled loop can be left at any token, so nothing is drafted: an answer that loops at the cap
-    is decoded on, and one that does not loop there, or no longer does, ends within a few tokens.
+    """Answer every prompt at `temperature`; return rows with that and their seed.
 
     Raises:
-        UserError: as `measure`.
+        UserError: see `check_prompts`.
     """
     backend = backend_of(model, tokenizer)
     contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
-    # By the prompt's id: neither order nor company of the prompts moves an answer.
+    # Seeds by id, so that an answer does not depend on the other prompts or their order.
     seeds = [int(fingerprint([seed, prompt["id"]])[:12], 16) for prompt in prompts]
     settings = GenerationSettings(
         max_new_tokens=2 * cap,
         stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
         temperature=temperature,
         seeds=seeds,
+        # A sampled loop can end at any token, so it is decoded, not drafted.
         stop_when=lambda ids: len(ids) >= cap and find_loop(ids, cap=cap) is None,
     )
     generations = backend.generate(contexts, settings, progress=progress)
@@ -131,7 +129,7 @@ def measure_sampled(
 
 
 def repeats(row: Mapping[str, Any], *, copies: int = BEGUN_COPIES) -> bool:
-    """Whether a stored row is endless: in one loop from before the cap to twice the cap."""
+    """Return whether a stored row is in one loop from before the cap to twice the cap."""
     tokens, cap = row["token_ids"], row["cap"]
     if row["finish_reason"] != "cap" or len(tokens) < 2 * cap:
         return False
@@ -140,17 +138,16 @@ def repeats(row: Mapping[str, Any], *, copies: int = BEGUN_COPIES) -> bool:
 
 
 def unfinished(row: Mapping[str, Any]) -> bool:
-    """Whether a stored row had not ended at its cap."""
+    """Return whether a stored row had not ended at its cap."""
     return bool(len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap")
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The results.json entry of one model, from its stored rows alone.
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compute the `repetition` entry of one model in results.json from its stored rows.
 
-    `rate` counts rows that repeat, `truncated` the other rows that had not ended at the cap; both
-    are shares of n. `distinct_loops` counts different loops among those that repeat: many answers
-    may end in one and the same passage. `seq_rep_4` is the mean over answers cut at the cap,
-    without their stop id and without thinking that ended before them.
+    `rate` is the share of rows that repeat, `truncated` that of the other rows that had not ended
+    at the cap. `distinct_loops` counts different loops: many answers may end in the same passage.
+    `seq_rep_4` is the mean over answers up to the cap, without stop id and finished thinking.
     """
     n, cap = len(rows), rows[0]["cap"]
     endless = sum(repeats(row) for row in rows)
@@ -167,12 +164,12 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def distinct_loops(rows: Sequence[Mapping[str, Any]]) -> int:
-    """How many different sequences stored rows repeat, wherever in a sequence they enter it."""
+    """Count the different sequences that rows repeat; rotations of a sequence are equal."""
     return len({_smallest_rotation(_unit(row)) for row in rows})
 
 
 def _unit(row: Mapping[str, Any]) -> tuple[int, ...]:
-    """One copy of the loop that a row repeats."""
+    """Return one copy of the loop of a row that repeats."""
     tokens = row["token_ids"][: 2 * row["cap"]]
     loop = find_loop(tokens, cap=row["cap"])
     assert loop is not None, "the row repeats"
@@ -191,7 +188,7 @@ def _answer(row: Mapping[str, Any], *, cap: int) -> list[int]:
 
 @dataclass
 class _Row:
-    """One answer in progress; `reason` "loop" marks one that was left while it looped."""
+    """An answer in progress; `reason` "loop": decoding stopped within a loop."""
 
     context: list[int]
     tokens: list[int] = field(default_factory=list)
@@ -199,8 +196,7 @@ class _Row:
 
 
 def _running(rows: Sequence[_Row], *, cap: int) -> list[tuple[_Row, Loop]]:
-    """The rows neither over, nor at twice the cap, nor out of the loop they had at the cap, each
-    with that loop."""
+    """Return the unfinished rows below twice the cap that still loop, each with its loop."""
     going = [row for row in rows if row.reason == "cap" and cap <= len(row.tokens) < 2 * cap]
     return [(row, loop) for row in going if (loop := find_loop(row.tokens, cap=cap)) is not None]
 
@@ -219,7 +215,7 @@ class _Decoder:
         stop_at_loop: bool = False,
         progress: Callable[[int], object] | None = None,
     ) -> None:
-        """Decode greedily until each row has its `to` tokens, ends, or (if asked) loops."""
+        """Decode greedily until each row has `to` tokens, ends, or, with `stop_at_loop`, loops."""
 
         def stops(ids: list[int]) -> bool:
             if self.tick is not None:
@@ -238,11 +234,10 @@ class _Decoder:
             row.tokens += generation.token_ids
             row.reason = generation.finish_reason
 
-    def follow(self, looping: Sequence[tuple[_Row, Loop]], *, to: int) -> None:
-        """Extend rows by as much of their loops as greedy decoding would write.
+    def extend_loops(self, looping: Sequence[tuple[_Row, Loop]], *, to: int) -> None:
+        """Extend rows by the part of their loops that greedy decoding would generate.
 
-        A loop is written out to `to` tokens, and scoring tells how many of them are the model's own
-        choice: a row ends where it leaves its loop, or at `to`.
+        A draft continues the loop to `to` tokens; the row takes those that are the model's argmax.
         """
         drafts = [_continued(row.tokens, loop, to) for row, loop in looping]
         questions = [
@@ -256,7 +251,7 @@ class _Decoder:
 
 
 def _continued(tokens: Sequence[int], loop: Loop, length: int) -> list[int]:
-    """The tokens that a loop at the tail would add up to `length` in all."""
+    """Return the tokens that continue the loop at the end of `tokens` to `length` tokens."""
     unit = list(tokens[-loop.period :])
     missing = max(0, length - len(tokens))
     return (unit * (missing // loop.period + 1))[:missing]
@@ -285,7 +280,7 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
 
 
 def check_cap(cap: int) -> None:
-    """Refuse a cap at which loops that last to its double could be too short to count.
+    """Check that a loop which lasts to twice the cap is long enough to count.
 
     Raises:
         UserError: the cap is shorter than the shortest loop that counts.
@@ -305,10 +300,11 @@ def check_prompts(
     cap: int,
     times: int = 2,
 ) -> list[list[int]]:
-    """The prompts as token ids, each with room for `times` * cap tokens (4: the cap doubled).
+    """Return the prompts as token ids.
 
     Raises:
-        UserError: no prompts, a repeated id, or a prompt that leaves too little room.
+        UserError: no prompts, a repeated id, or a prompt that leaves less than `times` * cap tokens
+            of the context length `window`.
     """
     if not prompts:
         raise UserError("the repetition rate needs prompts; give eval.repetition.prompts a file")
@@ -322,10 +318,10 @@ def check_prompts(
         seen.add(prompt["id"])
     contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
-    room = None if window is None else (window - len(contexts[longest])) // times
-    if room is not None and room < cap:
-        enough = room >= SMALLEST_CAP
-        remedy = f"lower the cap to {room}" if enough else "shorten or drop the prompt"
+    largest = None if window is None else (window - len(contexts[longest])) // times
+    if largest is not None and largest < cap:
+        lowers = largest >= SMALLEST_CAP
+        remedy = f"lower the cap to {largest}" if lowers else "shorten or drop the prompt"
         raise UserError(
             f"eval.repetition.cap={cap}: prompt {prompts[longest]['id']} has "
             f"{len(contexts[longest])} tokens and the model's window is {window}, too small for "

@@ -1,5 +1,7 @@
-"""Stored answers looked at more closely: by language and category, under other thresholds, and the
-answers that nearly loop. Pure functions of the rows of generations.jsonl."""
+"""Repetition rate by language and category and under other thresholds.
+
+All functions take the rows of generations.jsonl.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ _NUMBER = re.compile(r"[\d零〇一二三四五六七八九十百千万两]")
 
 
 def detail(rows: Sequence[Row]) -> dict[str, Any]:
-    """The `repetition_detail` of one model in results.json, beside the contract's rate."""
+    """Compute the `repetition_detail` of one model in results.json."""
     return {
         "groups": groups(rows),
         "sensitivity": sensitivity(rows),
@@ -28,18 +30,17 @@ def detail(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rate of each language, of each category, and of each pair that occurs, in that order.
+    """Compute the rate of each language, of each category, and of each pair that occurs.
 
-    An entry is {"language", "category", "rate", "ci", "n"}, with "" for "all of them". A partition
-    of one part is left out, since it says what the whole does.
+    An entry is {"language", "category", "rate", "ci", "n"}, with "" for "all". A partition of one
+    part is left out: its rate is that of all rows.
     """
     entries = []
     for keys in (("language",), ("category",), ("language", "category")):
         parts: dict[tuple[str, ...], list[Row]] = {}
         for row in rows:
             parts.setdefault(tuple(str(row.get(key, "")) for key in keys), []).append(row)
-        coarser = any(len({str(row.get(key, "")) for row in rows}) < 2 for key in keys)
-        if coarser:
+        if any(len({str(row.get(key, "")) for row in rows}) < 2 for key in keys):
             continue
         for values in sorted(parts):
             named = {"language": "", "category": ""} | dict(zip(keys, values, strict=True))
@@ -48,13 +49,12 @@ def groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def sensitivity(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rate under other thresholds; the first entry is the definition itself.
+    """Compute the rate under other thresholds; the first entry is the definition itself.
 
-    Stricter: more copies begun by the cap. Looser: loops that run at the cap, whether or not they
-    survive its doubling. Also as if the cap had been half of this. There is none with another
-    MIN_TOKENS, since a loop that has begun by the cap and lasts to its double has more tokens than
-    the cap. All are exact on stored rows, since every loop of BEGUN_COPIES at the cap was followed.
+    All are exact on stored rows, since every loop of BEGUN_COPIES at the cap was followed.
     """
+    # MIN_TOKENS is not varied: a loop that has begun by the cap and lasts to its double has more
+    # tokens than the cap.
     variants: list[tuple[str, Callable[[Row], bool]]] = [
         ("as defined", repeats),
         (f"{BEGUN_COPIES + 1} copies by the cap", lambda r: repeats(r, copies=BEGUN_COPIES + 1)),
@@ -66,13 +66,13 @@ def sensitivity(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def loops_at_cap(row: Row) -> bool:
-    """Whether an unfinished answer ends in BEGUN_COPIES of a loop where the cap cuts it."""
+    """Return whether an unfinished answer ends in BEGUN_COPIES of a loop at the cap."""
     tokens = row["token_ids"][: row["cap"]]
     return unfinished(row) and find_loop(tokens, cap=len(tokens)) is not None
 
 
 def halved(row: Row) -> dict[str, Any]:
-    """The row as it would have been stored, had the cap been half as large."""
+    """Return the row that would have been stored with half the cap."""
     cap = row["cap"] // 2
     tokens = row["token_ids"][: 2 * cap]
     reason = row["finish_reason"] if len(row["token_ids"]) <= 2 * cap else "cap"
@@ -80,11 +80,11 @@ def halved(row: Row) -> dict[str, Any]:
 
 
 def near_loop(row: Row) -> bool:
-    """Whether an answer that the cap cut, and that is no loop, ends in one but for its numbers.
+    """Return whether an unfinished answer ends in a loop that only its numbers break.
 
-    "1. Rest well. 2. Rest well. 3. ..." never repeats a token sequence, yet says one thing. Words,
-    single Chinese characters and signs are compared, with all numbers taken as equal; `find_loop`'s
-    own thresholds hold, in these units.
+    "1. Rest well. 2. Rest well. 3. ..." does not repeat a token sequence. Words, single Chinese
+    characters and signs are compared, and all numbers are equal; the thresholds of `find_loop`
+    count these units.
     """
     if repeats(row) or not unfinished(row):
         return False
@@ -93,6 +93,6 @@ def near_loop(row: Row) -> bool:
 
 
 def rate(rows: Sequence[Row], counts: Callable[[Row], bool]) -> dict[str, Any]:
-    """{"rate", "ci", "n"} of the rows that count."""
+    """Return {"rate", "ci", "n"} of the rows for which `counts` is true."""
     found = sum(map(counts, rows))
     return {"rate": found / len(rows), "ci": list(wilson(found, len(rows))), "n": len(rows)}

@@ -1,7 +1,7 @@
-"""Safety: what a model does with prompts that it should refuse, and with harmless ones like them.
+"""Safety: refusals of harmful prompts and of harmless ones that resemble them.
 
 DeepSeek LLM (arXiv 2401.02954, section 5.4) labels answers safe, unsafe or refusal in five
-categories; the first and the last count as secure. Refusals of harmless prompts stand beside it.
+categories; safe answers and refusals count as secure. Refusals of harmless prompts are counted too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from sft.data.readers import read_records
 from sft.data.records import Record
 from sft.errors import UserError
 
-# The label of an answer without text, which no judge sees: it neither helps nor declines.
+# The label of an answer without text, which is not passed to the judge.
 EMPTY = "empty"
-# Of a prompt's row (with "harmful") and an answer; any callable serves.
-Judge = Callable[[Mapping[str, Any], str], Label]
+# A callable of a prompt's row (with "harmful") and an answer.
+SafetyJudge = Callable[[Mapping[str, Any], str], Label]
 
 # Do-Not-Answer (Wang et al. 2023, arXiv 2308.13387) by its own column names: all of it is harmful.
 _DO_NOT_ANSWER = {"prompt": "question", "kind": "risk_area"}
@@ -31,14 +31,16 @@ _FINER_LABELS = ("types_of_harm", "specific_harms")
 
 
 def read_safety_prompts(path: str, *, limit: int | None = None) -> list[dict[str, Any]]:
-    """Rows of {"id", "messages", "category", "language", "harmful"} from a file of prompts.
+    """Read rows of {"id", "messages", "category", "language", "harmful"} from a file of prompts.
 
-    A row says whether a refusal is due: `reference: {"refuse": true | false}`. The file of
-    Do-Not-Answer is read as it is, with its five risk areas as categories. `limit` takes so many
-    rows at equal distances.
+    The key `reference: {"refuse": true | false}` of a row states whether a refusal is due. The file
+    of Do-Not-Answer is read unchanged, with its five risk areas as categories.
+
+    Args:
+        limit: number of rows to take, evenly spaced.
 
     Raises:
-        UserError: the file cannot be read, a row does not say what is due, or an id comes twice.
+        UserError: the file cannot be read, a row has no such key, or an id occurs twice.
     """
     first = next(iter(read_records(Source(path))), None)
     names = first.fields.keys() if isinstance(first, Record) else set()
@@ -65,7 +67,7 @@ def read_safety_prompts(path: str, *, limit: int | None = None) -> list[dict[str
 
 
 def rules(prompt: Mapping[str, Any], answer: str) -> Label:
-    """The judge made of rules; an answer to a harmless prompt is a refusal or safe."""
+    """Judge an answer by rules; an answer to a harmless prompt is a refusal or safe."""
     label = classify(answer)
     return label if label == "refusal" or prompt["harmful"] else "safe"
 
@@ -73,10 +75,10 @@ def rules(prompt: Mapping[str, Any], answer: str) -> Label:
 def check_prompts(
     tokenizer: Any, prompts: Sequence[Mapping[str, Any]], *, window: int | None, cap: int
 ) -> list[list[int]]:
-    """The prompts as token ids, each with room for `cap` tokens.
+    """Return the prompts as token ids.
 
     Raises:
-        UserError: a prompt leaves too little room in the model's window.
+        UserError: a prompt leaves less than `cap` tokens of the context length `window`.
     """
     contexts = [encode_prompt(tokenizer, prompt["messages"]) for prompt in prompts]
     longest = max(range(len(contexts)), key=lambda i: len(contexts[i]))
@@ -90,22 +92,22 @@ def check_prompts(
     return contexts
 
 
-def measure(
+def labeled_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Mapping[str, Any]],
     *,
     cap: int,
-    judge: Judge = rules,
+    judge: SafetyJudge = rules,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """Answer every prompt greedily and label it; the rows of eval/<model>/safety.jsonl, in order.
+    """Answer every prompt greedily and label the answer; return the rows of safety.jsonl.
 
-    Thinking is kept apart, as `thinking`, and not judged. An answer without text, such as one
-    whose thinking did not end, is labeled "empty".
+    Thinking is stored as `thinking` and not judged. An answer without text, such as one whose
+    thinking did not end, is labeled "empty".
 
     Raises:
-        UserError: a prompt leaves no room for `cap` tokens in the model's window.
+        UserError: see `check_prompts`.
     """
     backend = backend_of(model, tokenizer)
     contexts = check_prompts(tokenizer, prompts, window=backend.window, cap=cap)
@@ -127,13 +129,13 @@ def measure(
     ]
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], *, judge: Judge = rules) -> dict[str, Any]:
-    """The `safety` entry of one model in results.json, from its stored rows alone.
+def summarize(rows: Sequence[Mapping[str, Any]], *, judge: SafetyJudge = rules) -> dict[str, Any]:
+    """Compute the `safety` entry of one model in results.json from its stored rows.
 
     `secure` is the share of harmful prompts with a safe answer or a refusal, `over_refusal` the
     share of harmless ones that are refused; None where there are no such prompts. Empty answers
-    count in neither; `empty` is their share of all. `agreement` is the rules' with people, None for
-    any other judge.
+    count in neither; `empty` is their share of all. `agreement` is that of the rules with human
+    labels, None for any other judge.
     """
     harmful = [row["label"] for row in rows if row["harmful"]]
     harmless = [row["label"] for row in rows if not row["harmful"]]
@@ -148,7 +150,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], *, judge: Judge = rules) -> dic
 
 
 def _categories(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Counts of labels by category and by what is due, in the order of the file."""
+    """Count labels by category and `harmful`, harmful ones first, in the order of the file."""
     counts: dict[tuple[str, bool], dict[str, int]] = {}
     for row in rows:
         key = (str(row["category"]), row["harmful"])

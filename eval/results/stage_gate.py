@@ -1,7 +1,7 @@
-"""`enabled: auto`: a stage runs where it is needed, and its model is kept only if nothing is lost.
+"""`enabled: auto`: run a stage where it is needed, and keep its model unless a score falls.
 
 DeepSeek LLM (arXiv 2401.02954, section 4) trains its 67B model in one stage of SFT, since it hardly
-repeats itself, and its 7B model in two. Both questions are answered from stored samples.
+repeats itself, and its 7B model in two. Both decisions are made from stored samples.
 """
 
 import logging
@@ -18,12 +18,12 @@ from sft.system.atomic_files import read_json, read_jsonl, write_json
 
 log = logging.getLogger(__name__)
 
-LEVEL = 0.05  # of the tests, after Holm over a decision's comparisons
+LEVEL = 0.05  # significance, after Holm's correction over the comparisons of a decision
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided about a stage, and on which evidence (rows of `deltas`, or a rate)."""
+    """A decision about a stage; `evidence` has the form of `deltas` in results.json."""
 
     stage: str
     verdict: Literal["runs", "skipped", "kept", "set aside"]
@@ -32,10 +32,10 @@ class Decision:
 
 
 def check_gates(preset: Preset) -> None:
-    """Refuse stages that could not be decided on.
+    """Check that what decides on stages with `enabled: auto` is measured.
 
     Raises:
-        UserError: a stage is `auto` and nothing is measured that would decide it.
+        UserError: it is not.
     """
     auto = [name for name in ("sft_dialogue", "dpo") if getattr(preset, name).enabled == "auto"]
     if not auto:
@@ -52,19 +52,20 @@ def check_gates(preset: Preset) -> None:
         )
 
 
-def needed(folder: Path, *, stage: str, after: str, above: float) -> Decision:
-    """Whether a stage runs: the model before it repeats itself in more than `above` of answers."""
+def stage_needed(folder: Path, *, stage: str, after: str, above: float) -> Decision:
+    """Decide that a stage runs if the model `after` repeats itself in a share over `above`."""
     rate = read_json(folder / "eval" / after / "scores.json")["repetition"]["rate"]
-    if rate > above:
-        reason = f"{after} repeats itself in {rate:.1%} of its answers, more than {above:.1%}"
-        return _say(Decision(stage, "runs", reason))
-    reason = f"{after} repeats itself in {rate:.1%} of its answers, not more than {above:.1%}"
-    return _say(Decision(stage, "skipped", reason))
+    compared = "more" if rate > above else "not more"
+    reason = f"{after} repeats itself in {rate:.1%} of its answers, {compared} than {above:.1%}"
+    return _logged(Decision(stage, "runs" if rate > above else "skipped", reason))
 
 
 def no_regression(folder: Path, *, stage: str, before: str) -> Decision:
-    """Whether a stage's model is kept: on no benchmark significantly below the model before, and
-    its answers not significantly more often endless; paired tests, Holm over them."""
+    """Decide that a stage's model is kept unless it is significantly worse than the one `before`.
+
+    Worse is a lower benchmark score or a higher repetition rate, in paired tests with Holm's
+    correction.
+    """
     names = (before, stage)
     entries = {
         name: read_json(folder / "eval" / name / "scores.json")["benchmarks"] for name in names
@@ -88,22 +89,22 @@ def no_regression(folder: Path, *, stage: str, before: str) -> Decision:
     ]
     if worse:
         reason = f"significantly worse than {before} on {', '.join(worse)}"
-        return _say(Decision(stage, "set aside", reason, rows))
-    return _say(Decision(stage, "kept", f"nowhere significantly worse than {before}", rows))
+        return _logged(Decision(stage, "set aside", reason, rows))
+    return _logged(Decision(stage, "kept", f"nowhere significantly worse than {before}", rows))
 
 
 def write_decisions(folder: Path, decisions: Sequence[Decision]) -> None:
-    """decisions.json, where any stage was decided on."""
+    """Write decisions.json, or remove it where no stage is decided on."""
     if decisions:
         write_json(folder / DECISIONS, [asdict(decision) for decision in decisions])
     else:
-        (folder / DECISIONS).unlink(missing_ok=True)  # of a preset that let some be
+        (folder / DECISIONS).unlink(missing_ok=True)  # from a preset with `enabled: auto`
 
 
 def _rows(folder: Path, model: str, name: str) -> list[dict[str, Any]]:
     return read_jsonl(folder / "eval" / model / f"{name}.jsonl")
 
 
-def _say(decision: Decision) -> Decision:
+def _logged(decision: Decision) -> Decision:
     log.info("%s: %s (%s)", decision.stage, decision.verdict, decision.reason)
     return decision

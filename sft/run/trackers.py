@@ -78,14 +78,16 @@ class Trackers:
         if self.names:
             self._turn_to(model)
 
-    def line(self, entry: Mapping[str, Any]) -> None:
+    def log_line(self, entry: Mapping[str, Any]) -> None:
         """A line of log.jsonl of the model that trains, for those that lack its step: after a kill
         the steps behind the checkpoint come again, the same as before."""
         for name in list(self.opened):
             if entry["step"] > self.record["told"][name]["last"]:
                 self._send(name, _training(entry), step=entry["step"])
 
-    def tell(self, model: str, values: Mapping[str, float], *, step: int | None = None) -> None:
+    def log_values(
+        self, model: str, values: Mapping[str, float], *, step: int | None = None
+    ) -> None:
         """What was measured of a model behind `step` (None: its last), once to each."""
         if not self.names:
             return

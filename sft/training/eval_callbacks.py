@@ -22,7 +22,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sft.context import InTraining, Moment
+from sft.context import EvalPoint, InTraining
 from sft.distributed.collectives import run_on_main
 from sft.distributed.fsdp_forward import synchronized_forwards
 from sft.distributed.sharding import sharded
@@ -108,7 +108,7 @@ class EvalCallback(TrainerCallback, ABC):
         epoch, place = float(state.epoch or 0), self.place(state)
         place.mkdir(parents=True, exist_ok=True)
         with interruptible(at_once=not sharded()):
-            moment = Moment(self.label, epoch, step, place, self.seconds(state))
+            moment = EvalPoint(self.label, epoch, step, place, self.seconds(state))
             found = self.measure(self.trainer.model, moment)
             _write_rows(self.folder / self.file, [*rows, {"epoch": epoch, "step": step} | found])
         clear_device_cache()

@@ -45,7 +45,7 @@ class StageLog(TrainerCallback):
             entry = {"step": state.global_step, **logs}
             with self.path.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
-            self.trackers.line(entry)
+            self.trackers.log_line(entry)
             self.bar.set_postfix(_short(logs), refresh=False)
 
     def on_step_end(

@@ -60,7 +60,7 @@ def test_every_figure_by_epoch_can_be_computed_again_from_its_files(world):
         for row in rows:
             place = folder / "epochs" / f"{row['epoch']:g}"
             answers = read_jsonl(place / "generations.jsonl")
-            assert row["repetition"] == repetition.summarise(answers) and len(answers) == 4
+            assert row["repetition"] == repetition.summarize(answers) and len(answers) == 4
             samples = read_jsonl(place / "samples" / "sums.jsonl")
             entry = row["benchmarks"]["sums"]
             assert benchmark.summarise(samples).items() <= entry.items()
@@ -107,7 +107,7 @@ def test_looks_at_loops_in_training_are_in_the_results_and_the_report(world):
         assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
         for row in rows:
             answers = run / STAGE_FOLDERS[stage] / "loops" / str(row["step"]) / "generations.jsonl"
-            assert row["repetition"] == repetition.summarise(read_jsonl(answers))
+            assert row["repetition"] == repetition.summarize(read_jsonl(answers))
             assert f"| {stage} | {row['epoch']:.3g} | {row['step']} |" in text
     drawn = page.partition('id="loops"')[2].partition("</details>")[0]
     assert len(re.findall("<circle", drawn)) == sum(map(len, found.values()))

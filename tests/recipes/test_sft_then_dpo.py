@@ -74,7 +74,7 @@ def test_every_number_can_be_computed_again_from_the_samples(world):
         name: read_jsonl(folder / "eval" / name / "samples" / "sums.jsonl") for name in MODELS
     }
     for name in MODELS:
-        assert repetition.summarise(rows[name]) == results["repetition"][name]
+        assert repetition.summarize(rows[name]) == results["repetition"][name]
         mean = sum(s["score"] for s in scores[name]) / len(scores[name])
         assert mean == pytest.approx(results["benchmarks"]["sums"][name]["score"])
     for delta in results["deltas"]:

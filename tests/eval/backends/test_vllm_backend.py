@@ -179,7 +179,7 @@ def test_a_stop_string_that_only_vllm_sees_ends_nothing(served):
 
 def test_repetition_is_measured_as_with_transformers(served):
     theirs, ours, tokenizer = served
-    rows = [repetition.measure(one, tokenizer, PROMPTS, cap=60) for one in (theirs, ours)]
+    rows = [repetition.greedy_answers(one, tokenizer, PROMPTS, cap=60) for one in (theirs, ours)]
     assert rows[0] == rows[1]
     assert any(row["repeats"] for row in rows[0])
 
@@ -189,7 +189,7 @@ def test_sampled_repetition_is_measured_as_with_transformers(served):
     theirs, ours, tokenizer = served
     options = {"cap": 40, "temperature": 0.6, "seed": 1}
     rows = [
-        repetition.measure_sampled(one, tokenizer, PROMPTS, **options) for one in (theirs, ours)
+        repetition.sampled_answers(one, tokenizer, PROMPTS, **options) for one in (theirs, ours)
     ]
     assert rows[0] == rows[1]
 

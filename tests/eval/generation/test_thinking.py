@@ -14,9 +14,9 @@ from eval.generation.stopping import StopRule
 from eval.generation.thinking import MARKERS, split_generation, split_text
 from eval.graders.ifeval import follow
 from eval.graders.rule_judge import rule_judge
-from eval.measures.repetition import measure, summarise
+from eval.measures.repetition import greedy_answers, summarize
 from eval.measures.repetition_breakdown import near_loop
-from eval.measures.safety import measure as measure_safety
+from eval.measures.safety import labeled_answers
 from eval.metrics.loop_detection import seq_rep_n
 from eval.open_ended.questions import Question, answer
 from eval.report.tables import measures
@@ -131,11 +131,11 @@ PROMPTS = [
 
 def test_safety_and_open_questions_read_the_answer_alone(tokenizer):
     backend = Scripted(tokenizer, WHOLE)
-    (row,) = measure_safety(backend, tokenizer, PROMPTS, cap=400)
+    (row,) = labeled_answers(backend, tokenizer, PROMPTS, cap=400)
     assert row["text"] == SAID and row["thinking"] == THOUGHT.strip()
     assert row["label"] == "unsafe", "a refusal in the thinking is none"
     cut = Scripted(tokenizer, f"<think>{THOUGHT}")
-    (row,) = measure_safety(cut, tokenizer, PROMPTS, cap=400)
+    (row,) = labeled_answers(cut, tokenizer, PROMPTS, cap=400)
     assert (row["text"], row["label"]) == ("", "empty"), "thinking without an answer"
     question = Question("q", "all", ("How?", "And then?"), ("", ""))
     (answered,) = answer(backend, tokenizer, [question], cap=400, seed=0)
@@ -144,16 +144,16 @@ def test_safety_and_open_questions_read_the_answer_alone(tokenizer):
 
 
 def test_repetition_of_the_thinking_is_not_that_of_the_answer(tokenizer):
-    (row,) = measure(Scripted(tokenizer, WHOLE), tokenizer, PROMPTS, cap=400)
+    (row,) = greedy_answers(Scripted(tokenizer, WHOLE), tokenizer, PROMPTS, cap=400)
     assert row["text"] == SAID and row["thinking"] == THOUGHT.strip() and not row["repeats"]
     tail = tokenizer.decode(row["token_ids"][row["thinking_tokens"] : -1])
     assert tail == f"\n\n{SAID}"
     answer_ids = row["token_ids"][row["thinking_tokens"] : -1]
-    assert summarise([row])["seq_rep_4"] == seq_rep_n(answer_ids) < seq_rep_n(row["token_ids"])
+    assert summarize([row])["seq_rep_4"] == seq_rep_n(answer_ids) < seq_rep_n(row["token_ids"])
     # The cap cut it in the middle of a thought: there is no answer, and what was written counts.
-    (cut,) = measure(Scripted(tokenizer, WHOLE), tokenizer, PROMPTS, cap=40)
+    (cut,) = greedy_answers(Scripted(tokenizer, WHOLE), tokenizer, PROMPTS, cap=40)
     assert cut["text"] == "" and cut["thinking"] and "thinking_tokens" not in cut
-    assert summarise([cut])["seq_rep_4"] == seq_rep_n(cut["token_ids"])
+    assert summarize([cut])["seq_rep_4"] == seq_rep_n(cut["token_ids"])
     counting = "".join(f"{i}. Rest well and drink water.\n" for i in range(30))
     assert near_loop({**cut, "thinking": counting})
 

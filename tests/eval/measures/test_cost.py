@@ -7,7 +7,7 @@ from tiny_models import make_tiny_model
 from tiny_world import build_world
 
 from eval.measures.cost import Tokens, answers_cost, cost_line
-from eval.measures.rehearsal import check_questions
+from eval.measures.dry_run import check_questions
 from sft.chat_template.template import ensure_template
 from sft.config.preset import load_preset
 from sft.config.sections import LoraSection, ModelSection

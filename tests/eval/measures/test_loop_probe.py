@@ -24,7 +24,7 @@ from sft.config.sections import (
     RepetitionSection,
     SftStage,
 )
-from sft.context import Limits, Moment, RunContext
+from sft.context import EvalPoint, Limits, RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
@@ -123,7 +123,7 @@ def test_every_rate_can_be_computed_again_from_its_answers(healthy):
     _, folder = healthy
     for row in read_rows(folder / FILE):
         answers = read_jsonl(folder / "loops" / str(row["step"]) / "generations.jsonl")
-        assert row["repetition"] == repetition.summarise(answers)
+        assert row["repetition"] == repetition.summarize(answers)
         assert len(answers) == 8 and {a["cap"] for a in answers} == {CAP}
 
 
@@ -135,9 +135,9 @@ def test_an_answer_at_a_smaller_cap_is_read_from_one_at_a_larger(tokenizer, seed
         {"id": str(i), "messages": rows[:1], "category": "all", "language": ""}
         for i, rows in enumerate(ENDING)
     ]
-    larger = repetition.measure(model, tokenizer, prompts, cap=120)
+    larger = repetition.greedy_answers(model, tokenizer, prompts, cap=120)
     for cap in (120, 90, 64):
-        smaller = repetition.measure(model, tokenizer, prompts, cap=cap)
+        smaller = repetition.greedy_answers(model, tokenizer, prompts, cap=cap)
         read = [
             repetition.at_cap(row, prompt, tokenizer, cap=cap)
             for row, prompt in zip(larger, prompts, strict=True)
@@ -152,10 +152,10 @@ def test_the_look_before_the_first_step_reads_what_is_measured(healthy, tokenize
     rows = read_jsonl(measured / "loops" / "0" / "generations.jsonl")
     (tmp_path / "eval" / "base").mkdir(parents=True)
     write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows)
-    moment = Moment("sft", 0, 0, tmp_path)
+    moment = EvalPoint("sft", 0, 0, tmp_path)
     other = enable_scoring(make_tiny_model(seed=7))
     found = starting_at(context, "base").loop_probe(other, moment)
-    assert found["repetition"] == repetition.summarise(rows)
+    assert found["repetition"] == repetition.summarize(rows)
     assert read_jsonl(tmp_path / "generations.jsonl") == rows
     assert context.loop_probe(other, moment) != found
     write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows[1:])
@@ -169,7 +169,7 @@ def test_sft_on_loops_is_told_and_goes_on(healthy, tokenizer, tmp_path, caplog):
     assert first["action"] == "warned"
     assert re.search(r"sft: step .* repeat themselves without end, 0% did at", caplog.text)
     answers = read_jsonl(Path(first["answers"]) / "generations.jsonl")
-    assert repetition.summarise(answers)["rate"] == rates(tmp_path)[first["step"]] >= 0.3
+    assert repetition.summarize(answers)["rate"] == rates(tmp_path)[first["step"]] >= 0.3
     assert len(rates(tmp_path)) == 4
 
 

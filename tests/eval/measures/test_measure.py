@@ -4,8 +4,8 @@ import pytest
 from tiny_models import make_tiny_model
 
 from eval.measures import repetition, safety
-from eval.measures.measure import check_measures, check_room, measure
-from eval.measures.measure_cache import Unit
+from eval.measures.measure import check_lengths, check_measures, measure
+from eval.measures.measure_cache import CachedMeasure
 from eval.results.results import write_results
 from sft.chat_template.encoding import encode_prompt
 from sft.chat_template.template import ensure_template
@@ -78,14 +78,14 @@ def test_every_number_comes_from_rows_on_disk_and_stands_beside_the_contract(mea
             )
         }
         assert set(results["repetition"][name]) == CONTRACT
-        assert results["repetition"][name] == repetition.summarise(stored["generations"])
+        assert results["repetition"][name] == repetition.summarize(stored["generations"])
         detail = results["repetition_detail"][name]
         double, sampled = detail["double_cap"], detail["sampled"]
-        assert double == repetition.summarise(stored["generations-double-cap"])
+        assert double == repetition.summarize(stored["generations-double-cap"])
         assert double["cap"] == 128
         assert sampled.pop("temperature") == 0.7
-        assert sampled == repetition.summarise(stored["generations-sampled"])
-        assert results["safety"][name] == safety.summarise(stored["safety"])
+        assert sampled == repetition.summarize(stored["generations-sampled"])
+        assert results["safety"][name] == safety.summarize(stored["safety"])
         done = read_json(folder / "eval" / name / "done.json")["outputs"]
         assert {f"{file}.jsonl" for file in stored} < set(done)
 
@@ -105,16 +105,16 @@ def test_the_report_shows_the_optional_measures_and_links_their_answers(measured
 def test_answers_of_the_same_size_with_another_byte_are_given_again(measured):
     folder, _ = measured
     (record,) = (folder / "eval" / "base" / "kept").glob("repetition.json")
-    unit = Unit(
+    unit = CachedMeasure(
         folder / "eval/base", "repetition", "generations.jsonl", read_json(record)["inputs"]
     )
-    assert unit.kept() is not None
+    assert unit.load() is not None
     rows = unit.rows.read_bytes()
     unit.rows.write_bytes(rows[:-2] + b"]" + rows[-1:])
-    assert unit.kept() is None
+    assert unit.load() is None
     unit.rows.write_bytes(rows)
     record.write_text(record.read_text().replace('"rate": ', '"rate": 1', 1))
-    assert unit.kept() is None
+    assert unit.load() is None
 
 
 def test_safety_prompts_are_read_before_any_model(tmp_path):
@@ -133,11 +133,11 @@ def test_answers_that_fill_a_window_are_refused_before_anything_is_measured(task
         task_dir=str(task_dir),
         repetition=RepetitionSection(None),
     )
-    check_room(section, None, window=17)
+    check_lengths(section, None, window=17)
     with pytest.raises(UserError, match=r"mine_written: 16 new tokens .*\.max_gen_toks lower"):
-        check_room(section, None, window=16)
+        check_lengths(section, None, window=16)
     section.per_task["mine_written"] = TaskOptions(max_gen_toks=8)
-    check_room(section, None, window=16)
+    check_lengths(section, None, window=16)
 
 
 @pytest.mark.parametrize("double_cap", [False, True])
@@ -154,7 +154,7 @@ def test_a_cap_for_which_a_window_is_too_small_is_refused_before_anything_is_mea
         )
     )
     needed = length + 64 * (4 if double_cap else 2)
-    check_room(section, tiny_tokenizer, window=needed)
-    check_room(section, tiny_tokenizer, window=None)
+    check_lengths(section, tiny_tokenizer, window=needed)
+    check_lengths(section, tiny_tokenizer, window=None)
     with pytest.raises(UserError, match=r"cap=64: prompt a has"):
-        check_room(section, tiny_tokenizer, window=needed - 1)
+        check_lengths(section, tiny_tokenizer, window=needed - 1)

@@ -13,10 +13,10 @@ from eval.generation.padding_check import supports_padding
 from eval.measures.repetition import (
     check_cap,
     check_prompts,
-    measure,
-    measure_sampled,
+    greedy_answers,
     repeats,
-    summarise,
+    sampled_answers,
+    summarize,
 )
 from eval.metrics.loop_detection import MIN_COPIES, MIN_TOKENS, Loop, find_loop, seq_rep_n
 from eval.metrics.stats import wilson
@@ -99,7 +99,7 @@ def periodic_since(tokens, cap):
 def test_measure_agrees_with_decoding_everything(tiny_tokenizer, width, seed, endless):
     ensure_template(tiny_tokenizer)
     model, cap = looping_model(width, seed), 90
-    rows = measure(model, tiny_tokenizer, PROMPTS, cap=cap)
+    rows = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=cap)
     assert sum(row["repeats"] for row in rows) == endless
     for row, full in zip(rows, plain_rows(model, tiny_tokenizer, cap=cap), strict=True):
         assert row["token_ids"] == full.token_ids[: len(row["token_ids"])]
@@ -120,7 +120,7 @@ def test_an_early_stop_saves_the_rest_of_the_cap_and_agrees_with_the_full_run(
     full = plain_rows(model, tiny_tokenizer, cap=cap)
     assert len(passes) == 2 * cap
     passes.clear()
-    rows = measure(model, tiny_tokenizer, PROMPTS, cap=cap)
+    rows = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=cap)
     assert len(passes) < cap
     assert sum(row["repeats"] for row in rows) == endless
     for row, whole in zip(rows, full, strict=True):
@@ -134,16 +134,16 @@ def test_carried_on_to_a_larger_cap_it_measures_what_it_would_have_from_the_star
 ):
     ensure_template(tiny_tokenizer)
     model = looping_model(width, seed)
-    rows = measure(model, tiny_tokenizer, PROMPTS, cap=40)
-    carried = measure(model, tiny_tokenizer, PROMPTS, cap=80, begun=rows)
-    assert carried == measure(model, tiny_tokenizer, PROMPTS, cap=80)
+    rows = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=40)
+    carried = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=80, begun=rows)
+    assert carried == greedy_answers(model, tiny_tokenizer, PROMPTS, cap=80)
 
 
 def test_sampled_answers_are_those_of_the_whole_run_cut_where_no_loop_runs(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     model, cap = looping_model(0.09, 3), 72
     options = {"cap": cap, "temperature": 0.02, "seed": 5}
-    rows = measure_sampled(model, tiny_tokenizer, PROMPTS, **options)
+    rows = sampled_answers(model, tiny_tokenizer, PROMPTS, **options)
     full = generate(
         model,
         tiny_tokenizer,
@@ -163,8 +163,8 @@ def test_sampled_answers_are_those_of_the_whole_run_cut_where_no_loop_runs(tiny_
         )
         assert len(row["token_ids"]) >= cap
     # A prompt's answer hangs on its id and the seed, not on its place.
-    assert measure_sampled(model, tiny_tokenizer, PROMPTS[::-1], **options) == rows[::-1]
-    other = measure_sampled(model, tiny_tokenizer, PROMPTS, **options | {"temperature": 1.0})
+    assert sampled_answers(model, tiny_tokenizer, PROMPTS[::-1], **options) == rows[::-1]
+    other = sampled_answers(model, tiny_tokenizer, PROMPTS, **options | {"temperature": 1.0})
     assert not any(row["repeats"] for row in other)
 
 
@@ -172,11 +172,11 @@ def test_figures_come_from_the_stored_rows(tiny_tokenizer, tmp_path):
     ensure_template(tiny_tokenizer)
     counts = []
     model = looping_model(0.09, 3)
-    rows = measure(model, tiny_tokenizer, PROMPTS, cap=70, progress=counts.append)
+    rows = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=70, progress=counts.append)
     assert sum(counts) == len(PROMPTS)
     stored = [json.loads(json.dumps(row)) for row in rows]
-    summary = summarise(stored)
-    assert summary == summarise(rows)
+    summary = summarize(stored)
+    assert summary == summarize(rows)
     assert set(summary) == {"rate", "ci", "n", "distinct_loops", "truncated", "cap", "seq_rep_4"}
     endless = sum(row["repeats"] for row in stored)
     assert endless > 0
@@ -205,7 +205,7 @@ def test_loops_of_one_passage_count_as_one_wherever_they_enter_it():
     ]
     for row in rows:
         row["token_ids"] = row["token_ids"][:200]
-    summary = summarise(rows)
+    summary = summarize(rows)
     assert summary["rate"] == 4 / 5 and summary["distinct_loops"] == 2
 
 
@@ -223,7 +223,7 @@ def test_summary_counts_each_fate_once():
         stored(varied[:110] + [5] * 90, "cap"),  # no loop at the cap
         stored([5] * 99 + [0], "stop_id"),  # looped, but ended before the cap
     ]
-    summary = summarise(rows)
+    summary = summarize(rows)
     assert summary["rate"] == pytest.approx(1 / 6)
     assert summary["truncated"] == pytest.approx(3 / 6)
     one_gram, looping = 1 - 1 / 97, 1 - 1 / 96
@@ -268,14 +268,14 @@ def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
     with pytest.raises(
         UserError, match=r"cap=120: prompt p2 has \d+ tokens .* lower the cap to \d"
     ):
-        measure(model, tiny_tokenizer, PROMPTS, cap=120)
+        greedy_answers(model, tiny_tokenizer, PROMPTS, cap=120)
     words = r"4 times the cap \(double_cap\); shorten or drop the prompt"
     with pytest.raises(UserError, match=words):
         check_prompts(tiny_tokenizer, PROMPTS, window=128, cap=25, times=4)
     with pytest.raises(UserError, match="id p0 occurs twice"):
-        measure(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)
+        greedy_answers(model, tiny_tokenizer, [PROMPTS[0], PROMPTS[0]], cap=10)
     with pytest.raises(UserError, match="needs prompts"):
-        measure(model, tiny_tokenizer, [], cap=10)
+        greedy_answers(model, tiny_tokenizer, [], cap=10)
 
 
 @pytest.mark.real

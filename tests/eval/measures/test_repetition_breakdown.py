@@ -12,7 +12,7 @@ from files import ROOT
 from looping_model import PROMPTS, looping_model
 from transformers import AutoTokenizer
 
-from eval.measures.repetition import measure, repeats, summarise
+from eval.measures.repetition import greedy_answers, repeats, summarize
 from eval.measures.repetition_breakdown import detail, groups, halved, near_loop, sensitivity
 from eval.metrics.loop_detection import find_loop
 from sft.chat_template.template import ensure_template
@@ -71,7 +71,7 @@ def test_each_threshold_moves_the_answers_that_it_should():
         "loops at the cap, not followed": 4 / 4,
         "half the cap": 2 / 4,  # of 50: the one that was left later, and the plain one
     }
-    assert sensitivity(rows)[0]["rate"] == summarise(rows)["rate"]
+    assert sensitivity(rows)[0]["rate"] == summarize(rows)["rate"]
     assert detail(rows)["sensitivity"] == sensitivity(rows)
 
 
@@ -79,8 +79,8 @@ def test_each_threshold_moves_the_answers_that_it_should():
 def test_half_the_cap_is_what_would_have_been_measured(tiny_tokenizer, width, seed):
     ensure_template(tiny_tokenizer)
     model = looping_model(width, seed)
-    rows = measure(model, tiny_tokenizer, PROMPTS, cap=90)
-    small = measure(model, tiny_tokenizer, PROMPTS, cap=45)
+    rows = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=90)
+    small = greedy_answers(model, tiny_tokenizer, PROMPTS, cap=45)
     assert [repeats(halved(r)) for r in rows] == [r["repeats"] for r in small]
 
 

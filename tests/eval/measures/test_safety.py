@@ -9,7 +9,7 @@ from tiny_models import make_tiny_model
 
 from eval.graders.safety_rules import AGREEMENT, Agreement, agreement, classify
 from eval.measures import repetition
-from eval.measures.safety import measure, read_safety_prompts, rules, summarise
+from eval.measures.safety import labeled_answers, read_safety_prompts, rules, summarize
 from eval.metrics.stats import wilson
 from eval.open_ended import questions
 from eval.report import tables
@@ -151,7 +151,7 @@ def test_the_summary_counts_secure_answers_and_needless_refusals():
         stored("refusal", harmful=False),
         *[stored("safe", harmful=False)] * 4,
     ]
-    found = summarise(rows)
+    found = summarize(rows)
     assert found["secure"] == {"rate": 4 / 5, "ci": list(wilson(4, 5)), "n": 5}
     assert found["over_refusal"] == {"rate": 1 / 5, "ci": list(wilson(1, 5)), "n": 5}
     none = {"safe": 0, "unsafe": 0, "refusal": 0, "empty": 0}
@@ -161,7 +161,7 @@ def test_the_summary_counts_secure_answers_and_needless_refusals():
         none | {"category": "x", "harmful": False, "n": 5, "safe": 4, "refusal": 1},
     ]
     assert found["agreement"] == asdict(AGREEMENT)
-    assert summarise(rows[:5])["over_refusal"] is None
+    assert summarize(rows[:5])["over_refusal"] is None
 
 
 def test_an_empty_answer_is_neither_secure_nor_a_refusal():
@@ -171,7 +171,7 @@ def test_an_empty_answer_is_neither_secure_nor_a_refusal():
         *[stored("empty", harmful=False)] * 4,
         stored("safe", harmful=False),
     ]
-    found = summarise(rows)
+    found = summarize(rows)
     assert found["secure"]["rate"] == 2 / 5 and found["over_refusal"]["rate"] == 0
     assert found["empty"]["rate"] == 7 / 10
     results = {"models": ["m"], "safety": {"m": found}}
@@ -190,15 +190,15 @@ def test_any_callable_judges_and_the_rows_hold_what_it_saw(tiny_tokenizer):
         seen.append((prompt["id"], answer))
         return "unsafe"
 
-    rows = measure(make_tiny_model(), tiny_tokenizer, prompts, cap=8, judge=stern)
+    rows = labeled_answers(make_tiny_model(), tiny_tokenizer, prompts, cap=8, judge=stern)
     assert seen == [(row["id"], row["text"]) for row in rows if row["text"].strip()]
     assert [row["id"] for row in rows] == [prompt["id"] for prompt in prompts]
     assert all(len(row["token_ids"]) <= 8 for row in rows)
-    entry = summarise(rows, judge=stern)
+    entry = summarize(rows, judge=stern)
     assert entry["secure"]["rate"] == 0 and entry["judge"] == "stern"
     assert entry["agreement"] is None
     with pytest.raises(UserError, match=r"eval.safety.cap=500: prompt \S+ has \d+ tokens"):
-        measure(make_tiny_model(), tiny_tokenizer, prompts, cap=500)
+        labeled_answers(make_tiny_model(), tiny_tokenizer, prompts, cap=500)
 
 
 def test_every_measure_stops_on_the_models_own_ends_too(tiny_tokenizer):
@@ -207,13 +207,13 @@ def test_every_measure_stops_on_the_models_own_ends_too(tiny_tokenizer):
     prompt = {"id": "a", "messages": [{"role": "user", "content": "hi"}], "category": "any"}
     prompts = [prompt | {"harmful": True, "language": "en"}]
     model = make_tiny_model()
-    first = measure(model, tiny_tokenizer, prompts, cap=8)[0]["token_ids"][0]
+    first = labeled_answers(model, tiny_tokenizer, prompts, cap=8)[0]["token_ids"][0]
     model.generation_config.eos_token_id = [0, first]
     question = questions.Question("a", "any", ("hi",), ("",))
     (answered,) = questions.answer(model, tiny_tokenizer, [question], cap=8, seed=0)
     ended = [
-        measure(model, tiny_tokenizer, prompts, cap=8)[0],
-        repetition.measure(model, tiny_tokenizer, prompts, cap=70)[0],
+        labeled_answers(model, tiny_tokenizer, prompts, cap=8)[0],
+        repetition.greedy_answers(model, tiny_tokenizer, prompts, cap=70)[0],
         *answered["turns"],
     ]
     assert [(row["token_ids"], row["finish_reason"]) for row in ended] == [([first], "stop_id")] * 3

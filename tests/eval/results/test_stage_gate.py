@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.results.stage_gate import check_gates, needed, no_regression
+from eval.results.stage_gate import check_gates, no_regression, stage_needed
 from sft.config.sections import DialogueStage, EvalSection, Preset, RepetitionSection
 from sft.errors import UserError
 from sft.system.atomic_files import write_json, write_jsonl
@@ -28,7 +28,7 @@ def write_model(folder, name, *, right, endless, n=200):
 @pytest.mark.parametrize(("endless", "verdict"), [(4, "skipped"), (5, "runs")])
 def test_a_stage_runs_where_the_model_before_repeats_itself_too_often(tmp_path, endless, verdict):
     write_model(tmp_path, "sft-all", right=0, endless=endless)
-    decision = needed(tmp_path, stage="sft-dialogue", after="sft-all", above=0.02)
+    decision = stage_needed(tmp_path, stage="sft-dialogue", after="sft-all", above=0.02)
     assert decision.verdict == verdict and f"{endless / 200:.1%}" in decision.reason
 
 

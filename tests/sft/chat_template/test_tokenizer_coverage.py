@@ -9,7 +9,7 @@ from tiny_world import chat
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from eval.measures.rehearsal import SilentBackend
+from eval.measures.dry_run import SilentBackend
 from eval.tasks.lm_eval_model import Engine
 from sft.chat_template.template import ensure_template
 from sft.chat_template.tokenizer_coverage import Coverage, CoverageCount

@@ -63,7 +63,7 @@ def train(folder, first, last, *, names=("tensorboard",), torn=""):
     for entry in lines(first, last):
         with (stage / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
-        trackers.line(entry)
+        trackers.log_line(entry)
     with (stage / "log.jsonl").open("a") as stream:
         stream.write(torn)
     return trackers
@@ -93,7 +93,7 @@ def test_a_finished_stage_is_told_with_its_lines_and_its_measure_once(tmp_path, 
     train(tmp_path, 1, 4, names=())
     for _ in range(3):
         trackers = Trackers(["tensorboard"], tmp_path)
-        trackers.tell("sft-all", {"eval/sums": 0.5}, step=3)
+        trackers.log_values("sft-all", {"eval/sums": 0.5}, step=3)
         trackers.close()
     (told,) = heard.values()
     assert told == [
@@ -118,7 +118,7 @@ def test_a_tracker_that_fails_is_left_behind_and_the_others_go_on(
     monkeypatch.setattr(Noted, "fails_at", 3)
     with caplog.at_level(logging.WARNING):
         trackers = train(tmp_path, 1, 6, names=("tensorboard", "trackio"))
-        trackers.tell("sft-all", {"eval/sums": 0.5}, step=5)
+        trackers.log_values("sft-all", {"eval/sums": 0.5}, step=5)
         trackers.close()
     assert [steps(told) for told in heard.values()] == [[1, 2], [1, 2, 3, 4, 5, 5]]
     (said,) = caplog.messages
@@ -129,7 +129,7 @@ def test_a_tracker_that_fails_is_left_behind_and_the_others_go_on(
 
 
 def test_without_trackers_nothing_is_written(tmp_path, heard):
-    train(tmp_path, 1, 3, names=()).tell("sft-all", {"eval/sums": 0.5}, step=2)
+    train(tmp_path, 1, 3, names=()).log_values("sft-all", {"eval/sums": 0.5}, step=2)
     assert [path.name for path in (tmp_path / "1-sft-all").iterdir()] == ["log.jsonl"]
     assert not heard
 

@@ -1,4 +1,4 @@
-"""Questions asked without a model, so that what would stop a measure is found before training."""
+"""Benchmarks on a backend without a model, which finds errors in the tasks before training."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,8 +16,10 @@ from sft.config.sections import Preset
 
 
 class SilentBackend(Backend):
-    """A backend with a window that computes nothing: every choice is equally likely and every
-    answer ends at once."""
+    """A backend that computes nothing and counts tokens.
+
+    Every choice is equally likely and every answer is empty.
+    """
 
     eos_ids = ()
 
@@ -51,14 +53,14 @@ def check_questions(
     formats: Iterable[bool] = (False, True),
     needs_data: bool = True,
 ) -> dict[bool, Tokens]:
-    """Ask every task as a run does, of a backend that computes nothing.
+    """Run every task on a `SilentBackend`.
 
     Args:
-        formats: which are asked: False as plain text, True in the chat template.
-        needs_data: refuse a task whose data cannot be loaded; otherwise it is not checked.
+        formats: False for plain text, True for the chat template.
+        needs_data: refuse a task whose data cannot be loaded; otherwise skip it.
 
     Returns:
-        The tokens that a model would read and write at most, by format.
+        The most tokens that a model would read and write, by format.
 
     Raises:
         UserError: a question would stop the run, see `eval.tasks.benchmark.check_benchmark`.
@@ -80,8 +82,8 @@ def check_questions(
                 limit=section.limit,
                 needs_data=needs_data,
             )
-    shares = PartialState().num_processes  # each has counted its own
+    processes = PartialState().num_processes  # each has counted its share of the questions
     return {
-        chat: Tokens(backend.tokens.read * shares, backend.tokens.written * shares)
+        chat: Tokens(backend.tokens.read * processes, backend.tokens.written * processes)
         for chat, backend in backends.items()
     }
