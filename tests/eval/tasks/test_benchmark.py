@@ -12,11 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.metrics.paired_comparison import compare, delta_table
 from eval.metrics.stats import score_interval, wilson
-from eval.tasks.benchmark import quiet, summarise
-from eval.tasks.fewshot import FittedShots
+from eval.tasks.benchmark import summarise
 from eval.tasks.sample_rows import cluster_of
 from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks, check_tasks, load_tasks, tasks_fingerprint
+from eval.tasks.task_files import Tasks, load_tasks
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
@@ -117,55 +116,6 @@ def test_limit_seed_and_pinned_shots(model, tiny_tokenizer, task_dir, tmp_path):
     assert random.getstate() == before
 
 
-def test_names_are_checked_before_any_model_is_there(task_dir):
-    check_tasks(NAMES, source=Tasks(str(task_dir)))
-    with pytest.raises(UserError, match=r"'mine_chioce' is no task .* nearest are mine_choice"):
-        check_tasks(["mine_choice", "mine_chioce"], source=Tasks(str(task_dir)))
-    with pytest.raises(UserError, match=r"'hellaswagg' is no task of lm-eval; .* hellaswag"):
-        check_tasks(["hellaswagg"], source=Tasks())
-    check_tasks(["hellaswag", "mmlu", "mine_choice"], source=Tasks(str(task_dir)))
-    with pytest.raises(UserError, match=r"eval.task_dir=nowhere is no folder"):
-        check_tasks(NAMES, source=Tasks("nowhere"))
-
-
-def test_fingerprint_follows_definition_and_data(task_dir):
-    def now():
-        return tasks_fingerprint(["mine_choice"], source=Tasks(str(task_dir)))
-
-    first = now()
-    (task_dir / "mine_written.yaml").unlink()
-    assert now() == first
-    data = task_dir.parent / "data/choice.jsonl"
-    data.write_text(data.read_text().replace("number 1", "number one"))
-    second = now()
-    change(task_dir, doc_to_text="Q: {{question}}")
-    assert len({first, second, now()}) == 3
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        (
-            {"dataset_kwargs": {"data_files": {"test": "../data/gone.jsonl"}}},
-            r"mine_choice.yaml: data file ../data/gone.jsonl is not there",
-        ),
-        ({"include": "gone.yaml"}, "include gone.yaml is not there"),
-        ({"task": "mine_written"}, "task 'mine_written' is defined twice"),
-    ],
-)
-def test_broken_task_files_are_refused_before_any_model(task_dir, changes, sentence):
-    change(task_dir, **changes)
-    with pytest.raises(UserError, match=sentence):
-        check_tasks(NAMES, source=Tasks(str(task_dir)))
-
-
-def test_code_in_task_files_is_refused(task_dir):
-    with (task_dir / "mine_choice.yaml").open("a") as stream:
-        stream.write("process_docs: !function utils.process\n")
-    with pytest.raises(UserError, match=r"mine_choice.yaml:\d+: .*!function.* plain data"):
-        check_tasks(NAMES, source=Tasks(str(task_dir)))
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -191,13 +141,6 @@ def test_too_many_shots_and_empty_tasks_are_refused(model, tiny_tokenizer, task_
     (task_dir.parent / "data/choice.jsonl").write_text("")
     with pytest.raises(UserError, match=r"task mine_choice: .*choice.jsonl is empty; give it rows"):
         run(model, tiny_tokenizer, task_dir, tmp_path)
-
-
-def test_a_file_can_build_on_another(model, tiny_tokenizer, task_dir, tmp_path):
-    derived = {"include": "mine_choice.yaml", "task": "mine_short", "doc_to_text": "{{question}}"}
-    (task_dir / "mine_short.yaml").write_text(yaml.safe_dump(derived))
-    run(model, tiny_tokenizer, task_dir, tmp_path, tasks=["mine_short"])
-    assert read(tmp_path / "mine_short.jsonl")[0]["prompt"] == "what is number 0?"
 
 
 @pytest.mark.real
@@ -324,42 +267,6 @@ def test_answers_are_as_long_as_the_preset_says(model, tiny_tokenizer, task_dir,
         run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[:1], max_gen_toks=5)
 
 
-def test_a_question_that_does_not_fit_gets_fewer_examples(tiny_tokenizer, task_dir, tmp_path):
-    """A prompt of k examples has about 35 k + 35 tokens; the answers up to 14, or 16 generated."""
-    small = enable_scoring(make_tiny_model(max_position_embeddings=110))
-    entries = run(small, tiny_tokenizer, task_dir, tmp_path, shots=3)
-    for name in NAMES:
-        assert entries[name]["shots"] == 3 and entries[name]["fewer_shots"] == 8
-        for row in read(tmp_path / f"{name}.jsonl"):
-            assert row["prompt"].count("Question:") == 2
-            assert "what is number 7?" in row["prompt"]
-    wide = run(enable_scoring(make_tiny_model()), tiny_tokenizer, task_dir, tmp_path, shots=3)
-    assert all("fewer_shots" not in entry for entry in wide.values())
-
-
-@pytest.mark.parametrize("window", [400, 4096])
-def test_a_long_question_leaves_the_global_generators_as_one_prompt_does(
-    tiny_tokenizer, task_dir, window
-):
-    """Of tasks whose texts are drawn, as some of lm-eval's are."""
-    (task,) = load_tasks(NAMES[1:], source=Tasks(str(task_dir)), shots=3, seed=0).values()
-    written = task.doc_to_text
-    task.doc_to_text = lambda doc, *form: f"{random.random()} {written(doc, *form)}"
-    docs = [dict(doc) for doc in task.eval_docs]
-    docs[1]["question"] = "long " * 40
-    random.seed(5)
-    plain = [task.fewshot_context(doc, num_fewshot=3) for doc in docs]
-    after = random.random()
-    model = enable_scoring(make_tiny_model(max_position_embeddings=window))
-    fitted = FittedShots(task, TurnedEngine(model, tiny_tokenizer, chat=False))
-    task.set_fewshot_seed(seed=0)
-    random.seed(5)
-    asked = [task.fewshot_context(doc, num_fewshot=3) for doc in docs]
-    assert random.random() == after
-    assert [a == b for a, b in zip(asked, plain, strict=True)].count(False) == len(fitted.fewer)
-    assert len(fitted.fewer) == (window == 400)
-
-
 @pytest.mark.parametrize("settings", [None, {"do_sample": False, "max_gen_toks": 16}])
 def test_a_task_without_a_stop_string_is_not_cut_at_a_blank_line_in_a_chat(
     tiny_tokenizer, task_dir, tmp_path, monkeypatch, caplog, settings
@@ -393,104 +300,6 @@ def test_a_task_without_a_stop_string_is_not_cut_at_a_blank_line_in_a_chat(
     )
 
 
-def test_one_long_question_leaves_the_examples_of_the_others_alone(
-    tiny_tokenizer, task_dir, tmp_path
-):
-    """With examples drawn at random, lm-eval's way: the window decides on the long one alone."""
-    rows = [
-        json.loads(line) for line in (task_dir / "../data/choice.jsonl").read_text().splitlines()
-    ]
-    rows[2]["question"] = "what is number 2, " + "and so on, " * 12 + "?"
-    shots = [row | {"question": f"example {i}?"} for i, row in enumerate(rows[:2] * 6)]
-    for name, part in (("choice", rows), ("shots", shots)):
-        lines = "".join(json.dumps(row) + "\n" for row in part)
-        (task_dir / f"../data/{name}.jsonl").write_text(lines)
-    drawn = {"fewshot_config": {"sampler": "default"}}
-    for config in (CHOICE, WRITTEN):
-        (task_dir / f"{config['task']}.yaml").write_text(yaml.safe_dump(config | drawn))
-    prompts = {}
-    for window in (240, 4096):
-        model = enable_scoring(make_tiny_model(max_position_embeddings=window))
-        entries = run(model, tiny_tokenizer, task_dir, tmp_path, shots=3)
-        for name in NAMES:
-            assert entries[name].get("fewer_shots", 0) == (window == 240)
-            prompts[name, window] = [row["prompt"] for row in read(tmp_path / f"{name}.jsonl")]
-    for name, task in load_tasks(NAMES, source=Tasks(str(task_dir)), shots=3, seed=0).items():
-        with quiet():
-            task.build_all_requests(rank=0, world_size=1)
-        asked = list(dict.fromkeys(instance.args[0] for instance in task.instances))
-        assert prompts[name, 4096] == asked
-        small, long = prompts[name, 240], asked[2]
-        assert [p for p in small if "so on" not in p] == [p for p in asked if p != long]
-        kept = small[2].removesuffix(small[2][small[2].index("Question: what is number 2") :])
-        assert 1 <= kept.count("example") < 3 and long.startswith(kept)
-
-
-REFUSES = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-TURNS = (
-    "{% for m in messages if m.role != 'system' %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-@pytest.mark.parametrize("template", [REFUSES + TURNS, TURNS], ids=["refuses", "leaves out"])
-def test_a_description_is_told_where_a_template_has_no_system_turn(
-    model, tiny_tokenizer, task_dir, tmp_path, caplog, template
-):
-    """lm-eval would leave it out; the questions, the verdict's keys and the pairing stay."""
-    told = "These are questions about numbers.\n\n"
-    change(task_dir, description=told)
-    ensure_template(tiny_tokenizer)
-    asked = {"tasks": ["mine_choice"], "chat": True, "shots": 1}
-    usual = run(model, tiny_tokenizer, task_dir, tmp_path / "usual", **asked)["mine_choice"]
-    assert "description" not in usual and "description is at the head" not in caplog.text
-    tiny_tokenizer.chat_template = template
-    entry = run(model, tiny_tokenizer, task_dir, tmp_path / "moved", **asked)["mine_choice"]
-    assert entry["description"] == "in the user turn"
-    assert caplog.text.count("description is at the head of the first user turn") == 1
-    usual_rows = read(tmp_path / "usual" / "mine_choice.jsonl")
-    rows = read(tmp_path / "moved" / "mine_choice.jsonl")
-    for row, beside in zip(rows, usual_rows, strict=True):
-        first = f"<|im_start|>user\n{told}Question: what is number 7?\nAnswer:<|im_end|>\n"
-        assert row["prompt"].startswith(first) and row["prompt"].count(told) == 1
-        assert row["prompt"].endswith(beside["prompt"][-40:])
-    assert delta_table({"mine_choice": {"a": usual_rows, "b": rows}}, models=["a", "b"])
-
-
-def test_a_template_that_takes_no_turn_at_all_is_one_sentence(
-    model, tiny_tokenizer, task_dir, tmp_path
-):
-    tiny_tokenizer.chat_template = "{{ raise_exception('nothing pleases me') }}"
-    with pytest.raises(UserError, match=r"refuses a conversation of roles user \(nothing pleases"):
-        run(model, tiny_tokenizer, task_dir, tmp_path, chat=True)
-
-
-@pytest.mark.real
-def test_real_templates_are_told_the_description(real_data, model, tiny_tokenizer):
-    """Of published templates, Gemma 2's raises at a system turn."""
-    history = [
-        {"role": "system", "content": "The following are questions about law.\n\n"},
-        {"role": "user", "content": "May he?"},
-        {"role": "assistant", "content": "No"},
-        {"role": "user", "content": "May she?"},
-    ]
-    moved = {}
-    lines = (real_data / "tokenizers/llamacpp_chat_templates.jsonl").read_text().splitlines()
-    for row in map(json.loads, lines):
-        if row["name"].endswith(("-tool_use", "firefunction-v2")):
-            continue  # they ask for tools
-        tiny_tokenizer.chat_template = row["template"]
-        tiny_tokenizer.bos_token = "<|endoftext|>"
-        engine = TurnedEngine(model, tiny_tokenizer, chat=True)
-        text = engine.apply_chat_template(history)
-        assert text.count("The following are questions about law.") == 1, row["name"]
-        assert text.index("May he?") < text.index("May she?")
-        moved[row["name"]] = engine.moved
-    assert [name for name, was in moved.items() if was] == ["google-gemma-2-2b-it"]
-    assert len(moved) == 12
-
-
 def test_an_answer_cut_in_a_loop_says_so(tiny_tokenizer, task_dir, tmp_path):
     """The stored row has its loop in characters, and only rows that did not end have one."""
     # Greedy decoding of this one runs into loops.
@@ -518,24 +327,3 @@ def test_bits_of_one_text_are_whole_json_without_an_interval():
         {"t": {m: [row | {"doc_hash": "h", "doc_id": "0"}] for m in "ab"}}, models="ab"
     )
     assert deltas[0]["ci"] is None and json.dumps(deltas, allow_nan=False)
-
-
-def test_a_row_that_is_no_text_is_refused_by_its_place(tmp_path):
-    rows = [{"query": "a", "choices": ["x", "y"], "gold": 0}] * 2
-    rows[1] = rows[1] | {"choices": ["x", "\ud800"]}
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    config = {
-        "task": "half",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "query",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    (tmp_path / "half.yaml").write_text(yaml.safe_dump(config), "utf-8")
-    with pytest.raises(UserError, match=r"rows\.jsonl:2: .*holds half a surrogate pair"):
-        load_tasks(["half"], source=Tasks(str(tmp_path)), shots=0, seed=0)
