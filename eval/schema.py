@@ -1,7 +1,7 @@
 """Schemas of what measuring stores: results.json, scores.json and the rows of each model.
 
-`eval.report.schema_checks` checks what is read against them, with pydantic in strict mode. A key
-that is `NotRequired` does not apply everywhere, or was not recorded by an earlier version.
+`eval.schema_checks` checks what is read against them, with pydantic in strict mode. A key that
+is `NotRequired` does not apply everywhere, or was not recorded by an earlier version.
 """
 
 from typing import Annotated, Any, Literal, final
@@ -374,3 +374,23 @@ class PairJudgment(_Judged):
     a: str
     b: str
     verdict: Literal["A", "B", "C"] | None
+
+
+Judgment = GradeJudgment | PairJudgment
+
+
+class OpenTurn(TypedDict):
+    """A model's answer to one turn; `thinking` is not shown to later turns and judges."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    thinking: NotRequired[str]
+
+
+class OpenAnswer(TypedDict):
+    """A row of answers.jsonl: a model's answers to an open-ended question."""
+
+    id: str
+    category: str
+    turns: list[OpenTurn]

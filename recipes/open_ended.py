@@ -60,7 +60,7 @@ def run(given: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from eval.backends.loading import check_backend
-    from eval.open_ended.questions import answers_of, read_questions
+    from eval.open_ended.questions import read_questions, stored_answers
     from sft.chat_template.tokenizer_coverage import check_row_coverage
     from sft.context import RunContext
     from sft.model.loading import check_model, load_tokenizer
@@ -100,7 +100,7 @@ def run(given: argparse.Namespace) -> None:
         answers = {}
         for name, tokenizer in tokenizers.items():
             context = RunContext.of(preset, folder=folder, tokenizer=tokenizer, placement=placement)
-            answers[name] = answers_of(
+            answers[name] = stored_answers(
                 name, paths[name], context, questions, cap=given.cap, engine=preset.eval
             )
         if not PartialState().is_main_process:

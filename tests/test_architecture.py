@@ -23,6 +23,7 @@ LEVELS = {
     ),
     "eval": (
         ("schema",),
+        ("schema_checks",),
         ("metrics", "generation"),
         ("backends", "graders"),
         ("tasks", "open_ended"),

@@ -3,9 +3,8 @@
 judge_endpoint: A chat model behind an OpenAI-compatible endpoint: time limits, retries, tokens.
 judge_prompts: Open-ended answers judged by a model: grades from 1 to 10, or which of two
     answers is better.
-judgments: Judgments kept as they come, so that none is paid for twice, and the tables made of
+judgments: Judgments, stored one by one so that none is paid for twice, and the tables made of
     them.
-questions: Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or a file
-    of one's own.
+questions: Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or any file.
 tables: Tables of open-ended judging for a terminal: grades by category, comparisons, the cost.
 """

@@ -1,6 +1,6 @@
-"""Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or a file of one's own.
+"""Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or any file.
 
-Nothing of either benchmark is shipped; both are read from the files that their authors published.
+Neither benchmark is shipped; both are read from the files that their authors published.
 """
 
 import logging
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from eval.backends.loading import backend_inputs, loaded
 from eval.backends.transformers_backend import backend_of
 from eval.generation.generate import GenerationSettings
 from eval.generation.thinking import split_generation
+from eval.schema import OpenAnswer, OpenTurn
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import EvalSection, Source
 from sft.context import RunContext
@@ -41,7 +42,7 @@ TEMPERATURES = {
     **dict.fromkeys(("专业能力", "数学计算", "逻辑推理", "基本任务", "中文理解"), 0.1),
 }
 
-# Names of what is read of a row; of those that it fills the first counts.
+# Keys that a row may hold; the first one with a value is read.
 FIELDS = {
     "question": ("turns", "question", "prompt", "instruction"),
     "reference": (
@@ -54,8 +55,8 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, turn by turn, with a reference for each turn ("" where there is none)."""
+class OpenQuestion:
+    """A question of one or more turns, with a reference for each turn ("" if there is none)."""
 
     id: str
     category: str
@@ -67,24 +68,22 @@ class Question:
         return TEMPERATURES.get(self.category, 0.0)
 
 
-def read_questions(path: str, *, references: str | None = None) -> list[Question]:
-    """Questions from a file of MT-Bench, of AlignBench, or of another with FIELDS.
-
-    What is read is logged, with the fields that are not.
+def read_questions(path: str, *, references: str | None = None) -> list[OpenQuestion]:
+    """Read questions from a file of MT-Bench, of AlignBench, or of another with FIELDS.
 
     Args:
         references: MT-Bench's file of reference answers; they replace those of the questions.
 
     Raises:
-        UserError: a row without a question, or with a reference answer that is no text, an id that
-            comes twice, references for none of the questions, or no rows.
+        UserError: a row has no question, or a reference answer that is not text; an id occurs
+            twice; no question has a reference of `references`; or there are no rows.
     """
     given = {} if references is None else _references(references)
-    questions: dict[str, Question] = {}
+    questions: dict[str, OpenQuestion] = {}
     ignored: Counter[str] = Counter()
     for place, fields in _rows(path):
         turns = _texts(_first(fields, "question"))
-        if not turns or not all(map(_said, turns)):
+        if not turns or not all(text.strip() for text in turns):
             raise UserError(
                 f"{place}: no question; a row holds `turns`, {_or(FIELDS['question'][1:])}, a text "
                 "or a list of texts, one for each turn"
@@ -94,7 +93,7 @@ def read_questions(path: str, *, references: str | None = None) -> list[Question
             raise UserError(f"{place}: question id {identity} occurs twice; make ids unique")
         own = _own_references(fields, turns=len(turns), place=place)
         padded = [text or "" for text in given.get(identity) or own] + [""] * len(turns)
-        questions[identity] = Question(
+        questions[identity] = OpenQuestion(
             identity,
             str(_first(fields, "category", default="") or "all"),
             tuple(turns),
@@ -109,12 +108,13 @@ def read_questions(path: str, *, references: str | None = None) -> list[Question
             f"{references}: its ids ({next(iter(given))}, ...) are those of no question of {path} "
             f"({next(iter(questions))}, ...); give the references of these questions"
         )
-    _tell(path, list(questions.values()), ignored)
-    return list(questions.values())
+    found = list(questions.values())
+    _log_read(path, found, ignored)
+    return found
 
 
-def _tell(path: str, questions: Sequence[Question], ignored: Mapping[str, int]) -> None:
-    """Log what was read of a file."""
+def _log_read(path: str, questions: Sequence[OpenQuestion], ignored: Mapping[str, int]) -> None:
+    """Log how many questions a file has, and which of its fields are not read."""
     known = sum(any(question.references) for question in questions)
     categories = {question.category for question in questions}
     log.info(
@@ -128,7 +128,7 @@ def _tell(path: str, questions: Sequence[Question], ignored: Mapping[str, int]) 
 
 
 def _own_references(fields: Mapping[str, Any], *, turns: int, place: str) -> list[str]:
-    """A row's reference answers, one for each turn; several for the only turn are alternatives."""
+    """Return a reference for each turn; several for a single turn are alternatives."""
     own = _texts(_first(fields, "reference", default=[]))
     if own is None or (turns > 1 and len(own) > turns):
         raise UserError(
@@ -143,19 +143,18 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _named(fields: Mapping[str, Any], kind: str) -> str | None:
-    """The first field of FIELDS[kind] that a row fills."""
+    """Return the first field of FIELDS[kind] that a row fills."""
     filled = (name for name in FIELDS[kind] if fields.get(name) not in (None, "", []))
     return next(filled, None)
 
 
 def _first(fields: Mapping[str, Any], kind: str, *, default: Any = None) -> Any:
-    """The value of that field."""
     name = _named(fields, kind)
     return default if name is None else fields[name]
 
 
 def _texts(value: Any) -> list[str] | None:
-    """A text or texts, one a turn; turns may be messages, as Arena-Hard's are. None for others."""
+    """Return a text for each turn, or None. Turns may be messages, as in Arena-Hard."""
     texts = []
     for item in value if isinstance(value, list) else [value]:
         text = item.get("content", item) if isinstance(item, dict) else item
@@ -167,18 +166,19 @@ def _texts(value: Any) -> list[str] | None:
     return texts
 
 
-def answers_of(
+def stored_answers(
     name: str,
     path: str,
     context: RunContext,
-    questions: Sequence[Question],
+    questions: Sequence[OpenQuestion],
     *,
     cap: int,
     engine: EvalSection,
-) -> list[dict[str, Any]]:
-    """A model's answers, kept in answers/<name>/answers.jsonl of the context's folder: answered
-    once for these weights, questions and cap, by the backend of `engine`. Processes share the
-    questions, the first one writes.
+) -> list[OpenAnswer]:
+    """Return a model's answers from answers/<name>/answers.jsonl, answering if they are not there.
+
+    They are valid for these weights, questions, cap and backend. All processes call it: they
+    divide the questions among them, and the first one writes.
     """
     stage = Stage(
         context.folder / "answers" / name,
@@ -216,25 +216,23 @@ def answers_of(
             stage.finish(outputs=["answers.jsonl"], facts={})
 
         run_on_main(keep)
-    return read_jsonl(stage.folder / "answers.jsonl")
+    return cast(list[OpenAnswer], read_jsonl(stage.folder / "answers.jsonl"))
 
 
 def answer(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[Question],
+    questions: Sequence[OpenQuestion],
     *,
     cap: int,
     seed: int,
     progress: Callable[[int], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Answer every turn of every question, each turn with the answers before it in view.
+) -> list[OpenAnswer]:
+    """Answer every turn of every question; the prompt of a turn holds the earlier answers.
 
-    Returns rows {"id", "category", "turns": [{"text", "token_ids", "finish_reason"}, ...]}, a turn
-    with its `thinking`, if there was any, which later turns and judges do not see. A category's
-    temperature is that of TEMPERATURES; other categories are answered greedily.
+    The temperature is that of the category in TEMPERATURES; other categories are greedy.
     """
-    given: list[list[dict[str, Any]]] = [[] for _ in questions]
+    given: list[list[OpenTurn]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         for temperature in sorted({question.temperature for question in questions}):
             asked = [
@@ -252,28 +250,34 @@ def answer(
             prompts = [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked]
             generations = backend.generate(prompts, settings, progress=progress)
             for i, written in zip(asked, generations, strict=True):
-                facts = {"token_ids": written.token_ids, "finish_reason": written.finish_reason}
-                said = split_generation(tokenizer, written)
-                given[i].append({"text": said.answer, **said.facts, **facts})
+                split = split_generation(tokenizer, written)
+                stored: OpenTurn = {
+                    "text": split.answer,
+                    "token_ids": written.token_ids,
+                    "finish_reason": written.finish_reason,
+                }
+                if split.thinking is not None:
+                    stored["thinking"] = split.thinking
+                given[i].append(stored)
     return [
         {"id": question.id, "category": question.category, "turns": turns}
         for question, turns in zip(questions, given, strict=True)
     ]
 
 
-def chat(question: Question, given: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The conversation up to the turn that comes after the answers `given`."""
+def chat(question: OpenQuestion, given: Sequence[OpenTurn]) -> list[dict[str, str]]:
+    """Return the conversation up to the turn after the answers `given`."""
     messages: list[dict[str, str]] = []
-    for text, said in zip(question.turns, given, strict=False):
+    for text, written in zip(question.turns, given, strict=False):
         messages += [
             {"role": "user", "content": text},
-            {"role": "assistant", "content": said["text"]},
+            {"role": "assistant", "content": written["text"]},
         ]
     return [*messages, {"role": "user", "content": question.turns[len(given)]}]
 
 
 def _references(path: str) -> dict[str, list[str]]:
-    """Reference answers by question id, from FastChat's reference_answer/*.jsonl."""
+    """Read reference answers by question id from FastChat's reference_answer/*.jsonl."""
     found = {}
     for place, fields in _rows(path):
         try:
@@ -292,7 +296,3 @@ def _rows(path: str) -> list[tuple[str, dict[str, Any]]]:
             raise record
         rows.append((record.origin, record.fields))
     return rows
-
-
-def _said(text: Any) -> bool:
-    return isinstance(text, str) and bool(text.strip())

@@ -1,18 +1,36 @@
 """Tables of open-ended judging for a terminal: grades by category, comparisons, the cost."""
 
-from typing import Any
+from typing import Literal
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import TypedDict
 
 from eval.metrics.formatting import DASH, p_value, percent, percent_range
+from eval.open_ended.judgments import Grades, PairResult, Usage
 
 
-def open_ended_table(results: dict[str, Any]) -> Group:
-    """Everything of open_ended.json: a row a category (the paper's table), a row a comparison."""
-    parts: list[Any] = [_grades(results["grades"])]
+class JudgeName(TypedDict):
+    """The judge, as the command line names it."""
+
+    url: str
+    model: str
+
+
+class OpenEndedResults(TypedDict):
+    """open_ended.json."""
+
+    judge: JudgeName
+    grades: dict[str, Grades]
+    pairs: dict[str, PairResult]
+    usage: Usage
+
+
+def open_ended_table(results: OpenEndedResults) -> Group:
+    """Return a row for each category, as in the paper's table, and a row for each comparison."""
+    parts: list[RenderableType] = [_grades(results["grades"])]
     if results["pairs"]:
         parts.append(_pairs(results["pairs"]))
     used = results["usage"]
@@ -27,7 +45,7 @@ def open_ended_table(results: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _grades(grades: dict[str, Any]) -> Table:
+def _grades(grades: dict[str, Grades]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("grade, 1 to 10")
     for model in grades:
@@ -35,7 +53,8 @@ def _grades(grades: dict[str, Any]) -> Table:
     names = list(dict.fromkeys(name for entry in grades.values() for name in entry["categories"]))
     for name in names:
         table.add_row(Text(name), *(_two(e["categories"].get(name)) for e in grades.values()))
-    for half in ("reasoning", "language"):
+    halves: tuple[Literal["reasoning", "language"], ...] = ("reasoning", "language")
+    for half in halves:
         if all(half in entry for entry in grades.values()):
             table.add_row(f"{half} (mean)", *(_two(entry[half]) for entry in grades.values()))
     for turn in range(max(len(entry["turns"]) for entry in grades.values())):
@@ -52,14 +71,14 @@ def _grades(grades: dict[str, Any]) -> Table:
     return table
 
 
-def _pairs(pairs: dict[str, Any]) -> Table:
+def _pairs(pairs: dict[str, PairResult]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for head in ("second against first", "wins", "ties", "losses", "win rate", "", "same place"):
         table.add_column(head, justify="left" if head.startswith("second") else "right")
     for name, entry in pairs.items():
         rate = Text(f"{percent(entry['win_rate'])}\n")
         rate.append(percent_range(entry["ci"]), "dim")
-        counts = (str(entry[key]) for key in ("wins", "ties", "losses"))
+        counts = map(str, (entry["wins"], entry["ties"], entry["losses"]))
         place = percent(entry["same_place"])
         table.add_row(Text(name), *counts, rate, p_value(entry["p"]), place)
     table.caption_justify = "left"
@@ -71,7 +90,7 @@ def _pairs(pairs: dict[str, Any]) -> Table:
     return table
 
 
-def _score(entry: dict[str, Any]) -> Text:
+def _score(entry: Grades) -> Text:
     if entry["ci"] is None:
         return Text(_two(entry["score"]), "bold")
     low, high = entry["ci"]

@@ -17,8 +17,6 @@ plots: The report's pictures: fluid inline SVG for the page, one PNG for a READM
 report: results.json and stored samples -> report.html and report.md.
 sample_files: The stored samples of a run as the report reads them: where they are, and their
     rows.
-schema_checks: Check stored measures, which may come from another run or have been edited, against
-    a schema.
 tables: The main table and the table of changes: as rows for the page, in a terminal, in
     Markdown.
 """

@@ -27,7 +27,6 @@ from eval.report.answer_cards import Filter, prompt_deck, question_deck
 from eval.report.caveats import caveats
 from eval.report.detail_tables import repetition_details, safety_details
 from eval.report.epoch_plots import epoch_panels, epoch_table
-from eval.report.schema_checks import first_mismatch, unknown_name
 from eval.report.tables import (
     console_table,
     isolations,
@@ -39,6 +38,7 @@ from eval.report.tables import (
     still_needed,
 )
 from eval.schema import LogRow, Results
+from eval.schema_checks import first_mismatch, unknown_name
 from sft.config.safe_yaml import check_expanded_size, constructor_errors
 from sft.config.sections import describe_training
 from sft.data.json_values import is_too_deep

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from eval.metrics.formatting import REPETITION
-from eval.report.schema_checks import first_mismatch
+from eval.schema_checks import first_mismatch
 from sft.errors import UserError
 from sft.run.terminal import visible
 from sft.system.atomic_files import is_inside, iter_jsonl

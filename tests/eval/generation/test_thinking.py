@@ -18,7 +18,7 @@ from eval.measures.repetition import greedy_answers, summarize
 from eval.measures.repetition_breakdown import near_loop
 from eval.measures.safety import labeled_answers
 from eval.metrics.loop_detection import seq_rep_n
-from eval.open_ended.questions import Question, answer
+from eval.open_ended.questions import OpenQuestion, answer
 from eval.report.tables import measures
 from sft.chat_template.encoding import stop_ids
 from sft.chat_template.template import ensure_template
@@ -137,7 +137,7 @@ def test_safety_and_open_questions_read_the_answer_alone(tokenizer):
     cut = Scripted(tokenizer, f"<think>{THOUGHT}")
     (row,) = labeled_answers(cut, tokenizer, PROMPTS, cap=400)
     assert (row["text"], row["label"]) == ("", "empty"), "thinking without an answer"
-    question = Question("q", "all", ("How?", "And then?"), ("", ""))
+    question = OpenQuestion("q", "all", ("How?", "And then?"), ("", ""))
     (answered,) = answer(backend, tokenizer, [question], cap=400, seed=0)
     assert [turn["text"] for turn in answered["turns"]] == [SAID, SAID]
     assert all(turn["thinking"] == THOUGHT.strip() for turn in answered["turns"])

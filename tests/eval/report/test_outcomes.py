@@ -6,8 +6,8 @@ import pytest
 
 from eval.report.examples import shown
 from eval.report.outcomes import REASON, ended, judged
-from eval.report.schema_checks import first_mismatch
 from eval.schema import GenerationRow, ScoredRow
+from eval.schema_checks import first_mismatch
 
 
 @pytest.mark.parametrize(
