@@ -1,20 +1,22 @@
-"""Models: found, checked, loaded, placed, given an adapter and saved.
+"""Find, check, load, place, adapt and save models.
 
 adapter_card: README of an adapter's folder: its base, and the code that loads it so that
     answers end.
 adapter_checks: Check on the meta device that an adapter can be trained or loaded over its base.
 adapter_settings: Check the settings of a given adapter before PEFT reads them.
-architecture: Which models can be trained here: decoders with a head over the vocabulary; and
-    their shapes.
-chat_models: Whether a model is a chat model: it stops where its own chat template ends a turn.
-cpu_linear: Linear layers over the few rows of decoding, on AMD processors in float32.
-experts: Experts of a model: which of its parameters are theirs, and what share of them a token
-    visits.
-flops: Parameters and floating-point operations of a causal LM: what training must compute.
-fused_lora: LoRA's two passes with as few operations over activations as there are.
+architecture: Check that a configuration is a causal LM; read its shapes; build it on the meta
+    device.
+chat_models: Decide whether a model is a chat model: it stops where its chat template ends a
+    turn.
+cpu_linear: Compute linear layers over a few rows faster, on AMD processors in float32
+    (decoding).
+experts: Find the parameters of routed experts and the share of them that a token is multiplied
+    with.
+flops: Count parameters and floating-point operations (FLOPs) of a causal LM.
+fused_lora: Fuse LoRA's forward and backward passes into fewer operations over activations.
 generation_settings: Generation settings of a model, made such that transformers saves them
     again.
-loading: Models and their tokenizers: found, checked, loaded, given an adapter, saved.
+loading: Find, check, load and save models and their tokenizers.
 lora_targets: Choose the matrices that a LoRA adapter is added to, stacked experts and routers
     included.
 model_config: A model's configuration, without what its file could choose for us: code, kernels,

@@ -1,4 +1,4 @@
-"""Which models can be trained here: decoders with a head over the vocabulary; and their shapes."""
+"""Check that a configuration is a causal LM; read its shapes; build it on the meta device."""
 
 import re
 from typing import Any
@@ -10,18 +10,15 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from sft.errors import UserError
 
-# A class with another head: LlamaForSequenceClassification, BertForPreTraining.
+# Classes with another head: LlamaForSequenceClassification, BertForPreTraining.
 OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]")
 
 
 def check_causal(config: PreTrainedConfig, *, given: str) -> None:
-    """Refuse a configuration that upstream's causal class would not, or would take for a decoder.
+    """Refuse encoders, encoder-decoders and models with another head than a causal LM's.
 
     Args:
-        given: the model, as the user wrote it.
-
-    Raises:
-        UserError: of another kind: an encoder, an encoder-decoder, a model with another head.
+        given: the model as the user wrote it.
     """
     at = f"model.name_or_path={given}"
     kind = config.model_type
@@ -31,7 +28,7 @@ def check_causal(config: PreTrainedConfig, *, given: str) -> None:
             f"{at} is a {kind!r} model, not a causal language model; choose a decoder such as "
             "Llama or Qwen"
         )
-    # Upstream gives BERT and its like a causal head, over attention that looks ahead.
+    # Upstream gives BERT and similar encoders a causal head over bidirectional attention.
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and getattr(config, "is_decoder", None) is False:
         raise UserError(
             f"{at} is a {kind!r} model, an encoder whose tokens see what follows them, not a "
@@ -46,28 +43,23 @@ def check_causal(config: PreTrainedConfig, *, given: str) -> None:
 
 
 def window_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens a sequence may have: the positions that the model was made for, where its
-    configuration says, and no more than a chunk where layers attend in chunks (Llama 4), which
-    packed rows do not know."""
+    """Return the number of tokens that a sequence may have; None where it is not configured."""
     text = config.get_text_config()
     limits = [getattr(text, "max_position_embeddings", None)]
+    # Packed rows do not implement chunked attention (Llama 4): a sequence must fit one chunk.
     if "chunked_attention" in (getattr(text, "layer_types", None) or ()):
         limits.append(getattr(text, "attention_chunk_size", None))
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def layers_of(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    """The configuration of each layer of the text model: the same one where layers are alike."""
+    """Return the configuration of each layer of the text model, one object for equal layers."""
     text = config.get_text_config()
     return list(text.per_layer_config) if getattr(text, "num_hidden_layers", None) else []
 
 
 def head_sizes(layer: PreTrainedConfig) -> tuple[int, int, int]:
-    """Attention heads of a layer, and the widths of a key and of a value; zeros without attention.
-
-    Args:
-        layer: one of `layers_of`.
-    """
+    """Return heads, key width and value width of one of `layers_of`; zeros without attention."""
     heads = getattr(layer, "num_attention_heads", None)
     if not heads:
         return 0, 0, 0
@@ -91,10 +83,10 @@ def meta_model(config: PreTrainedConfig, **options: Any) -> Any:
 
 
 def _own_code(config: PreTrainedConfig) -> bool:
-    """Whether a configuration's class came from the model's own files, which only trust loads."""
+    """Whether the configuration's class is trusted code of the model's repository."""
     return type(config).__module__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 def _brings_one(config: PreTrainedConfig) -> bool:
-    """Whether the model's own code, trusted by name, holds a causal class for its own kind."""
+    """Whether the model's trusted code has a causal LM class."""
     return _own_code(config) and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})

@@ -1,4 +1,4 @@
-"""Whether a model is a chat model: it stops where its own chat template ends a turn."""
+"""Decide whether a model is a chat model: it stops where its chat template ends a turn."""
 
 from pathlib import Path
 
@@ -14,12 +14,8 @@ from sft.run.revisions import located
 
 
 def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
-    """Whether the tokenizer stored with the model at `path` has a chat template of its own, and the
-    model's own eos ids hold the token that ends a turn in it.
-
-    A base model may have the template of its chat model (Qwen's bases do) but stops at the end of
-    the document.
-    """
+    """Whether the stored tokenizer has a chat template whose end of turn is one of the eos ids."""
+    # A template alone is not enough: Qwen's base models have their chat model's.
     stored = AutoTokenizer.from_pretrained(
         **located(tokenizer_place(path)), trust_remote_code=trust_remote_code
     )
@@ -28,7 +24,7 @@ def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
     if is_adapter(path) and not (Path(path) / GENERATION_CONFIG_NAME).is_file():
         path = adapter_base(path)  # PEFT's `save_pretrained` writes no generation settings
     try:
-        # Its first argument has another name than that of the other loaders.
+        # `GenerationConfig.from_pretrained` names its first argument differently.
         place = located(path)
         name = place.pop("pretrained_model_name_or_path")
         declared = ids_of(GenerationConfig.from_pretrained(name, **place).eos_token_id)
@@ -38,5 +34,5 @@ def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
     try:
         ending = find_turn_end(stored).ids[0]
     except UserError:
-        return False  # a template that ends no turn
+        return False  # the template does not end turns
     return ending in declared

@@ -1,9 +1,4 @@
-"""Linear layers over the few rows of decoding, on AMD processors in float32.
-
-For 1 to 8 rows MKL's kernels take 1.3 to 3 times as long there where the rows come first, x W^T, as
-where the weight does, W x^T (`python tests/benchmarks/kernel_speed.py`); for more rows there is
-little difference. On other processors nothing was measured, and nothing is changed.
-"""
+"""Compute linear layers over a few rows faster, on AMD processors in float32 (decoding)."""
 
 import functools
 import platform
@@ -15,12 +10,14 @@ from typing import Any
 
 import torch
 
+# For 1 to 8 rows MKL on AMD takes 1.3 to 3 times as long for x W^T as for W x^T; for more rows the
+# difference is small (tests/benchmarks/kernel_speed.py). Other processors were not measured.
 FEW = 8
 
 
 @contextmanager
 def weight_first_layers(model: torch.nn.Module) -> Iterator[None]:
-    """Within, plain linear layers of `model` put the weight first where that is faster."""
+    """Let the linear layers of `model` compute W x^T within the context where that is faster."""
     layers: list[Any] = [
         module
         for module in model.modules()
@@ -40,10 +37,10 @@ def weight_first_layers(model: torch.nn.Module) -> Iterator[None]:
 def linear(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """rows W^T + bias: [N, I], [O, I], [O] -> [N, O]."""
+    """Return rows W^T + bias: [N, I], [O, I], [O] -> [N, O]."""
     if not 0 < len(rows) <= FEW or not weight_first(weight):
         return torch.nn.functional.linear(rows, weight, bias)
-    # One row would go another way, which reads the weight at half the speed.
+    # MKL computes a single row with GEMV, which reads the weight at half the speed.
     pair = torch.cat([rows, rows]) if len(rows) == 1 else rows
     product = (weight @ pair.T).T[: len(rows)].contiguous()
     return product if bias is None else product + bias
@@ -55,7 +52,7 @@ def weight_first(weight: torch.Tensor) -> bool:
 
 
 def _forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-    """Of a linear layer: [..., I] -> [..., O]."""
+    """Forward pass of a linear layer: [..., I] -> [..., O]."""
     out = linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
     return out.view(*x.shape[:-1], out.shape[-1])
 

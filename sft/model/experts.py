@@ -1,4 +1,4 @@
-"""Experts of a model: which of its parameters are theirs, and what share of them a token visits."""
+"""Find the parameters of routed experts and the share of them that a token is multiplied with."""
 
 from fractions import Fraction
 from typing import Any
@@ -6,25 +6,23 @@ from typing import Any
 import torch
 from peft.tuners.lora import ParamWrapper
 
+from sft.distributed.sharding import EXPERTS
 from sft.errors import UserError
 
-# Names of the number of experts that a token visits, and of all routed experts, by family.
+# Configuration names of the number of experts that a token visits, by family.
 VISITED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
-ROUTED = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-# Classes whose code has every expert compute every token, those that it does not choose on zeros
+# Classes in which every expert computes every token, on zeros where the router does not choose it
 # (transformers.models.llama4.modeling_llama4.Llama4TextMoe).
 ALL_COMPUTE = frozenset({"Llama4TextExperts"})
 
 
 def visited_shares(model: Any) -> dict[int, Fraction]:
-    """The share of each parameter of routed experts that a token is multiplied with, by its id.
+    """Return, by parameter id, the share of routed experts' parameters that a token visits.
 
-    Experts are stacks [experts, ., .] (or [experts * ., .], as DBRX has them) of a module with
-    `expert` in its name or class, a `ModuleList` of that name, and the adapters of either. Experts
-    with `shared` in their name, which every token visits, are not among them.
+    Shared experts, which every token visits, are not included.
 
     Raises:
-        UserError: the configuration does not say how many experts a token visits.
+        UserError: the configuration lacks the number of experts that a token visits.
     """
     shares: dict[int, Fraction] = {}
     for name, module in model.named_modules():
@@ -40,13 +38,16 @@ def visited_shares(model: Any) -> dict[int, Fraction]:
 
 
 def _classes(module: Any) -> set[str]:
-    """The class of a module, and of what an adapter wraps."""
+    """Return the class names of a module and of the layer that it wraps."""
     inner = [module.get_base_layer()] if isinstance(module, ParamWrapper) else []
     return {type(each).__name__ for each in (module, *inner)}
 
 
 def _of_experts(module: Any, name: str, config: Any) -> list[tuple[torch.nn.Parameter, int]]:
-    """Parameters of experts that a module holds, each with the number of experts in it."""
+    """Return a module's parameters of experts, each with the number of experts in it.
+
+    Experts are a `ModuleList`, or stacks [experts, ., .] or, in DBRX, [experts * ., .].
+    """
     if isinstance(module, torch.nn.ModuleList) and name.endswith("experts"):
         return [(parameter, len(module)) for parameter in module.parameters()]
     if isinstance(module, ParamWrapper):
@@ -59,23 +60,23 @@ def _of_experts(module: Any, name: str, config: Any) -> list[tuple[torch.nn.Para
     own = [p for n, p in named if not n.endswith("bias")]
     found = [(p, p.shape[0]) for p in own if p.ndim == 3]
     if flat := [p for p in own if p.ndim == 2]:
-        routed = _first(config, ROUTED)
+        routed = _first(config, EXPERTS)
         found += [(p, routed) for p in flat if routed and p.shape[0] % routed == 0]
     return found
 
 
 def _visited(config: Any) -> Fraction:
-    """How many experts with weights a token visits."""
+    """Return the number of experts with weights that a token visits."""
     used = _first(config, VISITED)
     if used is None:
         raise UserError(
-            f"model type {config.model_type!r} has experts, and its configuration does not say "
+            f"model type {config.model_type!r} has experts, and its configuration does not set "
             "num_experts_per_tok; choose a model whose configuration does"
         )
-    if isinstance(used, list):  # by layer
+    if isinstance(used, list):  # one number per layer
         used = Fraction(sum(used), len(used))
-    without = getattr(config, "zero_expert_num", None) or 0  # they pass their input on
-    routed = _first(config, ROUTED)
+    without = getattr(config, "zero_expert_num", None) or 0  # LongCat's identity experts
+    routed = _first(config, EXPERTS)
     return Fraction(used) * (Fraction(routed, routed + without) if without else 1)
 
 

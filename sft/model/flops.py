@@ -1,9 +1,9 @@
-"""Parameters and floating-point operations of a causal LM: what training must compute.
+"""Count parameters and floating-point operations (FLOPs) of a causal LM.
 
-The paper's model of compute: 72 n d^2 + 12 n d l operations a token for n layers of width d at
-length l, forward and backward, without the vocabulary (section 3.2, eq. 2). Here it is read off the
-model's own matrices, so that grouped queries, gated layers, experts and adapters count as they are.
-Element-wise work (norms, softmax, rotations, state-space scans) is left out, as it is there.
+The paper (section 3.2, eq. 2) counts 72 n d^2 + 12 n d l operations a token for n layers of width d
+at length l, forward and backward, without the vocabulary. Here the model's own matrices are
+counted, with grouped queries, gated layers, experts and adapters. Element-wise operations (norms,
+softmax, rotations, state-space scans) are not counted.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from sft.model.experts import visited_shares
 from sft.model.lora_targets import add_adapter, reach_of, wrapped_parameters
 from sft.packing.layout import Span
 
-# How names of parameters end that are no side of a matrix product, whatever their dimensions.
+# Endings of names of parameters that are in no matrix product, although some are matrices.
 ELEMENT_WISE = ("bias", "A_log", "scale")
 
 
@@ -37,7 +37,7 @@ class Parameters:
     adapter: int  # LoRA's, and token rows that it trains
     trainable: int  # of all these, the ones with gradients
     reached: int = 0  # weights that an adapter is added to
-    stacked: int = 0  # of the MLP's, experts in one tensor, which 4-bit weights leave as they are
+    stacked: int = 0  # part of `mlp` in stacks of experts, which bitsandbytes does not quantize
 
     @property
     def total(self) -> int:
@@ -46,23 +46,23 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a token costs in a model, in multiply-adds (two operations each)."""
+    """Multiply-adds (two operations each) of a token in a model."""
 
     parameters: Parameters
-    frozen: int  # of a token in the layers' matrices without gradients
-    trained: int  # of a token in those with gradients
-    head: int  # of a scored token in the vocabulary projection
+    frozen: int  # for a token, in the layers' matrices without gradients
+    trained: int  # for a token, in those with gradients
+    head: int  # for a scored token, in the vocabulary projection
     head_trained: bool
-    pairs: tuple[tuple[int | None, int], ...]  # of a query and key, by the layers' window
+    pairs: tuple[tuple[int | None, int], ...]  # (attention window, cost of a query-key pair)
 
 
 def costs_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Costs:
-    """Costs of the model that a configuration describes, with an adapter where `lora` is given."""
+    """Return the costs of a configuration's model, with an adapter if `lora` is given."""
     return costs_of_model(_meta_adapted(config, lora))
 
 
 def parameters_of_config(config: PreTrainedConfig, *, lora: LoraConfig | None = None) -> Parameters:
-    """Its parameters alone, of any causal LM."""
+    """Return the parameters of a configuration's model, with an adapter if `lora` is given."""
     return parameters_of_model(_meta_adapted(config, lora))
 
 
@@ -72,7 +72,7 @@ def _meta_adapted(config: PreTrainedConfig, lora: LoraConfig | None) -> Any:
 
 
 def parameters_of_model(model: Any) -> Parameters:
-    """Parameters of a model as it is, PEFT's included."""
+    """Count the parameters of a model, PEFT's included."""
     outside = _outside_of_layers(model)
     count = dict.fromkeys(("embedding", "head", "attention", "mlp", "other", "adapter"), 0)
     trainable = 0
@@ -85,20 +85,20 @@ def parameters_of_model(model: Any) -> Parameters:
 
 
 def _outside_of_layers(model: Any) -> dict[int, str]:
-    """The part of each parameter, by its id, that is the head's or an embedding's."""
+    """Return "head" or "embedding" by the id of each of their parameters."""
     head = {id(p): "head" for p in model.get_output_embeddings().parameters()}
     embeddings = (m for m in model.modules() if isinstance(m, torch.nn.Embedding))
     return head | {id(p): "embedding" for m in embeddings for p in m.parameters()}
 
 
 def costs_of_model(model: Any) -> Costs:
-    """Costs of a model as it is, PEFT's included; call it before a distributed wrapper.
+    """Return the costs of a model, PEFT's layers included; call it before sharding.
 
     Raises:
-        UserError: the model has experts and its configuration does not say how many a token uses.
+        UserError: the configuration lacks the number of experts that a token visits.
     """
     outside = _outside_of_layers(model)
-    # An adapter of a whole tensor is added to it, and gets its gradient by way of the tensor's.
+    # PEFT adds an adapter of a whole tensor to the tensor and computes the gradient of the sum.
     merged = wrapped_parameters(model)
     visited = visited_shares(model)
     work = {True: 0, False: 0}
@@ -118,11 +118,11 @@ def costs_of_model(model: Any) -> Costs:
 
 
 def attended_pairs(spans: Iterable[Span], *, window: int | None = None, causal: bool = True) -> int:
-    """Pairs of a query and a key that it sees, over documents laid out as trunk and branches.
+    """Count (query, key) pairs in documents of a trunk and branches.
 
     Args:
-        window: how many positions a token sees, its own among them; all where None.
-        causal: count what a token sees; otherwise the whole square, as the paper does.
+        window: number of positions that a token sees, including its own; all where None.
+        causal: count only the keys that a token sees; otherwise all pairs, as the paper does.
     """
     total = 0
     for span in spans:
@@ -133,31 +133,29 @@ def attended_pairs(spans: Iterable[Span], *, window: int | None = None, causal: 
 
 
 def forward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
-    """Operations of one forward pass.
+    """Return the operations of one forward pass; padding does not count.
 
     Args:
-        spans: the documents of a batch (`Batch.spans`); padding costs, but is no work.
-        scored: tokens that the vocabulary projection runs on.
-        causal: see `attended_pairs`; kernels that skip the masked half are the rule, and model
-            utilisation is often stated for the whole square.
+        spans: the documents of a batch (`Batch.spans`).
+        scored: number of tokens that the vocabulary projection computes.
+        causal: see `attended_pairs`; model FLOPs utilization is often given for all pairs.
     """
-    spans = list(spans)
-    matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
-    return matrices + attention + head
+    return sum(_forward(costs, list(spans), scored=scored, causal=causal))
 
 
 def backward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
-    """Operations of one backward pass: gradients by activations everywhere, by weights where they
-    are trained. Under LoRA that is about half of full fine-tuning's."""
+    """Return the operations of one backward pass; under LoRA about half of full fine-tuning's."""
     spans = list(spans)
     matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
     tokens = _tokens(spans)
+    # Gradients by activations cost as much as the forward pass, twice as much in attention, whose
+    # products have two inputs; gradients by weights are computed for trained matrices alone.
     by_weights = 2 * tokens * costs.trained + (head if costs.head_trained else 0)
     return matrices + 2 * attention + head + by_weights
 
 
 def training_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
-    """Forward and backward, without what activation checkpointing computes again."""
+    """Return forward and backward operations, without activation checkpointing's second pass."""
     spans = list(spans)
     return forward_flops(costs, spans, scored=scored, causal=causal) + backward_flops(
         costs, spans, scored=scored, causal=causal
@@ -178,13 +176,13 @@ def _tokens(spans: list[Span]) -> int:
 
 
 def _pairs(before: int, length: int, *, window: int | None, causal: bool) -> int:
-    """Pairs of `length` queries at positions from `before` on."""
+    """Count the pairs of `length` queries at the positions from `before`."""
     end = before + length
     if not causal:
         return length * min(end, window or end)
     if window is None or end <= window:
         return length * before + length * (length + 1) // 2
-    growing = max(0, window - before)  # queries that still see everything before them
+    growing = max(0, window - before)  # queries that see all positions before them
     return growing * before + growing * (growing + 1) // 2 + (length - growing) * window
 
 
@@ -200,18 +198,18 @@ def _part(name: str, parameter: torch.nn.Parameter) -> str:
 
 
 def _is_token_row(name: str) -> bool:
-    return "trainable_tokens" in name  # peft's rows of the embedding that are trained
+    return "trainable_tokens" in name  # PEFT's trained rows of the embedding
 
 
 def _multiply_adds(parameter: torch.nn.Parameter, name: str, share: Fraction | None) -> int:
-    """Of one token: a matrix's size; of experts the share that the token visits."""
+    """Return a matrix's multiply-adds for one token: its size times the share that it visits."""
     if parameter.ndim < 2 or name.endswith(ELEMENT_WISE):
         return 0
     return parameter.numel() if share is None else int(parameter.numel() * share)
 
 
 def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:
-    """Multiply-adds of a (query, key) pair over all heads and layers, by the layers' window."""
+    """Return (window, multiply-adds of a query-key pair over all heads and layers)."""
     layers = layers_of(config)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers)
     costs: Counter[int | None] = Counter()

@@ -1,8 +1,8 @@
-"""LoRA's two passes with as few operations over activations as there are.
+"""Fuse LoRA's forward and backward passes into fewer operations over activations.
 
-peft makes `base(x) + B(A(x)) * scaling` of whole tensors one by one, and under autocast casts every
-input to float32 and back, of which it keeps a copy that nothing needs. Here the adapter's product
-is added inside its own matrix product, in both passes, and what is kept is the input and A(x).
+PEFT computes `base(x) + B(A(x)) * scaling` one tensor at a time, and under autocast casts every
+input to float32 and keeps the copy. Here matrix products accumulate into their output (`addmm_`) in
+both passes, and only the input and A(x) are saved.
 """
 
 import types
@@ -17,12 +17,8 @@ from sft.model.cpu_linear import linear
 
 
 def fuse_adapters(model: Any) -> Any:
-    """Let plain LoRA layers of `model` compute so; others, and other calls, stay peft's.
-
-    Plain is: over a frozen `torch.nn.Linear`, one adapter, no dropout, no variant (DoRA), no bias
-    of its own. Where weights are spread over devices all stay peft's, whose calls gather them.
-    """
-    if sharded():
+    """Fuse the LoRA layers of `model` that `_only_adapter` accepts; the others remain PEFT's."""
+    if sharded():  # FSDP2 and ZeRO-3 gather the weights in the forward calls of PEFT's modules
         return model
     for module in model.modules():
         if type(module) is Linear and (name := _only_adapter(module)):
@@ -32,7 +28,8 @@ def fuse_adapters(model: Any) -> Any:
 
 
 def _only_adapter(layer: Any) -> str | None:
-    """The name of the one adapter that can be fused, if it is so."""
+    """Return the adapter's name if it is the only one of a frozen linear layer, without dropout,
+    bias or a variant such as DoRA; None otherwise."""
     base = layer.base_layer
     names = list(layer.lora_A)
     if type(base) is not torch.nn.Linear or base.weight.requires_grad or len(names) != 1:
@@ -46,7 +43,7 @@ def _only_adapter(layer: Any) -> str | None:
     return name if plain else None
 
 
-def _fused(name: str, plain: Any) -> Any:
+def _fused(name: str, unfused: Any) -> Any:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base, down, up = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
         autocast = torch.is_autocast_enabled(x.device.type)
@@ -59,22 +56,21 @@ def _fused(name: str, plain: Any) -> Any:
             or self.active_adapters != [name]
             or base.weight.dtype != compute
         ):
-            unfused: torch.Tensor = plain(x, *args, **kwargs)
-            return unfused
+            out: torch.Tensor = unfused(x, *args, **kwargs)
+            return out
         rows = x.reshape(-1, x.shape[-1]).to(compute)
         weights = (base.weight, base.bias, down, up)
-        out: torch.Tensor = _Sum.apply(rows, *weights, self.scaling[name])  # type: ignore[no-untyped-call]
-        # Outside of the function, whose own views nothing may write into (Llama 4 does).
+        out = _LoraLinear.apply(rows, *weights, self.scaling[name])  # type: ignore[no-untyped-call]
+        # A view from inside the autograd function could not be modified in place (Llama 4 does).
         return out.view(*x.shape[:-1], out.shape[-1])
 
     return forward
 
 
-class _Sum(torch.autograd.Function):
-    """x W^T + bias + scaling (x A^T) B^T, all products in the dtype of `x` and W.
+class _LoraLinear(torch.autograd.Function):
+    """x W^T + bias + scaling (x A^T) B^T, in the dtype of `x` and W (arXiv 2106.09685, eq. 3).
 
-    Shapes: x [N, I], W [O, I], A [r, I], B [O, r] -> [N, O] (LoRA, arXiv 2106.09685, equation
-    3). Gradients by x, A and B; those of A and B in their own dtype.
+    Shapes: x [N, I], W [O, I], A [r, I], B [O, r] -> [N, O]. Gradients by x, A and B.
     """
 
     @staticmethod
@@ -88,7 +84,7 @@ class _Sum(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         low, high = down.to(rows.dtype), up.to(rows.dtype)
-        inner = _product(rows, low.T, scaling)
+        inner = _scaled_matmul(rows, low.T, scaling)
         out = linear(rows, weight, bias).addmm_(inner, high.T)
         ctx.save_for_backward(rows, inner, weight, low, high)
         ctx.scaling, ctx.dtypes = scaling, (down.dtype, up.dtype)
@@ -98,15 +94,16 @@ class _Sum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         rows, inner, weight, low, high = ctx.saved_tensors
-        back = _product(grad, high, ctx.scaling)  # by x A^T
-        by_x = None
+        grad_inner = _scaled_matmul(grad, high, ctx.scaling)
+        grad_rows = None
         if ctx.needs_input_grad[0]:
-            by_x = (grad @ weight).addmm_(back, low)
-        by_down, by_up = (back.T @ rows).to(ctx.dtypes[0]), (grad.T @ inner).to(ctx.dtypes[1])
-        return by_x, None, None, by_down, by_up, None
+            grad_rows = (grad @ weight).addmm_(grad_inner, low)
+        grad_down = (grad_inner.T @ rows).to(ctx.dtypes[0])
+        grad_up = (grad.T @ inner).to(ctx.dtypes[1])
+        return grad_rows, None, None, grad_down, grad_up, None
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
-    """scaling * left @ right in one operation, where `*` would be another."""
-    room = left.new_empty(left.shape[0], right.shape[1])
-    return room.addmm_(left, right, beta=0, alpha=scaling)
+def _scaled_matmul(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return scaling * left @ right in one operation."""
+    out = left.new_empty(left.shape[0], right.shape[1])
+    return out.addmm_(left, right, beta=0, alpha=scaling)

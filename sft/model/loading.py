@@ -1,4 +1,4 @@
-"""Models and their tokenizers: found, checked, loaded, given an adapter, saved."""
+"""Find, check, load and save models and their tokenizers."""
 
 import ctypes
 import gc
@@ -62,81 +62,81 @@ log = logging.getLogger(__name__)
 
 
 def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str:
-    """A local directory, found as presets' paths are, or `org/name@commit` for a hub id; without
-    the commit where neither the hub nor the cache of downloads names it.
+    """Return a local directory, or `org/name@commit` for a Hub id.
+
+    The commit is left out where neither the Hub nor the cache of downloads names it.
 
     Args:
-        name_or_path: may hold the revision itself, as `org/name@revision`.
+        name_or_path: a path, or a Hub id with or without `@revision`.
 
     Raises:
-        UserError: it looks like a path but is none, the directory holds no model, or the revision
-            is unknown, given twice, or given for a local directory.
+        UserError: there is no such directory, it holds no model, or the revision is unknown, given
+            twice, or given for a local directory.
     """
+    at = f"model.name_or_path={name_or_path}"
     named = with_revision(ModelSection(name_or_path, revision=revision))
     found = find_local_model(name_or_path)
     if found is None:
         name = named.name_or_path
         if not is_hub_id(name):
             raise UserError(
-                f"model.name_or_path={name_or_path}: no such directory; give a local model "
-                "directory or a hub id like org/name"
+                f"{at}: no such directory; give a local model directory or a hub id like org/name"
             )
         commit = resolve_commit(name, revision=named.revision)
         return name if commit is None else f"{name}@{commit}"
     if revision is not None:
         raise UserError(
-            f"model.revision={revision}: model.name_or_path={name_or_path} is a local directory, "
-            "which has no revisions; leave model.revision out"
+            f"model.revision={revision}: {at} is a local directory, which has no revisions; leave "
+            "model.revision out"
         )
     if not found.is_dir():
-        raise UserError(f"model.name_or_path={name_or_path} is a file; give the model's directory")
+        raise UserError(f"{at} is a file; give the model's directory")
     if not any((found / f).is_file() for f in ("config.json", CONFIG)):
         raise UserError(
-            f"model.name_or_path={name_or_path} holds no config.json or {CONFIG}; give a "
-            "directory saved by save_pretrained"
+            f"{at} holds no config.json or {CONFIG}; give a directory saved by save_pretrained"
         )
     return str(found.resolve())
 
 
 def check_model(section: ModelSection) -> str:
-    """Resolve the model and read its configuration, before any weights are loaded.
-
-    Returns the resolved path or hub id.
+    """Check a model before any weights are loaded, and return its resolved path or Hub id.
 
     Raises:
-        UserError: there is no such model, it is no causal LM, or it has no safetensors weights.
+        UserError: there is no such model, it is no causal LM, its files are damaged or hostile, or
+            it has no safetensors weights.
     """
     given = section.name_or_path
     path = resolve_model_path(given, revision=section.revision)
     check_sizes(path, given=given)
     check_adapter(path, given=given)
-    whole, of_whole = path, given
+    base, base_given = path, given
     if is_adapter(path):
-        whole = adapter_base(path)
-        of_whole = f"{given} (its base, {whole[:200]!r})"
-    check_sizes(whole, given=of_whole)
-    check_config_file(whole, given=of_whole)
+        base = adapter_base(path)
+        base_given = f"{given} (its base, {base[:200]!r})"
+    # Each check relies on those before it: file sizes before JSON, numbers before building.
+    check_sizes(base, given=base_given)
+    check_config_file(base, given=base_given)
     try:
         config = read_config(path, section)
     except UserError:
         raise
     except LIBRARY_ERRORS as error:
-        raise UserError(f"model.name_or_path={of_whole}: {_unread(error, path)}") from None
-    check_causal(config, given=of_whole)
+        raise UserError(f"model.name_or_path={base_given}: {_unreadable(error, path)}") from None
+    check_causal(config, given=base_given)
     check_weights(path, given=given)
-    check_generation(whole, given=of_whole)
-    build_empty(config, given=of_whole)
+    check_generation(base, given=base_given)
+    build_empty(config, given=base_given)
     check_given_adapter(path, config, given=given)
     return path
 
 
-def _unread(error: Exception, path: str) -> str:
-    """Why no configuration could be read there, and what to do."""
+def _unreadable(error: Exception, path: str) -> str:
+    """Return the reason why no configuration could be read, and the remedy."""
     if refusal := hub_refusal(error, name=adapter_base(path) if is_adapter(path) else path):
         return refusal
     if "trust_remote_code" in str(error):
         return (
-            "it brings code of its own, which runs only where you ask for it; read that code, then "
+            "it brings its own code, which runs only with your permission; read that code, then "
             "set model.trust_remote_code=true on the command line, or give a model that "
             "transformers knows"
         )
@@ -147,26 +147,23 @@ def _unread(error: Exception, path: str) -> str:
 
 
 def read_config(path: str, section: ModelSection) -> Any:
-    """A model's configuration; of an adapter that of its base (`sft.model.model_config`)."""
+    """Return the configuration of a model, or of an adapter's base."""
     return read_model_config(path, trust_remote_code=section.trust_remote_code)
 
 
 def context_window(path: str, section: ModelSection) -> int | None:
-    """How many tokens a sequence may have (see `sft.model.architecture.window_of`)."""
+    """Return the number of tokens that a sequence may have (`sft.model.architecture.window_of`)."""
     return window_of(read_config(path, section))
 
 
 def load_tokenizer(
     path: str, section: ModelSection, *, date: str | None = None, system_prompt: str = OWN
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with a chat template and a pad token.
-
-    Labels go by position here, so a pad token that equals eos does no harm; one is still needed
-    for generation.
+    """Load the tokenizer, with a chat template and a pad token.
 
     Args:
-        date: the run's (`run.date`), which the template writes wherever it writes today's.
-        system_prompt: `data.system_prompt`, see `sft.chat_template.system_prompt`.
+        date: `run.date`, which the template writes instead of the current date.
+        system_prompt: `data.system_prompt` (`sft.chat_template.system_prompt`).
 
     Raises:
         UserError: there is none, it is another model's, or its template does not end its turns.
@@ -183,6 +180,7 @@ def load_tokenizer(
         set_date(tokenizer, date)
         if asks_date(tokenizer):
             log.info("chat template: it writes the date, in this run always %s (run.date)", date)
+    # Generation pads; eos does no harm as pad token, since labels go by position, not by token.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     rows = read_config(path, section).get_text_config().vocab_size
@@ -194,25 +192,22 @@ def _stored_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBa
     place = tokenizer_place(path)
     check_entries(place, given=path)
     if place != path:
-        log.info("tokenizer: that of %s, since the adapter %s was saved without one", place, path)
+        log.info("tokenizer: from %s, since the adapter %s was saved without one", place, path)
     try_tokenizer(place, given=path)
     missing = Path(place).is_dir() and not any(Path(place).glob("*token*"))
     what = f"no tokenizer could be read in {place}"
-    with loading(
-        path,
-        what=f"{what}, which holds no tokenizer.json" if missing else what,
-        remedy="save one in the model's directory with save_pretrained",
-        hub=place,
-    ):
+    what += ", which holds no tokenizer.json" if missing else ""
+    remedy = "save one in the model's directory with save_pretrained"
+    with loading(path, what=what, remedy=remedy, hub=place):
         tokenizer = AutoTokenizer.from_pretrained(
             **located(place), trust_remote_code=section.trust_remote_code
         )
-        tokenizer.decode(tokenizer("a b").input_ids)  # settings of a wrong type end here
+        tokenizer.decode(tokenizer("a b").input_ids)  # raises for settings of a wrong type
     return tokenizer
 
 
 def has_template(path: str, section: ModelSection) -> bool:
-    """Whether a chat template is given or stored with the tokenizer, so that ours is not used."""
+    """Whether a chat template is given or stored with the tokenizer, so ours is not used."""
     if section.chat_template is not None:
         return True
     stored = AutoTokenizer.from_pretrained(
@@ -230,13 +225,16 @@ def load_model(
     trust_remote_code: bool = False,
     parts: bool = False,
 ) -> Any:
-    """Load a model or a LoRA adapter directory onto its device, ready to score packed rows.
+    """Load a model or a LoRA adapter onto its device, ready to score packed rows.
 
-    Only safetensors are read. An adapter comes back as a PeftModel over its recorded base, its own
-    weights in float32. `dtype` is that of the (base) weights, `placement.weights` if absent; of
-    4-bit weights that of the products, and of what is not quantised (embeddings, head, norms).
-    With `parts` all processes call it, and under FSDP2 each holds its part of a whole model's
-    weights, where transformers can read it so.
+    Only safetensors are read. An adapter is returned as a PeftModel over its recorded base, with
+    its weights in float32.
+
+    Args:
+        dtype: dtype of the (base) weights, `placement.weights` by default; with 4-bit weights, of
+            matrix products and of unquantized weights (embeddings, head, norms).
+        parts: whether each process loads its shard under FSDP2, where transformers supports the
+            model; all processes must call the function.
     """
     free_memory()
     check_adapter(path, given=path)
@@ -269,7 +267,7 @@ def load_model(
         if refusal := hub_refusal(error, name=base):
             raise UserError(f"model.name_or_path={base}: {refusal}") from None
         raise UserError(
-            f"{base}: no safetensors weights could be had from the hub "
+            f"{base}: no safetensors weights could be downloaded from the hub "
             f"({' '.join(str(error).split())[:160]}); check the network, or give a model that has "
             "them (pickled weights are not loaded)"
         ) from None
@@ -287,22 +285,22 @@ def load_model(
 
 
 def attention_for(config: PreTrainedConfig, attention: str) -> str:
-    """The attention that was chosen, or eager for a model with something in it that sdpa leaves out
-    (caps on its scores, sinks); upstream's classes say so."""
+    """Return the chosen attention, or "eager" for a model that sdpa does not support."""
+    # Upstream's classes declare it: sdpa has no caps on scores and no attention sinks.
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return attention if kind is None or kind._supports_sdpa else "eager"
 
 
 @cache
-def _set_libraries_aside() -> None:
-    """Once, before the first model: what is there now lives to the end, and each collection, ours
-    and accelerate's, would walk over all of it, half a second."""
+def _freeze_imported_objects() -> None:
+    # The objects of imported libraries live to the end; every collection, ours and accelerate's,
+    # would spend half a second on them.
     gc.freeze()
 
 
 def free_memory() -> None:
-    """Hand back what the model before this one left behind, cycles of a trainer among it."""
-    _set_libraries_aside()
+    """Free the memory of the previous model, including reference cycles of its trainer."""
+    _freeze_imported_objects()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -322,12 +320,11 @@ def load_trainable(
     trust_remote_code: bool,
     tokens: Sequence[int] = (),
 ) -> Any:
-    """The model a stage starts from, with what it trains set to require gradients.
+    """Load the model that a stage starts from, with gradients for the weights that it trains.
 
-    Under LoRA the frozen weights take the compute dtype (or 4 bits) and the adapter float32; an
-    adapter from the stage before is trained on, a whole model gets a new one, beside which the
-    embeddings of `tokens` are trained. Otherwise everything trains, in float32, and under FSDP2
-    each process reads its part of it, where transformers can.
+    Under LoRA the frozen weights have the compute dtype (or 4 bits) and the adapter float32: a
+    given adapter is trained further, a full model gets a new one and trains the embeddings of
+    `tokens` too. Without LoRA all weights train in float32.
     """
     model = load_model(
         path,
@@ -340,27 +337,25 @@ def load_trainable(
     if not lora.r:
         return model
     if is_adapter(path):
-        log.info("adapter: that of %s goes on; it reaches %s", path, reach_of(model))
+        log.info("adapter: continues %s; it reaches %s", path, reach_of(model))
         return fuse_adapters(model)
     if lora.use_dora:
-        log.info("adapter: DoRA; load it with peft, since from_pretrained leaves its lengths out")
+        # transformers 5.23 ignores DoRA's magnitudes when it loads an adapter.
+        log.info("adapter: DoRA; load it with peft, since from_pretrained ignores its magnitudes")
     config = lora_config(lora)
     config.trainable_token_indices = token_rows(model, tokens) if tokens else None
-    set_seed(seed)  # the adapter's first weights are random
+    set_seed(seed)  # for the adapter's random initial weights
     _, revision = split_revision(path)
     adapted = add_adapter(model, config, in_4bit=placement.load_in_4bit, revision=revision)
-    log.info("adapter: new, %s; it reaches %s", _scale(lora), reach_of(adapted))
+    rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
+    scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+    scaling = f"scaled by {scale:g} ({rule})"
+    log.info("adapter: new, rank %d, %s; it reaches %s", lora.r, scaling, reach_of(adapted))
     return fuse_adapters(adapted)
 
 
-def _scale(lora: LoraSection) -> str:
-    scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
-    rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
-    return f"rank {lora.r}, counted {scale:g} times ({rule})"
-
-
 def bare_model(model: Any) -> Any:
-    """The model that an adapter is in, or the model itself."""
+    """Return the base model of an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -371,15 +366,16 @@ def save_model(
     *,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors), tokenizer with template, and generation settings that stop.
+    """Save weights (safetensors), tokenizer with template, and generation settings.
 
-    `generation_config.json` gets every token that ends an assistant turn as an eos id, and keeps
-    those that the model had; the README of an adapter's folder shows how to load it with these.
-    `weights` are those of a model that does not hold them whole
-    (`sft.distributed.sharding.whole_weights`).
+    `generation_config.json` lists every token that ends an assistant turn as an eos id, in addition
+    to the model's own.
+
+    Args:
+        weights: the full weights of a sharded model (`sft.distributed.sharding.whole_weights`).
     """
     bare = bare_model(model)
-    bare.config.use_cache = bare.generation_config.use_cache = True  # upstream trains without
+    bare.config.use_cache = bare.generation_config.use_cache = True  # the Trainer switches it off
     bare.generation_config.eos_token_id = stop_ids(
         tokenizer, also=ids_of(bare.generation_config.eos_token_id)
     )

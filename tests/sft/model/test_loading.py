@@ -172,7 +172,7 @@ def config_of(folder, **changes):
         ({"hidden_size": "32"}, "'hidden_size' expected int.*correct its config.json"),
         (
             {"model_type": "own", "auto_map": {"AutoConfig": "a.Config"}},
-            "brings code of its own.*set model.trust_remote_code=true",
+            "brings its own code.*set model.trust_remote_code=true",
         ),
     ],
 )
