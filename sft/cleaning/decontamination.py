@@ -1,8 +1,7 @@
-"""Training rows that hold a benchmark's question, found by overlap of character n-grams.
+"""Training rows that contain a benchmark's question, found by overlap of character n-grams.
 
-Case, spacing, punctuation and full-width forms do not hide a copy (see `sft.cleaning.ngrams`). A
-row holds a question when it holds at least half of the question's n-grams. Questions of a few
-words are too common to be evidence and are skipped.
+A row contains a question if it has at least half of the question's n-grams, in normal form (see
+`sft.cleaning.ngrams`). Questions of a few words are too common to be evidence and are skipped.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,12 +12,11 @@ import numpy as np
 from sft.cleaning.ngrams import ConcatenatedTexts, NGrams, chunks, normal_form
 
 # Characters of an n-gram: the largest size that fits into the question. Latin letters carry less
-# information than ideographs; 50 and 18 are ten words or so. Questions below the smallest are
-# common phrases.
+# information than ideographs; 50 and 18 are about ten words. Shorter questions than the smallest
+# are common phrases.
 NGRAM_SIZES, NGRAM_SIZES_CJK = (50, 42, 36, 30, 25), (18, 14, 12, 10)
 MIN_SHARE = 0.5
-# An n-gram of more questions than this is the benchmark's boilerplate and no evidence.
-MAX_OWNERS = 5
+MAX_OWNERS = 5  # an n-gram of more questions is boilerplate of the benchmark and no evidence
 # Fields that hold a question in the files of known benchmarks, in the order of trial.
 FIELDS = (
     *("question", "query", "problem", "prompt", "instruction", "ctx", "input"),
@@ -28,20 +26,20 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """A benchmark's question: what it is called and its text, without choices and answer."""
+    """A question of a benchmark without choices and answer; `source` is the task or the file."""
 
-    source: str  # task or file
+    source: str
     id: str
     text: str
 
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """What a run will be measured with.
+    """The benchmarks of a run.
 
     Attributes:
-        key: another where any question is; known without loading them.
-        load: the questions by benchmark, none where its data cannot be had now.
+        key: identifies the questions; known without loading them.
+        load: returns the questions by benchmark, none for one whose data cannot be loaded now.
     """
 
     key: str
@@ -50,7 +48,7 @@ class Benchmarks:
 
 @dataclass(frozen=True)
 class Contamination:
-    """Row `row` holds `share` of the n-grams of a question; `evidence` is a passage of both."""
+    """Row `row` has `share` of the n-grams of a question; `evidence` is a passage of both."""
 
     row: int
     source: str
@@ -70,25 +68,23 @@ class QuestionIndex:
     """An index of questions by the hashes of their n-grams.
 
     Attributes:
-        not_sought: questions too short or too common to look for.
+        skipped: number of questions that are too short or too common to be found.
     """
 
     def __init__(self, questions: Iterable[BenchmarkQuestion]) -> None:
-        asked = {normal_form(question.text): question for question in questions}
-        known = [
-            _IndexedQuestion(question, normal, _size(normal)) for normal, question in asked.items()
-        ]
-        self._known = [k for k in known if k.size]
+        distinct = {normal_form(question.text): question for question in questions}
+        indexed = [_IndexedQuestion(q, normal, _size(normal)) for normal, q in distinct.items()]
+        self._known = [k for k in indexed if k.size]
         joined = ConcatenatedTexts([k.normal for k in self._known])
         sizes = sorted({k.size for k in self._known})
         self._sizes = [_SizeIndex(joined, self._known, size) for size in sizes]
         self._counts = np.zeros(len(self._known), dtype=np.int64)
         for index in self._sizes:
             self._counts += np.bincount(index.owners, minlength=len(self._known))
-        self.skipped = len(known) - int((self._counts > 0).sum())
+        self.skipped = len(distinct) - int((self._counts > 0).sum())
 
     def find(self, texts: Iterable[str]) -> list[Contamination]:
-        """For each text that holds a question, the one it holds most of; in order of texts."""
+        """Return, for each text that contains questions, the one with the largest share."""
         found: list[Contamination] = []
         done = 0
         for chunk in chunks(texts):
@@ -98,24 +94,22 @@ class QuestionIndex:
 
     def _find(self, normals: list[str], first: int) -> Iterator[Contamination]:
         joined = ConcatenatedTexts(normals)
-        hits = [index.held(joined) for index in self._sizes]
-        if not hits:
+        matches = [index.matches(joined) for index in self._sizes]
+        if not matches:
             return
-        held, counts = np.unique(np.concatenate(hits), return_counts=True)
-        texts, owners = held >> 32, held & 0xFFFFFFFF
+        pairs, counts = np.unique(np.concatenate(matches), return_counts=True)
+        texts, owners = pairs >> 32, pairs & 0xFFFFFFFF
         shares = counts / self._counts[owners]
         done = -1
         for at in np.lexsort((owners, -shares, texts)):
             text, known = int(texts[at]), self._known[owners[at]]
             if text == done or shares[at] < MIN_SHARE:
                 continue
-            evidence = _common_passage(normals[text], known)
-            if evidence:
+            # Hashes can collide; a common passage proves the match.
+            if evidence := _common_passage(normals[text], known):
                 done = text
-                asked = known.question
-                yield Contamination(
-                    first + text, asked.source, asked.id, float(shares[at]), evidence
-                )
+                question, share = known.question, float(shares[at])
+                yield Contamination(first + text, question.source, question.id, share, evidence)
 
 
 class _SizeIndex:
@@ -136,25 +130,26 @@ class _SizeIndex:
         once[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
         hashes, owners = hashes[once], owners[once]
         begins = np.flatnonzero(np.diff(hashes, prepend=~hashes[:1]))
-        holders = np.diff(begins, append=len(hashes))
-        keep = np.repeat(holders <= MAX_OWNERS, holders) & own[owners]
+        owner_counts = np.diff(begins, append=len(hashes))
+        keep = np.repeat(owner_counts <= MAX_OWNERS, owner_counts) & own[owners]
         self.hashes, self.owners = hashes[keep], owners[keep]
 
-    def held(self, joined: ConcatenatedTexts) -> np.ndarray:
-        """text << 32 | question, as often as the text holds different n-grams of the question."""
+    def matches(self, joined: ConcatenatedTexts) -> np.ndarray:
+        """Return text << 32 | question for each different n-gram of the question in the text."""
         hashes, texts = self._marked(joined.ngrams(self.size))
         left = np.searchsorted(self.hashes, hashes, side="left")
         right = np.searchsorted(self.hashes, hashes, side="right")
         times = right - left
         ends = np.cumsum(times)
         places = np.repeat(left - ends + times, times) + np.arange(ends[-1] if len(ends) else 0)
-        # `places` is one n-gram of one question: a text that repeats it holds it once.
-        met = np.unique(np.repeat(texts, times) << 32 | places)
-        return np.asarray(met >> 32 << 32 | self.owners[met & 0xFFFFFFFF])
+        # Each place is one n-gram of one question; a text that repeats it counts once.
+        pairs = np.unique(np.repeat(texts, times) << 32 | places)
+        owners: np.ndarray = pairs >> 32 << 32 | self.owners[pairs & 0xFFFFFFFF]
+        return owners
 
     def _mark(self, hashes: np.ndarray) -> None:
-        """A table by the hashes' first bits: most n-grams of a text are in no question, and the
-        table shows that without a search."""
+        # A table of the hashes' first bits: most n-grams of a text are in no question, and the
+        # table excludes them without a search.
         bits = min(26, max(12, len(hashes).bit_length() + 3))
         self._shift = np.uint64(64 - bits)
         self._table = np.zeros(1 << bits, dtype=bool)
@@ -167,31 +162,24 @@ class _SizeIndex:
 
 def _size(normal: str) -> int:
     """Return the size of a question's n-grams; 0 for one that is too short."""
-    sizes = NGRAM_SIZES_CJK if _mostly_cjk(normal) else NGRAM_SIZES
+    cjk = sum("\u3040" <= c <= "\u9fff" or c >= "\U00020000" for c in normal)
+    sizes = NGRAM_SIZES_CJK if 2 * cjk > len(normal) else NGRAM_SIZES
     return next((size for size in sizes if size <= len(normal)), 0)
 
 
 def _common_passage(normal: str, known: _IndexedQuestion) -> str:
-    """The first passage of the question that the text holds, at least one n-gram long; or ""."""
-    size = known.size
-    for start in range(len(known.normal) - size + 1):
-        if known.normal[start : start + size] in normal:
-            end = start + size
+    """Return the first passage of both, at least one n-gram long; "" if there is none."""
+    for start in range(len(known.normal) - known.size + 1):
+        end = start + known.size
+        if known.normal[start:end] in normal:
             while end < len(known.normal) and known.normal[start : end + 1] in normal:
                 end += 1
             return known.normal[start:end]
     return ""
 
 
-def _mostly_cjk(normal: str) -> bool:
-    return sum("\u3040" <= c <= "\u9fff" or c >= "\U00020000" for c in normal) * 2 > len(normal)
-
-
 def read_questions(rows: Iterable[Mapping[str, object]], *, source: str) -> list[BenchmarkQuestion]:
-    """Questions of a benchmark's rows as files hold them, by the usual names of the field.
-
-    Rows without one of these fields are passed over.
-    """
+    """Return the questions in a benchmark's rows; rows without one of `FIELDS` are skipped."""
     questions = []
     for place, row in enumerate(rows):
         text = next((text for name in FIELDS if (text := _text(row.get(name)))), None)
@@ -201,7 +189,7 @@ def read_questions(rows: Iterable[Mapping[str, object]], *, source: str) -> list
 
 
 def _text(value: object) -> str:
-    """A field's text: as it is, of turns, or of the messages that are not the assistant's."""
+    """Return a text, or the joined texts of a list of turns without the assistant's."""
     if isinstance(value, list):
         value = "\n".join(
             _text(part.get("content") if isinstance(part, dict) else part)

@@ -1,11 +1,8 @@
-"""Rows that should not be trained on, taken out of what was read: benchmark questions, repetitions.
-
-Every row taken out leaves its evidence, a line of the run's data folder.
-"""
+"""Filters of training rows: benchmark questions and near-duplicates, each with stored evidence."""
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +30,13 @@ log = logging.getLogger(__name__)
 CONTAMINATED = "contaminated"
 NEAR_DUPLICATE = "near duplicate"
 
-Evidence = list[dict[str, Any]]
-
 
 def known_questions(
     section: DataSection, benchmarks: Benchmarks
 ) -> dict[str, Sequence[BenchmarkQuestion]]:
-    """The questions that training must not hold, by benchmark or file; none where its data cannot
-    be had now.
+    """Return the questions that training rows must not contain, by benchmark or file.
+
+    A benchmark has none if its data cannot be loaded now.
 
     Raises:
         UserError: a file of `data.decontaminate` is missing, broken or holds no question.
@@ -50,7 +46,7 @@ def known_questions(
 
 
 def questions_fingerprint(section: DataSection, benchmarks: Benchmarks) -> str:
-    """Another where a question, or which of them are looked for, changed."""
+    """Return a hash of the questions that `known_questions` returns, without loading them."""
     files = [fingerprint(find_path(path) or path) for path in section.decontaminate]
     return fingerprint([benchmarks.key if section.decontaminate_tasks else "", files])
 
@@ -78,10 +74,10 @@ def find_contaminated(
     evidence: Path,
     files: Collection[str] = (),
 ) -> set[int]:
-    """The places of rows (chats, pairs or prompts) that hold a known question; `evidence` gets a
-    line for each.
+    """Return the indices of rows (chats, pairs or prompts) that contain a known question.
 
     Args:
+        evidence: file that receives a line for each such row.
         files: those of `known` that are files of `data.decontaminate`, not benchmarks.
 
     Raises:
@@ -89,7 +85,7 @@ def find_contaminated(
     """
     index = QuestionIndex(question for questions in known.values() for question in questions)
     found = index.find(row_text(row) for row in rows)
-    lines: Evidence = [
+    lines = [
         {
             "origin": rows[f.row].get("origin") or f"prompt {rows[f.row]['id']}",
             "task": f.source,
@@ -101,10 +97,10 @@ def find_contaminated(
     ]
     write_jsonl(evidence, lines)
     if found and on_error == "stop":
-        first = lines[0]
+        first = found[0]
         raise UserError(
-            f"{first['origin']}: holds {first['share']:.0%} of question {first['question']} of "
-            f"{first['task']} ({first['passage'][:60]!r}); {len(found)} of {len(rows)} rows hold "
+            f"{lines[0]['origin']}: holds {first.share:.0%} of question {first.id} of "
+            f"{first.source} ({first.evidence[:60]!r}); {len(found)} of {len(rows)} rows hold "
             "such questions, and training on them spoils the benchmark: remove them, set "
             f"data.on_error=drop to leave them out, or to keep them {_how_to_keep(found, files)}"
         )
@@ -112,7 +108,7 @@ def find_contaminated(
 
 
 def _how_to_keep(found: Sequence[Contamination], files: Collection[str]) -> str:
-    """What to set so that none of these questions is looked for."""
+    """Return the settings with which none of these questions is searched for."""
     sources = sorted({f.source for f in found})
     named = [source for source in sources if source in files]
     ways = [f"take {', '.join(named)} out of data.decontaminate"] if named else []
@@ -129,7 +125,7 @@ def drop_contaminated(
     evidence: Path,
     files: Collection[str] = (),
 ) -> SourceRows:
-    """The rows that `find_contaminated` does not find."""
+    """Drop the rows that `find_contaminated` returns."""
     found = find_contaminated(read.rows, known, on_error=on_error, evidence=evidence, files=files)
     return drop_rows(read, found, rule=CONTAMINATED)
 
@@ -137,87 +133,67 @@ def drop_contaminated(
 def check_contamination(
     rows: Sequence[dict[str, Any]], section: DataSection, *, benchmarks: Benchmarks, folder: Path
 ) -> set[int]:
-    """`find_contaminated`, once for the same rows and questions: what it found is kept in `folder`,
-    with the evidence in contamination.jsonl. One process calls it."""
-    stage = Stage(
-        folder,
-        {
-            "rows": fingerprint([row_text(row) for row in rows]),
-            "questions": questions_fingerprint(section, benchmarks),
-            "on_error": section.on_error,
-        },
-    )
+    """Run `find_contaminated` once for the same rows and questions; results are kept in `folder`.
+
+    Only one process may call it.
+    """
+    inputs = {
+        "rows": fingerprint([row_text(row) for row in rows]),
+        "questions": questions_fingerprint(section, benchmarks),
+        "on_error": section.on_error,
+    }
+    stage = Stage(folder, inputs)
     done = stage.finished()
     if done is None or done["unchecked"]:
         stage.begin()
         known = known_questions(section, benchmarks)
-        evidence = folder / "contamination.jsonl"
+        evidence, files = folder / "contamination.jsonl", section.decontaminate
         found = find_contaminated(
-            rows,
-            known,
-            on_error=section.on_error,
-            evidence=evidence,
-            files=section.decontaminate,
+            rows, known, on_error=section.on_error, evidence=evidence, files=files
         )
-        done = stage.finish(
-            outputs=[evidence.name],
-            facts={"found": sorted(found), "unchecked": unchecked(known)},
-        )
+        facts = {"found": sorted(found), "unchecked": unchecked(known)}
+        done = stage.finish(outputs=[evidence.name], facts=facts)
     return set(done["found"])
 
 
 def unchecked(known: Mapping[str, Sequence[BenchmarkQuestion]]) -> list[str]:
-    """The benchmarks whose questions could not be had."""
+    """Return the benchmarks whose questions could not be loaded."""
     return [name for name, questions in known.items() if not questions]
 
 
-class _LazyTexts(Sequence[str]):
-    """What rows say, put together when it is read: a second copy of all rows would be large."""
-
-    def __init__(
-        self, rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]
-    ) -> None:
-        self._rows, self._text = rows, text
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._text(self._rows[place])
-
-
 def drop_near_duplicates(read: SourceRows, *, threshold: float, evidence: Path) -> SourceRows:
-    """The rows that no earlier row says already; of the others `evidence` gets a line each, behind
-    those of exact repetitions.
+    """Drop the rows that repeat an earlier one.
 
     Args:
-        threshold: see `near_duplicates`; 0 looks for none.
+        threshold: see `near_duplicates`; 0 searches for none.
+        evidence: file that receives a line for each exact repeat, then for each row dropped here.
     """
+    rows = read.rows
     found = (
-        near_duplicates(
-            _LazyTexts(read.rows, row_text),
-            threshold=threshold,
-            answers=_LazyTexts(read.rows, answer_text),
-        )
+        near_duplicates(rows, threshold=threshold, text=row_text, answer=answer_text)
         if threshold
         else []
     )
-    near = [
+    lines = [{"origin": r.origin, "of": r.of, "overlap": 1.0, "rule": r.rule} for r in read.repeats]
+    lines += [
         {
-            "origin": read.rows[d.row]["origin"],
-            "of": read.rows[d.of]["origin"],
+            "origin": rows[d.row]["origin"],
+            "of": rows[d.of]["origin"],
             "overlap": round(d.overlap, 4),
             "rule": NEAR_DUPLICATE,
         }
         for d in found
     ]
-    exact = [{"origin": r.origin, "of": r.of, "overlap": 1.0, "rule": r.rule} for r in read.repeats]
-    write_jsonl(evidence, exact + near)
+    write_jsonl(evidence, lines)
     return drop_rows(read, {d.row for d in found}, rule=NEAR_DUPLICATE)
 
 
 def drop_rows(read: SourceRows, removed: set[int], *, rule: str) -> SourceRows:
-    """The rows but for the `removed` ones, which their sources count under `rule`."""
+    """Drop the `removed` rows, which their sources count under `rule`.
+
+    Raises:
+        UserError: no row is left.
+    """
     if not removed:
         return read
     counts, start = [], 0

@@ -1,7 +1,6 @@
-"""Normalized text and hashes of its character n-grams, for duplicates and contamination.
+"""Hashes of the character n-grams of normalized texts, for duplicates and contamination.
 
-Case, spacing, punctuation and full-width forms are no difference; letters and digits of any script
-are. N-grams are of characters, so that languages written without spaces need no word list.
+N-grams are of characters, so that languages written without spaces need no word list.
 """
 
 import re
@@ -13,15 +12,14 @@ from functools import lru_cache
 import numpy as np
 
 _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+_MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio; odd, so that it has an inverse
 _INVERSE = pow(_MULTIPLIER, -1, 2**64)
-_MIXER = np.uint64(0xBF58476D1CE4E5B9)
-# Characters looked at together: their arrays stay in the processor's cache.
-_CHUNK = 1 << 17
+_MIXER = np.uint64(0xBF58476D1CE4E5B9)  # of SplitMix64
+_CHUNK = 1 << 17  # characters hashed at once: their arrays fit into the processor's cache
 
 
 def normal_form(text: str) -> str:
-    """Unicode NFKC, case folded, letters and digits only."""
+    """Return a text in Unicode NFKC, case folded, letters and digits only."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return _NO_LETTER_OR_DIGIT.sub("", text.casefold())
@@ -29,28 +27,29 @@ def normal_form(text: str) -> str:
 
 @dataclass(frozen=True)
 class NGrams:
-    """N-grams of several texts, in order: their hashes, and the index of each one's text."""
+    """The n-grams of several texts, in order: their hashes, and the index of each one's text."""
 
     hashes: np.ndarray  # uint64
     texts: np.ndarray  # int32
 
 
 class ConcatenatedTexts:
-    """Texts end to end, so that the n-grams of all are hashed in a few passes.
+    """Concatenated texts, whose n-grams are hashed in a few passes over all of them.
 
-    A polynomial hash modulo 2^64, from prefix sums; who acts on a match compares the characters.
+    The hash is polynomial, modulo 2^64, from prefix sums. Callers compare the characters of a
+    match, since hashes can collide.
     """
 
     def __init__(self, normals: Sequence[str]) -> None:
         lengths = np.array([len(normal) for normal in normals], dtype=np.int64)
         self._texts = np.repeat(np.arange(len(normals), dtype=np.int32), lengths)
-        # Characters from each place to the end of its text.
+        # Characters from each position to the end of its text.
         self._remaining = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(self._texts))
         joined = "".join(normals).encode("utf-32-le", "surrogatepass")
-        # One-off mixing of each character, so that neighbours in the code table share no low bits.
+        # Neighbors in the code table share high bits; mixing removes the pattern.
         values = np.frombuffer(joined, dtype=np.uint32).astype(np.uint64) * _MIXER
         values ^= values >> np.uint64(31)
-        # prefix[i] = sum of values[j] * m^j for j < i; the sum is divided by its first power
+        # prefix[i] = sum of values[j] * m^j for j < i; a difference is divided by its first power.
         self._prefix = np.zeros(len(values) + 1, dtype=np.uint64)
         np.cumsum(values * _powers(_MULTIPLIER, len(values)), out=self._prefix[1:])
 
@@ -66,7 +65,7 @@ class ConcatenatedTexts:
 
 
 def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Normal forms of the texts in order, some at a time, for `ConcatenatedTexts`."""
+    """Yield the normal forms of texts in order, in chunks for `ConcatenatedTexts`."""
     chunk: list[str] = []
     size = 0
     for text in texts:
@@ -80,12 +79,12 @@ def chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def ngram_hashes(normal: str, *, size: int) -> np.ndarray:
-    """Hashes [len - size + 1] uint64 of a text's n-grams; none for a shorter text."""
+    """Return hashes [len - size + 1] uint64 of a text's n-grams; none for a shorter text."""
     return ConcatenatedTexts([normal]).ngrams(size).hashes
 
 
 def _powers(base: int, count: int) -> np.ndarray:
-    """base^0 .. base^(count-1) modulo 2^64."""
+    """Return base^0 .. base^(count-1) modulo 2^64."""
     return _power_table(base, 1 << max(10, (count - 1).bit_length()))[:count]
 
 

@@ -330,10 +330,10 @@ def source_table(sources: Sequence[SourceFacts], *, title: str) -> Table:
             name if unique else source["source"],
             f"{source['rows_in']:,}",
             f"{source['kept']:,}",
-            *(
-                _listed(counts)
-                for counts in (source["dropped"], source["mended"], source["unread"])
-            ),
+            # Runs of earlier versions did not count all of these.
+            _listed(source.get("dropped", {})),
+            _listed(source.get("mended", {})),
+            _listed(source.get("unread", {})),
         )
     return table
 
