@@ -1,9 +1,8 @@
-"""Where the assistant speaks: turns found from the chat template itself, never from its family.
+"""Finds the assistant turns to train from the chat template itself, not from its family.
 
-A turn is trained from the end of its generation prompt to the token that ends it, so that the model
-learns exactly what it has to produce at generation and where to stop. A turn that the template
-writes differently once it is history (thinking removed, another end token) would teach what never
-has to be produced; it stays context.
+A trained turn reaches from the end of its generation prompt to the token that ends it: exactly the
+text that generation has to produce. A turn that the template writes differently as history (without
+thinking, or with another end token) is never generated in that form, so it stays context.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from sft.errors import UserError
 
 @dataclass(frozen=True)
 class TrainedTurn:
-    """An assistant turn: `text[start:end]` of the chat, where `text[:start]` is its prompt."""
+    """An assistant turn: `text[start:end]` of the chat; `text[:start]` is its prompt."""
 
     start: int
     end: int
@@ -38,7 +37,7 @@ class TrainedTurn:
 class RenderedChat:
     """A rendered conversation, the turns to train and the number of turns left as context.
 
-    `lost` are messages of the assistant, by index, of whose words the template leaves some out.
+    `lost` are the indices of assistant messages of which the template leaves out words.
     """
 
     text: str
@@ -49,7 +48,7 @@ class RenderedChat:
 
 @dataclass(frozen=True)
 class UntrainedReason:
-    """Why an assistant turn is not trained; `lost`: the template leaves out some of its words."""
+    """Why an assistant turn is not trained; `lost`: the template leaves out words of it."""
 
     reason: str
     lost: bool = False
@@ -62,12 +61,12 @@ def find_trained_turns(
     tools: list[Any] | None = None,
     last_only: bool = False,
 ) -> RenderedChat:
-    """Render a conversation and find what is trained in it.
+    """Render a conversation and find the turns to train.
 
     Raises:
-        UserError: no assistant turn at the end; a message holds a control token; the template
-            refuses the conversation, drops or rewrites the last answer, begins it otherwise than
-            its own generation prompt, or does not end it.
+        UserError: the last message is not the assistant's; a message has a control token; the
+            template refuses the conversation, changes the last answer, or does not begin or end it
+            as in generation.
     """
     if not messages or messages[-1].get("role") != "assistant":
         raise UserError("the conversation does not end with an assistant turn; cut or drop the row")
@@ -114,7 +113,7 @@ def _find_trained_turn(
     tools: list[Any] | None,
     ending: TurnEnd,
 ) -> TrainedTurn | UntrainedReason:
-    """The turn at `messages[place]`, or why it cannot be trained."""
+    """Return the turn at `messages[place]`, or why it cannot be trained."""
     message = messages[place]
     try:
         prompt = render(tokenizer, messages[:place], tools=tools, prompt=True)
@@ -123,7 +122,7 @@ def _find_trained_turn(
     if not text.startswith(prompt):
         at = len(common_prefix(text, prompt))
         return UntrainedReason(
-            f"the template's generation prompt goes on with {prompt[at : at + 30]!r} where the "
+            f"the template's generation prompt continues with {prompt[at : at + 30]!r} where the "
             f"turn has {text[at : at + 30]!r}"
         )
     start = len(prompt)
@@ -139,15 +138,15 @@ def _find_trained_turn(
         ending.before + content.strip() + ending.after,
     ):
         return TrainedTurn(start=start, end=end)
-    # Not what a plain fresh turn looks like: tool calls, reasoning, or a rewritten answer.
-    # Its thinking may begin with what the prompt has opened.
+    # The turn has tool calls or thinking, or the template rewrites it. Its thinking may begin with
+    # the tag that ends the prompt.
     body = strip_whitespace(text[start - len(opening_of(prompt)) : begin])
     lost = [piece for piece in message_texts(message) if strip_whitespace(piece) not in body]
-    if lost or not _writes(tokenizer, messages, place, tools=tools):
+    if lost or not _renders_words(tokenizer, messages, place, tools=tools):
         piece = (lost or message_texts(message))[0][:40]
         return UntrainedReason(f"the template leaves out or rewrites {piece!r}", lost=True)
     if place + 1 < len(messages):
-        # As history the turn must read as it does when it has just been produced.
+        # As history the turn must be equal to the turn as generated.
         fresh = render(tokenizer, messages[: place + 1], tools=tools, prompt=False)
         fresh += ending.closing_of(message)
         if not fresh.startswith(text[:end]):
@@ -155,15 +154,15 @@ def _find_trained_turn(
     return TrainedTurn(start=start, end=end)
 
 
-def _writes(
+def _renders_words(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     place: int,
     *,
     tools: list[Any] | None,
 ) -> bool:
-    """Whether the template writes what the assistant says at `place`, whatever it says: a short
-    answer, or the name of a function, could be found in the template's own text."""
+    """Return whether the template writes the words of the assistant message at `place`."""
+    # Sentinels, since a short answer or a function name can occur in the template's own text.
     message, marks = with_sentinels(messages[place])
     changed = [*messages[:place], message, *messages[place + 1 :]]
     text = render(tokenizer, changed, tools=tools, prompt=False)
@@ -173,7 +172,7 @@ def _writes(
 def check_no_control_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> None:
-    """BOS or an end-of-turn inside a message would begin or end a turn that nobody wrote.
+    """Check that no message has BOS or an end-of-turn, which would begin or end a turn.
 
     Raises:
         UserError: naming the turn and the token.

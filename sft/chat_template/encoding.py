@@ -1,4 +1,4 @@
-"""Chats to token ids: the template, what is trained, and what generation starts and stops on."""
+"""Encodes chats to token ids with the tokens to train, and prompts for generation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from sft.errors import UserError
 
 @dataclass(frozen=True)
 class EncodedChat:
-    """A chat as tokens; `trained[i]` says whether token i is a target of the loss.
+    """A chat as tokens; `trained[i]` is True if token i is a target of the loss.
 
     With ChatML, for user "hi" and assistant "yo":
 
@@ -39,14 +39,11 @@ class EncodedChat:
 
     input_ids: list[int]
     trained: list[bool]
-    untrained_turns: int = (
-        0  # assistant turns kept as context, see sft.chat_template.assistant_mask
-    )
+    untrained_turns: int = 0  # assistant turns kept as context, see `assistant_mask`
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *, also: Iterable[int] = ()) -> list[int]:
-    """Ids that end an assistant turn: the template's end-of-turn first, then eos, then `also`, the
-    eos ids of the model's own generation settings.
+    """Return the ids that end an assistant turn: the template's end-of-turn, eos, then `also`.
 
     Raises:
         UserError: the template does not end its turns.
@@ -55,7 +52,7 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, *, also: Iterable[int] = ()) ->
 
 
 def ids_of(eos: int | list[int] | None) -> tuple[int, ...]:
-    """The eos ids of a generation config, which holds one, several or none."""
+    """Return the eos ids of a generation config, which holds one, several or none."""
     if eos is None:
         return ()
     return tuple(eos) if isinstance(eos, list) else (eos,)
@@ -68,16 +65,15 @@ def encode_chat(
     tools: list[Any] | None = None,
     turns: str = "all",
 ) -> EncodedChat:
-    """Tokenize a whole conversation and mark what the assistant says, end-of-turn included.
+    """Tokenize a conversation and mark the assistant turns, end-of-turn included.
 
     Args:
-        messages: roles and contents, the last one the assistant's.
         tools: function descriptions for templates that list them.
-        turns: "all" or "last", the assistant turns that are trained.
+        turns: "all" or "last", the assistant turns to train.
 
     Raises:
-        UserError: the row breaks a rule (see `find_trained_turns`), begins with two BOS, or is
-            tokenized so that no generation prompt could lead to it.
+        UserError: see `find_trained_turns`; or the chat begins with two BOS, or is tokenized so
+            that it does not begin with its generation prompt.
     """
     (result,) = encode_chats(tokenizer, [{"messages": messages, "tools": tools}], turns=turns)
     if isinstance(result, UserError):
@@ -92,11 +88,10 @@ def encode_chats(
     turns: str = "all",
     chunk: int = 512,
 ) -> Iterator[EncodedChat | UserError]:
-    """`encode_chat` over rows of {"messages", "tools"?}, in order, tokenized in batches; a row of
-    {"text"} is trained whole, from BOS (where chats have it) to eos.
+    """Yield `encode_chat` of rows {"messages", "tools"?} in order, tokenized in batches.
 
-    A row that breaks a rule comes back as the UserError that encode_chat would raise, so that the
-    caller can stop with the row's place or count it.
+    Of a row {"text"} all is trained, from BOS (if chats have it) to eos. For an invalid row the
+    UserError is yielded, so that the caller can add the row's place or count it.
     """
     assert turns in ("all", "last"), turns
     rows = iter(rows)
@@ -106,8 +101,8 @@ def encode_chats(
         found = [chat for chat in chats if isinstance(chat, RenderedChat)]
         ids = _encode(tokenizer, [chat.text for chat in found])
         boundaries = [
-            _prompt_boundaries(tokenizer, chat, whole)
-            for chat, whole in zip(found, ids, strict=True)
+            _prompt_boundaries(tokenizer, chat, chat_ids)
+            for chat, chat_ids in zip(found, ids, strict=True)
         ]
         prompt_texts = list(
             {boundary.prompt_text for several in boundaries for boundary in several}
@@ -128,9 +123,9 @@ def encode_chats(
 class PromptBoundary:
     """Where a turn follows its prompt: the prompt's text from token `offset` of the chat on.
 
-    Of the last turn that is the whole prompt: the row begins with what generation starts from, by
-    this comparison. Of the earlier ones it is what stands behind the last control token; before
-    it, text is tokenized alike with and without the turn.
+    For the last turn the text is the complete prompt, so the comparison proves that the row begins
+    with the generation prompt. For earlier turns it begins at the last control token; the text
+    before that is tokenized alike with and without the turn.
     """
 
     prompt_text: str
@@ -174,7 +169,7 @@ def _render_row(
 
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> EncodedChat:
-    """A plain text: all of it is trained but its first token, which nothing predicts."""
+    """Encode a plain text; all tokens but the first are trained."""
     check_no_control_tokens(tokenizer, [{"role": "text", "content": text}])
     bos = [tokenizer.bos_token_id] if find_turn_end(tokenizer).bos else []
     ids = bos + _encode(tokenizer, [text])[0] + [tokenizer.eos_token_id]
@@ -189,11 +184,11 @@ def _mask_turns(
     ids: list[int],
     boundaries: list[PromptBoundary],
 ) -> EncodedChat | UserError:
-    """Equal prefixes of ids, not of characters, are the rule: a turn counts where its prompt alone
-    tokenizes to what stands before it."""
+    """Mark the turns whose prompt, tokenized alone, equals the ids before the turn."""
     prompt = prompts[boundaries[-1].prompt_text]
     if not _starts_with(ids, boundaries[-1].offset, prompt):
-        # A merge across the seam (an answer that begins with a line break): the prompt wins.
+        # A token merges the end of the prompt with the answer's first line break. Generation cannot
+        # produce that token, so prompt and answer are tokenized separately.
         rest = _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
         ids = ids[: boundaries[-1].offset] + prompt + rest
     trained = [False] * len(ids)
@@ -229,9 +224,11 @@ def _mask_from_generation_tags(
     lost: frozenset[int],
     turns: str,
 ) -> EncodedChat | UserError:
-    """The mask that the template's own {% generation %} blocks give, where it has them; without
-    the `lost` turns, of which the blocks hold only a part."""
-    said = [i for i, message in enumerate(row["messages"]) if message.get("role") == "assistant"]
+    """Return the mask of the template's {% generation %} blocks, without the `lost` turns.
+
+    The blocks hold only a part of a lost turn.
+    """
+    answers = [i for i, message in enumerate(row["messages"]) if message.get("role") == "assistant"]
     tagged = apply_template(
         tokenizer,
         to_template_form(tokenizer, row["messages"]),
@@ -240,31 +237,31 @@ def _mask_from_generation_tags(
         return_assistant_tokens_mask=True,
     )
     if tagged["input_ids"] != chat.input_ids or has_marks(row["messages"]):
-        return chat  # the answer merges with its prompt; only our own spans fit these ids
+        return chat  # the ids were changed in `_mask_turns`
     runs = _runs([bool(flag) for flag in tagged["assistant_masks"]])
     stops = set(stop_ids(tokenizer))
-    # A turn of the history may end with another token (gpt-oss), the last one never.
+    # An earlier turn may end with another control token (gpt-oss); the last one may not.
     ends = set(control_pattern(tokenizer)[1].values())
     for run in runs:
         if not (stops if run == runs[-1] else ends) & set(chat.input_ids[run.start : run.stop]):
             return UserError(
                 "a {% generation %} block of the chat template leaves out the end-of-turn token; "
-                "move {% endgeneration %} behind it"
+                "move {% endgeneration %} after it"
             )
     untrained = chat.untrained_turns
     if turns == "last":
         runs = runs[-1:]
-    elif len(runs) == len(said):
-        runs = [run for i, run in zip(said, runs, strict=True) if i not in lost]
+    elif len(runs) == len(answers):
+        runs = [run for i, run in zip(answers, runs, strict=True) if i not in lost]
         untrained = len(lost)
-    elif lost:  # which block is which turn is not known
+    elif lost:  # blocks cannot be matched to turns
         runs = [run for run in runs if any(chat.trained[run.start : run.stop])]
     kept = {i for run in runs for i in run}
     return EncodedChat(chat.input_ids, [i in kept for i in range(len(chat.input_ids))], untrained)
 
 
 def _runs(flags: list[bool]) -> list[range]:
-    """Where the flags are set without a break."""
+    """Return the ranges in which the flags are set without a gap."""
     starts = [i for i, flag in enumerate(flags) if flag and not (i and flags[i - 1])]
     ends = [i for i in range(1, len(flags) + 1) if flags[i - 1] and not any(flags[i : i + 1])]
     return [range(start, end) for start, end in zip(starts, ends, strict=True)]
@@ -276,11 +273,11 @@ def encode_prompt(
     *,
     tools: list[Any] | None = None,
 ) -> list[int]:
-    """The ids that an answer to `messages` is generated from; training rows begin with the same.
+    """Return the ids from which an answer to `messages` is generated, as in training rows.
 
     Raises:
-        UserError: the conversation ends with an assistant turn, holds a control token, or the
-            template refuses it.
+        UserError: the last message is the assistant's, a message has a control token, or the
+            template refuses the conversation.
     """
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")
@@ -292,7 +289,7 @@ def encode_prompt(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids of texts that already hold their special tokens."""
+    """Return the ids of texts that already contain their special tokens."""
     if not texts:
         return []
     nothing_more = {"return_attention_mask": False, "return_token_type_ids": False}
@@ -302,7 +299,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
 
 
 def _encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of text in the middle of a chat: behind an anchor, where no prefix space is added."""
+    """Return the ids of a text inside a chat: after an anchor, so that no prefix space is added."""
     for anchor in ("\n", "a", ":"):
         before, both = _encode(tokenizer, [anchor, anchor + text])
         if both[: len(before)] == before:

@@ -1,8 +1,8 @@
-"""Messages in the forms that a chat template takes: arguments of tool calls, and thinking.
+"""Converts messages to the form that a chat template takes: tool-call arguments and thinking.
 
-Templates differ in both: most take the arguments of a call as an object, some as JSON text
-(DeepSeek V3); and thinking has a field of its own, begins the content, or continues what the
-generation prompt has opened. Training and generation render the same form.
+Most templates take arguments as an object, some as JSON text (DeepSeek V3). Thinking is a field of
+the message, begins its content, or continues a block that the generation prompt opens. Training and
+generation use the same form.
 """
 
 import json
@@ -22,29 +22,27 @@ from sft.errors import UserError
 
 THOUGHT = "\ue008"  # a private-use character, as in sft.chat_template.turn_end
 ASK: Message = {"role": "user", "content": QUESTION_SENTINEL}
-# Thinking in front of an answer. What was written behind an opened block has no first tag.
+# Thinking before an answer. Text that continues an opened block has no first tag.
 THINKING = re.compile(
     r"\s*(?P<tag><think(?:ing)?>)?(?P<thought>.*?)</think(?:ing)?>(?P<answer>.*)", re.DOTALL
 )
-# The tag that a generation prompt ends with where it opens a block of thinking.
+# The tag at the end of a generation prompt that opens a block of thinking.
 OPENED = re.compile(r"(<[^<>/\s]*(?:think|thought|reason)[^<>/\s]*>|\[THINK\])\s*\Z", re.IGNORECASE)
 CLOSED = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
 
 
 @dataclass(frozen=True)
 class MessageForms:
-    """What a template takes.
+    """The forms that a template takes.
 
     Attributes:
         text_arguments: arguments of calls are JSON text, not objects.
-        field: the key of a message under which the template takes its thinking.
+        field: the key of a message under which the template takes thinking.
         opening: the end of the generation prompt that opens a block of thinking, or "".
-        lead: where there is no field, what content with thinking begins with so that the turn
-            continues the opening.
-        inline: thinking in the content, between `<think>` and `</think>`, is written as that of the
-            field.
-        doubled: thinking in the content gets an empty block of thinking in front of it, which no
-            field fills (Kimi K2 Thinking).
+        lead: without a field, the beginning of content with thinking that continues the opening.
+        inline: thinking between `<think>` and `</think>` in the content is written like the field.
+        doubled: thinking in the content gets an empty block of thinking before it, which no field
+            fills (Kimi K2 Thinking).
         bare: an answer without thinking continues the generation prompt.
     """
 
@@ -60,14 +58,14 @@ class MessageForms:
 def to_template_form(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> list[Message]:
-    """The messages in the forms that the tokenizer's template takes.
+    """Return the messages in the form that the tokenizer's template takes.
 
-    Arguments become objects or JSON text; text that was given is kept as it is where the template
-    takes text. Thinking, under any of its keys or between `<think>` and `</think>` in front of the
-    content, moves to the template's field; without one, it continues what the generation prompt has
-    opened; else, and where the template writes the field as it writes that content, it stays.
+    Arguments become objects or JSON text; given JSON text is kept if the template takes text.
+    Thinking, from any of its keys or between `<think>` and `</think>` before the content, moves to
+    the template's field; without a field, it continues the opening of the generation prompt;
+    otherwise it stays.
     """
-    if not any(_depends(message) for message in messages):
+    if not any(_has_calls_or_thinking(message) for message in messages):
         return list(messages)
     forms = find_message_forms(tokenizer)
     return [_to_template_form(message, forms) for message in messages]
@@ -79,19 +77,18 @@ def check_thinking_rendered(
     *,
     tools: list[Any] | None = None,
 ) -> None:
-    """The last turn must continue the block of thinking that its generation prompt opens, if any;
-    and no turn may get a second block.
+    """Check that the last turn continues an opened block of thinking, and that none is doubled.
 
     Raises:
-        UserError: the last turn has no thinking, or the template writes none into it; a turn has
-            thinking behind a block that the template writes.
+        UserError: the last turn has no thinking, or the template does not write it into the block;
+            a turn has thinking after a block that the template writes.
     """
     forms = find_message_forms(tokenizer)
     for number, message in enumerate(messages, start=1):
         if forms.doubled and message.get("role") == "assistant" and _thinking(message, forms):
             raise UserError(
                 f"message {number} (assistant) has thinking, and the template writes a block of "
-                "thinking of its own in front of every answer; remove the thinking, or set "
+                "thinking before every answer; remove the thinking, or set "
                 "model.chat_template to a template that takes it"
             )
     thinks = _thinking(messages[-1], forms) is not None
@@ -100,11 +97,11 @@ def check_thinking_rendered(
         return
     before = to_template_form(tokenizer, messages[:-1])
     if not opening_of(render(tokenizer, before, tools=tools, prompt=True)):
-        return  # behind the result of a tool, say
+        return  # for example after the result of a tool
     what = "has thinking, which the template leaves out" if thinks else "has none"
     remedy = "set model.chat_template to a template that keeps thinking"
     if takes:
-        remedy = "give it its thinking as reasoning_content, or as <think>...</think> in front of "
+        remedy = "give it its thinking as reasoning_content, or as <think>...</think> before "
         remedy += "the content"
     raise UserError(
         "the last assistant turn cannot be trained: the generation prompt opens a block of "
@@ -112,7 +109,7 @@ def check_thinking_rendered(
     )
 
 
-def _depends(message: Message) -> bool:
+def _has_calls_or_thinking(message: Message) -> bool:
     if message.get("role") != "assistant":
         return False
     named = any(message.get(key) for key in ("tool_calls", *REASONING))
@@ -120,7 +117,7 @@ def _depends(message: Message) -> bool:
 
 
 def _thinking(message: Message, forms: MessageForms) -> tuple[str, str] | None:
-    """The thinking of a message and the rest of its content, or None where it has none."""
+    """Return the thinking of a message and the rest of its content, or None without thinking."""
     content = message.get("content") or ""
     for key in REASONING:
         if message.get(key):
@@ -132,7 +129,7 @@ def _thinking(message: Message, forms: MessageForms) -> tuple[str, str] | None:
 
 
 def _to_template_form(message: Message, forms: MessageForms) -> Message:
-    if not _depends(message):
+    if not _has_calls_or_thinking(message):
         return message
     if calls := message.get("tool_calls"):
         message = {**message, "tool_calls": [_call_to_template_form(call, forms) for call in calls]}
@@ -145,7 +142,7 @@ def _to_template_form(message: Message, forms: MessageForms) -> Message:
     if forms.field is not None:
         if within and forms.inline:
             return message
-        if within:  # the template writes its own white space around it
+        if within:  # the template adds its own white space
             thought, answer = thought.strip(), answer.strip()
         return {**rest, "content": answer, forms.field: thought}
     if not within:
@@ -167,7 +164,7 @@ def _call_to_template_form(call: dict[str, Any], forms: MessageForms) -> dict[st
 
 
 def find_message_forms(tokenizer: PreTrainedTokenizerBase) -> MessageForms:
-    """What this tokenizer's template takes, found with sentinels and kept."""
+    """Return the forms that this tokenizer's template takes, found with sentinels and cached."""
     special = (tokenizer.bos_token, tokenizer.eos_token)
     return _find_message_forms(tokenizer, template_text(tokenizer), special)
 
@@ -176,15 +173,17 @@ def find_message_forms(tokenizer: PreTrainedTokenizerBase) -> MessageForms:
 def _find_message_forms(
     tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
 ) -> MessageForms:
-    """The arguments after the tokenizer are what the answer depends on, for the cache."""
+    # `template` and `special` are only part of the cache key: tokenizers are mutable.
     prompt = _rendered(tokenizer, [ASK], prompt=True)
     opening = opening_of(prompt)
 
-    def before(first: str, **said: str) -> str | None:
-        """What a turn that says this has between the prompt and `first`, or None where it does not
-        continue the prompt or leaves out its words; and nothing is to stand there if the prompt
-        has opened a block for what comes first."""
-        text = _rendered(tokenizer, [ASK, {"role": "assistant", **said}])
+    def before(first: str, **fields: str) -> str | None:
+        """Return the text between the prompt and `first` in a turn with these fields.
+
+        None if the turn does not continue the prompt, lacks its words, or puts text between an
+        opened block and the thinking.
+        """
+        text = _rendered(tokenizer, [ASK, {"role": "assistant", **fields}])
         head, there, tail = text[len(prompt) :].partition(first)
         if not text.startswith(prompt) or not there or ANSWER_SENTINEL not in first + tail:
             return None
@@ -200,48 +199,48 @@ def _find_message_forms(
     }
     inline = before(THOUGHT, content=f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}")
     return MessageForms(
-        text_arguments=_takes_text(tokenizer),
+        text_arguments=_takes_json_text(tokenizer),
         field=field,
         opening=opening,
         lead=next((lead for lead in leads if found[lead] is not None), None),
-        doubled=not (field or opening) and _closes(tokenizer),
+        doubled=not (field or opening) and _adds_empty_block(tokenizer),
         inline=not opening and inline is not None and inline == named.get(field or ""),
         bare=before(ANSWER_SENTINEL, content=ANSWER_SENTINEL) is not None,
     )
 
 
-def _closes(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template closes a block of thinking in front of thinking in the content."""
-    said = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}"}
+def _adds_empty_block(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the template closes a block of thinking before thinking in the content."""
+    message = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}"}
     head, there, _ = (
-        _rendered(tokenizer, [ASK, said]).rpartition(QUESTION_SENTINEL)[2].partition(THOUGHT)
+        _rendered(tokenizer, [ASK, message]).rpartition(QUESTION_SENTINEL)[2].partition(THOUGHT)
     )
     return bool(there) and CLOSED.search(head) is not None
 
 
 def opening_of(prompt: str) -> str:
-    """The end of a generation prompt that opens a block of thinking, or ""."""
+    """Return the end of a generation prompt that opens a block of thinking, or ""."""
     found = OPENED.search(prompt)
     return found.group() if found and "end" not in found.group(1).lower() else ""
 
 
 def _closing(opening: str) -> str:
-    """The tag that closes what `opening` opens."""
+    """Return the tag that closes the block of `opening`."""
     tag = opening.strip()
     return tag.replace("START", "END") if "START" in tag else f"{tag[:1]}/{tag[1:]}"
 
 
-def _takes_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether arguments are taken as text: objects are refused, or written as Python's."""
+def _takes_json_text(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether arguments must be text: objects are refused or written as Python reprs."""
     arguments = {"argument": 1}
-    objects = _rendered(tokenizer, _calling(arguments))
+    objects = _rendered(tokenizer, _call_messages(arguments))
     if objects and str(arguments) not in objects:
         return False
     text = json.dumps(arguments)
-    return text in _rendered(tokenizer, _calling(text))
+    return text in _rendered(tokenizer, _call_messages(text))
 
 
-def _calling(arguments: Any) -> list[Message]:
+def _call_messages(arguments: Any) -> list[Message]:
     function = {"name": ANSWER_SENTINEL, "arguments": arguments}
     call = {"type": "function", "id": ANSWER_SENTINEL * 9, "function": function}
     return [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]
@@ -250,7 +249,7 @@ def _calling(arguments: Any) -> list[Message]:
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, prompt: bool = False
 ) -> str:
-    """The conversation as text, without tools or with one; "" where the template refuses it."""
+    """Return the conversation as text, without tools or with one; "" if the template refuses it."""
     for tools in (None, [DUMMY_TOOL]):
         with suppress(UserError):
             return render(tokenizer, messages, tools=tools, prompt=prompt)

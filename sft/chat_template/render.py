@@ -1,4 +1,4 @@
-"""A conversation as the tokenizer's chat template writes it."""
+"""Renders a conversation with the tokenizer's chat template."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from sft.system.time_limit import cpu_seconds
 
 Message = dict[str, Any]
 
-# What a template's own code can raise on a conversation that its author did not foresee.
+# Exceptions of a template's code on a conversation that its author did not expect.
 TEMPLATE_ERRORS = (
     *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
     *(ArithmeticError, RecursionError, MemoryError, TimeoutError),
 )
-# Seconds of computing, and characters, that no conversation's text takes.
+# Limits far above any conversation: seconds of CPU time, and characters.
 PATIENCE, LONGEST = 20.0, 1 << 28
 
 
@@ -28,7 +28,7 @@ def render(
     tools: list[Any] | None = None,
     prompt: bool,
 ) -> str:
-    """The conversation as the tokenizer's template writes it; `prompt` asks for the next answer.
+    """Render a conversation to text; `prompt` adds the generation prompt.
 
     Raises:
         UserError: there is no template, it refuses the conversation, or it does not end.

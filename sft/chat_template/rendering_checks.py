@@ -1,8 +1,7 @@
-"""Whether a chat template shows what a conversation says.
+"""Checks that a chat template renders every message of a conversation.
 
-Words of a message can be found in a text that does not show the message: the name of a called
-function stands in the list of tools, and a short question in the template's own text. So sentinels
-are rendered in the place of the words.
+Words of a message can occur in a text that does not contain the message: a function's name is in
+the list of tools, and a short question may be in the template. So sentinels replace the words.
 """
 
 import json
@@ -22,18 +21,18 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def message_texts(message: Message) -> list[str]:
-    """What is said in this message: content, reasoning, names of the calls."""
-    said = [message.get("content")] + [message.get(key) for key in REASONING]
-    return [piece for piece in said if piece] + called_functions(message)
+    """Return the texts of a message: content, thinking, names of called functions."""
+    texts = [message.get("content")] + [message.get(key) for key in REASONING]
+    return [piece for piece in texts if piece] + called_functions(message)
 
 
 def called_functions(message: Message) -> list[str]:
-    """The functions that the message calls."""
+    """Return the names of the functions that the message calls."""
     return [call["name"] for call in _functions(message)]
 
 
 def call_arguments(message: Message) -> list[str]:
-    """The arguments of its calls as JSON text."""
+    """Return the arguments of the message's calls as JSON text."""
     given = [call.get("arguments") for call in _functions(message)]
     return [a if isinstance(a, str) else json.dumps(a, ensure_ascii=False) for a in given]
 
@@ -49,23 +48,20 @@ def check_context_rendered(
     text: str,
     tools: list[Any] | None = None,
 ) -> None:
-    """An answer is not trained or generated from a context that the template does not show.
-
-    Args:
-        text: the conversation as the template writes it.
+    """Check that the rendered `text` contains every message that an answer may depend on.
 
     Raises:
-        UserError: naming the message that is missing from the rendered text.
+        UserError: naming the message that is missing.
     """
     plain: list[Message] = []
-    owners: list[tuple[int, Message]] = []  # of each sentinel
+    owners: list[tuple[int, Message]] = []  # for each sentinel
     for number, message in enumerate(messages, start=1):
-        # What the assistant says in words may be left out of the history.
+        # Templates may leave words of the assistant out of the history, but not its calls.
         words = message.get("role") != "assistant"
-        said, marks = with_sentinels(message, first=len(owners), content=words)
-        plain.append(said)
+        with_marks, marks = with_sentinels(message, first=len(owners), content=words)
+        plain.append(with_marks)
         owners += [(number, message)] * len(marks)
-    missing = _missing(
+    missing = _missing_sentinels(
         tokenizer,
         template_text(tokenizer),
         json.dumps(_with_plain_ids(plain), sort_keys=True),
@@ -74,49 +70,49 @@ def check_context_rendered(
     )
     lost = [owners[i] for i in missing]
     for number, message in enumerate(messages, start=1):
-        if not all(_shows(text, piece) for piece in _needed(message)):
+        if not all(_contains(text, piece) for piece in _required_texts(message)):
             lost.append((number, message))
     for number, message in lost:
-        if needed := _needed(message):
+        if required := _required_texts(message):
             what = "tool call" if message.get("role") == "assistant" else "message"
             raise UserError(
                 f"the chat template leaves out the {what} of turn {number} "
-                f"({message.get('role')}: {needed[0][:30]!r}); {_remedy(tokenizer, message, tools)}"
+                f"({message.get('role')}: {required[0][:30]!r}); "
+                f"{_remedy(tokenizer, message, tools)}"
             )
 
 
 def _remedy(tokenizer: PreTrainedTokenizerBase, message: Message, tools: list[Any] | None) -> str:
-    """What helps a message that the template leaves out; some templates write the id of a call in
-    the place of its name."""
+    """Return how to change a message that the template leaves out."""
     calls = [
         {"type": "function", "function": function, "id": f"functions.{function['name']}:{i}"}
         for i, function in enumerate(_functions(message))
     ]
-    said, marks = with_sentinels({**message, "tool_calls": calls}, content=False)
+    with_marks, marks = with_sentinels({**message, "tool_calls": calls}, content=False)
     with suppress(UserError):
         text = render(
             tokenizer,
-            [{"role": "user", "content": ANSWER_SENTINEL}, said],
+            [{"role": "user", "content": ANSWER_SENTINEL}, with_marks],
             tools=tools,
             prompt=False,
         )
         if calls and all(mark in text for mark in marks):
             return (
-                "the template writes the id of a call in the place of its name, so give it an id "
+                "the template writes the id of a call instead of its name, so give it an id "
                 f"with the name, such as {calls[0]['id']!r}, and its result the same tool_call_id"
             )
     return "change the row or the template"
 
 
-def _needed(message: Message) -> list[str]:
-    """What a later answer may depend on; thinking may be left out of the history."""
+def _required_texts(message: Message) -> list[str]:
+    """Return the texts that a later answer may depend on; thinking in the history is not."""
     if message.get("role") == "assistant":
         return called_functions(message)
     return [message["content"]] if message.get("content") else []
 
 
-def _shows(text: str, piece: str) -> bool:
-    """Whether the text holds the piece: as it is, but for white space, or quoted as JSON."""
+def _contains(text: str, piece: str) -> bool:
+    """Return whether the text contains the piece, up to white space or JSON quoting."""
     quoted = json.dumps(piece, ensure_ascii=False)[1:-1]
     return (
         piece.strip() in text or quoted in text or strip_whitespace(piece) in strip_whitespace(text)
@@ -126,10 +122,10 @@ def _shows(text: str, piece: str) -> bool:
 def with_sentinels(
     message: Message, *, first: int = 0, content: bool = True
 ) -> tuple[Message, list[str]]:
-    """The message with sentinels, numbered from `first`, in the place of its words; and they.
+    """Return the message with sentinels, numbered from `first`, for its words; and the sentinels.
 
-    Sentinels replace the content, if asked, and the name and arguments of each call. An id that
-    holds the name, which some templates write in its place (Kimi K2), holds the sentinel.
+    They replace the content (if `content`), and the name and arguments of each call, also inside an
+    id that contains the name (Kimi K2 writes the id instead of the name).
     """
     marks: list[str] = []
 
@@ -147,19 +143,19 @@ def with_sentinels(
         function = call.get("function", call)
         named = {**function, "name": mark()}
         if function.get("arguments") not in ({}, "{}", "", None):
-            said = {"argument": mark()}
+            with_marks = {"argument": mark()}
             text = isinstance(function["arguments"], str)
-            named["arguments"] = json.dumps(said, ensure_ascii=False) if text else said
-        whole = {**call, "function": named} if "function" in call else named
+            named["arguments"] = json.dumps(with_marks, ensure_ascii=False) if text else with_marks
+        new_call = {**call, "function": named} if "function" in call else named
         if isinstance(call.get("id"), str):
-            whole["id"] = call["id"].replace(function["name"], named["name"])
-        calls.append(whole)
+            new_call["id"] = call["id"].replace(function["name"], named["name"])
+        calls.append(new_call)
     return changed | ({"tool_calls": calls} if calls else {}), marks
 
 
 def _with_plain_ids(messages: list[Message]) -> list[Message]:
-    """With ids of calls that depend on their order alone, of nine letters, as Mistral asks."""
-    plain: dict[str, str] = {}
+    """Replace ids of calls by ids that depend only on their order."""
+    plain: dict[str, str] = {}  # nine letters, as Mistral's template requires
     for message in messages:
         for call in message.get("tool_calls") or []:
             if isinstance(call.get("id"), str) and ANSWER_SENTINEL not in call["id"]:
@@ -170,11 +166,10 @@ def _with_plain_ids(messages: list[Message]) -> list[Message]:
 
 
 @lru_cache(maxsize=512)
-def _missing(
+def _missing_sentinels(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: str, marks: int, tools: bool
 ) -> tuple[int, ...]:
-    """The sentinels that the template does not write in these messages, JSON text; none where it
-    refuses them. `template` is what the answer depends on, for the cache."""
+    """Return the sentinels that the template leaves out here; () if it refuses them."""
     try:
         given = [DUMMY_TOOL] if tools else None
         text = render(tokenizer, json.loads(messages), tools=given, prompt=False)

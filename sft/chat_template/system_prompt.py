@@ -1,15 +1,15 @@
-"""The system prompt of conversations without a system turn: the template's, a text, or none.
+"""Sets the system prompt of conversations without a system turn: the template's, a text, or none.
 
-Some templates write a system turn of their own where a conversation has none (SmolLM2: "You are a
-helpful AI assistant named SmolLM, trained by Hugging Face"). `data.system_prompt` keeps it,
-replaces it or removes it. The change is made in the template, so it holds for training, evaluation,
-export and chat alike.
+Some templates add a default system turn (SmolLM2: "You are a helpful AI assistant named SmolLM,
+trained by Hugging Face"). `data.system_prompt` keeps, replaces or removes it in the template, so
+that training, evaluation, export and chat agree.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.assistant_mask import check_no_control_tokens
 from sft.chat_template.render import Message, render
@@ -22,73 +22,70 @@ from sft.chat_template.turn_end import (
 )
 from sft.errors import UserError
 
-OWN, NONE = "template", "none"
-GIVEN = "\ue008"  # private use, see `sft.chat_template.turn_end`
+KEEP, NONE = "template", "none"
+SYSTEM_SENTINEL = "\ue008"  # private use, see `sft.chat_template.turn_end`
 QUESTION = {"role": "user", "content": QUESTION_SENTINEL}
-INSTRUCTED = [{"role": "system", "content": GIVEN}, QUESTION]
+INSTRUCTED = [{"role": "system", "content": SYSTEM_SENTINEL}, QUESTION]
 
 
-def set_system_prompt(tokenizer: Any, wanted: str) -> None:
-    """Change what the tokenizer's template writes where a conversation has no system turn.
+def set_system_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Change the system turn that the template writes for conversations without one.
 
     Args:
-        wanted: "template" leaves it as it is, "none" removes its default, any other text is written
-            in the system turn.
+        text: "template" keeps the default, "none" removes it, any other text replaces it.
 
     Raises:
         UserError: the template takes no system turn, or its default is not one literal text in it.
     """
-    if wanted == OWN:
+    if text == KEEP:
         return
-    if wanted == NONE:
+    if text == NONE:
         if default := _find_default(tokenizer):
             _remove(tokenizer, default)
         return
-    check_no_control_tokens(tokenizer, [{"role": "data.system_prompt", "content": wanted}])
+    check_no_control_tokens(tokenizer, [{"role": "data.system_prompt", "content": text}])
     before = tokenizer.chat_template
-    _change(tokenizer, partial(_with_text, text=wanted))
+    _replace_template(tokenizer, partial(_with_text, text=text))
     try:
-        if wanted.strip() in render(tokenizer, [QUESTION], prompt=True):
+        if text.strip() in render(tokenizer, [QUESTION], prompt=True):
             return
         reason = "it writes no system turn"
     except UserError as error:
         reason = str(error)
     tokenizer.chat_template = before
     raise UserError(
-        f"data.system_prompt={wanted[:40]!r} cannot be used with this chat template ({reason}); "
+        f"data.system_prompt={text[:40]!r} cannot be used with this chat template ({reason}); "
         "set data.system_prompt=template, or give another template (model.chat_template)"
     )
 
 
-def default_system(tokenizer: Any) -> str | None:
-    """The text that the template writes only where a conversation has no system turn, without
-    control tokens; None where there is none."""
+def default_system(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the template's default system prompt without control tokens, or None."""
     default = _find_default(tokenizer)
     return default.content if default else None
 
 
 def lacks_system(messages: Sequence[Message]) -> bool:
-    """Whether a conversation leaves the system prompt to the template."""
+    """Return whether a conversation has no system turn."""
     return not messages or messages[0].get("role") not in ("system", "developer")
 
 
 def quoted(text: str) -> str:
-    """A system prompt on one line, shortened."""
+    """Return a system prompt on one line, shortened."""
     line = " ".join(text.split())
     return repr(line if len(line) <= 100 else f"{line[:97]}...")
 
 
 @dataclass(frozen=True)
 class _Default:
-    """A default system turn as the template writes it, BOS in front included, its content, and
-    what opens the user's turn behind it."""
+    """The default system turn (with BOS), its content, and the header of the next user turn."""
 
     block: str
     content: str
     header: str
 
 
-def _find_default(tokenizer: Any) -> _Default | None:
+def _find_default(tokenizer: PreTrainedTokenizerBase) -> _Default | None:
     answer = {"role": "assistant", "content": ANSWER_SENTINEL}
     try:
         front = render(tokenizer, [QUESTION], prompt=True).partition(QUESTION_SENTINEL)[0]
@@ -97,7 +94,7 @@ def _find_default(tokenizer: Any) -> _Default | None:
     except UserError:
         return None
     between = both.partition(ANSWER_SENTINEL)[2].partition(QUESTION_SENTINEL)[0]
-    # What both end with; the end of a system turn may read as that of an answer does.
+    # Their common suffix without the end token, with which a system turn may end as well.
     after_bos = front.removeprefix(tokenizer.bos_token or "")
     header = common_prefix(after_bos[::-1], between[::-1])[::-1].rpartition(stop)[2].lstrip()
     block = front.removesuffix(header)
@@ -105,52 +102,52 @@ def _find_default(tokenizer: Any) -> _Default | None:
         given = render(tokenizer, INSTRUCTED, prompt=True)
     except UserError:
         given = ""
-    opening, found, behind = given.partition(GIVEN)
+    opening, found, rest = given.partition(SYSTEM_SENTINEL)
     content = block
     if found:
-        closing = behind.partition(QUESTION_SENTINEL)[0].removesuffix(header)
+        closing = rest.partition(QUESTION_SENTINEL)[0].removesuffix(header)
         content = block[len(common_prefix(block, opening)) :].removesuffix(closing)
     for token in sorted(tokenizer.all_special_tokens, key=len, reverse=True):
         content = content.replace(token, "")
     return _Default(block, content.strip(), header) if content.strip() else None
 
 
-def _remove(tokenizer: Any, default: _Default) -> None:
-    """Take the default out of the template's text, so that nothing else changes."""
+def _remove(tokenizer: PreTrainedTokenizerBase, default: _Default) -> None:
+    """Remove the default from the template's text, and check that nothing else changes."""
     before, kept, bos = tokenizer.chat_template, _instructed(tokenizer), tokenizer.bos_token or ""
-    whole = [default.block, default.block.removeprefix(bos), default.block.rstrip()]
-    # Where no literal holds all of the turn, an empty one is left.
-    for texts in [*([text, default.content] for text in whole), [default.content]]:
-        _change(tokenizer, partial(_without, texts=texts))
+    blocks = [default.block, default.block.removeprefix(bos), default.block.rstrip()]
+    # If no literal holds the complete turn, only its content is removed.
+    for texts in [*([text, default.content] for text in blocks), [default.content]]:
+        _replace_template(tokenizer, partial(_without, texts=texts))
         try:
             front = render(tokenizer, [QUESTION], prompt=True).partition(QUESTION_SENTINEL)[0]
-            gone = default.content not in "".join([front, *_with_tools(tokenizer, [QUESTION])])
+            removed = default.content not in "".join([front, *_with_tools(tokenizer, [QUESTION])])
             clean = front in (default.header, bos + default.header) or texts == [default.content]
-            if gone and clean and _instructed(tokenizer) == kept:
+            if removed and clean and _instructed(tokenizer) == kept:
                 return
         except UserError:
             pass
         tokenizer.chat_template = before
     raise UserError(
         f"data.system_prompt=none: the chat template's default {quoted(default.content)} is not "
-        "one literal text in it, so it cannot be taken out; set data.system_prompt to a text, or "
+        "one literal text in it, so it cannot be removed; set data.system_prompt to a text, or "
         "give a template without it (model.chat_template)"
     )
 
 
-def _instructed(tokenizer: Any) -> list[str]:
-    """What the template writes where there is a system turn."""
+def _instructed(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the rendered conversations that have a system turn."""
     return [render(tokenizer, INSTRUCTED, prompt=True), *_with_tools(tokenizer, INSTRUCTED)]
 
 
-def _with_tools(tokenizer: Any, messages: Sequence[Message]) -> list[str]:
+def _with_tools(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[str]:
     try:
         return [render(tokenizer, messages, tools=[DUMMY_TOOL], prompt=True)]
     except UserError:
         return []
 
 
-def _change(tokenizer: Any, change: Callable[[str], str]) -> None:
+def _replace_template(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
     template = tokenizer.chat_template
     tokenizer.chat_template = (
         {name: change(text) for name, text in template.items()}
@@ -161,7 +158,7 @@ def _change(tokenizer: Any, change: Callable[[str], str]) -> None:
 
 def _with_text(template: str, *, text: str) -> str:
     literal = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    trim = "" if template[:1].isspace() else "-"  # a template's own white space stays
+    trim = "" if template[:1].isspace() else "-"  # keep leading white space of the template
     return (
         "{%- if not messages or messages[0]['role'] not in ['system', 'developer'] -%}"
         f"{{%- set messages = [{{'role': 'system', 'content': '{literal}'}}] + messages -%}}"
@@ -170,7 +167,7 @@ def _with_text(template: str, *, text: str) -> str:
 
 
 def _without(template: str, *, texts: Sequence[str]) -> str:
-    """The template without these texts, in every spelling of Jinja's."""
+    """Return the template without these texts, in every spelling of a Jinja literal."""
     for text in filter(None, texts):
         escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
         for spelling in (text, escaped, escaped.replace("'", "\\'"), escaped.replace('"', '\\"')):

@@ -1,4 +1,4 @@
-"""The chat template: the tokenizer's own, the user's, or ours where there is none."""
+"""Chooses the chat template: the tokenizer's, the user's, or a default one."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -6,7 +6,7 @@ from sft.chat_template.turn_end import find_turn_end
 from sft.config.preset import find_path
 from sft.errors import UserError
 
-# Special tokens that end a text in public vocabularies, for tokenizers that do not name theirs.
+# End-of-text tokens of public vocabularies, for tokenizers whose configuration names none.
 KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
 
 _TOOLS = """\
@@ -59,15 +59,15 @@ PLAIN = (
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> str:
-    """Give the tokenizer a template where it has none, and check that it ends its turns.
+    """Give the tokenizer a template if it has none, and check that it ends its turns.
 
     Args:
-        tokenizer: changed in place (chat_template; eos_token where the vocabulary has one that the
+        tokenizer: changed in place (chat_template; eos_token, if the vocabulary has one that the
             configuration does not name). No token is added.
-        template: path of a .jinja file or template text, put in the place of the tokenizer's own.
+        template: path of a .jinja file or template text, which replaces the tokenizer's own.
 
     Returns:
-        One line for the log: which template is used and what ends a turn.
+        One line for the log: which template is used and which token ends a turn.
 
     Raises:
         UserError: no such file; a template that does not end its turn; no end-of-sequence token.

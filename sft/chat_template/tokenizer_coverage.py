@@ -1,4 +1,4 @@
-"""Text that a tokenizer cannot write: unknown tokens, byte tokens, and characters that are lost."""
+"""Measures the text that a tokenizer cannot represent: unknown, byte and lost tokens."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import models
+from transformers import PreTrainedTokenizerBase
 
 from sft.errors import UserError
 
@@ -14,7 +15,7 @@ UNASSIGNED = "\U0010fffd"  # a character that no vocabulary has
 
 @dataclass(frozen=True)
 class CoverageCount:
-    """How many characters some texts have, without white space, and how many of them are lost."""
+    """The number of characters of some texts, without white space, and of those that are lost."""
 
     characters: int = 0
     lost: int = 0
@@ -24,49 +25,47 @@ class CoverageCount:
 
     @property
     def share(self) -> float:
-        """The share of characters that are lost."""
         return self.lost / self.characters if self.characters else 0.0
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which ids of a tokenizer stand for text that its vocabulary does not have.
+    """Which ids of a tokenizer represent text that its vocabulary lacks.
 
     Attributes:
-        unknown: the id that replaces such text; None for a tokenizer that writes every text, or
-            that leaves such text out.
-        byte_ids: ids of single bytes (`<0xE4>`), which keep the text at the price of many tokens.
-        loses: whether text may be lost, to the unknown token or without any token.
-        written: of a byte-level tokenizer, the bytes that its vocabulary has; SmolLM2's lacks 21.
+        unknown: the id that replaces such text; None if the tokenizer represents every text or
+            drops such text.
+        byte_ids: ids of single bytes (`<0xE4>`), which keep the text but need many tokens.
+        loses: whether text can be lost, to the unknown token or without any token.
+        written: for a byte-level tokenizer, the bytes in its vocabulary; SmolLM2's lacks 21.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     unknown: int | None
     byte_ids: frozenset[int]
     loses: bool
     written: bytes = b""
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Coverage":
-        """What the tokenizer's own model says, not its configuration: GPT-2's names its end of text
-        as its unknown token and never writes it for text."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Coverage":
+        """Return the coverage of a tokenizer, found from its backend model."""
         model, vocabulary = tokenizer.backend_tokenizer.model, tokenizer.get_vocab()
         named = (vocabulary.get(f"<0x{byte:02X}>") for byte in range(256))
         byte_ids = frozenset(i for i in named if i is not None)
         if isinstance(model, models.BPE | models.Unigram):
-            stands = [token.id for token in model.tokenize(UNASSIGNED)]
+            replacements = [token.id for token in model.tokenize(UNASSIGNED)]
         else:
-            stands = [i for i in [vocabulary.get(model.unk_token)] if i is not None]
-        if not set(stands) <= byte_ids:
+            replacements = [i for i in [vocabulary.get(model.unk_token)] if i is not None]
+        if not set(replacements) <= byte_ids:
             byte_ids = frozenset()
-        unknown = stands[0] if stands and not byte_ids else None
+        unknown = replacements[0] if replacements and not byte_ids else None
         if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):
             written = bytes(b for c, b in BYTES.items() if c in vocabulary)
             return cls(tokenizer, None, byte_ids, loses=len(written) < 256, written=written)
         return cls(tokenizer, unknown, byte_ids, loses=len(byte_ids) < 256)
 
     def count(self, texts: Sequence[str]) -> CoverageCount:
-        """The characters of the texts, and those that no token but the unknown one covers."""
+        """Count the characters of the texts, and those that only the unknown token covers."""
         encoded = "".join(texts).encode("utf-8", "surrogatepass")
         written = self.written and not encoded.translate(None, self.written)
         if not texts or not self.loses or written:
@@ -87,8 +86,7 @@ class Coverage:
         return found
 
     def altered(self, texts: Sequence[str]) -> CoverageCount:
-        """The characters of the texts, and those that decoding their tokens does not return, for a
-        normalizer that changes text too."""
+        """Count the characters of the texts, and those that decoding does not restore."""
         found = CoverageCount()
         if not texts:
             return found
@@ -104,7 +102,7 @@ class Coverage:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: the character that stands for each byte (its `bytes_to_unicode`)."""
+    """Return GPT-2's alphabet, the character for each byte (its `bytes_to_unicode`)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -114,21 +112,17 @@ BYTES = _byte_alphabet()
 
 
 def row_texts(row: Mapping[str, Any]) -> list[str]:
-    """The texts of a row: of a plain text, of a chat's messages, or of a pair's three parts."""
+    """Return the texts of a plain text, a chat, or a preference pair."""
     turns = [row.get(part) or [] for part in ("messages", "prompt", "chosen", "rejected")]
-    said = (turn.get("content") for part in turns for turn in part)
-    return [text for text in (row.get("text"), *said) if isinstance(text, str) and text]
+    contents = (turn.get("content") for part in turns for turn in part)
+    return [text for text in (row.get("text"), *contents) if isinstance(text, str) and text]
 
 
 def check_coverage(found: Mapping[str, CoverageCount], *, most: float, remedy: str) -> None:
-    """Stop where a source has too much text that the tokenizer cannot write.
-
-    Args:
-        found: by source.
-        most: the share of characters that may be lost (model.max_unknown).
+    """Check that at most a share `most` (model.max_unknown) of each source's text is lost.
 
     Raises:
-        UserError: naming the source, the share and what to do.
+        UserError: naming the source, the share and `remedy`.
     """
     for source, written in found.items():
         if written.share > most:
@@ -141,10 +135,13 @@ def check_coverage(found: Mapping[str, CoverageCount], *, most: float, remedy: s
 
 
 def check_row_coverage(
-    tokenizer: Any, rows: Iterable[Mapping[str, Any]], *, most: float, name: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    most: float,
+    name: str = "",
 ) -> None:
-    """Run `check_coverage` on rows of texts, chats or pairs, grouped by the path in their `origin`
-    (path:line) or under one name.
+    """Run `check_coverage` on rows, grouped by the path in `origin` or under one `name`.
 
     Raises:
         UserError: see `check_coverage`.
@@ -158,12 +155,10 @@ def check_row_coverage(
     check_coverage(found, most=most, remedy=remedy)
 
 
-def check_answer_coverage(tokenizer: Any, answers: Sequence[Sequence[int]], *, most: float) -> None:
-    """Stop where a model writes the unknown token itself, which the texts of its answers leave out.
-
-    Args:
-        answers: token ids of each answer.
-        most: the share of tokens that may be unknown (model.max_unknown).
+def check_answer_coverage(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[Sequence[int]], *, most: float
+) -> None:
+    """Check that at most a share `most` of the tokens in generated answers is the unknown token.
 
     Raises:
         UserError: the share is larger.
@@ -174,7 +169,7 @@ def check_answer_coverage(tokenizer: Any, answers: Sequence[Sequence[int]], *, m
     if count > most * total:
         raise UserError(
             f"pairs.prompts: {count / total:.1%} of the tokens in the model's own answers "
-            f"({count:,} of {total:,}) are the unknown token, so their texts are not whole "
+            f"({count:,} of {total:,}) are the unknown token, so their texts are incomplete "
             f"(model.max_unknown={most:g}); take a model whose tokenizer has this script, or name "
             "preferences of your own (data.preference)"
         )

@@ -1,4 +1,4 @@
-"""How a chat template ends an assistant turn, and which tokens control a chat."""
+"""Finds how a chat template ends an assistant turn, and the control tokens of a tokenizer."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from sft.chat_template.render import Message, render
 from sft.errors import UserError
 
-# Private-use characters: no template looks for them and no tokenizer's special token holds them.
+# Private-use characters: no template searches for them, no special token contains them.
 QUESTION_SENTINEL, ANSWER_SENTINEL = "\ue002", "\ue003"
 DUMMY_TOOL = {
     "type": "function",
@@ -27,13 +27,15 @@ GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 class TurnEnd:
     """How the template ends an assistant turn.
 
-    `texts` are the tokens that end one: a turn of words, a turn of tool calls where that is another
-    (`<|call|>` of gpt-oss), and eos. `before` and `after` surround the content of a fresh turn,
-    from the end of the generation prompt to the end of the stop token. `closing`, for a turn of
-    tool calls `call_closing`, ends a turn but is written only when something follows: a generation
-    prompt (Qwen1.5), or the role token of the next turn (`<|user|>` and `<|observation|>` of GLM);
-    it is empty where the template ends the turn by itself. `bos` says whether the conversation
-    begins with the tokenizer's BOS.
+    Attributes:
+        texts: the tokens that end a turn: of words, of tool calls if different (`<|call|>` of
+            gpt-oss), and eos.
+        before, after: the text around the content of a new turn, from the end of the generation
+            prompt to the end of the stop token.
+        closing: the text that ends a turn but is written only if a generation prompt (Qwen1.5) or
+            the role token of the next turn follows (`<|user|>`, `<|observation|>` of GLM); else "".
+        call_closing: `closing` after a turn of tool calls.
+        bos: whether the conversation begins with BOS.
     """
 
     texts: tuple[str, ...]
@@ -45,22 +47,22 @@ class TurnEnd:
     bos: bool
 
     def closing_of(self, message: Message) -> str:
-        """What to write behind this message of the assistant's where it is the last."""
+        """Return the text to add after this assistant message if it is the last."""
         return self.call_closing if message.get("tool_calls") else self.closing
 
 
 def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
-    """How this tokenizer's template ends a turn, found with sentinels and kept.
+    """Return how this tokenizer's template ends a turn, found with sentinels and cached.
 
     Raises:
-        UserError: no template, or one that writes no control token behind the answer.
+        UserError: there is no template, or it writes no control token after the answer.
     """
     special = (tokenizer.bos_token, tokenizer.eos_token)
     return _find_turn_end(tokenizer, template_text(tokenizer), special)
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template, or, where a tokenizer has several by name, all of them as one text."""
+    """Return the template, or all templates of a tokenizer that has several, as one text."""
     template = tokenizer.chat_template
     return template if isinstance(template, str) else json.dumps(template)
 
@@ -69,7 +71,6 @@ def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
 def _find_turn_end(
     tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
 ) -> TurnEnd:
-    """The arguments beside the tokenizer are what the answer depends on, for the cache."""
     user, answer = (
         {"role": "user", "content": QUESTION_SENTINEL},
         {"role": "assistant", "content": ANSWER_SENTINEL},
@@ -77,28 +78,28 @@ def _find_turn_end(
     try:
         single, tools = render(tokenizer, [user, answer], prompt=False), None
     except UserError:
-        tools = [DUMMY_TOOL]  # some templates are for tool use alone
+        tools = [DUMMY_TOOL]  # some templates require tools
         single = render(tokenizer, [user, answer], tools=tools, prompt=False)
-    asked, _, last = single.partition(QUESTION_SENTINEL)[2].partition(ANSWER_SENTINEL)
+    after_user, _, last = single.partition(QUESTION_SENTINEL)[2].partition(ANSWER_SENTINEL)
     try:
         double = render(tokenizer, [user, answer, user, answer], tools=tools, prompt=False)
         middle = double.partition(ANSWER_SENTINEL)[2].partition(QUESTION_SENTINEL)[0]
     except UserError:
         double, middle = "", last
     closing = ""
-    # What is written whether or not the conversation goes on; else what ends the conversation.
-    token = _choose(tokenizer, common_prefix(last, middle), asked) or _choose(
-        tokenizer, last, asked
+    # Prefer a token that follows both a last and an earlier answer.
+    token = _choose_end(tokenizer, common_prefix(last, middle), after_user) or _choose_end(
+        tokenizer, last, after_user
     )
     prompted = render(tokenizer, [user, answer], tools=tools, prompt=True)
     header = prompted.removeprefix(single) if prompted.startswith(single) else prompted
     if token is None and prompted.startswith(single) and middle.startswith(header):
-        closing, token = header, _choose(tokenizer, header, asked)
+        closing, token = header, _choose_end(tokenizer, header, after_user)
     if token is None and double.startswith(single):
         closing, token = _next_role(tokenizer, double.removeprefix(single), header=header)
     if token is None:
         raise UserError(
-            "the chat template does not end an assistant turn with a token of its own (behind the "
+            "the chat template does not end an assistant turn with a control token (after the "
             f"answer it writes {last[:40]!r}); add eos_token there, name its end-of-turn in "
             "model.add_tokens, or set model.chat_template"
         )
@@ -119,8 +120,8 @@ def _find_turn_end(
 def _next_role(
     tokenizer: PreTrainedTokenizerBase, following: str, *, header: str
 ) -> tuple[str, str | None]:
-    """The token that the next turn begins with, and the text up to its end, where that token is of
-    one role: `header`, which begins the assistant's turn, does not hold it."""
+    """Return the text up to the end of the next turn's role token, and that token, if any."""
+    # A role token that is in the assistant's `header` too is not one of the next role only.
     begun = following.lstrip()
     token = next((t for t in control_tokens(tokenizer) if begun.startswith(t)), None)
     if token is None or token in header:
@@ -131,8 +132,7 @@ def _next_role(
 def _call_ending(
     tokenizer: PreTrainedTokenizerBase, user: Message, *, plain: tuple[str, str], header: str
 ) -> tuple[str, str | None]:
-    """What is written behind a turn of tool calls to end it, and the token that does; that of
-    `plain` turns where the template writes no calls or ends them so."""
+    """Return closing and token of a turn of tool calls; those of `plain` turns if equal."""
     forms: tuple[object, ...] = ({}, "{}")
     for tools, arguments in product(([DUMMY_TOOL], None), forms):
         with suppress(UserError):
@@ -148,7 +148,7 @@ def _end_of_call(
     tools: list[Any] | None,
     header: str,
 ) -> tuple[str, str] | None:
-    """The closing and token of a turn of calls; None where they are those of a plain turn.
+    """Return closing and token of a turn of calls; None if they are those of a plain turn.
 
     Raises:
         UserError: the template takes no calls of this form.
@@ -183,8 +183,7 @@ def _end_of_call(
 def _between_calls(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, tools: list[Any] | None
 ) -> str:
-    """Return the text between two calls of one turn; "" where a turn has one call only (Llama 3.1,
-    gpt-oss). The first call is named ANSWER_SENTINEL, the second QUESTION_SENTINEL."""
+    """Return the text between two calls of one turn; "" if it can have only one call."""
     (first,) = messages[-1]["tool_calls"]
     second = _call(QUESTION_SENTINEL, first["function"]["arguments"])
     both = {**messages[-1], "tool_calls": [first, second]}
@@ -197,32 +196,33 @@ def _between_calls(
 
 
 def _call(name: str, arguments: object) -> dict[str, Any]:
-    """A tool call; its id, of nine letters as Mistral asks, holds the name as Kimi K2's do."""
     return {
         "type": "function",
+        # Nine letters, as Mistral requires, with the name inside, as Kimi K2 requires.
         "id": name * 9,
         "function": {"name": name, "arguments": arguments},
     }
 
 
 def has_generation_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template marks what the assistant says with {% generation %} itself."""
+    """Return whether the template marks assistant turns with {% generation %}."""
     return GENERATION.search(template_text(tokenizer)) is not None
 
 
-def _choose(tokenizer: PreTrainedTokenizerBase, tail: str, asked: str) -> str | None:
-    """The token in `tail` that ends a turn: eos, else one that ends the user's turns as well (text
-    `asked` follows them), else the first, since a mere marker may stand before it."""
+def _choose_end(tokenizer: PreTrainedTokenizerBase, tail: str, after_user: str) -> str | None:
+    """Return the token in `tail` that ends a turn, or None."""
     found = sorted(
         (tail.find(token), token) for token in control_tokens(tokenizer) if token in tail
     )
     tokens = [token for _, token in found]
+    # Best eos; then a token that ends user turns too; then the first, which may be a mere marker.
     if tokenizer.eos_token in tokens:
         return str(tokenizer.eos_token)
-    return next((t for t in tokens if asked.lstrip().startswith(t)), next(iter(tokens), None))
+    return next((t for t in tokens if after_user.lstrip().startswith(t)), next(iter(tokens), None))
 
 
 def common_prefix(a: str, b: str) -> str:
+    """Return the longest common prefix of two texts."""
     length = 0
     while length < min(len(a), len(b)) and a[length] == b[length]:
         length += 1
@@ -230,18 +230,16 @@ def common_prefix(a: str, b: str) -> str:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts that the tokenizer reads as one special token, in any order.
-
-    The unknown token is none, since unknown text becomes it; unless it begins or ends texts, too
-    (GPT-2, whose bytes leave nothing unknown).
-    """
+    """Return the texts of the special tokens, sorted."""
+    # Unknown text becomes the unknown token, so it controls nothing; unless it is BOS or EOS, too
+    # (GPT-2, whose bytes leave nothing unknown).
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= set(tokenizer.all_special_tokens)
     return sorted(special - ({tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}))
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], dict[str, int]]:
-    """A pattern that finds the control tokens in a text, longest first, and their ids."""
+    """Return a pattern of the control tokens, longest first, and their ids."""
     return _control_pattern(tokenizer, len(tokenizer))
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sft.chat_template.encoding import ids_of, stop_ids
-from sft.chat_template.system_prompt import OWN, default_system, quoted, set_system_prompt
+from sft.chat_template.system_prompt import KEEP, default_system, quoted, set_system_prompt
 from sft.chat_template.template import ensure_template
 from sft.chat_template.template_date import asks_date, set_date
 from sft.config.sections import LoraSection, ModelSection
@@ -157,7 +157,7 @@ def context_window(path: str, section: ModelSection) -> int | None:
 
 
 def load_tokenizer(
-    path: str, section: ModelSection, *, date: str | None = None, system_prompt: str = OWN
+    path: str, section: ModelSection, *, date: str | None = None, system_prompt: str = KEEP
 ) -> PreTrainedTokenizerBase:
     """Load the tokenizer, with a chat template and a pad token.
 

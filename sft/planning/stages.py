@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from sft.chat_template.encoding import EncodedChat
-from sft.chat_template.system_prompt import OWN, default_system, quoted
+from sft.chat_template.system_prompt import KEEP, default_system, quoted
 from sft.config.sections import DpoStage, Preset, SftStage
 from sft.context import RunContext
 from sft.data.mixture import PAPER_SHARES
@@ -180,7 +180,7 @@ def _show_system_prompt(preset: Preset, context: RunContext) -> None:
     facts = read_json(context.folder / "data" / "data.json")
     if default is None or not facts["without_system"]:
         return
-    owner = "the template's own" if preset.data.system_prompt == OWN else "data.system_prompt"
+    owner = "the template's own" if preset.data.system_prompt == KEEP else "data.system_prompt"
     context.show(
         f"system prompt: {facts['without_system']:,} of {sum(facts['kinds'].values()):,} rows have "
         f"no system turn, and the template writes {quoted(default)} there ({owner}; "
