@@ -17,7 +17,7 @@ from made_up_tasks import CHOICE, change
 
 from eval.report.report import write_report
 from eval.results.imported import import_measures
-from eval.tasks.task_files import Tasks, check_tasks, load_tasks
+from eval.tasks.task_files import TaskSource, check_tasks, load_tasks
 from sft.chat_template import render
 from sft.chat_template.template import ensure_template
 from sft.config.preset import load_preset
@@ -76,7 +76,7 @@ ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 def test_templates_of_tasks_are_kept_in_a_sandbox(task_dir, changes):
     change(task_dir, **changes)
     with pytest.raises(UserError, match="reaches for '__"):
-        task = load_tasks(["mine_choice"], source=Tasks(str(task_dir)), shots=0, seed=0)
+        task = load_tasks(["mine_choice"], source=TaskSource(str(task_dir)), shots=0, seed=0)
         document = task["mine_choice"].eval_docs[0]
         for text in ("doc_to_text", "doc_to_target", "doc_to_choice"):
             getattr(task["mine_choice"], text)(document)
@@ -111,7 +111,7 @@ def test_hostile_yaml_is_refused_in_presets_and_tasks(tmp_path, mark, text, word
     assert os.environ["HOME"] not in str(no.value).replace(str(tmp_path), "")
     if "HOME" not in text:
         with pytest.raises(UserError, match=r"is not valid YAML|plain data here"):
-            check_tasks(["x"], source=Tasks(str(tmp_path)))
+            check_tasks(["x"], source=TaskSource(str(tmp_path)))
     preset = Preset(run=RunSection(str(tmp_path / "run")), model=ModelSection("m"))
     with open_run(preset) as folder:
         write_json(folder / "results.json", {"models": ["base"]})
@@ -145,13 +145,13 @@ def test_task_files_lead_nowhere_else(task_dir, tmp_path, changes, words):
     (tmp_path / "secret.yaml").write_text("task: x")
     change(task_dir, **changes)
     with pytest.raises(UserError, match=words) as no:
-        check_tasks([changes.get("task", "mine_choice")], source=Tasks(str(task_dir)))
+        check_tasks([changes.get("task", "mine_choice")], source=TaskSource(str(task_dir)))
     assert "w0rd" not in str(no.value)
 
 
 def test_data_files_stay_in_the_folder_of_data(task_dir, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"question": "x", "choices": ["a"], "gold": 0}\n')
-    source = Tasks(str(task_dir), str(tmp_path / "data"))
+    source = TaskSource(str(task_dir), str(tmp_path / "data"))
     for name in ("../rows.jsonl", "/etc/hosts"):
         change(task_dir, dataset_kwargs={"data_files": {"test": name}})
         with pytest.raises(UserError, match="leads out of"):

@@ -21,7 +21,7 @@ from made_up_tasks import change
 from safetensors.torch import load_file
 from training import train
 
-from eval.tasks.task_files import Tasks, load_tasks
+from eval.tasks.task_files import TaskSource, load_tasks
 from recipes import export
 from sft.config.sections import ModelSection, Source
 from sft.data.sources import read_sft
@@ -206,7 +206,7 @@ def test_data_that_hold_pickles_or_scripts_are_not_run(tmp_path, mark, task_dir,
         kwargs = {"data_files": {"test": "../set/data.pkl"}} if kind == "pandas" else {}
         change(task_dir, dataset_path=kind, dataset_kwargs=kwargs)
         with pytest.raises(UserError):
-            load_tasks(["mine_choice"], source=Tasks(str(task_dir)), shots=0, seed=0)
+            load_tasks(["mine_choice"], source=TaskSource(str(task_dir)), shots=0, seed=0)
     for path in ("set", "./set"):
         with pytest.raises(UserError):
             read_sft([Source(path)])

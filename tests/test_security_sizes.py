@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.tasks.task_files import Tasks, check_tasks
+from eval.tasks.task_files import TaskSource, check_tasks
 from sft.config.preset import load_preset
 from sft.config.sections import Source
 from sft.data import text_files
@@ -114,7 +114,7 @@ def test_yaml_is_read_up_to_a_size(tmp_path):
     with pytest.raises(UserError, match="it has more than 1 MB"):
         load_preset(tmp_path / "p.yaml")
     with pytest.raises(UserError, match="it has more than 1 MB"):
-        check_tasks(["x"], source=Tasks(str(tmp_path)))
+        check_tasks(["x"], source=TaskSource(str(tmp_path)))
 
 
 def test_rows_that_are_alike_are_no_bomb(tmp_path):

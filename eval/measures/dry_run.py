@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 from eval.backends.base import Backend, Scored, ScoreRequest
 from eval.generation.generate import Generation, GenerationSettings
 from eval.measures.cost import Tokens
-from eval.measures.measure import ask_of
+from eval.measures.measure import task_format
 from eval.tasks.benchmark import check_benchmark
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource
 from sft.config.sections import Preset
 
 
@@ -70,15 +70,15 @@ def check_questions(
     for task in section.tasks:
         for chat, backend in backends.items():
             check_benchmark(
-                TurnedEngine(
+                LmEvalModel(
                     *(backend, tokenizer),
                     chat=chat,
                     seed=preset.run.seed,
                     max_unknown=max_unknown,
                 ),
                 task=task,
-                source=Tasks.of(section),
-                ask=ask_of(task, section, chat=chat),
+                source=TaskSource.of(section),
+                form=task_format(task, section, chat=chat),
                 limit=section.limit,
                 needs_data=needs_data,
             )

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from eval.graders.isolation import RunCode
 from eval.measures import repetition
-from eval.measures.measure import ask_of
+from eval.measures.measure import task_format
 from eval.measures.tracker_metrics import tracker_values
 from eval.metrics.formatting import percent, percent_range
 from eval.metrics.stats import BITS_PER_BYTE
-from eval.tasks.benchmark import place_of, run_benchmark
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks
+from eval.tasks.benchmark import run_benchmark, scores_key
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource
 from sft.config.sections import EvalSection, Preset
 from sft.context import EvalPoint, InTraining, RunContext
 from sft.data.prompts import evenly_spaced, read_repetition_prompts
@@ -79,7 +79,7 @@ def epoch_measure(section: EvalSection, context: RunContext) -> InTraining | Non
                 write_jsonl(end.folder / "generations.jsonl", rows)
                 row["repetition"] = repetition.summarize(rows)
             for task in tasks:
-                engine = TurnedEngine(
+                engine = LmEvalModel(
                     *(model, context.tokenizer),
                     chat=True,
                     seed=context.seed,
@@ -88,13 +88,13 @@ def epoch_measure(section: EvalSection, context: RunContext) -> InTraining | Non
                 entry = run_benchmark(
                     engine,
                     task=task,
-                    source=Tasks.of(section),
-                    ask=ask_of(task, section, chat=True),
+                    source=TaskSource.of(section),
+                    form=task_format(task, section, chat=True),
                     limit=own.limit,
                     file=end.folder / "samples" / f"{task}.jsonl",
                     code=RunCode.of(section),
                 )
-                row.setdefault(place_of(entry), {})[task] = entry
+                row.setdefault(scores_key(entry), {})[task] = entry
                 bar.update()
         log.info("%s: %s (%.1f s)", name, _in_words(row), time.monotonic() - began)
         context.trackers.log_values(end.stage, tracker_values(row, "epoch"), step=end.step)

@@ -21,9 +21,9 @@ from eval.measures.repetition_breakdown import detail
 from eval.measures.tracker_metrics import log_measures
 from eval.metrics.paired_comparison import REPETITION
 from eval.tasks.answer_length import check_answers
-from eval.tasks.benchmark import Ask, place_of, run_benchmark
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks, check_tasks, tasks_fingerprint
+from eval.tasks.benchmark import TaskFormat, run_benchmark, scores_key
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource, check_tasks, tasks_fingerprint
 from sft.chat_template.tokenizer_coverage import check_row_coverage
 from sft.config.sections import EvalSection, RepetitionSection, TaskOptions
 from sft.context import RunContext
@@ -50,7 +50,7 @@ def check_measures(section: EvalSection) -> None:
     """
     check_tasks(
         section.tasks,
-        source=Tasks.of(section),
+        source=TaskSource.of(section),
         options=section.per_task,
         code=RunCode.of(section),
     )
@@ -75,7 +75,9 @@ def check_lengths(
         UserError: a prompt for repetition or safety leaves less than the cap, or has unknown
             tokens; or the answers of a task alone may fill the context.
     """
-    check_answers(section.tasks, source=Tasks.of(section), options=section.per_task, window=window)
+    check_answers(
+        section.tasks, source=TaskSource.of(section), options=section.per_task, window=window
+    )
     if section.repetition.prompts is not None:
         prompts, cap = read_repetition_prompts(section.repetition), section.repetition.cap
         times = _times(section.repetition)
@@ -97,7 +99,7 @@ def measure(
 ) -> None:
     """Measure a model into eval/<name>/; measures of the same weights and settings are reused.
 
-    Tasks are asked with `base_shots` examples as plain text or with `chat_shots` in the chat
+    TaskSource are asked with `base_shots` examples as plain text or with `chat_shots` in the chat
     template (see `uses_chat_template`), and in each of `same_format` too. Repetition prompts always
     use the template. Processes share the questions, each with the whole model; the first one
     writes.
@@ -159,7 +161,7 @@ class _Measured:
             )
         for task in self.section.tasks:  # first, since a task without data stops the run
             entry = self._benchmark(task, "protocol", chat=chat)
-            self.scores.setdefault(place_of(entry), {})[task] = entry
+            self.scores.setdefault(scores_key(entry), {})[task] = entry
         for form in self.section.same_format:
             asked = self.scores["benchmarks"] if (form == "chat") != chat else {}
             others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}
@@ -194,19 +196,19 @@ class _Measured:
         return self.resources.enter_context(loaded(self.path, self.context, self.section))
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
-        ask = ask_of(task, self.section, chat=chat)
-        source = Tasks.of(self.section)
+        settings = task_format(task, self.section, chat=chat)
+        source = TaskSource.of(self.section)
         samples = "samples" if form == "protocol" else f"samples-{form}"
         unit = self._unit(
             f"{form}/{task}",
             f"{samples}/{task}.jsonl",
             task=tasks_fingerprint([task], source=source),
-            asked=fingerprint([asdict(ask), self.section.limit, self.context.seed]),
+            asked=fingerprint([asdict(settings), self.section.limit, self.context.seed]),
         )
         label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
 
         def run() -> dict[str, Any]:
-            engine = TurnedEngine(
+            engine = LmEvalModel(
                 *(self._model, self.context.tokenizer),
                 chat=chat,
                 seed=self.context.seed,
@@ -217,7 +219,7 @@ class _Measured:
                 engine,
                 task=task,
                 source=source,
-                ask=ask,
+                form=settings,
                 limit=self.section.limit,
                 file=unit.rows,
                 code=RunCode.of(self.section),
@@ -338,12 +340,12 @@ def uses_chat_template(
     return is_chat_model(path, trust_remote_code=trust_remote_code)
 
 
-def ask_of(task: str, section: EvalSection, *, chat: bool) -> Ask:
+def task_format(task: str, section: EvalSection, *, chat: bool) -> TaskFormat:
     """Return the shots, metric and filter of a task; those of `per_task` take precedence."""
     own = section.per_task.get(task, TaskOptions())
     shots = own.chat_shots if chat else own.base_shots
     common = section.chat_shots if chat else section.base_shots
-    return Ask(
+    return TaskFormat(
         chat=chat,
         shots=common if shots is None else shots,
         pinned=shots is None,

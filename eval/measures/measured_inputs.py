@@ -7,13 +7,13 @@ of other tasks are kept, and rows are prepared again without the questions of th
 from pathlib import Path
 
 from eval.measures.measure_cache import KEPT
-from eval.tasks.task_files import Tasks, tasks_fingerprint
+from eval.tasks.task_files import TaskSource, tasks_fingerprint
 from sft.config.sections import EvalSection
 
 
 def task_inputs(section: EvalSection) -> dict[str, str]:
     """Return the hash of each task's questions, by the input's name."""
-    source = Tasks.of(section)
+    source = TaskSource.of(section)
     return {_input_name(name): tasks_fingerprint([name], source=source) for name in section.tasks}
 
 

@@ -21,7 +21,7 @@ from eval.report.sample_files import MORE_SAMPLES, read_lines
 from eval.results.imported_checks import plain_name, read_results, refuse_link, wrong_field
 from eval.schema import GenerationRow, ScoredRow, ScoredTasks, Scores, TextRow
 from eval.schema_checks import first_mismatch
-from eval.tasks.benchmark import place_of, summarise
+from eval.tasks.benchmark import scores_key, summarize
 from eval.tasks.sample_rows import (
     CHOICE_METRICS,
     MATH_EQUAL,
@@ -94,8 +94,8 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | 
     for name, logs in _grouped(samples).items():
         plain_name(name, logs[0].path)
         rows = [row for log in logs for row in _rows(log, section, pooled=len(logs) > 1)]
-        entry = summarise(rows) | logs[0].format
-        scores.setdefault(place_of(entry), {})[name] = entry
+        entry = summarize(rows) | logs[0].format
+        scores.setdefault(scores_key(entry), {})[name] = entry
         (folder / "samples").mkdir(exist_ok=True)
         write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
     write_json(folder / "scores.json", scores)

@@ -1,7 +1,7 @@
-"""lm-eval's model interface over a backend that scores and continues token ids.
+"""Implement lm-eval's model interface on a backend that scores and continues token ids.
 
-Texts become tokens here, exactly as in lm-eval's own Hugging Face backend; what computes is behind
-`eval.backend`. With transformers the answers are those of lm-eval's backend in float32.
+Texts are tokenized exactly as in lm-eval's Hugging Face backend. With the transformers backend the
+results equal those of lm-eval in float32.
 """
 
 import json
@@ -18,56 +18,57 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from eval.backends.base import Scored, ScoreRequest
 from eval.backends.transformers_backend import backend_of
 from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import FinishReason
 from eval.generation.thinking import split_generation
-from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, no_room
+from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, cap_too_large
+from eval.tasks.system_prompt import IN_USER_TURN, render_history
 from sft.chat_template.encoding import stop_ids
-from sft.chat_template.template_date import apply_template
 from sft.chat_template.tokenizer_coverage import Coverage, check_coverage
 from sft.distributed.collectives import map_over_ranks, own_share
 from sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# lm-eval's where a model names none (huggingface.py, max_length).
+# lm-eval's default for models without a maximum length (huggingface.py, max_length).
 DEFAULT_WINDOW = 2048
-# Prompts that are cut to fit the model's window change the question; more than this is refused.
+# A prompt that is cut to fit the context window changes the question; a larger fraction is refused.
 CUT_SHARE = 0.1
-# Characters that tokens may leave out of the texts whose bits per byte are measured: their bytes
-# count and their bits do not, so more would move the third digit.
+# Largest fraction of characters that tokenization may lose when bits per byte are measured: lost
+# characters count as bytes but have no bits, so more would change the third digit.
 ALTERED = 0.001
 
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k")
 
 
-class Engine(LM):  # type: ignore[misc]
-    """An `lm_eval.api.model.LM` over a backend or a causal LM (see `backend_of`).
+class LmEvalModel(LM):  # type: ignore[misc]
+    """An `lm_eval.api.model.LM` on a backend or a causal LM (see `backend_of`).
 
     Args:
-        chat: prompts come from the chat template, which writes its own special tokens, and answers
-            end with the template's end of turn; otherwise plain text, which gets a BOS where the
-            tokenizer adds one.
-        seed: decides the draws of tasks that sample.
-        label: names the progress bars; without one there are none.
-        max_unknown: share of a task's characters that the tokenizer may be unable to write.
+        chat: prompts are rendered by the chat template with its own special tokens, and answers end
+            with its end of turn; otherwise plain text, with a BOS if the tokenizer adds one.
+        seed: of tasks that sample.
+        label: of the progress bars; without one there are none.
+        max_unknown: largest fraction of a task's characters that the tokenizer cannot encode.
 
     Attributes:
-        finish_reasons: by task and document, what ended a generated answer.
-        thinking: by task and document, what came before the answer (`eval.generation.thinking`).
-        lengths: by task, document and place, tokens of a continuation that was scored.
-        unfit: task and document of each question with a choice longer than the window, which has no
-            score.
+        finish_reasons: (task, document) -> why a generated answer ended.
+        thinking: (task, document) -> the reasoning before the answer (`eval.generation.thinking`).
+        lengths: (task, document, choice) -> number of tokens of a scored continuation.
+        unfit: (task, document) of each question with a choice longer than the window; not scored.
         bare: log-probabilities of continuations without a context, see `score_bare`.
+        system_merged: whether a system turn was merged into the first user turn.
+        cut: number of prompts (multiple choice: choices) that were cut to fit the window.
     """
 
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         chat: bool,
         seed: int = 0,
@@ -83,6 +84,7 @@ class Engine(LM):  # type: ignore[misc]
         self.lengths: dict[tuple[str, int, int], int] = {}
         self.unfit: set[tuple[str, int]] = set()
         self.bare: dict[str, float] = {}
+        self.system_merged, self.cut = False, 0
         self.window = self.backend.window
         bos = tokenizer.bos_token_id
         probe = tokenizer("a")["input_ids"]
@@ -91,24 +93,34 @@ class Engine(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of lm-eval's cache key; nothing is cached here."""
+        """Name for lm-eval's cache key; nothing is cached here."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The conversation as text; without a generation prompt its last turn is left open."""
-        text: str = apply_template(
-            self.tokenizer,
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
+        """Return the conversation as text, see `eval.tasks.system_prompt.render_history`."""
+        text, reason = render_history(
+            self.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
         )
+        if reason and not self.system_merged:
+            log.warning(
+                "%s: the chat template %s, so the task's description is at the start of the first "
+                "user turn",
+                *(self.label or self.tokenizer_name, reason),
+            )
+        self.system_merged |= reason is not None
         return text
 
+    @property
+    def prompt_changes(self) -> dict[str, Any]:
+        """Keys of an entry of results.json that record how prompts were changed."""
+        changes = {"description": IN_USER_TURN if self.system_merged else ""}
+        counts = {"left_out": len(self.unfit), "cut_prompts": self.cut}
+        return {key: value for key, value in (changes | counts).items() if value}
+
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(log-probability, whether greedy decoding would write it) of each continuation."""
+        """Return (log-probability, whether greedy decoding gives it) of each continuation."""
         task = str(requests[0].task_name)
         self._check_coverage(task, ["".join(request.args) for request in requests])
         questions = self._split([request.args for request in requests], task=task)
@@ -121,7 +133,7 @@ class Engine(LM):  # type: ignore[misc]
         return self._score(questions, unit="choice")
 
     def score_bare(self, continuations: Iterable[str]) -> None:
-        """Fill `bare` with what lm-eval's acc_mutual_info subtracts: given BOS (or eos) alone."""
+        """Fill `bare` with the log-probabilities after BOS (or eos) only, for acc_mutual_info."""
         texts = list(dict.fromkeys(continuations))
         if not texts:
             return
@@ -130,10 +142,10 @@ class Engine(LM):  # type: ignore[misc]
         self.bare |= {text: total for text, (total, _) in zip(texts, scored, strict=True)}
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-probability of each text, given BOS (or eos), in windows of the model's length.
+        """Return the log-probability of each text after BOS (or eos), in windows of the model.
 
-        As in lm-eval, whose logs are compared with this, a BOS that the tokenizer adds is part of
-        the text: it is scored too, behind a first one, in whatever format other tasks are asked.
+        As in lm-eval, a BOS that the tokenizer adds is part of the text and is scored after another
+        BOS, in both formats.
         """
         questions, places = [], []
         texts = [request.args[0] for request in requests]
@@ -155,16 +167,16 @@ class Engine(LM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Each context continued to a stop string, a stop id or the task's limit of tokens.
+        """Generate until a stop string, a stop id or the cap of the task.
 
-        Filters and metrics get the answer without the thinking before it, which `thinking` keeps.
+        Filters and metrics get the answer without the reasoning, which is kept in `thinking`.
 
         Raises:
-            UserError: a task asks for a decoding method that is not offered here.
+            UserError: a task uses a decoding method that is not supported.
         """
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
-            # Prompts of one task share their examples, which `generate` computes once a batch.
+            # Prompts of one task share their examples, which `generate` computes once per batch.
             key = json.dumps([request.task_name, request.args[1]], sort_keys=True, default=str)
             groups.setdefault(key, []).append(place)
         answers = [""] * len(requests)
@@ -182,7 +194,7 @@ class Engine(LM):  # type: ignore[misc]
         return answers
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids with exactly one BOS where one belongs, whether or not the text brings it."""
+        """Return token ids with exactly one BOS if the format has one."""
         return self._encode(texts, bos=self.adds_bos)
 
     def _encode(self, texts: Sequence[str], *, bos: bool) -> list[list[int]]:
@@ -197,39 +209,31 @@ class Engine(LM):  # type: ignore[misc]
         return [ids if ids[:1] == [first] else [first, *ids] for ids in encoded]
 
     def _check_coverage(self, task: str, texts: Sequence[str]) -> None:
-        """Stop where the tokenizer cannot write what a task asks.
-
-        Raises:
-            UserError: see `sft.chat_template.tokenizer_coverage.check_coverage`.
-        """
+        """Raise if the tokenizer cannot encode the texts of a task (`check_coverage`)."""
         found = {f"task {task}": self._coverage.count(list(dict.fromkeys(texts)))}
         check_coverage(found, most=self.max_unknown, remedy="leave the task out")
 
     def _refuse_altered(self, task: str, texts: Sequence[str]) -> None:
-        """Stop where bits per byte would count bytes of text that no token stands for.
-
-        Raises:
-            UserError: the tokens of the texts do not give the texts back.
-        """
+        """Raise if tokens do not decode to their texts, which would bias bits per byte."""
         found = self._coverage.altered(texts)
         if found.share > ALTERED:
             raise UserError(
                 f"task {task}: {found.share:.1%} of the characters ({found.lost:,} of "
-                f"{found.characters:,}) are lost when the tokenizer writes its texts, so bits per "
+                f"{found.characters:,}) are lost when the tokenizer encodes its texts, so bits per "
                 "byte would be too low; leave the task out"
             )
 
     @property
     def _prefix(self) -> int:
-        """What stands in for an empty context: BOS, or eos where there is none."""
+        """Token that replaces an empty context: BOS, or eos if there is none."""
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return int(bos if bos is not None else eos)
 
     def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[ScoreRequest]:
-        """Contexts and continuations as lm-eval's `TemplateLM._encode_pair` divides them.
+        """Tokenize contexts and continuations as lm-eval's `TemplateLM._encode_pair`.
 
-        Spaces at a context's end belong to the continuation, and the continuation is what the
-        whole text has beyond as many tokens as the context alone.
+        Trailing spaces of a context belong to the continuation, which has the tokens of the full
+        text after the number of tokens of the context alone.
         """
         moved = [(c.rstrip(), c[len(c.rstrip()) :] + more) for c, more in pairs]
         contexts = list(dict.fromkeys(context for context, _ in moved))
@@ -239,7 +243,7 @@ class Engine(LM):  # type: ignore[misc]
         for (context, _), whole in zip(moved, wholes, strict=True):
             if context:
                 head = known[context]
-                # A merge over the border can leave nothing behind it; score the last token then.
+                # A merge across the border can leave no continuation; score the last token then.
                 if len(whole) <= len(head):
                     head = whole[:-1] or [self._prefix]
                 tail = whole[len(head) :] or whole[-1:]
@@ -251,45 +255,44 @@ class Engine(LM):  # type: ignore[misc]
         return self._fit(questions, task=task)
 
     def _fit(self, questions: list[ScoreRequest], *, task: str) -> list[ScoreRequest]:
-        """Contexts cut from the left where the window is too small; counted, and said. A context is
-        empty where the continuation alone fills the window."""
+        """Cut contexts on the left to fit the window; a context is empty if the continuation alone
+        fills it."""
         fitted = []
         for question in questions:
-            room = (self.window or DEFAULT_WINDOW) + 1 - len(question.continuation)
-            fitted.append(replace(question, context=question.context[-room:] if room > 0 else ()))
+            space = (self.window or DEFAULT_WINDOW) + 1 - len(question.continuation)
+            context = question.context[-space:] if space > 0 else ()
+            fitted.append(replace(question, context=context))
         pairs = zip(fitted, questions, strict=True)
         cut = sum(bool(a.context) and a.context != b.context for a, b in pairs)
         self._report_cuts(cut, len(questions), task=task)
         return fitted
 
     def _report_unfit(self, task: str) -> None:
-        """Say how many questions have a choice that fills the window, or stop where many have."""
+        """Log how many questions have a choice that fills the window, or raise if many do."""
         count, total = len(self.unfit), len({place[:2] for place in self.lengths})
-        rest = f"have a choice that alone fills the model's window of {self.window} tokens"
+        rest = f"have a choice that alone fills the context window of {self.window} tokens"
         if count > CUT_SHARE * total:
             raise UserError(f"{task}: {count} of {total} questions {rest}; leave the task out")
         if count:
             log.warning("%s: %d of %d questions %s and are left out", task, count, total, rest)
 
     def _report_cuts(self, cut: int, total: int, *, task: str) -> None:
+        self.cut += cut
         if cut > CUT_SHARE * total:
             raise UserError(
-                f"{task}: {cut} of {total} prompts are longer than the model's window of "
-                f"{self.window} tokens; ask with fewer shots, if it has any, or leave the task out"
+                f"{task}: {cut} of {total} prompts are longer than the context window of "
+                f"{self.window} tokens; use fewer shots, if it has any, or leave the task out"
             )
         if cut:
             log.warning(
-                "%s: %d of %d prompts cut from the left to the window of %d tokens",
-                task,
-                cut,
-                total,
-                self.window,
+                "%s: %d of %d prompts cut on the left to the context window of %d tokens",
+                *(task, cut, total, self.window),
             )
 
     def _score(self, questions: Sequence[ScoreRequest], *, unit: str) -> list[tuple[float, bool]]:
-        """What lm-eval asks of a continuation: its log-probability, and whether it is greedy.
+        """Return the log-probability of each continuation and whether greedy decoding gives it.
 
-        Processes share the contexts, so that what continues one stays together.
+        Processes share the work by context, so that continuations of one context stay together.
         """
         groups: dict[tuple[int, ...], list[ScoreRequest]] = {}
         for question in questions:
@@ -308,15 +311,15 @@ class Engine(LM):  # type: ignore[misc]
     def _score_groups(
         self, groups: Sequence[Sequence[ScoreRequest]], *, unit: str
     ) -> list[list[Scored]]:
-        asked = [question for group in groups for question in group]
-        with self._bar(len(asked), unit=unit) as bar:
-            scored = iter(self.backend.score(asked, progress=bar.update))
+        questions = [question for group in groups for question in group]
+        with self._bar(len(questions), unit=unit) as bar:
+            scored = iter(self.backend.score(questions, progress=bar.update))
         return [[next(scored) for _ in group] for group in groups]
 
     def _generate(
         self, requests: Sequence[Instance], places: Sequence[int], *, progress: Callable[[int], Any]
     ) -> list[Generation]:
-        """Generations for requests that share their settings."""
+        """Generate answers to requests that share their settings."""
         task, settings = requests[0].task_name, requests[0].args[1]
         given = normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS)
         options: dict[str, Any] = {**given}
@@ -326,35 +329,32 @@ class Engine(LM):  # type: ignore[misc]
         extra = [k for k in options if k not in _SAMPLING or (k == "top_k" and sampled)]
         if extra:
             raise UserError(
-                f"{task}: generation_kwargs.{extra[0]} is not offered; use greedy decoding or "
+                f"{task}: generation_kwargs.{extra[0]} is not supported; use greedy decoding or "
                 "temperature and top_p"
             )
         self._check_coverage(str(task), [request.args[0] for request in requests])
         prompts = self.encode([request.args[0] for request in requests])
-        room = (self.window or DEFAULT_WINDOW) - cap
-        if room <= 0:
-            raise UserError(no_room(str(task), cap, window=self.window))
-        self._report_cuts(
-            sum(len(prompt) > room for prompt in prompts), len(prompts), task=str(task)
-        )
+        space = (self.window or DEFAULT_WINDOW) - cap
+        if space <= 0:
+            raise UserError(cap_too_large(str(task), cap, window=self.window))
+        self._report_cuts(sum(len(p) > space for p in prompts), len(prompts), task=str(task))
 
-        def answers(asked: list[tuple[list[int], int]]) -> list[Generation]:
+        def answers(numbered: list[tuple[list[int], int]]) -> list[Generation]:
             settings = GenerationSettings(
                 max_new_tokens=cap,
                 stop_ids=self._stop_ids(),
                 stop_strings=until,
                 temperature=float(options.get("temperature") or 0.0) if sampled else 0.0,
                 top_p=float(options.get("top_p") or 1.0) if sampled else 1.0,
-                seeds=[self.seed * 1_000_003 + place for _, place in asked],
+                seeds=[self.seed * 1_000_003 + place for _, place in numbered],
             )
-            return self.backend.generate(
-                [prompt[-room:] for prompt, _ in asked], settings, progress=progress
-            )
+            kept = [prompt[-space:] for prompt, _ in numbered]
+            return self.backend.generate(kept, settings, progress=progress)
 
         return map_over_ranks(list(zip(prompts, places, strict=True)), answers)
 
     def _stop_ids(self) -> list[int]:
-        """What ends an answer: the template's end of turn in a chat, and what the model names."""
+        """Return the ids that end an answer: those of the model, and in a chat the end of turn."""
         ids = [self.tokenizer.eos_token_id, *self.backend.eos_ids]
         if self.chat:
             ids += stop_ids(self.tokenizer)

@@ -1,13 +1,13 @@
-"""Tasks over data files of one's own, read as they are: no conversion, no cache, no import of code.
+"""Define lm-eval tasks over local data files, without conversion, cache or import of code.
 
-A task file's `dataset_kwargs` may hold, beside `data_files` (split: file):
-    where: a Jinja expression; only rows for which it is true are asked
-    join: {field: {file: FILE, key: KEY}}; a row gets, as `field`, the row of FILE with equal KEY
-and its `metadata`:
-    shots_by: a field; examples are those with the question's own value (MMLU's subject)
-    shots: how many examples the question's text itself holds, beside those that are drawn
-    cluster: a field, or a template, that questions of one passage, template or subject share;
-        a question without a value there stands alone
+In addition to `data_files` (split: file), `dataset_kwargs` of a task file may have:
+    where: a Jinja expression; only rows for which it is true are used
+    join: {field: {file: FILE, key: KEY}}; `field` of a row is the row of FILE with the same KEY
+and `metadata`:
+    shots_by: a field; few-shot examples have the same value as the question (MMLU's subject)
+    shots: number of examples in the text of the question itself
+    cluster: a field or template that dependent questions share (passage, template, subject);
+        a question without a value is its own cluster
 """
 
 from collections import defaultdict
@@ -26,21 +26,21 @@ from sft.data.records import RowError
 from sft.errors import UserError
 from sft.system.hub import reach_hub
 
-READABLE = ("json", "csv", "parquet")  # dataset_path of tasks whose files are read here
+READABLE = ("json", "csv", "parquet")  # values of dataset_path whose files are read here
 
 
 class _Templates(SandboxedEnvironment):
-    """Templates over documents that reach nothing but their documents."""
+    """Jinja environment whose templates can access only the fields of their document."""
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
         raise UserError(
-            f"a template of a task reaches for {attribute!r} of a {type(obj).__name__}, which "
-            "templates may not; write it over the document's fields"
+            f"a template of a task accesses {attribute!r} of a {type(obj).__name__}, which is not "
+            "allowed; use only the fields of the document"
         )
 
 
 def _sandboxed() -> _Templates:
-    """lm-eval's environment (lm_eval/utils.py), which is no sandbox, as one."""
+    """Return a sandboxed version of lm-eval's environment (lm_eval/utils.py)."""
     templates = _Templates(
         loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
     )
@@ -48,31 +48,31 @@ def _sandboxed() -> _Templates:
     return templates
 
 
-# A task's templates come with its file, and lm-eval renders them wherever it needs a text.
+# lm-eval renders the templates of untrusted task files with this environment.
 lm_eval.utils.env = _sandboxed()
 
 
-class Rows(list[dict[str, Any]]):
-    """Rows of a split, with the `features` by which lm-eval tells a field from a template."""
+class SplitRows(list[dict[str, Any]]):
+    """Rows of a split with `features`, by which lm-eval distinguishes fields from templates."""
 
     @property
     def features(self) -> dict[str, None]:
-        """Names of all fields."""
+        """Return the names of all fields."""
         return {name: None for row in self for name in row}
 
 
 class LocalTask(ConfigurableTask):  # type: ignore[misc]
-    """lm-eval's task over files that are read here, each split for itself.
+    """An lm-eval task whose splits are read separately from files.
 
-    Splits need not have the same fields, fields not one type, and examples can be those of the
-    question's own subject, which lm-eval has only as a task for each subject.
+    Splits may have different fields and fields may have several types. Few-shot examples can be of
+    the subject of the question, for which lm-eval needs one task per subject.
     """
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Read the files; a hub dataset, or files of other kinds, are lm-eval's to load.
+        """Read the files; hub datasets and other file types are loaded by lm-eval.
 
         Raises:
-            UserError: a row cannot be read, or none is left.
+            UserError: a row cannot be read, or there are none.
         """
         given = dataset_kwargs or {}
         remote = "://" in str(given.get("data_files", "://"))
@@ -88,7 +88,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
         }
 
     def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The prompt of one question; examples come from the question's own subject."""
+        """Return the prompt of one question, with examples of its subject."""
         field = (self.config.metadata or {}).get("shots_by")
         if field is not None and kwargs.get("num_fewshot"):
             examples = self._by_value[doc[field]]
@@ -98,7 +98,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 
     @cached_property
     def _by_value(self) -> dict[Any, list[dict[str, Any]]]:
-        """Examples by their value of `metadata.shots_by`."""
+        """Few-shot examples by their value of `metadata.shots_by`."""
         grouped: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         for row in self.fewshot_docs():
             grouped[row[self.config.metadata["shots_by"]]].append(row)
@@ -107,7 +107,7 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Join:
-    """Rows of another file by the value of their field `key`, added to each row as `field`."""
+    """Rows of another file by the value of `key`; each row gets its match as `field`."""
 
     field: str
     key: str
@@ -117,23 +117,23 @@ class _Join:
     def of(cls, field: str, *, file: str, key: str) -> "_Join":
         return cls(field, key, {row[key]: row for row in _records(file)})
 
-    def added(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {self.field: self.rows[row[self.key]]}
+    def apply(self, row: dict[str, Any]) -> dict[str, Any]:
+        return row | {self.field: self.rows[row[self.key]]}
 
 
-def _read_split(names: Any, *, where: str | None, joins: list[_Join]) -> Rows:
-    """Rows of the files of one split that `where` lets through, each with its joined rows."""
-    holds = _Templates().compile_expression(where) if where else None
-    rows = Rows()
+def _read_split(names: Any, *, where: str | None, joins: list[_Join]) -> SplitRows:
+    """Return the rows of one split that satisfy `where`, with their joined rows."""
+    selects = _Templates().compile_expression(where) if where else None
+    rows = SplitRows()
     files = names if isinstance(names, list) else [names]
     for row in (row for name in files for row in _records(name)):
-        if holds is None or holds(**row):
+        if selects is None or selects(**row):
             for join in joins:
-                row = row | join.added(row)
+                row = join.apply(row)
             rows.append(row)
     if not rows:
         rule = f" for which {where} is true" if where else ""
-        raise UserError(f"{', '.join(map(str, files))}: no row{rule}; a task asks at least one")
+        raise UserError(f"{', '.join(map(str, files))}: no row{rule}; a task needs at least one")
     return rows
 
 

@@ -1,7 +1,7 @@
-"""Benchmark tasks by name: from YAML files of one's own, or lm-eval's.
+"""Find benchmark tasks by name: local YAML files, or tasks of lm-eval.
 
-A file of one's own is plain data: `!function`, which would import code from beside it, is refused.
-Relative `dataset_kwargs.data_files` are looked up in a folder of data, or from the file's folder.
+Local task files are plain data: `!function`, which would import code, is refused. Relative
+`dataset_kwargs.data_files` are looked up in a data folder, or relative to the task file.
 """
 
 import copy
@@ -39,34 +39,34 @@ log = logging.getLogger(__name__)
 
 REMOTE = ("https://", "hf://")  # addresses of data files that a task file may name
 
-# What lm-eval raises for a task whose data, columns or templates are not as its file says.
+# Exceptions of lm-eval for a task whose data, columns or templates do not match its file.
 _BROKEN = (
     *(OSError, ValueError, KeyError, IndexError, TypeError, jinja2.TemplateError),
     StopIteration,  # of datasets, for an empty file
-    ImportError,  # of tasks that want more packages
+    ImportError,  # of tasks that need more packages
     RuntimeError,  # of datasets, for a folder or repository with a script
 )
 
 
 @dataclass(frozen=True)
-class Tasks:
-    """Where tasks are: files of one's own under `folder`, their data in `data`; else lm-eval's.
+class TaskSource:
+    """Location of tasks: local files in `folder` with their data in `data`, else lm-eval.
 
-    `data` None stands for beside the task files.
+    With `data` None, data files are relative to the task files.
     """
 
     folder: str | None = None
     data: str | None = None
 
     @classmethod
-    def of(cls, section: EvalSection) -> "Tasks":
+    def of(cls, section: EvalSection) -> "TaskSource":
         return cls(section.task_dir, section.data_dir)
 
     def configs(self, names: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-        """Configs of tasks of one's own, data files absolute; None for those of lm-eval.
+        """Return configs of local tasks with absolute data files; None for tasks of lm-eval.
 
         Raises:
-            UserError: a task file is not readable, or its data file is not there.
+            UserError: a task file is not readable, or its data file does not exist.
         """
         files = _task_files(self.folder)
         return {
@@ -75,7 +75,7 @@ class Tasks:
         }
 
     def all_configs(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Those of lm-eval too, as its index has them."""
+        """Return configs of local tasks and, from its index, of lm-eval."""
         return {
             name: _lm_eval_tasks().task_index[name].cfg or {} if config is None else config
             for name, config in self.configs(names).items()
@@ -85,20 +85,21 @@ class Tasks:
 def check_tasks(
     names: Sequence[str],
     *,
-    source: Tasks,
+    source: TaskSource,
     options: Mapping[str, TaskOptions] | None = None,
     code: RunCode = RunCode.NEVER,
 ) -> None:
-    """Refuse what cannot be run, before any model is loaded.
+    """Check tasks before any model is loaded.
 
     Raises:
-        UserError: a name, or a name that has `options`, is unknown (its nearest names follow), a
-            task file or its data is not there or not readable, its metadata or documents ask for
-            checks that there are not, or it runs programs and that is not allowed or not possible.
+        UserError: a name in `names` or `options` is unknown (with the nearest names), a task file
+            or
+            its data does not exist or is not readable, its metadata or documents are invalid, or it
+            runs programs and that is not allowed or not possible.
     """
     local = _task_files(source.folder)
-    for key, wanted in (("eval.tasks", names), ("eval.per_task", options or ())):
-        missing = [name for name in wanted if name not in local]
+    for key, given in (("eval.tasks", names), ("eval.per_task", options or ())):
+        missing = [name for name in given if name not in local]
         if missing:
             missing = [name for name in missing if name not in _lm_eval_tasks().all_tasks]
         if missing:
@@ -109,10 +110,9 @@ def check_tasks(
             raise UserError(f"{key}: {missing[0]!r} is no task of lm-eval{where}{hint}")
     configs = source.all_configs(names)
     for name, config in configs.items():
-        checked = ifeval.checks_instructions(config)
         if name in local:
             _check_metrics(config)
-            if checked:  # before a model answers all that cannot be judged
+            if ifeval.checks_instructions(config):
                 (task,) = load_tasks([name], source=source, shots=0, seed=0).values()
                 ifeval.check_documents(task)
     programs = [name for name, config in configs.items() if code_execution.needs_programs(config)]
@@ -125,8 +125,8 @@ def check_tasks(
         find_isolation(code)
 
 
-def tasks_fingerprint(names: Sequence[str], *, source: Tasks) -> str:
-    """What the tasks ask: definitions and data of local ones, lm-eval's version for its own."""
+def tasks_fingerprint(names: Sequence[str], *, source: TaskSource) -> str:
+    """Return a hash of the tasks: definitions and data of local ones, else lm-eval's version."""
     parts: list[Any] = []
     for name, config in source.configs(names).items():
         if config is None:
@@ -137,12 +137,12 @@ def tasks_fingerprint(names: Sequence[str], *, source: Tasks) -> str:
 
 
 def load_tasks(
-    names: Sequence[str], *, source: Tasks, shots: int, seed: int, pinned: bool = True
+    names: Sequence[str], *, source: TaskSource, shots: int, seed: int, pinned: bool = True
 ) -> dict[str, Task]:
-    """lm-eval tasks by name, with their data; a group's name stands for its tasks.
+    """Load lm-eval tasks with their data; the name of a group gives all its tasks.
 
-    A task whose file pins `num_fewshot: 0` keeps it while `pinned`, as in lm-eval's
-    `simple_evaluate`; all others get `shots` examples, drawn with `seed`.
+    A task file with `num_fewshot: 0` keeps it if `pinned`, as in lm-eval's `simple_evaluate`; all
+    others get `shots` examples, drawn with `seed`.
 
     Raises:
         UserError: the data of a task cannot be loaded, is empty, or has too few examples.
@@ -154,7 +154,7 @@ def load_tasks(
                 reach_hub()
                 loaded = _lm_eval_tasks().load([name])["tasks"]
             else:
-                # A copy: lm-eval changes the configs that it is given.
+                # A copy, since lm-eval modifies its configs.
                 loaded = {name: LocalTask(config=copy.deepcopy(_for_lm_eval(config)))}
         except UserError as error:
             raise UserError(f"task {name}: {error}") from None
@@ -167,8 +167,7 @@ def load_tasks(
 
 
 def _for_lm_eval(config: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval loads of a local config: answers that are judged here afterwards leave it no
-    metric and no program."""
+    """Return the config for lm-eval, without metrics if answers are graded here."""
     if code_execution.needs_programs(config) or ifeval.checks_instructions(config):
         bypass = {"metric": "bypass", "aggregation": "bypass", "higher_is_better": True}
         plain = {key: value for key, value in config.items() if key != "unsafe_code"}
@@ -183,14 +182,14 @@ def _set_shots(task: Task, shots: int, *, seed: int, pinned: bool) -> None:
         if shots > len(examples):
             raise UserError(
                 f"task {task.task_name} has {len(examples)} few-shot examples but {shots} are "
-                "asked for; lower the shots or name a larger fewshot_split"
+                "requested; lower the shots or name a larger fewshot_split"
             )
     task.set_fewshot_seed(seed=seed)
 
 
 def _broken(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    # Of data that cannot be fetched, and of files that are not there.
+    # OSError: data that cannot be downloaded, or files that do not exist.
     first = "check the network" if isinstance(error, OSError) else "correct its file"
     return (
         f"task {name} cannot be loaded ({type(error).__name__}: {reason}); {first}, or give its "
@@ -212,12 +211,12 @@ class _TaskFile:
 
 
 def _task_files(folder: str | None) -> dict[str, _TaskFile]:
-    """Task files by the task's name, from the YAML files under `folder`."""
+    """Return the task files under `folder` by task name."""
     if folder is None:
         return {}
     place = find_path(folder)
     if place is None or not place.is_dir():
-        raise UserError(f"eval.task_dir={folder} is no folder; give one that holds task files")
+        raise UserError(f"eval.task_dir={folder} is no folder; give one with task files")
     tasks: dict[str, _TaskFile] = {}
     for path in sorted([*place.rglob("*.yaml"), *place.rglob("*.yml")]):
         config = _read_task(path, root=place)
@@ -232,14 +231,10 @@ def _task_files(folder: str | None) -> dict[str, _TaskFile]:
 
 
 def _check_plain(config: dict[str, Any], path: Path) -> None:
-    """Refuse what would name a file elsewhere, or fetch code or another file for lm-eval.
-
-    Raises:
-        UserError: saying which key.
-    """
+    """Raise if a key names a file elsewhere, or makes lm-eval load code or other files."""
     if not is_plain_name(config["task"]):
         raise UserError(
-            f"{path}: task {config['task']!r} is no name for a file, which its samples get; use "
+            f"{path}: task {config['task']!r} cannot be the name of its samples file; use "
             "letters, digits, - and _"
         )
     if "use_prompt" in config:
@@ -247,22 +242,18 @@ def _check_plain(config: dict[str, Any], path: Path) -> None:
 
 
 def _check_metrics(config: dict[str, Any]) -> None:
-    """Refuse metrics that lm-eval would fetch as code (evaluate.load).
-
-    Raises:
-        UserError: naming the metric.
-    """
+    """Raise if lm-eval would download a metric as code (evaluate.load)."""
     for entry in _for_lm_eval(config).get("metric_list") or []:
         metric = entry.get("metric") if isinstance(entry, dict) else None
         if str(metric) not in metric_registry or entry.get("hf_evaluate"):
             raise UserError(
-                f"task {config['task']}: metric {metric!r} is none of lm-eval's own, and others "
-                "are code from the hub; name one such as acc, acc_norm or exact_match"
+                f"task {config['task']}: metric {metric!r} is not part of lm-eval, and others "
+                "are code from the hub; use one such as acc, acc_norm or exact_match"
             )
 
 
 def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A task file's keys, with those of the files that it includes, all of them under `root`."""
+    """Return the keys of a task file and of the files that it includes, all under `root`."""
     try:
         with path.open("rb") as file:
             text = read_yaml_text(file)
@@ -276,21 +267,21 @@ def _read_task(path: Path, *, root: Path, above: tuple[Path, ...] = ()) -> dict[
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: a task file holds keys and values, such as `task: name`")
+        raise UserError(f"{path}: a task file has keys and values, such as `task: name`")
     include = config.pop("include", None)
     for base in include if isinstance(include, list) else [include] * (include is not None):
         parent = path.parent / str(base)
         if not parent.is_file() or not is_inside(parent, root):
-            raise UserError(f"{path}: include {base} is not there; name a file beside this one")
+            raise UserError(f"{path}: include {base} does not exist; name a file next to this one")
         if parent.resolve() in (path.resolve(), *above):
-            raise UserError(f"{path}: include {base} comes back to where it began; remove it")
+            raise UserError(f"{path}: include {base} includes itself; remove it")
         config = _read_task(parent, root=root, above=(path.resolve(), *above)) | config
     keys: dict[str, Any] = config
     return keys
 
 
 def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:
-    """The file's config with absolute `data_files`, and files to `join` (eval.tasks.local_task)."""
+    """Return the config with absolute paths of `data_files` and files to `join`."""
     kwargs = file.config.get("dataset_kwargs") or {}
     if "data_files" not in kwargs:
         return file.config
@@ -313,42 +304,42 @@ def _with_absolute_data(file: _TaskFile, data: str | None) -> dict[str, Any]:
 
 
 def _checked_url(address: str, file: _TaskFile) -> str:
-    """An address that datasets fetches; others, such as file://, would lead past the folders."""
+    """Return a remote address; others, such as file://, would bypass the data folder."""
     if not address.startswith(REMOTE) or mask_secrets(address) != address:
         raise UserError(
             f"{file.path}: data file {mask_secrets(address)} is no {' or '.join(REMOTE)} address "
-            "without a password; fetch it, and name the file"
+            "without a password; download it, and name the file"
         )
     return address
 
 
 def _find_data(name: str, file: _TaskFile, data: str | None) -> str:
-    """A data file by its relative name: in eval.data_dir, or else near the task file."""
+    """Return the path of a data file: in eval.data_dir, else relative to the task file."""
     if data is None:
-        # Beside the folder of tasks, too: tasks/x.yaml names ../data/x.jsonl.
+        # Also next to the task folder: tasks/x.yaml may name ../data/x.jsonl.
         inside, places = file.root.resolve().parent, [file.path.parent / name]
         rule = "data_files are relative to the task file, or in the folder eval.data_dir="
     else:
         inside = Path(data).expanduser()
         if not inside.is_dir():
-            raise UserError(f"eval.data_dir={data} is no folder; name the one that holds {name}")
+            raise UserError(f"eval.data_dir={data} is no folder; name the folder of {name}")
         places = [inside / name, *sorted(inside.glob(f"*/{glob.escape(name.lstrip('/'))}"))]
         rule = f"put it into eval.data_dir={data} or a folder in there, or leave the task out"
     for place in places:
-        # What links there are in a folder of data, its owner has put there.
+        # Links inside eval.data_dir are allowed, since its owner created them.
         real = place.resolve() if data is None else Path(os.path.abspath(place))
         if not real.is_relative_to(os.path.abspath(inside)):
             raise UserError(
-                f"{file.path}: data file {name} leads out of {inside}; set eval.data_dir= to the "
-                "folder that holds it"
+                f"{file.path}: data file {name} is outside {inside}; set eval.data_dir= to its "
+                "folder"
             )
         if place.is_file():
             return str(place.resolve())
-    raise UserError(f"{file.path}: data file {name} is not there; {rule}")
+    raise UserError(f"{file.path}: data file {name} does not exist; {rule}")
 
 
 def _data_files(config: dict[str, Any]) -> Iterator[str]:
-    """The local data files of a config that `_with_absolute_data` has seen."""
+    """Yield the local data files of a config from `_with_absolute_data`."""
 
     def walk(value: Any) -> Iterator[str]:
         if isinstance(value, dict):

@@ -32,8 +32,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from eval.tasks.benchmark import quiet
-from eval.tasks.lm_eval_model import Engine
-from eval.tasks.task_files import Tasks, load_tasks
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource, load_tasks
 from sft.config.preset import CHECKOUT
 from sft.config.sections import ModelSection
 from sft.model.placement import choose_placement
@@ -136,7 +136,7 @@ def backends(
 
     def ours() -> LM:
         model.set_attn_implementation(attention)
-        return Engine(model, tokenizer, chat=False)
+        return LmEvalModel(model, tokenizer, chat=False)
 
     def theirs(size: int) -> Callable[[], LM]:
         def make() -> LM:
@@ -151,7 +151,7 @@ def backends(
 
 def run(make: Callable[[], LM], *, task: str, shots: int, limit: int) -> tuple[float, list[Any]]:
     """Return the seconds of a task and the scores of each document."""
-    source = Tasks(str(CHECKOUT / "recipes" / "paper" / "tasks"), str(DATA))
+    source = TaskSource(str(CHECKOUT / "recipes" / "paper" / "tasks"), str(DATA))
     with quiet():
         loaded = load_tasks([task], source=source, shots=shots, seed=0, pinned=True)
         lm = make()

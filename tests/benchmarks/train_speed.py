@@ -86,7 +86,7 @@ def compare(given: argparse.Namespace) -> None:
         write_model(folder / "model")
         repeats, limit = (1, 70.0) if given.quick else (given.repeats, 600.0)
         runs = measure(folder, repeats=repeats, limit=given.limit or limit)
-    result = summarise(runs, rows)
+    result = summarize(runs, rows)
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))
 
@@ -171,7 +171,7 @@ def timed(case: str, folder: Path, *, times: int, limit: float) -> list[dict[str
     return [{**json.loads(line), "cut": False} for line in lines[-times:]]
 
 
-def summarise(runs: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summarize(runs: list[dict[str, Any]], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return the ratios of TRL to ours in time and memory, and ours as a fraction of the peak."""
 
     def median(case: str, key: str = "seconds") -> float:

@@ -181,7 +181,7 @@ def test_prompts_that_do_not_fit_are_counted_on_record_and_refused_beyond_a_shar
     rows[4]["question"] = "too long " * 60
     write_jsonl(world / "tasks" / "long.jsonl", rows)
     sentence = refusal(given, capsys)
-    assert "long: 2 of 12 prompts are longer than the model's window of 512 tokens" in sentence
+    assert "long: 2 of 12 prompts are longer than the context window of 512 tokens" in sentence
 
 
 def test_models_that_cannot_be_compared_in_all_are_told_apart(world, caplog):
@@ -259,7 +259,7 @@ def test_what_would_stop_a_later_task_is_found_before_any_model_is_loaded(
     monkeypatch.delattr("transformers.AutoModelForCausalLM.from_pretrained")  # never called
     long_choices(world, 5)
     given = arguments(world, tasks="long,sums")
-    words = "sums: 5 of 40 questions have a choice that alone fills the model's window of 512"
+    words = "sums: 5 of 40 questions have a choice that alone fills the context window of 512"
     assert words in refusal(given, capsys)
     long_choices(world, 0)
     (world / "tasks" / "sums.jsonl").write_text('{"question": "1+1", "choices": ["2"]}\n')
@@ -298,7 +298,7 @@ def test_models_of_different_windows_are_compared_on_the_questions_that_both_ans
         ({"max_new_tokens": 0}, "generation_kwargs.max_new_tokens is 0; give a number"),
         ({"temperature": "warm"}, "generation_kwargs.temperature is 'warm'; give a number"),
         (["until"], "generation_kwargs is ['until']; give keys and values"),
-        ({"until": [], "num_beams": 4}, "generation_kwargs.num_beams is not offered"),
+        ({"until": [], "num_beams": 4}, "generation_kwargs.num_beams is not supported"),
     ],
 )
 def test_settings_of_answers_that_cannot_be_read_are_refused_before_any_model_is_loaded(

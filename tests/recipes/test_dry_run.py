@@ -27,7 +27,7 @@ def test_one_choice_too_long_costs_its_question_and_not_the_task(world, caplog):
     long_choices(world, 1)
     alone = ("sft_all.enabled=false", "sft_dialogue.enabled=false", "dpo.enabled=false")
     assert run(world, "--dry-run", *alone) == 0
-    words = "1 of 40 questions have a choice that alone fills the model's window of 512 tokens"
+    words = "1 of 40 questions have a choice that alone fills the context window of 512 tokens"
     assert words in caplog.text
     assert run(world, *alone, "eval.repetition.prompts=null") == 0
     entry = read_json(world / "run" / "results.json")["benchmarks"]["sums"]["base"]

@@ -63,7 +63,7 @@ def test_every_figure_by_epoch_can_be_computed_again_from_its_files(world):
             assert row["repetition"] == repetition.summarize(answers) and len(answers) == 4
             samples = read_jsonl(place / "samples" / "sums.jsonl")
             entry = row["benchmarks"]["sums"]
-            assert benchmark.summarise(samples).items() <= entry.items()
+            assert benchmark.summarize(samples).items() <= entry.items()
             assert (entry["n"], entry["shots"], entry["chat_template"]) == (5, 0, True)
 
 

@@ -15,7 +15,7 @@ from eval.backends.vllm_backend import find_vllm
 from eval.generation.generate import GenerationSettings
 from eval.measures import repetition
 from eval.metrics import loop_detection
-from eval.tasks.lm_eval_model import Engine
+from eval.tasks.lm_eval_model import LmEvalModel
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.chat_template.template import ensure_template
 from sft.config.sections import EvalSection, LoraSection
@@ -55,7 +55,7 @@ def served(tmp_path_factory):
 def engines(served, **options):
     """An engine over each; that over transformers with vLLM's window, which is two tokens less."""
     theirs, ours, tokenizer = served
-    pair = [Engine(backend, tokenizer, chat=False, **options) for backend in (theirs, ours)]
+    pair = [LmEvalModel(backend, tokenizer, chat=False, **options) for backend in (theirs, ours)]
     assert (pair[0].window, pair[1].window) == (254, 256)
     pair[1].window = 254
     return pair

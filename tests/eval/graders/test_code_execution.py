@@ -11,9 +11,9 @@ from tiny_models import make_tiny_model
 from eval.graders.code_execution import program_of, scored
 from eval.graders.isolation import RunCode
 from eval.graders.sandbox_probe import find_isolation
-from eval.tasks.benchmark import Ask, run_benchmark
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks, check_tasks, load_tasks
+from eval.tasks.benchmark import TaskFormat, run_benchmark
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource, check_tasks, load_tasks
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
 from sft.system.atomic_files import read_jsonl
@@ -47,7 +47,7 @@ def write_task(folder, config, rows):
 def verdicts(folder, config, rows, answers):
     """(passed, reason) of each answer, through the loaded task."""
     name = write_task(folder, config, rows)
-    task = load_tasks([name], source=Tasks(str(folder)), shots=0, seed=0)[name]
+    task = load_tasks([name], source=TaskSource(str(folder)), shots=0, seed=0)[name]
     samples = [
         {"doc": doc, "target": task.doc_to_target(doc), "resps": [[answer]]}
         for doc, answer in zip(task.eval_docs, answers, strict=True)
@@ -106,26 +106,26 @@ def test_nothing_runs_without_being_asked_for(tmp_path):
     name = write_task(tmp_path, HUMANEVAL, ROWS)
     refusal = "task humaneval_local runs programs .* --allow-code-execution .*leave the task out"
     with pytest.raises(UserError, match=refusal):
-        check_tasks([name], source=Tasks(str(tmp_path)))
-    check_tasks([name], source=Tasks(str(tmp_path)), code=RunCode.CONFINED)
+        check_tasks([name], source=TaskSource(str(tmp_path)))
+    check_tasks([name], source=TaskSource(str(tmp_path)), code=RunCode.CONFINED)
     # The file need not say that it is unsafe.
     write_task(tmp_path, {k: v for k, v in HUMANEVAL.items() if k != "unsafe_code"}, ROWS)
     with pytest.raises(UserError, match=refusal):
-        check_tasks([name], source=Tasks(str(tmp_path)))
+        check_tasks([name], source=TaskSource(str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_lm_evals_own_code_tasks_are_never_run(name):
     """They run programs in the evaluator's process, some at import."""
     with pytest.raises(UserError, match=rf"task {name} .*in this very process; give it as a file"):
-        check_tasks([name], source=Tasks(), code=RunCode.CONFINED)
+        check_tasks([name], source=TaskSource(), code=RunCode.CONFINED)
 
 
 def test_a_task_that_does_not_say_how_is_refused(tmp_path):
     broken = HUMANEVAL | {"metadata": {"program": {"start": "{{prompt}}"}}}
     name = write_task(tmp_path, broken, ROWS)
     with pytest.raises(UserError, match=r"metadata.program: \{start: ..., entry: ...}"):
-        check_tasks([name], source=Tasks(str(tmp_path)), code=RunCode.CONFINED)
+        check_tasks([name], source=TaskSource(str(tmp_path)), code=RunCode.CONFINED)
 
 
 def test_benchmarks_store_program_reason_and_isolation(tmp_path, tiny_tokenizer):
@@ -135,10 +135,10 @@ def test_benchmarks_store_program_reason_and_isolation(tmp_path, tiny_tokenizer)
 
     def run(**options):
         return run_benchmark(
-            TurnedEngine(model, tiny_tokenizer, chat=False, seed=0),
+            LmEvalModel(model, tiny_tokenizer, chat=False, seed=0),
             task=name,
-            source=Tasks(str(tmp_path)),
-            ask=Ask(chat=False, shots=2),
+            source=TaskSource(str(tmp_path)),
+            form=TaskFormat(chat=False, shots=2),
             limit=None,
             file=file,
             **options,

@@ -11,9 +11,9 @@ from tiny_models import make_tiny_model
 
 from eval.graders.ifeval import READINGS, follow
 from eval.graders.language_id import language_of
-from eval.tasks.benchmark import Ask, run_benchmark
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks, check_tasks
+from eval.tasks.benchmark import TaskFormat, run_benchmark
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource, check_tasks
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
 from sft.system.atomic_files import read_jsonl
@@ -217,10 +217,10 @@ def test_benchmarks_store_both_readings(tmp_path, tiny_tokenizer):
     for reading in READINGS:
         name = write_task(tmp_path, metadata={"instructions": reading})
         entry = run_benchmark(
-            TurnedEngine(model, tiny_tokenizer, chat=False, seed=0),
+            LmEvalModel(model, tiny_tokenizer, chat=False, seed=0),
             task=name,
-            source=Tasks(str(tmp_path)),
-            ask=Ask(chat=False, shots=3),
+            source=TaskSource(str(tmp_path)),
+            form=TaskFormat(chat=False, shots=3),
             limit=None,
             file=tmp_path / reading / f"{name}.jsonl",
         )
@@ -273,10 +273,10 @@ def test_documents_that_cannot_be_checked_are_refused_before_a_model_is_there(
     rows = [ROWS[0], {"prompt": "No commas."} | fields] if fields else [{"prompt": "No commas."}]
     (tmp_path / "ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=sentence):
-        check_tasks([name], source=Tasks(str(tmp_path)))
+        check_tasks([name], source=TaskSource(str(tmp_path)))
 
 
 def test_a_reading_that_there_is_not_is_refused(tmp_path):
     name = write_task(tmp_path, metadata={"instructions": "lose"})
     with pytest.raises(UserError, match=r"metadata.instructions is strict or loose, not 'lose'"):
-        check_tasks([name], source=Tasks(str(tmp_path)))
+        check_tasks([name], source=TaskSource(str(tmp_path)))

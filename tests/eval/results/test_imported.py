@@ -17,7 +17,7 @@ from eval.metrics.paired_comparison import compare
 from eval.report.report import write_report
 from eval.results.imported import import_measures
 from eval.tasks.benchmark import quiet
-from eval.tasks.task_files import Tasks, load_tasks
+from eval.tasks.task_files import TaskSource, load_tasks
 from sft.config.sections import EvalSection, TaskOptions
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
@@ -37,7 +37,7 @@ def log_with_lm_eval(
     model, tokenizer, folder, out, *, names, shots=0, groups=None, model_name="org__model"
 ):
     """What `lm_eval --log_samples --output_path OUT` writes (evaluator and tracker are its own)."""
-    loaded = load_tasks(names, source=Tasks(str(folder)), shots=shots, seed=0)
+    loaded = load_tasks(names, source=TaskSource(str(folder)), shots=shots, seed=0)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
     with quiet():
         results = evaluate(lm, {"tasks": loaded, "groups": groups or {}}, bootstrap_iters=0)

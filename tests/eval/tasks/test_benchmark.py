@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.metrics.paired_comparison import compare, delta_table
 from eval.metrics.stats import score_interval, wilson
-from eval.tasks.benchmark import summarise
+from eval.tasks.benchmark import summarize
+from eval.tasks.lm_eval_model import LmEvalModel
 from eval.tasks.sample_rows import cluster_of
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks, load_tasks
+from eval.tasks.task_files import TaskSource, load_tasks
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
@@ -39,7 +39,7 @@ def test_entries_and_rows_are_as_contracted(model, tiny_tokenizer, task_dir, tmp
         rows = read(tmp_path / "samples" / f"{name}.jsonl")
         contract = {"score", "ci", "n", "metric", "shots", "chat_template"}
         assert set(entry) - {"cut_answers", "metrics"} == contract
-        assert entry == summarise(rows) | {"shots": 2, "chat_template": False}
+        assert entry == summarize(rows) | {"shots": 2, "chat_template": False}
         right = sum(row["score"] for row in rows)
         assert entry["n"] == 8 and entry["score"] == right / 8
         passages = [row["cluster"] for row in rows if row["cluster"] is not None]
@@ -74,7 +74,7 @@ def test_every_verdict_is_lm_evals_own(model, tiny_tokenizer, task_dir, tmp_path
     ensure_template(tiny_tokenizer)
     shots = 0 if chat else 2
     run(model, tiny_tokenizer, task_dir, tmp_path, shots=shots, chat=chat)
-    loaded = load_tasks(NAMES, source=Tasks(str(task_dir)), shots=shots, seed=0)
+    loaded = load_tasks(NAMES, source=TaskSource(str(task_dir)), shots=shots, seed=0)
     theirs = evaluate(
         HFLM(pretrained=model, tokenizer=tiny_tokenizer, batch_size=1, device="cpu"),
         {"tasks": loaded},
@@ -136,7 +136,7 @@ def test_tasks_that_cannot_be_scored_are_refused(
 
 
 def test_too_many_shots_and_empty_tasks_are_refused(model, tiny_tokenizer, task_dir, tmp_path):
-    with pytest.raises(UserError, match="mine_choice has 3 few-shot examples but 4 are asked for"):
+    with pytest.raises(UserError, match="mine_choice has 3 few-shot examples but 4 are requested"):
         run(model, tiny_tokenizer, task_dir, tmp_path, shots=4)
     (task_dir.parent / "data/choice.jsonl").write_text("")
     with pytest.raises(UserError, match=r"task mine_choice: .*choice.jsonl is empty; give it rows"):
@@ -167,7 +167,7 @@ def test_real_rows_are_scored_as_in_lm_eval(real_data, tmp_path):
     for config in (hellaswag, arc):
         (tmp_path / f"{config['task']}.yaml").write_text(yaml.safe_dump(config))
     names = ["real_hellaswag", "real_arc"]
-    source = Tasks(str(tmp_path), str(real_data))
+    source = TaskSource(str(tmp_path), str(real_data))
     run(model, tokenizer, source, tmp_path / "samples", tasks=names, limit=10)
     theirs = evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, device="cpu"),
@@ -233,7 +233,7 @@ def test_written_answers_are_graded_by_value_where_that_is_asked_for(
     rows = [{"question": "one half?", "choices": ["\\frac{1}{2}"], "gold": 0, "passage": "p"}]
     (task_dir / "../data/choice.jsonl").write_text(json.dumps(rows[0]) + "\n")
     monkeypatch.setattr(
-        TurnedEngine,
+        LmEvalModel,
         "generate_until",
         lambda self, requests: (
             self.finish_reasons.update({("mine_written", 0): "stop_id"})
@@ -274,13 +274,13 @@ def test_a_task_without_a_stop_string_is_not_cut_at_a_blank_line_in_a_chat(
     """Both formats of one task are paired all the same; one that names a stop string has it."""
     ensure_template(tiny_tokenizer)
     stops = []
-    generate = TurnedEngine.generate_until
+    generate = LmEvalModel.generate_until
 
     def noted(self, requests):
         stops.append(requests[0].args[1]["until"])
         return generate(self, requests)
 
-    monkeypatch.setattr(TurnedEngine, "generate_until", noted)
+    monkeypatch.setattr(LmEvalModel, "generate_until", noted)
     caplog.set_level("INFO")
     model = enable_scoring(make_tiny_model())
     rows = {}
@@ -291,7 +291,7 @@ def test_a_task_without_a_stop_string_is_not_cut_at_a_blank_line_in_a_chat(
             run(model, tiny_tokenizer, task_dir, tmp_path, tasks=NAMES[1:], chat=chat, limit=2)
             rows[name, chat] = read(tmp_path / "mine_written.jsonl")
     assert stops == [["\n\n"], [], ["\n\n"], ["\n\n"]]
-    said = [r.getMessage() for r in caplog.records if "names no generation_kwargs" in r.message]
+    said = [r.getMessage() for r in caplog.records if "no generation_kwargs" in r.message]
     ends = [text.rpartition("ends at ")[2] for text in said]
     assert ends == ["the first '\\n\\n'", "its end of turn"]
     assert (
@@ -321,7 +321,7 @@ def test_an_answer_cut_in_a_loop_says_so(tiny_tokenizer, task_dir, tmp_path):
 
 def test_bits_of_one_text_are_whole_json_without_an_interval():
     row = {"metric": "bits_per_byte", "log_prob": -10.0, "bytes": 5}
-    entry = summarise([row])
+    entry = summarize([row])
     assert entry["ci"] is None and json.dumps(entry, allow_nan=False)
     deltas = delta_table(
         {"t": {m: [row | {"doc_hash": "h", "doc_id": "0"}] for m in "ab"}}, models="ab"

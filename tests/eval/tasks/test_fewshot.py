@@ -9,8 +9,8 @@ from tiny_models import make_tiny_model
 
 from eval.tasks.benchmark import quiet
 from eval.tasks.fewshot import FittedShots
-from eval.tasks.system_prompt import TurnedEngine
-from eval.tasks.task_files import Tasks, load_tasks
+from eval.tasks.lm_eval_model import LmEvalModel
+from eval.tasks.task_files import TaskSource, load_tasks
 from sft.packing.logprobs import enable_scoring
 
 
@@ -32,7 +32,7 @@ def test_a_long_question_leaves_the_global_generators_as_one_prompt_does(
     tiny_tokenizer, task_dir, window
 ):
     """Of tasks whose texts are drawn, as some of lm-eval's are."""
-    (task,) = load_tasks(NAMES[1:], source=Tasks(str(task_dir)), shots=3, seed=0).values()
+    (task,) = load_tasks(NAMES[1:], source=TaskSource(str(task_dir)), shots=3, seed=0).values()
     written = task.doc_to_text
     task.doc_to_text = lambda doc, *form: f"{random.random()} {written(doc, *form)}"
     docs = [dict(doc) for doc in task.eval_docs]
@@ -41,7 +41,7 @@ def test_a_long_question_leaves_the_global_generators_as_one_prompt_does(
     plain = [task.fewshot_context(doc, num_fewshot=3) for doc in docs]
     after = random.random()
     model = enable_scoring(make_tiny_model(max_position_embeddings=window))
-    fitted = FittedShots(task, TurnedEngine(model, tiny_tokenizer, chat=False))
+    fitted = FittedShots(task, LmEvalModel(model, tiny_tokenizer, chat=False))
     task.set_fewshot_seed(seed=0)
     random.seed(5)
     asked = [task.fewshot_context(doc, num_fewshot=3) for doc in docs]
@@ -72,7 +72,7 @@ def test_one_long_question_leaves_the_examples_of_the_others_alone(
         for name in NAMES:
             assert entries[name].get("fewer_shots", 0) == (window == 240)
             prompts[name, window] = [row["prompt"] for row in read(tmp_path / f"{name}.jsonl")]
-    for name, task in load_tasks(NAMES, source=Tasks(str(task_dir)), shots=3, seed=0).items():
+    for name, task in load_tasks(NAMES, source=TaskSource(str(task_dir)), shots=3, seed=0).items():
         with quiet():
             task.build_all_requests(rank=0, world_size=1)
         asked = list(dict.fromkeys(instance.args[0] for instance in task.instances))

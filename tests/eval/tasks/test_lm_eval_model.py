@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from eval.backends.transformers_backend import backend_of
-from eval.tasks.lm_eval_model import Engine
+from eval.tasks.lm_eval_model import LmEvalModel
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
@@ -53,13 +53,13 @@ def bos_tokenizer(tiny_tokenizer):
 
 
 def test_choices_score_as_in_lm_eval(model, tiny_tokenizer):
-    ours = Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices())
+    ours = LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood(choices())
     assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices()))
 
 
 def test_choices_with_a_bos_score_as_in_lm_eval(model, bos_tokenizer):
     questions = [*QUESTIONS, ("<|im_start|>BOS is there already:", [" yes", " no"])]
-    ours = Engine(model, bos_tokenizer, chat=False).loglikelihood(choices(questions))
+    ours = LmEvalModel(model, bos_tokenizer, chat=False).loglikelihood(choices(questions))
     assert_same_scores(ours, reference(model, bos_tokenizer).loglikelihood(choices(questions)))
 
 
@@ -97,12 +97,12 @@ def test_questions_behind_shared_examples_score_as_in_lm_eval(
         lengths.append(kwargs["input_ids"].numel())
         return read(*args, **kwargs)
 
-    ours = Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    ours = LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
     model.set_attn_implementation("sdpa")
     assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices(asked)))
     model.set_attn_implementation(attention)
     monkeypatch.setattr(model, "forward", counting)
-    Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
     whole = sum(len(context) + sum(map(len, options)) for context, options in asked)
     assert (sum(lengths) < 0.8 * whole) == (window is None)
 
@@ -118,7 +118,9 @@ def test_examples_that_lack_the_question_itself_keep_no_others_from_sharing(
         examples = "".join([text for i, text in enumerate(texts) if i != place][:4])
         own = texts[place] if place < len(texts) else f"And {place}? "
         asked.append((examples + own, [" one", " two"]))
-    ours = Engine(enable_scoring(model), tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    ours = LmEvalModel(enable_scoring(model), tiny_tokenizer, chat=False).loglikelihood(
+        choices(asked)
+    )
     assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices(asked)))
     lengths = []
     read = model.forward
@@ -128,7 +130,7 @@ def test_examples_that_lack_the_question_itself_keep_no_others_from_sharing(
         return read(*args, **kwargs)
 
     monkeypatch.setattr(model, "forward", counting)
-    Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
+    LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood(choices(asked))
     # The first four are read alone, the fifth and those after it behind the same examples.
     alone = sum(len(context) + 8 for context, _ in asked[:4])
     shared = len("".join(texts[:4]))
@@ -141,7 +143,7 @@ def test_nothing_to_ask_has_no_scores(model, tiny_tokenizer):
 
 
 def test_what_greedy_decoding_writes_is_marked_greedy(model, tiny_tokenizer):
-    engine = Engine(model, tiny_tokenizer, chat=False)
+    engine = LmEvalModel(model, tiny_tokenizer, chat=False)
     ids = tiny_tokenizer("Once upon a time")["input_ids"]
     with torch.no_grad():
         best = int(model(torch.tensor([ids])).logits[0, -1].argmax())
@@ -155,7 +157,7 @@ def test_what_greedy_decoding_writes_is_marked_greedy(model, tiny_tokenizer):
 def test_rolling_windows_score_as_in_lm_eval(model, tiny_tokenizer):
     texts = ["short", "x" * 63, "y" * 64, "A longer text than the window of the model. " * 5]
     requests = instances("loglikelihood_rolling", [(text,) for text in texts])
-    ours = Engine(model, tiny_tokenizer, chat=False).loglikelihood_rolling(requests)
+    ours = LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood_rolling(requests)
     theirs = reference(model, tiny_tokenizer).loglikelihood_rolling(requests)
     assert ours == pytest.approx(theirs, abs=1e-3)
 
@@ -165,7 +167,7 @@ def test_a_bos_that_a_tokenizer_adds_is_scored_as_in_lm_eval(model, bos_tokenize
     """Else lm-eval's own logs of a model differ from what is measured here of the same model."""
     requests = instances("loglikelihood_rolling", [(text,)])
     plain, chat = (
-        Engine(model, bos_tokenizer, chat=chat).loglikelihood_rolling(requests)
+        LmEvalModel(model, bos_tokenizer, chat=chat).loglikelihood_rolling(requests)
         for chat in (False, True)
     )
     theirs = reference(model, bos_tokenizer).loglikelihood_rolling(requests)
@@ -179,7 +181,7 @@ def test_full_windows_fit_models_with_learned_positions(tiny_tokenizer):
     )
     model = enable_scoring(GPT2LMHeadModel(config).eval())
     requests = instances("loglikelihood_rolling", [("z" * 100,), ("a",)])
-    ours = Engine(model, tiny_tokenizer, chat=False).loglikelihood_rolling(requests)
+    ours = LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood_rolling(requests)
     theirs = reference(model, tiny_tokenizer).loglikelihood_rolling(requests)
     assert ours == pytest.approx(theirs, abs=1e-3)
 
@@ -191,7 +193,7 @@ def test_a_merge_over_the_border_is_scored_as_in_lm_eval(real_data):
     tokenizer.eos_token = "<|endoftext|>"
     model = enable_scoring(make_tiny_model(vocab_size=50304, hidden_size=16))
     questions = [("See http", ["://a.b", " and", "s"]), ("an \n", ["\nb", "c"]), ("x\t", [" y"])]
-    engine = Engine(model, tokenizer, chat=False)
+    engine = LmEvalModel(model, tokenizer, chat=False)
     ours, theirs = [], []
     for request in choices(questions):
         try:
@@ -207,19 +209,19 @@ def test_a_merge_over_the_border_is_scored_as_in_lm_eval(real_data):
 def test_long_prompts_are_cut_as_in_lm_eval_counted_and_refused_beyond_a_share(
     model, tiny_tokenizer, caplog
 ):
-    engine = Engine(model, tiny_tokenizer, chat=False)
+    engine = LmEvalModel(model, tiny_tokenizer, chat=False)
     questions = [*QUESTIONS * 3, ("too long " * 20, [" a", " bcd"])]
     ours = engine.loglikelihood(choices(questions))
-    assert "2 of 35 prompts cut from the left to the window of 64 tokens" in caplog.text
+    assert "2 of 35 prompts cut on the left to the context window of 64 tokens" in caplog.text
     assert_same_scores(ours, reference(model, tiny_tokenizer).loglikelihood(choices(questions)))
-    with pytest.raises(UserError, match="2 of 4 prompts are longer than the model's window of 64"):
+    with pytest.raises(UserError, match="2 of 4 prompts are longer than the context window of 64"):
         engine.loglikelihood(choices([QUESTIONS[2], questions[-1]]))
 
 
 def test_a_question_with_a_choice_beyond_the_window_is_left_out_and_many_are_refused(
     model, tiny_tokenizer, caplog
 ):
-    engine = Engine(model, tiny_tokenizer, chat=False)
+    engine = LmEvalModel(model, tiny_tokenizer, chat=False)
     asked = choices([*QUESTIONS, *QUESTIONS, ("a", ["b", "b" * 90])])
     scores = engine.loglikelihood(asked)
     assert engine.unfit == {(asked[-1].task_name, asked[-1].doc_id)}
@@ -227,16 +229,16 @@ def test_a_question_with_a_choice_beyond_the_window_is_left_out_and_many_are_ref
         f"1 of {len({r.doc_id for r in asked})} questions have a choice that alone" in caplog.text
     )
     assert scores[-1] == (-math.inf, False) and math.isfinite(scores[-2][0])
-    others = Engine(model, tiny_tokenizer, chat=False).loglikelihood(asked[:-2])
+    others = LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood(asked[:-2])
     assert_same_scores(scores[:-2], others)
     with pytest.raises(UserError, match="1 of 1 questions have a choice that alone fills"):
-        Engine(model, tiny_tokenizer, chat=False).loglikelihood(choices([("a", ["b" * 90])]))
+        LmEvalModel(model, tiny_tokenizer, chat=False).loglikelihood(choices([("a", ["b" * 90])]))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_generation_with_stops_reads_as_in_lm_eval(tiny_tokenizer, seed):
     model = enable_scoring(make_tiny_model(seed))
-    engine = Engine(model, tiny_tokenizer, chat=False)
+    engine = LmEvalModel(model, tiny_tokenizer, chat=False)
     free = engine.generate_until(generation_requests({"until": [], "max_gen_toks": 30}))
     stops = [free[0][3:5], free[1][10:11], "never written"]
     settings = {"until": stops, "max_gen_toks": 30, "do_sample": False}
@@ -254,24 +256,24 @@ def test_sampling_depends_on_the_seed(model, tiny_tokenizer):
     settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
 
     def sampled(seed):
-        engine = Engine(model, tiny_tokenizer, chat=False, seed=seed)
+        engine = LmEvalModel(model, tiny_tokenizer, chat=False, seed=seed)
         return engine.generate_until(generation_requests(settings))
 
     assert sampled(1) == sampled(1) != sampled(2)
 
 
 def test_settings_without_effect_are_refused(model, tiny_tokenizer):
-    engine = Engine(model, tiny_tokenizer, chat=False)
-    with pytest.raises(UserError, match=r"t: generation_kwargs.num_beams is not offered"):
+    engine = LmEvalModel(model, tiny_tokenizer, chat=False)
+    with pytest.raises(UserError, match=r"t: generation_kwargs.num_beams is not supported"):
         engine.generate_until(generation_requests({"until": [], "num_beams": 4}))
-    with pytest.raises(UserError, match="256 new tokens do not fit the model's window of 64"):
+    with pytest.raises(UserError, match="256 new tokens do not fit the context window of 64"):
         engine.generate_until(generation_requests({"until": []}))
 
 
 def test_chat_prompts_are_the_tokens_of_training(bos_tokenizer, model):
     """The template writes the special tokens; a second BOS would be a prompt never trained on."""
     ensure_template(bos_tokenizer)
-    engine = Engine(model, bos_tokenizer, chat=True)
+    engine = LmEvalModel(model, bos_tokenizer, chat=True)
     messages = [{"role": "user", "content": "hello"}]
     text = engine.apply_chat_template(messages)
     assert engine.encode([text]) == [encode_prompt(bos_tokenizer, messages)]
@@ -284,7 +286,7 @@ def test_chat_prompts_are_the_tokens_of_training(bos_tokenizer, model):
 
 
 def test_plain_prompts_get_one_bos_where_the_tokenizer_adds_one(bos_tokenizer, model):
-    engine = Engine(model, bos_tokenizer, chat=False)
+    engine = LmEvalModel(model, bos_tokenizer, chat=False)
     bos = bos_tokenizer.bos_token_id
     for ids in engine.encode(["plain", "<|im_start|>there already"]):
         assert ids.count(bos) == 1 and ids[0] == bos
@@ -303,6 +305,6 @@ def test_real_choices_score_as_in_lm_eval(real_data):
     with (real_data / "eval/arc_challenge.jsonl").open() as lines:
         for row in [json.loads(line) for line in lines][:12]:
             questions.append((f"{row['query']}\nAnswer:", [" " + c for c in row["choices"]]))
-    ours = Engine(model, tokenizer, chat=False).loglikelihood(choices(questions))
+    ours = LmEvalModel(model, tokenizer, chat=False).loglikelihood(choices(questions))
     theirs = reference(model, tokenizer).loglikelihood(choices(questions))
     assert_same_scores(ours, theirs)

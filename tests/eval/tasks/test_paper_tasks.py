@@ -16,7 +16,7 @@ from lm_eval.tasks.hellaswag.utils import preprocess
 from eval.graders.isolation import RunCode
 from eval.tasks.benchmark import quiet
 from eval.tasks.sample_rows import cluster_key, cluster_of
-from eval.tasks.task_files import Tasks, check_tasks, load_tasks
+from eval.tasks.task_files import TaskSource, check_tasks, load_tasks
 from recipes import base_vs_chat
 from sft.config.preset import load_preset
 from sft.config.sections import Source
@@ -131,7 +131,7 @@ class Oracle(LM):
 
 @pytest.fixture
 def source(real_data):
-    return Tasks(str(FOLDER / "tasks"), str(real_data))
+    return TaskSource(str(FOLDER / "tasks"), str(real_data))
 
 
 def load(name, source, *, shots=0):
@@ -213,7 +213,7 @@ def test_answers_to_the_next_question_score_as_seldom_as_they_agree(source, name
 def test_worked_answers_score_one_and_those_to_another_question_zero(tmp_path, name):
     """In lm-eval's own evaluation; the examples are worked, and none is the question itself."""
     write_jsonl(tmp_path / FILES[name], MATH[name])
-    source = Tasks(str(FOLDER / "tasks"), str(tmp_path))
+    source = TaskSource(str(FOLDER / "tasks"), str(tmp_path))
 
     def scores(form, *, wrong=False):
         oracle = Oracle(lambda row: [MATH_ANSWERS[name][form](row)], form=0, wrong=wrong)
@@ -339,6 +339,6 @@ def test_missing_data_of_a_task_is_named_before_any_model_loads(source, tmp_path
     there = [name for name in NAMES if name not in MATH]
     check_tasks(there, source=source, code=RunCode.CONFINED)
     with pytest.raises(
-        UserError, match=r"mmlu.yaml: data file mmlu_test.jsonl.gz is not there; put"
+        UserError, match=r"mmlu.yaml: data file mmlu_test.jsonl.gz does not exist; put"
     ):
-        check_tasks(["mmlu"], source=Tasks(source.folder, str(tmp_path)))
+        check_tasks(["mmlu"], source=TaskSource(source.folder, str(tmp_path)))

@@ -6,7 +6,7 @@ from made_up_tasks import change
 from tiny_models import make_tiny_model
 
 from eval.metrics.paired_comparison import delta_table
-from eval.tasks.system_prompt import TurnedEngine
+from eval.tasks.lm_eval_model import LmEvalModel
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
@@ -41,7 +41,7 @@ def test_a_description_is_told_where_a_template_has_no_system_turn(
     tiny_tokenizer.chat_template = template
     entry = run(model, tiny_tokenizer, task_dir, tmp_path / "moved", **asked)["mine_choice"]
     assert entry["description"] == "in the user turn"
-    assert caplog.text.count("description is at the head of the first user turn") == 1
+    assert caplog.text.count("description is at the start of the first user turn") == 1
     usual_rows = read(tmp_path / "usual" / "mine_choice.jsonl")
     rows = read(tmp_path / "moved" / "mine_choice.jsonl")
     for row, beside in zip(rows, usual_rows, strict=True):
@@ -75,10 +75,10 @@ def test_real_templates_are_told_the_description(real_data, model, tiny_tokenize
             continue  # they ask for tools
         tiny_tokenizer.chat_template = row["template"]
         tiny_tokenizer.bos_token = "<|endoftext|>"
-        engine = TurnedEngine(model, tiny_tokenizer, chat=True)
+        engine = LmEvalModel(model, tiny_tokenizer, chat=True)
         text = engine.apply_chat_template(history)
         assert text.count("The following are questions about law.") == 1, row["name"]
         assert text.index("May he?") < text.index("May she?")
-        moved[row["name"]] = engine.moved
+        moved[row["name"]] = engine.system_merged
     assert [name for name, was in moved.items() if was] == ["google-gemma-2-2b-it"]
     assert len(moved) == 12

@@ -6,7 +6,7 @@ from benchmark_runs import read, run
 from made_up_tasks import NAMES, change
 from tiny_models import make_tiny_model
 
-from eval.tasks.task_files import Tasks, check_tasks, load_tasks, tasks_fingerprint
+from eval.tasks.task_files import TaskSource, check_tasks, load_tasks, tasks_fingerprint
 from sft.errors import UserError
 from sft.packing.logprobs import enable_scoring
 
@@ -17,19 +17,19 @@ def model():
 
 
 def test_names_are_checked_before_any_model_is_there(task_dir):
-    check_tasks(NAMES, source=Tasks(str(task_dir)))
+    check_tasks(NAMES, source=TaskSource(str(task_dir)))
     with pytest.raises(UserError, match=r"'mine_chioce' is no task .* nearest are mine_choice"):
-        check_tasks(["mine_choice", "mine_chioce"], source=Tasks(str(task_dir)))
+        check_tasks(["mine_choice", "mine_chioce"], source=TaskSource(str(task_dir)))
     with pytest.raises(UserError, match=r"'hellaswagg' is no task of lm-eval; .* hellaswag"):
-        check_tasks(["hellaswagg"], source=Tasks())
-    check_tasks(["hellaswag", "mmlu", "mine_choice"], source=Tasks(str(task_dir)))
+        check_tasks(["hellaswagg"], source=TaskSource())
+    check_tasks(["hellaswag", "mmlu", "mine_choice"], source=TaskSource(str(task_dir)))
     with pytest.raises(UserError, match=r"eval.task_dir=nowhere is no folder"):
-        check_tasks(NAMES, source=Tasks("nowhere"))
+        check_tasks(NAMES, source=TaskSource("nowhere"))
 
 
 def test_fingerprint_follows_definition_and_data(task_dir):
     def now():
-        return tasks_fingerprint(["mine_choice"], source=Tasks(str(task_dir)))
+        return tasks_fingerprint(["mine_choice"], source=TaskSource(str(task_dir)))
 
     first = now()
     (task_dir / "mine_written.yaml").unlink()
@@ -46,23 +46,23 @@ def test_fingerprint_follows_definition_and_data(task_dir):
     [
         (
             {"dataset_kwargs": {"data_files": {"test": "../data/gone.jsonl"}}},
-            r"mine_choice.yaml: data file ../data/gone.jsonl is not there",
+            r"mine_choice.yaml: data file ../data/gone.jsonl does not exist",
         ),
-        ({"include": "gone.yaml"}, "include gone.yaml is not there"),
+        ({"include": "gone.yaml"}, "include gone.yaml does not exist"),
         ({"task": "mine_written"}, "task 'mine_written' is defined twice"),
     ],
 )
 def test_broken_task_files_are_refused_before_any_model(task_dir, changes, sentence):
     change(task_dir, **changes)
     with pytest.raises(UserError, match=sentence):
-        check_tasks(NAMES, source=Tasks(str(task_dir)))
+        check_tasks(NAMES, source=TaskSource(str(task_dir)))
 
 
 def test_code_in_task_files_is_refused(task_dir):
     with (task_dir / "mine_choice.yaml").open("a") as stream:
         stream.write("process_docs: !function utils.process\n")
     with pytest.raises(UserError, match=r"mine_choice.yaml:\d+: .*!function.* plain data"):
-        check_tasks(NAMES, source=Tasks(str(task_dir)))
+        check_tasks(NAMES, source=TaskSource(str(task_dir)))
 
 
 def test_a_file_can_build_on_another(model, tiny_tokenizer, task_dir, tmp_path):
@@ -90,4 +90,4 @@ def test_a_row_that_is_no_text_is_refused_by_its_place(tmp_path):
     }
     (tmp_path / "half.yaml").write_text(yaml.safe_dump(config), "utf-8")
     with pytest.raises(UserError, match=r"rows\.jsonl:2: .*holds half a surrogate pair"):
-        load_tasks(["half"], source=Tasks(str(tmp_path)), shots=0, seed=0)
+        load_tasks(["half"], source=TaskSource(str(tmp_path)), shots=0, seed=0)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from eval.measures.dry_run import SilentBackend
-from eval.tasks.lm_eval_model import Engine
+from eval.tasks.lm_eval_model import LmEvalModel
 from sft.chat_template.template import ensure_template
 from sft.chat_template.tokenizer_coverage import Coverage, CoverageCount
 from sft.cleaning.decontamination import Benchmarks
@@ -150,15 +150,15 @@ def test_a_task_that_the_tokenizer_cannot_write_is_refused(english):
     asked = choices([("say this", [" now", " then"]), ("同一个问题：", ["水", "一条路"])])
     silent = SilentBackend(512)
     with pytest.raises(UserError, match=r"task t: \d\d\.\d% of the characters .*leave the task"):
-        Engine(silent, english, chat=False).loglikelihood(asked)
-    assert Engine(silent, english, chat=False, max_unknown=1.0).loglikelihood(asked)
+        LmEvalModel(silent, english, chat=False).loglikelihood(asked)
+    assert LmEvalModel(silent, english, chat=False, max_unknown=1.0).loglikelihood(asked)
 
 
 def test_bits_per_byte_are_refused_where_the_text_is_not_given_back(english):
     from eval_requests import instances
 
     silent = SilentBackend(512)
-    engine = Engine(silent, english, chat=False, max_unknown=1.0)
+    engine = LmEvalModel(silent, english, chat=False, max_unknown=1.0)
     plain = instances("loglikelihood_rolling", [("say now",)])
     assert engine.loglikelihood_rolling(plain) == [0.0]
     with pytest.raises(UserError, match="bits per byte would be too low; leave the task out"):
