@@ -1,7 +1,8 @@
-"""Measures of one model: benchmarks, repetition and safety, cached by the hash of their inputs.
+"""One model measured: benchmarks, repetition and safety, cached by what they read.
 
 cost: Upper bound of the hours that measuring a run's models takes, from its questions and caps.
-dry_run: Benchmarks on a backend without a model, which finds errors in the tasks before training.
+dry_run: Benchmarks on a backend without a model, which finds errors in the tasks before
+    training.
 epoch_eval: Repetition and benchmarks of a model in training, at the end of each epoch.
 loop_probe: A probe of a model in training: do its answers begin to loop?
 measure: Measures of a model in a run, with its samples on disk.

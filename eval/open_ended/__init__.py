@@ -5,6 +5,7 @@ judge_prompts: Open-ended answers judged by a model: grades from 1 to 10, or whi
     answers is better.
 judgments: Judgments, stored one by one so that none is paid for twice, and the tables made of
     them.
-questions: Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or any file.
+questions: Open-ended questions and a model's answers to them: MT-Bench, AlignBench, or any
+    file.
 tables: Tables of open-ended judging for a terminal: grades by category, comparisons, the cost.
 """

@@ -9,6 +9,6 @@ results: The table of all models of a run: measures joined, compared in pairs, w
     reported.
 same_format: The same-format comparison: what of a change is the model's, and what the
     question's form.
-stage_gate: `enabled: auto`: a stage runs where it is needed, and its model is kept only if
-    nothing is lost.
+stage_gate: `enabled: auto`: run a stage where it is needed, and keep its model unless a score
+    falls.
 """

@@ -1,4 +1,4 @@
-"""Find, check, load, place, adapt and save models.
+"""Models: found, checked, loaded, placed, given an adapter and saved.
 
 adapter_card: README of an adapter's folder: its base, and the code that loads it so that
     answers end.

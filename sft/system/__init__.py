@@ -1,4 +1,4 @@
-"""Files, locks, signals and the Hub: everything that can fail outside of the program.
+"""Disk, locks, signals and the hub: what can fail outside of the program.
 
 atomic_files: Atomic file and folder writes, with OS errors as one sentence.
 file_lock: Lock a run directory for one process, with flock and a heartbeat in the lock file.
