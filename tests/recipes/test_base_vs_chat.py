@@ -294,7 +294,10 @@ def test_models_of_different_windows_are_compared_on_the_questions_that_both_ans
     ("settings", "words"),
     [
         ({"until": [5]}, "generation_kwargs.until is [5]; give a text or a list of texts"),
-        ({"max_gen_toks": "many"}, "generation_kwargs.max_gen_toks is 'many'; give a positive number"),
+        (
+            {"max_gen_toks": "many"},
+            "generation_kwargs.max_gen_toks is 'many'; give a positive number",
+        ),
         ({"max_new_tokens": 0}, "generation_kwargs.max_new_tokens is 0; give a positive number"),
         ({"temperature": "warm"}, "generation_kwargs.temperature is 'warm'; give a number"),
         (["until"], "generation_kwargs is ['until']; give keys and values"),
