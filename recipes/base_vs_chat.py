@@ -161,14 +161,14 @@ def _fits_in_parts(
     Raises:
         UserError: the model does not fit the device.
     """
-    from sft.distributed.sharding import reads_parts
+    from sft.distributed.sharding import loads_shards
     from sft.model.loading import read_config
     from sft.planning.device_memory import DeviceMemory
     from sft.planning.devices import this_machine
     from sft.run.adapters import is_adapter
 
     config = read_config(path, model)
-    lends = reads_parts(config) and not is_adapter(path)
+    lends = loads_shards(config) and not is_adapter(path)
     machine = replace(this_machine(placement), sharded=lends)
     device_memory = DeviceMemory(config, LoraSection(), placement, machine)
     parts = device_memory.in_parts(section.in_parts, backend=section.backend)

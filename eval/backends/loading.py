@@ -23,7 +23,7 @@ from sft.errors import UserError
 from sft.model.architecture import window_of
 from sft.model.loading import free_memory, load_model
 from sft.model.model_config import read_model_config
-from sft.model.placement import Placement, on_processor
+from sft.model.placement import Placement, on_cpu
 from sft.run.adapters import is_adapter
 from sft.run.revisions import split_revision
 
@@ -120,7 +120,7 @@ def _in_vllm(path: str, context: RunContext, section: EvalSection) -> Iterator[B
 def _merged(path: str, context: RunContext, folder: Path) -> str:
     """An adapter in its base's weights, merged in float32 on the CPU, then rounded: vLLM takes
     neither every rank nor embeddings that were trained beside an adapter."""
-    placement = replace(on_processor(context.placement), attention="sdpa")
+    placement = replace(on_cpu(context.placement), attention="sdpa")
     model = load_model(
         path, placement, dtype=torch.float32, trust_remote_code=context.trust_remote_code
     )

@@ -118,12 +118,12 @@ def _by_deepspeed() -> bool:
     return bool(parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"))
 
 
-def reads_parts(config: PreTrainedConfig) -> bool:
+def loads_shards(config: PreTrainedConfig) -> bool:
     """Whether each process reads its part of such a model alone, to train all of it."""
-    return _by_fsdp() and known_in_parts(config, processes=PartialState().num_processes)
+    return _by_fsdp() and supports_sharded_loading(config, processes=PartialState().num_processes)
 
 
-def known_in_parts(config: PreTrainedConfig, *, processes: int) -> bool:
+def supports_sharded_loading(config: PreTrainedConfig, *, processes: int) -> bool:
     """Whether transformers knows which weights of the family to gather at once, and can read so
     many parts of them: it stacks a process's share of the experts, and fails where there is none.
     """
@@ -135,7 +135,7 @@ def known_in_parts(config: PreTrainedConfig, *, processes: int) -> bool:
     return bool(inner and getattr(kind, "_fsdp_plan", None)) and share * (processes - 1) < experts
 
 
-def in_parts(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:
+def sharding_options(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:
     """What `from_pretrained` is given for that: transformers' own loading in shards, gathered and
     multiplied in the compute dtype; gradients are summed in float32."""
     cast = compute is torch.bfloat16 and weights is not compute
@@ -187,7 +187,7 @@ def allow_cpu_shards() -> None:
         state.distributed_type = DistributedType.MULTI_GPU
 
 
-def whole_weights(model: Any) -> dict[str, torch.Tensor] | None:
+def full_weights(model: Any) -> dict[str, torch.Tensor] | None:
     """The weights of a model that was spread, on the CPU of the first process (the others get
     nothing); None for a model that each process holds whole. All processes call it.
 

@@ -25,7 +25,7 @@ from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.model.loading import load_model, save_model
 from sft.model.model_config import read_model_config
-from sft.model.placement import Placement, on_processor
+from sft.model.placement import Placement, on_cpu
 from sft.run.adapters import adapter_base
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import writing
@@ -225,7 +225,7 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
         stage.begin()
         shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
         check = export_weights(
-            TrainedModel(start, adapter_base(start), shown, on_processor(placement), trust),
+            TrainedModel(start, adapter_base(start), shown, on_cpu(placement), trust),
             context.tokenizer,
             folder=target,
             dtype=placement.compute,

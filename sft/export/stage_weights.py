@@ -17,7 +17,7 @@ from sft.export.merge import (
     stored_dtype,
 )
 from sft.model.loading import resolve_model_path
-from sft.model.placement import choose_placement, on_processor
+from sft.model.placement import choose_placement, on_cpu
 from sft.model.quantization import require_bitsandbytes
 
 
@@ -53,7 +53,7 @@ def write_weights(
     in_4bit = replace(placement, load_in_4bit=True) if model.load_in_4bit else None
     if in_4bit:  # the device has no memory for the weights in 16 bits
         require_bitsandbytes()
-        placement = on_processor(placement)
+        placement = on_cpu(placement)
     trained = TrainedModel(section.name_or_path, base, rows, placement, trust)
     check = export_weights(
         trained, tokenizer, folder=folder, dtype=published, or_float32=dtype is None

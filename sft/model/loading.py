@@ -25,7 +25,12 @@ from sft.chat_template.system_prompt import KEEP, default_system, quoted, set_sy
 from sft.chat_template.template import ensure_template
 from sft.chat_template.template_date import asks_date, set_date
 from sft.config.sections import LoraSection, ModelSection
-from sft.distributed.sharding import in_parts, prepare_for_accelerate, reads_parts, reshard
+from sft.distributed.sharding import (
+    loads_shards,
+    prepare_for_accelerate,
+    reshard,
+    sharding_options,
+)
 from sft.errors import UserError
 from sft.model.adapter_card import write_adapter_card
 from sft.model.adapter_checks import check_given_adapter
@@ -250,9 +255,11 @@ def load_model(
         attention = attention_for(config, placement.attention)
         if attention != placement.attention:
             log.info("attention: %s (%s is not made for sdpa)", attention, config.model_type)
-        parts = parts and reads_parts(config)
+        parts = parts and loads_shards(config)
         if parts:
-            more = in_parts(compute=placement.compute if trainable else dtype, weights=dtype)
+            more = sharding_options(
+                compute=placement.compute if trainable else dtype, weights=dtype
+            )
         model = read_weights(
             base,
             config=config,
@@ -372,7 +379,7 @@ def save_model(
     to the model's own.
 
     Args:
-        weights: the full weights of a sharded model (`sft.distributed.sharding.whole_weights`).
+        weights: the full weights of a sharded model (`sft.distributed.sharding.full_weights`).
     """
     bare = bare_model(model)
     bare.config.use_cache = bare.generation_config.use_cache = True  # the Trainer switches it off

@@ -186,7 +186,7 @@ def _apple_chip() -> str:
     return answer.stdout.strip()
 
 
-def on_processor(placement: Placement) -> Placement:
+def on_cpu(placement: Placement) -> Placement:
     """Where a whole model in float32 has room, when the device has not: main memory."""
     cpu = torch.device("cpu")
     return replace(placement, device=cpu, compute=torch.float32, load_in_4bit=False)

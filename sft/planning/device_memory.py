@@ -8,7 +8,7 @@ from peft import LoraConfig
 from transformers import PreTrainedConfig
 
 from sft.config.sections import LoraSection
-from sft.distributed.sharding import known_in_parts
+from sft.distributed.sharding import supports_sharded_loading
 from sft.errors import UserError
 from sft.model.architecture import head_sizes, layers_of
 from sft.model.flops import Costs, Parameters, costs_of_config, parameters_of_config
@@ -56,7 +56,7 @@ class DeviceMemory:
             self.sharded
             and not self.machine.loads_whole
             and not self.lora.r
-            and known_in_parts(self.config, processes=self.machine.count)
+            and supports_sharded_loading(self.config, processes=self.machine.count)
         )
 
     def in_parts(self, requested: bool | str, *, backend: str = "transformers") -> bool:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from sft.config.sections import SftStage
 from sft.context import RunContext
 from sft.distributed.collectives import run_on_main
-from sft.distributed.sharding import sharding_strategy, whole_weights
+from sft.distributed.sharding import full_weights, sharding_strategy
 from sft.errors import UserError
 from sft.export.merge import MERGE_ROWS, merge_before_stage
 from sft.model.loading import bare_model, load_trainable, save_model
@@ -100,7 +100,7 @@ def run_stage(
     )
     try_saving(model, context.tokenizer, stage.folder)
     facts = train(model, stage.folder)
-    weights = whole_weights(model)
+    weights = full_weights(model)
     if state.is_main_process:
         temporary = temporary_name(target)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,7 +131,7 @@ def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
         return
     bare, draft = bare_model(model), temporary_name(folder / "trial")
     use_cache, settings = bare.config.use_cache, copy.deepcopy(bare.generation_config)
-    weights = whole_weights(model)
+    weights = full_weights(model)
 
     def write() -> None:
         shutil.rmtree(draft, ignore_errors=True)

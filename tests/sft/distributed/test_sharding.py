@@ -8,12 +8,12 @@ from transformers import AutoConfig
 from transformers.distributed import DistributedConfig
 
 from sft.distributed.sharding import (
-    in_parts,
+    full_weights,
     join_processes,
-    known_in_parts,
     sharded,
+    sharding_options,
     sharding_strategy,
-    whole_weights,
+    supports_sharded_loading,
 )
 from sft.errors import UserError
 
@@ -61,15 +61,15 @@ def test_more_processes_than_gpus_are_refused(launched, monkeypatch):
 
 
 def test_the_names_of_transformers_by_which_parts_are_read_are_still_there(tiny_model):
-    """Those of `in_parts` and `prepare_for_accelerate`; test_fsdp_forward.py tests the rest."""
+    """Those that `sharding_options` and `prepare_for_accelerate` use."""
     assert tiny_model._is_distributed_loading_by_transformers is False
     tiny_model._is_distributed_loading_by_transformers = True
     assert tiny_model.is_distributed_loading_by_transformers is True
     assert {"fsdp_size", "fsdp_mixed_precision", "fsdp_cpu_offload"} <= {
         field.name for field in fields(DistributedConfig)
     }
-    assert known_in_parts(tiny_model.config, processes=64)
-    assert not known_in_parts(AutoConfig.for_model("gpt2"), processes=2)
+    assert supports_sharded_loading(tiny_model.config, processes=64)
+    assert not supports_sharded_loading(AutoConfig.for_model("gpt2"), processes=2)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_names_of_transformers_by_which_parts_are_read_are_still_there(tiny_
 def test_a_process_without_experts_reads_no_part(kind, experts, parts, known):
     """transformers would end in "stack expects a non-empty TensorList"."""
     config = AutoConfig.for_model(kind, **experts)
-    assert known_in_parts(config, processes=parts) is known
+    assert supports_sharded_loading(config, processes=parts) is known
 
 
 @pytest.mark.parametrize(
@@ -94,16 +94,16 @@ def test_a_process_without_experts_reads_no_part(kind, experts, parts, known):
 )
 def test_parts_are_gathered_as_the_stage_computes(launched, compute, offload, cast):
     launched(FSDP_OFFLOAD_PARAMS=offload)
-    asked = in_parts(compute=compute, weights=torch.float32)["distributed_config"]
+    asked = sharding_options(compute=compute, weights=torch.float32)["distributed_config"]
     assert asked.fsdp_mixed_precision is cast
     assert asked.fsdp_cpu_offload is (offload == "true")
-    plain = in_parts(compute=compute, weights=compute)["distributed_config"]
+    plain = sharding_options(compute=compute, weights=compute)["distributed_config"]
     assert plain.fsdp_mixed_precision is False  # measured: the weights have the dtype already
 
 
 def test_weights_are_whole_where_no_launcher_spreads_them(launched, tiny_model):
     launched()
-    assert (sharded(), sharding_strategy(), whole_weights(tiny_model)) == (False, "nothing", None)
+    assert (sharded(), sharding_strategy(), full_weights(tiny_model)) == (False, "nothing", None)
     launched(ACCELERATE_USE_FSDP="true")
     assert (sharded(), sharding_strategy()) == (True, "FSDP")
     launched(ACCELERATE_USE_FSDP="false", ACCELERATE_USE_DEEPSPEED="true")
