@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.push_to:
             push(given.to, name=given.push_to, dry_run=given.dry_run)
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 def export(

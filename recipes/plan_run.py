@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 utilisation=given.utilisation,
             )
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 def plan(

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         preview(load_preset(given.preset, overrides=given.overrides))
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             chain(preset, fresh=given.fresh, rerun=given.rerun)
 
-    return run_command(work, goes_on=not given.dry_run)
+    return run_command(work, resumable=not given.dry_run)
 
 
 def chain(

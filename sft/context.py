@@ -1,4 +1,4 @@
-"""The context that all stages and measures of a run share."""
+"""Context that all stages and measures of a run share."""
 
 import math
 from collections.abc import Callable

@@ -363,4 +363,4 @@ def main() -> int:
         lines = (f"report  {run_dir / 'report.html'}", *(f"picture {path}" for path in picture))
         print(*lines, sep="\n")
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)

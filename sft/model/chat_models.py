@@ -9,7 +9,7 @@ from sft.chat_template.encoding import ids_of
 from sft.chat_template.turn_end import find_turn_end
 from sft.errors import UserError
 from sft.model.model_config import read_model_config
-from sft.run.adapters import adapter_base, is_adapter, tokenizer_place
+from sft.run.adapters import adapter_base, is_adapter, tokenizer_path
 from sft.run.revisions import located
 
 
@@ -17,7 +17,7 @@ def is_chat_model(path: str, *, trust_remote_code: bool) -> bool:
     """Whether the stored tokenizer has a chat template whose end of turn is one of the eos ids."""
     # A template alone is not enough: Qwen's base models have their chat model's.
     stored = AutoTokenizer.from_pretrained(
-        **located(tokenizer_place(path)), trust_remote_code=trust_remote_code
+        **located(tokenizer_path(path)), trust_remote_code=trust_remote_code
     )
     if stored.chat_template is None:
         return False

@@ -57,7 +57,7 @@ from sft.packing.equivalence import verify_packing
 from sft.packing.liger import enable_liger
 from sft.packing.logprob_head import select_logprob_head
 from sft.packing.logprobs import enable_scoring
-from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_place
+from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_path
 from sft.run.revisions import is_hub_id, located, resolve_commit, split_revision, with_revision
 from sft.run.stage_folders import find_local_model
 from sft.system.atomic_files import describe_os_error, reset_permissions
@@ -194,7 +194,7 @@ def load_tokenizer(
 
 
 def _stored_tokenizer(path: str, section: ModelSection) -> PreTrainedTokenizerBase:
-    place = tokenizer_place(path)
+    place = tokenizer_path(path)
     check_entries(place, given=path)
     if place != path:
         log.info("tokenizer: from %s, since the adapter %s was saved without one", place, path)
@@ -216,7 +216,7 @@ def has_template(path: str, section: ModelSection) -> bool:
     if section.chat_template is not None:
         return True
     stored = AutoTokenizer.from_pretrained(
-        **located(tokenizer_place(path)), trust_remote_code=section.trust_remote_code
+        **located(tokenizer_path(path)), trust_remote_code=section.trust_remote_code
     )
     return stored.chat_template is not None
 

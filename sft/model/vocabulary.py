@@ -13,7 +13,7 @@ from sft.distributed.collectives import run_on_main
 from sft.errors import UserError
 from sft.model.model_config import read_model_config
 from sft.model.weight_files import read_weights
-from sft.run.adapters import is_adapter, tokenizer_place
+from sft.run.adapters import is_adapter, tokenizer_path
 from sft.run.fingerprint import fingerprint, model_fingerprint
 from sft.run.revisions import located
 from sft.run.stage_cache import Stage
@@ -91,7 +91,7 @@ def base_with_tokens(
     if not section.add_tokens:
         return base
     trust = section.trust_remote_code
-    place = located(tokenizer_place(base))
+    place = located(tokenizer_path(base))
     known = AutoTokenizer.from_pretrained(**place, trust_remote_code=trust).get_vocab()
     rows = _embeddings(base, trust_remote_code=trust)
     new = [token for token in section.add_tokens if known.get(token, rows) >= rows]

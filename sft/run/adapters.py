@@ -12,35 +12,36 @@ BASE = "base_model_name_or_path"
 
 
 def adapter_base(path: str | Path) -> str:
-    """The model that an adapter is over: a directory, or a hub id with the revision it records.
+    """Return the base model of an adapter: a directory, or a hub id with the recorded revision.
 
-    A base that lies in the adapter's own run (one with added tokens, or merged between stages) is
-    looked for where the run is now.
+    A base in the adapter's own run (with added tokens, or merged between stages) is found where the
+    run is now.
     """
     config = read_json(Path(path) / CONFIG)
     recorded: str = config[BASE]
     if config.get("revision") and not Path(recorded).is_dir():
         return f"{recorded}@{config['revision']}"
     run = Path(path).resolve().parent.parent
-    own = _place_in_run(recorded)
+    own = _path_in_run(recorded)
     if own is None or not (run / own / "config.json").is_file():
         return recorded
-    # Of another run, which this one was copied from, or moved and gone.
+    # The recorded path is of a run that was moved, or of one that this run is a copy of; a folder
+    # that is in no run is the base itself.
     there = Path(recorded).parents[len(own.parts) - 1]
-    stranger = Path(recorded).is_dir() and not (there / "preset.yaml").is_file()
-    return recorded if stranger else str(run / own)
+    outside = Path(recorded).is_dir() and not (there / "preset.yaml").is_file()
+    return recorded if outside else str(run / own)
 
 
-def tokenizer_place(path: str) -> str:
-    """Where the tokenizer of a model is: with it, or with the base of an adapter that has none, as
-    PEFT's `save_pretrained` leaves it."""
+def tokenizer_path(path: str) -> str:
+    """Return where the tokenizer of a model is: its own folder, or that of an adapter's base."""
     folder = Path(path)
+    # PEFT's `save_pretrained` writes no tokenizer.
     alone = (folder / CONFIG).is_file() and not any(folder.glob("*token*"))
     return adapter_base(path) if alone else path
 
 
-def _place_in_run(recorded: str) -> Path | None:
-    """Where in a run a base lies that a run has made; None for any other path or hub id."""
+def _path_in_run(recorded: str) -> Path | None:
+    """Return the relative path of a base that a run has made; None for other paths and hub ids."""
     parts = Path(recorded).parts
     for place in (parts[-2:], parts[-3:]):
         if place == ("base", "model") or (len(place) == 3 and place[1:] == ("start", "model")):
@@ -48,8 +49,8 @@ def _place_in_run(recorded: str) -> Path | None:
     return None
 
 
-def name_own_bases(models: list[Path]) -> None:
-    """Have the adapters of a run name their bases where the run is now, for other readers."""
+def update_base_paths(models: list[Path]) -> None:
+    """Write the current paths of the bases into a run's adapters, for PEFT and other readers."""
     for folder in models:
         config: dict[str, Any] | None = read_json(folder / CONFIG)
         if config is None or config.get("revision"):
@@ -59,12 +60,12 @@ def name_own_bases(models: list[Path]) -> None:
 
 
 def is_dora(path: str | Path) -> bool:
-    """Whether a directory holds a DoRA adapter, which only peft reads whole (transformers 5.23)."""
+    """Return whether a directory is a DoRA adapter, of which transformers 5.23 reads a part."""
     return bool((read_json(Path(path) / CONFIG) or {}).get("use_dora"))
 
 
 def portable_hash(path: Path) -> str:
-    """`file_hash`; of an adapter's configuration without the path of its base, which may move."""
+    """Return `file_hash`; an adapter's config is hashed without the path of its base."""
     config = read_json(path) if path.name == CONFIG else None
     if config is None:
         return file_hash(path)
@@ -72,5 +73,5 @@ def portable_hash(path: Path) -> str:
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a directory holds a LoRA adapter rather than a whole model."""
+    """Return whether a directory is a LoRA adapter, not a full model."""
     return (Path(path) / CONFIG).is_file()

@@ -32,7 +32,7 @@ class ChainArguments:
 
 
 def parse_arguments(argv: Sequence[str] | None, *, description: str | None) -> ChainArguments:
-    """Parse the command line of the chain; exit with code 2 where argparse refuses it."""
+    """Parse the command line; exit with code 2 where argparse refuses it."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -54,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None, *, description: str | None) -> C
     )
     given = parser.parse_intermixed_args(argv)
     path, overrides = given.preset, list(given.overrides)
-    if "=" in path:  # overrides alone: they apply to the quickstart
+    if "=" in path:  # overrides without a preset apply to the quickstart
         path, overrides = QUICKSTART, [path, *overrides]
     if given.allow_code_execution:
         overrides.append("eval.allow_code_execution=true")
@@ -64,15 +64,14 @@ def parse_arguments(argv: Sequence[str] | None, *, description: str | None) -> C
 
 
 def exit_on_mistakes(description: str | None) -> None:
-    """Check this process's command line and preset, and exit with code 2 where they are wrong.
+    """Check the command line and the preset of this process; exit with code 2 on a mistake.
 
-    A command calls it before it imports its libraries, so that a mistyped preset is answered at
-    once.
+    It is called before the slow imports, so that a mistake is reported at once.
     """
     arguments = parse_arguments(None, description=description)
 
     def check() -> None:
         arguments.preset()
 
-    if code := run_command(check, goes_on=False):
+    if code := run_command(check, resumable=False):
         sys.exit(code)

@@ -1,19 +1,20 @@
 """Atomic checkpoints: written to a draft folder, sealed by a manifest, then renamed into place.
 
-transformers' trainer writes into `checkpoint-N` in place and rotates by modification time. Here it
-writes into `.saving/`; all files are synced and hashed before the manifest is written, and the
-rename comes last. Only then are older checkpoints removed; corrupt ones do not count as kept.
+transformers' `Trainer._save_checkpoint` writes into `checkpoint-N` in place and rotates by
+modification time. Here it writes into `.saving/`; all files are synced and hashed before the
+manifest is written, and the rename comes last. Only then are older checkpoints removed.
 """
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
+from sft.schema import Manifest
 from sft.system.atomic_files import (
     file_hash,
     read_record,
@@ -50,17 +51,15 @@ def commit_checkpoint(draft: Path, folder: Path, *, keep: int | None) -> None:
             remove(target)
         draft.rename(target)
         sync(folder)
-    if keep:
-        whole = [c for c in newest_first(folder) if _sizes_flaw(c, _manifest(c)) is None]
-        for checkpoint in whole[keep:]:
+    if keep:  # corrupt checkpoints do not count
+        intact = [c for c in newest_first(folder) if _sizes_flaw(c) is None]
+        for checkpoint in intact[keep:]:
             remove(checkpoint)
 
 
 def seal(checkpoint: Path) -> None:
-    """Sync every file, then write the manifest: sizes, hashes, processes and sharding.
-
-    A checkpoint without a manifest is unfinished and is never resumed from.
-    """
+    """Sync every file, then write the manifest: sizes, hashes, processes and sharding."""
+    # The manifest comes last: a checkpoint without one is unfinished and never resumed from.
     sync_tree(checkpoint)
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
@@ -75,23 +74,25 @@ def seal(checkpoint: Path) -> None:
 
 
 def flaw(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint, or None if every file matches its manifest."""
-    manifest = _manifest(checkpoint)
-    reason = _sizes_flaw(checkpoint, manifest)
-    if reason is not None:
+    """Return why a checkpoint cannot be used, or None if every file matches its manifest."""
+    if (reason := _sizes_flaw(checkpoint)) is not None:
         return reason
+    manifest = _manifest(checkpoint)
+    assert manifest is not None
     for name, facts in manifest["files"].items():
         if file_hash(checkpoint / name) != facts["sha256"]:
             return f"{name} is altered"
     return None
 
 
-def _manifest(checkpoint: Path) -> Any:
-    return read_record(checkpoint / MANIFEST)
+def _manifest(checkpoint: Path) -> Manifest | None:
+    return cast("Manifest | None", read_record(checkpoint / MANIFEST))
 
 
-def _sizes_flaw(checkpoint: Path, manifest: Any) -> str | None:
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+def _sizes_flaw(checkpoint: Path) -> str | None:
+    """Compare the sizes only, which takes no reading of the files."""
+    manifest = _manifest(checkpoint)
+    if manifest is None or not isinstance(manifest.get("files"), dict):
         damaged = (checkpoint / MANIFEST).is_file()
         return f"{MANIFEST} is damaged" if damaged else "it was never finished"
     for name, facts in manifest["files"].items():
@@ -128,26 +129,25 @@ def drop_others(folder: Path) -> None:
 
     Training cannot resume from them. Those without a valid manifest are left to `last_good`.
     """
+    now = PartialState().num_processes
     for checkpoint in newest_first(folder):
-        manifest = _manifest(checkpoint)
-        now = PartialState().num_processes
-        if not isinstance(manifest, dict):
+        if (manifest := _manifest(checkpoint)) is None:
             continue
-        if manifest.get("processes", now) != now or _spread(manifest) != sharding_strategy():
+        if manifest.get("processes", now) != now or _sharding(manifest) != sharding_strategy():
             log.warning("%s is of another number of processes or sharding; removed", checkpoint)
             remove(checkpoint)
 
 
-def _spread(manifest: dict[str, Any]) -> str:
-    return str(manifest.get("spread", "nothing"))
+def _sharding(manifest: Manifest) -> str:
+    return manifest.get("spread", "nothing")  # checkpoints of earlier versions lack the key
 
 
 def resume_point(folder: Path) -> Path | None:
-    """Return the checkpoint to resume from, found by the main process for all of them.
+    """Return the checkpoint to resume from; the main process searches and broadcasts it.
 
     Raises:
-        UserError: another number of processes, which sum in another order, or another sharding
-            has written it.
+        UserError: another number of processes, which add gradients in another order, or another
+            sharding has written it.
     """
     state = PartialState()
     found = [last_good(folder) if state.is_main_process else None]
@@ -157,10 +157,11 @@ def resume_point(folder: Path) -> Path | None:
     if checkpoint is None:
         return None
     manifest = _manifest(checkpoint)
-    if _spread(manifest) != sharding_strategy():
+    assert manifest is not None, "last_good checks it"
+    if _sharding(manifest) != sharding_strategy():
         raise UserError(
-            f"{checkpoint} has weights spread by {_spread(manifest)} and this start spreads them "
-            f"by {sharding_strategy()}; start it with the configuration of before, or pass "
+            f"{checkpoint} has weights sharded by {_sharding(manifest)} and this start shards them "
+            f"by {sharding_strategy()}; start it with the previous configuration, or pass "
             "--rerun to begin the stage anew"
         )
     processes = manifest["processes"]
@@ -170,5 +171,5 @@ def resume_point(folder: Path) -> Path | None:
             f"{state.num_processes}, which would not give the same weights; start it with "
             f"--num_processes {processes}, or pass --rerun to begin the stage anew"
         )
-    log.info("%s: going on from step %s", folder.name, checkpoint.name.split("-")[1])
+    log.info("%s: resuming from step %s", folder.name, checkpoint.name.split("-")[1])
     return checkpoint

@@ -15,15 +15,14 @@ from sft.distributed.sharding import join_processes
 from sft.run.adapters import is_adapter
 from sft.run.terminal import SafeConsole, in_one_piece
 
-# Known, harmless, and not the user's to mend; each with the place it comes from.
-_QUIET = (
+# Harmless warnings that the user cannot fix, each with its source.
+_IGNORED = (
     "`is_gradient_checkpointing` is deprecated",  # peft 0.21 with transformers 5.23
 )
 
 
 def start_logging() -> None:
-    """Our own lines plain on stderr, upstream's from warnings on, one process speaking; then the
-    processes of this start meet (`sft.distributed.sharding.join_processes`)."""
+    """Log to stderr from the main process, upstream's from errors on; then join the processes."""
     first = os.environ.get("RANK", "0") == "0"
     handler = logging.StreamHandler()
     handler.setFormatter(LogLines("%(message)s"))
@@ -32,33 +31,29 @@ def start_logging() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for words in _QUIET:
+    for words in _IGNORED:
         warnings.filterwarnings("ignore", message=words)
     join_processes()
 
 
 class LogLines(logging.Formatter):
-    """Each record is one line of the log, or has its further lines indented."""
+    """Log records as plain messages, whose further lines are indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return in_one_piece(super().formatMessage(record))
 
 
 def show(table: Any, *, errors: bool = True) -> None:
-    """Print a table with names of files and kinds unchanged.
-
-    Args:
-        errors: to stderr, where the log is; otherwise to stdout.
-    """
+    """Print a table on the main process, to stderr or, if not `errors`, to stdout."""
     if PartialState().is_main_process:
         SafeConsole(errors=errors).show(table)
 
 
 def print_summary(table: Any, *, folder: Path, model: str | None) -> None:
-    """The table, where the report is, and how to chat with the model, if there is one.
+    """Print the table, the path of the report and the commands to chat with the model.
 
     Args:
-        table: absent where the run was finished already, of which a line tells.
+        table: None where the run was finished already.
     """
     if not PartialState().is_main_process:
         return
@@ -67,7 +62,7 @@ def print_summary(table: Any, *, folder: Path, model: str | None) -> None:
         print(f"finished already, nothing was left to do; the report is {report}")
         return
     SafeConsole().show(table)
-    # Plain lines, whole: what is copied from them is a path or a command.
+    # Printed without wrapping, so that paths and commands can be copied.
     print(f"report  {report}")
     if model is None:
         return
@@ -82,13 +77,13 @@ def print_summary(table: Any, *, folder: Path, model: str | None) -> None:
 
 
 def run_of(model: str) -> Path | None:
-    """The directory of the training run that a stage's model lies in; None for other models."""
+    """Return the run directory of a stage's model; None for other models."""
     run = Path(model).parent.parent
     return run if (run / "preset.yaml").is_file() and Path(model).name == "model" else None
 
 
 def chat_commands(model: str) -> list[str]:
-    """Lines with the commands that serve a whole model and chat with it."""
+    """Return lines with the commands that serve a full model and chat with it."""
     return [
         "chat    pip install 'transformers[serving]'; transformers serve",
         f"        and in another terminal: transformers chat {shlex.quote(model)}",

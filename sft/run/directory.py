@@ -18,7 +18,7 @@ from sft.config.sections import Preset, Source
 from sft.distributed.watchdog import FOLDER as PROCESSES
 from sft.distributed.watchdog import clear, watching
 from sft.errors import UserError
-from sft.run.adapters import name_own_bases
+from sft.run.adapters import update_base_paths
 from sft.run.checkpoint import drop_others
 from sft.run.directory_checks import refuse_links
 from sft.run.earlier_versions import HASH_RULES, recorded_files, refuse_incomparable
@@ -98,7 +98,7 @@ def open_run(
                     growing=growing,
                 )
                 held.enter_context(record_writes_in(claim.settle(fresh=fresh, rerun=rerun)))
-                name_own_bases([folder / place / "model" for place in STAGE_FOLDERS.values()])
+                update_base_paths([folder / place / "model" for place in STAGE_FOLDERS.values()])
             state.wait_for_everyone()
             yield folder
 

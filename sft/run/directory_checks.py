@@ -12,14 +12,13 @@ from sft.system.run_marker import NAME as MARKER
 
 
 def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
-    """Refuse a run directory that is, or holds, what the run reads or where the user works.
+    """Refuse a run directory that is or contains an input, the home or the current folder.
 
     Args:
-        read: paths that the command reads without the preset naming them: the preset's own file.
+        read: paths that the command reads in addition to those in the preset.
 
     Raises:
-        UserError: `run.dir` is the home folder, the current one, or one that holds either or a
-            file or folder that is read, or it lies in another run; it says which.
+        UserError: it is or contains one of them, or it lies in another run.
     """
     refuse_inside_run(preset.run.dir, option="run.dir or --to:")
     try:
@@ -39,17 +38,17 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
 
 
 def refuse_inside_run(folder: str | Path, *, option: str) -> None:
-    """Refuse a folder for results below the directory of another run, as it is after links.
+    """Refuse an output folder below the directory of a run, also through a link.
 
     Args:
-        option: of the command that named it.
+        option: the command's option that named it.
 
     Raises:
         UserError: it lies in a run.
     """
     place = Path(os.path.realpath(Path(folder).expanduser()))
     if is_run(place):
-        return  # of the same command, which goes on with it
+        return  # of the same command, which continues it
     for above in place.parents:
         if is_run(above):
             raise UserError(
@@ -59,7 +58,7 @@ def refuse_inside_run(folder: str | Path, *, option: str) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is the directory of a run, by its list or, of earlier versions, records."""
+    """Return whether a folder is a run: by its marker or, for earlier versions, its records."""
     # Not `Path.is_file`, which raises where a name is too long or the folder may not be entered.
     return os.path.isfile(folder / MARKER) or all(
         os.path.isfile(folder / name) for name in ("run.json", "preset.yaml")
@@ -67,16 +66,16 @@ def is_run(folder: Path) -> bool:
 
 
 def refuse_links(folder: Path, *, given: str) -> None:
-    """Refuse a run directory with links that lead out of it, or pipes, sockets or devices: what
-    a link leads to may be anything on this machine, and who reads a pipe waits for ever.
+    """Refuse links that lead out of a run directory, and pipes, sockets and devices in it.
 
     Args:
-        folder: of the run; may itself be a link.
-        given: the folder, as messages name it.
+        folder: the run directory, which may itself be a link.
+        given: the folder as error messages name it.
 
     Raises:
         UserError: naming the first of them.
     """
+    # A link could make the run read or write any file, and reading a pipe can block for ever.
     for path in sorted(folder.rglob("*")):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(
@@ -91,7 +90,7 @@ def refuse_links(folder: Path, *, given: str) -> None:
 
 
 def _named(preset: Preset, read: Sequence[str | Path]) -> list[str]:
-    """Every path that a run reads; a name of the hub among them is found nowhere on the disk."""
+    """Return every path that a run reads, and names on the hub, which are not on the disk."""
     data, measures, template = preset.data, preset.eval, preset.model.chat_template
     sources = [*data.sft, *data.preference, *preset.pairs.prompts]
     single = [

@@ -11,11 +11,12 @@ from sft.errors import UserError
 from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import read_record
 
-# Of the hashes in `inputs` of run.json. By the first, that of a model's weights covered fewer files
-# (`sft.tokenization.fingerprints.READ_BEFORE`); a run.json without `hash_rules` is by it.
+# Version of the hashes in `inputs` of run.json. In version 1, which a run.json without `hash_rules`
+# has, the hash of a model's weights covers fewer files
+# (`sft.tokenization.fingerprints.READ_BEFORE`).
 HASH_RULES = 2
 
-# Sections whose hash is among the inputs of a training stage: a key that came later changes it.
+# Sections whose hash is an input of a training stage: a new key changes it.
 _HASHED = ("lora", "pairs", "sft_all", "sft_dialogue", "dpo")
 
 # Files that runs wrote without listing them in a record, before `.run.jsonl` listed all files.
@@ -57,14 +58,14 @@ def recorded_files(folder: Path) -> dict[str, set[str] | None]:
 def refuse_incomparable(
     folder: Path, *, before: Mapping[str, Any], now: Mapping[str, Any], ways_on: str
 ) -> None:
-    """Refuse to go on with a run of which this version cannot see whether its stages still hold.
+    """Refuse to continue a run whose hashes this version cannot compare.
 
     Args:
         before, now: the recorded preset and that of this start, as plain data.
-        ways_on: what the user can do instead, as the command spells it.
+        ways_on: the remedies, as the command spells them.
 
     Raises:
-        UserError: a later version was last here; or an earlier one trained, and its preset lacks
+        UserError: a later version used the run; or an earlier one trained it, and its preset lacks
             keys that the hashes of stages cover now, so that finished stages would be done again.
     """
     record = read_record(folder / "run.json") or {}
@@ -72,7 +73,7 @@ def refuse_incomparable(
     if type(rules) is not int or rules > HASH_RULES:
         raise UserError(
             f"run.dir={folder} was last used by a later version of truing, whose hashes this "
-            f"version cannot compare; go on with that version, or {ways_on}"
+            f"version cannot compare; continue with that version, or {ways_on}"
         )
     begun = (p for place in STAGE_FOLDERS.values() for p in (folder / place).glob("*"))
     if not any(p.name == "done.json" or p.name.startswith("checkpoint-") for p in begun):
@@ -82,18 +83,18 @@ def refuse_incomparable(
         raise UserError(
             f"run.dir={folder} was begun by an earlier version of truing{by}, which did not record "
             f"{', '.join(lacking)}: its hashes cannot be compared, and this version would train "
-            f"its stages again; go on with the version that began it, or {ways_on}"
+            f"its stages again; continue with the version that began it, or {ways_on}"
         )
 
 
 def _lacking(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    wanted = {"run": {"date"}}
+    required = {"run": {"date"}}
     preset = Preset()
     for section in _HASHED:
-        wanted[section] = {f.name for f in dataclasses.fields(getattr(preset, section))} - {"trl"}
+        required[section] = {f.name for f in dataclasses.fields(getattr(preset, section))} - {"trl"}
     return [
         f"{section}.{key}"
-        for section, keys in wanted.items()
+        for section, keys in required.items()
         for key in sorted(keys & (now.get(section) or {}).keys())
         if key not in (before.get(section) or {})
     ]

@@ -8,31 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from sft.errors import UserError
-from sft.run.stage_cache import DONE_KEYS, first_altered
-from sft.system.atomic_files import read_record, sync_and_rename, temporary_name, writing
+from sft.run.stage_cache import DONE_KEYS, first_altered, matching_record
+from sft.system.atomic_files import sync_and_rename, temporary_name, writing
 from sft.system.file_lock import NAME as LOCK
 from sft.system.file_lock import lock_folder
 
-RECORD = "done.json"  # of `Stage.finish`, in a folder whose command can be started again
+RECORD = "done.json"  # written by `Stage.finish`, if the command can be started again
 
 
 @contextmanager
 def new_folder(to: Path, *, option: str) -> Iterator[Path]:
-    """A folder to write into, which becomes `to` at the end; where that fails or is interrupted,
-    `to` is as it was.
+    """Yield a folder to write into, which is renamed to `to` at the end of the block.
 
-    It is written in a working folder beside `to`, which one process holds at a time and which a
-    killed one leaves to the next.
+    If the block fails or is interrupted, `to` is unchanged. The folder lies in a working folder
+    next to `to`, which one process locks at a time and which the next one reuses after a kill.
 
     Args:
-        option: of the command that named `to`, for its sentences.
+        option: the command's option that named `to`, for error messages.
 
     Raises:
-        UserError: `to` is a file or holds files, the working folder is somebody else's or is held
-            by another process, or neither can be made.
-        WriteFailed: the disk did not take it.
+        UserError: `to` is a file or not empty, or the working folder is locked by another process
+            or not from an export.
+        WriteFailed: the disk is full or failed.
     """
-    to = Path(os.path.realpath(to))  # where `to` is a link, what it leads to is filled
+    to = Path(os.path.realpath(to))  # the target of a link is filled, not the link replaced
     _refuse_taken(to, option)
     with _draft(to, option) as draft:
         with writing(draft):
@@ -44,22 +43,23 @@ def new_folder(to: Path, *, option: str) -> Iterator[Path]:
 
 
 def finished_folder(to: Path, inputs: dict[str, str], *, option: str) -> dict[str, Any] | None:
-    """The facts that `Stage.finish` recorded in a folder written by `new_folder`, where its inputs
-    were these and it holds what was written then and nothing else; otherwise None.
+    """Return the facts that `Stage.finish` recorded in a folder written by `new_folder`.
 
-    A command that was killed after `to` got its name left its working folder, which is removed.
+    Returns:
+        None if the inputs differ, or the folder does not hold exactly the recorded outputs.
 
     Raises:
         UserError: another process holds the working folder.
     """
     to = Path(os.path.realpath(to))
-    done = read_record(to / RECORD, *DONE_KEYS)
-    if done is None or done["inputs"] != inputs:
+    done = matching_record(to / RECORD, inputs, *DONE_KEYS)
+    if done is None:
         return None
     files = {str(path.relative_to(to)) for path in to.rglob("*") if not path.is_dir()}
     if files != {RECORD, *done["outputs"]} or first_altered(to, done["outputs"]) is not None:
         return None
     working = temporary_name(to)
+    # A command that was killed after the rename has left its working folder.
     if os.path.lexists(working) and _is_ours(working):
         with _draft(to, option):
             pass
@@ -69,8 +69,7 @@ def finished_folder(to: Path, inputs: dict[str, str], *, option: str) -> dict[st
 
 @contextmanager
 def _draft(to: Path, option: str) -> Iterator[Path]:
-    """The path, still free, of a folder inside the working folder of `to`, which this process holds
-    and which is removed at the end."""
+    """Yield a free path in the working folder of `to`, which is locked, and removed at the end."""
     working = temporary_name(to)
     if os.path.lexists(working) and not _is_ours(working):
         raise UserError(
@@ -80,10 +79,10 @@ def _draft(to: Path, option: str) -> Iterator[Path]:
     with lock_folder(working, option=option):
         draft = working / "model"
         try:
-            shutil.rmtree(draft, ignore_errors=True)  # of a command that was killed
+            shutil.rmtree(draft, ignore_errors=True)  # left by a command that was killed
             yield draft
         finally:
-            # The lock last: without it the next command does not know the folder as an export's.
+            # The lock is removed last: it marks the working folder as an export's.
             shutil.rmtree(draft, ignore_errors=True)
             shutil.rmtree(working, ignore_errors=True)
 
@@ -95,7 +94,7 @@ def _refuse_taken(to: Path, option: str) -> None:
 
 
 def _is_ours(working: Path) -> bool:
-    """Whether a killed command can have left it: a lock and no more than a draft."""
+    """Return whether a killed command can have left the folder: a lock and at most a draft."""
     if working.is_symlink() or not working.is_dir():
         return False
     names = {entry.name for entry in working.iterdir()}

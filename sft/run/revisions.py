@@ -1,7 +1,7 @@
 """Hub revisions: resolve branches and tags to commits, and keep a run on the commits it began with.
 
-Inside of a run a model on the hub is written `org/name@commit`, so that its weights, its
-configuration and its tokenizer come from one commit, and a hash of its inputs names that commit.
+Within a run a model on the hub is written `org/name@commit`: its weights, configuration and
+tokenizer come from one commit, and hashes of inputs contain that commit.
 """
 
 import logging
@@ -28,7 +28,7 @@ TIMEOUT = 30.0  # seconds for the hub to name a commit
 
 
 def split_revision(path: str) -> tuple[str, str | None]:
-    """`org/name@revision` as (`org/name`, `revision`); any other path or hub id with None."""
+    """Split `org/name@revision`; the revision is None for any other path or hub id."""
     name, at, revision = path.rpartition("@")
     if not at or not revision or Path(path).exists() or name.count("/") > 1:
         return path, None
@@ -36,7 +36,7 @@ def split_revision(path: str) -> tuple[str, str | None]:
 
 
 def with_revision(section: ModelSection) -> ModelSection:
-    """A section whose `name_or_path` is `org/name@revision`, with the revision in its own key.
+    """Move the revision of a `name_or_path` like `org/name@revision` to the key `revision`.
 
     Raises:
         UserError: it names two revisions.
@@ -53,25 +53,23 @@ def with_revision(section: ModelSection) -> ModelSection:
 
 
 def located(path: str) -> dict[str, Any]:
-    """The keyword arguments of `from_pretrained` for a local directory, `org/name` or
-    `org/name@revision`."""
+    """Return the keyword arguments of `from_pretrained` for a path or `org/name@revision`."""
     name, revision = split_revision(path)
     given: dict[str, Any] = {"pretrained_model_name_or_path": name}
     return given if revision is None else given | {"revision": revision}
 
 
 def resolve_commit(name: str, *, revision: str | None, kind: str = "model") -> str | None:
-    """The commit that a branch, a tag or an abbreviated commit of a hub repository stands at.
+    """Resolve a branch, a tag or an abbreviated commit of a hub repository to a commit.
 
-    The hub is asked where it can be reached; otherwise the cache of downloads is.
+    Without access to the hub, the cache of downloads is searched.
 
     Args:
-        revision: absent: the main branch.
+        revision: None for the main branch.
         kind: model or dataset.
 
     Returns:
-        40 hexadecimal digits; None where neither the hub nor the cache knows the repository, which
-        the loading then reports with its own reason.
+        40 hexadecimal digits; None where the repository is unknown, which loading it reports.
 
     Raises:
         UserError: the repository has no such revision.
@@ -102,14 +100,14 @@ def _cached_commit(name: str, *, revision: str | None, kind: str) -> str | None:
 
 
 def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]]:
-    """A preset whose model and sources on the hub name the commit that they are read from.
+    """Replace the revisions of the model and the sources on the hub by commits.
 
     Args:
-        keep: whether the commits that a run in `run.dir` has recorded are taken, although the
-            branch or tag has moved since; a warning names both commits.
+        keep: use the commits that the run in `run.dir` recorded, also where the branch or tag has
+            moved since; a warning names both commits.
 
     Returns:
-        the preset, and for `write_run_record` the commit by "KIND NAME@REVISION".
+        The preset, and the commits by "KIND NAME@REVISION" for `write_run_record`.
 
     Raises:
         UserError: see `resolve_commit`.
@@ -150,13 +148,13 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
 
 
 def _recorded(preset: Preset) -> Mapping[str, str]:
-    """The commits that a run in `run.dir` has recorded; empty where there is no run."""
+    """Return the commits that the run in `run.dir` recorded; empty without a run."""
     record = read_record(Path(preset.run.dir).expanduser() / "run.json") or {}
     commits = record.get("revisions")
     return commits if isinstance(commits, dict) else {}
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a path that is not on this machine has the form of a hub id."""
+    """Return whether a path is not on this machine and has the form of a hub id."""
     local = path.startswith((".", "/", "~")) or path.count("/") > 1
     return not local and find_path(path) is None

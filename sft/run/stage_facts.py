@@ -3,21 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# `loss_first` and `loss_last` are means over this share of the steps, and over so many at most:
-# a step's few rows differ from another's by more than training changes.
+# `loss_first` and `loss_last` are means over this share of the steps, and over at most so many: the
+# loss varies more between the batches of single steps than training changes it.
 SMOOTHED, SMOOTHED_STEPS = 0.25, 50
-# A quarter of fewer steps is a single one, whose rows say more than the training does, so reports
-# leave both losses out.
+# With fewer steps a quarter is a single step, so reports leave both losses out.
 COMPARABLE_STEPS = 8
 
 
 @dataclass(frozen=True)
 class StageFacts:
-    """What a stage did; the `stages` entry of results.json.
+    """Facts of a training stage; an entry of `stages` in results.json.
 
     Attributes:
-        tokens: read in training, over all epochs.
-        seconds: of training alone, over all starts; what was measured in between is left out.
+        tokens: trained on, over all epochs.
+        seconds: of training, over all starts, without the measures in training.
         loss_first, loss_last: means over the first and the last steps, see `smoothed_losses`.
     """
 
@@ -29,11 +28,11 @@ class StageFacts:
 
 
 def smoothed_losses(losses: Mapping[int, float]) -> tuple[float, float]:
-    """The mean loss of the first and of the last steps: a quarter of them each, at most 50.
+    """Return the mean loss of the first and of the last quarter of the steps, at most 50 each.
 
     Args:
-        losses: by step, the mean over the steps since the one logged before. A mean that reaches
-            over the border of the first or last quarter counts with the steps within.
+        losses: by step, the mean over the steps since the previous log step. A mean that crosses
+            the border of a quarter is weighted by the steps within it.
     """
     steps = list(losses)
     span = min(max(1, round(SMOOTHED * steps[-1])), SMOOTHED_STEPS)

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--threshold", type=float, default=0.8)
     given = parser.parse_args()
-    return run_command(lambda: measure(given), goes_on=False)
+    return run_command(lambda: measure(given), resumable=False)
 
 
 def measure(given: argparse.Namespace) -> None:

@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--json", type=figures)
     given = parser.parse_args()
-    return run_command(lambda: measure(given), goes_on=False)
+    return run_command(lambda: measure(given), resumable=False)
 
 
 def measure(given: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--cap", type=count, default=256)
     parser.add_argument("--repeats", type=count, default=3)
     given = parser.parse_args()
-    return run_command(lambda: measure(given), goes_on=False)
+    return run_command(lambda: measure(given), resumable=False)
 
 
 def measure(given: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ LAYERS, REPEATS = 10, 15
 def main() -> int:
     """Refuse arguments and measure; exit as `run_command` does."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    return run_command(measure, goes_on=False)
+    return run_command(measure, resumable=False)
 
 
 def measure() -> None:

@@ -202,7 +202,7 @@ def main() -> int:
         else:
             sys.exit(compare(given.cases or list(_of_this_machine()), file=given.json))
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 def _of_this_machine() -> dict[str, Case]:

@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--steps", type=count, nargs="+", default=[8, 16, 32, 64, 128])
     given = parser.parse_args()
-    return run_command(lambda: measure(given), goes_on=False)
+    return run_command(lambda: measure(given), resumable=False)
 
 
 def measure(given: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--rows", type=count, default=100_000)
     parser.add_argument("--model", default=str(QUICKSTART / "base"), help="for its tokenizer")
     given = parser.parse_args()
-    return run_command(lambda: measure(given), goes_on=False)
+    return run_command(lambda: measure(given), resumable=False)
 
 
 def measure(given: argparse.Namespace) -> None:

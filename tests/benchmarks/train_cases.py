@@ -180,7 +180,7 @@ def main() -> int:
         for _ in range(given.times):
             print(json.dumps(timed(given.case, rows, given.folder, placement)), flush=True)
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 def timed(case: str, rows: Rows, folder: Path, placement: Placement) -> dict[str, float]:

@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--json", type=figures)
     parser.add_argument("--limit", type=count, help="seconds of a case; 600, with --quick 70")
     given = parser.parse_args()
-    return run_command(lambda: compare(given), goes_on=False)
+    return run_command(lambda: compare(given), resumable=False)
 
 
 def compare(given: argparse.Namespace) -> None:

@@ -193,7 +193,7 @@ def main() -> int:
         check(args)
         make(args)
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 def check(args: argparse.Namespace) -> None:

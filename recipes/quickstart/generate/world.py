@@ -90,7 +90,7 @@ def main() -> int:
             made = read_manifest(HERE)
             write_manifest(HERE, seed=args.seed, tokens=made["pretraining_tokens"])
 
-    return run_command(work, goes_on=False)
+    return run_command(work, resumable=False)
 
 
 if __name__ == "__main__":

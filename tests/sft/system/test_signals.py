@@ -66,7 +66,7 @@ def test_what_keeps_nothing_does_not_say_that_it_goes_on(capsys):
     def work():
         raise Interrupted(signal.SIGTERM)
 
-    assert run_command(work, goes_on=False) == 143
+    assert run_command(work, resumable=False) == 143
     assert capsys.readouterr().err == "\nstopped by SIGTERM\n"
 
 
