@@ -19,7 +19,6 @@ def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Record | RowError]:
     Args:
         tabs: the separator is a tab (.tsv); otherwise the header decides.
     """
-    failed: list[RowError] = []
     origin = f"{path}:1"
 
     def texts() -> Iterator[str]:
@@ -27,37 +26,31 @@ def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Record | RowError]:
         for place, line in read_lines(path):
             origin = place
             if isinstance(line, RowError):
-                failed.append(line if line.ends else line.ending())
-                return
+                raise line if line.ends else line.ending()
             yield line
 
     csv.field_size_limit(MAX_RECORD_BYTES)
-    lines = texts()
-    first = next(lines, "")
-    named = SEPARATOR_LINE.fullmatch(first)
-    separator = "\t" if tabs else named[1] if named else _separator(first)
-    rows = chain([] if named or not first else [first], lines)
-    header: list[str] | None = None
-    reader = csv.reader(rows, delimiter=separator, strict=True)
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            yield _malformed(origin, f"malformed CSV ({error})").ending()
+    try:
+        lines = texts()
+        first = next(lines, "")
+        named = SEPARATOR_LINE.fullmatch(first)
+        separator = "\t" if tabs else named[1] if named else _separator(first)
+        rows = chain([] if named or not first else [first], lines)
+        reader = csv.reader(rows, delimiter=separator, strict=True)
+        header = next(reader, [])
+        if twice := sorted({name for name in header if name and header.count(name) > 1}):
+            yield equal_names(origin, twice, of="header")
             return
-        yield from failed
-        if cells is None or failed:
-            return
-        if header is None:
-            header = cells
-            if twice := sorted({name for name in header if name and header.count(name) > 1}):
-                yield equal_names(origin, twice, of="header")
-                return
-        elif len(cells) == len(header):
-            yield _record(origin, header, cells)
-        elif cells:
-            detail = f"{len(cells)} fields where the header names {len(header)}"
-            yield _malformed(origin, detail)
+        for cells in reader:
+            if len(cells) == len(header):
+                yield _record(origin, header, cells)
+            elif cells:
+                detail = f"{len(cells)} fields where the header names {len(header)}"
+                yield _malformed(origin, detail)
+    except RowError as error:
+        yield error
+    except csv.Error as error:
+        yield _malformed(origin, f"malformed CSV ({error})").ending()
 
 
 def _separator(header: str) -> str:

@@ -49,7 +49,7 @@ JUDGMENT = frozenset(
 EARLIER = frozenset(f"original_{name}" for name in ("question", "problem", "answer"))
 
 
-class Fields(Mapping[str, Any]):
+class Fields(dict[str, Any]):
     """The fields of a row that have a value; it records which of them were read.
 
     Args:
@@ -65,41 +65,27 @@ class Fields(Mapping[str, Any]):
         hidden: Mapping[str, Any] | None = None,
         cells: bool = False,
     ) -> None:
-        self._values = {name: value for name, value in values.items() if value is not None}
+        super().__init__({name: value for name, value in values.items() if value is not None})
         self._hidden = dict(hidden or {})
         self._read: set[str] = set()
         self.cells = cells
 
     def __getitem__(self, name: str) -> Any:
-        value = self._values[name]
         self._read.add(name)
-        return value
+        return super().__getitem__(name)
 
     def get(self, name: str, default: Any = None) -> Any:
         """Read a field; return `default` if the row has none of this name."""
-        return self[name] if name in self._values else default
-
-    # `Mapping` implements `in` by reading the field.
-    def __contains__(self, name: object) -> bool:
-        return name in self._values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def filled(self, names: Set[str]) -> Set[str]:
-        """Return those of the names for which the row has a value."""
-        return self._values.keys() & names
+        self._read.add(name)
+        return super().get(name, default)
 
     def peek(self, name: str) -> Any:
         """Return a value without marking it as read; None if there is none."""
-        return self._values.get(name)
+        return super().get(name)
 
-    def replace(self, name: str, value: Any) -> None:
-        """Replace a value by its decoded form."""
-        self._values[name] = value
+    def filled(self, names: Set[str]) -> Set[str]:
+        """Return those of the names for which the row has a value."""
+        return self.keys() & names
 
     def hide(self, name: str, value: Any) -> None:
         """Add a part of a field as an unread field."""
@@ -107,12 +93,11 @@ class Fields(Mapping[str, Any]):
 
     def read(self) -> dict[str, Any]:
         """Return the fields that were read."""
-        return {name: value for name, value in self._values.items() if name in self._read}
+        return {name: value for name, value in self.items() if name in self._read}
 
     def unread(self) -> dict[str, Any]:
         """Return the fields that were not read, including hidden ones."""
-        unread = {name: value for name, value in self._values.items() if name not in self._read}
-        return unread | self._hidden
+        return {n: value for n, value in self.items() if n not in self._read} | self._hidden
 
 
 def unread_texts(unread: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""Rows of any known format as chats; the fields decide the format."""
+"""Rows of any known format as chats; the fields decide the format.
+
+Functions raise `RowError` for a row that breaks a rule, and `UserError` for a wrong preset key or a
+file of preferences.
+"""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
@@ -90,10 +94,6 @@ def apply_columns(
         columns: our name to the file's, or to a part of a field, FIELD[0] or FIELD.KEY. A mapping
             to all fields of a format hides other content, so that a file which fits several
             formats is read as this one.
-
-    Raises:
-        UserError: one of our names is unknown.
-        RowError: the row lacks a field that `columns` names, other than a companion of a question.
     """
     present = record.fields
     for ours in columns:
@@ -123,11 +123,7 @@ def apply_columns(
 
 
 def read_text(row: MappedRow) -> str | None:
-    """Return the plain text of a row whose only content is its field `text`, or None.
-
-    Raises:
-        RowError: it is not text, or empty, or belongs to an image.
-    """
+    """Return the plain text of a row whose only content is its field `text`, or None."""
     if row.fields.filled(CONTENT) != {"text"}:
         return None
     check_no_media(row.fields, row.origin)
@@ -143,11 +139,6 @@ def read_chats(row: MappedRow, *, tree_paths: str = "best") -> list[ParsedChat]:
 
     There is one, except for the instances of a self-instruct seed and, if `tree_paths` is "all",
     the paths of an Open-Assistant tree.
-
-    Raises:
-        RowError: no known format, a wrong type, an image, an answer that the row labels as bad, or
-            a violation of the rules of `check_chat`.
-        UserError: the row is a preference, which belongs under data.preference.
     """
     fields, origin = row.fields, row.origin
     _check_not_preference(fields, origin)

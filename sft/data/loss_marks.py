@@ -1,7 +1,8 @@
 """Marks of turns that a row excludes from the loss, in the spellings of several trainers.
 
 A marked assistant turn stays in the chat as context and carries the key TRAINED, which no template
-sees (`sft.chat_template.template_date.apply_template`).
+sees (`sft.chat_template.template_date.apply_template`). Functions raise `RowError` for values other
+than true, false, 1 or 0, and for marks that contradict each other.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,12 +44,7 @@ def without_marks(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def read_mark(turn: Mapping[str, Any], origin: str, *, where: str) -> bool | None:
-    """Return whether a message is marked as trained; None if it has no mark.
-
-    Raises:
-        RowError: a value other than true, false, 1 or 0, a mark of unclear meaning, or marks that
-            contradict each other.
-    """
+    """Return whether a message is marked as trained; None if it has no mark."""
     if not KEYS & turn.keys():
         return None
     for key in UNCLEAR:
@@ -68,9 +64,6 @@ def mark_turns(messages: Sequence[dict[str, Any]], fields: Fields, origin: str) 
 
     The field is a list with a value for each message, for each but the system turn, or for each
     assistant turn; or one value for the row.
-
-    Raises:
-        RowError: a list of another length, or a value other than true, false, 1 or 0.
     """
     if not fields.filled(ROW_KEYS):
         return

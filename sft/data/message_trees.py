@@ -28,9 +28,6 @@ def assemble_trees(records: Iterator[Record | RowError]) -> Iterator[Record | Ro
     A tree has the fields {"message_tree_id", "prompt": {"role", "text", "rank", "replies": [...]}}
     and those that describe its first message. Deleted messages and their replies are left out and
     counted. Other records pass unchanged, before all trees.
-
-    Raises:
-        UserError: messages without message_id and parent_id.
     """
     nodes: dict[str, dict[str, Any]] = {}
     sources: dict[str, Record] = {}
@@ -130,11 +127,7 @@ def best_path(root: dict[str, Any], origin: str) -> list[Message]:
 
 
 def all_paths(root: dict[str, Any], origin: str) -> list[list[Message]]:
-    """Return every path from the root to a last answer, in file order.
-
-    Raises:
-        RowError: there is no answer.
-    """
+    """Return every path from the root to a last answer, in file order."""
     paths: list[list[Message]] = []
     pending = [(root, [_message(root, origin)])]
     while pending:

@@ -1,4 +1,7 @@
-"""Messages of any known spelling as {"role", "content", "tool_calls"?}, and the rules of a chat."""
+"""Messages of any known spelling as {"role", "content", "tool_calls"?}, and the rules of a chat.
+
+Functions raise `RowError` for a value of a wrong type and for a chat that breaks a rule.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -43,7 +46,7 @@ def decode_chats(fields: Fields) -> None:
     """
     for name in fields.filled(ALWAYS_STRUCTURED):
         if isinstance(value := decode_json(fields.peek(name)), list):
-            fields.replace(name, value)
+            fields[name] = value
     values = {name: fields.peek(name) for name in fields.filled(QUESTION_AND_ANSWER | SIDES)}
     decoded = {n: decode_json(value) for n, value in values.items() if isinstance(value, str)}
     chats = {name: value for name, value in decoded.items() if is_chat(value)}
@@ -52,7 +55,7 @@ def decode_chats(fields: Fields) -> None:
     if fields.cells:
         taken = taken | (lists & QUESTION_AND_ANSWER) | (SIDES if chats.keys() >= SIDES else set())
     for name in taken & chats.keys():
-        fields.replace(name, chats[name])
+        fields[name] = chats[name]
 
 
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
@@ -125,11 +128,7 @@ def answers_with_unknown_keys(values: Iterable[Any]) -> Iterator[dict[str, Any]]
 
 
 def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
-    """Read messages with OpenAI's keys (role, content) or ShareGPT's (from, value), or both.
-
-    Raises:
-        RowError: a wrong type, an unknown role, or a tool call that is not JSON.
-    """
+    """Read messages with OpenAI's keys (role, content) or ShareGPT's (from, value), or both."""
     value = decode_json(value)
     if not isinstance(value, list):
         raise wrong_type(origin, where, value, "a list of messages")
@@ -238,11 +237,7 @@ def drop_null_arguments(messages: list[Message]) -> tuple[list[Message], tuple[s
 
 
 def text_field(value: Any, origin: str, *, where: str) -> str:
-    """Return a text, or the joined text parts of an OpenAI content list.
-
-    Raises:
-        RowError: another type, a part that is not text, NUL or half a surrogate pair.
-    """
+    """Return a text, or the joined text parts of an OpenAI content list."""
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         for part in value:
             if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
@@ -262,10 +257,6 @@ def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tup
 
     Turns after the last trained answer, assistant turns before the first user turn (no generation
     prompt leads to them) and an empty system turn are cut.
-
-    Raises:
-        RowError: no assistant turn, or none that is trained; an empty answer or question; a
-            misplaced system turn.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
@@ -310,11 +301,7 @@ def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
 
 
 def check_turns(messages: list[Message], origin: str) -> None:
-    """Check that no turn of user or assistant is empty and that only the first is a system turn.
-
-    Raises:
-        RowError: naming the turn.
-    """
+    """Check that no turn of user or assistant is empty and that only the first is a system turn."""
     for number, message in enumerate(messages, start=1):
         role = message["role"]
         if role == "system" and number > 1:

@@ -26,9 +26,6 @@ def full_question(fields: Fields, asked: str, text: str, origin: str) -> str:
 
     The order is: task, passage, question, options; an instruction or a prompt precedes its
     passage. A field that `text` contains is not repeated.
-
-    Raises:
-        RowError: such a field is neither text nor a list of texts.
     """
     before: list[str] = []
     after: list[str] = []

@@ -20,7 +20,7 @@ from sft.system.hub import hub_refusal, reach_hub
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 # First bytes of archives that are not read.
-ARCHIVES = {
+MAGIC = {
     b"PK\x03\x04": "zip",
     b"\x28\xb5\x2f\xfd": "Zstandard",
     b"\xfd7zX": "xz",
@@ -110,7 +110,7 @@ def _read_file(path: Path) -> Iterator[Record | RowError]:
         if head.startswith(magic) != expected:
             verb = "is not a" if expected else "is a"
             raise UserError(f"{path}:1: {verb} {name} file, against its name; rename it")
-    if archive := next((name for magic, name in ARCHIVES.items() if head.startswith(magic)), None):
+    if archive := next((name for magic, name in MAGIC.items() if head.startswith(magic)), None):
         raise UserError(f"{path}:1: is a {archive} file, against its name; unpack it")
     if suffix == ".parquet":
         return _read_parquet(path)

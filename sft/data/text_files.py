@@ -89,10 +89,8 @@ def read_lines(path: Path) -> Iterator[tuple[str, str | RowError]]:
                 else:
                     yield origin, _decoded(origin, line, with_bom=number == 1)
                 number += 1
-    except TooLarge as error:
-        yield f"{path}:{number}", _too_large(f"{path}:{number}", error)
-    except READ_ERRORS as error:
-        yield f"{path}:{number}", _truncated(f"{path}:{number}", error)
+    except (TooLarge, *READ_ERRORS) as error:
+        yield f"{path}:{number}", _unreadable(f"{path}:{number}", error)
 
 
 def _decoded(origin: str, line: bytes, *, with_bom: bool) -> str | RowError:
@@ -107,47 +105,30 @@ def read_text(path: Path) -> str | RowError:
     try:
         with open_bytes(path) as file:
             return _read_rest(file, path).decode("utf-8-sig")
-    except TooLarge as error:
-        return _too_large(f"{path}:1", error)
     except UnicodeDecodeError as error:
         return _not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error).ending()
-    except READ_ERRORS as error:
-        return _truncated(f"{path}:1", error)
+    except (TooLarge, *READ_ERRORS) as error:
+        return _unreadable(f"{path}:1", error)
 
 
 def _too_long(origin: str, size: int) -> RowError:
-    return RowError(
-        origin,
-        rule="row too long",
-        detail=f"the row has {size / 2**20:.1f} MB, more than {MAX_RECORD_BYTES >> 20} MB",
-        remedy="split or remove it",
-    )
-
-
-def _too_large(origin: str, error: TooLarge) -> RowError:
-    return RowError(
-        origin,
-        rule="file too large",
-        detail=f"the file has more than {error.limit / 2**20:,.0f} MB unpacked",
-        remedy="unpack it, or save one row a line (.jsonl) in several files",
-        ends=True,
-    )
-
-
-def _truncated(origin: str, error: Exception) -> RowError:
-    return RowError(
-        origin,
-        rule="truncated file",
-        detail=f"the compressed file breaks off here ({error})",
-        remedy="fetch it again",
-        ends=True,
-    )
+    detail = f"the row has {size / 2**20:.1f} MB, more than {MAX_RECORD_BYTES >> 20} MB"
+    return RowError(origin, rule="row too long", detail=detail, remedy="split or remove it")
 
 
 def _not_utf8(origin: str, error: UnicodeDecodeError) -> RowError:
-    return RowError(
-        origin,
-        rule="invalid UTF-8",
-        detail=f"byte {error.start + 1} ({error.object[error.start]:#04x}) is not UTF-8",
-        remedy="convert the file to UTF-8",
-    )
+    detail = f"byte {error.start + 1} ({error.object[error.start]:#04x}) is not UTF-8"
+    remedy = "convert the file to UTF-8"
+    return RowError(origin, rule="invalid UTF-8", detail=detail, remedy=remedy)
+
+
+def _unreadable(origin: str, error: Exception) -> RowError:
+    """Return the error for the rest of a file that is too large or cut off."""
+    if isinstance(error, TooLarge):
+        rule = "file too large"
+        detail = f"the file has more than {error.limit / 2**20:,.0f} MB unpacked"
+        remedy = "unpack it, or save one row a line (.jsonl) in several files"
+    else:
+        rule, remedy = "truncated file", "fetch it again"
+        detail = f"the compressed file breaks off here ({error})"
+    return RowError(origin, rule=rule, detail=detail, remedy=remedy, ends=True)

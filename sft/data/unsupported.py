@@ -1,4 +1,7 @@
-"""Refusal of rows that no text model can imitate: media, and answers that a label calls bad."""
+"""Refusal of rows that no text model can imitate: media, and answers that a label calls bad.
+
+The checks raise `RowError` with the field; `check_not_kto` raises `UserError`, for all of the file.
+"""
 
 import re
 from collections.abc import Mapping
@@ -67,22 +70,14 @@ BAD_WORDS = frozenset(
 
 
 def check_no_media(fields: Mapping[str, Any], origin: str) -> None:
-    """Check that a row or message has no filled field of an image, video or audio.
-
-    Raises:
-        RowError: naming the field.
-    """
+    """Check that a row or message has no filled field of an image, video or audio."""
     for name in fields:
         if _normalized(name) in MEDIA and _peek(fields, name):
             raise _media(origin, f"there is a filled field {name!r}")
 
 
 def check_no_media_placeholders(messages: list[dict[str, Any]], origin: str) -> None:
-    """Check that no turn but the assistant's holds the placeholder of an image, video or audio.
-
-    Raises:
-        RowError: naming the placeholder.
-    """
+    """Check that no turn but the assistant's holds the placeholder of an image, video or audio."""
     for number, message in enumerate(messages, start=1):
         text = message["content"]
         if message["role"] != "assistant" and "<" in text and (match := PLACEHOLDER.search(text)):
@@ -100,11 +95,7 @@ def _media(origin: str, found: str) -> RowError:
 
 
 def check_answer_labels(fields: Mapping[str, Any], origin: str) -> None:
-    """Check that the row does not label its answer as wrong, unsafe or worth 0.
-
-    Raises:
-        RowError: naming the field and its value.
-    """
+    """Check that the row does not label its answer as wrong, unsafe or worth 0."""
     for name in fields:
         value = _peek(fields, name)
         if _is_bad(_normalized(name), value):
@@ -118,11 +109,7 @@ def check_answer_labels(fields: Mapping[str, Any], origin: str) -> None:
 
 
 def check_not_kto(fields: Mapping[str, Any], origin: str, *, wanted: str, remedy: str) -> None:
-    """Check that the row is not one answer with a true or false label, as data for KTO has.
-
-    Raises:
-        UserError: naming the label.
-    """
+    """Check that the row is not one answer with a true or false label, as data for KTO has."""
     for name in fields:
         value = _peek(fields, name)
         if _normalized(name) in GOOD_IF_TRUE | BAD_IF_TRUE and _as_bool(value) is not None:
