@@ -1,15 +1,15 @@
-"""A finished run's model, ready for others: merged weights, template, stops, card, Modelfile.
+"""Export the model of a finished run: merged weights, template, stop tokens, card, Modelfile.
 
     python recipes/export.py RUN --to DIR                       # the last model that was kept
     python recipes/export.py RUN --to DIR --model sft-all --dtype float32
     python recipes/export.py RUN --to DIR --push-to ORG/NAME --dry-run    # list, upload nothing
 
-The same command on a folder that is finished goes on to the upload. An adapter is merged into its
-base. Before anything is called done, the published model's logits are compared with the trained
-one's on real rows of the run, and its token ids with those of training.
+An adapter is merged into its base. Before the export is marked as finished, its logits are compared
+with those of the trained model on rows of the run, and its token ids with those of training. The
+same command on a finished folder continues with the upload.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the imports, which take seconds
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -19,6 +19,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ from sft.config.preset import load_preset
 from sft.config.sections import ModelSection, Preset
 from sft.errors import UserError
 from sft.run.command import run_command
+from sft.run.directory_checks import refuse_inside_run, refuse_links
+from sft.run.fingerprint import fingerprint
 from sft.run.output_folder import RECORD, finished_folder, new_folder
-from sft.run.stage_cache import Stage
-from sft.system.atomic_files import write_text
+from sft.run.stage_cache import Stage, verified_record, verified_results
+from sft.run.stage_folders import STAGE_FOLDERS, rejected_stages, stage_facts
+from sft.system.atomic_files import read_jsonl, write_text
 
-ROWS = 16  # real rows that logits are compared on, of at most LENGTH tokens
-LENGTH = 512
-RECORDED = 64  # answers of the evaluation whose prompts are encoded again
+ROWS = 16  # rows that logits are compared on
+LENGTH = 512  # tokens of each at most
+RECORDED = 64  # stored answers whose prompts are encoded again
 
 log = logging.getLogger("truing")
 
@@ -77,6 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(work, resumable=False)
 
 
+@dataclass(frozen=True)
+class Export:
+    """The model of a stage and the options of its export."""
+
+    run: Path
+    preset: Preset
+    stage: str
+    name: str  # of the exported model
+    dtype: str | None
+    trust_remote_code: bool
+
+    def inputs(self) -> dict[str, str]:
+        """Return the options, and a hash of the run's records, which hold those of its weights."""
+        folders = (".", *STAGE_FOLDERS.values(), f"{STAGE_FOLDERS[self.stage]}/start")
+        records = [f"{f}/done.json" for f in (*folders, "base", f"eval/{self.stage}", "data")]
+        files = [f for f in ("preset.yaml", "run.json", *records) if (self.run / f).is_file()]
+        hashes = fingerprint({file: fingerprint(self.run / file) for file in files})
+        options = {"stage": self.stage, "called": self.name, "dtype": str(self.dtype)}
+        return options | {"run": hashes}
+
+
 def export(
     run: Path,
     *,
@@ -85,69 +110,33 @@ def export(
     dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write a run's model to a new folder, prove it, and say how to use it; a folder that holds
-    this export already is left as it is."""
-    from sft.run.directory_checks import refuse_inside_run
-
+    """Write a run's model to a new folder, check it, and print how to use it; a finished export is
+    left as it is."""
     refuse_inside_run(to, option="--to")
-    preset, name = find_model(run, model)
+    preset, stage = find_model(run, model)
     if preset.model.trust_remote_code and not trust_remote_code:
         raise UserError(
             f"{run} was trained with model.trust_remote_code: its model brings Python files that "
             "would run here; pass --trust-remote-code if you trust them"
         )
-    inputs = export_inputs(run, name, called=to.resolve().name, dtype=dtype)
+    exported = Export(run, preset, stage, to.resolve().name, dtype, trust_remote_code)
+    inputs = exported.inputs()
     facts = finished_folder(to, inputs, option="--to")
     if facts is not None:
-        print(f"{to} holds this export already, whole; nothing is written again")
+        print(f"{to} holds this export already, complete; nothing is written again")
     else:
         with new_folder(to, option="--to") as folder:
-            ollama = write_export(
-                run,
-                preset,
-                name,
-                folder=folder,
-                called=inputs["called"],
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-            )
+            ollama = write_export(exported, folder)
             written = sorted(entry.name for entry in folder.iterdir())
             facts = Stage(folder, inputs).finish(outputs=written, facts={"ollama": ollama})
     print(f"model   {to}", *ways_to_use(str(to), name=to.name, ollama=facts["ollama"]), sep="\n")
 
 
-def export_inputs(run: Path, name: str, *, called: str, dtype: str | None) -> dict[str, str]:
-    """What an export of the stage `name` is made of: its options, and a hash of the run's records,
-    which hold the hashes of its weights and answers."""
-    from sft.run.fingerprint import fingerprint
-    from sft.run.stage_folders import STAGE_FOLDERS
-
-    folders = (".", *STAGE_FOLDERS.values(), f"{STAGE_FOLDERS[name]}/start")
-    records = [f"{each}/done.json" for each in (*folders, "base", f"eval/{name}", "data")]
-    read = [place for place in ("preset.yaml", "run.json", *records) if (run / place).is_file()]
-    hashes = fingerprint({place: fingerprint(run / place) for place in read})
-    return {"stage": name, "called": called, "dtype": str(dtype), "run": hashes}
-
-
-def write_export(
-    run: Path,
-    preset: Preset,
-    name: str,
-    *,
-    folder: Path,
-    called: str,
-    dtype: str | None,
-    trust_remote_code: bool,
-) -> bool:
-    """Write a stage's model into `folder` with all that it needs; return whether Ollama's file is
-    among it.
-
-    Args:
-        name: of the stage.
-        called: the name of the exported model.
+def write_export(exported: Export, folder: Path) -> bool:
+    """Write a model with its tokenizer, card and Modelfile; return whether there is a Modelfile.
 
     Raises:
-        UserError: what was written is not the trained model, or gets other token ids.
+        UserError: the weights differ from the trained model, or the tokenizer gives other ids.
     """
     # Imported here, since they take seconds, so that a mistyped path is answered at once.
     from eval.results.model_card import model_card
@@ -159,18 +148,23 @@ def write_export(
     )
     from sft.model.loading import context_window, load_tokenizer
     from sft.run.console import start_logging
-    from sft.run.stage_folders import STAGE_FOLDERS
 
     start_logging()
-    trained = str((run / STAGE_FOLDERS[name] / "model").resolve())
-    section = ModelSection(trained, trust_remote_code=trust_remote_code)
+    run, preset, stage = exported.run, exported.preset, exported.stage
+    trained = str((run / STAGE_FOLDERS[stage] / "model").resolve())
+    section = ModelSection(trained, trust_remote_code=exported.trust_remote_code)
     tokenizer = load_tokenizer(trained, section, date=preset.run.date)
-    rows = real_rows(run, name)
     checked = write_weights(
-        run, preset, section, tokenizer=tokenizer, rows=rows, folder=folder, dtype=dtype
+        run,
+        preset,
+        section,
+        tokenizer=tokenizer,
+        rows=sample_rows(run, stage),
+        folder=folder,
+        dtype=exported.dtype,
     )
     if not (run / "results.json").is_file():
-        log.warning("%s had not ended: this is its model after %s, and is not compared", run, name)
+        log.warning("%s is not finished: its model after %s is not compared", run, stage)
     complete_tokenizer_config(folder, tokenizer)
     turns = None
     try:
@@ -178,27 +172,26 @@ def write_export(
     except UserError as reason:
         checked.append(f"Modelfile: none, {reason}")
     checked += template_notes(tokenizer, date=preset.run.date, modelfile=bool(turns))
-    recorded = answers(run, name)[:RECORDED]
-    proof = check_token_parity(
+    parity = check_token_parity(
         tokenizer,
         folder=folder,
-        recorded=recorded,
+        recorded=stored_answers(run, stage)[:RECORDED],
         turns=turns,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=exported.trust_remote_code,
     )
-    checked.append(f"token ids: the same in {', '.join(proof.ways)} ({proof.chats} chats)")
+    checked.append(f"token ids: the same in {', '.join(parity.ways)} ({parity.chats} chats)")
     for line in checked:
         log.info("%s", line)
     write_text(folder / "preset.yaml", (run / "preset.yaml").read_text(encoding="utf-8"))
-    ways = ways_to_use(".", name=called, ollama=turns is not None)
+    ways = ways_to_use(".", name=exported.name, ollama=turns is not None)
     use = [f"    {line}" for line in ways]
-    card = model_card(run, preset, name=called, model=name, use=use, checked=checked)
+    card = model_card(run, preset, name=exported.name, model=stage, use=use, checked=checked)
     write_text(folder / "README.md", card)
     return turns is not None
 
 
 def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:
-    """Commands that talk to the model in `folder`, or make it ready for another program."""
+    """Return commands that chat with the model in `folder` or convert it for another program."""
     from sft.run.console import chat_commands
 
     at, called = shlex.quote(folder), shlex.quote(name)
@@ -211,15 +204,12 @@ def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:
 
 
 def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
-    """The preset of a run and the name of the model to export.
+    """Return the preset of a run and the name of the stage to export.
 
     Raises:
-        UserError: the folder is no run or holds links that lead out of it, or that stage is not
+        UserError: the folder is no run or holds links that lead out of it, the stage is not
             finished, or none was kept.
     """
-    from sft.run.directory_checks import refuse_links
-    from sft.run.stage_folders import rejected_stages, stage_facts
-
     if not (run / "preset.yaml").is_file():
         raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")
     refuse_links(run, given=str(run))
@@ -234,62 +224,58 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
             f"{run}: {finished[-1]} was set aside by its gate, and no other stage is finished; "
             f"give --model {finished[-1]} to export it all the same"
         )
-    name = model or kept[-1]
-    check_whole(run, name)
-    return load_preset(run / "preset.yaml", recorded=True), name
+    stage = model or kept[-1]
+    check_intact(run, stage)
+    return load_preset(run / "preset.yaml", recorded=True), stage
 
 
-def check_whole(run: Path, name: str) -> None:
-    """Hold what an export of the stage `name` reads of a run against the run's records.
+def check_intact(run: Path, stage: str) -> None:
+    """Compare the files that an export reads with the run's records.
 
     Raises:
         UserError: a file is missing or was changed after the run wrote it.
     """
     from sft.run.directory import verify_preset
-    from sft.run.stage_cache import verified_record, verified_results
-    from sft.run.stage_folders import STAGE_FOLDERS
 
-    stage = run / STAGE_FOLDERS[name]
-    verified_record(stage)
+    folder = run / STAGE_FOLDERS[stage]
+    verified_record(folder)
     verified_results(run)
-    # Stages that only some runs have: added tokens, an adapter merged before, measures.
-    for more in (run / "base", stage / "start", run / "eval" / name, run / "data"):
-        if (more / "done.json").exists():
-            verified_record(more)
-    for place in STAGE_FOLDERS.values():  # the model card has a row for each stage
-        if (run / place / "done.json").exists():
-            verified_record(run / place, "log.jsonl")
+    # Only some runs have these: added tokens, an adapter merged earlier, measurements.
+    for other in (run / "base", folder / "start", run / "eval" / stage, run / "data"):
+        if (other / "done.json").exists():
+            verified_record(other)
+    for name in STAGE_FOLDERS.values():  # the model card has a row for each stage
+        if (run / name / "done.json").exists():
+            verified_record(run / name, "log.jsonl")
     verify_preset(run)
 
 
-def answers(run: Path, model: str) -> list[dict[str, Any]]:
-    """What the evaluation stored of a model's answers, none where nothing was asked."""
-    from sft.system.atomic_files import read_jsonl
-
+def stored_answers(run: Path, model: str) -> list[dict[str, Any]]:
+    """Return the answers of a model that the evaluation stored; none if it asked nothing."""
     file = run / "eval" / model / "generations.jsonl"
     return read_jsonl(file) if file.is_file() else []
 
 
-def real_rows(run: Path, model: str) -> list[list[int]]:
-    """Token ids of real conversations: the model's own answers, else rows that it was trained on.
+def sample_rows(run: Path, model: str) -> list[list[int]]:
+    """Return token ids of conversations: the model's own answers, otherwise training rows.
 
     Raises:
-        UserError: the run keeps neither.
+        UserError: the run stores neither.
     """
     import pyarrow.parquet as pq
 
-    rows = [[*row["prompt_ids"], *row["token_ids"]] for row in answers(run, model)]
+    rows = [[*row["prompt_ids"], *row["token_ids"]] for row in stored_answers(run, model)]
     trained = run / "data" / "sft.parquet"
     if not rows and trained.is_file():
         rows = pq.read_table(trained, columns=["input_ids"])["input_ids"].to_pylist()
     if not rows:
-        raise UserError(f"{run} keeps no answers and no token rows to compare logits on")
+        raise UserError(f"{run} stores no answers and no token rows to compare logits on")
     step = max(1, len(rows) // ROWS)
     return [row[:LENGTH] for row in rows[::step][:ROWS]]
 
 
 def check_name(name: str) -> None:
-    """Refuse what the hub does not take as a name, before any work."""
+    """Refuse a name that is not valid on the Hub, before any work."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -302,10 +288,10 @@ def check_name(name: str) -> None:
 
 
 def push(folder: Path, *, name: str, dry_run: bool) -> None:
-    """Upload an export to the hub as a private model, or list what would go there.
+    """Upload an export to the Hub as a private model, or list the files.
 
     Raises:
-        UserError: the hub cannot be reached or refuses.
+        UserError: the Hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError

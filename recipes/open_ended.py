@@ -1,15 +1,15 @@
-"""Answers to open questions (MT-Bench, AlignBench or your own), judged by a model at an endpoint.
+"""Judge answers to open-ended questions (MT-Bench, AlignBench or your own) with a language model.
 
     python recipes/open_ended.py --model sft=RUN/1-sft-all/model --model dpo=RUN/3-dpo/model \\
         --questions question.jsonl --judge-url http://localhost:8000/v1 --judge-model NAME
 
-With two models or more, the first is also compared with each other one, both orders of every pair.
-A model is a directory, a hub id, or a run of sft_then_dpo.py (the last model that it kept). The
-key, if one is needed, is read from $OPENAI_API_KEY (--key-variable names another). Answers and
-judgments are kept: start the same command again and only what is missing is done.
+Given several models, the first is also compared with each of the others, in both orders of a pair.
+A model is a directory, a Hub id, or a run of sft_then_dpo.py (its last kept model). The API key, if
+one is needed, is read from $OPENAI_API_KEY (--key-variable names another). Answers and judgments
+are stored: the same command continues with the missing ones.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the imports, which take seconds
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sft.config.sections import DpoStage, EvalSection, ModelSection, Preset, RunSection, SftStage
+from sft.config.sections import EvalSection, ModelSection, RunSection, measuring_preset
 from sft.errors import UserError
 from sft.run.command import run_command
 
@@ -38,19 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--references", help="MT-Bench's reference_answer/*.jsonl")
     parser.add_argument(
-        "--judge-url", help="up to /v1; absent: answers are made, nothing is judged"
+        "--judge-url", help="up to /v1; absent: answers are generated but not judged"
     )
-    parser.add_argument("--judge-model", default="", help="the name that the endpoint knows")
-    parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="where the key is")
+    parser.add_argument("--judge-model", default="", help="the model's name at the endpoint")
+    parser.add_argument("--key-variable", default="OPENAI_API_KEY", help="variable with the key")
     parser.add_argument("--workers", type=int, default=4, help="requests at once (4)")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a reply (120)")
     parser.add_argument("--tries", type=int, default=5, help="of each request (5)")
     parser.add_argument("--judge-tokens", type=int, default=1024, help="of a reply (1024)")
-    parser.add_argument("--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="a million")
+    parser.add_argument(
+        "--prices", type=float, nargs=2, metavar=("IN", "OUT"), help="per 1M tokens"
+    )
     parser.add_argument("--cap", type=int, default=1024, help="tokens of an answer (1024)")
     parser.add_argument("--vllm", metavar="PYTHON", help="answer with the vLLM of this Python")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--to", default="runs/open-ended", help="folder for what comes out")
+    parser.add_argument("--to", default="runs/open-ended", help="output folder")
     given = parser.parse_args(argv)
     return run_command(lambda: run(given))
 
@@ -76,13 +78,10 @@ def run(given: argparse.Namespace) -> None:
         raise UserError(f"--workers {given.workers} and --tries {given.tries} must be positive")
     questions = read_questions(given.questions, references=given.references)
     sections = {name: ModelSection(path) for name, path in named.items()}
-    preset = Preset(
-        run=RunSection(given.to, given.seed),
-        model=next(iter(sections.values())),
-        sft_all=SftStage(enabled=False),
-        sft_dialogue=SftStage(enabled=False),
-        dpo=DpoStage(enabled=False),
-        eval=EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
+    preset = measuring_preset(
+        RunSection(given.to, given.seed),
+        next(iter(sections.values())),
+        EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
     )
     check_run_dir(preset, read=[*named.values(), given.questions, given.references or ""])
     judge = _connect_judge(given) if given.judge_url else None
@@ -104,7 +103,7 @@ def run(given: argparse.Namespace) -> None:
                 name, paths[name], context, questions, cap=given.cap, engine=preset.eval
             )
         if not PartialState().is_main_process:
-            return  # one asks the judge
+            return  # one process asks the judge
         if judge is None:
             print(f"answers    {folder / 'answers'}; judge them with --judge-url")
             return
@@ -112,10 +111,10 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _connect_judge(given: argparse.Namespace) -> Callable[..., Any]:
-    """Return the judge behind the endpoint, after one request.
+    """Return the judge at the endpoint after a test request.
 
     Raises:
-        UserError: the address, the key or the name is wrong, which shows before hours of answers.
+        UserError: the address, the key or the name is wrong.
     """
     from eval.open_ended.judge_endpoint import Endpoint, ask
 
@@ -127,7 +126,7 @@ def _connect_judge(given: argparse.Namespace) -> Callable[..., Any]:
         tries=given.tries,
     )
     judge = partial(ask, endpoint, max_tokens=given.judge_tokens)
-    judge([{"role": "user", "content": "Say OK."}])
+    judge([{"role": "user", "content": "Say OK."}])  # a mistake shows before hours of answers
     return judge
 
 
@@ -169,7 +168,7 @@ def _judge_answers(
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
-    """NAME=PATH as given, each name once and fit for a folder."""
+    """Return paths by name; each name is used once and valid as a folder's."""
     named: dict[str, str] = {}
     for text in models:
         name, equals, path = text.partition("=")

@@ -1,14 +1,14 @@
-"""What a preset will take before anything is trained: memory by part, operations, hours.
+"""Estimate what a preset takes before training: memory by part, operations, hours.
 
     python recipes/plan_run.py PRESET [section.key=value ...]              # on this machine
-    python recipes/plan_run.py PRESET --device h100                        # on that one
+    python recipes/plan_run.py PRESET --device h100                        # on another device
     python recipes/plan_run.py PRESET --device h100 --devices 8 --sharded  # FSDP or ZeRO-3
 
-Reads the rows, loads no weights. Ends with exit code 2 and the nearest setting that fits where a
-stage does not fit its device.
+It reads the rows and loads no weights. If a stage does not fit its device, it names the nearest
+setting that fits and exits with code 2.
 """
 
-if __name__ == "__main__":  # while libraries are imported, too
+if __name__ == "__main__":  # before the imports, which take seconds
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -19,16 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sft.config.preset import load_preset
 from sft.config.sections import Preset
 from sft.errors import UserError
 from sft.run.command import run_command
-
-if TYPE_CHECKING:
-    from sft.model.placement import Placement
-    from sft.planning.devices import Machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("preset", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--device", help="h200, h100, a100-80, a100-40, l40s, rtx4090; else this")
-    parser.add_argument("--devices", type=int, default=1, help="how many of them train together")
-    parser.add_argument("--sharded", action="store_true", help="weights are spread over them")
+    parser.add_argument("--devices", type=int, default=1, help="number of devices")
+    parser.add_argument("--sharded", action="store_true", help="shard the weights over them")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak (0.4)")
     given = parser.parse_intermixed_args(argv)
 
@@ -48,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.devices < 1:
             raise UserError(f"--devices {given.devices} must be 1 or more")
         if given.sharded and given.devices < 2:
-            raise UserError("--sharded spreads weights over devices; give --devices 2 or more")
+            raise UserError("--sharded shards weights over devices; give --devices 2 or more")
         if not 0 < given.utilisation <= 1:
             raise UserError(f"--utilisation {given.utilisation:g} must be above 0 and at most 1")
         preset = load_preset(given.preset, overrides=given.overrides)
         if given.sharded and preset.model.load_in_4bit:
             raise UserError(
-                "--sharded spreads weights over devices, and model.load_in_4bit=true keeps them "
-                "whole on each; leave --sharded out, or set model.load_in_4bit=false"
+                "--sharded shards weights over devices, and model.load_in_4bit=true keeps them "
+                "whole on each; omit --sharded, or set model.load_in_4bit=false"
             )
         with tempfile.TemporaryDirectory() as folder:
             plan(
@@ -72,13 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(
     preset: Preset, *, device: str | None, devices: int, sharded: bool, utilisation: float
 ) -> None:
-    """Prepare the rows as a run does, then count what its stages take.
+    """Prepare the rows as a run does, then print the budget of its stages.
 
     Raises:
-        UserError: a device of that name is not known, a batch does not divide over so many, or a
-            stage does not fit.
+        UserError: the device is unknown, a batch does not divide over the devices, or a stage does
+            not fit.
     """
-    # Imported here, seconds of libraries, so that a mistyped preset is answered at once.
+    # Imported here, since they take seconds, so that a mistyped preset is answered at once.
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from dpo.workload import preference_workload
     from eval.graders.rule_judge import reference_flaw
@@ -89,8 +84,9 @@ def plan(
     from sft.model.adapter_checks import check_adapters
     from sft.model.loading import check_model, context_window, load_tokenizer, read_config
     from sft.model.placement import choose_placement
-    from sft.planning.budget import Planner, chats_workload
+    from sft.planning.budget import Planner, chats_workload, named_placement
     from sft.planning.budget_table import show_budget
+    from sft.planning.devices import named_machine, this_machine
     from sft.planning.stages import check_sft, fit_lengths, plan_stages, split_length
     from sft.run.console import show, start_logging
     from sft.run.run_record import with_date
@@ -98,12 +94,15 @@ def plan(
     from sft.training.trainer import check_batch
 
     start_logging()
-    # With another device, its 4-bit weights do not matter here: this machine only makes the rows.
+    # For another device this machine only prepares the rows, which does not need 4-bit weights.
     elsewhere = replace(preset.model, load_in_4bit=False)
     here = choose_placement(elsewhere if device else preset.model)
-    machine, placement = _planned_machine(
-        preset, here, device=device, devices=devices, sharded=sharded
-    )
+    if device is None:
+        machine, placement = this_machine(here), here
+    else:
+        machine, placement = named_machine(device), named_placement(preset.model)
+    if devices > 1:
+        machine = replace(machine, count=devices, sharded=sharded)
     base = check_model(preset.model)
     window = context_window(base, preset.model)
     preset = fit_lengths(preset, window)
@@ -140,22 +139,6 @@ def plan(
         models, sampled = len(workloads), len(prompts)
         cost = cost_line(planner, preset, asked, models=models, sampled=sampled, training=training)
         show(cost, errors=False)
-
-
-def _planned_machine(
-    preset: Preset, here: "Placement", *, device: str | None, devices: int, sharded: bool
-) -> "tuple[Machine, Placement]":
-    """Return the machine to plan for, this one or the named one, and its placement of the model."""
-    from sft.planning.budget import named_placement
-    from sft.planning.devices import named_machine, this_machine
-
-    if device is None:
-        machine, placement = this_machine(here), here
-    else:
-        machine, placement = named_machine(device), named_placement(preset.model)
-    if devices > 1:
-        machine = replace(machine, count=devices, sharded=sharded)
-    return machine, placement
 
 
 if __name__ == "__main__":

@@ -13,17 +13,12 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sft.config.preset import describe_type
 from sft.config.restricted_keys import COMMAND_LINE_ONLY, DECIDED_BY, WITHOUT_EFFECT
-from sft.config.sections import (
-    SOURCE_OPTIONS,
-    Preset,
-    Source,
-    TaskOptions,
-)
+from sft.config.sections import SOURCE_OPTIONS, Preset, Source, TaskOptions
 
 HEAD = """# Every key of a preset
 
@@ -38,53 +33,48 @@ meaning documented there. `lora` takes the listed keys of PEFT's
 
 def render_page() -> str:
     """Return the page in Markdown."""
+    return "\n".join(_page())
+
+
+def _page() -> Iterator[str]:
+    yield HEAD
     preset = Preset()
-    parts = [HEAD]
     for section in dataclasses.fields(preset):
-        parts += _section(section.name, getattr(preset, section.name))
+        yield from _section(section.name, getattr(preset, section.name))
         if section.name == "data":
-            lists = ", ".join(f"`{where}`" for where in SOURCE_OPTIONS)
-            parts += _section(f"A source, the item of {lists}", Source(), code=False)
+            yield from _section(f"A source, the item of {_code(*SOURCE_OPTIONS)}", Source())
             some = sorted(set.union(*SOURCE_OPTIONS.values()))
-            takes = [
-                f"{_code(w)}: {', '.join(map(_code, sorted(o)))}" for w, o in SOURCE_OPTIONS.items()
-            ]
-            parts.append(
-                f"Of {', '.join(map(_code, some))}, each list accepts: {'; '.join(takes)}.\n"
-            )
-    parts += _section("eval.per_task.TASK", TaskOptions())
-    parts.append("## Keys of TRL that the chain sets\n")
-    parts.append(_table(("key", "set by"), ((_code(key), by) for key, by in DECIDED_BY.items())))
-    parts.append("## Keys of TRL that have no effect and are refused\n")
-    parts.append(", ".join(map(_code, sorted(WITHOUT_EFFECT))) + ".\n")
-    parts.append("## Keys that only the command line may set\n")
-    parts.append(
-        _table(("key", "effect"), ((_code(key), does) for key, does in COMMAND_LINE_ONLY.items()))
-    )
-    return "\n".join(parts)
+            accepted = [f"{_code(w)}: {_code(*sorted(o))}" for w, o in SOURCE_OPTIONS.items()]
+            yield f"Of {_code(*some)}, each list accepts: {'; '.join(accepted)}.\n"
+    yield from _section("eval.per_task.TASK", TaskOptions())
+    yield "## Keys of TRL that the chain sets\n"
+    yield _table(("key", "set by"), DECIDED_BY.items())
+    yield "## Keys of TRL that have no effect and are refused\n"
+    yield _code(*sorted(WITHOUT_EFFECT)) + ".\n"
+    yield "## Keys that only the command line may set\n"
+    yield _table(("key", "effect"), COMMAND_LINE_ONLY.items())
 
 
-def _section(title: str, section: Any, *, code: bool = True) -> Iterator[str]:
+def _section(title: str, section: Any) -> Iterator[str]:
     """Yield the heading, the table and the nested sections of one section."""
     cls = type(section)
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
-    yield f"## {_code(title) if code else title}\n"
+    yield f"## {title if ' ' in title else _code(title)}\n"
     yield f"{inspect.getdoc(cls)}\n"
     fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    trl = fields.pop("trl", None)
     nested = {name: value for name, value in fields.items() if dataclasses.is_dataclass(value)}
     yield _table(
         ("key", "type", "default", "meaning"),
         (
-            (_code(name), _type(hints[name]), _code(_json(value)), docs[name])
+            (name, _type(hints[name]), _json(value), docs[name])
             for name, value in fields.items()
-            if name not in nested and name != "trl"
+            if name not in nested
         ),
     )
-    if "trl" in fields:
+    if trl is not None:
         yield "Keys of TRL whose default is ours:\n"
-        yield _table(
-            ("key", "default"), ((_code(k), _code(_json(v))) for k, v in fields["trl"].items())
-        )
+        yield _table(("key", "default"), ((key, _json(value)) for key, value in trl.items()))
     for name, value in nested.items():
         yield from _section(f"{title}.{name}", value)
 
@@ -113,8 +103,9 @@ def _type(hint: Any) -> str:
     return describe_type(hint).replace(" [{path: ...}, ...]", " of sources")
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    cells = [head, ("---",) * len(head), *rows]
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a Markdown table whose first column holds keys."""
+    cells = [head, ("---",) * len(head), *((_code(key), *rest) for key, *rest in rows)]
     lines = [
         "| " + " | ".join(c.replace("\n", " ").replace("|", "\\|") for c in row) + " |"
         for row in cells
@@ -122,12 +113,12 @@ def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _code(text: str) -> str:
-    return f"`{text}`"
+def _code(*names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return _code(json.dumps(value, ensure_ascii=False))
 
 
 if __name__ == "__main__":

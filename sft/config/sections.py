@@ -363,6 +363,19 @@ class Preset:
     eval: EvalSection = field(default_factory=EvalSection)
 
 
+def measuring_preset(run: RunSection, model: ModelSection, section: EvalSection) -> Preset:
+    """Return a preset that measures models and trains nothing."""
+    return Preset(
+        run,
+        model,
+        sft_all=SftStage(enabled=False),
+        # Not a DialogueStage: stored presets of such runs have no min_repetition to compare with.
+        sft_dialogue=SftStage(enabled=False),  # type: ignore[arg-type]
+        dpo=DpoStage(enabled=False),
+        eval=section,
+    )
+
+
 # Keys of a source that take effect, by the list that contains it; the others are refused there.
 SOURCE_OPTIONS = {
     "data.sft": {"weight", "count", "kind_rule", "strip_calculator", "tree_paths"},

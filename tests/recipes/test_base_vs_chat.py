@@ -211,7 +211,7 @@ def test_a_chat_model_without_a_template_is_named(world, caplog):
     (world / "other" / "chat_template.jinja").unlink()
     caplog.set_level(logging.WARNING)
     assert base_vs_chat.main(arguments(world)) == 0
-    assert f"chat: {world / 'other'} has no chat template, so it is asked in ours" in caplog.text
+    assert f"chat: {world / 'other'} has no chat template, so that the built-in one" in caplog.text
 
 
 def measured(world, to, *more):

@@ -9,7 +9,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import make_tiny_model
+from tiny_models import make_tiny_model, make_tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.results.model_card import public_name
@@ -35,11 +35,9 @@ def chat(question, answer):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A finished run of one LoRA stage on a bfloat16 base, measured on a few prompts."""
-    from conftest import tiny_tokenizer
-
     folder = tmp_path_factory.mktemp("export")
     make_tiny_model().to(torch.bfloat16).save_pretrained(folder / "base")
-    tiny_tokenizer.__wrapped__().save_pretrained(folder / "base")
+    make_tiny_tokenizer().save_pretrained(folder / "base")
     rows = [{"messages": chat(f"say {c}", c * 3)} for c in "abcdefghijklmnop"]
     rows.append({"messages": chat("say q", "q" * 99)})  # longer than max_length, so left out
     write_jsonl(folder / "rows.jsonl", rows)
