@@ -1,9 +1,9 @@
 """Trained models for others: merged weights, Ollama, equal token ids.
 
-merge: A trained model as one whole model on disk, and what its logits lost on the way.
-ollama: A chat template as Ollama's: Go text instead of Jinja, the same tokens in the end.
-stage_weights: Write the weights of a finished stage for others, with notes on what its chat
-    template adds.
-token_parity: Write the tokenizer and the Ollama Modelfile of an export, and check the token
-    ids.
+merge: Merges a trained model into one full model on disk, and measures the change of its logits.
+ollama: Converts a chat template to an Ollama Modelfile: Go text instead of Jinja, the same tokens.
+stage_weights: Writes the weights of a finished stage for publication, with notes on its chat
+    template.
+token_parity: Writes tokenizer and Ollama Modelfile of an export, and checks that token ids are
+    equal.
 """

@@ -1,11 +1,10 @@
-"""A trained model as one whole model on disk, and what its logits lost on the way.
+"""Merges a trained model into one full model on disk, and measures the change of its logits.
 
-An adapter is merged into its base's weights in float32, then everything is rounded once, to
-nearest, to the dtype that is published. Rounding to bfloat16 costs little beside what training
-changed, unless training changed little: so the loss is measured on real rows and set against the
-change, and where it is too large the model is published in float32. An adapter that was
-trained over 4-bit weights goes into the unquantised ones too, which are not those that it was
-trained over: what that changes is measured beside it and shown.
+An adapter is merged into its base in float32, then all weights are rounded once, to nearest, to the
+published dtype. Rounding to bfloat16 is harmless unless training changed little, so its loss is
+measured on real rows relative to that change; if it is too large, the model is published in
+float32. An adapter trained over 4-bit weights is merged into the unquantized ones; that difference
+is measured and reported as well.
 """
 
 import logging
@@ -32,13 +31,13 @@ from sft.system.atomic_files import writing
 
 log = logging.getLogger(__name__)
 
-# Refused where publishing loses more than this share of what training changed, as root mean square
-# over logits. Merging exactly and rounding to bfloat16 loses a few hundredths.
+# Largest share of the change by training that publishing may lose (root mean square of logits). An
+# exact merge rounded to bfloat16 loses a few hundredths.
 LOST = 0.1
-# Logits that differ by less are equal: float32 sums in another order.
+# Logits that differ by less are equal: float32 sums depend on the order of terms.
 EQUAL = 1e-4
-POSITIONS = 16  # of each row, evenly spaced: a vocabulary's logits at each are kept in memory
-# Between stages the comparison is made on a processor, where a large model is slow.
+POSITIONS = 16  # per row, evenly spaced: the logits of the complete vocabulary stay in memory
+# Fewer rows between stages: a large model is slow on the CPU.
 MERGE_ROWS, MERGE_LENGTH = 8, 128
 
 
@@ -46,30 +45,29 @@ MERGE_ROWS, MERGE_LENGTH = 8, 128
 class MergeCheck:
     """Logits of the published model against the trained one, and of the base against it.
 
-    Root mean squares over positions and vocabulary, each position's logits less their mean, which
-    the softmax does not see.
+    Root mean squares over positions and vocabulary, after subtracting each position's mean logit,
+    which softmax ignores.
     """
 
     positions: int
     lost: float  # published - trained
     changed: float  # base - trained
     worst: float  # the largest single |published - trained|
-    agree: float  # share of positions at which both would write the same token
+    agree: float  # share of positions with the same most likely token
     dtype: str = "float32"  # of the published weights
-    instead_of: str | None = None  # why it is not the dtype that was asked for
+    instead_of: str | None = None  # why it is not the requested dtype
 
     @property
     def share(self) -> float:
-        """What is lost of what training changed."""
+        """The loss as a share of the change by training."""
         return self.lost / self.changed if self.changed else float(not self.lost <= EQUAL)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, whole or an adapter, and how it is compared with other weights.
+    """A trained model or adapter, and how it is compared with other weights.
 
     Attributes:
-        path: the model or adapter.
         base: the model that it was trained from.
         rows: token ids of real conversations, on which logits are compared.
         placement: where it is merged and compared, in float32; not in 4 bits.
@@ -104,12 +102,12 @@ def export_weights(
 
     Args:
         dtype: of the published weights, to which they are rounded once, to nearest.
-        or_float32: publish in float32 where rounding to `dtype` loses more than `LOST` allows.
-        remedy: what the user can do where too much is lost.
+        or_float32: publish in float32 if rounding to `dtype` loses more than `LOST`.
+        remedy: for the error message, if too much is lost.
 
     Raises:
-        UserError: rounding to `dtype` loses more than `LOST` of what training changed, or the
-            logits of what was written are not those of what was to be written.
+        UserError: rounding loses more than `LOST` of the change by training, or the logits of the
+            written model differ from those of the model in memory.
     """
     assert not trained.placement.load_in_4bit, "nothing is merged into 4-bit weights"
     base = trained.logits(trained.load(trained.base))
@@ -128,7 +126,7 @@ def export_weights(
             log.info("weights: published in float32, since %s", reason)
             instead_of, dtype, expected = reason, torch.float32, exact
             model = _merged(trained.load(trained.path))
-    # Some programs read the ends of turn from the model configuration alone.
+    # Some programs read eos ids only from config.json.
     also = ids_of(model.generation_config.eos_token_id)
     model.config.eos_token_id = stop_ids(tokenizer, also=also)
     with writing(folder):
@@ -153,8 +151,7 @@ def _merged(model: Any) -> Any:
 
 @torch.no_grad()
 def _round(model: Any, dtype: torch.dtype) -> None:
-    """Round float32 weights to the values that `dtype` has, to nearest: none is off by more than
-    half of `torch.finfo(dtype).eps` of its own size."""
+    """Round float32 weights to the nearest value of `dtype` (within `finfo(dtype).eps / 2`)."""
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
 
@@ -174,45 +171,40 @@ def _name(dtype: torch.dtype) -> str:
 
 def compare_with_4bit(
     path: str,
-    whole: str,
+    merged: str,
     *,
     rows: Sequence[Sequence[int]],
     placement: Placement,
     use: Placement,
     trust_remote_code: bool = False,
 ) -> MergeCheck:
-    """Compare what an adapter was merged into with the adapter over 4-bit weights, as it was
-    trained.
+    """Compare a merged model with its adapter over 4-bit weights, as it was trained.
 
     Args:
         path: the adapter.
-        whole: the model that it was merged into.
+        merged: the merged model.
         rows: token ids to compare on.
         placement: as it was trained, in 4 bits.
-        use: as the whole model is used.
+        use: placement of the merged model.
     """
     options: dict[str, Any] = {"dtype": placement.compute, "trust_remote_code": trust_remote_code}
     changed = _logits(load_model(adapter_base(path), placement, **options), rows)
     trained = _logits(load_model(path, placement, **options), rows)
     return compare_logits(
-        _logits(load_model(whole, use, **options), rows), trained=trained, base=changed
+        _logits(load_model(merged, use, **options), rows), trained=trained, base=changed
     )
 
 
 def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: Any) -> str:
-    """The whole model that an adapter makes with its base, kept in `folder`, for a stage to begin
-    with; its path. One process merges.
+    """Merge an adapter with its base into `folder` for the next stage; return the model's path.
 
-    Merged in float32 on the processor, and kept in the dtype that the stage computes in, so that
-    what is measured and what is trained on are the same weights. With 4-bit weights the stage
-    quantises them anew; how far that is from what the stage before ended with is logged.
-
-    Args:
-        start: the adapter.
-        rows: token ids of the stage, of which the first `MERGE_ROWS` are compared on.
+    One process merges, in float32 on the CPU, and stores the dtype that the stage computes in, so
+    that measuring and training use the same weights. A 4-bit stage quantizes them again; the
+    difference to the previous stage is logged. The first `MERGE_ROWS` of `rows` (token ids) are
+    compared.
 
     Raises:
-        UserError: rounding loses more than `LOST` of what training changed.
+        UserError: rounding loses more than `LOST` of the change by training.
     """
     placement, trust = context.placement, context.trust_remote_code
     inputs = {"weights": context.weights_key(start), "dtype": str(placement.compute)}
@@ -242,7 +234,7 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
                 use=placement,
                 trust_remote_code=trust,
             )
-            log.info("adapter: quantised anew with its base; %s", describe_check(again))
+            log.info("adapter: quantized again with its base; %s", describe_check(again))
             facts["quantised"] = asdict(again)
         stage.finish(outputs=["model"], facts=facts)
 
@@ -251,22 +243,22 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
 
 
 def describe_check(check: MergeCheck) -> str:
-    """What a merge did to the logits, in a sentence."""
-    beside = f"{check.share:.1%} of what training changed"
+    """Return a sentence about the change of the logits by a merge."""
+    change = f"{check.share:.1%} of what training changed"
     if check.changed <= EQUAL:
-        beside = "and training had changed none of them"
+        change = "and training had changed none of them"
     return (
         f"on {check.positions} positions of real rows logits are off by {check.lost:.2g} (root "
-        f"mean square), {beside}; the same next token at {check.agree:.1%}"
+        f"mean square), {change}; the same next token at {check.agree:.1%}"
     )
 
 
 def compare_logits(
     published: torch.Tensor, *, trained: torch.Tensor, base: torch.Tensor
 ) -> MergeCheck:
-    """Set the distance of two models' logits [P, V] against that of the base's.
+    """Compare the logits [P, V] of two models, relative to the change from the base's.
 
-    A base with fewer tokens is compared on those that it has.
+    A base with a smaller vocabulary is compared on the tokens that it has.
     """
     off = _centred(published - trained)
     known = min(base.shape[1], trained.shape[1])
@@ -281,7 +273,7 @@ def compare_logits(
 
 
 def stored_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
-    """The dtype that a model's weights are kept in, as its configuration says; else float32."""
+    """Return the dtype of a model's weights according to its configuration, or float32."""
     config = read_model_config(path, trust_remote_code=trust_remote_code)
     return config.dtype or torch.float32
 
@@ -292,7 +284,7 @@ def _centred(difference: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _logits(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[P, V] float32 on the CPU: the logits at `POSITIONS` places of each row."""
+    """Return the logits at `POSITIONS` positions of each row, [P, V] float32 on the CPU."""
     device = next(model.parameters()).device
     found = []
     for row in rows:

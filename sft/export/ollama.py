@@ -1,11 +1,10 @@
-"""A chat template as Ollama's: Go text instead of Jinja, the same tokens in the end.
+"""Converts a chat template to an Ollama Modelfile: Go text instead of Jinja, the same tokens.
 
-Ollama reads no Jinja. Nearly every chat template is regular (each turn is its content between two
-fixed texts), and then the fixed texts, found with sentinels, are all that a Go template needs. What
-is found is compared with the Jinja template on conversations before it is used.
+Ollama reads no Jinja. Most chat templates put each content between two fixed texts, which are all
+that a Go template needs. They are found with sentinels and verified against the Jinja template.
 
-Sources: Ollama's docs/modelfile.mdx (syntax), convert/tokenizer.go (BOS is written by its tokenizer
-unless tokenizer_config.json says add_bos_token: false).
+Sources: Ollama's docs/modelfile.mdx (syntax) and convert/tokenizer.go (its tokenizer adds BOS
+unless tokenizer_config.json has add_bos_token: false).
 """
 
 from collections.abc import Sequence
@@ -16,39 +15,39 @@ from sft.chat_template.render import Message, render
 from sft.chat_template.turn_end import find_turn_end
 from sft.errors import UserError
 
-# Private-use characters, which no template looks for.
+# Private-use characters, for which no template searches.
 SYSTEM, FIRST, ANSWER, SECOND = "\ue004", "\ue005", "\ue006", "\ue007"
 ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class TurnFormat:
-    """The fixed texts of a regular template; `around` is what stands before and after contents."""
+    """The fixed texts of a chat template; `around` has the texts before and after a content."""
 
     bos: str
-    default: str  # written in front where a conversation has no system turn
-    around: dict[str, tuple[str, str]]  # by role; no "system" where the template refuses one
-    asks: str  # what asks for the next answer
+    default: str  # written before a conversation without a system turn
+    around: dict[str, tuple[str, str]]  # by role; no "system" if the template refuses one
+    prompt: str  # the generation prompt
 
 
 def find_turn_format(tokenizer: Any) -> TurnFormat:
-    """The fixed texts of the tokenizer's template, verified on conversations of several turns.
+    """Return the fixed texts of the tokenizer's template, verified on several conversations.
 
-    A date that the template writes (Llama 3.2) becomes one of these texts, as the tokenizer's date.
+    A date that the template writes (Llama 3.2) is part of them, as the tokenizer's date.
 
     Raises:
-        UserError: the template is not regular (it moves, joins or rewrites turns).
+        UserError: the template moves, joins or rewrites turns.
     """
     try:
         turns = _find(tokenizer)
-    except ValueError:  # a sentinel is missing or stands twice; UserError: a role is refused
+    except ValueError:  # a sentinel is missing or doubled; UserError: a role is refused
         turns = None
     if turns is None or any(
         write(turns, chat) != render(tokenizer, chat, prompt=True)
         for chat in probe_chats(system="system" in turns.around)
     ):
         raise UserError(
-            "this chat template is not a fixed text around each turn, so it cannot be said in "
+            "this chat template is not a fixed text around each turn, so it cannot be written in "
             "Ollama's template language; serve the model with its own template instead "
             "(llama-server --jinja, vllm, transformers serve)"
         )
@@ -56,7 +55,7 @@ def find_turn_format(tokenizer: Any) -> TurnFormat:
 
 
 def probe_chats(*, system: bool) -> list[list[Message]]:
-    """Conversations of one to five turns, in two scripts, half of them with a system turn."""
+    """Return conversations of one to five turns in two scripts, half with a system turn."""
     question = {"role": "user", "content": "What is 6*7?\nIn words, please: 六乘七？"}
     answer = {"role": "assistant", "content": "Forty-two.\n\n四十二。"}
     thanks = {"role": "user", "content": "Thanks!"}
@@ -66,14 +65,14 @@ def probe_chats(*, system: bool) -> list[list[Message]]:
 
 
 def write(turns: TurnFormat, messages: Sequence[Message]) -> str:
-    """The prompt as the Go template of `modelfile` writes it, BOS included."""
+    """Return the prompt as the Go template of `modelfile` writes it, with BOS."""
     written = [turns.bos]
     if messages[0]["role"] != "system":
         written.append(turns.default)
     for message in messages:
         before, after = turns.around[message["role"]]
         written += [before, message["content"], after]
-    return "".join([*written, turns.asks])
+    return "".join([*written, turns.prompt])
 
 
 def modelfile(
@@ -84,18 +83,18 @@ def modelfile(
     adds_bos: bool,
     day: str | None = None,
 ) -> str:
-    """The text of an Ollama Modelfile that stands beside the safetensors.
+    """Return the text of an Ollama Modelfile for the safetensors in its folder.
 
     Args:
         stops: texts that end an answer.
-        window: tokens of context, where the model's configuration says.
-        adds_bos: the tokenizer itself puts BOS in front of a text.
-        day: the date among the fixed texts, where the chat template writes one.
+        window: the context length, if the model's configuration has it.
+        adds_bos: whether the tokenizer adds BOS to a text.
+        day: the date in the fixed texts, if the chat template writes one.
 
     Raises:
-        UserError: the template holds what Go's template language reads as its own.
+        UserError: the template contains syntax of Go's template language.
     """
-    parts = [turns.bos, turns.default, turns.asks, *sum(turns.around.values(), ())]
+    parts = [turns.bos, turns.default, turns.prompt, *sum(turns.around.values(), ())]
     if any(mark in text for text in parts for mark in ("{{", '"""')):
         raise UserError('the chat template writes {{ or """, which an Ollama Modelfile cannot hold')
     cases = "{{ else ".join(
@@ -107,34 +106,35 @@ def modelfile(
         ("" if adds_bos else turns.bos)
         + default
         + f"{{{{ range .Messages }}}}{{{{ {cases}{{{{ end }}}}{{{{ end }}}}"
-        # Inside an action, so that a line break at the end of the prompt is kept.
-        + f"{{{{ if .Messages }}}}{turns.asks}{{{{ end }}}}"
+        # Inside an action: Ollama trims a line break at the end of the template.
+        + f"{{{{ if .Messages }}}}{turns.prompt}{{{{ end }}}}"
     )
     note = f"# The chat template writes the date of each day. Below it is always {day} (run.date)."
     lines = [note] if day else []
     lines += ["FROM .", f'TEMPLATE """{template}"""']
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines += [f"PARAMETER num_ctx {window}"] if window else []
-    # As the model was measured: greedy.
+    # Greedy decoding, as in the evaluation.
     return "\n".join([*lines, "PARAMETER temperature 0", ""])
 
 
 def _find(tokenizer: Any) -> TurnFormat | None:
     user, answer = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
     second = {"role": "user", "content": SECOND}
-    front, to_answer, between, asks = _split(
+    front, to_answer, between, prompt = _split(
         render(tokenizer, [user, answer, second], prompt=True), FIRST, ANSWER, SECOND
     )
-    said = render(tokenizer, [user, answer], prompt=False)
+    answered = render(tokenizer, [user, answer], prompt=False)
     closing = find_turn_end(tokenizer).closing
-    if render(tokenizer, [user, answer], prompt=True).startswith(said + closing):
-        said += closing  # else it is the next turn's role token
-    after_answer = said.partition(ANSWER)[2]
+    if render(tokenizer, [user, answer], prompt=True).startswith(answered + closing):
+        answered += closing  # otherwise `closing` is the next turn's role token
+    after_answer = answered.partition(ANSWER)[2]
     if not between.startswith(after_answer):
         after_answer = ""
     before_user = between.removeprefix(after_answer)
-    asked = render(tokenizer, [user], prompt=False).partition(FIRST)[2]
-    after_user = asked if to_answer.startswith(asked) and asks.startswith(asked) else ""
+    after_user = render(tokenizer, [user], prompt=False).partition(FIRST)[2]
+    if not (to_answer.startswith(after_user) and prompt.startswith(after_user)):
+        after_user = ""
     around = {
         "user": (before_user, after_user),
         "assistant": (to_answer.removeprefix(after_user), after_answer),
@@ -152,11 +152,11 @@ def _find(tokenizer: Any) -> TurnFormat | None:
     except ValueError:
         pass  # the template takes no system turn
     ordered = {role: around[role] for role in ROLES if role in around}
-    return TurnFormat(bos, head.removeprefix(bos), ordered, asks.removeprefix(after_user))
+    return TurnFormat(bos, head.removeprefix(bos), ordered, prompt.removeprefix(after_user))
 
 
 def _split(text: str, *marks: str) -> list[str]:
-    """The pieces of `text` around `marks`, each of which stands in it once, in order."""
+    """Return the pieces of `text` around `marks`, each of which occurs once, in order."""
     pieces = []
     for mark in marks:
         before, found, text = text.partition(mark)
@@ -164,5 +164,5 @@ def _split(text: str, *marks: str) -> list[str]:
             raise ValueError(f"{mark!r} is missing")
         pieces.append(before)
     if any(mark in text for mark in marks):
-        raise ValueError("a content stands twice")
+        raise ValueError("a content occurs twice")
     return [*pieces, text]

@@ -1,4 +1,4 @@
-"""Write the weights of a finished stage for others, with notes on what its chat template adds."""
+"""Writes the weights of a finished stage for publication, with notes on its chat template."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,18 +31,18 @@ def write_weights(
     folder: Path,
     dtype: str | None,
 ) -> list[str]:
-    """Merge and round the trained weights into `folder`; return what was compared, for the card.
+    """Merge and round the trained weights into `folder`; return comparison results for the card.
 
     Args:
         section: the trained model.
         rows: token ids on which logits are compared.
-        dtype: of the weights; None for that of the base, or float32 where it loses too much.
+        dtype: of the weights; None for the base's, or float32 if that loses too much.
 
     Raises:
-        UserError: the weights that were written are not the trained ones.
+        UserError: the written weights are not the trained ones.
     """
     model, trust = preset.model, section.trust_remote_code
-    start = run / "base" / "model"  # where tokens were added to it
+    start = run / "base" / "model"  # if tokens were added to it
     base = (
         str(start)
         if start.is_dir()
@@ -70,7 +70,7 @@ def write_weights(
             trust_remote_code=trust,
         )
         checked.append(
-            "quantisation: trained over 4-bit weights and merged into the unquantised ones; "
+            "quantization: trained over 4-bit weights and merged into the unquantized ones; "
             f"between the two, {describe_check(found)}"
         )
     return checked
@@ -79,7 +79,7 @@ def write_weights(
 def template_notes(
     tokenizer: PreTrainedTokenizerBase, *, date: str | None, modelfile: bool
 ) -> list[str]:
-    """Return what the chat template writes without being asked: a system prompt, a date."""
+    """Return notes on texts that the chat template adds: a system prompt, a date."""
     notes = []
     if default := default_system(tokenizer):
         where = "the template and the Modelfile write" if modelfile else "the template writes"

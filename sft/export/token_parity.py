@@ -1,7 +1,6 @@
-"""Write the tokenizer and the Ollama Modelfile of an export, and check the token ids.
+"""Writes tokenizer and Ollama Modelfile of an export, and checks that token ids are equal.
 
-Other programs start and stop answers as the training did: a conversation becomes the same token ids
-wherever the model is used.
+A conversation must become the same ids in training, evaluation and other programs.
 """
 
 from collections.abc import Sequence
@@ -23,25 +22,23 @@ ANSWER = {"role": "assistant", "content": "Fine."}
 
 @dataclass(frozen=True)
 class TokenParity:
-    """How many conversations gave the same ids, and everywhere where."""
+    """The number of conversations with equal ids, and where they were compared."""
 
     chats: int
     ways: tuple[str, ...]
 
 
 def complete_tokenizer_config(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Say in tokenizer_config.json what other readers look for there.
-
-    Ollama and llama.cpp put BOS in front unless `add_bos_token` is false; readers older than
-    transformers 4.53 know no chat_template.jinja.
-    """
+    """Write `add_bos_token` and the chat template to tokenizer_config.json."""
+    # Ollama and llama.cpp add BOS unless `add_bos_token` is false; transformers before 4.53
+    # reads no chat_template.jinja.
     file = folder / "tokenizer_config.json"
     known = read_json(file) | {"add_bos_token": adds_bos(tokenizer)}
     write_json(file, known | {"chat_template": tokenizer.chat_template})
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts its BOS in front of a plain text."""
+    """Return whether the tokenizer adds BOS to a plain text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("a")["input_ids"][0] == bos
 
@@ -49,11 +46,10 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def write_modelfile(
     folder: Path, tokenizer: PreTrainedTokenizerBase, *, window: int | None
 ) -> TurnFormat:
-    """Write folder/Modelfile, which stops where folder/generation_config.json does; returns the
-    fixed texts of the template.
+    """Write folder/Modelfile with the stops of generation_config.json; return the fixed texts.
 
     Raises:
-        UserError: the template cannot be said in Ollama's language, or its text becomes other ids.
+        UserError: the template cannot be written in Go, or its text becomes other ids.
     """
     turns = find_turn_format(tokenizer)
     for chat in probe_chats(system="system" in turns.around):
@@ -81,16 +77,16 @@ def check_token_parity(
     turns: TurnFormat | None = None,
     trust_remote_code: bool = False,
 ) -> TokenParity:
-    """The same conversation is the same ids in training, evaluation, chat and export.
+    """Check that conversations become the same ids in training, evaluation, chat and export.
 
     Args:
-        tokenizer: the one of the training run.
-        folder: the export, read as any user reads it.
-        recorded: rows of {"messages", "prompt_ids"} as the evaluation stored them.
-        turns: of the Modelfile, where there is one.
+        tokenizer: of the training run.
+        folder: the export, loaded as a user loads it.
+        recorded: rows of {"messages", "prompt_ids"} stored by the evaluation.
+        turns: of the Modelfile, if there is one.
 
     Raises:
-        UserError: somewhere they differ, or generation stops on other tokens than were trained.
+        UserError: ids differ, or generation does not stop on the end-of-turn of training.
     """
     exported: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     system = turns is None or "system" in turns.around
@@ -104,8 +100,8 @@ def check_token_parity(
     for chat, stored in zip(chats, evaluated, strict=True):
         prompt = encode_prompt(tokenizer, chat)
         trained = encode_chat(tokenizer, [*chat, ANSWER]).input_ids[: len(prompt)]
-        # As transformers/cli/serving/chat_completion.py asks for them.
-        asked = apply_template(
+        # As transformers/cli/serving/chat_completion.py requests them.
+        chat_ids = apply_template(
             exported,
             chat,
             day=date_of(tokenizer),
@@ -113,7 +109,7 @@ def check_token_parity(
             tokenize=True,
             return_dict=True,
         )["input_ids"]
-        found = [trained, stored or prompt, asked]
+        found = [trained, stored or prompt, chat_ids]
         found += [_ids_of_text(exported, turns, chat)] if turns else []
         for way, ids in zip(ways, found, strict=True):
             if ids != prompt:
@@ -132,12 +128,12 @@ def check_token_parity(
 
 
 def _eos_ids(folder: Path) -> list[int]:
-    """What ends an answer of the model in `folder`."""
+    """Return the ids that end an answer of the model in `folder`."""
     return list(ids_of(read_json(folder / "generation_config.json")["eos_token_id"]))
 
 
 def _ids_of_text(tokenizer: Any, turns: TurnFormat, chat: Sequence[Message]) -> list[int]:
-    """Ids of the text that the Modelfile makes, BOS from the tokenizer where it adds one."""
+    """Return the ids of a prompt from the Modelfile, with BOS from the tokenizer if it adds one."""
     text = write(turns, chat)
     front = []
     if adds_bos(tokenizer):

@@ -1,12 +1,12 @@
 """Chats to token rows: checked, truncated and cached.
 
-fingerprints: Hash every input that a run reads in addition to its preset, so that a refusal
-    names a change.
-prepare: Sources to token rows: read, cleaned, mixed, tokenized, checked, kept in the data
-    folder.
-row_checks: Hard rules on token rows: checked on every one before a model loads, and shown as a
-    table.
-tokenize: Chats to a file of token rows, some thousands at a time, on all cores where that pays.
-truncation: Rows beyond a length: left out, cut without a false ending, or split where a turn
-    begins.
+fingerprints: Hashes the inputs that a run reads besides its preset, so that an error names a
+    change.
+prepare: Prepares token rows: read, clean, mix, tokenize and check the sources, and cache the
+    result.
+row_checks: Checks hard rules on every token row before a model loads, and prints tables of the
+    rows.
+tokenize: Tokenizes chats to a Parquet file of token rows, in chunks, on all cores if that is
+    faster.
+truncation: Handles rows beyond a length: drops them, cuts them, or splits them at turns.
 """

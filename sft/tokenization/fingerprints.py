@@ -1,4 +1,4 @@
-"""Hash every input that a run reads in addition to its preset, so that a refusal names a change."""
+"""Hashes the inputs that a run reads besides its preset, so that an error names a change."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from sft.run.adapters import CONFIG, adapter_base, is_adapter, portable_hash
 from sft.run.fingerprint import fingerprint
 from sft.tokenization.tokenize import ROWS_AT_ONCE
 
-# Files of a model that its weights and the ends of its answers are read from, and its own code.
+# The files that weights, end-of-turn ids and custom code are read from.
 READ = ("*.safetensors", "*.index.json", "config.json", "generation_config.json", CONFIG, "**/*.py")
-# Those that the hash covered by the first rules (`sft.run.earlier_versions.HASH_RULES`).
+# The files that the first version hashed (`sft.run.earlier_versions.HASH_RULES`).
 READ_BEFORE = ("*.safetensors", "*.index.json", "config.json", CONFIG, "*.py")
 
 
@@ -31,11 +31,11 @@ def run_inputs(
     tokenizer: PreTrainedTokenizerBase,
     more: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Hashes by name: base weights, tokenizer, template, and every file that the preset lists.
+    """Return hashes by name: base weights, tokenizer, template, and every file of the preset.
 
     Args:
-        base: local directory or hub id of the model that the run begins with.
-        more: hashes that the caller knows how to take, such as that of the benchmarks.
+        base: local directory or Hub id of the model that the run begins with.
+        more: further hashes, such as those of the benchmarks.
     """
     data, repetition, safety = preset.data, preset.eval.repetition, preset.eval.safety
     listed = {
@@ -63,7 +63,7 @@ def run_inputs(
 
 
 def earlier_inputs(base: str) -> dict[str, str]:
-    """The hashes of `run_inputs` that were others by the first rules, by those rules."""
+    """Return those hashes of `run_inputs` that runs of the first version have otherwise."""
     return {_weights_of(base): weights_fingerprint(base, patterns=READ_BEFORE)}
 
 
@@ -72,11 +72,7 @@ def _weights_of(base: str) -> str:
 
 
 def weights_fingerprint(path: str, *, patterns: Sequence[str] = READ) -> str:
-    """The hash of a local model's weights and configuration alone; of a hub id the id itself.
-
-    Args:
-        patterns: of the files that it covers.
-    """
+    """Return the hash of a local model's files that match `patterns`; of a Hub id the id."""
     folder = Path(path)
     if not folder.is_dir():
         return f"hub:{path}"
@@ -90,10 +86,10 @@ def weights_fingerprint(path: str, *, patterns: Sequence[str] = READ) -> str:
 
 
 def source_fingerprint(source: Source) -> str:
-    """The hash of a local file, or the name, split, configuration and revision of a hub dataset.
+    """Return the hash of a local file, or name, split, configuration and revision of a dataset.
 
     Raises:
-        UserError: what is there is no file of rows, and might take for ever to hash.
+        UserError: the path is not a regular file.
     """
     path = find_path(source.path)
     if path is None:
@@ -104,7 +100,7 @@ def source_fingerprint(source: Source) -> str:
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """The hash of token rows, however they are cut and stored; their origin is no matter."""
+    """Return the hash of token rows, independent of origin, chunks and storage."""
     digest = hashlib.sha256()
     for table in rows.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
         for name, column in zip(table.column_names, table.columns, strict=True):
@@ -117,8 +113,7 @@ def rows_fingerprint(rows: Dataset) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The hash of vocabulary, merges, special tokens and chat template, with the date where the
-    template writes one."""
+    """Return the hash of vocabulary, special tokens, chat template and its date, if any."""
     core = tokenizer.backend_tokenizer.to_str()
     day = [date_of(tokenizer)] if asks_date(tokenizer) else []
     return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer), *day])

@@ -1,4 +1,4 @@
-"""Sources to token rows: read, cleaned, mixed, tokenized, checked, kept in the data folder."""
+"""Prepares token rows: read, clean, mix, tokenize and check the sources, and cache the result."""
 
 import glob
 import logging
@@ -57,13 +57,13 @@ from sft.tokenization.truncation import count_turns, is_text, truncate_row
 
 log = logging.getLogger(__name__)
 
-MAX_TRUNCATED_SHARE = 0.1  # the share of rows that `truncate` may cut within an answer; our choice
+MAX_TRUNCATED_SHARE = 0.1  # share of rows that may be cut within an answer; chosen here
 CUT_SCHEMA = SCHEMA.append(pa.field("cut", pa.bool_()))
 
 
 @dataclass(frozen=True)
 class Example:
-    """A token row to show, as it is trained; `cut`: its last answer breaks off."""
+    """A token row to display as it is trained; `cut`: its last answer is truncated."""
 
     kind: str
     origin: str
@@ -74,7 +74,7 @@ class Example:
 
 @dataclass(frozen=True)
 class StageRows:
-    """The rows that a stage trains on, what its limits left out or cut, and rows of each kind."""
+    """The rows that a stage trains on, counts of rows left out or cut, and rows of each kind."""
 
     rows: Dataset
     checked: Checked
@@ -82,7 +82,7 @@ class StageRows:
 
     @property
     def too_long(self) -> int:
-        """How many rows were left out for their length."""
+        """The number of rows left out for their length."""
         return total(self.checked).left_out
 
 
@@ -93,18 +93,16 @@ def prepare_chats(
     benchmarks: Benchmarks,
     split_at: int | None = None,
 ) -> Dataset:
-    """Token rows of every source: columns `origin`, `kind`, `input_ids`, `trained`, `untrained`.
+    """Return the token rows of all sources: `origin`, `kind`, `input_ids`, `trained`, `untrained`.
 
-    With `data.too_long: split`, chats of more than `split_at` tokens come in pieces.
-
-    Written to data/sft.parquet with the counts in data/data.json, and what was left out with its
-    evidence in data/duplicates.jsonl and data/contamination.jsonl; read back where that is done
-    already and no source, option, question, tokenizer or template has changed. One process works,
-    the others read what it wrote.
+    With `data.too_long: split`, chats of more than `split_at` tokens are split. Rows go to
+    data/sft.parquet, counts to data/data.json, and evidence for dropped rows to
+    data/duplicates.jsonl and data/contamination.jsonl. The files are reused if no source, option,
+    question, tokenizer or template has changed. One process works; the others read its files.
 
     Raises:
-        UserError: a row breaks a rule or holds a question of a benchmark and `data.on_error` is
-            stop; or nothing is left to train on.
+        UserError: a row is invalid or contains a benchmark question and `data.on_error` is stop; or
+            no row is left.
     """
     split_at = split_at if section.too_long == "split" else None
     stage = Stage(
@@ -129,7 +127,7 @@ def prepare_chats(
 
     def prepare() -> None:
         done = stage.finished()
-        # Again, too, where a benchmark could not be loaded the last time.
+        # Repeat also if a benchmark could not be loaded the last time.
         if done is None or done["unchecked"]:
             stage.begin()
             facts = _prepare(
@@ -148,15 +146,14 @@ def prepare_chats(
 
 
 def read_shared_rows(path: Path) -> Dataset:
-    """`read_token_rows` on all processes; the first one makes the cache that the others map."""
+    """Call `read_token_rows` on all processes; the first one creates the cache."""
     with main_first():
         return read_token_rows(path)
 
 
 def read_token_rows(path: Path) -> Dataset:
-    """Rows of a Parquet file, mapped from a cache beside it; one that is not as it was made, which
-    upstream would not notice, is made anew."""
-    if not pq.read_metadata(path).num_rows:  # which from_parquet refuses
+    """Return the rows of a Parquet file, mapped from a cache next to it, rebuilt if damaged."""
+    if not pq.read_metadata(path).num_rows:  # from_parquet refuses an empty file
         return Dataset(pq.read_table(path))
     cache = path.parent / ".cache"
     made = cache / "made.json"
@@ -166,7 +163,7 @@ def read_token_rows(path: Path) -> Dataset:
             if made.is_file():
                 log.warning("%s is damaged; making it again", cache)
             remove(cache)
-        # Upstream takes a path for a pattern, and the current folder before a relative one too.
+        # from_parquet reads a path as a glob pattern, and resolves relative paths differently.
         rows = Dataset.from_parquet(glob.escape(str(path.resolve())), cache_dir=str(cache))
         if not intact:
             write_record(made, _cache_hashes(cache))
@@ -174,7 +171,7 @@ def read_token_rows(path: Path) -> Dataset:
 
 
 def _cache_hashes(cache: Path) -> dict[str, str]:
-    """The hashes of a cache's files, but of those that only lock and of the record of them."""
+    """Return the hashes of a cache's files, without lock files and the record of the hashes."""
     return {
         str(file.relative_to(cache)): file_hash(file)
         for file in sorted(cache.rglob("*"))
@@ -190,7 +187,7 @@ def _prepare(
     split_at: int | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the token rows and the evidence; returns the facts of data.json."""
+    """Write the token rows and the evidence; return the facts of data.json."""
     read = read_sft(section.sft, on_error=section.on_error)
     known = known_questions(section, benchmarks)
     read = drop_contaminated(
@@ -222,7 +219,7 @@ def _prepare(
 
 
 def row_lengths(rows: Dataset) -> list[int]:
-    """The number of tokens of each row."""
+    """Return the number of tokens of each row."""
     return list(pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist())
 
 
@@ -235,14 +232,12 @@ def rows_of_stage(
     section: DataSection,
     where: str,
 ) -> StageRows:
-    """The rows of the stage's kinds in at most `max_length` tokens, each checked.
+    """Return the rows of the stage's kinds in at most `max_length` tokens, each checked.
 
-    With `data.turns: each`, rows of one chat share their prefixes (see
-    `sft.packing.shared_prefix`).
+    With `data.turns: each`, rows of one chat share their prefixes (`sft.packing.shared_prefix`).
 
     Raises:
-        UserError: no row is left, or a row breaks a rule; or, where `on_error` is "stop", too many
-            are too long (see `_check_lengths`).
+        UserError: no row is left, a row is invalid, or too many are too long (`_check_lengths`).
     """
     of_rows = rows.with_format("arrow")["kind"][:].to_pylist()
     present = Counter(of_rows)
@@ -284,16 +279,16 @@ def rows_of_stage(
 def _truncate_long_rows(
     longer: Iterable[dict[str, Any]], *, max_length: int | None, too_long: str, rules: Rules
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is left of the rows beyond `max_length`, and the rows of which nothing is."""
+    """Return the truncated rows beyond `max_length`, and the rows that are left out."""
     pieces: list[dict[str, Any]] = []
     left_out = []
     for row in longer:
         chat = EncodedChat(row["input_ids"], row["trained"])
         fitted = truncate_row(chat, max_length=max_length, too_long=too_long, bos=rules.bos)
-        gone = 0 if is_text(chat.trained) else count_turns(chat.trained)
-        gone -= sum(count_turns(piece.trained) for piece in fitted) if gone else 0
-        untrained = {"untrained": row["untrained"] + gone}
-        pieces += [row | vars(piece) | untrained for piece in fitted]
+        untrained = 0 if is_text(chat.trained) else count_turns(chat.trained)
+        untrained -= sum(count_turns(piece.trained) for piece in fitted) if untrained else 0
+        facts = {"untrained": row["untrained"] + untrained}
+        pieces += [row | vars(piece) | facts for piece in fitted]
         left_out += [] if fitted else [row]
     return pieces, left_out
 
@@ -301,21 +296,21 @@ def _truncate_long_rows(
 def _check_lengths(
     checked: Checked, *, section: DataSection, where: str, max_length: int | None
 ) -> None:
-    """Stop, or warn under `on_error: drop`, where `max_length` takes too much away.
+    """Stop, or warn if `on_error` is drop, if `max_length` removes too much.
 
     Raises:
-        UserError: no row is left; or `on_error` is "stop", and most rows are left out, or all of a
-            source, or too many are cut within an answer.
+        UserError: no row is left; or `on_error` is stop, and most rows or all rows of a source are
+            left out, or too many answers are cut.
     """
     counts = total(checked)
     rows, limit = counts.rows + counts.left_out, f"{where}.max_length={max_length}"
-    goes_on = "or data.on_error=drop to go on without"
+    without_them = "or data.on_error=drop to go on without"
     if counts.left_out and (not counts.rows or counts.left_out > rows / 2):
         other = " or ".join(way for way in ("split", "truncate") if way != section.too_long)
         sentence = (
             f"{limit}: {counts.left_out} of {rows} rows are longer; raise it (the model's context "
             f"is the limit), shorten the rows, or set data.too_long={other}"
-            f"{f', {goes_on}' if counts.rows else ''}"
+            f"{f', {without_them}' if counts.rows else ''}"
         )
         if not counts.rows or section.on_error == "stop":
             raise UserError(sentence)
@@ -327,7 +322,7 @@ def _check_lengths(
         if not tally.rows:
             _stop_or_warn(
                 f"{limit} leaves out all {tally.left_out} rows of {source}; raise it, set "
-                f"data.too_long=split, take the source out of data.sft, {goes_on}",
+                f"data.too_long=split, take the source out of data.sft, {without_them}",
                 section,
             )
     if section.too_long == "truncate" and counts.cut > MAX_TRUNCATED_SHARE * counts.rows:
@@ -351,11 +346,11 @@ def _stop_or_warn(sentence: str, section: DataSection) -> None:
     log.warning("%s", sentence)
 
 
-def _examples(whole: Dataset, pieces: Sequence[dict[str, Any]]) -> tuple[Example, ...]:
-    """The first row of each kind as it is trained, and the first of those that were cut."""
-    kinds = whole.with_format("arrow")["kind"][:].to_pylist() if len(whole) else []
+def _examples(complete: Dataset, pieces: Sequence[dict[str, Any]]) -> tuple[Example, ...]:
+    """Return the first row of each kind as it is trained, and the first truncated ones."""
+    kinds = complete.with_format("arrow")["kind"][:].to_pylist() if len(complete) else []
     first = {kind: place for place, kind in reversed(list(enumerate(kinds)))}
-    rows = [whole[place] for place in sorted(first.values())]
+    rows = [complete[place] for place in sorted(first.values())]
     seen: set[tuple[str, bool]] = set()
     for piece in pieces:
         key = (piece["kind"], piece["cut"])

@@ -1,4 +1,4 @@
-"""Hard rules on token rows: checked on every one before a model loads, and shown as a table."""
+"""Checks hard rules on every token row before a model loads, and prints tables of the rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,25 +18,25 @@ from sft.chat_template.turn_end import control_tokens, find_turn_end, has_genera
 from sft.data.mixture import PAPER_SHARES, share_of_kind
 from sft.errors import UserError
 
-EXAMPLES = 3  # places that a violation names
+EXAMPLES = 3  # origins that an error names
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a tokenizer and its template ask of a row."""
+    """The rules of a tokenizer and its template for a row."""
 
-    stops: frozenset[int]  # ids of which every trained turn holds one
+    stops: frozenset[int]  # every trained turn contains one of these ids
     bos: int | None
-    leading_bos: int  # how many a generation prompt begins with: 0 or 1
-    unknown: frozenset[int] = frozenset()  # the id that replaces text without a token
-    byte_ids: frozenset[int] = frozenset()  # ids of single bytes, for text without another token
+    leading_bos: int  # number at the start of a generation prompt: 0 or 1
+    unknown: frozenset[int] = frozenset()  # id that replaces unknown text
+    byte_ids: frozenset[int] = frozenset()  # ids of single bytes
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Rules":
         stops = set(stop_ids(tokenizer))
         if has_generation_tags(tokenizer):
-            # Its history may end a turn with a token of its own; sft.chat_template.encoding holds
-            # the last to stops.
+            # Earlier turns may end with another control token; `_mask_from_generation_tags` checks
+            # the last one.
             stops |= set(tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)))
         begins = int(find_turn_end(tokenizer).bos)
         coverage = Coverage.of(tokenizer)
@@ -53,11 +53,11 @@ class Tally:
     tokens: int = 0
     trained_tokens: int = 0
     turns: int = 0  # trained
-    untrained: int = 0  # assistant turns that are context alone
-    cut: int = 0  # rows whose last answer breaks off at the length
-    left_out: int = 0  # rows that are longer than the length
-    unknown_tokens: int = 0  # in the place of text that the tokenizer cannot write
-    byte_tokens: int = 0  # of text that it writes byte by byte
+    untrained: int = 0  # assistant turns used only as context
+    cut: int = 0  # rows whose last answer is truncated
+    left_out: int = 0  # rows longer than `max_length`
+    unknown_tokens: int = 0  # replacements of text that the tokenizer cannot represent
+    byte_tokens: int = 0  # text represented byte by byte
 
     def add(
         self,
@@ -82,13 +82,13 @@ class Tally:
 
 @dataclass(frozen=True)
 class Checked:
-    """Tallies by (source, kind), and for each broken rule the places of the rows that break it."""
+    """Tallies by (source, kind), and for each broken rule the origins of the rows that break it."""
 
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
     broken: dict[str, list[str]] = field(default_factory=dict)
 
     def tally(self, origin: str, kind: str) -> Tally:
-        """The tally that a row of this origin (path:line) and kind belongs to."""
+        """Return the tally for rows of this origin (path:line) and kind."""
         return self.tallies.setdefault((origin.rpartition(":")[0], kind), Tally())
 
 
@@ -99,10 +99,10 @@ NOT_ENDED = "a trained turn has no trained end-of-turn"
 def check_row(
     ids: Sequence[int], trained: Sequence[bool], *, rules: Rules, cut: bool = False
 ) -> tuple[int, list[str]]:
-    """The number of trained turns in a row, and the rules that it breaks.
+    """Return the number of trained turns in a row, and the rules that it breaks.
 
-    Of `<s> q ? a <end> q ? b <end>` with both answers trained these are 2 and none; without the
-    last token, none only where the row is known to be `cut`.
+    For `<s> q ? a <end> q ? b <end>` with both answers trained: 2 and none. Without the last token
+    a rule is broken, unless the row is `cut`.
     """
     turns, broken = _check(
         np.asarray(ids, dtype=np.int64),
@@ -117,10 +117,10 @@ def check_row(
 def _check(
     ids: np.ndarray, trained: np.ndarray, lengths: np.ndarray, *, rules: Rules, cut: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`check_row` over many rows at once.
+    """Apply `check_row` to many rows at once.
 
     Args:
-        ids, trained: int64 and bool [tokens], the rows one behind the other.
+        ids, trained: int64 and bool [tokens], the concatenated rows.
         lengths, cut: int64 and bool [rows].
 
     Returns:
@@ -130,21 +130,21 @@ def _check(
     ends_at = np.cumsum(lengths)
     starts_at = ends_at - lengths
     row_of = np.repeat(np.arange(rows), lengths)
-    before, behind = np.append(False, trained)[:-1], np.append(trained, False)[1:]
-    before[starts_at[lengths > 0]] = behind[ends_at[lengths > 0] - 1] = False
-    starts, ends = np.flatnonzero(trained & ~before), np.flatnonzero(trained & ~behind)
+    before, after = np.append(False, trained)[:-1], np.append(trained, False)[1:]
+    before[starts_at[lengths > 0]] = after[ends_at[lengths > 0] - 1] = False
+    starts, ends = np.flatnonzero(trained & ~before), np.flatnonzero(trained & ~after)
     stops = np.append(0, np.cumsum(np.isin(ids, list(rules.stops))))
     owners = row_of[starts]
     open_ended = (stops[ends + 1] == stops[starts]) & ~(cut[owners] & (ends == ends_at[owners] - 1))
     turns = np.bincount(owners, minlength=rows)
-    # One more than asked at the least is all there is to know of those that lead.
+    # Counting one BOS more than required is enough to find a surplus.
     leading = np.zeros(rows, dtype=np.int64)
     for place in range(rules.leading_bos + 1):
         led = (leading == place) & (lengths > place)
         leading[led] += ids[starts_at[led] + place] == rules.bos
     return turns, {
         NOTHING_TRAINED: turns == 0,
-        # Where eos serves as BOS too, a template that writes neither begins with text.
+        # If eos serves as BOS too, a template that writes neither begins with text.
         f"it does not begin with {rules.leading_bos} BOS token as a prompt does": (turns > 0)
         & (leading != rules.leading_bos),
         NOT_ENDED: np.bincount(owners[open_ended], minlength=rows) > 0,
@@ -152,8 +152,7 @@ def _check(
 
 
 def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
-    """Tally and check rows of the columns `origin`, `kind`, `input_ids`, `trained`, `untrained`
-    and, where rows were cut, `cut`."""
+    """Tally and check tables of `origin`, `kind`, `input_ids`, `trained`, `untrained`, `cut`?."""
     checked = Checked()
     for table in tables:
         lengths = pc.list_value_length(table["input_ids"]).to_numpy()
@@ -164,7 +163,7 @@ def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
         ids = pc.list_flatten(table["input_ids"]).to_numpy()
         turns, broken = _check(ids, trained, lengths, rules=rules, cut=cut)
         unknown, of_bytes = (np.isin(ids, list(s)) for s in (rules.unknown, rules.byte_ids))
-        # Counted up to the end of each row, so that an empty one comes to none.
+        # Differences of cumulative sums: `np.add.reduceat` is wrong for empty rows.
         ends = np.append(0, np.cumsum(lengths))
         sums = [np.diff(np.append(0, np.cumsum(c))[ends]) for c in (trained, unknown, of_bytes)]
         origins, kinds = table["origin"].to_pylist(), table["kind"].to_pylist()
@@ -181,25 +180,25 @@ def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
 
 
 def check_no_broken_rules(broken: Mapping[str, Sequence[str]], *, where: str) -> None:
-    """Stop where a rule is broken.
+    """Check that no rule is broken.
 
     Raises:
-        UserError: every broken rule with its count and the first places.
+        UserError: every broken rule with its count and the first origins.
     """
-    told = [
+    violations = [
         f"{len(places)} where {rule} (first: {', '.join(places[:EXAMPLES])})"
         for rule, places in broken.items()
         if places
     ]
-    if told:
+    if violations:
         raise UserError(
-            f"{where}: rows break a rule that holds for every row: {'; '.join(told)}; correct the "
-            "rows or the chat template (model.chat_template)"
+            f"{where}: rows break a rule that holds for every row: {'; '.join(violations)}; "
+            "correct the rows or the chat template (model.chat_template)"
         )
 
 
 def as_facts(checked: Checked) -> list[dict[str, Any]]:
-    """The tallies as plain data, one entry a source and kind."""
+    """Return the tallies as plain data, one entry per source and kind."""
     return [
         {"source": source, "kind": kind, **vars(tally)}
         for (source, kind), tally in checked.tallies.items()
@@ -207,20 +206,20 @@ def as_facts(checked: Checked) -> list[dict[str, Any]]:
 
 
 def total(checked: Checked) -> Tally:
-    """All tallies in one."""
+    """Return the sum of all tallies."""
     columns = zip(*(vars(tally).values() for tally in checked.tallies.values()), strict=True)
     return Tally(*map(sum, columns))
 
 
 def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
-    """What a stage trains on by source and kind, and what was checked on every row of it."""
+    """Return a table of the rows of a stage by source and kind, and the rules that were checked."""
     table = Table(
         title=title, box=box.SIMPLE, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False
     )
     sources = dict.fromkeys(source for source, _ in checked.tallies)
     unique = len({PurePath(source).name for source in sources}) == len(sources)
     names = {source: PurePath(source).name if unique else source for source in sources}
-    # On a narrow screen long names are folded; numbers stay whole.
+    # On a narrow screen long names are folded, numbers are not.
     for heading, words in (("source", names.values()), ("kind", (k for _, k in checked.tallies))):
         widest = max(map(len, words), default=0)
         table.add_column(heading, overflow="fold", min_width=min(widest, 24), max_width=40)
@@ -259,7 +258,7 @@ def _cells(tally: Tally, more: Sequence[str]) -> list[str]:
 
 
 def mix_table(rows: Mapping[str, int], tokens: Mapping[str, int]) -> Table:
-    """Rows and tokens by kind with the share of each beside the paper's."""
+    """Return a table of rows and tokens by kind, with each share next to the paper's."""
     title = "mix by kind (safety as a share of all rows, the others of the helpful ones)"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
     table.add_column("kind")

@@ -1,4 +1,4 @@
-"""Chats to a file of token rows, some thousands at a time, on all cores where that pays."""
+"""Tokenizes chats to a Parquet file of token rows, in chunks, on all cores if that is faster."""
 
 import os
 import sys
@@ -31,8 +31,8 @@ SCHEMA = pa.schema(
     }
 )
 COUNTS = ("tokens", "trained_tokens", "untrained_turns", "pieces", "without_system")
-ROWS_AT_ONCE = 4096  # held as Python lists before they go to the file
-# Fewer chats are done before another process would have helped.
+ROWS_AT_ONCE = 4096  # rows held as Python lists before they are written
+# Fewer chats are tokenized faster without starting processes.
 PARALLEL_FROM = 4 * ROWS_AT_ONCE
 
 Encode = partial["TokenizedChunk"]
@@ -40,7 +40,7 @@ Encode = partial["TokenizedChunk"]
 
 @dataclass(frozen=True)
 class TokenizedChunk:
-    """What some chats come to: token rows, sums over them, and what could not be tokenized."""
+    """The token rows of some chats, sums over them, and messages of chats that failed."""
 
     rows: pa.Table
     counts: Counter[str]
@@ -56,7 +56,7 @@ def write_token_rows(
     split_at: int | None,
     on_error: str,
 ) -> dict[str, Any]:
-    """Write the chats' token rows, in order, to a Parquet file; returns what they come to.
+    """Write the chats' token rows, in order, to a Parquet file; return counts.
 
     Raises:
         UserError: a chat cannot be tokenized and `on_error` is stop, or none can.
@@ -89,7 +89,7 @@ def encode_chunk(
     turns: str,
     split_at: int | None,
 ) -> TokenizedChunk:
-    """The token rows of these chats, see `sft.tokenization.truncation.encode_and_split`."""
+    """Return the token rows of these chats (see `truncation.encode_and_split`)."""
     rows, problems = [], []
     counts: Counter[str] = Counter()
     for chat, encoded in encode_and_split(tokenizer, chats, turns=turns, split_at=split_at):
@@ -108,10 +108,10 @@ def encode_chunk(
 
 
 def _tokenize_chunks(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[TokenizedChunk]:
-    """`encode` over some chats after the other, in order, by as many processes as there are cores.
+    """Yield `encode` of chunks of chats in order, computed by one process per core.
 
-    Forked, so that they have the chats and the tokenizer already; elsewhere than on Linux a fork is
-    not safe, and this process does it alone.
+    Forked processes share the chats and the tokenizer; outside of Linux forking is unsafe, and this
+    process works alone.
     """
     starts = range(0, len(chats), ROWS_AT_ONCE)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
@@ -131,11 +131,11 @@ def _tokenize_chunks(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterato
         pool.shutdown(cancel_futures=True)
 
 
-_worker: dict[str, Any] = {}  # what a forked process works on
+_worker: dict[str, Any] = {}  # arguments of a forked process
 
 
 def _init_worker(encode: Encode, chats: Sequence[dict[str, Any]]) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, and no warning of the fork
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread each, no fork warning
     _worker.update(encode=encode, chats=chats)
 
 

@@ -1,7 +1,7 @@
-"""Rows beyond a length: left out, cut without a false ending, or split where a turn begins.
+"""Handles rows beyond a length: drops them, cuts them, or splits them at turns.
 
-Conversations are split as messages, before they are tokenized, so that every piece is rendered as
-a chat of its own; cutting and the windows of a plain text are a matter of tokens.
+Chats are split as messages before tokenization, so that every piece is rendered as a complete chat;
+cutting, and the windows of a plain text, work on tokens. A cut answer never gets an end-of-turn.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from sft.errors import UserError
 
 @dataclass(frozen=True)
 class TruncatedRow:
-    """What is left of a token row; `cut` says that its last trained turn breaks off."""
+    """The rest of a token row; `cut`: its last trained turn is incomplete."""
 
     input_ids: list[int]
     trained: list[bool]
@@ -27,14 +27,14 @@ class TruncatedRow:
 def truncate_row(
     row: EncodedChat, *, max_length: int | None, too_long: str, bos: int | None
 ) -> list[TruncatedRow]:
-    """The row in at most `max_length` tokens: as it is, cut or in windows, or not at all.
+    """Return the row in at most `max_length` tokens: unchanged, cut, in windows, or [].
 
-    For "q ? a b <end>" of which "a b <end>" is trained, and 4 tokens: "drop" and "split" leave
-    nothing (`encode_and_split` splits chats), "truncate" leaves "q ? a b", cut.
+    For "q ? a b <end>" of which "a b <end>" is trained, and 4 tokens: "drop" and "split" return
+    nothing (`encode_and_split` splits chats), "truncate" returns "q ? a b", cut.
 
     Args:
         too_long: drop, truncate or split.
-        bos: the id that repeats at the start of each window of a text, where the text has it.
+        bos: the id repeated at the start of each window of a text that begins with it.
     """
     ids, trained = row.input_ids, row.trained
     if max_length is None or len(ids) <= max_length:
@@ -50,17 +50,17 @@ def truncate_row(
 
 
 def is_text(trained: Sequence[bool]) -> bool:
-    """Whether a token row is a plain text: trained but for its first token, which no chat is."""
+    """Return whether a row is a plain text: all tokens but the first are trained."""
     return len(trained) > 1 and not trained[0] and all(trained[1:])
 
 
 def count_turns(trained: Sequence[bool]) -> int:
-    """How many turns of a token row are trained: unbroken runs of trained tokens."""
+    """Return the number of trained turns: unbroken runs of trained tokens."""
     return sum(flag and not before for before, flag in pairwise([False, *trained]))
 
 
 def _split_text(ids: list[int], *, size: int, bos: int | None) -> list[TruncatedRow]:
-    """Windows of which each token but the first is trained, once over all of them."""
+    """Return windows in which every token of the text but the first is trained once."""
     pieces, start = [], 1
     while start < len(ids):
         # Without BOS the token before the window is the context of its first prediction.
@@ -76,16 +76,16 @@ def _split_text(ids: list[int], *, size: int, bos: int | None) -> list[Truncated
 def encode_and_split(
     tokenizer: Any, chats: Iterable[dict[str, Any]], *, turns: str, split_at: int | None
 ) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
-    """Each chat with its tokens; one longer than `split_at` comes as several, in order.
+    """Yield each chat with its tokens; a chat longer than `split_at` in several pieces, in order.
 
-    A piece, marked by the key "piece", holds the system turn and as many rounds as fit. A round
-    that is longer than `split_at` stays as it is and is left to `truncate_row`. Where only the last
-    answer is trained, only the last piece counts.
+    A piece, marked by the key "piece", has the system turn and as many rounds as fit. A round
+    longer than `split_at` is kept for `truncate_row`. If only the last answer is trained, only the
+    last piece is yielded.
 
     Args:
-        turns: the assistant turns that are trained: "all" of them that the template writes alike as
-            history, the "last", or "each" in a row of its own behind its own prompt. Of a row of
-            "each", `untrained_turns` counts turns of the chat that have no row, at its last one.
+        turns: the assistant turns to train: "all" that the template writes alike as history, the
+            "last", or "each" in its own row after its own prompt. For "each", `untrained_turns`
+            of the last row counts the turns of the chat without a row.
     """
     if turns == "each":
         yield from _encode_each_turn(tokenizer, chats, split_at=split_at)
@@ -108,14 +108,14 @@ def encode_and_split(
 def _encode_each_turn(
     tokenizer: Any, chats: Iterable[dict[str, Any]], *, split_at: int | None
 ) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
-    """A row for each assistant turn of each chat: the chat up to it, with its last turn trained."""
+    """Yield a row for each assistant turn: the chat up to it, with its last turn trained."""
     chats, again = tee(chats)
     rows = (row for chat in again for row in expand_turns(chat))
     encoded = encode_and_split(tokenizer, rows, turns="last", split_at=split_at)
     for chat in chats:
         *earlier, (last, found) = islice(encoded, len(expand_turns(chat)))
         marked = sum(not is_trained(message) for message in chat.get("messages", []))
-        if isinstance(found, UserError):  # the chat as a whole is wrong
+        if isinstance(found, UserError):  # the complete chat is invalid
             yield last, found
             continue
         kept = [(row, each) for row, each in earlier if isinstance(each, EncodedChat)]
@@ -125,8 +125,7 @@ def _encode_each_turn(
 
 
 def expand_turns(chat: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chat up to each of its assistant turns but for those marked as not trained; a plain text,
-    or a chat without one, as it is."""
+    """Return the chat up to each trainable assistant turn; [chat] without one at its end."""
     messages = chat.get("messages", [])
     ends = [i for i, m in enumerate(messages, 1) if m.get("role") == "assistant" and is_trained(m)]
     if not ends or ends[-1] != len(messages):
@@ -137,7 +136,7 @@ def expand_turns(chat: dict[str, Any]) -> list[dict[str, Any]]:
 def _split_chat(
     tokenizer: Any, chat: dict[str, Any], *, turns: str, size: int
 ) -> list[tuple[dict[str, Any], EncodedChat | UserError]]:
-    """Pieces of whole rounds from the end on, each as long as fits."""
+    """Return pieces of complete rounds, filled from the end of the chat."""
     lead, rounds = split_rounds(chat["messages"])
     pieces: list[tuple[dict[str, Any], EncodedChat | UserError]] = []
     end = len(rounds)
@@ -160,7 +159,7 @@ def _split_chat(
 
 
 def split_rounds(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """The system turn, and the rounds behind it: from a user turn to the answer before the next."""
+    """Return the system turn and the rounds; a round begins at a user turn after an answer."""
     lead = [m for m in messages[:1] if m["role"] == "system"]
     rounds: list[list[Message]] = []
     for message in messages[len(lead) :]:
