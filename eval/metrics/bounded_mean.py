@@ -9,8 +9,8 @@ and ones it is the interval of Clopper and Pearson (1934); of paired right/wrong
 differences are -1, 0 and 1, the bound excludes 0 exactly when McNemar's exact test rejects, as the
 intervals of Fay and Lumbard (2021, Statistics in Medicine 40:1147-1159) do.
 
-`weight` is the number of independent values that each value counts for: 1, or less where values of
-one cluster resemble each other (see `eval.metrics.clusters`).
+`weight` is the number of independent values that each value counts for: 1, or less if values are
+clustered (see `eval.metrics.clusters`).
 """
 
 import math
@@ -28,7 +28,7 @@ _TOLERANCE = 1e-9
 def mean_bounds(
     values: Sequence[float], *, low: float, high: float, level: float, weight: float = 1.0
 ) -> tuple[float, float]:
-    """Two-sided interval at `level` of the mean of `values` [n], all of them in [low, high]."""
+    """Return the two-sided interval of the mean of `values` [n], which are in [low, high]."""
     data = np.asarray(values, dtype=float)
     tail = (1 - level) / 2
     lower = _lower(data, end=low, tail=tail, weight=weight)
@@ -36,7 +36,7 @@ def mean_bounds(
 
 
 def mean_p_value(values: Sequence[float], *, low: float, high: float, weight: float = 1.0) -> float:
-    """Two-sided p-value of mean 0; below 1 - level where `mean_bounds` exclude 0."""
+    """Return the two-sided p-value of mean 0; below 1 - level if `mean_bounds` exclude 0."""
     data = np.asarray(values, dtype=float)
     above = _at_most(data, 0.0, end=low, weight=weight)
     below = _at_most(-data, 0.0, end=-high, weight=weight)
@@ -44,33 +44,36 @@ def mean_p_value(values: Sequence[float], *, low: float, high: float, weight: fl
 
 
 def proportion_bounds(gained: float, lost: float, n: float, *, level: float) -> tuple[float, float]:
-    """`mean_bounds` of `gained` ones, `lost` minus ones and zeros up to n in all, which need not
-    be whole numbers."""
+    """Return `mean_bounds` of `gained` ones, `lost` minus ones and zeros, n in total.
+
+    The counts may be fractions.
+    """
     tail = (1 - level) / 2
     return _lower_proportion(gained, lost, n, tail), -_lower_proportion(lost, gained, n, tail)
 
 
 def proportion_p_value(gained: float, lost: float) -> float:
-    """McNemar's exact p-value, two-sided; of whole numbers the binomial test of 1/2."""
+    """Return McNemar's two-sided exact p-value; for integers the binomial test of 1/2."""
     return min(1.0, 2 * min(_no_gain(gained, lost), _no_gain(lost, gained)))
 
 
 def _no_gain(gained: float, lost: float) -> float:
-    """P(share of gains <= 1/2) where that share is Beta(gained, lost + 1)."""
+    """Return P(share of gains <= 1/2), where the share is Beta(gained, lost + 1)."""
     return float(betainc(gained, lost + 1, 0.5)) if gained > 0 else 1.0
 
 
 def _lower_proportion(gained: float, lost: float, n: float, tail: float) -> float:
-    """The quantile `tail` of changed * (2 * share - 1), where `share` of gains is Beta(gained,
-    lost + 1) and `changed`, the share of pairs that differ, is Beta(gained + lost + 1, the rest).
+    """Return the quantile `tail` of changed * (2 * share - 1).
 
-    The sign is that of 2 * share - 1, so it is settled first, and exactly.
+    `share`, of gains, is Beta(gained, lost + 1); `changed`, of pairs that differ, is
+    Beta(gained + lost + 1, the rest).
     """
     same, changed = max(n - gained - lost, 0.0), gained + lost + 1
     if gained <= 0:  # the share of gains is 0
         return -float(beta.ppf(1 - tail, changed, same)) if same > 0 else -1.0
     if same <= 0:  # every pair differs
         return 2 * float(betaincinv(gained, lost + 1, tail)) - 1
+    # The sign is that of 2 * share - 1, whose probability is exact; only the size is integrated.
     negative = _no_gain(gained, lost)
     start, end = (0.0, negative) if negative > tail else (negative, 1.0)
     grid = start + (end - start) * (np.arange(_STEPS) + 0.5) / _STEPS
@@ -87,7 +90,7 @@ def _lower_proportion(gained: float, lost: float, n: float, tail: float) -> floa
 
 
 def _lower(values: np.ndarray, *, end: float, tail: float, weight: float) -> float:
-    """The lower bound; `end`, the least possible value, where the values say nothing more."""
+    """Return the lower bound; without information, `end`, the lowest possible value."""
     if not len(values) or weight <= 0:
         return end
     mean = float(np.mean(values))
@@ -97,13 +100,15 @@ def _lower(values: np.ndarray, *, end: float, tail: float, weight: float) -> flo
 
     if mean - end <= _TOLERANCE or short(end + _TOLERANCE) >= 0:
         return end
-    # The median of the weighted sum lies below the mean, and the bound below the median.
+    # The median of the weighted sum is below the mean, and the bound is below the median.
     return float(optimize.brentq(short, end + _TOLERANCE, mean, xtol=_TOLERANCE))
 
 
 def _at_most(values: np.ndarray, bound: float, *, end: float, weight: float) -> float:
-    """P(sum(D_i z_i) + D_0 * end <= bound), that is P(sum of Gamma(weight) * (z_i - bound) +
-    Gamma(1) * (end - bound) <= 0)."""
+    """Return P(sum(D_i z_i) + D_0 * end <= bound).
+
+    It equals P(sum of Gamma(weight) * (z_i - bound) + Gamma(1) * (end - bound) <= 0).
+    """
     found, counts = np.unique(np.append(values - bound, end - bound), return_counts=True)
     weights = counts * weight
     weights[np.searchsorted(found, end - bound)] += 1 - weight
@@ -112,10 +117,10 @@ def _at_most(values: np.ndarray, bound: float, *, end: float, weight: float) -> 
 
 
 def _negative(factors: np.ndarray, weights: np.ndarray) -> float:
-    """P(sum of weights_i-Gamma variables times factors_i <= 0), for factors other than 0.
+    """Return P(sum of Gamma(weights_i) * factors_i <= 0) for nonzero factors.
 
-    Exact for two factors, else by the saddlepoint approximation of Lugannani and Rice (1980,
-    Advances in Applied Probability 12:475-490), within a few per cent of a small probability.
+    Exact for two factors, else the saddlepoint approximation of Lugannani and Rice (1980, Advances
+    in Applied Probability 12:475-490), with a relative error of a few percent.
     """
     if factors.min(initial=0.0) >= 0:
         return 1.0 if not len(factors) else 0.0

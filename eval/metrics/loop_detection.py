@@ -4,35 +4,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Ours, not the paper's. Four copies: a refrain or a table's rule is shorter. 64 tokens: "ha ha ha"
-# and a line of dashes are shorter. A period has no bound but that its copies fit.
+# Our thresholds; the paper names none. A refrain or a table's rule has fewer than four copies;
+# "ha ha ha" and a line of dashes have fewer than 64 tokens.
 MIN_COPIES = 4
 MIN_TOKENS = 64
-# Copies that a loop has made by the cap, if it is to count at twice the cap.
-BEGUN_COPIES = 2
+BEGUN_COPIES = 2  # by the cap, for a loop that is verified at twice the cap
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A periodic tail: from `start` on, each token equals the one `period` before it."""
+    """A periodic tail: after the first copy, each token equals the one `period` before it."""
 
     period: int
-    copies: int  # whole copies; a partial last one is allowed and not counted
+    copies: int  # complete ones; a partial last copy is not counted
     start: int
 
 
 def find_loop(
     token_ids: Sequence[Any], *, cap: int | None = None, copies: int = BEGUN_COPIES
 ) -> Loop | None:
-    """The loop that the tokens end in, with the smallest period that qualifies; O(n).
+    """Return the loop that the tokens end in, with the smallest period that qualifies; O(n).
 
-    The Z-function of the reversed tokens gives, for every period at once, how far back the tail
-    keeps it. A loop needs MIN_COPIES whole copies and MIN_TOKENS tokens.
+    A loop needs MIN_COPIES complete copies and MIN_TOKENS tokens.
 
     Args:
-        cap: look instead for a loop, however short so far, that had `copies` whole copies by this
-            many tokens and has not been left since.
+        cap: find instead a loop of any length that had `copies` complete copies by this many
+            tokens and has not been left since.
     """
+    # The Z-function of the reversed tokens gives, for every period, how long the tail keeps it.
     tail = list(token_ids)[::-1]
     n = len(tail)
     longest = n // MIN_COPIES if cap is None else min(cap // copies, n - 1)
@@ -49,7 +48,7 @@ def find_loop(
 
 
 def prefix_matches(items: Sequence[Any], *, longest: int) -> Iterator[tuple[int, int]]:
-    """Yield (i, how many items from i on equal the first ones) for i from 1 to `longest`.
+    """Yield (i, how many items starting at i equal the first ones) for i in 1..`longest`.
 
     The Z-function (Gusfield 1997, section 1.4): linear in the number of items.
     """
@@ -67,7 +66,7 @@ def prefix_matches(items: Sequence[Any], *, longest: int) -> Iterator[tuple[int,
 
 
 def seq_rep_n(token_ids: Sequence[int], *, n: int = 4) -> float:
-    """1 - distinct n-grams / n-grams (Welleck et al. 2020, arXiv 1908.04319); 0 below n tokens."""
+    """Return 1 - distinct n-grams / n-grams (Welleck et al. 2020, arXiv 1908.04319)."""
     count = len(token_ids) - n + 1
     if count <= 0:
         return 0.0

@@ -1,28 +1,28 @@
-"""What a stage changed: two models' stored samples joined on the document, compared in pairs."""
+"""Paired comparison of two models, whose stored samples are joined on the document."""
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from eval.metrics.stats import BITS_PER_BYTE, Comparison, compare_bits, compare_paired, holm
+from eval.schema import DeltaRow
 from sft.errors import UserError
 
 REPETITION = "repetition"
-_SHOWN = 5
+_SHOWN = 5  # documents named in an error
 
-Rows = Sequence[Mapping[str, Any]]
+# Rows of generations.jsonl or of samples/<task>.jsonl.
+StoredRows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Delta:
-    """One row of results.json `deltas`, but for the names of its two models.
+class TaskDelta:
+    """A row of results.json `deltas` without the names of its two models.
 
-    Besides the contract's keys it has those of `eval.metrics.stats.Comparison`: what n questions
-    can show, how many would show this difference, the smallest p-value that was possible, and the
-    pairs that changed either way; and `left_out`, the documents that did not fit one of the two
-    models alone.
+    The fields are those of `eval.metrics.stats.Comparison`; `left_out` counts the documents that
+    did not fit the context window of one of the two models.
     """
 
     task: str
@@ -41,25 +41,27 @@ class Delta:
 
 
 def stage_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Consecutive models, then first -> last unless that is the only step."""
+    """Return consecutive models, then first -> last unless that is the only step."""
     pairs = list(itertools.pairwise(models))
     return pairs if len(models) <= 2 else [*pairs, (models[0], models[-1])]
 
 
 def delta_table(
-    samples: Mapping[str, Mapping[str, Rows]],
+    samples: Mapping[str, Mapping[str, StoredRows]],
     *,
     models: Sequence[str],
     entries: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
-) -> list[dict[str, Any]]:
-    """The `deltas` of results.json: every task, consecutive models and first -> last.
+) -> list[DeltaRow]:
+    """Return the `deltas` of results.json: every task, consecutive models and first -> last.
 
-    `samples[task][model]` are the stored rows: of eval/<model>/samples/<task>.jsonl, and of
-    eval/<model>/generations.jsonl for the task "repetition". `entries` are those of results.json
-    by task and model, which say how many documents a model left out. Holm runs across the whole
-    table. Raises UserError where a model lacks a task or the documents of two models differ.
+    Args:
+        samples: stored rows by task and model; generations.jsonl for the task "repetition".
+        entries: the entries of results.json by task and model, which count left-out documents.
+
+    Raises:
+        UserError: a model lacks a task, or the documents of two models differ.
     """
-    named: list[tuple[str, str, Delta]] = []
+    named: list[tuple[str, str, TaskDelta]] = []
     for task, by_model in samples.items():
         for first, second in stage_pairs(models):
             for model in (first, second):
@@ -75,14 +77,15 @@ def delta_table(
             )
             named.append((first, second, delta))
     adjusted = adjust([delta for _, _, delta in named])
-    return [
+    rows = [
         {"task": row.pop("task"), "from": first, "to": second, **row}
         for (first, second, _), row in zip(named, adjusted, strict=True)
     ]
+    return cast(list[DeltaRow], rows)
 
 
-def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
-    """Rows of plain data, with p after Holm over those that could be significant."""
+def adjust(deltas: Sequence[TaskDelta]) -> list[dict[str, Any]]:
+    """Return rows of plain data with Holm-adjusted p-values."""
     adjusted = holm([d.p for d in deltas], smallest=[d.smallest_p for d in deltas])
     return [
         asdict(replace(delta, p_holm=p_holm)) | {"ci": None if delta.ci is None else list(delta.ci)}
@@ -91,26 +94,27 @@ def adjust(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
 
 
 def left_out(entries: Mapping[str, Mapping[str, Any]], first: str, second: str) -> tuple[int, int]:
-    """How many documents of a task each of two models left out, by the task's entries."""
+    """Return how many documents of a task each of two models left out."""
     before, after = (entries.get(name, {}).get("left_out", 0) for name in (first, second))
     return before, after
 
 
 def compare(
     task: str,
-    first: Rows,
-    second: Rows,
+    first: StoredRows,
+    second: StoredRows,
     *,
     names: tuple[str, str],
     left_out: tuple[int, int] = (0, 0),
-) -> Delta:
-    """Paired difference second - first of one task's stored rows; p_holm is p until adjusted.
+) -> TaskDelta:
+    """Return the paired difference second - first of one task; p_holm is p until adjusted.
 
-    Only documents that both have are compared: one that a model left out, since it does not fit the
-    model's window, is left out of the other's rows too.
+    Only documents that both models have are compared: one that does not fit a model's context
+    window is left out of the other's rows, too.
 
-    Raises UserError when one lacks more documents of the other than it has `left_out`, or the two
-    were not asked and judged by the same version of the task.
+    Raises:
+        UserError: a model lacks more documents of the other than it has `left_out`, or the two
+            were measured with different versions of the task.
     """
     _same_measure(task, first, second, names=names)
     left, right = _by_document(task, first), _by_document(task, second)
@@ -119,16 +123,16 @@ def compare(
     if not both or any(lacks > out for lacks, out in zip(unpaired, left_out, strict=True)):
         raise UserError(_unpaired(task, left, right, names=names))
     result = _compared(task, [left[key] for key in both], [right[key] for key in both])
-    return Delta(
+    return TaskDelta(
         *(task, result.delta, result.ci, result.p, result.p, result.n, result.test),
         *(result.visible, result.needed, result.smallest_p, result.gained, result.lost),
         left_out=sum(unpaired),
     )
 
 
-def _compared(task: str, first: Rows, second: Rows) -> Comparison:
-    """The test that fits the rows, which are in the same order of documents."""
-    clusters = clusters_of(first) or clusters_of(second)  # one may be older, or imported
+def _compared(task: str, first: StoredRows, second: StoredRows) -> Comparison:
+    """Run the test that fits the rows, which are in the same order of documents."""
+    clusters = clusters_of(first) or clusters_of(second)  # imported rows have none
     if all(row.get("metric") == BITS_PER_BYTE for row in first):
         logs = [[float(row["log_prob"]) for row in rows] for rows in (first, second)]
         return compare_bits(*logs, sizes=[row["bytes"] for row in first], clusters=clusters)
@@ -136,14 +140,14 @@ def _compared(task: str, first: Rows, second: Rows) -> Comparison:
     return compare_paired(*scores, clusters=clusters)
 
 
-def clusters_of(rows: Rows) -> list[tuple[bool, str]] | None:
-    """What each row's score hangs on: its passage, or itself alone; None where none has one."""
+def clusters_of(rows: StoredRows) -> list[tuple[bool, str]] | None:
+    """Return each row's cluster, or None if no row shares a passage with another."""
     clusters = [_cluster(row) for row in rows]
     return clusters if any(shared for shared, _ in clusters) else None
 
 
-def _by_document(task: str, rows: Rows) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Rows by document and occurrence: a benchmark may hold the same document twice."""
+def _by_document(task: str, rows: StoredRows) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Index rows by document and occurrence: a benchmark may hold a document twice."""
     seen: Counter[str] = Counter()
     keyed = {}
     for row in rows:
@@ -158,15 +162,17 @@ def _score(task: str, row: Mapping[str, Any]) -> float:
 
 
 def _cluster(row: Mapping[str, Any]) -> tuple[bool, str]:
-    """The row's passage; a row without one is a cluster of its own."""
+    """Return the passage of a row; a row without one forms its own cluster."""
     name = row.get("cluster")
     return (False, str(row.get("doc_id"))) if name is None else (True, str(name))
 
 
-def _same_measure(task: str, first: Rows, second: Rows, *, names: tuple[str, str]) -> None:
+def _same_measure(
+    task: str, first: StoredRows, second: StoredRows, *, names: tuple[str, str]
+) -> None:
     """Refuse to compare numbers that were not measured alike.
 
-    Rows without `version` or `template` (imported ones, and those of older runs) are not asked.
+    Rows without `version` or `template` (imported or of older runs) are not checked for it.
     """
     keys = ("cap",) if task == REPETITION else ("metric", "filter", "version", "template")
     for key in keys:

@@ -1,6 +1,6 @@
-"""What a paired comparison could have shown: the smallest visible change, and questions needed.
+"""Power of paired comparisons: the smallest detectable change, and the questions needed.
 
-"Shown" means p < 1 - level in that comparison alone, with probability POWER.
+A change is detected if p < 1 - level in that comparison alone, with probability POWER.
 """
 
 import math
@@ -14,15 +14,18 @@ from scipy.stats import t as student
 from eval.metrics.sign_flips import FEWEST
 
 POWER = 0.8
-_EXACT = 20_000  # pairs; above, Connor's formula agrees with the exact test within 1 %
-_MOST = 10**9  # values; more are not counted
+_EXACT = 20_000  # pairs; above, Connor's formula is within 1 % of the exact test
+_MOST = 10**9  # values; larger sample sizes are not reported
 
 
 def visible_proportion(discord: float, n: float, *, level: float) -> float | None:
-    """The smallest paired difference of proportions that McNemar's exact test shows in n pairs, of
-    which the share `discord`, or the difference if that is more, disagree.
+    """Return the smallest difference of proportions that McNemar's exact test detects in n pairs.
 
-    None where n is too small for any: if all n changed alike, the test would not see it.
+    Args:
+        discord: the share of pairs that disagree; at least the difference.
+
+    Returns:
+        None if n is too small: even n equal changes would not be significant.
     """
     pairs = math.floor(n)
     if pairs < fewest(level):
@@ -35,7 +38,7 @@ def visible_proportion(discord: float, n: float, *, level: float) -> float | Non
 
 
 def needed_pairs(delta: float, discord: float, *, level: float) -> int | None:
-    """The fewest pairs in which McNemar's exact test shows a difference of `delta`; None of 0."""
+    """Return in how many pairs McNemar's exact test detects `delta`; None for 0."""
     if delta == 0:
         return None
     size, share = abs(delta), max(discord, abs(delta))
@@ -50,15 +53,17 @@ def needed_pairs(delta: float, discord: float, *, level: float) -> int | None:
 
 
 def mcnemar_power(delta: float, discord: float, n: int, *, level: float) -> float:
-    """Probability that McNemar's exact test rejects in n pairs that gain with probability
-    (discord + delta) / 2 and lose with (discord - delta) / 2."""
-    if n * discord < 1e-9:  # at least the power, and far below POWER; ratios of it overflow
+    """Return the power of McNemar's exact test in n pairs.
+
+    Pairs gain with probability (discord + delta) / 2 and lose with (discord - delta) / 2.
+    """
+    if n * discord < 1e-9:  # an upper bound of the power; delta / discord may overflow
         return 0.0
     spread = 8 * math.sqrt(n * discord * (1 - discord)) + 1
     middle = n * discord
     low, high = max(0, math.floor(middle - spread)), min(n, math.ceil(middle + spread))
     changed = np.arange(low, high + 1)
-    # At most so many losses (or gains) of those that changed are rejected.
+    # The test rejects up to `few` losses (or gains) among the changed pairs.
     few = binom.ppf((1 - level) / 2, changed, 0.5)
     few = few - (2 * binom.cdf(few, changed, 0.5) >= 1 - level)
     share = (1 + delta / discord) / 2
@@ -67,8 +72,7 @@ def mcnemar_power(delta: float, discord: float, n: int, *, level: float) -> floa
 
 
 def visible_mean(spread: float, n: float, *, level: float) -> float | None:
-    """The smallest difference in [-1, 1] that `eval.metrics.bounded_mean` shows in n values of
-    standard deviation `spread`.
+    """Return the smallest mean in [-1, 1] that `eval.metrics.bounded_mean` detects in n values.
 
     The bound excludes 0 about where n values and one at the end of the range do: where
     n mean - 1 is z times the square root of n (spread² + mean²) + 1.
@@ -83,7 +87,7 @@ def visible_mean(spread: float, n: float, *, level: float) -> float | None:
 
 
 def needed_values(delta: float, spread: float, *, level: float) -> int | None:
-    """The fewest values whose `visible_mean` is at most `delta`; None of 0."""
+    """Return the fewest values whose `visible_mean` is at most `delta`; None for 0."""
     size = abs(delta)
 
     def shown(n: int) -> bool:
@@ -94,8 +98,10 @@ def needed_values(delta: float, spread: float, *, level: float) -> int | None:
 
 
 def visible_ratio(error: float, n: int, *, level: float) -> float | None:
-    """The smallest difference that a test of n values shows whose standard error is `error`, by
-    the power of the t test; None of too few values."""
+    """Return the smallest ratio that the t test detects in n values with standard error `error`.
+
+    None for too few values.
+    """
     if n < FEWEST or error <= 0:
         return None
     critical = float(student.ppf(0.5 + level / 2, n - 1))
@@ -107,7 +113,7 @@ def visible_ratio(error: float, n: int, *, level: float) -> float | None:
 
 
 def needed_ratio(delta: float, error: float, n: int, *, level: float) -> int | None:
-    """The fewest values that show `delta`, if n of them have the standard error `error`."""
+    """Return how many values detect `delta`, if n of them have the standard error `error`."""
 
     def shown(count: int) -> bool:
         critical = float(student.ppf(0.5 + level / 2, count - 1))
@@ -118,12 +124,12 @@ def needed_ratio(delta: float, error: float, n: int, *, level: float) -> int | N
 
 
 def fewest(level: float) -> int:
-    """Pairs that the exact test sees if every one of them changes alike: 6 at 95 %."""
+    """Return from how many equal changes on the exact test is significant: 6 at 95 %."""
     return math.floor(1 - math.log2(1 - level)) + 1
 
 
 def _smallest(shown: Callable[[int], bool], start: int) -> int | None:
-    """The smallest count from `start` on that is shown, found by doubling and halving."""
+    """Return the smallest count from `start` on that is detected, by doubling and bisection."""
     high = start
     while not shown(high):
         high *= 2

@@ -1,7 +1,7 @@
 """Intervals and tests for scores and for paired differences: pure functions, no I/O.
 
-Fractions are in [0, 1] throughout; a difference is `second - first`. An interval at LEVEL excludes
-0 exactly where the p-value of the same row is below 1 - LEVEL: the two are one test.
+Scores are fractions in [0, 1]; a difference is `second - first`. Interval and p-value are one test:
+an interval at LEVEL excludes 0 exactly if p < 1 - LEVEL.
 """
 
 import math
@@ -30,14 +30,12 @@ class Comparison:
     """A paired difference with its interval and two-sided p-value.
 
     Attributes:
-        ci: None of bits of fewer than `eval.metrics.sign_flips.FEWEST` texts, which show no bounds.
-        visible: the smallest true difference that n questions like these would most likely show
-            (probability `eval.metrics.power.POWER`, one comparison at 1 - LEVEL); None where it
-            cannot be estimated, or where no difference would show.
-        needed: questions like these that would most likely show a difference as large as delta;
-            None where delta is 0 or it cannot be estimated.
-        smallest_p: the smallest p-value that as many changed scores could have had, see `holm`.
-        gained: of right/wrong scores, pairs wrong -> right, McNemar's b; else None.
+        ci: None for bits of fewer than `eval.metrics.sign_flips.FEWEST` texts.
+        visible: the smallest true difference that n such questions detect with the power of
+            `eval.metrics.power`; None if it cannot be estimated or none is detectable.
+        needed: such questions needed to detect `delta`; None if delta is 0 or not estimable.
+        smallest_p: the smallest p-value possible with as many changed scores, see `holm`.
+        gained: pairs wrong -> right, McNemar's b; None for scores that are not right/wrong.
         lost: pairs right -> wrong, McNemar's c.
     """
 
@@ -54,9 +52,9 @@ class Comparison:
 
 
 def wilson(successes: float, n: float, *, level: float = LEVEL) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927); (0, 1) when n is 0.
+    """Return the score interval of a proportion (Wilson 1927); (0, 1) when n is 0.
 
-    Unlike the Wald interval it has a width at 0 and 1, which is where repetition rates live.
+    Unlike the Wald interval it has a width at 0 and 1, where repetition rates often are.
     """
     assert 0 <= successes <= n, f"{successes} successes of {n}"
     if n == 0:
@@ -65,7 +63,7 @@ def wilson(successes: float, n: float, *, level: float = LEVEL) -> tuple[float, 
     rate = successes / n
     center = (rate + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    # The two end points are exact there; rounding would leave 1e-17 or 0.99...9.
+    # These end points are exact; rounding would leave 1e-17 or 0.99...9.
     low = 0.0 if successes == 0 else center - half
     high = 1.0 if successes == n else center + half
     return low, high
@@ -79,10 +77,9 @@ def score_interval(
     high: float = 1.0,
     level: float = LEVEL,
 ) -> tuple[float, float]:
-    """Interval of a mean score in [low, high]: Wilson for right/wrong, else `mean_bounds`.
+    """Return the interval of a mean score in [low, high]: Wilson if binary, else `mean_bounds`.
 
-    With `clusters` [n] the scores count as the fewer independent ones that would err as much
-    (`eval.metrics.clusters.weight`).
+    Scores with `clusters` [n] count as fewer independent ones (`eval.metrics.clusters.weight`).
     """
     each = weight(values, clusters, level=level)
     if is_binary(values) and (low, high) == (0.0, 1.0):
@@ -91,9 +88,9 @@ def score_interval(
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact McNemar test: two-sided binomial(gained + lost, 1/2) p-value; 1.0 without discord.
+    """Return the two-sided p-value of McNemar's exact test (McNemar 1947).
 
-    `gained` counts pairs wrong -> right, `lost` right -> wrong (McNemar 1947).
+    `gained` counts pairs wrong -> right, `lost` right -> wrong.
     """
     return proportion_p_value(gained, lost)
 
@@ -101,10 +98,10 @@ def mcnemar(gained: int, lost: int) -> float:
 def paired_proportion_interval(
     gained: int, lost: int, n: int, *, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Interval of a paired difference of proportions (gained - lost) / n.
+    """Return the interval of a paired difference of proportions (gained - lost) / n.
 
-    It excludes 0 exactly where `mcnemar` is below 1 - level (`eval.metrics.bounded_mean`), keeps
-    its coverage in small samples and near 0 and 1, and has a width even when no pair disagrees.
+    It excludes 0 exactly if `mcnemar` < 1 - level, keeps its coverage in small samples and near 0
+    and 1, and has a width even if no pair disagrees.
     """
     assert min(gained, lost) >= 0 and gained + lost <= n, f"{gained} + {lost} of {n}"
     return proportion_bounds(gained, lost, n, level=level)
@@ -117,10 +114,10 @@ def compare_paired(
     clusters: Clusters | None = None,
     level: float = LEVEL,
 ) -> Comparison:
-    """Paired difference of two score lists [n], each in [0, 1], in the same document order.
+    """Compare two score lists [n] in [0, 1], in the same document order.
 
-    Right/wrong scores: McNemar's exact test. Fractions: the test of a bounded mean. Documents that
-    share a passage (`clusters` [n]) count as the fewer that are independent, in either test.
+    Binary scores: McNemar's exact test; others: the test of a bounded mean. In both, documents of
+    one cluster (`clusters` [n]) count as fewer independent ones.
     """
     assert len(first) == len(second), f"{len(first)} and {len(second)} scores are not paired"
     n = len(first)
@@ -167,8 +164,7 @@ def compare_bits(
     sizes: Sequence[int],
     clusters: Clusters | None = None,
 ) -> Comparison:
-    """Paired difference of bits per byte, second - first, of log-probabilities [n] in nats; texts
-    of one cluster count as one."""
+    """Compare bits per byte of log-probabilities [n] in nats; a cluster counts as one text."""
     changes = [-(b - a) / math.log(2) for a, b in zip(first, second, strict=True)]
     bits, totals = summed(changes, clusters), summed(sizes, clusters)
     found = ratio_test(bits, totals, level=LEVEL)
@@ -189,20 +185,20 @@ def compare_bits(
 def bits_per_byte(
     log_probs: Sequence[float], sizes: Sequence[int], *, clusters: Clusters | None = None
 ) -> RatioTest:
-    """Bits per byte, sum(bits) / sum(bytes), of texts: log-probabilities [n] in nats, sizes [n]."""
+    """Return sum(bits) / sum(bytes) of texts, from log-probabilities [n] in nats."""
     bits = [-log_prob / math.log(2) for log_prob in log_probs]
     return ratio_test(summed(bits, clusters), summed(sizes, clusters), level=LEVEL)
 
 
 def holm(p_values: Sequence[float], *, smallest: Sequence[float] | None = None) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979), in the order given.
+    """Return Holm's step-down adjusted p-values (Holm 1979), in the order given.
 
     Args:
         smallest: the smallest p-value that each comparison could have had, given how many of its
-            scores changed at all. Those that could not have been below 1 - LEVEL are not counted
-            among the others (Tarone 1990, Biometrics 46:515-522): how many scores changed says
-            nothing on the direction, so the error rate holds. They themselves are adjusted for all.
+            scores changed. Comparisons that cannot be significant do not count for the others.
     """
+    # Tarone 1990, Biometrics 46:515-522: the number of changed scores is independent of their
+    # direction, so excluding comparisons by it keeps the error rate.
     adjusted = _holm(p_values)
     if smallest is None:
         return adjusted
@@ -213,12 +209,12 @@ def holm(p_values: Sequence[float], *, smallest: Sequence[float] | None = None) 
 
 
 def could_be_significant(smallest_p: float) -> bool:
-    """Whether a comparison counts in `holm`: 6 changed scores at least."""
+    """Return whether a comparison counts in `holm`: at least 6 scores changed."""
     return smallest_p < 1 - LEVEL
 
 
 def is_binary(values: Sequence[float]) -> bool:
-    """Whether every score is 0 or 1."""
+    """Return whether every score is 0 or 1."""
     return all(value in (0, 1) for value in values)
 
 
@@ -233,18 +229,18 @@ def _holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _smallest_p(differences: Sequence[float]) -> float:
-    """The p-value if all differences other than 0 had been as large and of one sign as can be."""
+    """Return the p-value that results if all nonzero differences have the same sign."""
     changed = sum(difference != 0 for difference in differences)
     return min(1.0, 2.0 ** (1 - changed))
 
 
 def _scaled(needed: int | None, each: float) -> int | None:
-    """Questions, of which `each` counts for so many independent ones."""
+    """Convert independent questions into clustered ones, each of which counts for `each`."""
     return math.ceil(needed / each) if needed is not None and each > 0 else None
 
 
 def _ratio_error(amounts: Sequence[float], sizes: Sequence[float]) -> float:
-    """Standard error of sum(amounts) / sum(sizes) by the delta method (Cochran 1977, 6.3)."""
+    """Return the standard error of a ratio by the delta method (Cochran 1977, 6.3)."""
     n, total = len(amounts), max(sum(sizes), 1)
     if n < 2:
         return 0.0

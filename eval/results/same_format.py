@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.metrics.paired_comparison import Rows, adjust, compare, delta_table
+from eval.metrics.paired_comparison import StoredRows, adjust, compare, delta_table
 from sft.system.atomic_files import read_jsonl
 
 Table = Mapping[str, Mapping[str, Any]]
@@ -18,7 +18,7 @@ def same_format(
     form: str,
     protocol: Table,
     others: Mapping[str, Mapping[str, Any]],
-    samples: Mapping[str, Mapping[str, Rows]],
+    samples: Mapping[str, Mapping[str, StoredRows]],
     *,
     folder: Path,
     models: Sequence[str],
