@@ -100,7 +100,7 @@ def test_fields_of_a_models_parts_choose_nothing_either(tmp_path):
         assert each._attn_implementation is None and each._experts_implementation is None
     config["text_config"]["quantization_config"] = {"quant_method": "mxfp4"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is quantised already"):
+    with pytest.raises(UserError, match="is quantized already"):
         check_model(ModelSection(str(tmp_path)))
 
 

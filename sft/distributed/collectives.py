@@ -1,4 +1,4 @@
-"""Collectives over the processes of a run: map items over ranks, or run on the main process.
+"""Map items over the ranks of a run, or run on the main process.
 
 Inside `run_on_main`, collectives are disabled.
 """
@@ -40,13 +40,10 @@ def map_over_ranks(
 ) -> list[Result]:
     """Map `work` over items split between the ranks; return all results in order on every rank.
 
-    All processes must call it.
+    All processes must call it. A UserError of any rank is raised on all of them.
 
     Args:
-        work: returns a result for each of the items that it is given; not called without items.
-
-    Raises:
-        UserError: an error of any rank is raised on all of them.
+        work: returns one result per item of its share; not called for an empty share.
     """
     _, count = _place()
     if count == 1:
@@ -70,10 +67,7 @@ def map_over_ranks(
 def run_on_main(work: Callable[[], Result]) -> Result:
     """Run `work` on the main process and return its result on all processes.
 
-    All processes must call it.
-
-    Raises:
-        UserError, OSError: an error of `work` is raised on all processes.
+    All processes must call it. A UserError or OSError of `work` is raised on all of them.
     """
     index, count = _place()
     if count == 1:

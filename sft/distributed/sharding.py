@@ -1,9 +1,8 @@
-"""The processes that a launcher started, and weights spread over them (FSDP2, ZeRO-3).
+"""Join the processes that a launcher started, and shard weights over them (FSDP2, ZeRO-3).
 
-Under FSDP2 all that is trained in full is read in parts, a process its own, from which reference
-log-probs are taken too. Measures are taken of whole models, which each process loads by itself,
-unless no device holds one (`sft.distributed.fsdp_forward`). An adapter's base, and under ZeRO-3
-every model, is loaded whole before it is spread.
+Under FSDP2 each process loads its shard of a model that is fully trained. An adapter's base, and
+under ZeRO-3 every model, is loaded in full before it is sharded. A model is measured unsharded,
+unless no device can hold it (`sft.distributed.fsdp_forward`).
 """
 
 import importlib.util
@@ -31,18 +30,18 @@ from sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What configurations call the number of a layer's experts.
+# Names of the number of a layer's routed experts in configurations.
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-# Processes wait for each other, for hours at times; `sft.distributed.watchdog` tells who is lost.
+# Processes wait for each other for hours at times; `sft.distributed.watchdog` finds lost ones.
 PATIENCE = timedelta(days=30)
 
 
 def join_processes() -> PartialState:
-    """Meet the other processes of this start, if a launcher made several; to be called first.
+    """Join the process group of the launcher; call it before anything else.
 
     Raises:
-        UserError: FSDP over one process, or of its first version; DeepSpeed without its package; or
-            more processes than this machine has GPUs.
+        UserError: FSDP with one process, or version 1; DeepSpeed without its package; or more
+            processes than this machine has GPUs.
     """
     count = int(os.environ.get("WORLD_SIZE", 1))
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -67,7 +66,7 @@ def join_processes() -> PartialState:
 def _check_fsdp(count: int) -> None:
     if count < 2:
         raise UserError(
-            "the launcher asks for FSDP, which spreads weights over processes, and started one; "
+            "the launcher asks for FSDP, which shards weights over processes, and started one; "
             "pass --num_processes 2 or more, or a configuration without FSDP such as "
             "recipes/accelerate/single_gpu.yaml"
         )
@@ -78,7 +77,7 @@ def _check_fsdp(count: int) -> None:
             "recipes/accelerate/fsdp2.yaml does"
         )
     if parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
-        # All but the first would hold empty weights, and take measures and references of them.
+        # All processes but the first would measure and compute references with empty weights.
         disable_fsdp_ram_efficient_loading()
         log.info("fsdp_cpu_ram_efficient_loading: off, each process measures with its own weights")
 
@@ -86,7 +85,7 @@ def _check_fsdp(count: int) -> None:
 def _check_devices(here: int) -> None:
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or accelerator.type == "mps":
-        # Unless told so, accelerate looks for several GPUs, and each process would be alone.
+        # Without this flag accelerate expects several GPUs, and each process would run alone.
         os.environ["ACCELERATE_USE_CPU"] = "true"
     elif not parse_flag_from_env("ACCELERATE_USE_CPU"):
         devices = torch.accelerator.device_count()
@@ -98,10 +97,8 @@ def _check_devices(here: int) -> None:
 
 
 def sharded() -> bool:
-    """Whether training spreads the weights, so that all processes must gather equally often.
-
-    The launcher's word: accelerate's own state knows only while a trainer is there.
-    """
+    """Whether training shards the weights, so all processes must gather equally often."""
+    # From the launcher's environment: accelerate's state has it only while a trainer exists.
     return _by_fsdp() or _by_deepspeed()
 
 
@@ -119,25 +116,26 @@ def _by_deepspeed() -> bool:
 
 
 def loads_shards(config: PreTrainedConfig) -> bool:
-    """Whether each process reads its part of such a model alone, to train all of it."""
+    """Whether each process loads its own shard of a model that is fully trained."""
     return _by_fsdp() and supports_sharded_loading(config, processes=PartialState().num_processes)
 
 
 def supports_sharded_loading(config: PreTrainedConfig, *, processes: int) -> bool:
-    """Whether transformers knows which weights of the family to gather at once, and can read so
-    many parts of them: it stacks a process's share of the experts, and fails where there is none.
-    """
+    """Whether transformers has an FSDP plan for the model and can load that many shards."""
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     text = config.get_text_config()
     inner = getattr(text, "base_model_fsdp_plan", None)
     experts = next((n for name in EXPERTS if (n := getattr(text, name, None))), processes)
-    share = -(-experts // processes)  # the last process has the rest
+    # transformers stacks each process's share of the experts and fails where the last has none.
+    share = -(-experts // processes)
     return bool(inner and getattr(kind, "_fsdp_plan", None)) and share * (processes - 1) < experts
 
 
 def sharding_options(*, compute: torch.dtype, weights: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` is given for that: transformers' own loading in shards, gathered and
-    multiplied in the compute dtype; gradients are summed in float32."""
+    """Return arguments of `from_pretrained` that load shards.
+
+    Weights are gathered and multiplied in the compute dtype, gradients summed in float32.
+    """
     cast = compute is torch.bfloat16 and weights is not compute
     return {
         "distributed_config": DistributedConfig(
@@ -180,24 +178,24 @@ def reshard(model: Any) -> None:
 
 
 def allow_cpu_shards() -> None:
-    """Called before a trainer makes its accelerator, which knows FSDP for kinds of GPUs only
-    (accelerate.state.AcceleratorState); the device and the backend stay as they are."""
+    """Let accelerate use FSDP on CPUs; call it before a trainer creates its accelerator."""
+    # accelerate.state.AcceleratorState accepts FSDP for GPUs only; device and backend are kept.
     state = PartialState()
     if _by_fsdp() and state.distributed_type == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU
 
 
 def full_weights(model: Any) -> dict[str, torch.Tensor] | None:
-    """The weights of a model that was spread, on the CPU of the first process (the others get
-    nothing); None for a model that each process holds whole. All processes call it.
+    """Gather the weights of a sharded model on the CPU of the main process.
 
-    Names of one matrix (a head tied to its embedding) have one tensor, by which upstream knows it.
+    All processes must call it; the others get an empty dictionary. Returns None for a model that is
+    not sharded. Names of a tied matrix share one tensor, as `save_pretrained` requires.
     """
     weights: dict[str, Any]
     if isinstance(model, FSDPModule):
-        weights = _of_fsdp(model)
+        weights = _gathered_by_fsdp(model)
     elif _by_deepspeed():
-        weights = _of_deepspeed(model)
+        weights = _gathered_by_deepspeed(model)
     else:
         return None
     first_name: dict[int, str] = {}
@@ -208,19 +206,18 @@ def full_weights(model: Any) -> dict[str, torch.Tensor] | None:
     return weights
 
 
-def _of_fsdp(model: Any) -> dict[str, Any]:
+def _gathered_by_fsdp(model: Any) -> dict[str, Any]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(model, options=options)
 
 
-def _of_deepspeed(model: Any) -> dict[str, Any]:
-    """Gathered parameter by parameter, so that no process holds all of them on its GPU."""
+def _gathered_by_deepspeed(model: Any) -> dict[str, Any]:
     from deepspeed.zero import GatheredParameters
 
     first = PartialState().is_main_process
     weights: dict[str, Any] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        with GatheredParameters([parameter]):
+        with GatheredParameters([parameter]):  # one by one: no GPU need hold all of them
             if first:
                 weights[name] = parameter.detach().cpu().clone()
     return weights

@@ -1,7 +1,7 @@
 """Models: found, checked, loaded, placed, given an adapter and saved.
 
-adapter_card: README of an adapter's folder: its base, and the code that loads it so that
-    answers end.
+adapter_card: Write the README of an adapter's folder: its base, and code that loads it with its
+    eos ids.
 adapter_checks: Check on the meta device that an adapter can be trained or loaded over its base.
 adapter_settings: Check the settings of a given adapter before PEFT reads them.
 architecture: Check that a configuration is a causal LM; read its shapes; build it on the meta
@@ -14,18 +14,19 @@ experts: Find the parameters of routed experts and the share of them that a toke
     with.
 flops: Count parameters and floating-point operations (FLOPs) of a causal LM.
 fused_lora: Fuse LoRA's forward and backward passes into fewer operations over activations.
-generation_settings: Generation settings of a model, made such that transformers saves them
-    again.
+generation_settings: Check and repair a model's generation settings, so that transformers can
+    save them.
 loading: Find, check, load and save models and their tokenizers.
 lora_targets: Choose the matrices that a LoRA adapter is added to, stacked experts and routers
     included.
-model_config: A model's configuration, without what its file could choose for us: code, kernels,
+model_config: Read a model's configuration, without fields that choose code, kernels or weight
     files.
 model_files: Check the files of an untrusted model before a library reads them.
 placement: Where and how a model runs: device, dtype and attention, each with its reason.
-quantization: Frozen weights in 4 bits (QLoRA): where they train, and how they are read.
-tokenizer_child: The process that tries a tokenizer: `sft.model.model_files` starts this file as
-    a script of its own.
+quantization: Check that 4-bit weights (QLoRA) can be trained over, and configure their
+    quantization.
+tokenizer_child: Script that tries a tokenizer, which `sft.model.model_files` runs in a child
+    process.
 vocabulary: Tokens that a chat template needs and the base lacks: added, and trained under LoRA
     too.
 weight_files: Find, check and read the safetensors files of a model or an adapter.

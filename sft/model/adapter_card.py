@@ -1,10 +1,10 @@
-"""README of an adapter's folder: its base, and the code that loads it so that answers end."""
+"""Write the README of an adapter's folder: its base, and code that loads it with its eos ids."""
 
 from pathlib import Path
 
 import yaml
 
-from sft.run.adapters import adapter_base, is_dora
+from sft.run.adapters import CONFIG, adapter_base, is_dora
 from sft.run.revisions import split_revision
 from sft.system.atomic_files import read_json, write_text
 
@@ -33,8 +33,8 @@ Programs that load whole models (`transformers serve`, Ollama, MLX, llama.cpp) n
 
 
 def write_adapter_card(folder: Path) -> None:
-    """Write README.md over the empty template that PEFT's `save_pretrained` leaves."""
-    config = read_json(folder / "adapter_config.json")
+    """Write README.md over the template of PEFT's `save_pretrained`."""
+    config = read_json(folder / CONFIG)
     base, revision = split_revision(adapter_base(folder))
     local = Path(base).is_dir()
     kind = "DoRA" if is_dora(folder) else "LoRA"

@@ -1,9 +1,4 @@
-"""Generation settings of a model, made such that transformers saves them again.
-
-transformers loads a `generation_config.json` whose settings contradict each other with a warning,
-and refuses to save it once it has changed (`GenerationConfig.save_pretrained`). That of every stage
-has: it gets the tokens that end a turn.
-"""
+"""Check and repair a model's generation settings, so that transformers can save them."""
 
 import logging
 import re
@@ -17,7 +12,7 @@ from sft.model.model_files import is_number, model_file, read_settings
 log = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
-# What has no effect without `do_sample`.
+# Settings without effect unless `do_sample` is set.
 SAMPLING = frozenset(
     {"temperature", "top_p", "min_p", "top_h", "typical_p", "top_k"}
     | {"epsilon_cutoff", "eta_cutoff"}
@@ -27,23 +22,24 @@ FLAGS = frozenset(
     {"do_sample", "use_cache", "return_dict_in_generate", "renormalize_logits"}
     | {"remove_invalid_values", "token_healing", "is_assistant", "disable_compile"}
 )
-LARGEST_ID = 1 << 31  # of a token
+LARGEST_ID = 1 << 31  # bound of token ids
 
 
 def repair_generation_config(model: Any) -> None:
-    """Change a model's settings where they could not be saved: `do_sample` is set where settings of
-    sampling are, and what has no effect otherwise goes back to its default. A log line says so."""
+    """Set `do_sample` where settings need it, reset other ineffective settings, and log both."""
+    # transformers loads contradictory settings with a warning, and refuses to save them after a
+    # change (`GenerationConfig.save_pretrained`); every stage adds the tokens that end a turn.
     settings = model.generation_config
     if settings is None:
         return
     changed = []
-    flaws = _flaws(settings)
-    if SAMPLING & flaws:
-        changed.append(f"do_sample=true added to {', '.join(sorted(SAMPLING & flaws))}")
+    unused = _ineffective(settings)
+    if SAMPLING & unused:
+        changed.append(f"do_sample=true added to {', '.join(sorted(SAMPLING & unused))}")
         settings.do_sample = True
-        flaws = _flaws(settings)
+        unused = _ineffective(settings)
     default = GenerationConfig()
-    for name in sorted(flaws):
+    for name in sorted(unused):
         changed.append(f"{name}={getattr(settings, name)!r} left out")
         setattr(settings, name, getattr(default, name))
     if changed:
@@ -51,14 +47,11 @@ def repair_generation_config(model: Any) -> None:
 
 
 def check_generation(path: str, *, given: str) -> None:
-    """Refuse a model whose generation settings cannot be read or saved.
+    """Refuse a model whose generation settings transformers cannot read or save.
 
     Args:
-        path: a directory, or a hub id.
-        given: as the user wrote it.
-
-    Raises:
-        UserError: the file is damaged, or a setting in it breaks a rule of transformers.
+        path: a directory or a Hub id.
+        given: the model as the user wrote it.
     """
     file = model_file(path, FILE)
     if file is None:
@@ -66,7 +59,7 @@ def check_generation(path: str, *, given: str) -> None:
     if reason := _wrong_type(read_settings(file, given=given)):
         raise _unusable(given, reason)
     try:
-        _flaws(GenerationConfig.from_pretrained(file.parent))
+        _ineffective(GenerationConfig.from_pretrained(file.parent))
     except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise _unusable(given, str(error).split("\n")[0]) from None
 
@@ -79,8 +72,7 @@ def _unusable(given: str, reason: str) -> UserError:
 
 
 def _wrong_type(settings: dict[str, Any]) -> str:
-    """Which setting is of another type than the one that is read here, when an answer is written or
-    the model is saved; upstream checks the values of others, not their types."""
+    """Return what is wrong with the type of a setting, which upstream does not check, or ""."""
     for name, value in settings.items():
         if value is None:
             continue
@@ -95,12 +87,8 @@ def _wrong_type(settings: dict[str, Any]) -> str:
     return ""
 
 
-def _flaws(settings: GenerationConfig) -> set[str]:
-    """The settings that have no effect with the others.
-
-    Raises:
-        ValueError: a setting breaks a rule by itself.
-    """
+def _ineffective(settings: GenerationConfig) -> set[str]:
+    """Return the settings without effect; raise ValueError for invalid ones."""
     try:
         settings.validate(strict=True)
     except ValueError as error:

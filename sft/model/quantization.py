@@ -1,4 +1,4 @@
-"""Frozen weights in 4 bits (QLoRA): where they train, and how they are read."""
+"""Check that 4-bit weights (QLoRA) can be trained over, and configure their quantization."""
 
 import importlib.util
 
@@ -10,11 +10,7 @@ from sft.errors import UserError
 
 
 def check_4bit(device: torch.device) -> None:
-    """Refuse 4-bit weights where they do not train.
-
-    Raises:
-        UserError: no CUDA, no bitsandbytes, or weights spread over devices.
-    """
+    """Refuse 4-bit weights without CUDA or bitsandbytes, or with sharding."""
     if device.type == "mps":
         raise UserError(
             "model.load_in_4bit=true needs an NVIDIA GPU: bitsandbytes does not train on a Mac; "
@@ -24,23 +20,19 @@ def check_4bit(device: torch.device) -> None:
     if device.type != "cuda":
         raise UserError(
             f"model.load_in_4bit=true needs an NVIDIA GPU (CUDA) and this command runs on "
-            f"{device.type}; set model.load_in_4bit=false, which keeps LoRA's frozen weights whole"
+            f"{device.type}; set model.load_in_4bit=false, which keeps LoRA's frozen weights "
+            "unquantized"
         )
     require_bitsandbytes()
     if sharded():
         raise UserError(
-            "model.load_in_4bit=true keeps the whole model on each device, and "
-            f"{sharding_strategy()} spreads it over them; launch without it, or set "
-            "model.load_in_4bit=false"
+            "model.load_in_4bit=true keeps the full model on each device, and "
+            f"{sharding_strategy()} shards it; launch without it, or set model.load_in_4bit=false"
         )
 
 
 def require_bitsandbytes() -> None:
-    """Refuse 4-bit weights where the library that reads them is not installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Refuse 4-bit weights where bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "model.load_in_4bit=true needs bitsandbytes, which is not installed; run "
@@ -49,7 +41,7 @@ def require_bitsandbytes() -> None:
 
 
 def nf4(compute: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with its scales quantised again (QLoRA, arXiv 2305.14314, section 3)."""
+    """Return 4-bit NormalFloat with double quantization (QLoRA, arXiv 2305.14314, section 3)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

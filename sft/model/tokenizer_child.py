@@ -1,21 +1,20 @@
-"""The process that tries a tokenizer: `sft.model.model_files` starts this file as a script of its
-own.
+"""Script that tries a tokenizer, which `sft.model.model_files` runs in a child process.
 
-It prints the name of each part before it uses it, so that the last one printed is the part at which
-the process ended. Only `tokenizers` is imported, which takes a tenth of a second.
+It prints the name of each part before using it: the last name is the part at which it failed.
 """
 
 import json
+import math
 import os
 import resource
 import sys
 from typing import Any
 
 MEMORY = 8 << 30  # bytes; the largest published tokenizers take a tenth of it
-SECONDS = 20  # of computing, and more for large files
-LONGEST = 1000  # characters that a normalizer may make of one
+SECONDS = 20  # of CPU time; large files get more
+LONGEST = 1000  # most characters that a normalizer may produce from one
 
-# Every printable ASCII character by itself and many times over, and text of other scripts.
+# Every printable ASCII character, single and repeated, and text of other scripts.
 PRINTABLE = "".join(map(chr, range(32, 127)))
 TEXTS = (
     PRINTABLE,
@@ -26,17 +25,17 @@ TEXTS = (
 
 
 def main() -> None:
-    # The folder of this file is no place to import from.
+    # Python puts this file's folder first; its modules must not shadow the libraries'.
     sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))]
     file = sys.argv[1]
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, MEMORY)
     _limit(resource.RLIMIT_CPU, SECONDS + (os.path.getsize(file) >> 22))
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer  # the only library, for a start in a tenth of a second
 
     _at("the file")
     tokenizer = Tokenizer.from_file(file)
-    # Their users set these for each call.
+    # Callers set both for each call.
     tokenizer.no_padding()
     tokenizer.no_truncation()
     normalizer = tokenizer.normalizer
@@ -62,7 +61,7 @@ def _limit(kind: int, value: int) -> None:
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     try:
         resource.setrlimit(kind, (value, hard))
-    except (ValueError, OSError):  # macOS takes no limit of the address space
+    except (ValueError, OSError):  # macOS does not support RLIMIT_AS
         return
 
 
@@ -71,14 +70,11 @@ def _at(part: str) -> None:
 
 
 def _growth(content: Any) -> float:
-    """How many characters a normalizer can make of one, by what its parts insert."""
+    """Return the number of characters that a normalizer can produce from one."""
     if not isinstance(content, dict):
         return 1.0
     if content.get("type") == "Sequence":
-        total = 1.0
-        for inner in content.get("normalizers", []):
-            total *= _growth(inner)
-        return total
+        return math.prod(map(_growth, content.get("normalizers", [])))
     inserted = str(content.get("content", content.get("prepend", "")))
     pattern = content.get("pattern")
     replaced = pattern.get("String", "") if isinstance(pattern, dict) else ""

@@ -73,7 +73,7 @@ def test_on_cuda_4_bits_are_chosen_and_not_spread_over_devices(monkeypatch):
     assert any("NF4" in reason for reason in placement.reasons)
     assert not choose_placement(ModelSection()).load_in_4bit
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP spreads it over them"):
+    with pytest.raises(UserError, match="FSDP shards it"):
         choose_placement(ModelSection(load_in_4bit=True))
 
 
@@ -93,7 +93,7 @@ def test_a_base_that_is_quantised_already_is_refused(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is quantised already"):
+    with pytest.raises(UserError, match="is quantized already"):
         check_model(ModelSection(str(tmp_path)))
 
 
