@@ -65,7 +65,7 @@ from sft.run.directory import open_run
 from sft.run.directory_checks import check_run_dir
 from sft.run.revisions import pin_revisions
 from sft.run.run_record import with_date, write_run_record
-from sft.run.trackers import check_trackers, reporting
+from sft.run.trackers import check_trackers, open_trackers
 from sft.system.atomic_files import read_json
 from sft.tokenization.fingerprints import earlier_inputs, run_inputs
 from sft.tokenization.prepare import prepare_chats
@@ -196,7 +196,7 @@ def open_chain(checked: CheckedRun, *, fresh: bool, rerun: bool) -> Iterator[Run
             growing=MAY_CHANGE,
             earlier=earlier_inputs(checked.base),
         ) as folder,
-        reporting(preset, folder) as trackers,
+        open_trackers(preset, folder) as trackers,
     ):
         context = RunContext.of(
             preset, folder=folder, tokenizer=checked.tokenizer, placement=checked.placement

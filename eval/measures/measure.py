@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from sft.tokenization.fingerprints import tokenizer_fingerprint
 log = logging.getLogger(__name__)
 
 BASE = "base"
+
+Rows = list[dict[str, Any]]
+Progress = Callable[[int], object]
 
 
 def check_measures(section: EvalSection) -> None:
@@ -99,7 +102,7 @@ def measure(
 ) -> None:
     """Measure a model into eval/<name>/; measures of the same weights and settings are reused.
 
-    TaskSource are asked with `base_shots` examples as plain text or with `chat_shots` in the chat
+    Tasks are asked with `base_shots` examples as plain text or with `chat_shots` in the chat
     template (see `uses_chat_template`), and in each of `same_format` too. Repetition prompts always
     use the template. Processes share the questions, each with the whole model; the first one
     writes.
@@ -148,15 +151,14 @@ class _Measured:
 
     def all(self) -> None:
         """Run every task in the protocol's format and the others, then repetition and safety."""
-        folder = self.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.scores |= backend_inputs(self.section, self.context)
         trust = self.context.trust_remote_code
         chat = uses_chat_template(self.name, self.path, self.section, trust_remote_code=trust)
         if chat and self.name == BASE and self.section.base_format == "auto":
             log.info(
-                "%s: a chat model already, so it is asked in its own template, as the others are; "
-                "eval.base_format=plain asks it with examples as plain text",
+                "%s: a chat model, so it is evaluated with its chat template, as the others are; "
+                "eval.base_format=plain uses examples as plain text",
                 self.name,
             )
         for task in self.section.tasks:  # first, since a task without data stops the run
@@ -225,101 +227,98 @@ class _Measured:
                 code=RunCode.of(self.section),
             )
 
-        return self._kept(unit, run)
+        return self._cached(unit, run)
 
     def _repetition(self) -> None:
         """Measure greedy answers and, if configured, the doubled cap and sampled answers."""
         section, tokenizer = self.section.repetition, self.context.tokenizer
-        prompts, cap = read_repetition_prompts(section), section.cap
+        prompts, cap, heat = read_repetition_prompts(section), section.cap, section.temperature
         asked = fingerprint([prompts, cap])
-        greedy = self._unit(REPETITION, "generations.jsonl", prompts=asked)
 
-        def run() -> dict[str, Any]:
+        def greedy(model: Backend, own: Rows, progress: Progress) -> Rows:
+            window = backend_of(model, tokenizer).window
             times = _times(section)
-            window = backend_of(self._model, tokenizer).window
             repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
-            with self._bar(prompts, "repetition") as bar:
-                measured = partial(
-                    repetition.greedy_answers, self._model, tokenizer, cap=cap, progress=bar.update
-                )
-                rows = map_over_ranks(prompts, measured)
-            run_on_main(lambda: write_jsonl(greedy.rows, rows))
-            return {"rate": repetition.summarize(rows), "detail": detail(rows)}
+            return repetition.greedy_answers(model, tokenizer, own, cap=cap, progress=progress)
 
-        def run_on() -> dict[str, Any]:
-            begun, model = run_on_main(lambda: read_jsonl(greedy.rows)), self._model
+        def doubled(model: Backend, own: Rows, progress: Progress) -> Rows:
+            begun = [stored[prompt["id"]] for prompt in own]
+            return repetition.greedy_answers(
+                model, tokenizer, own, cap=2 * cap, begun=begun, progress=progress
+            )
 
-            def go_on(own: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
-                asked, stored = zip(*own, strict=True)
-                return repetition.greedy_answers(model, tokenizer, asked, cap=2 * cap, begun=stored)
+        def sampled(model: Backend, own: Rows, progress: Progress) -> Rows:
+            return repetition.sampled_answers(
+                *(model, tokenizer, own),
+                cap=cap,
+                temperature=heat,
+                seed=self.context.seed,
+                progress=progress,
+            )
 
-            rows = map_over_ranks(list(zip(prompts, begun, strict=True)), go_on)
-            run_on_main(lambda: write_jsonl(longer.rows, rows))
-            return repetition.summarize(rows)
-
-        def run_sampled() -> dict[str, Any]:
-            with self._bar(prompts, f"repetition at temperature {heat:g}") as bar:
-                measured = partial(
-                    repetition.sampled_answers,
-                    self._model,
-                    tokenizer,
-                    cap=cap,
-                    temperature=heat,
-                    seed=self.context.seed,
-                    progress=bar.update,
-                )
-                rows = map_over_ranks(prompts, measured)
-            run_on_main(lambda: write_jsonl(sampled.rows, rows))
-            return repetition.summarize(rows) | {"temperature": heat}
-
-        found = self._kept(greedy, run)
+        unit = self._unit(REPETITION, "generations.jsonl", prompts=asked)
+        found = self._answers(
+            *(unit, prompts, greedy),
+            summary=lambda rows: {"rate": repetition.summarize(rows), "detail": detail(rows)},
+        )
         self.scores["repetition"] = found["rate"]
         self.scores["repetition_detail"] = more = found["detail"]
         if section.double_cap:
-            longer = self._unit(
+            rows = run_on_main(lambda: read_jsonl(self.folder / "generations.jsonl"))
+            stored = {row["id"]: row for row in rows}
+            unit = self._unit(
                 "repetition-double-cap", "generations-double-cap.jsonl", prompts=asked
             )
-            more["double_cap"] = self._kept(longer, run_on)
-        if (heat := section.temperature) > 0:
+            more["double_cap"] = self._answers(unit, prompts, doubled, summary=repetition.summarize)
+        if heat > 0:
             drawn = fingerprint([heat, self.context.seed])
-            sampled = self._unit(
+            unit = self._unit(
                 "repetition-sampled", "generations-sampled.jsonl", prompts=asked, drawn=drawn
             )
-            more["sampled"] = self._kept(sampled, run_sampled)
+            more["sampled"] = self._answers(
+                *(unit, prompts, sampled),
+                summary=lambda rows: repetition.summarize(rows) | {"temperature": heat},
+            )
 
     def _safety(self, path: str) -> dict[str, Any]:
-        cap, limit = self.section.safety.cap, self.section.safety.limit
-        prompts = safety.read_safety_prompts(path, limit=limit)
+        cap, tokenizer = self.section.safety.cap, self.context.tokenizer
+        prompts = safety.read_safety_prompts(path, limit=self.section.safety.limit)
+
+        def labeled(model: Backend, own: Rows, progress: Progress) -> Rows:
+            return safety.labeled_answers(model, tokenizer, own, cap=cap, progress=progress)
+
         unit = self._unit("safety", "safety.jsonl", prompts=fingerprint([prompts, cap]))
+        return self._answers(unit, prompts, labeled, summary=safety.summarize)
+
+    def _answers(
+        self,
+        unit: CachedMeasure,
+        prompts: Rows,
+        answer: Callable[[Backend, Rows, Progress], Rows],
+        *,
+        summary: Callable[[Rows], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """Return the entry of a measure whose prompts the processes share."""
 
         def run() -> dict[str, Any]:
-            with self._bar(prompts, "safety") as bar:
-                measured = partial(
-                    safety.labeled_answers,
-                    self._model,
-                    self.context.tokenizer,
-                    cap=cap,
-                    progress=bar.update,
-                )
-                rows = map_over_ranks(prompts, measured)
+            model = self._model  # outside of map_over_ranks, which skips ranks without prompts
+            with tqdm(
+                total=len(own_share(prompts)),
+                desc=f"{self.name}: {unit.name}",
+                unit="answer",
+                disable=not PartialState().is_main_process,
+            ) as bar:
+                rows = map_over_ranks(prompts, lambda own: answer(model, own, bar.update))
             run_on_main(lambda: write_jsonl(unit.rows, rows))
-            return safety.summarize(rows)
+            return summary(rows)
 
-        return self._kept(unit, run)
-
-    def _bar(self, prompts: list[dict[str, Any]], what: str) -> Any:
-        return tqdm(
-            total=len(own_share(prompts)),
-            desc=f"{self.name}: {what}",
-            unit="answer",
-            disable=not PartialState().is_main_process,
-        )
+        return self._cached(unit, run)
 
     def _unit(self, name: str, file: str, **inputs: str) -> CachedMeasure:
         self.files.append(file)
         return CachedMeasure(self.folder, name, file, self._common | inputs)
 
-    def _kept(self, unit: CachedMeasure, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _cached(self, unit: CachedMeasure, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         entry = run_on_main(unit.load)
         if entry is None:
             self.missing += 1

@@ -62,21 +62,19 @@ def open_run(
     ways_on: str = WAYS_ON,
     earlier: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
-    """Make or re-enter `run.dir`, held by this command alone; yields the folder.
-
-    `fresh` empties the folder first; `rerun` lets a changed preset or input in, and then the stages
-    that the change touches are done again; keys in `growing`, or below them, may always change,
-    which takes nothing away; `ways_on` tells the user of these, as the command spells them.
+    """Create or re-enter `run.dir`, locked by this command; yield the folder.
 
     Args:
-        inputs: what the run reads beside its preset: a hash by the name to say when it has changed.
-        earlier: those of these hashes that a run begun by an earlier version has otherwise, as
-            that version took them.
+        inputs: hashes of what the run reads in addition to its preset, by the input's name.
+        fresh: empty the folder first.
+        rerun: accept a changed preset or input; the stages that it affects are done again.
+        growing: keys that may change, with those below them, without affecting finished stages.
+        ways_on: the remedies for a changed preset, as the command spells them.
+        earlier: hashes of `inputs` that earlier versions computed in another way.
 
     Raises:
-        UserError: the path cannot be written, another process holds the directory, or it belongs
-            to another preset, other inputs (then what changed is named) or another number of
-            processes.
+        UserError: the path cannot be written, another process holds the lock, or the folder
+            belongs to another preset, other inputs or another number of processes.
     """
     folder = Path(preset.run.dir).expanduser()
     state = PartialState()
@@ -89,23 +87,20 @@ def open_run(
             ExitStack() as held,
         ):
             if state.is_main_process:
-                claim = _Claim(
-                    folder,
-                    preset=resolved(preset),
-                    inputs=dict(inputs or {}),
-                    earlier=dict(earlier or {}),
+                start = _Start(
+                    *(folder, resolved(preset), dict(inputs or {}), dict(earlier or {})),
                     ways_on=ways_on,
                     growing=growing,
                 )
-                held.enter_context(record_writes_in(claim.settle(fresh=fresh, rerun=rerun)))
+                held.enter_context(record_writes_in(start.admit(fresh=fresh, rerun=rerun)))
                 update_base_paths([folder / place / "model" for place in STAGE_FOLDERS.values()])
             state.wait_for_everyone()
             yield folder
 
 
 @dataclass(frozen=True)
-class _Claim:
-    """A start's claim to a run directory, held against what is there."""
+class _Start:
+    """A start of a command, compared with the run in its folder."""
 
     folder: Path
     preset: dict[str, Any]
@@ -114,43 +109,43 @@ class _Claim:
     ways_on: str
     growing: Sequence[str] = ()
 
-    def settle(self, *, fresh: bool, rerun: bool) -> Marker:
-        """Let the start in, or say why not; returns the marker of the run."""
+    def admit(self, *, fresh: bool, rerun: bool) -> Marker:
+        """Write preset.yaml and return the marker of the run, unless the start is refused."""
         recorded = self.folder / "preset.yaml"
         entries = self._entries()
         marker = read_marker(self.folder)
         lost = marker is None and bool(entries)
         if lost:
             marker = new_marker(self.folder, written=self._written())
-        # All that refuses comes before the first write: a refused start leaves nothing behind.
-        going_on = any(not entry.name.startswith(GONE) for entry in entries)
+        # Every check precedes the first write, so that a refused start changes nothing.
+        begun = any(not entry.name.startswith(GONE) for entry in entries)
         if not fresh:
             refuse_links(self.folder, given=f"run.dir={self.folder}")
-            if going_on and not rerun:
+            if begun and not rerun:
                 self._refuse_changes(recorded)
         elif marker is not None:
-            self._refuse_strangers(marker, listed=not lost)
+            self._refuse_foreign_files(marker, listed=not lost)
         if marker is not None:
             if lost:
                 log.warning(
-                    "%s has no whole %s, the list of what a run wrote; it is made anew from the "
-                    "run's records, and what they do not name counts as not from this run",
+                    "%s has no intact %s, the list of the run's files; it is made again from the "
+                    "run's records, and files that they do not name count as foreign",
                     *(self.folder, MARKER),
                 )
                 marker.save()
             with record_writes_in(marker):
                 sweep(self.folder)
         if fresh:
-            # The draft of preset.yaml too: it may be a link, which would be written through.
+            # Also the temporary file of preset.yaml: it could be a link that is written through.
             for entry in [*self._entries(), temporary_name(recorded)]:
                 if entry != recorded:
                     remove(entry)
         if fresh or marker is None:
-            # preset.yaml stays until the new one takes its place, and is the run's own until then.
+            # preset.yaml is kept until it is replaced, so the new marker lists it.
             marker = new_marker(self.folder, written={recorded.name: None} if fresh else {})
             marker.save()
         with record_writes_in(marker):
-            if going_on and not fresh and not recorded.is_file():
+            if begun and not fresh and not recorded.is_file():
                 log.warning("%s is gone; it is written again", recorded)
             if rerun and anything_done(self.folder):
                 for place in STAGE_FOLDERS.values():
@@ -160,21 +155,20 @@ class _Claim:
         return marker
 
     def _entries(self) -> list[Path]:
-        """What is in the folder, but for what every start writes before it has a marker."""
+        """List the folder, without the files that a start writes before its marker."""
         draft = temporary_name(self.folder / "preset.yaml").name
         early = {LOCK, PROCESSES, MARKER, MARKER_DRAFT, draft}
         return [entry for entry in self.folder.iterdir() if entry.name not in early]
 
     def _written(self) -> dict[str, set[str] | None]:
-        """The files of a run that was begun before runs had a marker, or that lost it.
+        """Return the files of a run without a marker: an early one, or one that lost it.
 
         Raises:
             UserError: the files are not from a run.
         """
         record = read_record(self.folder / "run.json", "preset_sha256")
-        recorded = self.folder / "preset.yaml"
-        known = {record["preset_sha256"]} if record else set()
-        if not known & {fingerprint(recorded_preset(recorded) or self.preset)}:
+        before = recorded_preset(self.folder / "preset.yaml") or self.preset
+        if not record or record["preset_sha256"] != fingerprint(before):
             raise UserError(
                 f"run.dir={self.folder} holds files that are not from a run; set run.dir= to a new "
                 "folder"
@@ -182,14 +176,11 @@ class _Claim:
         refuse_links(self.folder, given=f"run.dir={self.folder}")
         return recorded_files(self.folder)
 
-    def _refuse_strangers(self, marker: Marker, *, listed: bool) -> None:
-        """Before the folder is emptied.
-
-        Args:
-            listed: whether the run has its list of what it wrote.
+    def _refuse_foreign_files(self, marker: Marker, *, listed: bool) -> None:
+        """Check that `fresh` removes only files of the run; `listed`: its marker was not lost.
 
         Raises:
-            UserError: something in it is not from the run.
+            UserError: it would remove others.
         """
         foreign = [str(p.relative_to(marker.folder)) for p in marker.foreign_files(marker.folder)]
         if foreign:
@@ -202,7 +193,7 @@ class _Claim:
             )
 
     def _refuse_changes(self, recorded: Path) -> None:
-        """Refuse a start that is not of this run.
+        """Check that the start continues the run in the folder.
 
         Raises:
             UserError: its preset, its inputs or its number of processes differ.
@@ -228,36 +219,8 @@ class _Claim:
         if not isinstance(before, dict) or not isinstance(before.get("run"), dict):
             raise UserError(f"{recorded} is damaged; {self.ways_on}")
         refuse_incomparable(self.folder, before=before, now=self.preset, ways_on=self.ways_on)
-        # A run may have been moved; one without a date was begun before runs had one.
-        before["run"] = {"date": self.preset["run"]["date"]} | before["run"]
-        before["run"]["dir"] = self.preset["run"]["dir"]
-        old, new = (_with_defaults(p, resolved(Preset())) for p in (before, self.preset))
-        changed_keys = {key for key, _, _ in differences(old, new)}
-        keys = sorted(
-            key
-            for key in changed_keys
-            if not any(f"{key}.".startswith(f"{free}.") for free in self.growing)
-        )
-        if keys:
-            raise UserError(
-                f"run.dir={self.folder} holds a run of another preset (it differs in "
-                f"{', '.join(keys)}); {self.ways_on}"
-            )
-        kept = self.folder / "run.json"
-        earlier = {} if record.get("hash_rules") == HASH_RULES else self.earlier
-        if not record and kept.is_file():
-            log.warning("%s is damaged; stages alone tell what has changed since then", kept)
-        read = record.get("inputs", {})
-        changed = [
-            name
-            for name, value in self.inputs.items()
-            if read.get(name, value) not in (value, earlier.get(name))
-        ]
-        if changed:
-            raise UserError(
-                f"run.dir={self.folder}: changed since the run began: {', '.join(changed)}; "
-                f"{self.ways_on}"
-            )
+        self._refuse_changed_keys(before)
+        self._refuse_changed_inputs(record)
         processes, now = record.get("num_processes"), PartialState().num_processes
         if processes not in (None, now) and not (self.folder / "results.json").is_file():
             raise UserError(
@@ -266,21 +229,53 @@ class _Claim:
                 f"{processes}, or {self.ways_on}"
             )
 
+    def _refuse_changed_keys(self, before: dict[str, Any]) -> None:
+        # The run may have been moved, and early runs have no date.
+        own = {"date": self.preset["run"]["date"]} | before["run"]
+        before = before | {"run": own | {"dir": self.preset["run"]["dir"]}}
+        old, new = (_with_defaults(p, resolved(Preset())) for p in (before, self.preset))
+        changed = sorted(
+            key
+            for key in {key for key, _, _ in differences(old, new)}
+            if not any(f"{key}.".startswith(f"{free}.") for free in self.growing)
+        )
+        if changed:
+            raise UserError(
+                f"run.dir={self.folder} holds a run of another preset (it differs in "
+                f"{', '.join(changed)}); {self.ways_on}"
+            )
+
+    def _refuse_changed_inputs(self, record: dict[str, Any]) -> None:
+        file = self.folder / "run.json"
+        if not record and file.is_file():
+            log.warning("%s is damaged; changes of inputs are found by each stage alone", file)
+        earlier = {} if record.get("hash_rules") == HASH_RULES else self.earlier
+        before = record.get("inputs", {})
+        changed = [
+            name
+            for name, value in self.inputs.items()
+            if before.get(name, value) not in (value, earlier.get(name))
+        ]
+        if changed:
+            raise UserError(
+                f"run.dir={self.folder}: changed since the run began: {', '.join(changed)}; "
+                f"{self.ways_on}"
+            )
+
 
 def _with_defaults(recorded: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A recorded preset with the keys that it lacks: those that came after the version that wrote
-    it, and those of sections that only some commands have."""
+    """Fill in the keys that an earlier version or another command did not record."""
     filled = defaults | recorded
     for key, value in filled.items():
         if isinstance(defaults.get(key), dict) and isinstance(value, dict):
             filled[key] = _with_defaults(value, defaults[key])
-        elif isinstance(value, list):  # of sources, where it is one of mappings
+        elif isinstance(value, list):  # a list of mappings is one of sources
             filled[key] = [_SOURCE | one if isinstance(one, dict) else one for one in value]
     return filled
 
 
 def verify_preset(folder: Path) -> None:
-    """Hold run.json and preset.yaml of a run against their hashes.
+    """Compare preset.yaml of a run with the hash in run.json.
 
     Raises:
         UserError: one of them is missing or was changed after the run wrote it.
@@ -295,7 +290,7 @@ def verify_preset(folder: Path) -> None:
 
 
 def recorded_preset(recorded: Path) -> Any:
-    """What a preset.yaml holds; None where it is missing or damaged."""
+    """Return the content of a preset.yaml; None where it is missing or damaged."""
     try:
         with open_file(recorded) as stream:
             text = read_yaml_text(stream)

@@ -1,12 +1,12 @@
 """TensorBoard, trackio and Weights & Biases: log lines and measures of a run (`report_to`).
 
-Each model of the chain is a run of the tracker's, grouped under the run directory: its training by
-step, and what was measured of it. accelerate's trackers do the talking, one process does, and
-training never knows. The record is the run's own files. A tracker that fails is left behind, and
-one that is named later is told what there is. What each has been told stands in `tracker.json`
-beside, so that a run that was killed and goes on tells nothing twice.
+Each model of the chain is a run of the tracker, grouped under the run directory. The main process
+writes through accelerate's trackers, and training does not depend on them: one that fails is
+disabled. `tracker.json` of a model records what each tracker has received, so that a resumed run
+repeats nothing and a tracker that is added later receives the earlier lines.
 """
 
+import json
 import logging
 import os
 import secrets
@@ -26,22 +26,22 @@ from sft.config.sections import Preset, RunSection
 from sft.errors import UserError
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_folders import STAGE_FOLDERS, stage_facts
+from sft.schema import LogLine, TrackerRecord
 from sft.system.atomic_files import read_json, write_json
-from sft.system.seal import unsealed_line
 
 log = logging.getLogger(__name__)
 
 FILE, LOG = "tracker.json", "log.jsonl"
-PROJECT = "truing"  # of trackio, and of Weights & Biases where $WANDB_PROJECT names no other
+PROJECT = "truing"  # of trackio, and of Weights & Biases unless $WANDB_PROJECT is set
 
 
 def check_trackers(section: RunSection) -> None:
-    """Refuse a tracker that is not installed.
+    """Check that the trackers are installed.
 
     Raises:
-        UserError: which one, and how to install it.
+        UserError: one is not.
     """
-    for name in _named(section):
+    for name in _names(section):
         try:
             version(name)
         except PackageNotFoundError:
@@ -51,44 +51,46 @@ def check_trackers(section: RunSection) -> None:
             ) from None
 
 
-def _named(section: RunSection) -> list[str]:
-    return [name for name in section.report_to if name != "none"]  # upstream's word for []
+def _names(section: RunSection) -> list[str]:
+    return [name for name in section.report_to if name != "none"]  # transformers' name for []
 
 
 @dataclass
 class Trackers:
-    """The trackers of a run, of which those of one model are open at a time.
+    """The trackers of a run; those of one model are open at a time.
 
     Args:
-        names: which; none on all processes but the first.
+        names: of the trackers; empty on all processes but the main one.
         folder: the run directory.
-        config: the run's options, for those that show them.
+        config: the preset, for trackers that show it.
     """
 
     names: list[str] = field(default_factory=list)
     folder: Path = Path()
     config: dict[str, Any] = field(default_factory=dict)
-    at: str | None = None  # the model whose trackers are open
+    model: str | None = None  # whose trackers are open
     opened: dict[str, GeneralTracker] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)  # of that model: its tracker.json
-    said: set[str] = field(default_factory=set)  # those of which the log has told where they are
+    record: TrackerRecord = field(default_factory=lambda: TrackerRecord(id="", told={}))
+    announced: set[str] = field(default_factory=set)  # trackers whose place was logged
 
     def begin(self, model: str) -> None:
-        """Called before training goes on, while log.jsonl is as the start before left it."""
+        """Open the trackers of a model before its training resumes and changes log.jsonl."""
         if self.names:
-            self._turn_to(model)
+            self._open(model)
 
     def log_line(self, entry: Mapping[str, Any]) -> None:
-        """A line of log.jsonl of the model that trains, for those that lack its step: after a kill
-        the steps behind the checkpoint come again, the same as before."""
+        """Log a line of log.jsonl to the trackers that lack its step.
+
+        After a kill the steps since the last checkpoint are logged again, with the same values.
+        """
         for name in list(self.opened):
             if entry["step"] > self.record["told"][name]["last"]:
-                self._send(name, _training(entry), step=entry["step"])
+                self._send(name, _numbers(entry), step=entry["step"])
 
     def log_values(
         self, model: str, values: Mapping[str, float], *, step: int | None = None
     ) -> None:
-        """What was measured of a model behind `step` (None: its last), once to each."""
+        """Log the measures of a model after `step` (None: its last), once to each tracker."""
         if not self.names:
             return
         if step is None:
@@ -97,42 +99,41 @@ class Trackers:
         told = self._read(model)["told"]
         if all(name in told and key in told[name]["once"] for name in self.names):
             return
-        self._turn_to(model)
+        self._open(model)
         for name in list(self.opened):
             once = self.record["told"][name]["once"]
             if key not in once and self._send(name, values, step=step):
                 once.append(key)
-                if name == "wandb":  # whose history takes no step behind its last
-                    self._attempt(name, partial(self.opened[name].tracker.summary.update, values))
+                if name == "wandb":  # its history accepts no step before the last one
+                    self._try(name, partial(self.opened[name].tracker.summary.update, values))
         write_json(self._place(model) / FILE, self.record)
 
     def close(self) -> None:
-        """Have them write out what they hold."""
         for name, tracker in list(self.opened.items()):
-            self._attempt(name, tracker.finish)
-        self.opened, self.at = {}, None
+            self._try(name, tracker.finish)
+        self.opened, self.model = {}, None
 
-    def _turn_to(self, model: str) -> None:
-        """Open the trackers of a model; one that is new to it is told the lines that there are."""
-        if self.at == model:
+    def _open(self, model: str) -> None:
+        """Open the trackers of a model; one that is new receives the earlier lines of its log."""
+        if self.model == model:
             return
         self.close()
         record = self._read(model)
-        lines = _lines(self._place(model) / LOG)
+        lines = _complete_lines(self._place(model) / LOG)
         for name in list(self.names):
             tracker = self._tracker(name, model, record["id"])
-            if not self._attempt(name, tracker.start):
+            if not self._try(name, tracker.start):
                 continue
             self.opened[name] = tracker
-            if name not in self.said:
-                log.info("%s: %s", name, _where(name, self.folder))
-                self.said.add(name)
+            if name not in self.announced:
+                log.info("%s: %s", name, _location(name, self.folder))
+                self.announced.add(name)
             if name not in record["told"]:
                 for entry in lines:
-                    self._send(name, _training(entry), step=entry["step"])
+                    self._send(name, _numbers(entry), step=entry["step"])
             told = record["told"].setdefault(name, {"last": 0, "once": []})
             told["last"] = max([told["last"], *(entry["step"] for entry in lines)])
-        self.at, self.record = model, record
+        self.model, self.record = model, record
         write_json(self._place(model) / FILE, record)
 
     def _tracker(self, name: str, model: str, key: str) -> GeneralTracker:
@@ -140,29 +141,29 @@ class Trackers:
             return TensorBoardTracker("", self._place(model))
         shown = {"name": f"{model}-{key}", "group": self.folder.name, "config": self.config}
         if name == "trackio":
-            still = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-            return TrackioTracker(PROJECT, **shown, **still, resume="allow")
+            quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+            return TrackioTracker(PROJECT, **shown, **quiet, resume="allow")
         return WandBTracker(
             os.environ.get("WANDB_PROJECT", PROJECT),
             **shown,
             id=key,
             resume="allow",
-            mode=_mode(),
+            mode=_wandb_mode(),
             settings={"console": "off", "quiet": True},
         )
 
     def _send(self, name: str, values: Mapping[str, float], *, step: int) -> bool:
-        return name in self.opened and self._attempt(
+        return name in self.opened and self._try(
             name, partial(self.opened[name].log, dict(values), step=step)
         )
 
-    def _attempt(self, name: str, work: Callable[[], Any]) -> bool:
-        """Whether it went well; a tracker that failed is not asked again by this start."""
+    def _try(self, name: str, work: Callable[[], Any]) -> bool:
+        """Return whether `work` succeeded; a tracker that fails is disabled for this start."""
         try:
             work()
-        except Exception as error:  # trackers' errors share no base, and none is worth the run
+        except Exception as error:  # the trackers' errors share no base class
             log.warning(
-                "%s failed and is left behind; the run goes on, its files hold everything (%s)",
+                "%s failed and is disabled; the run continues, its files hold everything (%s)",
                 name,
                 " ".join(f"{type(error).__name__}: {error}".split()),
             )
@@ -174,17 +175,18 @@ class Trackers:
     def _place(self, model: str) -> Path:
         return self.folder / STAGE_FOLDERS.get(model, f"eval/{model}")
 
-    def _read(self, model: str) -> dict[str, Any]:
-        """A stage that is begun anew has no tracker.json, so that its runs have other names."""
-        if self.at == model:
+    def _read(self, model: str) -> TrackerRecord:
+        """Return the record of a model; a stage that begins again has none and gets a new id."""
+        if self.model == model:
             return self.record
-        return read_json(self._place(model) / FILE) or {"id": secrets.token_hex(4), "told": {}}
+        stored: TrackerRecord | None = read_json(self._place(model) / FILE)
+        return stored or {"id": secrets.token_hex(4), "told": {}}
 
 
 @contextmanager
-def reporting(preset: Preset, folder: Path) -> Iterator[Trackers]:
-    """The trackers that a preset names, on the first process, and closed at the end."""
-    names = list(dict.fromkeys(_named(preset.run))) if PartialState().is_main_process else []
+def open_trackers(preset: Preset, folder: Path) -> Iterator[Trackers]:
+    """Yield the trackers of a preset, with none on other processes; close them at the end."""
+    names = list(dict.fromkeys(_names(preset.run))) if PartialState().is_main_process else []
     trackers = Trackers(names, folder, resolved(preset) if names else {})
     try:
         yield trackers
@@ -192,24 +194,23 @@ def reporting(preset: Preset, folder: Path) -> Iterator[Trackers]:
         trackers.close()
 
 
-def _mode() -> str:
-    """Nothing is sent unless the environment asks for it."""
-    return os.environ.get("WANDB_MODE", "offline")
+def _wandb_mode() -> str:
+    return os.environ.get("WANDB_MODE", "offline")  # nothing is uploaded by default
 
 
-def _where(name: str, folder: Path) -> str:
+def _location(name: str, folder: Path) -> str:
     if name == "tensorboard":
         return f"tensorboard --logdir {folder}"
     if name == "trackio":
         return f"trackio show --project {PROJECT}"
     here = Path(os.environ.get("WANDB_DIR", ".")) / "wandb"
-    if _mode() == "offline":
+    if _wandb_mode() == "offline":
         return f"kept in {here}, nothing is sent; wandb sync sends it, WANDB_MODE=online at once"
-    return f"WANDB_MODE={_mode()}"
+    return f"WANDB_MODE={_wandb_mode()}"
 
 
-def _training(entry: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a line of log.jsonl, by the names that transformers' own trackers use."""
+def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a log line under the names that transformers' trackers use."""
     return {
         f"train/{name}": value
         for name, value in entry.items()
@@ -217,7 +218,7 @@ def _training(entry: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log.jsonl, if there is one; a kill may have cut the last line short."""
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    return [row for line in lines if (row := unsealed_line(line)) is not None]
+def _complete_lines(path: Path) -> list[LogLine]:
+    """Read a log.jsonl, if there is one, without a last line that a kill cut short."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

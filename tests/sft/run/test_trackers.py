@@ -11,7 +11,7 @@ from sft.config.preset import load_preset
 from sft.config.sections import Preset, RunSection
 from sft.errors import UserError
 from sft.run import trackers as module
-from sft.run.trackers import Trackers, check_trackers, reporting
+from sft.run.trackers import Trackers, check_trackers, open_trackers
 
 
 class Noted(GeneralTracker):
@@ -136,10 +136,10 @@ def test_without_trackers_nothing_is_written(tmp_path, heard):
 
 def test_only_the_first_process_tells(tmp_path, monkeypatch):
     preset = Preset(run=RunSection(report_to=["tensorboard", "none"]))
-    with reporting(preset, tmp_path) as trackers:
+    with open_trackers(preset, tmp_path) as trackers:
         assert trackers.names == ["tensorboard"]
     monkeypatch.setattr("sft.run.trackers.PartialState.is_main_process", False)
-    with reporting(preset, tmp_path) as trackers:
+    with open_trackers(preset, tmp_path) as trackers:
         assert trackers.names == []
 
 
