@@ -20,7 +20,7 @@ from sft.data.messages import (
     read_tools,
     text_field,
 )
-from sft.data.records import Record, RowError, wrong_type
+from sft.data.records import RowError, wrong_type
 from sft.data.sources import ParsedRow, SourceRows, collect, metadata, read_each, read_kind
 from sft.data.unsupported import check_no_media, check_no_media_placeholders, check_not_kto
 from sft.errors import UserError
@@ -57,11 +57,11 @@ def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> So
 def _pairs(source: Source) -> Iterator[ParsedRow | RowError]:
     verdicts = Verdicts(source)
 
-    def read(record: Record, named: MappedRow) -> Iterator[ParsedRow]:
+    def read(named: MappedRow) -> Iterator[ParsedRow]:
         row, changes = _row(named, source, verdicts)
         unread = unread_content(named, [*row["prompt"], *row["chosen"], *row["rejected"]])
         unread |= dict.fromkeys(COMMENTS & unread.keys(), "")
-        yield ParsedRow(row, raw=record.fields, changes=changes, unread=unread)
+        yield ParsedRow(row, raw=named.raw, changes=changes, unread=unread)
 
     yield from read_each(source, read)
     verdicts.refuse_from_zero()

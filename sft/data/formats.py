@@ -60,6 +60,7 @@ class MappedRow:
 
     origin: str
     fields: Fields
+    raw: Mapping[str, Any]  # the record's own fields
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def apply_columns(
     hidden = {name: rest.pop(name) for name in rest.keys() & covered}
     fields = Fields(rest | named, hidden=hidden, cells=record.cells)
     decode_chats(fields)
-    return MappedRow(record.origin, fields)
+    return MappedRow(record.origin, fields, raw=record.fields)
 
 
 def read_text(row: MappedRow) -> str | None:

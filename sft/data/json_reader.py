@@ -60,7 +60,10 @@ def read_json(path: Path) -> Iterator[Record | RowError]:
         second = next(lines, None)
         value = _decode(origin, line)
         broken = isinstance(value, RowError)
-        if line.lstrip(WHITE)[0] == "[" and (second is None or (broken and _open_array(line))):
+        # Whether an incomplete first line starts an array over several lines is decided by its last
+        # character: a row that was cut off can end in any character.
+        is_open = broken and line.rstrip(WHITE)[-1] in "[{,}"
+        if line.lstrip(WHITE)[0] == "[" and (second is None or is_open):
             yield from _read_array(path, read_text(path))
             return
         if isinstance(value, dict) and second is None:
@@ -113,14 +116,6 @@ def _record(origin: str, value: Any, text: str) -> Record | RowError:
             remedy='write {"messages": [...]} or another known format',
         )
     return Record(origin, value)
-
-
-def _open_array(line: str) -> bool:
-    """Return whether an incomplete first line starts an array over several lines.
-
-    Its last character decides: a row that was cut off can end in any character.
-    """
-    return line.rstrip(WHITE)[-1] in "[{,}"
 
 
 def _spans_lines(path: Path, line: str) -> bool:

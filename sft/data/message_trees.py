@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from sft.data.json_values import number_of
 from sft.data.messages import ROLES, Message, read_role, text_field
 from sft.data.records import Record, RowError, wrong_type
 from sft.errors import UserError
@@ -122,7 +123,7 @@ def best_path(root: dict[str, Any], origin: str) -> list[Message]:
     while node:
         messages.append(_message(node, origin))
         # Unranked replies (a single one, or too few votes) come after ranked ones, in file order.
-        node = min(_replies(node, origin), key=lambda r: _rank(r.get("rank")), default={})
+        node = min(_replies(node, origin), key=_rank, default={})
     return messages
 
 
@@ -171,10 +172,6 @@ def _replies(node: dict[str, Any], origin: str) -> list[dict[str, Any]]:
     return [reply for reply in replies if isinstance(reply, dict)]
 
 
-def _rank(rank: Any) -> float:
-    """Return a rank, which CSV writes as text, as a number; infinity if there is none."""
-    try:
-        number = float(rank)
-    except (TypeError, ValueError):
-        return math.inf
-    return math.inf if math.isnan(number) else number
+def _rank(node: dict[str, Any]) -> float:
+    rank = number_of(node.get("rank"))  # CSV writes it as text, pandas an empty one as NaN
+    return math.inf if rank is None or math.isnan(rank) else rank

@@ -60,10 +60,8 @@ def decode_chats(fields: Fields) -> None:
 
 def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
     """Return the messages of a text (one turn of `role`), a message, or a list of messages."""
-    if isinstance(value, dict):
-        value = [value]
-    if isinstance(value, list):
-        return read_messages(value, origin, where=where)
+    if isinstance(value, list | dict):
+        return read_messages(as_list(value), origin, where=where)
     return [{"role": role, "content": text_field(value, origin, where=where)}]
 
 

@@ -50,17 +50,16 @@ def read_prompts(
         for item in read_rows(source):
             if isinstance(item, RowError):
                 raise item
-            record = item[1]
-            messages = _prompt_messages(record)
-            content = unread_content(record, messages)
+            messages = _prompt_messages(item)
+            content = unread_content(item, messages)
             lost = {name: text for name, text in content.items() if not ANSWER.search(name.lower())}
-            unread.add(record.origin, lost)
-            labels = {k: record.fields[k] for k in LABELS if record.fields.get(k) is not None}
+            unread.add(item.origin, lost)
+            labels = {k: item.fields[k] for k in LABELS if item.fields.get(k) is not None}
             reference = labels.get("reference", "")
             # Files with references for some rows leave the others empty.
             filled = reference not in ("", [], {})
             if reference_flaw and filled and (problem := reference_flaw(reference)):
-                raise UserError(f"{record.origin}: {problem}")
+                raise UserError(f"{item.origin}: {problem}")
             kind = labels.pop("kind", None)
             category = labels.pop("category", None) or kind or source.kind or "all"
             row = {"messages": messages, "category": category, "language": ""} | labels

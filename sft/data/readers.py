@@ -77,13 +77,10 @@ def existing_file(given: str, path: Path | None) -> Path:
     if path is None:
         folder = Path(given).expanduser().parent
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        near = difflib.get_close_matches(Path(given).name, names, n=3, cutoff=0.4)
+        near = ", ".join(difflib.get_close_matches(Path(given).name, names, n=3, cutoff=0.4))
+        hint = f"nearest names there: {near}" if near else f"{folder} holds no similar name"
         if not folder.is_dir():
             hint = f"the folder {folder} does not exist either"
-        elif near:
-            hint = f"nearest names there: {', '.join(near)}"
-        else:
-            hint = f"{folder} holds no similar name"
         raise UserError(f"{given}: no such file; {hint}")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name one of its files")
@@ -141,7 +138,7 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
         for batch in file.iter_batches(batch_size=BATCH_ROWS):
             for fields in batch.to_pylist():
                 number += 1
-                yield Record(f"{path}:{number}", _without_inner_nulls(fields))
+                yield _typed_record(f"{path}:{number}", fields)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         yield RowError(
             f"{path}:{number + 1}",
@@ -165,10 +162,10 @@ def _oversized_column(metadata: Any) -> str:
     return ""
 
 
-def _without_inner_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+def _typed_record(origin: str, row: Mapping[str, Any]) -> Record:
     # Arrow gives every object of a column the keys of all: the arguments of a tool call come with
     # those of every other tool, as null.
-    return {name: drop_nulls(value) for name, value in row.items()}
+    return Record(origin, {name: drop_nulls(value) for name, value in row.items()})
 
 
 def _read_hub(source: Source) -> Iterator[Record | RowError]:
@@ -184,7 +181,7 @@ def _read_hub(source: Source) -> Iterator[Record | RowError]:
         )
         for row in rows:
             number += 1
-            yield Record(f"{name}[{split}]:{number}", _without_inner_nulls(row))
+            yield _typed_record(f"{name}[{split}]:{number}", row)
     except (DatasetsError, OSError, ValueError) as error:
         if not number and (refusal := hub_refusal(error, name=name, kind="dataset")):
             raise UserError(f"{name}: {refusal}") from None

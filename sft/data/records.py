@@ -1,6 +1,5 @@
 """Records (rows as the file holds them), and errors for records that cannot be used."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,24 +50,6 @@ class RowError(UserError):
         """Return the same error for a file whose rest cannot be read."""
         detail = f"{self.detail}, and nothing after it can be read"
         return RowError(self.origin, rule=self.rule, detail=detail, remedy=self.remedy, ends=True)
-
-    def with_others(
-        self, others: Sequence["RowError"], *, inspected: int, usable: bool = False
-    ) -> UserError:
-        """Return the same error with a count of the errors among the next `inspected` rows.
-
-        Args:
-            usable: some row is usable, so that data.on_error=drop is a remedy.
-        """
-        message = str(self)
-        if others:
-            rules = Counter(other.rule for other in others)
-            each = ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
-            rows = f"{len(others):,} of the next {inspected:,} rows"
-            message += f"; {rows} cannot be used either ({each})"
-        if usable and not any(error.ends for error in (self, *others)):
-            message += "; data.on_error=drop leaves such rows out"
-        return UserError(message)
 
 
 def equal_names(origin: str, names: Sequence[str], *, of: str) -> RowError:

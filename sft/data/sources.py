@@ -23,7 +23,7 @@ from sft.data.json_values import field_of
 from sft.data.message_trees import assemble_trees
 from sft.data.messages import Message
 from sft.data.readers import read_records
-from sft.data.records import Record, RowError
+from sft.data.records import RowError
 from sft.errors import UserError
 from sft.schema import SourceFacts
 
@@ -180,13 +180,21 @@ def _collect(
 def _with_following(
     first: RowError, rest: Iterable[ParsedRow | RowError], *, usable: bool
 ) -> UserError:
+    """Return the first error with a count of those in the rows after it, and the remedy drop."""
     following: list[ParsedRow | RowError] = []
     # An error that ends the source early is raised again after this row is corrected.
     with contextlib.suppress(UserError):
         following.extend(islice(rest, LOOKAHEAD))
     others = [row for row in following if isinstance(row, RowError) and not row.counted]
+    message = str(first)
+    if others:
+        rules = _listed(dict(Counter(other.rule for other in others).most_common()))
+        rows = f"{len(others):,} of the next {len(following):,} rows"
+        message += f"; {rows} cannot be used either ({rules})"
     usable = usable or any(isinstance(row, ParsedRow) for row in following)
-    return first.with_others(others, inspected=len(following), usable=usable)
+    if usable and not any(error.ends for error in others):
+        message += "; data.on_error=drop leaves such rows out"
+    return UserError(message)
 
 
 def _digest(value: Any) -> bytes:
@@ -200,8 +208,8 @@ def _content(row: dict[str, Any]) -> dict[str, Any]:
     return {k: row[k] for k in keys if k in row}
 
 
-def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
-    """Yield the records of a source with their rows under names that the formats know.
+def read_rows(source: Source) -> Iterator[MappedRow | RowError]:
+    """Yield the records of a source under names that the formats know.
 
     Raises:
         UserError: at the end, a field of `ignore` or `columns` that no record has.
@@ -219,11 +227,9 @@ def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
         ignored -= record.fields.keys()
         columns = {n for n in columns if field_of(record.fields, n) not in record.fields}
         try:
-            row = apply_columns(record, source.columns, ignore=source.ignore)
+            yield apply_columns(record, source.columns, ignore=source.ignore)
         except RowError as error:
             yield error
-            continue
-        yield record, row
     if missing := ignored | columns:
         raise UserError(
             f"{source.path}: ignore or columns names {', '.join(map(repr, sorted(missing)))}, "
@@ -232,7 +238,7 @@ def read_rows(source: Source) -> Iterator[tuple[Record, MappedRow] | RowError]:
 
 
 def read_each(
-    source: Source, read: Callable[[Record, MappedRow], Iterable[ParsedRow]]
+    source: Source, read: Callable[[MappedRow], Iterable[ParsedRow]]
 ) -> Iterator[ParsedRow | RowError]:
     """Yield the rows that `read` returns for each record of a source, or the error it raises."""
     for item in read_rows(source):
@@ -240,15 +246,13 @@ def read_each(
             yield item
             continue
         try:
-            found = list(read(*item))
+            yield from list(read(item))  # all or none of the rows of a record
         except RowError as error:
             yield error
-        else:
-            yield from found
 
 
 def _chats(source: Source) -> Iterator[ParsedRow | RowError]:
-    def read(record: Record, row: MappedRow) -> Iterator[ParsedRow]:
+    def read(row: MappedRow) -> Iterator[ParsedRow]:
         parsed = list(_read(row, source))
         messages = [
             message
@@ -257,7 +261,7 @@ def _chats(source: Source) -> Iterator[ParsedRow | RowError]:
         ]
         unread = unread_content(row, messages)
         for part, (one, changes) in enumerate(parsed):
-            yield ParsedRow(one, raw=(part, record.fields), changes=changes, unread=unread)
+            yield ParsedRow(one, raw=(part, row.raw), changes=changes, unread=unread)
 
     return read_each(source, read)
 
