@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
@@ -11,7 +12,6 @@ from sft.config.sections import (
     DpoStage,
     EvalSection,
     LoraSection,
-    PairsSection,
     Preset,
     RunSection,
     SftStage,
@@ -29,10 +29,21 @@ NO_PREFERENCE = (
 STAGES = ("sft_all", "sft_dialogue", "dpo")
 
 
+# Bounds as (least, most). NaN is within none of them.
+NOT_NEGATIVE = (0, sys.float_info.max)
+POSITIVE = (math.nextafter(0, 1), sys.float_info.max)
+AT_LEAST_1 = (1, math.inf)
+SHARE = (0, 1)
+
+
 def check_rules(preset: Preset) -> Iterator[str]:
     """Yield a sentence for each rule between values that the preset breaks."""
     yield from _check_run(preset.run)
-    yield from _check_model(preset)
+    if not preset.model.name_or_path:
+        yield "model.name_or_path is missing; name a local directory or a hub id"
+    loses = "1: any text is trained and measured, however much the tokenizer loses"
+    rule = f"must be a share of characters from 0 to 1 ({loses})"
+    yield from _check_bounds(preset.model, "model", max_unknown=(SHARE, rule))
     yield from _check_data(preset)
     yield from check_measuring(preset.eval)
     yield from _check_preference(preset)
@@ -40,6 +51,17 @@ def check_rules(preset: Preset) -> Iterator[str]:
     yield from _check_lora(preset)
     for stage in STAGES:
         yield from _check_stage(stage, getattr(preset, stage))
+
+
+def _check_bounds(section: Any, at: str, **rules: tuple[tuple[float, float], str]) -> Iterator[str]:
+    """Yield a sentence for each number of a section, or of a mapping, that is out of its bounds."""
+    values = section if isinstance(section, Mapping) else vars(section)
+    for name, ((least, most), rule) in rules.items():
+        value = values.get(name)
+        # A value of the wrong type has its own sentence; null means no limit.
+        if isinstance(value, int | float) and not least <= value <= most:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            yield f"{at}.{name}={shown} {rule}"
 
 
 def _check_run(run: RunSection) -> Iterator[str]:
@@ -52,19 +74,9 @@ def _check_run(run: RunSection) -> Iterator[str]:
         yield (
             f"run.date={run.date!r} is not a date; write it as year, month and day, like 2026-01-31"
         )
-    for name in ("spike_factor", "collapse_nats", "loop_checks", "loop_rise", "loop_budget"):
-        if (value := getattr(run, name)) < 0:
-            yield f"run.{name}={value:g} must be positive, or 0 for no limit"
-
-
-def _check_model(preset: Preset) -> Iterator[str]:
-    if not preset.model.name_or_path:
-        yield "model.name_or_path is missing; name a local directory or a hub id"
-    if not 0 <= preset.model.max_unknown <= 1:
-        yield (
-            f"model.max_unknown={preset.model.max_unknown:g} must be a share of characters from 0 "
-            "to 1 (1: any text is trained and measured, however much the tokenizer loses)"
-        )
+    limits = ("spike_factor", "collapse_nats", "loop_checks", "loop_rise", "loop_budget")
+    rule = ((0, math.inf), "must be positive, or 0 for no limit")
+    yield from _check_bounds(run, "run", **dict.fromkeys(limits, rule))
 
 
 def _check_data(preset: Preset) -> Iterator[str]:
@@ -73,11 +85,8 @@ def _check_data(preset: Preset) -> Iterator[str]:
         yield NO_SOURCE
     if preset.dpo.enabled and not (data.preference or preset.pairs.prompts):
         yield NO_PREFERENCE
-    if not 0 <= data.near_duplicates <= 1:
-        yield (
-            f"data.near_duplicates={data.near_duplicates} must be an overlap from 0 (exact "
-            "duplicates only) to 1"
-        )
+    rule = "must be an overlap from 0 (exact duplicates only) to 1"
+    yield from _check_bounds(data, "data", near_duplicates=(SHARE, rule))
     if not data.system_prompt.strip():
         yield (
             "data.system_prompt is empty; give a text, none, or template (the template's default)"
@@ -93,8 +102,7 @@ def _check_source(source: Source, *, where: str, at: str) -> Iterator[str]:
     for name in sorted(set.union(*SOURCE_OPTIONS.values()) - SOURCE_OPTIONS[where]):
         if getattr(source, name) != getattr(Source(), name):
             yield f"{at}.{name} has no effect on {where}; remove it"
-    if source.weight < 0:
-        yield f"{at}.weight={source.weight} must not be negative"
+    yield from _check_bounds(source, at, weight=((0, math.inf), "must not be negative"))
     if source.count is not None and (source.count < 1 or source.weight != 1.0):
         yield f"{at}.count={source.count} must be positive and used without weight"
     for kind, pattern in source.kind_rule.items():
@@ -111,59 +119,48 @@ def _check_dialogue(preset: Preset) -> Iterator[str]:
             "sft_dialogue.enabled=auto depends on the repetition rate of stage 1, and "
             "sft_all.enabled=false skips stage 1; set one of them"
         )
-    if not 0 <= dialogue.min_repetition <= 1:
-        yield f"sft_dialogue.min_repetition={dialogue.min_repetition:g} is not a rate in [0, 1]"
+    rule = "is not a rate in [0, 1]"
+    yield from _check_bounds(dialogue, "sft_dialogue", min_repetition=(SHARE, rule))
 
 
 def _check_stage(stage: str, section: SftStage | DpoStage) -> Iterator[str]:
     """Check the options of one training stage, ours and TRL's."""
-    yield from _check_numbers(stage, section.trl)
-    if section.train_batch_size < 0:
-        yield (
-            f"{stage}.train_batch_size={section.train_batch_size} must not be negative; 0 "
-            "leaves it to per_device_train_batch_size and gradient_accumulation_steps"
-        )
-    order = section.trl.get("train_sampling_strategy", "random")
+    options = section.trl
+    batch_rule = (
+        "must not be negative; 0 leaves it to per_device_train_batch_size and "
+        "gradient_accumulation_steps"
+    )
+    yield from _check_bounds(section, stage, train_batch_size=(NOT_NEGATIVE, batch_rule))
+    # Numbers that TRL accepts, but that train nothing or fail during training.
+    yield from _check_bounds(
+        options,
+        stage,
+        max_length=((2, math.inf), "must be at least 2, or null for no limit"),
+        per_device_train_batch_size=(AT_LEAST_1, "must be at least 1"),
+        gradient_accumulation_steps=(AT_LEAST_1, "must be at least 1"),
+        dataloader_num_workers=((0, MOST_WORKERS), f"must be from 0 to {MOST_WORKERS} processes"),
+        save_steps=(
+            (math.nextafter(0, 1), math.inf),
+            "saves no checkpoint to resume from; give a number of steps, or a share of them below "
+            "1",
+        ),
+        learning_rate=(NOT_NEGATIVE, "must be a number, zero or above"),
+        neftune_noise_alpha=(NOT_NEGATIVE, "must be a number, zero or above, or null"),
+    )
+    steps = options.get("max_steps")
+    if not (isinstance(steps, int) and steps > 0):  # otherwise the Trainer ignores the epochs
+        rule = "trains nothing or never ends; give a number above 0, or set "
+        rule += f"{stage}.enabled=false"
+        yield from _check_bounds(options, stage, num_train_epochs=(POSITIVE, rule))
+    order = options.get("train_sampling_strategy", "random")
     if order not in SAMPLING:
         yield f"{stage}.train_sampling_strategy={order!r} is not one of {', '.join(SAMPLING)}"
-    if isinstance(section, SftStage) and section.trl.get("loss_type", "nll") != "nll":
+    if isinstance(section, SftStage) and options.get("loss_type", "nll") != "nll":
         yield f"{stage}.loss_type is nll here; remove it"
-    if section.train_batch_size and "gradient_accumulation_steps" in section.trl:
+    if section.train_batch_size and "gradient_accumulation_steps" in options:
         yield (
             f"{stage} sets both train_batch_size and gradient_accumulation_steps; the first "
             "decides the second, remove one"
-        )
-
-
-def _check_numbers(stage: str, options: Mapping[str, Any]) -> Iterator[str]:
-    """Find numbers that TRL accepts but that train nothing or fail during training."""
-    # A value of the wrong type has its own sentence already, so each rule skips such values.
-    length = options.get("max_length")
-    if isinstance(length, int) and length < 2:
-        yield f"{stage}.max_length={length} must be at least 2, or null for no limit"
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        count = options.get(name)
-        if isinstance(count, int) and count < 1:
-            yield f"{stage}.{name}={count} must be at least 1"
-    workers = options.get("dataloader_num_workers")
-    if isinstance(workers, int) and not 0 <= workers <= MOST_WORKERS:
-        yield f"{stage}.dataloader_num_workers={workers} must be from 0 to {MOST_WORKERS} processes"
-    interval = options.get("save_steps")
-    if isinstance(interval, int | float) and not interval > 0:
-        yield (
-            f"{stage}.save_steps={interval:g} saves no checkpoint to resume from; give a number of "
-            "steps, or a share of them below 1"
-        )
-    for name, null in (("learning_rate", ""), ("neftune_noise_alpha", ", or null")):
-        value = options.get(name)
-        if isinstance(value, float) and not 0 <= value < math.inf:  # NaN fails, too
-            yield f"{stage}.{name}={value:g} must be a number, zero or above{null}"
-    epochs, steps = options.get("num_train_epochs"), options.get("max_steps")
-    overridden = isinstance(steps, int) and steps > 0  # the Trainer then ignores the epochs
-    if isinstance(epochs, float) and not overridden and not 0 < epochs < math.inf:
-        yield (
-            f"{stage}.num_train_epochs={epochs:g} trains nothing or never ends; give a number "
-            f"above 0, or set {stage}.enabled=false"
         )
 
 
@@ -171,64 +168,58 @@ def _check_preference(preset: Preset) -> Iterator[str]:
     """Check the preference stage and its sampling, which would fail hours into a run."""
     if not preset.dpo.enabled:
         return
-    beta = preset.dpo.trl.get("beta")
-    if isinstance(beta, float) and not 0 < beta < math.inf:
-        yield f"dpo.beta={beta:g} must be above 0, or no preference is learned"
-    if not preset.data.preference:
-        yield from _check_pairs(preset.pairs)
-
-
-def _check_pairs(pairs: PairsSection) -> Iterator[str]:
-    if pairs.samples_per_prompt < 2:
-        yield (
-            f"pairs.samples_per_prompt={pairs.samples_per_prompt} must be at least 2, an answer to "
-            "choose and one to reject"
-        )
-    if pairs.max_new_tokens < 1:
-        yield f"pairs.max_new_tokens={pairs.max_new_tokens} must be at least 1"
-    if not 0 < pairs.temperature < math.inf:
-        yield (
-            f"pairs.temperature={pairs.temperature:g} must be above 0, or all answers to a prompt "
-            "are the same"
-        )
+    rule = "must be above 0, or no preference is learned"
+    yield from _check_bounds(preset.dpo.trl, "dpo", beta=(POSITIVE, rule))
+    if preset.data.preference:
+        return
+    yield from _check_bounds(
+        preset.pairs,
+        "pairs",
+        samples_per_prompt=(
+            (2, math.inf),
+            "must be at least 2, an answer to choose and one to reject",
+        ),
+        max_new_tokens=(AT_LEAST_1, "must be at least 1"),
+        temperature=(POSITIVE, "must be above 0, or all answers to a prompt are the same"),
+    )
 
 
 def check_measuring(section: EvalSection) -> Iterator[str]:
     """Yield a sentence for each broken rule of the measurements, of a preset or a command line."""
-    for where in ("repetition", "safety"):
-        own = getattr(section, where)
-        if own.cap < 1:
-            yield f"eval.{where}.cap={own.cap} must be at least one token"
-        if own.prompts and own.limit is not None and own.limit < 1:
-            yield (
-                f"eval.{where}.limit={own.limit} must be at least one prompt, or null for all; "
-                f"eval.{where}.prompts=null skips the measurement"
-            )
-    if section.repetition.temperature < 0:
-        yield (
-            f"eval.repetition.temperature={section.repetition.temperature:g} must not be "
-            "negative; 0 skips the sampled measurement"
+    for name in ("repetition", "safety"):
+        own, at = getattr(section, name), f"eval.{name}"
+        yield from _check_bounds(own, at, cap=(AT_LEAST_1, "must be at least one token"))
+        rule = (
+            f"must be at least one prompt, or null for all; {at}.prompts=null skips the measurement"
         )
-    yield from _check_tasks(section)
+        if own.prompts:
+            yield from _check_bounds(own, at, limit=(AT_LEAST_1, rule))
+    rule = "must not be negative; 0 skips the sampled measurement"
+    yield from _check_bounds(
+        section.repetition, "eval.repetition", temperature=((0, math.inf), rule)
+    )
+    rule = (
+        "must be at least one document of each task, or null for all; eval.tasks=[] skips the "
+        "benchmarks"
+    )
+    yield from _check_bounds(section, "eval", limit=(AT_LEAST_1, rule))
+    shots = (NOT_NEGATIVE, "must be a number of examples, 0 or more")
+    tokens = (AT_LEAST_1, "must be at least one token")
+    for at, own in [("eval", section)] + [
+        (f"eval.per_task.{task}", options) for task, options in section.per_task.items()
+    ]:
+        yield from _check_bounds(own, at, base_shots=shots, chat_shots=shots, max_gen_toks=tokens)
     yield from _check_each_epoch(section)
-    yield from _check_backend(section)
-
-
-def _check_tasks(section: EvalSection) -> Iterator[str]:
-    if section.limit is not None and section.limit < 1:
+    if section.in_parts is True and section.backend == "vllm":
         yield (
-            f"eval.limit={section.limit} must be at least one document of each task, or null for "
-            "all; eval.tasks=[] skips the benchmarks"
+            "eval.in_parts=true requires eval.backend=transformers; vLLM loads the full model in "
+            "each process; remove one of them"
         )
-    options = {"eval": section} | {f"eval.per_task.{t}": o for t, o in section.per_task.items()}
-    for at, own in options.items():
-        for name in ("base_shots", "chat_shots"):
-            count = getattr(own, name)
-            if count is not None and count < 0:
-                yield f"{at}.{name}={count} must be a number of examples, 0 or more"
-    for task, own in section.per_task.items():
-        if own.max_gen_toks is not None and own.max_gen_toks < 1:
-            yield f"eval.per_task.{task}.max_gen_toks={own.max_gen_toks} must be at least one token"
+    if section.vllm_python and section.backend != "vllm":
+        yield (
+            f"eval.vllm_python={section.vllm_python} has no effect on "
+            f"eval.backend={section.backend}; set eval.backend=vllm or remove it"
+        )
 
 
 def _check_each_epoch(section: EvalSection) -> Iterator[str]:
@@ -252,32 +243,21 @@ def _check_each_epoch(section: EvalSection) -> Iterator[str]:
         )
 
 
-def _check_backend(section: EvalSection) -> Iterator[str]:
-    if section.in_parts is True and section.backend == "vllm":
-        yield (
-            "eval.in_parts=true requires eval.backend=transformers; vLLM loads the full model in "
-            "each process; remove one of them"
-        )
-    if section.vllm_python and section.backend != "vllm":
-        yield (
-            f"eval.vllm_python={section.vllm_python} has no effect on "
-            f"eval.backend={section.backend}; set eval.backend=vllm or remove it"
-        )
-
-
 def _check_lora(preset: Preset) -> Iterator[str]:
     """Check the adapter and the options that need one."""
     lora, default = preset.lora, LoraSection()
-    if lora.r < 0:
-        yield f"lora.r={lora.r} must be 0 (full fine-tuning) or positive"
-    elif lora.r > 0:
-        if not 0 <= lora.lora_dropout < 1:
-            yield f"lora.lora_dropout={lora.lora_dropout:g} must be a share in [0, 1)"
-        if lora.lora_alpha < 1:
-            yield (
-                f"lora.lora_alpha={lora.lora_alpha} must be at least 1, or the adapter adds nothing"
-            )
-    else:
+    yield from _check_bounds(
+        lora, "lora", r=(NOT_NEGATIVE, "must be 0 (full fine-tuning) or positive")
+    )
+    if lora.r > 0:
+        adds = "must be at least 1, or the adapter adds nothing"
+        yield from _check_bounds(
+            lora,
+            "lora",
+            lora_dropout=((0, math.nextafter(1, 0)), "must be a share in [0, 1)"),
+            lora_alpha=(AT_LEAST_1, adds),
+        )
+    elif lora.r == 0:
         for key in ("use_rslora", "use_dora", "between_stages"):
             if (value := getattr(lora, key)) != getattr(default, key):
                 yield (
