@@ -175,11 +175,7 @@ def _check_models(preset: Preset, given: dict[str, str]) -> tuple[Preset, dict[s
 def _fits_in_parts(
     name: str, model: CheckedModel, section: EvalSection, *, placement: "Placement"
 ) -> bool:
-    """Return whether the model is measured with sharded weights.
-
-    Raises:
-        UserError: the model does not fit the device.
-    """
+    """Check that the model fits the device; return whether it is measured with sharded weights."""
     from sft.distributed.sharding import loads_shards
     from sft.model.loading import read_config
     from sft.planning.device_memory import DeviceMemory
@@ -196,11 +192,7 @@ def _fits_in_parts(
 
 
 def _check_questions(name: str, model: CheckedModel, preset: Preset) -> None:
-    """Ask the tasks that are not measured yet without the model.
-
-    Raises:
-        UserError: a question would stop the measuring, or the data of a task cannot be loaded.
-    """
+    """Ask the tasks that are not measured yet without the model, to find what would stop a run."""
     from eval.measures.dry_run import check_questions
     from eval.measures.measure import uses_chat_template
     from sft.system.atomic_files import read_json
@@ -257,11 +249,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compared(given: argparse.Namespace) -> Compared:
-    """Return models and samples by name.
-
-    Raises:
-        UserError: there is none, or two have the same name.
-    """
+    """Return models and samples by name, at least one, each name once."""
     named = [("base", given.base)] if given.base else []
     alone = "chat" if len(given.chat) == 1 else None
     named += [_named(text, default=alone) for text in given.chat]

@@ -133,11 +133,7 @@ def export(
 
 
 def write_export(exported: Export, folder: Path) -> bool:
-    """Write a model with its tokenizer, card and Modelfile; return whether there is a Modelfile.
-
-    Raises:
-        UserError: the weights differ from the trained model, or the tokenizer gives other ids.
-    """
+    """Write and check model, tokenizer and card; return whether there is a Modelfile, too."""
     # Imported here, since they take seconds, so that a mistyped path is answered at once.
     from eval.results.model_card import model_card
     from sft.export.stage_weights import template_notes, write_weights
@@ -204,12 +200,7 @@ def ways_to_use(folder: str, *, name: str, ollama: bool) -> list[str]:
 
 
 def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
-    """Return the preset of a run and the name of the stage to export.
-
-    Raises:
-        UserError: the folder is no run or holds links that lead out of it, the stage is not
-            finished, or none was kept.
-    """
+    """Return the preset of a run and the name of the stage to export, after checking both."""
     if not (run / "preset.yaml").is_file():
         raise UserError(f"{run} is no run's folder (it holds no preset.yaml); give a run.dir")
     refuse_links(run, given=str(run))
@@ -230,11 +221,7 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
 
 
 def check_intact(run: Path, stage: str) -> None:
-    """Compare the files that an export reads with the run's records.
-
-    Raises:
-        UserError: a file is missing or was changed after the run wrote it.
-    """
+    """Refuse a run of which a file that the export reads was changed after the run wrote it."""
     from sft.run.directory import verify_preset
 
     folder = run / STAGE_FOLDERS[stage]
@@ -257,11 +244,7 @@ def stored_answers(run: Path, model: str) -> list[dict[str, Any]]:
 
 
 def sample_rows(run: Path, model: str) -> list[list[int]]:
-    """Return token ids of conversations: the model's own answers, otherwise training rows.
-
-    Raises:
-        UserError: the run stores neither.
-    """
+    """Return token ids of conversations: the model's own answers, otherwise training rows."""
     import pyarrow.parquet as pq
 
     rows = [[*row["prompt_ids"], *row["token_ids"]] for row in stored_answers(run, model)]
@@ -288,11 +271,7 @@ def check_name(name: str) -> None:
 
 
 def push(folder: Path, *, name: str, dry_run: bool) -> None:
-    """Upload an export to the Hub as a private model, or list the files.
-
-    Raises:
-        UserError: the Hub cannot be reached or refuses.
-    """
+    """Upload an export to the Hub as a private model; in a dry run, list its files."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 

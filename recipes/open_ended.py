@@ -111,11 +111,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _connect_judge(given: argparse.Namespace) -> Callable[..., Any]:
-    """Return the judge at the endpoint after a test request.
-
-    Raises:
-        UserError: the address, the key or the name is wrong.
-    """
+    """Return the judge at the endpoint, after a request that tests address, key and name."""
     from eval.open_ended.judge_endpoint import Endpoint, ask
 
     endpoint = Endpoint(

@@ -67,12 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(
     preset: Preset, *, device: str | None, devices: int, sharded: bool, utilisation: float
 ) -> None:
-    """Prepare the rows as a run does, then print the budget of its stages.
-
-    Raises:
-        UserError: the device is unknown, a batch does not divide over the devices, or a stage does
-            not fit.
-    """
+    """Prepare the rows as a run does, then print and check the budget of its stages."""
     # Imported here, since they take seconds, so that a mistyped preset is answered at once.
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from dpo.workload import preference_workload

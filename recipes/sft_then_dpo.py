@@ -145,11 +145,7 @@ def chain(
 
 
 def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
-    """Find mistakes in the preset, the machine, the model and the tasks before any training.
-
-    Raises:
-        UserError: there is one.
-    """
+    """Refuse mistakes in the preset, the machine, the model and the tasks before any training."""
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
     preset = with_date(preset, fresh=fresh)
@@ -228,13 +224,7 @@ def prepare(checked: CheckedRun, context: RunContext) -> PreparedRows:
 
 
 def check_plan(checked: CheckedRun, rows: PreparedRows, *, dry_run: bool) -> None:
-    """Ask every benchmark question without a model, and compare the plan with the memory.
-
-    A dry run shows example rows, the memory and hours of each stage, and the cost of measuring.
-
-    Raises:
-        UserError: a question does not fit the model, or a stage does not fit its device.
-    """
+    """Check that questions fit the model and stages fit the memory; print it all in a dry run."""
     preset, planner = checked.preset, checked.planner
     asked = check_questions(
         preset, checked.tokenizer, window=checked.window, needs_data=not dry_run

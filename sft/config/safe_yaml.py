@@ -22,11 +22,7 @@ class BadValue(yaml.YAMLError):  # type: ignore[misc]
 
 @contextmanager
 def constructor_errors() -> Iterator[None]:
-    """Convert errors of PyYAML's constructors, which raise Python's built-in ones.
-
-    Raises:
-        BadValue: if a constructor raises such an error.
-    """
+    """Convert the built-in errors that PyYAML's constructors raise to `BadValue`."""
     try:
         yield
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeError):
@@ -38,13 +34,8 @@ def constructor_errors() -> Iterator[None]:
 
 
 def read_yaml_text(stream: IO[bytes]) -> str:
-    """Return the text of a YAML file after checking it with `check_expanded_size`.
-
-    Raises:
-        TooLarge: if `check_expanded_size` raises it, or the file has more than `LARGEST` bytes.
-        UnicodeDecodeError: if it is not UTF-8.
-        yaml.YAMLError: if it is not YAML.
-    """
+    """Return the text of a YAML file of at most `LARGEST` bytes that `check_expanded_size` accepts;
+    raise a YAMLError or, if it is not UTF-8, a UnicodeDecodeError."""
     content = stream.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise TooLarge(f"it has more than {LARGEST >> 20} MB")

@@ -228,11 +228,7 @@ class Planner(DeviceMemory):
         )
 
     def check_fits(self, budget: StageBudget) -> None:
-        """Refuse a stage that does not fit its device.
-
-        Raises:
-            UserError: it does not; with the nearest setting that fits, found by planning it.
-        """
+        """Refuse a stage that does not fit its device, naming the nearest setting that does."""
         if problem := self.excess(budget):
             raise UserError(problem)
 

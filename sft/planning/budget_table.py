@@ -23,15 +23,12 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "process"
 def show_budget(
     planner: Planner, workloads: Sequence[StageWorkload], *, parts: bool, errors: bool = True
 ) -> float | None:
-    """Print the budget of the stages and return their hours; None if the plan does not support the
-    model's layers.
+    """Print the budget of the stages, check that they fit, and return their hours; None if the plan
+    does not support the model's layers.
 
     Args:
         parts: whether models are measured with sharded weights, see `Planner.in_parts`.
         errors: print to stderr instead of stdout.
-
-    Raises:
-        UserError: a stage does not fit its device, or the full model does not.
     """
     if not plannable(planner.config):
         kind = planner.config.model_type
@@ -47,11 +44,7 @@ def show_budget(
 
 def check_memory(planner: Planner, workloads: Sequence[StageWorkload]) -> None:
     """Stop a run that certainly does not fit, before its first model is loaded; warn if the plan is
-    an upper bound, or if the memory that it reserves for the driver would be enough.
-
-    Raises:
-        UserError: a stage needs more than its device has.
-    """
+    an upper bound, or if the memory that it reserves for the driver would be enough."""
     if not plannable(planner.config):
         return
     for workload in workloads:

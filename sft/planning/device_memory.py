@@ -136,11 +136,7 @@ class DeviceMemory:
         return round(stored / self.machine.count + width * (outside + 2 * layer))
 
     def check_full_model(self, name: str = "the full model") -> None:
-        """Refuse a model that a device cannot hold in full where it has to, before it is loaded.
-
-        Raises:
-            UserError: it cannot; the sentence recommends LoRA or sharding if one is enough.
-        """
+        """Refuse a model, before it is loaded, that devices have to hold in full and cannot."""
         if not plannable(self.config) or self.full_model <= self.limit:
             return
         also = " and before training shards it" if self.sharded else ""

@@ -36,11 +36,7 @@ MACHINES = {
 
 
 def named_machine(name: str) -> Machine:
-    """Return a device of the table.
-
-    Raises:
-        UserError: the table does not list it.
-    """
+    """Return a device of the table; refuse other names."""
     if name not in MACHINES:
         raise UserError(f"--device {name} is not one of {', '.join(MACHINES)}")
     return MACHINES[name]

@@ -18,12 +18,8 @@ from sft.tokenization.truncation import TruncatedRow, encode_and_split, truncate
 
 
 def preview(preset: Preset) -> None:
-    """Print the first row of each kind that fits the largest `max_length` of the stages, with its
-    trained tokens marked, and the number of longer rows before it.
-
-    Raises:
-        UserError: one of the rows up to there breaks a rule.
-    """
+    """Print the first row of each kind that fits the stages' `max_length`, with its trained tokens
+    marked, and the number of longer rows before it."""
     path = resolve_model_path(preset.model.name_or_path, revision=preset.model.revision)
     tokenizer = load_tokenizer(
         path,
@@ -58,11 +54,7 @@ def first_trained(
     length: int | None,
 ) -> tuple[str, TruncatedRow | None, int]:
     """Return the origin of the first row that `data.too_long` does not leave out, its first piece
-    (None if there is no such row), and the number of rows before it.
-
-    Raises:
-        UserError: a row breaks a rule.
-    """
+    (None if there is no such row), and the number of rows before it."""
     too_long = preset.data.too_long
     split_at = length if too_long == "split" else None
     left_out = 0

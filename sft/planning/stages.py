@@ -39,12 +39,8 @@ log = logging.getLogger(__name__)
 
 
 def check_sft(preset: Preset, placement: Placement) -> None:
-    """Refuse settings that a stage could not apply, before anything is loaded.
-
-    Raises:
-        UserError: arguments that upstream refuses, a batch that does not divide, an adapter as the
-            base of full fine-tuning or with options of another adapter, or DoRA under ZeRO-3.
-    """
+    """Refuse arguments that upstream refuses, batches that do not divide, an adapter as the base of
+    full fine-tuning or with options of another adapter, and DoRA under ZeRO-3."""
     lora, stages = preset.lora, _enabled(preset)
     trains = bool(stages) or bool(preset.dpo.enabled)
     found = find_local_model(preset.model.name_or_path)
@@ -116,12 +112,7 @@ def split_length(preset: Preset) -> int | None:
 
 def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[PlannedStage]:
     """Return the enabled SFT stages in order with their rows, each checked, and print a table of
-    every stage; the counts are stored in data/checks.json.
-
-    Raises:
-        UserError: no row is of a stage's kinds, most are longer than its `max_length`, or a row
-            breaks a rule.
-    """
+    every stage; the counts are stored in data/checks.json."""
     planned, facts = [], {}
     rules = Rules.of(context.tokenizer)
     kinds = chats["kind"][:]
@@ -144,7 +135,8 @@ def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[Pla
         )
         title = f"{name}: max_length={max_length}, data.too_long={preset.data.too_long}"
         context.show(stage_table(found.checked, title=title, rules=rules))
-        steps = stage_steps(len(found.rows), section)
+        batch = step_rows(section, processes=PartialState().num_processes)
+        steps = count_steps(len(found.rows), batch=batch, options=section.trl)
         log.info("%s: %s", name, _summary(found, steps=steps))
         if note := long_warmup(section.trl, total_steps=steps):
             log.warning("%s: %s", name, note)
@@ -220,12 +212,6 @@ def step_rows(section: SftStage | DpoStage, *, processes: int) -> int:
     micro: int = section.trl["per_device_train_batch_size"] * processes
     accumulation: int = section.trl.get("gradient_accumulation_steps", 1)
     return section.train_batch_size or micro * accumulation
-
-
-def stage_steps(num_rows: int, section: SftStage | DpoStage) -> int:
-    """Return the optimizer steps of a stage with the current number of processes."""
-    batch = step_rows(section, processes=PartialState().num_processes)
-    return count_steps(num_rows, batch=batch, options=section.trl)
 
 
 def count_steps(num_rows: int, *, batch: int, options: Mapping[str, Any]) -> int:

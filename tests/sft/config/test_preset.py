@@ -224,88 +224,37 @@ def test_labels_of_a_source_are_texts_with_a_known_meaning(preset_file):
 def test_our_own_keys_are_these():
     """Frozen: a new key is a promise. Upstream's pass through unrenamed and uncounted."""
     plain = {
-        f.name: sorted(
-            g.name for g in dataclasses.fields(getattr(Preset(), f.name)) if g.name != "trl"
+        f.name: " ".join(
+            sorted(g.name for g in dataclasses.fields(getattr(Preset(), f.name)) if g.name != "trl")
         )
         for f in dataclasses.fields(Preset)
     }
     assert plain == {
-        "run": [
-            "collapse_nats",
-            "date",
-            "dir",
-            "loop_budget",
-            "loop_checks",
-            "loop_rise",
-            "on_bad_step",
-            "report_to",
-            "seed",
-            "spike_factor",
-        ],
-        "model": [
-            "add_tokens",
-            "attn_implementation",
-            "base_model",
-            "chat_template",
-            "dtype",
-            "license",
-            "load_in_4bit",
-            "max_unknown",
-            "name_or_path",
-            "revision",
-            "trust_remote_code",
-        ],
-        "lora": [
-            "between_stages",
-            "lora_alpha",
-            "lora_dropout",
-            "r",
-            "target_modules",
-            "target_parameters",
-            "use_dora",
-            "use_rslora",
-        ],
-        "data": [
-            "decontaminate",
-            "decontaminate_tasks",
-            "near_duplicates",
-            "on_error",
-            "preference",
-            "sft",
-            "system_prompt",
-            "too_long",
-            "turns",
-        ],
-        "sft_all": ["enabled", "kinds", "packing", "train_batch_size"],
-        "sft_dialogue": ["enabled", "kinds", "min_repetition", "packing", "train_batch_size"],
-        "pairs": [
-            "max_new_tokens",
-            "min_score_gap",
-            "prompts",
-            "samples_per_prompt",
-            "temperature",
-            "top_p",
-        ],
-        "dpo": ["enabled", "packing", "train_batch_size"],
-        "eval": [
-            "allow_code_execution",
-            "allow_unconfined_code",
-            "backend",
-            "base_format",
-            "base_shots",
-            "chat_shots",
-            "data_dir",
-            "each_epoch",
-            "in_parts",
-            "limit",
-            "per_task",
-            "repetition",
-            "safety",
-            "same_format",
-            "task_dir",
-            "tasks",
-            "vllm_python",
-        ],
+        "run": (
+            "collapse_nats date dir loop_budget loop_checks loop_rise on_bad_step report_to "
+            "seed spike_factor"
+        ),
+        "model": (
+            "add_tokens attn_implementation base_model chat_template dtype license "
+            "load_in_4bit max_unknown name_or_path revision trust_remote_code"
+        ),
+        "lora": (
+            "between_stages lora_alpha lora_dropout r target_modules target_parameters "
+            "use_dora use_rslora"
+        ),
+        "data": (
+            "decontaminate decontaminate_tasks near_duplicates on_error preference sft "
+            "system_prompt too_long turns"
+        ),
+        "sft_all": "enabled kinds packing train_batch_size",
+        "sft_dialogue": "enabled kinds min_repetition packing train_batch_size",
+        "pairs": "max_new_tokens min_score_gap prompts samples_per_prompt temperature top_p",
+        "dpo": "enabled packing train_batch_size",
+        "eval": (
+            "allow_code_execution allow_unconfined_code backend base_format base_shots "
+            "chat_shots data_dir each_epoch in_parts limit per_task repetition safety "
+            "same_format task_dir tasks vllm_python"
+        ),
     }
 
 
