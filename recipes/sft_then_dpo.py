@@ -31,8 +31,7 @@ from eval.backends.sampling import sampler
 from eval.graders.rule_judge import reference_flaw, rule_judge
 from eval.measures.cost import cost_line
 from eval.measures.dry_run import check_questions
-from eval.measures.epoch_eval import check_epochs, epoch_measure
-from eval.measures.loop_probe import loop_probe, starting_at
+from eval.measures.in_training import check_epoch_eval, epoch_eval, loop_check, starting_at
 from eval.measures.measure import check_lengths, check_measures, measure
 from eval.measures.measured_inputs import task_inputs, unmeasured_inputs
 from eval.measures.tracker_metrics import log_deltas
@@ -159,7 +158,7 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
     check_measures(preset.eval)
     check_backend(preset.eval, placement)
     check_gates(preset)
-    check_epochs(preset)
+    check_epoch_eval(preset)
     tokenizer = load_tokenizer(
         base, preset.model, date=preset.run.date, system_prompt=preset.data.system_prompt
     )
@@ -202,8 +201,8 @@ def open_chain(checked: CheckedRun, *, fresh: bool, rerun: bool) -> Iterator[Run
             context,
             trackers=trackers,
             parts=checked.in_parts,
-            after_epoch=epoch_measure(preset.eval, context),
-            loop_probe=loop_probe(preset, context),
+            epoch_eval=epoch_eval(preset.eval, context),
+            loop_check=loop_check(preset, context),
         )
 
 

@@ -35,45 +35,21 @@ class EvalPoint:
 
 # Returns the content of a row of measures. It is called in one process, with the model without its
 # distributed wrapper, and must not change the model.
-InTraining = Callable[[Any, EvalPoint], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Thresholds for bad steps and loops, and the reaction to them; from the `run` section."""
-
-    skip: bool = False
-    spike_factor: float = 10.0
-    collapse_nats: float = 2.0
-    loop_checks: int = 3
-    loop_rise: float = 0.3
-    loop_budget: float = 0.05
-
-    @classmethod
-    def of(cls, section: RunSection) -> "Limits":
-        """Return the limits that a preset sets."""
-        return cls(
-            section.on_bad_step == "skip",
-            section.spike_factor,
-            section.collapse_nats,
-            section.loop_checks,
-            section.loop_rise,
-            section.loop_budget,
-        )
+TrainingEval = Callable[[Any, EvalPoint], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class RunContext:
     """The run's folder, tokenizer, placement and seed, passed to every stage and measure.
 
-    `limits`, `after_epoch`, `loop_probe`, `trackers` and `tables` are not part of a stage's input
+    `run`, `epoch_eval`, `loop_check`, `trackers` and `tables` are not part of a stage's input
     hash: changing them does not run a finished stage again.
 
     Args:
         tokens: ids of `model.add_tokens`, whose embeddings are trained under LoRA too.
-        limits: which steps stop a stage.
-        after_epoch: measures the model at the end of each epoch.
-        loop_probe: measures repetition a few times within a stage.
+        run: bounds for bad steps and looping answers, and the reaction to them.
+        epoch_eval: measures the model at the end of each epoch.
+        loop_check: measures the repetition of short answers a few times within a stage.
         trackers: receive the lines of the log and the measures.
         tables: whether a stage prints tables of its training data.
         max_unknown: `model.max_unknown`.
@@ -87,9 +63,9 @@ class RunContext:
     seed: int
     trust_remote_code: bool
     tokens: tuple[int, ...] = ()
-    limits: Limits = field(default_factory=Limits)
-    after_epoch: InTraining | None = None
-    loop_probe: InTraining | None = None
+    run: RunSection = field(default_factory=RunSection)
+    epoch_eval: TrainingEval | None = None
+    loop_check: TrainingEval | None = None
     trackers: Trackers = field(default_factory=Trackers)
     tables: bool = True
     max_unknown: float = 0.03
@@ -113,7 +89,7 @@ class RunContext:
             preset.run.seed,
             preset.model.trust_remote_code,
             tuple(tokenizer.get_vocab()[token] for token in preset.model.add_tokens),
-            Limits.of(preset.run),
+            preset.run,
             max_unknown=preset.model.max_unknown,
         )
 

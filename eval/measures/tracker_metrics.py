@@ -7,7 +7,7 @@ from typing import Any
 from eval.metrics.stats import BITS_PER_BYTE
 from sft.run.stage_folders import STAGE_FOLDERS
 from sft.run.trackers import Trackers
-from sft.training.eval_callbacks import FILE, read_rows
+from sft.training.eval_callbacks import EPOCHS_FILE, read_rows
 
 NUMBERS = ("score", "rate", BITS_PER_BYTE)
 
@@ -32,7 +32,7 @@ def log_measures(
 ) -> None:
     """Log a model's scores.json, and the rows of its epochs.jsonl if there is one."""
     if model in STAGE_FOLDERS:
-        for row in read_rows(folder / STAGE_FOLDERS[model] / FILE):
+        for row in read_rows(folder / STAGE_FOLDERS[model] / EPOCHS_FILE):
             trackers.log_values(model, tracker_values(row, "epoch"), step=row["step"])
     trackers.log_values(model, tracker_values(scores, "eval"))
 

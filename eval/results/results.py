@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.measures.epoch_eval import rows_in_training
+from eval.measures.in_training import rows_in_training
 from eval.metrics.paired_comparison import REPETITION, delta_table
 from eval.report.report import write_report
 from eval.results.same_format import same_format
@@ -13,7 +13,7 @@ from sft.errors import UserError
 from sft.run.stage_cache import Stage
 from sft.run.stage_folders import DECISIONS, stage_facts
 from sft.system.atomic_files import read_json, read_jsonl, read_record, write_json
-from sft.training import eval_callbacks, loop_callback
+from sft.training.eval_callbacks import EPOCHS_FILE, LOOPS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
     if alike := _same_weights(folder, models):
         results["same_weights"] = alike
     results["stages"] = stage_facts(folder)
-    for key, file in (("epochs", eval_callbacks.FILE), ("loops", loop_callback.FILE)):
+    for key, file in (("epochs", EPOCHS_FILE), ("loops", LOOPS_FILE)):
         if rows := rows_in_training(folder, file):
             results[key] = rows
     if decisions := read_json(folder / "decisions.json"):

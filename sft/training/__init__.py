@@ -1,8 +1,7 @@
 """The SFT trainer: micro-batches, resumable steps, divergence checks and schedules.
 
 divergence: Numbers that go wrong: every step is looked at before it changes a weight.
-eval_callbacks: Evaluation callbacks that run during training; here at the end of each epoch.
-loop_callback: Evaluation callback that probes for repetition loops while a stage trains.
+eval_callbacks: Evaluation callback that measures a model while it trains, on a schedule.
 lr_schedules: Learning-rate schedules as pure functions of the step: a factor of the peak in [0,
     1].
 micro_batches: Micro-batches as forward passes of packed rows, each of a bounded number of

@@ -2,7 +2,7 @@
 
 A step whose loss or gradient is not finite, whose loss jumps, or whose gradient is dead is put on
 record with its rows, and then stops the run or is skipped, as `run.on_bad_step` says. So is a model
-whose answers begin to loop (`sft.training.loop_callback`), which stops the run or is warned of.
+whose answers begin to loop (`sft.training.eval_callbacks`), which stops the run or is warned of.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from sft.context import Limits
+from sft.config.sections import RunSection
 from sft.errors import UserError
 from sft.system.atomic_files import write_text, writing
 from sft.system.seal import unsealed_line
@@ -48,7 +48,7 @@ class Recent:
 
 
 def verdict(
-    recent: Recent, limits: Limits, *, loss: float, norm: float | None, scaled: bool = False
+    recent: Recent, bounds: RunSection, *, loss: float, norm: float | None, scaled: bool = False
 ) -> str | None:
     """What is wrong with a step, in words, or None.
 
@@ -61,32 +61,32 @@ def verdict(
         return f"the loss is {loss}"
     if norm is not None and not math.isfinite(norm) and not scaled:
         return f"the gradient's norm is {norm}"
-    if limits.spike_factor and len(recent.losses) >= ENOUGH:
+    if bounds.spike_factor and len(recent.losses) >= ENOUGH:
         usual = max(statistics.median(recent.losses), FLOOR)
-        if loss > limits.spike_factor * usual:
+        if loss > bounds.spike_factor * usual:
             return (
                 f"the loss jumped to {loss:.4g}, {loss / usual:.1f} times the median of the "
-                f"{len(recent.losses)} steps before (run.spike_factor={limits.spike_factor:g})"
+                f"{len(recent.losses)} steps before (run.spike_factor={bounds.spike_factor:g})"
             )
     if recent.dead + (norm == 0) >= DEAD:
         return f"the gradient was exactly 0 in {DEAD} steps in a row: nothing is learned any more"
     return None
 
 
-def collapse(recent: Recent, limits: Limits) -> str | None:
+def collapse(recent: Recent, bounds: RunSection) -> str | None:
     """A preference run that makes the answers it should prefer ever less likely."""
-    if not limits.collapse_nats or len(recent.chosen) < COLLAPSE_OVER:
+    if not bounds.collapse_nats or len(recent.chosen) < COLLAPSE_OVER:
         return None
     change = statistics.fmean(recent.chosen)
-    if change > -limits.collapse_nats:
+    if change > -bounds.collapse_nats:
         return None
     return (
         f"the chosen answers have lost {-change:.2f} nats per token against the reference over the "
-        f"last {COLLAPSE_OVER} steps (run.collapse_nats={limits.collapse_nats:g})"
+        f"last {COLLAPSE_OVER} steps (run.collapse_nats={bounds.collapse_nats:g})"
     )
 
 
-def looping(rates: Mapping[int, float], limits: Limits, *, answers: int) -> str | None:
+def looping(rates: Mapping[int, float], bounds: RunSection, *, answers: int) -> str | None:
     """A stage whose answers begin to repeat themselves, by how far it had come down before: a base
     model's often do from the start.
 
@@ -94,15 +94,15 @@ def looping(rates: Mapping[int, float], limits: Limits, *, answers: int) -> str 
         rates: by the step, in their order, the share of so many `answers` that repeat themselves.
     """
     *before, last = rates
-    if not limits.loop_rise or not before:
+    if not bounds.loop_rise or not before:
         return None
     best = min(before, key=rates.__getitem__)
     rise = rates[last] - rates[best]
-    if rise < limits.loop_rise or rise * answers < LOOPS:
+    if rise < bounds.loop_rise or rise * answers < LOOPS:
         return None
     return (
         f"{rates[last]:.0%} of short answers repeat themselves without end, {rates[best]:.0%} did "
-        f"at step {best} (run.loop_rise={limits.loop_rise:g})"
+        f"at step {best} (run.loop_rise={bounds.loop_rise:g})"
     )
 
 
@@ -110,11 +110,16 @@ class StepWatch:
     """Judges each step of a training run, and keeps the record of those that went wrong."""
 
     def __init__(
-        self, folder: Path, *, label: str, limits: Limits, describe: Callable[[int], dict[str, Any]]
+        self,
+        folder: Path,
+        *,
+        label: str,
+        bounds: RunSection,
+        describe: Callable[[int], dict[str, Any]],
     ) -> None:
         self.path = folder / FILE
         self.label = label
-        self.limits = limits
+        self.bounds = bounds
         self.describe = describe
         self.recent = Recent()
         self.places: list[int] = []
@@ -131,19 +136,19 @@ class StepWatch:
         Raises:
             UserError: the step is bad and the policy is to stop, or skipping has not helped.
         """
-        reason = verdict(self.recent, self.limits, loss=loss, norm=norm, scaled=scaled)
+        reason = verdict(self.recent, self.bounds, loss=loss, norm=norm, scaled=scaled)
         self.recent.dead = self.recent.dead + 1 if norm == 0 else 0
         final = False
         if reason is None:
             self._remember(loss, chosen)
-            reason = collapse(self.recent, self.limits)
+            reason = collapse(self.recent, self.bounds)
             final = reason is not None  # a state of the model, which no skipped step mends
         if reason is None:
             self.recent.skipped = 0
             return False
         self.recent.skipped += 1
         final = final or self.recent.skipped >= SKIPS
-        stop = final or not self.limits.skip
+        stop = final or self.bounds.on_bad_step != "skip"
         # A NaN is no JSON.
         self._record(
             step,
@@ -162,22 +167,22 @@ class StepWatch:
             f"good checkpoint is kept: {ways}{'' if final else 'run.on_bad_step=skip (--rerun)'}"
         )
 
-    def judge_loops(
-        self, rates: Mapping[int, float], *, answers: int, folder: Path, stops: bool
-    ) -> None:
-        """Look at the rates of a stage, the last of which is new; all processes call it.
+    def judge_loops(self, measures: Sequence[dict[str, Any]], folder: Path, *, stops: bool) -> None:
+        """Check the last measure of a stage for a rise of looping answers, in all processes.
 
         Args:
-            answers: how many each rate is of; those of the last are in `folder`.
-            stops: whether a rise stops the stage where the policy is to stop.
+            measures: rows of `{"step", "repetition"}`, all of the stage.
+            folder: has the answers of the last measure.
+            stops: whether a rise stops the stage if `run.on_bad_step` is stop.
 
         Raises:
             UserError: answers begin to loop, and that stops the stage.
         """
-        reason = looping(rates, self.limits, answers=answers)
+        rates = {row["step"]: row["repetition"]["rate"] for row in measures}
+        reason = looping(rates, self.bounds, answers=measures[-1]["repetition"]["n"])
         if reason is None:
             return
-        step, stop = list(rates)[-1], stops and not self.limits.skip
+        step, stop = list(rates)[-1], stops and self.bounds.on_bad_step != "skip"
         self._record(step, reason, action="stopped" if stop else "warned", answers=str(folder))
         found = f"{self.label}: step {step}: {reason}; they are in {folder}"
         if stop:

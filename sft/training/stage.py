@@ -26,7 +26,8 @@ from sft.run.stage_folders import STAGE_FOLDERS
 from sft.system.atomic_files import remove, sync_and_rename, temporary_name, writing
 from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
 from sft.tokenization.prepare import Example
-from sft.training import divergence, eval_callbacks, loop_callback
+from sft.training import divergence
+from sft.training.eval_callbacks import EPOCHS_FILE, LOOPS_FILE
 from sft.training.trainer import train_sft
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def run_stage(
         stage.finish(
             outputs=["model", "log.jsonl"],
             facts=asdict(facts),
-            kept=(eval_callbacks.FILE, loop_callback.FILE, divergence.FILE),
+            kept=(EPOCHS_FILE, LOOPS_FILE, divergence.FILE),
         )
     state.wait_for_everyone()
     return str(target)

@@ -30,8 +30,7 @@ from sft.packing.logprobs import disable_router_logits, log_probs
 from sft.run.checkpoint import resume_point
 from sft.run.stage_facts import StageFacts, smoothed_losses
 from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
-from sft.training.eval_callbacks import EpochEvalCallback
-from sft.training.loop_callback import LoopProbeCallback
+from sft.training.eval_callbacks import EPOCH_SCHEDULE, EvalCallback, loop_schedule
 from sft.training.lr_schedules import SCHEDULES, as_upstream, long_warmup
 from sft.training.micro_batches import Layout, collate_chats
 from sft.training.optimizer import check_options
@@ -316,7 +315,7 @@ def make_trainer(
     if len(trainer.train_dataset) > len(rows):
         trainer.filled_from = len(rows)
     trainer.watch = StepWatch(
-        stage.folder, label=stage.label, limits=stage.context.limits, describe=describe
+        stage.folder, label=stage.label, bounds=stage.context.run, describe=describe
     )
     return trainer
 
@@ -333,19 +332,18 @@ def run_training(trainer: Any, model: Any, *, stage: TrainingStage) -> StageFact
     device = trainer.args.device
     peak = matrix_peak(device, context.placement.compute)
     trainer.meter = Meter(model, device=device, peak=peak)
-    if context.after_epoch is not None:
+    if context.epoch_eval is not None:
         trainer.add_callback(
-            EpochEvalCallback(trainer, context.after_epoch, folder=folder, label=label)
+            EvalCallback(trainer, context.epoch_eval, EPOCH_SCHEDULE, folder=folder, label=label)
         )
-    if context.loop_probe is not None:
+    if context.loop_check is not None:
         trainer.add_callback(
-            LoopProbeCallback(
-                trainer,
-                context.loop_probe,
+            EvalCallback(
+                *(trainer, context.loop_check, loop_schedule(context.run.loop_checks)),
                 folder=folder,
                 label=label,
-                watch=trainer.watch,
-                stops=trainer.stops_at_loops,
+                budget=context.run.loop_budget,
+                check=functools.partial(trainer.watch.judge_loops, stops=trainer.stops_at_loops),
             )
         )
     checkpoint = resume_point(folder)

@@ -13,8 +13,8 @@ from trl import DPOTrainer, SFTTrainer
 
 from dpo.reference import SHARD, reference_log_probs
 from dpo.trainer import train_dpo
-from sft.config.sections import DpoStage, LoraSection, ModelSection
-from sft.context import Limits, RunContext
+from sft.config.sections import DpoStage, LoraSection, ModelSection, RunSection
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import disable_packing, enable_scoring
@@ -46,16 +46,16 @@ def make_pairs(count=11, seed=0):
     return Dataset.from_list(pairs)
 
 
-def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, limits=None, **options):
+def train(model, folder, tokenizer, *, rows=None, micro=4, packing=True, run=None, **options):
     folder.mkdir(exist_ok=True)
     given = {"per_device_train_batch_size": micro, "learning_rate": 1e-2, "max_length": 64}
-    limits = limits or Limits()
+    run = run or RunSection()
     section = DpoStage(train_batch_size=4, packing=packing, trl=DpoStage().trl | given | options)
     train_dpo(
         model,
         make_pairs() if rows is None else rows,
         section=section,
-        context=RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits),
+        context=RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, run=run),
         folder=folder,
         cache=folder / "reference",
     )
@@ -155,10 +155,10 @@ def test_a_stale_reference_stops_the_run_before_the_first_update(tiny_tokenizer,
 @pytest.mark.parametrize("skip", [False, True])
 def test_chosen_answers_that_collapse_stop_the_run_with_its_rows(tiny_tokenizer, tmp_path, skip):
     """A learning rate far too high; and no step that is skipped would mend the model."""
-    limits = Limits(skip=skip, spike_factor=0, collapse_nats=1.0)
+    run = RunSection(on_bad_step="skip" if skip else "stop", spike_factor=0, collapse_nats=1.0)
     options = {"learning_rate": 0.3, "num_train_epochs": 10.0, "save_steps": 1}
     with pytest.raises(UserError, match="the chosen answers have lost"):
-        train(fresh(), tmp_path, tiny_tokenizer, limits=limits, **options)
+        train(fresh(), tmp_path, tiny_tokenizer, run=run, **options)
     (entry,) = read_jsonl(tmp_path / FILE)
     assert "nats per token against the reference" in entry["reason"]
     assert entry["action"] == "stopped" and len(entry["rows"]) == 4

@@ -7,7 +7,7 @@ from tiny_models import make_tiny_tokenizer
 from tiny_world import build_world, foreign_files
 
 from eval.measures import repetition
-from eval.measures.epoch_eval import check_epochs
+from eval.measures.in_training import check_epoch_eval
 from eval.tasks import benchmark
 from recipes.sft_then_dpo import main
 from sft.config.preset import load_preset
@@ -143,9 +143,9 @@ def test_what_cannot_be_measured_is_refused_with_the_preset(world, override, wor
 def test_weights_that_nobody_lends_are_refused_by_name(world, monkeypatch):
     preset = load_preset(world / "preset.yaml", overrides=[ON])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    check_epochs(preset)
+    check_epoch_eval(preset)
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(UserError, match="under DeepSpeed none holds all weights"):
-        check_epochs(preset)
-    check_epochs(load_preset(world / "preset.yaml"))
+    with pytest.raises(UserError, match="under DeepSpeed no process holds all weights"):
+        check_epoch_eval(preset)
+    check_epoch_eval(load_preset(world / "preset.yaml"))

@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 from tiny_models import make_tiny_model
 
-from sft.config.sections import LoraSection, ModelSection, SftStage
-from sft.context import Limits, RunContext
+from sft.config.sections import LoraSection, ModelSection, RunSection, SftStage
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
@@ -37,29 +37,29 @@ BAD = 7  # the token whose embedding is not a number
     ],
 )
 def test_a_step_is_named_by_what_is_wrong_with_it(loss, norm, words):
-    found = verdict(USUAL, Limits(), loss=loss, norm=norm)
+    found = verdict(USUAL, RunSection(), loss=loss, norm=norm)
     assert found is None if words is None else words in found
 
 
 def test_jumps_are_measured_against_what_came_before_and_can_be_allowed():
-    assert verdict(Recent(losses=[1.0] * 4), Limits(), loss=50.0, norm=1.0) is None
-    assert verdict(USUAL, Limits(spike_factor=0), loss=50.0, norm=1.0) is None
+    assert verdict(Recent(losses=[1.0] * 4), RunSection(), loss=50.0, norm=1.0) is None
+    assert verdict(USUAL, RunSection(spike_factor=0), loss=50.0, norm=1.0) is None
     learned = Recent(losses=[0.001] * 20)
-    assert verdict(learned, Limits(), loss=1.0, norm=1.0) is None, "a hard row is no divergence"
+    assert verdict(learned, RunSection(), loss=1.0, norm=1.0) is None, "a hard row is no divergence"
 
 
 def test_a_float16_scaler_is_left_its_overflows_and_dead_gradients_take_three_steps():
-    assert verdict(USUAL, Limits(), loss=1.0, norm=math.inf, scaled=True) is None
-    assert verdict(replace(USUAL, dead=1), Limits(), loss=1.0, norm=0.0) is None
-    assert verdict(replace(USUAL, dead=2), Limits(), loss=1.0, norm=None) is None
-    assert "exactly 0" in verdict(replace(USUAL, dead=2), Limits(), loss=1.0, norm=0.0)
+    assert verdict(USUAL, RunSection(), loss=1.0, norm=math.inf, scaled=True) is None
+    assert verdict(replace(USUAL, dead=1), RunSection(), loss=1.0, norm=0.0) is None
+    assert verdict(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=None) is None
+    assert "exactly 0" in verdict(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=0.0)
 
 
 def test_chosen_answers_that_become_ever_less_likely_are_a_collapse():
-    assert collapse(Recent(chosen=[-3.0] * (COLLAPSE_OVER - 1)), Limits()) is None
-    assert collapse(Recent(chosen=[-1.9] * COLLAPSE_OVER), Limits()) is None
-    assert "3.00 nats per token" in collapse(Recent(chosen=[-3.0] * COLLAPSE_OVER), Limits())
-    assert collapse(Recent(chosen=[-3.0] * COLLAPSE_OVER), Limits(collapse_nats=0)) is None
+    assert collapse(Recent(chosen=[-3.0] * (COLLAPSE_OVER - 1)), RunSection()) is None
+    assert collapse(Recent(chosen=[-1.9] * COLLAPSE_OVER), RunSection()) is None
+    assert "3.00 nats per token" in collapse(Recent(chosen=[-3.0] * COLLAPSE_OVER), RunSection())
+    assert collapse(Recent(chosen=[-3.0] * COLLAPSE_OVER), RunSection(collapse_nats=0)) is None
 
 
 def poisoned_model():
@@ -84,7 +84,7 @@ def make_rows():
     return Dataset.from_list(rows)
 
 
-def train(folder, tokenizer, *, limits, rows=None, model=None, **options):
+def train(folder, tokenizer, *, run, rows=None, model=None, **options):
     folder.mkdir(exist_ok=True)
     given = {
         "per_device_train_batch_size": 2,
@@ -94,7 +94,7 @@ def train(folder, tokenizer, *, limits, rows=None, model=None, **options):
         "save_steps": 1,
     }
     section = SftStage(train_batch_size=4, trl=SftStage().trl | given | options)
-    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, limits=limits)
+    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, run=run)
     model = model or poisoned_model()
     train_sft(
         model, rows or make_rows(), section=section, context=context, folder=folder, label="sft"
@@ -104,7 +104,7 @@ def train(folder, tokenizer, *, limits, rows=None, model=None, **options):
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_rows_on_record(tiny_tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"the loss is nan; its rows are in .*run.on_bad_step=skip"):
-        train(tmp_path, tiny_tokenizer, limits=Limits())
+        train(tmp_path, tiny_tokenizer, run=RunSection())
     (entry,) = read_jsonl(tmp_path / FILE)
     assert entry["action"] == "stopped" and len(entry["rows"]) == 4
     assert "rows.jsonl:34" in [row["origin"] for row in entry["rows"]]
@@ -112,21 +112,21 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_rows_on_record(tiny_tok
     assert int(checkpoint.name.split("-")[1]) == entry["step"] - 1 and flaw(checkpoint) is None
     # The same command again meets the same step, and leaves one record.
     with pytest.raises(UserError, match="the loss is nan"):
-        train(tmp_path, tiny_tokenizer, limits=Limits())
+        train(tmp_path, tiny_tokenizer, run=RunSection())
     assert read_jsonl(tmp_path / FILE) == [entry]
 
 
 def test_a_bad_step_before_the_first_checkpoint_is_recorded_once(tiny_tokenizer, tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match="the loss is nan"):
-            train(tmp_path, tiny_tokenizer, limits=Limits(), save_steps=100)
+            train(tmp_path, tiny_tokenizer, run=RunSection(), save_steps=100)
     assert len(read_jsonl(tmp_path / FILE)) == 1
 
 
 def test_a_kill_while_records_are_taken_back_loses_none_of_them(tmp_path, monkeypatch):
     kept = [{"step": step, "reason": "é"} for step in (1, 2)]
     write_jsonl(tmp_path / FILE, [*kept, {"step": 3}])
-    watch = StepWatch(tmp_path, label="sft", limits=Limits(), describe=dict)
+    watch = StepWatch(tmp_path, label="sft", bounds=RunSection(), describe=dict)
     monkeypatch.setattr(Path, "replace", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         watch.resume({}, step=2)
@@ -137,7 +137,7 @@ def test_a_kill_while_records_are_taken_back_loses_none_of_them(tmp_path, monkey
 
 
 def test_a_skipped_step_changes_no_weight_and_the_others_do(tiny_tokenizer, tmp_path):
-    model = train(tmp_path, tiny_tokenizer, limits=Limits(skip=True))
+    model = train(tmp_path, tiny_tokenizer, run=RunSection(on_bad_step="skip"))
     log = read_jsonl(tmp_path / "log.jsonl")
     (entry,) = read_jsonl(tmp_path / FILE)
     assert entry["action"] == "skipped"
@@ -157,11 +157,17 @@ def test_a_skipped_step_changes_no_weight_and_the_others_do(tiny_tokenizer, tmp_
 def test_skipping_without_end_is_no_training(tiny_tokenizer, tmp_path):
     rows = make_rows().map(lambda row: {"input_ids": [BAD, *row["input_ids"][1:]]})
     with pytest.raises(UserError, match="10 steps in a row were skipped"):
-        train(tmp_path, tiny_tokenizer, limits=Limits(skip=True), rows=rows, num_train_epochs=2.0)
+        train(
+            tmp_path,
+            tiny_tokenizer,
+            run=RunSection(on_bad_step="skip"),
+            rows=rows,
+            num_train_epochs=2.0,
+        )
 
 
 def test_a_model_that_nothing_reaches_is_named(tiny_tokenizer, tmp_path):
     rows = make_rows().map(lambda row: {"trained": [False] * len(row["trained"])})
     model = enable_scoring(make_tiny_model())
     with pytest.raises(UserError, match="gradient was exactly 0 in 3 steps"):
-        train(tmp_path, tiny_tokenizer, limits=Limits(), rows=rows, model=model)
+        train(tmp_path, tiny_tokenizer, run=RunSection(), rows=rows, model=model)

@@ -20,7 +20,7 @@ from sft.packing.logprobs import enable_scoring
 from sft.run.command import run_command
 from sft.system.atomic_files import read_jsonl, write_jsonl
 from sft.system.seal import sealed
-from sft.training.eval_callbacks import FILE, preserve_rng_and_modes, read_rows
+from sft.training.eval_callbacks import EPOCHS_FILE, preserve_rng_and_modes, read_rows
 from sft.training.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -64,7 +64,7 @@ def train(rows, tokenizer, folder, measure=None, *, lora=True, **options):
     model = new_model(lora)
     given = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "num_train_epochs": 3.0}
     section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
-    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, after_epoch=measure)
+    context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False, epoch_eval=measure)
     train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
     losses = [(e["step"], e["loss"], e["grad_norm"]) for e in read_jsonl(folder / "log.jsonl")]
     return model, losses
@@ -89,14 +89,14 @@ def test_training_never_knows_that_it_was_measured(rows, tiny_tokenizer, tmp_pat
     measured = train(rows, tiny_tokenizer, tmp_path / "measured", look, lora=lora)
     same(plain, measured)
     assert states == [[], [], []]
-    found = read_rows(tmp_path / "measured" / FILE)
+    found = read_rows(tmp_path / "measured" / EPOCHS_FILE)
     assert [(row["epoch"], row["step"]) for row in found] == [(1, 3), (2, 6), (3, 9)]
     assert len({row["sum"] for row in found}) == 3
     last, _ = measured
     last.eval()
     with torch.inference_mode():  # the last row is of the weights that the stage ends with
         assert found[-1]["sum"] == last(input_ids=torch.arange(4, 20)[None]).logits.sum().item()
-    assert not (tmp_path / "plain" / FILE).exists()
+    assert not (tmp_path / "plain" / EPOCHS_FILE).exists()
 
 
 def test_modes_are_put_back_module_by_module():
@@ -112,7 +112,7 @@ def test_modes_are_put_back_module_by_module():
 
 def test_the_end_within_an_epoch_is_measured_too(rows, tiny_tokenizer, tmp_path):
     train(rows, tiny_tokenizer, tmp_path, fingers, max_steps=4)
-    found = read_rows(tmp_path / FILE)
+    found = read_rows(tmp_path / EPOCHS_FILE)
     assert [row["step"] for row in found] == [3, 4]
     assert found[1]["epoch"] == pytest.approx(4 / 3)
 
@@ -139,16 +139,16 @@ def test_killed_in_a_measure_it_goes_on_without_a_gap(
     half = tmp_path / "half"
     with pytest.raises(Killed):
         train(rows, tiny_tokenizer, half, killed_at(step), save_steps=save_steps)
-    assert [row["step"] for row in read_rows(half / FILE)] == [s for s in STEPS if s < step]
+    assert [row["step"] for row in read_rows(half / EPOCHS_FILE)] == [s for s in STEPS if s < step]
     same(whole, train(rows, tiny_tokenizer, half, fingers, save_steps=save_steps))
-    assert read_rows(half / FILE) == read_rows(tmp_path / "whole" / FILE)
+    assert read_rows(half / EPOCHS_FILE) == read_rows(tmp_path / "whole" / EPOCHS_FILE)
 
 
 def test_rows_ahead_of_the_checkpoint_are_measured_again_and_not_doubled(
     rows, tiny_tokenizer, tmp_path
 ):
     whole = train(rows, tiny_tokenizer, tmp_path, fingers, save_steps=4)
-    kept = read_rows(tmp_path / FILE)
+    kept = read_rows(tmp_path / EPOCHS_FILE)
     for step in (8, 9):  # as after a kill: rows of epochs 2 and 3, and the checkpoint of step 4
         shutil.rmtree(tmp_path / f"checkpoint-{step}", ignore_errors=True)
     asked = []
@@ -158,7 +158,7 @@ def test_rows_ahead_of_the_checkpoint_are_measured_again_and_not_doubled(
         return fingers(model, end)
 
     again = train(rows, tiny_tokenizer, tmp_path, measure, save_steps=4)
-    assert read_rows(tmp_path / FILE) == kept
+    assert read_rows(tmp_path / EPOCHS_FILE) == kept
     same(whole, again)
     assert asked == ([6, 9] if (tmp_path / "checkpoint-4").exists() else STEPS)
 
@@ -181,28 +181,32 @@ def test_a_signal_leaves_the_measure_and_saves(rows, tiny_tokenizer, tmp_path, s
     began = time.monotonic()
     assert run_command(start) == 143
     assert time.monotonic() - began < 25
-    assert (half / f"checkpoint-{step}").is_dir() and len(read_rows(half / FILE)) == step / 3 - 1
+    assert (half / f"checkpoint-{step}").is_dir() and len(
+        read_rows(half / EPOCHS_FILE)
+    ) == step / 3 - 1
     # Told to end again before it could make up for the measure: nothing is trained past it.
     assert run_command(start) == 143
     assert [p.name for p in half.glob("checkpoint-*")] == [f"checkpoint-{step}"]
     same(whole, train(rows, tiny_tokenizer, half, fingers, save_steps=50))
-    assert read_rows(half / FILE) == read_rows(tmp_path / "whole" / FILE)
+    assert read_rows(half / EPOCHS_FILE) == read_rows(tmp_path / "whole" / EPOCHS_FILE)
 
 
 def test_a_damaged_row_of_measures_is_left_out_aloud(tmp_path, caplog):
     rows = [{"epoch": 1.0, "step": 3}, {"epoch": 2.0, "step": 6}, {"epoch": 3.0, "step": 9}]
-    write_jsonl(tmp_path / FILE, rows)
-    assert read_rows(tmp_path / FILE) == rows
-    content = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(content.replace(b"6}", b"6\xfb"))
-    assert read_rows(tmp_path / FILE) == [rows[0], rows[2]]
-    assert f"{FILE} is damaged; a row of it is left out" in caplog.text
+    write_jsonl(tmp_path / EPOCHS_FILE, rows)
+    assert read_rows(tmp_path / EPOCHS_FILE) == rows
+    content = (tmp_path / EPOCHS_FILE).read_bytes()
+    (tmp_path / EPOCHS_FILE).write_bytes(content.replace(b"6}", b"6\xfb"))
+    assert read_rows(tmp_path / EPOCHS_FILE) == [rows[0], rows[2]]
+    assert f"{EPOCHS_FILE} is damaged; a row of it is left out" in caplog.text
 
 
 def test_a_row_of_measures_knows_when_a_number_in_it_has_changed(tmp_path, caplog):
     row = {"epoch": 1.0, "step": 3, "repetition": {"rate": 0.25, "n": 4}}
-    write_jsonl(tmp_path / FILE, [sealed(row)])
-    assert read_rows(tmp_path / FILE) == [row]
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes().replace(b"0.25", b"0.75"))
-    assert read_rows(tmp_path / FILE) == []
+    write_jsonl(tmp_path / EPOCHS_FILE, [sealed(row)])
+    assert read_rows(tmp_path / EPOCHS_FILE) == [row]
+    (tmp_path / EPOCHS_FILE).write_bytes(
+        (tmp_path / EPOCHS_FILE).read_bytes().replace(b"0.25", b"0.75")
+    )
+    assert read_rows(tmp_path / EPOCHS_FILE) == []
     assert "is damaged" in caplog.text

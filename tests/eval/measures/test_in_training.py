@@ -1,4 +1,4 @@
-"""The probe on models that learn to loop, by SFT and by DPO, and on a model that does not."""
+"""The check for loops on models that learn to loop, by SFT and DPO, and on one that does not."""
 
 import re
 from dataclasses import replace
@@ -12,7 +12,7 @@ from tiny_world import chat
 from dpo.encode import encode_pairs
 from dpo.trainer import train_dpo
 from eval.measures import repetition
-from eval.measures.loop_probe import loop_probe, starting_at
+from eval.measures.in_training import loop_check, starting_at
 from sft.chat_template.encoding import encode_chat
 from sft.chat_template.template import ensure_template
 from sft.config.sections import (
@@ -22,16 +22,16 @@ from sft.config.sections import (
     ModelSection,
     Preset,
     RepetitionSection,
+    RunSection,
     SftStage,
 )
-from sft.context import EvalPoint, Limits, RunContext
+from sft.context import EvalPoint, RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
 from sft.system.atomic_files import read_jsonl, write_jsonl
 from sft.training.divergence import FILE as RECORD
-from sft.training.eval_callbacks import read_rows
-from sft.training.loop_callback import FILE
+from sft.training.eval_callbacks import LOOPS_FILE, read_rows
 from sft.training.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -55,8 +55,8 @@ def context_of(folder, tokenizer):
     write_jsonl(prompts, [{"messages": rows[:1]} for rows in ENDING[::3]])
     preset = Preset(eval=EvalSection(repetition=RepetitionSection(str(prompts), cap=CAP)))
     context = RunContext(folder, tokenizer, PLACEMENT, LoraSection(), 0, False)
-    limits = Limits(loop_budget=0)  # here training takes a moment
-    return replace(context, limits=limits, loop_probe=loop_probe(preset, context))
+    run = RunSection(loop_budget=0)  # training takes a moment here
+    return replace(context, run=run, loop_check=loop_check(preset, context))
 
 
 def sft(model, chats, folder, tokenizer, *, epochs):
@@ -108,7 +108,7 @@ def same_as(model):
 
 
 def rates(folder):
-    return {row["step"]: row["repetition"]["rate"] for row in read_rows(folder / FILE)}
+    return {row["step"]: row["repetition"]["rate"] for row in read_rows(folder / LOOPS_FILE)}
 
 
 def test_loops_at_the_start_are_not_held_against_the_stage_that_ends_them(healthy):
@@ -121,7 +121,7 @@ def test_loops_at_the_start_are_not_held_against_the_stage_that_ends_them(health
 
 def test_every_rate_can_be_computed_again_from_its_answers(healthy):
     _, folder = healthy
-    for row in read_rows(folder / FILE):
+    for row in read_rows(folder / LOOPS_FILE):
         answers = read_jsonl(folder / "loops" / str(row["step"]) / "generations.jsonl")
         assert row["repetition"] == repetition.summarize(answers)
         assert len(answers) == 8 and {a["cap"] for a in answers} == {CAP}
@@ -152,14 +152,14 @@ def test_the_look_before_the_first_step_reads_what_is_measured(healthy, tokenize
     rows = read_jsonl(measured / "loops" / "0" / "generations.jsonl")
     (tmp_path / "eval" / "base").mkdir(parents=True)
     write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows)
-    moment = EvalPoint("sft", 0, 0, tmp_path)
+    point = EvalPoint("sft", 0, 0, tmp_path)
     other = enable_scoring(make_tiny_model(seed=7))
-    found = starting_at(context, "base").loop_probe(other, moment)
+    found = starting_at(context, "base").loop_check(other, point)
     assert found["repetition"] == repetition.summarize(rows)
     assert read_jsonl(tmp_path / "generations.jsonl") == rows
-    assert context.loop_probe(other, moment) != found
+    assert context.loop_check(other, point) != found
     write_jsonl(tmp_path / "eval" / "base" / "generations.jsonl", rows[1:])
-    assert starting_at(context, "base").loop_probe(other, moment) != found
+    assert starting_at(context, "base").loop_check(other, point) != found
 
 
 def test_sft_on_loops_is_told_and_goes_on(healthy, tokenizer, tmp_path, caplog):

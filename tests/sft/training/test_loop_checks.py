@@ -14,8 +14,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tiny_models import make_tiny_model
 
-from sft.config.sections import LoraSection, ModelSection, SftStage
-from sft.context import Limits, RunContext
+from sft.config.sections import LoraSection, ModelSection, RunSection, SftStage
+from sft.context import RunContext
 from sft.errors import UserError
 from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
@@ -23,8 +23,7 @@ from sft.run.command import run_command
 from sft.system.atomic_files import read_jsonl
 from sft.training.divergence import FILE as RECORD
 from sft.training.divergence import looping
-from sft.training.eval_callbacks import OutOfTime, read_rows
-from sft.training.loop_callback import FILE, look_steps
+from sft.training.eval_callbacks import LOOPS_FILE, OutOfTime, loop_check_steps, read_rows
 from sft.training.trainer import SftTrainer, train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -42,26 +41,26 @@ LOOKS = [0, 2, 4, 6]  # of nine steps
     ],
 )
 def test_a_rise_counts_from_the_lowest_rate_of_the_stage(rates, words):
-    found = looping(rates, Limits(), answers=24)
+    found = looping(rates, RunSection(), answers=24)
     assert found is None if words is None else re.search(words, found)
 
 
 def test_any_rise_may_be_allowed():
-    assert looping({0: 0.0, 5: 1.0}, Limits(loop_rise=0), answers=24) is None
+    assert looping({0: 0.0, 5: 1.0}, RunSection(loop_rise=0), answers=24) is None
 
 
 def test_a_rise_by_few_answers_is_chance():
-    assert looping({0: 0.0, 5: 1.0}, Limits(), answers=4) is None
-    assert looping({0: 0.0, 5: 1.0}, Limits(), answers=5)
+    assert looping({0: 0.0, 5: 1.0}, RunSection(), answers=4) is None
+    assert looping({0: 0.0, 5: 1.0}, RunSection(), answers=5)
 
 
 def test_looks_divide_a_stage_and_leave_its_end_to_the_measure():
-    assert look_steps(9, checks=3) == LOOKS
-    assert look_steps(1000, checks=1) == [0, 500]
-    assert look_steps(2, checks=3) == [0, 1]
+    assert loop_check_steps(9, checks=3) == LOOKS
+    assert loop_check_steps(1000, checks=1) == [0, 500]
+    assert loop_check_steps(2, checks=3) == [0, 1]
 
 
-UNTIMED = Limits(loop_budget=0)
+UNTIMED = RunSection(loop_budget=0)
 
 
 @pytest.fixture
@@ -71,26 +70,26 @@ def rows():
     return Dataset.from_list([{"input_ids": i, "trained": [j > 1 for j in range(20)]} for i in ids])
 
 
-def train(rows, tokenizer, folder, rates=None, *, limits=UNTIMED, probe=None, **options):
+def train(rows, tokenizer, folder, rates=None, *, run=UNTIMED, probe=None, **options):
     """`rates` are what the probe finds, by step."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(3)
     config = LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear")
     model = get_peft_model(enable_scoring(make_tiny_model()), config)
 
-    def found(model, moment):
+    def found(model, point):
         model.eval()
         torch.rand(7)
         with torch.inference_mode():
             model(input_ids=torch.arange(4, 20)[None])
-        return {"repetition": {"rate": rates[moment.step], "n": 24}}
+        return {"repetition": {"rate": rates[point.step], "n": 24}}
 
     given = {"per_device_train_batch_size": 2, "learning_rate": 1e-2, "num_train_epochs": 3.0}
     section = SftStage(train_batch_size=8, trl=SftStage().trl | given | options)
     context = RunContext(
         *(folder, tokenizer, PLACEMENT, LoraSection(), 0, False),
-        limits=limits,
-        loop_probe=probe or (found if rates else None),
+        run=run,
+        loop_check=probe or (found if rates else None),
     )
     train_sft(model, rows, section=section, context=context, folder=folder, label="sft")
     log = [(e["step"], e["loss"], e["grad_norm"]) for e in read_jsonl(folder / "log.jsonl")]
@@ -109,11 +108,11 @@ LOOPING = {0: 0.5, 2: 0.125, 4: 0.75, 6: 0.125}
 def test_training_never_knows_that_it_was_looked_at(rows, tiny_tokenizer, tmp_path):
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
     same(plain, train(rows, tiny_tokenizer, tmp_path / "looked", FINE))
-    found = read_rows(tmp_path / "looked" / FILE)
+    found = read_rows(tmp_path / "looked" / LOOPS_FILE)
     assert [row["step"] for row in found] == LOOKS
     assert [row["epoch"] for row in found] == pytest.approx([0, 2 / 3, 4 / 3, 2])
     assert not (tmp_path / "looked" / RECORD).exists()
-    assert not (tmp_path / "plain" / FILE).exists()
+    assert not (tmp_path / "plain" / LOOPS_FILE).exists()
 
 
 def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
@@ -128,13 +127,11 @@ def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
             train(rows, tiny_tokenizer, run, LOOPING, save_steps=1)
         (entry,) = read_jsonl(run / RECORD)
         assert (entry["step"], entry["action"], len(entry["rows"])) == (4, "stopped", 8)
-        assert [row["step"] for row in read_rows(run / FILE)] == [0, 2, 4]
+        assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == [0, 2, 4]
         assert max(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*")) == 3
-    on = train(
-        rows, tiny_tokenizer, run, LOOPING, limits=replace(UNTIMED, loop_rise=0), save_steps=1
-    )
+    on = train(rows, tiny_tokenizer, run, LOOPING, run=replace(UNTIMED, loop_rise=0), save_steps=1)
     same(plain, on)
-    assert [row["step"] for row in read_rows(run / FILE)] == LOOKS
+    assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == LOOKS
 
 
 @pytest.mark.parametrize(("stops", "skip"), [(False, False), (True, True)])
@@ -145,7 +142,11 @@ def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
     with caplog.at_level(logging.WARNING):
         warned = train(
-            rows, tiny_tokenizer, tmp_path / "run", LOOPING, limits=replace(UNTIMED, skip=skip)
+            rows,
+            tiny_tokenizer,
+            tmp_path / "run",
+            LOOPING,
+            run=replace(UNTIMED, on_bad_step="skip" if skip else "stop"),
         )
     same(plain, warned)
     (entry,) = read_jsonl(tmp_path / "run" / RECORD)
@@ -160,25 +161,25 @@ def test_looks_take_no_more_than_their_share_of_the_stage(rows, tiny_tokenizer, 
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
     given = []
 
-    def endless(model, moment):
-        given.append((moment.step, moment.seconds))
+    def endless(model, point):
+        given.append((point.step, point.seconds))
         began = time.monotonic()
-        while moment.step:
-            if time.monotonic() - began > moment.seconds:
+        while point.step:
+            if time.monotonic() - began > point.seconds:
                 raise OutOfTime
         return {"repetition": {"rate": 0.1, "n": 24}}
 
     same(
         plain,
         train(
-            rows, tiny_tokenizer, tmp_path / "run", probe=endless, limits=Limits(loop_budget=0.05)
+            rows, tiny_tokenizer, tmp_path / "run", probe=endless, run=RunSection(loop_budget=0.05)
         ),
     )
-    assert [row["step"] for row in read_rows(tmp_path / "run" / FILE)] == [0]
+    assert [row["step"] for row in read_rows(tmp_path / "run" / LOOPS_FILE)] == [0]
     (first, second) = given  # what is left after the one that was given up is nothing
     assert first == (0, math.inf) and second[0] == 2 and second[1] < 60
     told = [r.getMessage() for r in caplog.records if "run.loop_budget" in r.message]
-    assert len(told) == 1 and "sft: step 2: no look at whether answers loop" in told[0]
+    assert len(told) == 1 and "sft: step 2: loops are not measured" in told[0]
     assert "more than 5% of the stage's time" in told[0]
 
 
@@ -192,13 +193,13 @@ def test_ended_in_a_look_it_goes_on_without_a_gap(rows, tiny_tokenizer, tmp_path
     plain = train(rows, tiny_tokenizer, tmp_path / "plain", FINE, save_steps=2)
     run = tmp_path / "run"
 
-    def probe(model, moment):
-        if moment.step == step:
+    def probe(model, point):
+        if point.step == step:
             if how == "killed":
                 raise Killed
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
-        return {"repetition": {"rate": FINE[moment.step], "n": 24}}
+        return {"repetition": {"rate": FINE[point.step], "n": 24}}
 
     def start():
         train(rows, tiny_tokenizer, run, probe=probe, save_steps=2)
@@ -209,6 +210,6 @@ def test_ended_in_a_look_it_goes_on_without_a_gap(rows, tiny_tokenizer, tmp_path
     else:
         assert run_command(start) == 143
         assert (run / f"checkpoint-{step}").is_dir() or not step
-    assert [row["step"] for row in read_rows(run / FILE)] == [s for s in LOOKS if s < step]
+    assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == [s for s in LOOKS if s < step]
     same(plain, train(rows, tiny_tokenizer, run, FINE, save_steps=2))
-    assert read_rows(run / FILE) == read_rows(tmp_path / "plain" / FILE)
+    assert read_rows(run / LOOPS_FILE) == read_rows(tmp_path / "plain" / LOOPS_FILE)
