@@ -73,7 +73,7 @@ class TransformersBackend(Backend):
         for place, question in enumerate(questions):
             contexts.setdefault(question.context, []).append(_Numbered(place, question))
         found: dict[int, Scored] = {}
-        packed = row_layout(self.model) != "apart"
+        packed = row_layout(self.model) != "separate"
         shares = packed and attends_to_all_tokens(self.model.config)
         for shared, groups in _families(list(contexts.values()), shares=shares):
             prefix = None

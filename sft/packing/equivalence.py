@@ -144,7 +144,7 @@ def packing_mismatch(model: Any) -> str | None:
     leak = (unchanged - second).abs().max().item()
     tolerance = TOLERANCES[weight.dtype].log_prob
     # In rows of their own, experts that multiply all their tokens at once may round differently.
-    if worst <= tolerance and leak <= (tolerance if row_layout(model) == "apart" else 0):
+    if worst <= tolerance and leak <= (tolerance if row_layout(model) == "separate" else 0):
         return None
     return f"log-probs differ by {worst:.3g} nats per token, {leak:.3g} across branches"
 

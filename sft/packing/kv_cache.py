@@ -1,8 +1,7 @@
 """KV-cache layers: one that writes in place, and one that repeats a prefix before every row.
 
-`preallocated_cache` serves generation. `read_prefix` reads tokens that many rows begin with, such
-as the examples of a few-shot task, once; their keys and values precede those of every row. Both are
-for inference only.
+`preallocated_cache` serves generation; `read_prefix` computes the common prefix of many rows, such
+as few-shot examples, once. Both are for inference only.
 """
 
 from collections.abc import Sequence
@@ -15,8 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 def attends_to_all_tokens(config: Any) -> bool:
-    """Return whether every layer attends to all tokens, however distant, and keeps no other
-    state."""
+    """Return whether every layer attends to all earlier tokens and keeps no other state."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
@@ -42,12 +40,9 @@ def read_prefix(model: Any, ids: Sequence[int]) -> Prefix:
 
 
 def preallocated_cache(config: Any, *, length: int) -> DynamicCache:
-    """Return the model's cache with memory for `length` tokens in each layer that attends to all
-    tokens.
-
-    Layers with a sliding window or a state keep the class that transformers gives them.
-    """
+    """Return the model's cache with memory for `length` tokens in each layer that attends to all."""
     cache = DynamicCache(config=config)
+    # Layers with a sliding window or a state keep the class that transformers gives them.
     cache.layers = [
         PreallocatedLayer(length) if type(layer) is DynamicLayer else layer
         for layer in cache.layers
@@ -56,8 +51,7 @@ def preallocated_cache(config: Any, *, length: int) -> DynamicCache:
 
 
 class PrefixLayer(DynamicLayer):
-    """A cache layer that keeps its first keys and values, and prepends them to all later ones,
-    which it does not store."""
+    """A cache layer that prepends its first keys and values to all later ones, and stores no more."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

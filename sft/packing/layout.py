@@ -1,9 +1,8 @@
 """Trunk-and-branch rows: one layout for SFT packing, preference pairs and multiple choice.
 
-A row holds documents; a document is a trunk (a prefix) with zero or more branches. A token sees its
-own trunk and its own branch, causally, and nothing else; a branch's positions continue from the
-trunk's end, and a branch's first token is predicted by the trunk's last. Rows stay apart in the
-batch, so attention costs the sum of L^2 over rows, never (B*L)^2.
+A row holds documents; a document is a trunk (a prefix) with zero or more branches. A token attends,
+causally, to its own trunk and its own branch only. A branch's positions continue from the trunk's
+end, and its first token is predicted by the trunk's last.
 """
 
 from collections.abc import Sequence
@@ -13,14 +12,14 @@ from typing import Any, Literal
 import torch
 
 PADDING = -1
-RowKind = Literal["flat", "blocks", "masked", "apart"]
-FLAT_BUCKET = 8  # widths that matrix kernels like
-BLOCK = 128  # tokens that flex attention sees as one, see `sft.packing.flex_attention`
+RowKind = Literal["flat", "blocks", "masked", "separate"]
+FLAT_BUCKET = 8  # matrix kernels are fastest on multiples of 8
+BLOCK = 128  # tokens of a block of flex attention, torch's default
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Token ids and, for each, whether it is a prediction target. Lengths are equal."""
+    """Token ids and, for each, whether it is a prediction target."""
 
     ids: Sequence[int]
     scored: Sequence[bool]
@@ -39,7 +38,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a document lies: `trunk` tokens of row `row` from `start` on, then its branches."""
+    """The place of a document: `trunk` tokens of row `row` from `start` on, then its branches."""
 
     row: int
     start: int
@@ -49,7 +48,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows. R rows of L tokens, N scored tokens, S scored sequences.
+    """Packed rows: R rows of L tokens, N scored tokens, S scored sequences.
 
     For one row of two documents, trunk `a b` with branches `c` and `d e`, and trunk `f g`:
 
@@ -74,7 +73,7 @@ class Batch:
     spans: tuple[Span, ...]  # of the documents, by row and place
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
+        """Return the batch on `device`."""
         moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in fields(self)
@@ -84,27 +83,27 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """The number of tokens without padding."""
         return sum(span.trunk + sum(span.branches) for span in self.spans)
 
 
 def best_fit(lengths: Sequence[int], *, row_length: int) -> list[list[int]]:
-    """Best-fit-decreasing bins of indices, each of at most `row_length` in sum.
+    """Return best-fit-decreasing bins of indices, each with a sum of at most `row_length`.
 
-    An item longer than `row_length` gets a bin of its own. Deterministic: ties go to the first.
+    An item longer than `row_length` gets its own bin. Deterministic: ties go to the first bin.
     """
     bins: list[list[int]] = []
-    rooms: list[int] = []
+    free: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
-        fits = [b for b, room in enumerate(rooms) if room >= length]
+        fits = [b for b, tokens in enumerate(free) if tokens >= length]
         if fits:
-            tightest = min(fits, key=rooms.__getitem__)
+            tightest = min(fits, key=free.__getitem__)
             bins[tightest].append(index)
-            rooms[tightest] -= length
+            free[tightest] -= length
         else:
             bins.append([index])
-            rooms.append(row_length - length)
+            free.append(row_length - length)
     return bins
 
 
@@ -113,9 +112,8 @@ def pack(
 ) -> Batch:
     """Lay documents out in rows of about `row_length` tokens.
 
-    Rows share one width, the longest row rounded up to a multiple of `bucket`, so that devices
-    which compile by shape see few shapes. Sequences are numbered in the order of `documents`,
-    whatever row a document lands in. `row_length=0` gives each document a row of its own.
+    Sequences are numbered in the order of `documents`. `row_length=0` gives each document its own
+    row.
 
     Raises:
         ValueError: a branch or a trunk is empty where a scored token needs a predecessor.
@@ -123,6 +121,7 @@ def pack(
     firsts, num_sequences = _number_sequences(documents)
     rows = best_fit([len(d) for d in documents], row_length=row_length)
     width = max((sum(len(documents[i]) for i in row) for row in rows), default=0)
+    # One width in multiples of `bucket`, for devices that compile a kernel for each shape.
     width = max(bucket, -(-width // bucket) * bucket)
     shape = (len(rows), width)
     input_ids = torch.full(shape, pad_id, dtype=torch.int64)
@@ -168,19 +167,16 @@ def pack(
 
 
 def lay_out(documents: Sequence[Document], *, packing: bool, rows: RowKind) -> Batch:
-    """The rows of a micro-batch for training or scoring; sequences keep their numbers.
+    """Return the rows of a micro-batch for training or scoring; sequences keep their numbers.
 
     Args:
-        packing: several documents in a row; otherwise each has a row of its own.
-        rows: what the model can read. "flat": attention goes document by document (see
-            `sft.packing.document_attention`), so that one row without padding costs least.
-            "blocks": attention skips what no token of a block sees (see
-            `sft.packing.flex_attention`), so one row does too. "masked": attention over whole rows,
-            no longer than the longest document therefore. "apart": layers that would carry
-            something over from one document to the next, or between branches; a row for each branch
-            with its trunk before it.
+        packing: whether a row may hold several documents.
+        rows: how the model reads rows. "flat": attention document by document, in one row without
+            padding. "blocks": flex attention, in one row too. "masked": attention over full rows,
+            none longer than the longest document. "separate": a row for each branch with its trunk,
+            for layers that carry state from one document or branch to the next.
     """
-    if rows == "apart":
+    if rows == "separate":
         return pack([whole for d in documents for whole in unshared(d)], row_length=0)
     if not packing:
         return pack(documents, row_length=0)
@@ -191,16 +187,15 @@ def lay_out(documents: Sequence[Document], *, packing: bool, rows: RowKind) -> B
 
 
 def unshared(document: Document) -> list[Document]:
-    """A document for each branch, its trunk repeated; scored tokens and sequences are the same."""
+    """Return a document for each branch with the trunk, which only the first one scores."""
     trunk = document.trunk
     if not document.branches:
         return [document]
-    silent = Segment(trunk.ids, [False] * len(trunk.ids))
+    unscored = Segment(trunk.ids, [False] * len(trunk.ids))
+    trunks = (trunk, *[unscored] * (len(document.branches) - 1))
     return [
         Document(Segment([*before.ids, *branch.ids], [*before.scored, *branch.scored]))
-        for before, branch in zip(
-            (trunk, *[silent] * (len(document.branches) - 1)), document.branches, strict=True
-        )
+        for before, branch in zip(trunks, document.branches, strict=True)
     ]
 
 
@@ -210,7 +205,7 @@ def _number_sequences(documents: Sequence[Document]) -> tuple[list[int], int]:
         if not doc.trunk.ids:
             raise ValueError(f"document {index} has an empty trunk; put its first token there")
         if doc.trunk.scored[0]:
-            raise ValueError(f"document {index} scores its first token, which nothing predicts")
+            raise ValueError(f"document {index} scores its first token, which no token predicts")
         if any(not b.ids for b in doc.branches):
             raise ValueError(f"document {index} has an empty branch; drop it before packing")
         firsts.append(count)
@@ -219,12 +214,10 @@ def _number_sequences(documents: Sequence[Document]) -> tuple[list[int], int]:
 
 
 def attention_mask(batch: Batch, *, window: int | None = None) -> torch.Tensor:
-    """Who sees whom: bool [R, 1, L, L], true where query (row) may attend to key (column).
-
-    Padding sees itself, so that no softmax row is empty.
+    """Return a bool mask [R, 1, L, L], true where a query (row) may attend to a key (column).
 
     Args:
-        window: positions that a token sees, its own among them; all where None.
+        window: positions that a token attends to, including its own; None: all.
     """
     length = batch.input_ids.shape[1]
     device = batch.input_ids.device
@@ -239,4 +232,5 @@ def attention_mask(batch: Batch, *, window: int | None = None) -> torch.Tensor:
     if window is not None:
         place = batch.position_ids
         seen = seen & (place[:, :, None] - place[:, None, :] < window)
+    # Padding attends to itself: an empty softmax row would be NaN.
     return (seen | torch.eye(length, dtype=torch.bool, device=device))[:, None]

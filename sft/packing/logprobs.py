@@ -41,7 +41,9 @@ CPU_BATCH_TOKENS, BATCH_TOKENS = 4096, 32_768
 ROW_ERRORS = (RuntimeError, ValueError, TypeError, IndexError)
 
 _enabled: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-_apart: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # models that read no packed rows
+_without_packing: weakref.WeakSet[torch.nn.Module] = (
+    weakref.WeakSet()
+)  # models that read no packed rows
 
 
 def enable_scoring(model: Any) -> Any:
@@ -107,7 +109,7 @@ def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:
     Gradients flow through `log_probs`.
 
     Args:
-        prefix: what every document is read behind; not for a model that reads rows "apart".
+        prefix: what every document is read behind; not for a model that reads rows "separate".
     """
     rows = row_layout(model)
     if prefix is not None and rows == "blocks":
@@ -115,7 +117,7 @@ def score(model: Any, batch: Batch, *, prefix: Prefix | None = None) -> Scores:
     more = attention_inputs(model, batch, rows=rows)
     position_ids = batch.position_ids
     if prefix is not None:
-        assert rows != "apart", "these rows take no prefix"
+        assert rows != "separate", "these rows take no prefix"
         position_ids = position_ids + prefix.length
         more["past_key_values"] = prefix.cache
         if rows == "masked":
@@ -140,7 +142,7 @@ def attention_inputs(model: Any, batch: Batch, *, rows: RowKind) -> dict[str, An
     rows by mask: sdpa (bool) or eager (additive). A model that reads no packed rows gets upstream's
     own mask of padding.
     """
-    if rows == "apart":
+    if rows == "separate":
         return {"attention_mask": (batch.document != PADDING).long()}
     if rows == "masked":
         additive = attention_of(model) == "eager"
@@ -208,14 +210,14 @@ def scoring_batch(model: Any, documents: Sequence[Document]) -> Batch:
 
 def disable_packing(model: Any) -> None:
     """From now on each sequence has a row of its own on this model."""
-    _apart.add(_bare(model))
+    _without_packing.add(_bare(model))
 
 
 def row_layout(model: Any) -> RowKind:
     """Which rows a model reads, wrapped or not (see `sft.packing.layout.lay_out`)."""
     bare = _bare(model)
-    if bare in _apart:
-        return "apart"
+    if bare in _without_packing:
+        return "separate"
     kinds: dict[str, RowKind] = {DOCUMENTS: "flat", FLEX: "blocks"}
     return kinds.get(attention_of(bare), "masked")
 

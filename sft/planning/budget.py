@@ -201,7 +201,7 @@ class Planner(DeviceMemory):
         try:
             return run(self.config, _fullest_batch(workload, kind, **limits), setup)
         except RowsNotRead:
-            batch = _fullest_batch(workload, "apart", **limits)
+            batch = _fullest_batch(workload, "separate", **limits)
             return run(self.config, batch, replace(setup, separate_rows=True))
 
     @property

@@ -108,8 +108,8 @@ def test_the_logged_rewards_are_those_of_trl(tiny_tokenizer, tmp_path):
         (1, False, "documents", 2048),
         (4, True, "documents", 2048),
         (4, True, "documents", 60),
-        (4, True, "apart", 2048),
-        (2, True, "apart", 60),
+        (4, True, "separate", 2048),
+        (2, True, "separate", 60),
     ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
@@ -117,9 +117,9 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
 ):
     usual = train(fresh(), tmp_path / "a", tiny_tokenizer)
     monkeypatch.setattr("sft.packing.logprobs.CPU_BATCH_TOKENS", 2 * pass_tokens)
-    apart = attention == "apart"  # the prompt is computed for each answer anew
-    model = fresh(attn_implementation="sdpa" if apart else attention)
-    if apart:
+    separate = attention == "separate"  # the prompt is computed for each answer anew
+    model = fresh(attn_implementation="sdpa" if separate else attention)
+    if separate:
         disable_packing(model)
     varied = train(model, tmp_path / "b", tiny_tokenizer, micro=micro, packing=packing)
     for a, b in zip(usual, varied, strict=True):

@@ -253,7 +253,7 @@ def test_every_family_is_loaded_so_that_packed_rows_score_as_eager_does(
         model = load_model(str(tmp_path), placement)
     assert attention_of(model) == ("eager" if name in EAGER else attention)
     assert ("is not made for sdpa" in caplog.text) == (name in EAGER)
-    assert row_layout(model) != "apart"
+    assert row_layout(model) != "separate"
 
     lot = torch.Generator().manual_seed(1)
     trunk, first, second = (torch.randint(3, 260, (n,), generator=lot).tolist() for n in (9, 6, 4))

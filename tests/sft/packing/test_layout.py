@@ -269,7 +269,7 @@ def test_a_model_that_takes_no_mask_over_rows_gets_a_row_for_each_sequence():
     kind = transformers.AutoModelForCausalLM
     model = enable_scoring(kind.from_config(config, attn_implementation="eager").eval())
     verify_packing(model)
-    assert row_layout(model) == "apart" and packing_mismatch(model) is None
+    assert row_layout(model) == "separate" and packing_mismatch(model) is None
 
 
 def test_a_model_whose_tokens_see_what_follows_is_refused_by_name():
@@ -286,8 +286,8 @@ def test_layers_that_carry_something_over_get_a_row_for_each_sequence(name, capl
     model = enable_scoring(transformers.AutoModelForCausalLM.from_config(config).eval())
     with caplog.at_level("INFO"):
         verify_packing(model)
-    assert row_layout(model) == "apart" and "packing: off" in caplog.text
-    batch = lay_out(DOCUMENTS, packing=True, rows="apart")
+    assert row_layout(model) == "separate" and "packing: off" in caplog.text
+    batch = lay_out(DOCUMENTS, packing=True, rows="separate")
     sums = sequence_sums(log_probs(model, batch), batch)
     sums[1].backward()
     gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]

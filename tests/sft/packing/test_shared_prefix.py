@@ -95,7 +95,7 @@ def rows(tiny_tokenizer):
 
 @pytest.mark.parametrize(
     ("attention", "kind"),
-    [("documents", "flat"), ("sdpa", "masked"), ("eager", "masked"), ("sdpa", "apart")],
+    [("documents", "flat"), ("sdpa", "masked"), ("eager", "masked"), ("sdpa", "separate")],
 )
 def test_log_probs_and_gradients_are_those_of_the_rows_alone(rows, attention, kind):
     model = enable_scoring(make_tiny_model(attn_implementation=attention))

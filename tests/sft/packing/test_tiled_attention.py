@@ -70,7 +70,7 @@ documents = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_si
     st.sampled_from([8, 5]),
 )
 def test_any_documents_in_any_tiles_are_those_of_a_dense_mask(
-    lengths, before, padding, tile, room, values
+    lengths, before, padding, tile, scores, values
 ):
     """Also where values are of another width than keys, as in latent attention."""
     spans, length = spans_of(lengths)
@@ -78,9 +78,9 @@ def test_any_documents_in_any_tiles_are_those_of_a_dense_mask(
     inputs, grad = drawn(length, before, values=values)
     mask = seen_by(spans, before=before, length=length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled_attention_module, "TILE", tile)
-        patch.setattr(tiled_attention_module, "SCORES", room)
-        patch.setattr(tiled_attention_module, "FEWEST", 2)
+        patch.setattr(tiled_attention_module, "MAX_QUERIES", tile)
+        patch.setattr(tiled_attention_module, "MAX_SCORES", scores)
+        patch.setattr(tiled_attention_module, "MIN_QUERIES", 2)
         found = tiled_attention(*inputs, pieces(spans, before=before), scale=0.3)
         ours = with_gradients(found, inputs, grad)
     dense = scaled_dot_product_attention(

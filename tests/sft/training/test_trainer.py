@@ -60,8 +60,8 @@ def rows():
         (8, False, "eager", 40),
         (4, False, "documents", 2048),
         (8, True, "documents", 40),
-        (1, True, "apart", 2048),
-        (8, True, "apart", 40),
+        (1, True, "separate", 2048),
+        (8, True, "separate", 40),
     ],
 )
 def test_splitting_packing_and_attention_leave_the_trajectory_alone(
@@ -70,9 +70,9 @@ def test_splitting_packing_and_attention_leave_the_trajectory_alone(
     micro, packing, attention, pass_tokens = layout
     facts, usual, _ = train(rows, tiny_tokenizer, tmp_path / "a")
     monkeypatch.setattr("sft.packing.logprobs.CPU_BATCH_TOKENS", 2 * pass_tokens)
-    apart = attention == "apart"  # a row for each, as for layers that carry something over
-    model = enable_scoring(make_tiny_model(attn_implementation="sdpa" if apart else attention))
-    if apart:
+    separate = attention == "separate"  # a row for each, as for layers that carry something over
+    model = enable_scoring(make_tiny_model(attn_implementation="sdpa" if separate else attention))
+    if separate:
         disable_packing(model)
     others, varied, _ = train(
         rows, tiny_tokenizer, tmp_path / "b", micro=micro, packing=packing, model=model
