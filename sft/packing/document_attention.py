@@ -1,10 +1,8 @@
 """Attention document by document, on devices where small kernels are cheap.
 
-A packed row needs a mask over all its tokens only because one kernel computes it at once. Here each
-document's trunk and branches have a call of their own: no mask over rows, no padding, and a cost of
-the sum of the documents' squared lengths. Importing this module makes it known to transformers by
-the name `DOCUMENTS`; without `documents` in the call (generation, a plain forward) it is torch's
-own sdpa.
+Each document's trunk and branches are separate calls of torch's sdpa, without a mask over rows or
+padding; the cost is the sum of the documents' squared lengths. Importing this module registers it
+in transformers as `DOCUMENTS`. Calls without `documents` (generation, a plain forward) use sdpa.
 """
 
 from collections.abc import Sequence
@@ -32,13 +30,13 @@ def document_attention(
     documents: Sequence[Span] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention interface: query [R, H, L, D] -> [R, L, H, D].
+    """Compute attention through transformers' interface: query [R, H, L, D] -> [R, L, H, D].
 
     Args:
-        documents: the spans of a `sft.packing.layout.Batch`; tokens outside of them get zeros.
+        documents: the spans of a `sft.packing.layout.Batch`; the output is zero outside of them.
 
     Raises:
-        UserError: the layer wants something of attention that is not computed here.
+        UserError: the layer needs an option of attention that is not implemented.
     """
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -49,7 +47,7 @@ def document_attention(
                 "model.attn_implementation=eager"
             )
     window = kwargs.get("sliding_window")
-    if torch.is_autocast_enabled(query.device.type):  # rotary positions leave float32
+    if torch.is_autocast_enabled(query.device.type):  # rotary embeddings return float32
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     options = {
@@ -58,7 +56,9 @@ def document_attention(
         "enable_gqa": query.shape[1] != key.shape[1],
     }
     near = window is not None and window < key.shape[2]
-    tiled = not near and not options["dropout_p"] and _tiles_are_faster(query)
+    # torch's CPU kernel is slower than tiles in bfloat16 only.
+    slow_kernel = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    tiled = slow_kernel and not near and not options["dropout_p"]
     rows = []
     for r in range(query.shape[0]):
         own, keys, values = (t[r : r + 1] for t in (query, key, value))
@@ -71,12 +71,6 @@ def document_attention(
     return (torch.cat(rows) if len(rows) > 1 else rows[0]).transpose(1, 2), None
 
 
-def _tiles_are_faster(query: torch.Tensor) -> bool:
-    """Whether to compute in the tiles of `sft.packing.tiled_attention` rather than in torch's
-    kernel."""
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16
-
-
 def _row(
     states: Sequence[torch.Tensor],
     spans: Sequence[Span],
@@ -84,18 +78,15 @@ def _row(
     window: int | None,
     options: dict[str, Any],
 ) -> torch.Tensor:
-    """The attention of one row [1, H, L, D]; `spans` lie in it in order, without gaps.
-
-    Keys and values may be longer than queries, by what stands before the row.
-    """
+    """Compute the attention of one row [1, H, L, D], whose `spans` are in order, without gaps."""
     lengths = [n for span in spans for n in (span.trunk, *span.branches)]
     query, key, value = states
     padding = query.shape[2] - sum(lengths)
-    # What stands before the row (see `sft.packing.kv_cache`) is seen by every document.
+    # Keys of a cached prefix (see `sft.packing.kv_cache`), visible to every document.
     before = key.shape[2] - query.shape[2]
     shared = [key[:, :, :before], value[:, :, :before]]
     rest = (query, key[:, :, before:], value[:, :, before:])
-    # One split: slices would each fill a gradient of the whole row in the backward pass.
+    # One split: the backward pass of each slice would allocate a gradient of the full row.
     parts = [state.split([*lengths, padding], dim=2) for state in rest]
     pieces = list(zip(*parts, strict=True))
     outputs = []
@@ -106,10 +97,10 @@ def _row(
             trunk = [torch.cat(both, 2) for both in zip(shared, trunk, strict=True)]
         outputs.append(_attend(own, *trunk, window=window, options=options))
         for branch in pieces[at + 1 : at + 1 + len(span.branches)]:
-            whole = [torch.cat(both, 2) for both in zip(trunk, branch[1:], strict=True)]
-            outputs.append(_attend(branch[0], *whole, window=window, options=options))
+            joined = [torch.cat(both, 2) for both in zip(trunk, branch[1:], strict=True)]
+            outputs.append(_attend(branch[0], *joined, window=window, options=options))
         at += 1 + len(span.branches)
-    outputs.append(query.new_zeros(*query.shape[:2], padding, value.shape[3]))  # of values' width
+    outputs.append(query.new_zeros(*query.shape[:2], padding, value.shape[3]))
     return torch.cat(outputs, dim=2)
 
 
@@ -121,7 +112,7 @@ def _attend(
     window: int | None,
     options: dict[str, Any],
 ) -> torch.Tensor:
-    """Causal attention of the last tokens of `key` to all of it, within `window` tokens."""
+    """Compute causal attention of queries, which are the last tokens, within `window` tokens."""
     before = key.shape[2] - query.shape[2]
     if not before and (window is None or key.shape[2] <= window):
         return scaled_dot_product_attention(query, key, value, is_causal=True, **options)

@@ -16,7 +16,7 @@ import torch
 from sft.distributed.fsdp_forward import eval_mode
 from sft.errors import UserError
 from sft.packing.document_attention import DOCUMENTS
-from sft.packing.flex_attention import FLEX, VARIANTS
+from sft.packing.flex_attention import FLEX, MAX_COMPILED_VARIANTS
 from sft.packing.layout import Batch, Document, RowKind, Segment, lay_out
 from sft.packing.logprobs import (
     ROW_ERRORS,
@@ -166,7 +166,7 @@ def attention_mismatch(model: Any, *, training: torch.dtype | None) -> str | Non
     if attention_of(model) == FLEX:
         # Rows, dtypes and passes need more compiled variants than torch's default limit of 8.
         limits = torch._dynamo.config
-        limits.recompile_limit = max(VARIANTS, limits.recompile_limit)
+        limits.recompile_limit = max(MAX_COMPILED_VARIANTS, limits.recompile_limit)
     mismatch = _run_check(model)
     if mismatch is None and training is not None:
         mismatch = _run_check(model, partial(_gradient_mismatch, compute=training))

@@ -1,4 +1,4 @@
-"""Rows that fill up the last step of an epoch and train nothing."""
+"""Rows without trained tokens that fill the last step of an epoch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +8,8 @@ from torch.utils.data import Sampler
 
 
 def fill_last_step(rows: Dataset, filler: dict[str, Any], *, train_batch_size: int) -> Dataset:
-    """Append rows that train nothing until every step has `train_batch_size` rows.
-
-    Otherwise processes would round an epoch's last step up by repeating rows, each number of
-    processes differently.
-    """
+    """Append `filler` rows until every step has `train_batch_size` rows."""
+    # accelerate would repeat rows in the last step instead, as many as there are processes.
     missing = -len(rows) % train_batch_size if train_batch_size else 0
     if not missing:
         return rows

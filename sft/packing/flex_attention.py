@@ -1,11 +1,9 @@
-"""Attention over the blocks of packed rows in which there is something to see, on CUDA.
+"""Flex attention over packed rows on CUDA, with a block mask from documents and branches.
 
-Flex attention computes blocks of 128 x 128 tokens and leaves out those that no token sees into.
-Which these are follows from the documents and branches in each block, so no mask of L x L exists in
-either pass, and one long row costs what its documents cost apart. Importing this module makes it
-known to transformers by the name `FLEX`; without `blocks` in the call (generation, a plain forward)
-it is torch's own sdpa. Chats without branches are covered too, so flash attention's calls by
-sequence lengths, which know no branches, would add nothing but a second path.
+Flex attention computes blocks of 128 x 128 tokens and skips blocks without a visible key. The block
+mask is computed from the documents and branches of each block, so no L x L mask exists, and one
+long row costs as much as its documents in separate rows. Importing this module registers it in
+transformers as `FLEX`. Calls without `blocks` (generation, a plain forward) use torch's sdpa.
 """
 
 from collections.abc import Callable
@@ -22,9 +20,9 @@ from transformers.masking_utils import sdpa_mask
 from sft.packing.layout import BLOCK, PADDING, Batch
 
 FLEX = "flex"
-# Kernels for training and scoring, one row or several, each dtype. Beyond torch's own limit of 8 it
-# would silently compute every score of the row instead.
-VARIANTS = 64
+# Compiled kernels: for training and scoring, one row or several, each dtype. Beyond torch's default
+# limit of 8 (recompile_limit) flex attention silently computes all scores without a kernel.
+MAX_COMPILED_VARIANTS = 64
 
 
 def block_attention(
@@ -36,18 +34,18 @@ def block_attention(
     blocks: Callable[[int | None], BlockMask] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' attention interface: query [R, H, L, D] -> [R, L, H, D].
+    """Compute attention through transformers' interface: query [R, H, L, D] -> [R, L, H, D].
 
     Args:
-        blocks: gives the block mask of the rows for a layer's window.
+        blocks: returns the block mask of the rows for a layer's window.
 
     Raises:
-        ValueError: attention drops out, which flex attention does not (upstream).
+        ValueError: the layer uses dropout, which transformers' flex attention does not support.
     """
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     device = query.device.type
-    if torch.is_autocast_enabled(device):  # rotary positions leave queries and keys in float32
+    if torch.is_autocast_enabled(device):  # rotary embeddings return float32
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     mask = blocks(kwargs.get("sliding_window"))
@@ -56,13 +54,13 @@ def block_attention(
 
 
 def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
-    """What `sft.packing.layout.attention_mask` says, for flex attention: [R, 1, L, L].
+    """Return `sft.packing.layout.attention_mask` as a block mask [R, 1, L, L].
 
     Args:
-        window: positions that a token sees, its own among them; all where None.
+        window: positions that a token attends to, including its own; None: all.
     """
     document, branch, place = (t.int() for t in (batch.document, batch.branch, batch.position_ids))
-    # The last position that is out of sight. Tensors only: a number would be compiled in.
+    # The last position outside the window, as a tensor: a number would be compiled in.
     horizon = torch.full_like(place, -1) if window is None else place - window
 
     def seen(
@@ -73,22 +71,23 @@ def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
         near = place[row, key] > horizon[row, query]
         return (query == key) | ((query >= key) & same & own & near)
 
-    some, whole = _blocks(document, branch, place, horizon)
+    partial, full = _visible_blocks(document, branch, place, horizon)
     length = document.shape[1]
     return BlockMask.from_kv_blocks(
-        *_listed(some & ~whole),
-        *_listed(whole),
+        *_block_indices(partial & ~full),
+        *_block_indices(full),
         BLOCK_SIZE=BLOCK,
         mask_mod=seen,
         seq_lengths=(length, length),
     )
 
 
-def _blocks(
+def _visible_blocks(
     document: torch.Tensor, branch: torch.Tensor, place: torch.Tensor, horizon: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bool [R, blocks, blocks]: blocks of keys in which a block of queries may see something, and
-    those in which all of its tokens see everything. Documents and branches only rise along a row.
+    """Return bool [R, query blocks, key blocks]: whether some keys are visible, whether all are.
+
+    Documents and branches never decrease along a row.
     """
 
     def cells(values: torch.Tensor, beyond: int) -> torch.Tensor:
@@ -120,8 +119,8 @@ def _blocks(
     return some, one & query(full) & key(full) & (key(high == 0) | same) & near
 
 
-def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks of keys each block of queries has [R, 1, blocks], and which [.., blocks]."""
+def _block_indices(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of key blocks of each query block [R, 1, blocks] and their indices."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None], order.int()[:, None].contiguous()
 

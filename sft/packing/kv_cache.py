@@ -40,7 +40,7 @@ def read_prefix(model: Any, ids: Sequence[int]) -> Prefix:
 
 
 def preallocated_cache(config: Any, *, length: int) -> DynamicCache:
-    """Return the model's cache with memory for `length` tokens in each layer that attends to all."""
+    """Return the model's cache with memory for `length` tokens in each full-attention layer."""
     cache = DynamicCache(config=config)
     # Layers with a sliding window or a state keep the class that transformers gives them.
     cache.layers = [
@@ -51,7 +51,7 @@ def preallocated_cache(config: Any, *, length: int) -> DynamicCache:
 
 
 class PrefixLayer(DynamicLayer):
-    """A cache layer that prepends its first keys and values to all later ones, and stores no more."""
+    """A cache layer that prepends its first keys and values to all later ones."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

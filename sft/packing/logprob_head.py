@@ -1,15 +1,14 @@
 """The vocabulary projection on scored tokens: log-probs without storing the logits.
 
-A slice of tokens meets a slice of the vocabulary at a time, so that logits take a fixed amount of
-memory for any vocabulary, and fit the caches of a CPU. Sums over the vocabulary are kept relative
-to the largest logit so far, as in flash attention (arXiv 2205.14135, section 3.1). For a frozen
-head (LoRA, the reference, evaluation) the forward pass also computes the gradient of each log-prob
-by its state, W[target] - softmax @ W, so the backward pass recomputes nothing. A trained head keeps
-the exponentials of its logits where they fit, and recomputes them where they do not.
+Logits are computed for a slice of tokens and a slice of the vocabulary at a time, in a fixed amount
+of memory. Sums over the vocabulary are relative to the largest logit so far, as in flash attention
+(arXiv 2205.14135, section 3.1). For a frozen head (LoRA, the reference, evaluation) the forward
+pass also computes the gradient of each log-prob by its state, W[target] - softmax @ W, so the
+backward pass recomputes nothing. A trained head stores the exponentials of its logits if they fit,
+and recomputes them otherwise.
 
-On CUDA trl's fused kernel is used where it agrees: it takes scored tokens alone, returns a log-prob
-for each, and supports soft caps. Liger's returns one loss, which neither DPO nor evaluation can
-use, and trl 1.16 refuses it.
+On CUDA trl's fused kernel is used if it agrees. Liger's returns one loss, but DPO and evaluation
+need a log-prob for each token.
 """
 
 import logging
@@ -28,25 +27,24 @@ from sft.packing.tolerances import TOLERANCES, error_summary, relative_error
 
 log = logging.getLogger(__name__)
 
-# float32 logits of a chunk where a module computes them.
+# float32 logits of a chunk that the head's module computes.
 CPU_CHUNK, CHUNK = 2**25, 2**26
-# Logits of one slice, which a CPU's caches hold and which fill a GPU, and its most tokens.
-CPU_SLICE, SLICE, ROWS = 2**21, 2**24, 1024
-# Exponentials of logits that a trained head keeps for its backward pass: a quarter of a GiB.
-KEPT = 2**26
+# Logits of one slice: few enough for a CPU's caches, enough to fill a GPU; and its most tokens.
+CPU_SLICE, SLICE, MAX_ROWS = 2**21, 2**24, 1024
+# Exponentials of logits that a trained head stores for its backward pass: 256 MiB in float32.
+MAX_STORED = 2**26
 # exp(x) = exp2(x * LOG2_E), which takes a third of the time of exp on a CPU.
 LOG2_E = 1 / math.log(2)
-# Columns of the vocabulary that the fused kernel takes at once; trl's default.
-FUSED_COLUMNS = 2**15
+FUSED_COLUMNS = 2**15  # columns of the vocabulary in one launch of trl's kernel; its default
 
-_fused: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # heads on which the kernel agrees
+_fused: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # heads that passed the check
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of a batch's scored tokens, in the batch's order."""
 
-    log_probs: torch.Tensor  # [N] float32 at least, log p(target | its trunk and branch)
+    log_probs: torch.Tensor  # [N] at least float32, log p(target | its trunk and branch)
     is_argmax: torch.Tensor  # [N] bool, whether greedy decoding would have chosen it
 
 
@@ -81,7 +79,7 @@ def select_logprob_head(model: Any) -> None:
     if type(head) is not torch.nn.Linear or head.weight.device.type != "cuda":
         return
     if isinstance(head.weight, DTensor):
-        log.info("head: in chunks (its weights are spread over processes)")
+        log.info("head: in chunks (its weights are sharded)")
         return
     if not is_triton_available():
         log.info("head: in chunks (trl's fused kernel needs the package triton)")
@@ -107,7 +105,7 @@ def fused_kernel_mismatch(head: Any, *, softcap: float | None) -> str | None:
             log_probs = score(states, head, target, softcap).log_probs
             (grad,) = torch.autograd.grad(log_probs.sum(), states)
             results.append((log_probs.detach(), grad.float()))
-    except RuntimeError as error:  # of a compiler or a kernel
+    except RuntimeError as error:  # a failure of Triton's compiler or of the kernel
         return error_summary(error)
     (fused, fused_grad), (plain, plain_grad) = results
     value_error = (fused - plain).abs().max().item()
@@ -130,7 +128,7 @@ def _through_kernel(
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Return log-probs [N] and is_argmax [N]; keep each log-prob's gradient by its state [N, H]."""
+    """Return log-probs [N] and is_argmax [N]; store the log-probs' gradients by their states."""
 
     @staticmethod
     def forward(
@@ -165,14 +163,14 @@ class _TrainedHead(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         sums = _OnlineSoftmax(hidden, target)
-        keep = len(target) * len(weight) <= KEPT
-        buffer = _LogitBuffer(hidden, weight, fresh=keep)
-        ctx.kept = []
+        store = len(target) * len(weight) <= MAX_STORED
+        buffer = _LogitBuffer(hidden, weight, fresh=store)
+        ctx.stored = []
         for part in buffer.parts:
             for columns in buffer.slices:
                 exp_logits, _ = sums.add(buffer.logits(hidden[part], columns), part, columns)
-                if keep:
-                    ctx.kept.append((exp_logits, sums.largest[part].clone()))
+                if store:
+                    ctx.stored.append((exp_logits, sums.largest[part].clone()))
         ctx.save_for_backward(hidden, weight, target, sums.largest, sums.total)
         hits = sums.hits()
         ctx.mark_non_differentiable(hits)
@@ -182,13 +180,13 @@ class _TrainedHead(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
         hidden, weight, target, largest, total = ctx.saved_tensors
         by_state, by_weight = _zeros(hidden), _zeros(weight)
-        buffer, kept = _LogitBuffer(hidden, weight), iter(ctx.kept)
+        buffer, stored = _LogitBuffer(hidden, weight), iter(ctx.stored)
         for part in buffer.parts:
             own = grad[part, None]
             share = -own / total[part]  # of exp_logits in the gradient by the logits
             for columns in buffer.slices:
-                if ctx.kept:
-                    exp_logits, reference = next(kept)
+                if ctx.stored:
+                    exp_logits, reference = next(stored)
                 else:
                     reference = largest[part]
                     exp_logits = _exp_logits(buffer.logits(hidden[part], columns), reference)
@@ -245,7 +243,7 @@ class _LogitBuffer:
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, *, fresh: bool = False) -> None:
         budget = CPU_SLICE if hidden.device.type == "cpu" else SLICE
-        rows = max(1, min(ROWS, len(hidden)))
+        rows = max(1, min(MAX_ROWS, len(hidden)))
         width = max(1, min(budget // rows, len(weight)))
         self.weight, self.fresh = weight, fresh
         self.parts, self.slices = _slices(len(hidden), rows), _slices(len(weight), width)
@@ -290,12 +288,9 @@ def _within(target: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.T
 
 
 def _is_largest(logits: torch.Tensor, index: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    """Return whether the logit at `index` is its row's first largest [n, 1]; only rows that are
-    `inside` have a meaning.
-
-    On a CPU argmax takes ten times as long as max, so it runs on those rows alone. A GPU would
-    wait for their number, and the planner's fake tensors have none.
-    """
+    """Return whether the logit at `index` is its row's first largest [n, 1], for rows `inside`."""
+    # argmax takes ten times as long as max on a CPU, so it runs on those rows only. Indexing with a
+    # mask would synchronize a GPU, and the planner's fake tensors do not support it.
     if logits.device.type != "cpu" or type(logits) is not torch.Tensor:
         return logits.argmax(1, keepdim=True) == index
     found, rows = torch.zeros_like(inside), inside.squeeze(1)
@@ -304,7 +299,7 @@ def _is_largest(logits: torch.Tensor, index: torch.Tensor, inside: torch.Tensor)
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Compute total += left @ right, also where the total has a wider dtype than they."""
+    """Compute total += left @ right, also for a total of a wider dtype."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:
@@ -327,8 +322,8 @@ def _slices(count: int, size: int) -> list[slice]:
 def _through_module(
     hidden: torch.Tensor, head: Any, target: torch.Tensor, softcap: float | None
 ) -> Scores:
-    """Score through any output layer, called as the model calls it; where there are several chunks
-    the backward pass recomputes them."""
+    """Score through any output layer as the model calls it; several chunks are recomputed in the
+    backward pass."""
     budget = CPU_CHUNK if hidden.device.type == "cpu" else CHUNK
     step = max(1, budget // head.weight.shape[0])
     chunks = list(zip(hidden.split(step), target.split(step), strict=True))

@@ -1,8 +1,8 @@
-"""Rows of one chat that begin alike, laid out as a trunk with a branch for each of them.
+"""Rows of one chat with a common prefix as a trunk with a branch for each row.
 
-`data.turns: each` gives every assistant turn a row that repeats the chat up to it. Their common
-beginning is computed once: rows that follow one another and come from one place become a document
-of `sft.packing.layout`. For the rows "a b | X", "a b c | Y" and "a b c d | Z" (what is behind | is
+`data.turns: each` makes a row for every assistant turn, which repeats the chat up to it.
+Consecutive rows of one origin become a document of `sft.packing.layout`, so that their common
+prefix is computed once. For the rows "a b | X", "a b c | Y" and "a b c d | Z" (tokens after | are
 trained) and a limit of 9 tokens:
 
     input_ids  a b X c Y c d Z
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-AT_ONCE = 4096  # documents that are held as Python lists
+CHUNK = 4096  # documents held as Python lists, which take more memory than Arrow arrays
 SCHEMA = pa.schema(
     {
         "origin": pa.string(),
@@ -38,23 +38,23 @@ class _Row:
 
     @property
     def prompt(self) -> int:
-        """Tokens before the first that is trained."""
+        """The number of tokens before the first trained one."""
         return int(self.trained.argmax()) if self.trained.any() else len(self.trained)
 
 
 def share_prefixes(rows: Dataset, *, limit: int) -> Dataset:
-    """The rows in documents of at most `limit` tokens, in order.
+    """Return rows as documents of at most `limit` tokens, in order.
 
     Args:
         rows: columns `origin`, `input_ids`, `trained`.
 
     Returns:
-        The same columns and `branches`, the lengths of the branches at the end of `input_ids`; none
-        where a row stands alone.
+        The same columns and `branches`, the lengths of the branches at the end of `input_ids`;
+        empty for a document of one row.
     """
     documents = _documents(rows, limit=limit)
     tables = []
-    while some := list(islice(documents, AT_ONCE)):
+    while some := list(islice(documents, CHUNK)):
         tables.append(pa.Table.from_pylist(some, SCHEMA))
     return Dataset(pa.concat_tables(tables)) if tables else Dataset(SCHEMA.empty_table())
 
@@ -70,14 +70,14 @@ def _documents(rows: Iterable[Any], *, limit: int) -> Iterator[dict[str, Any]]:
 
 
 def _groups(rows: Sequence[_Row], *, limit: int) -> list[tuple[list[_Row], int]]:
-    """Neighbors that share a prefix, and its length; from the last on, whose prompt is longest."""
+    """Return groups of consecutive rows with the length of their common prefix."""
     groups: list[tuple[list[_Row], int]] = []
-    for row in reversed(rows):
+    for row in reversed(rows):  # the last row has the longest prompt
         if groups:
             group, trunk = groups[-1]
-            shared = _common(row.ids[: row.prompt], group[0].ids[:trunk])
+            shared = _common_length(row.ids[: row.prompt], group[0].ids[:trunk])
             size = sum(len(each.ids) - shared for each in (row, *group)) + shared
-            # A shorter trunk is repeated in fewer rows, and lengthens the branches that are there.
+            # Tokens that the group saves must grow: a shorter trunk lengthens the other branches.
             if size <= limit and len(group) * shared > (len(group) - 1) * trunk:
                 groups[-1] = ([row, *group], shared)
                 continue
@@ -85,8 +85,8 @@ def _groups(rows: Sequence[_Row], *, limit: int) -> list[tuple[list[_Row], int]]
     return groups[::-1]
 
 
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two sequences begin with alike."""
+def _common_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Return the length of the common prefix of two sequences."""
     length = min(len(a), len(b))
     differ = np.flatnonzero(a[:length] != b[:length])
     return int(differ[0]) if len(differ) else length
@@ -95,12 +95,9 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 def _document(group: Sequence[_Row], trunk: int) -> dict[str, Any]:
     first = group[0]
     if len(group) == 1:
-        trunk = len(first.ids)
-    branches = [] if len(group) == 1 else [len(row.ids) - trunk for row in group]
-    tails = group if branches else []
-    return {
-        "origin": first.origin,
-        "input_ids": np.concatenate([first.ids[:trunk], *(row.ids[trunk:] for row in tails)]),
-        "trained": np.concatenate([first.trained[:trunk], *(row.trained[trunk:] for row in tails)]),
-        "branches": branches,
-    }
+        ids, trained, branches = first.ids, first.trained, []
+    else:
+        ids = np.concatenate([first.ids[:trunk], *(row.ids[trunk:] for row in group)])
+        trained = np.concatenate([first.trained[:trunk], *(row.trained[trunk:] for row in group)])
+        branches = [len(row.ids) - trunk for row in group]
+    return {"origin": first.origin, "input_ids": ids, "trained": trained, "branches": branches}

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from sft.packing.layout import Span
 
-# Most queries of a tile; most scores of a tile over all heads, to fit a CPU's caches; and the fewest
-# queries of a tile, also where a long row has more scores.
+# Most queries of a tile; most scores of a tile over all heads, to fit a CPU's caches; and the
+# fewest queries of a tile, also where a long row has more scores.
 MAX_QUERIES, MAX_SCORES, MIN_QUERIES = 128, 2**20, 16
 
 

@@ -26,7 +26,7 @@ def expected(layer, states, target, softcap=None):
 
 
 def slices(monkeypatch, *, rows, columns):
-    monkeypatch.setattr(logprob_head, "ROWS", rows)
+    monkeypatch.setattr(logprob_head, "MAX_ROWS", rows)
     monkeypatch.setattr(logprob_head, "CPU_SLICE", rows * columns)
 
 
@@ -39,7 +39,7 @@ def test_log_probs_and_gradients_are_those_of_log_softmax(
 ):
     slices(monkeypatch, rows=rows, columns=columns)
     monkeypatch.setattr(logprob_head, "CPU_CHUNK", rows * VOCABULARY)
-    monkeypatch.setattr(logprob_head, "KEPT", kept)
+    monkeypatch.setattr(logprob_head, "MAX_STORED", kept)
     layer, states, target = layer_and_states()
     layer.requires_grad_(trained)
     own = torch.randn(TOKENS, dtype=torch.float64)  # each log-prob matters differently, as in DPO
@@ -175,7 +175,7 @@ def test_a_largest_logit_in_a_later_slice_is_as_good_as_one_in_the_first(trained
     """Logits that rise and fall by hundreds from slice to slice, in float32: sums beside an earlier
     maximum must shrink to nothing, and never overflow."""
     slices(monkeypatch, rows=2, columns=3)
-    monkeypatch.setattr(logprob_head, "KEPT", 0)
+    monkeypatch.setattr(logprob_head, "MAX_STORED", 0)
     logits = torch.tensor([[-900.0, 0, 500, 499, 501, 500, -1, 88.5, 501.5, 0]] * 3)
     layer = torch.nn.Linear(3, 10, bias=False).requires_grad_(trained)
     layer.weight.data = logits.T.contiguous()
@@ -204,7 +204,7 @@ def test_of_equal_logits_the_first_is_the_choice_of_greedy_decoding(columns, mon
 def test_no_tensor_as_large_as_the_logits_outlives_its_chunk(trained, monkeypatch):
     """With a vocabulary of 152 k, all logits of 64 tokens would be 9.7 million values."""
     slices(monkeypatch, rows=64, columns=4096)
-    monkeypatch.setattr(logprob_head, "KEPT", 0)
+    monkeypatch.setattr(logprob_head, "MAX_STORED", 0)
     torch.manual_seed(0)
     layer = torch.nn.Linear(1, 152_000, bias=False).requires_grad_(trained)
     states = torch.randn(64, 1, requires_grad=True)
