@@ -48,10 +48,8 @@ class RenderedChat:
 
 @dataclass(frozen=True)
 class UntrainedReason:
-    """Why an assistant turn is not trained; `lost`: the template leaves out words of it."""
-
     reason: str
-    lost: bool = False
+    lost: bool = False  # the template leaves out words of the turn
 
 
 def find_trained_turns(
@@ -63,10 +61,8 @@ def find_trained_turns(
 ) -> RenderedChat:
     """Render a conversation and find the turns to train.
 
-    Raises:
-        UserError: the last message is not the assistant's; a message has a control token; the
-            template refuses the conversation, changes the last answer, or does not begin or end it
-            as in generation.
+    Raises UserError if the last message is not the assistant's, a message has a control token, or
+    the template refuses the conversation or writes the last answer otherwise than in generation.
     """
     if not messages or messages[-1].get("role") != "assistant":
         raise UserError("the conversation does not end with an assistant turn; cut or drop the row")
@@ -113,7 +109,6 @@ def _find_trained_turn(
     tools: list[Any] | None,
     ending: TurnEnd,
 ) -> TrainedTurn | UntrainedReason:
-    """Return the turn at `messages[place]`, or why it cannot be trained."""
     message = messages[place]
     try:
         prompt = render(tokenizer, messages[:place], tools=tools, prompt=True)
@@ -161,7 +156,6 @@ def _renders_words(
     *,
     tools: list[Any] | None,
 ) -> bool:
-    """Return whether the template writes the words of the assistant message at `place`."""
     # Sentinels, since a short answer or a function name can occur in the template's own text.
     message, marks = with_sentinels(messages[place])
     changed = [*messages[:place], message, *messages[place + 1 :]]
@@ -172,11 +166,7 @@ def _renders_words(
 def check_no_control_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> None:
-    """Check that no message has BOS or an end-of-turn, which would begin or end a turn.
-
-    Raises:
-        UserError: naming the turn and the token.
-    """
+    """Raise UserError if a message has BOS or an end-of-turn, which would begin or end a turn."""
     forbidden = set(find_turn_end(tokenizer).texts) | {tokenizer.bos_token}
     forbidden.discard(None)
     for number, message in enumerate(messages, start=1):

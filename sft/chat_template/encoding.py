@@ -18,11 +18,7 @@ from sft.chat_template.render import Message, render
 from sft.chat_template.rendering_checks import check_context_rendered
 from sft.chat_template.template import ensure_template as ensure_template
 from sft.chat_template.template_date import apply_template
-from sft.chat_template.turn_end import (
-    control_pattern,
-    find_turn_end,
-    has_generation_tags,
-)
+from sft.chat_template.turn_end import control_pattern, find_turn_end, has_generation_tags
 from sft.data.loss_marks import has_marks
 from sft.errors import UserError
 
@@ -43,11 +39,7 @@ class EncodedChat:
 
 
 def stop_ids(tokenizer: PreTrainedTokenizerBase, *, also: Iterable[int] = ()) -> list[int]:
-    """Return the ids that end an assistant turn: the template's end-of-turn, eos, then `also`.
-
-    Raises:
-        UserError: the template does not end its turns.
-    """
+    """Return the ids that end an assistant turn: the template's end-of-turn, eos, then `also`."""
     return list(dict.fromkeys([*find_turn_end(tokenizer).ids, *also]))
 
 
@@ -65,15 +57,9 @@ def encode_chat(
     tools: list[Any] | None = None,
     turns: str = "all",
 ) -> EncodedChat:
-    """Tokenize a conversation and mark the assistant turns, end-of-turn included.
+    """Tokenize a conversation and mark the assistant turns ("all" or the "last"), end included.
 
-    Args:
-        tools: function descriptions for templates that list them.
-        turns: "all" or "last", the assistant turns to train.
-
-    Raises:
-        UserError: see `find_trained_turns`; or the chat begins with two BOS, or is tokenized so
-            that it does not begin with its generation prompt.
+    Raises UserError for an invalid row: see `find_trained_turns`; or it begins with two BOS.
     """
     (result,) = encode_chats(tokenizer, [{"messages": messages, "tools": tools}], turns=turns)
     if isinstance(result, UserError):
@@ -275,9 +261,8 @@ def encode_prompt(
 ) -> list[int]:
     """Return the ids from which an answer to `messages` is generated, as in training rows.
 
-    Raises:
-        UserError: the last message is the assistant's, a message has a control token, or the
-            template refuses the conversation.
+    Raises UserError if the last message is the assistant's, a message has a control token, or the
+    template refuses the conversation.
     """
     if not messages or messages[-1].get("role") == "assistant":
         raise UserError("a prompt ends with a user or tool turn; cut the answer from it")

@@ -77,11 +77,9 @@ def check_thinking_rendered(
     *,
     tools: list[Any] | None = None,
 ) -> None:
-    """Check that the last turn continues an opened block of thinking, and that none is doubled.
+    """Raise UserError if the last turn does not continue an opened block of thinking.
 
-    Raises:
-        UserError: the last turn has no thinking, or the template does not write it into the block;
-            a turn has thinking after a block that the template writes.
+    Also if a turn has thinking after a block that the template writes before every answer.
     """
     forms = find_message_forms(tokenizer)
     for number, message in enumerate(messages, start=1):
@@ -210,7 +208,6 @@ def _find_message_forms(
 
 
 def _adds_empty_block(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the template closes a block of thinking before thinking in the content."""
     message = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}"}
     head, there, _ = (
         _rendered(tokenizer, [ASK, message]).rpartition(QUESTION_SENTINEL)[2].partition(THOUGHT)
@@ -225,13 +222,11 @@ def opening_of(prompt: str) -> str:
 
 
 def _closing(opening: str) -> str:
-    """Return the tag that closes the block of `opening`."""
     tag = opening.strip()
     return tag.replace("START", "END") if "START" in tag else f"{tag[:1]}/{tag[1:]}"
 
 
 def _takes_json_text(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether arguments must be text: objects are refused or written as Python reprs."""
     arguments = {"argument": 1}
     objects = _rendered(tokenizer, _call_messages(arguments))
     if objects and str(arguments) not in objects:
@@ -249,7 +244,6 @@ def _call_messages(arguments: Any) -> list[Message]:
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, prompt: bool = False
 ) -> str:
-    """Return the conversation as text, without tools or with one; "" if the template refuses it."""
     for tools in (None, [DUMMY_TOOL]):
         with suppress(UserError):
             return render(tokenizer, messages, tools=tools, prompt=prompt)

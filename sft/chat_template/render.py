@@ -30,8 +30,7 @@ def render(
 ) -> str:
     """Render a conversation to text; `prompt` adds the generation prompt.
 
-    Raises:
-        UserError: there is no template, it refuses the conversation, or it does not end.
+    Raises UserError if there is no template, it refuses the conversation, or it does not end.
     """
     if tokenizer.chat_template is None:
         raise UserError(

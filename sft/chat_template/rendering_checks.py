@@ -27,12 +27,10 @@ def message_texts(message: Message) -> list[str]:
 
 
 def called_functions(message: Message) -> list[str]:
-    """Return the names of the functions that the message calls."""
     return [call["name"] for call in _functions(message)]
 
 
 def call_arguments(message: Message) -> list[str]:
-    """Return the arguments of the message's calls as JSON text."""
     given = [call.get("arguments") for call in _functions(message)]
     return [a if isinstance(a, str) else json.dumps(a, ensure_ascii=False) for a in given]
 
@@ -48,11 +46,7 @@ def check_context_rendered(
     text: str,
     tools: list[Any] | None = None,
 ) -> None:
-    """Check that the rendered `text` contains every message that an answer may depend on.
-
-    Raises:
-        UserError: naming the message that is missing.
-    """
+    """Raise UserError if the rendered `text` lacks a message that an answer may depend on."""
     plain: list[Message] = []
     owners: list[tuple[int, Message]] = []  # for each sentinel
     for number, message in enumerate(messages, start=1):
@@ -83,7 +77,6 @@ def check_context_rendered(
 
 
 def _remedy(tokenizer: PreTrainedTokenizerBase, message: Message, tools: list[Any] | None) -> str:
-    """Return how to change a message that the template leaves out."""
     calls = [
         {"type": "function", "function": function, "id": f"functions.{function['name']}:{i}"}
         for i, function in enumerate(_functions(message))
@@ -112,7 +105,6 @@ def _required_texts(message: Message) -> list[str]:
 
 
 def _contains(text: str, piece: str) -> bool:
-    """Return whether the text contains the piece, up to white space or JSON quoting."""
     quoted = json.dumps(piece, ensure_ascii=False)[1:-1]
     return (
         piece.strip() in text or quoted in text or strip_whitespace(piece) in strip_whitespace(text)
@@ -154,7 +146,6 @@ def with_sentinels(
 
 
 def _with_plain_ids(messages: list[Message]) -> list[Message]:
-    """Replace ids of calls by ids that depend only on their order."""
     plain: dict[str, str] = {}  # nine letters, as Mistral's template requires
     for message in messages:
         for call in message.get("tool_calls") or []:

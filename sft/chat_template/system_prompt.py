@@ -29,13 +29,9 @@ INSTRUCTED = [{"role": "system", "content": SYSTEM_SENTINEL}, QUESTION]
 
 
 def set_system_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Change the system turn that the template writes for conversations without one.
+    """Keep ("template"), remove ("none") or replace the default system turn of the template.
 
-    Args:
-        text: "template" keeps the default, "none" removes it, any other text replaces it.
-
-    Raises:
-        UserError: the template takes no system turn, or its default is not one literal text in it.
+    Raises UserError if the template takes no system turn, or its default is not one literal in it.
     """
     if text == KEEP:
         return
@@ -71,7 +67,6 @@ def lacks_system(messages: Sequence[Message]) -> bool:
 
 
 def quoted(text: str) -> str:
-    """Return a system prompt on one line, shortened."""
     line = " ".join(text.split())
     return repr(line if len(line) <= 100 else f"{line[:97]}...")
 
@@ -113,7 +108,6 @@ def _find_default(tokenizer: PreTrainedTokenizerBase) -> _Default | None:
 
 
 def _remove(tokenizer: PreTrainedTokenizerBase, default: _Default) -> None:
-    """Remove the default from the template's text, and check that nothing else changes."""
     before, kept, bos = tokenizer.chat_template, _instructed(tokenizer), tokenizer.bos_token or ""
     blocks = [default.block, default.block.removeprefix(bos), default.block.rstrip()]
     # If no literal holds the complete turn, only its content is removed.
@@ -136,7 +130,6 @@ def _remove(tokenizer: PreTrainedTokenizerBase, default: _Default) -> None:
 
 
 def _instructed(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the rendered conversations that have a system turn."""
     return [render(tokenizer, INSTRUCTED, prompt=True), *_with_tools(tokenizer, INSTRUCTED)]
 
 

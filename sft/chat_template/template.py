@@ -59,18 +59,11 @@ PLAIN = (
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> str:
-    """Give the tokenizer a template if it has none, and check that it ends its turns.
+    """Give the tokenizer a template if it has none; return a line for the log.
 
-    Args:
-        tokenizer: changed in place (chat_template; eos_token, if the vocabulary has one that the
-            configuration does not name). No token is added.
-        template: path of a .jinja file or template text, which replaces the tokenizer's own.
-
-    Returns:
-        One line for the log: which template is used and which token ends a turn.
-
-    Raises:
-        UserError: no such file; a template that does not end its turn; no end-of-sequence token.
+    `template` (a .jinja path or text) replaces the tokenizer's own. A missing eos_token is set from
+    the vocabulary; no token is added. Raises UserError if there is no such file or eos_token, or
+    the template does not end its turns.
     """
     notes = []
     if tokenizer.eos_token is None:

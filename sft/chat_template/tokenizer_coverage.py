@@ -48,7 +48,6 @@ class Coverage:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Coverage":
-        """Return the coverage of a tokenizer, found from its backend model."""
         model, vocabulary = tokenizer.backend_tokenizer.model, tokenizer.get_vocab()
         named = (vocabulary.get(f"<0x{byte:02X}>") for byte in range(256))
         byte_ids = frozenset(i for i in named if i is not None)
@@ -112,18 +111,13 @@ BYTES = _byte_alphabet()
 
 
 def row_texts(row: Mapping[str, Any]) -> list[str]:
-    """Return the texts of a plain text, a chat, or a preference pair."""
     turns = [row.get(part) or [] for part in ("messages", "prompt", "chosen", "rejected")]
     contents = (turn.get("content") for part in turns for turn in part)
     return [text for text in (row.get("text"), *contents) if isinstance(text, str) and text]
 
 
 def check_coverage(found: Mapping[str, CoverageCount], *, most: float, remedy: str) -> None:
-    """Check that at most a share `most` (model.max_unknown) of each source's text is lost.
-
-    Raises:
-        UserError: naming the source, the share and `remedy`.
-    """
+    """Raise UserError if a source loses more than a share `most` (model.max_unknown) of its text."""
     for source, written in found.items():
         if written.share > most:
             raise UserError(
@@ -141,11 +135,7 @@ def check_row_coverage(
     most: float,
     name: str = "",
 ) -> None:
-    """Run `check_coverage` on rows, grouped by the path in `origin` or under one `name`.
-
-    Raises:
-        UserError: see `check_coverage`.
-    """
+    """Apply `check_coverage` to rows, grouped by the path in `origin` or under one `name`."""
     coverage = Coverage.of(tokenizer)
     found: dict[str, CoverageCount] = {}
     for row in rows if coverage.loses else ():
@@ -158,11 +148,7 @@ def check_row_coverage(
 def check_answer_coverage(
     tokenizer: PreTrainedTokenizerBase, answers: Sequence[Sequence[int]], *, most: float
 ) -> None:
-    """Check that at most a share `most` of the tokens in generated answers is the unknown token.
-
-    Raises:
-        UserError: the share is larger.
-    """
+    """Raise UserError if more than a share `most` of generated tokens is the unknown token."""
     unknown = Coverage.of(tokenizer).unknown
     total = sum(map(len, answers))
     count = sum(token == unknown for answer in answers for token in answer)

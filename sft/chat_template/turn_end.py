@@ -54,8 +54,7 @@ class TurnEnd:
 def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
     """Return how this tokenizer's template ends a turn, found with sentinels and cached.
 
-    Raises:
-        UserError: there is no template, or it writes no control token after the answer.
+    Raises UserError if there is no template, or it writes no control token after the answer.
     """
     special = (tokenizer.bos_token, tokenizer.eos_token)
     return _find_turn_end(tokenizer, template_text(tokenizer), special)
@@ -132,7 +131,6 @@ def _next_role(
 def _call_ending(
     tokenizer: PreTrainedTokenizerBase, user: Message, *, plain: tuple[str, str], header: str
 ) -> tuple[str, str | None]:
-    """Return closing and token of a turn of tool calls; those of `plain` turns if equal."""
     forms: tuple[object, ...] = ({}, "{}")
     for tools, arguments in product(([DUMMY_TOOL], None), forms):
         with suppress(UserError):
@@ -148,11 +146,7 @@ def _end_of_call(
     tools: list[Any] | None,
     header: str,
 ) -> tuple[str, str] | None:
-    """Return closing and token of a turn of calls; None if they are those of a plain turn.
-
-    Raises:
-        UserError: the template takes no calls of this form.
-    """
+    """Return closing and token of a turn of calls, or None; UserError if it takes no such calls."""
     call: Message = {
         "role": "assistant",
         "content": "",
@@ -210,7 +204,6 @@ def has_generation_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _choose_end(tokenizer: PreTrainedTokenizerBase, tail: str, after_user: str) -> str | None:
-    """Return the token in `tail` that ends a turn, or None."""
     found = sorted(
         (tail.find(token), token) for token in control_tokens(tokenizer) if token in tail
     )
@@ -222,7 +215,6 @@ def _choose_end(tokenizer: PreTrainedTokenizerBase, tail: str, after_user: str) 
 
 
 def common_prefix(a: str, b: str) -> str:
-    """Return the longest common prefix of two texts."""
     length = 0
     while length < min(len(a), len(b)) and a[length] == b[length]:
         length += 1

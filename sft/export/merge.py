@@ -59,7 +59,6 @@ class MergeCheck:
 
     @property
     def share(self) -> float:
-        """The loss as a share of the change by training."""
         return self.lost / self.changed if self.changed else float(not self.lost <= EQUAL)
 
 
@@ -80,12 +79,10 @@ class TrainedModel:
     trust_remote_code: bool = False
 
     def load(self, path: str) -> Any:
-        """Load the weights at `path` in float32."""
         trust = self.trust_remote_code
         return load_model(path, self.placement, dtype=torch.float32, trust_remote_code=trust)
 
     def logits(self, model: Any) -> Any:
-        """Return the logits of a loaded model on `rows`."""
         return _logits(model, self.rows)
 
 
@@ -100,14 +97,9 @@ def export_weights(
 ) -> MergeCheck:
     """Write a trained model to `folder` as safetensors, then load it again and compare.
 
-    Args:
-        dtype: of the published weights, to which they are rounded once, to nearest.
-        or_float32: publish in float32 if rounding to `dtype` loses more than `LOST`.
-        remedy: for the error message, if too much is lost.
-
-    Raises:
-        UserError: rounding loses more than `LOST` of the change by training, or the logits of the
-            written model differ from those of the model in memory.
+    Weights are rounded once to `dtype`, or stay float32 if that loses more than `LOST` and
+    `or_float32` is set. Raises UserError (with `remedy`) if too much is lost, or the written model
+    differs.
     """
     assert not trained.placement.load_in_4bit, "nothing is merged into 4-bit weights"
     base = trained.logits(trained.load(trained.base))
@@ -151,7 +143,6 @@ def _merged(model: Any) -> Any:
 
 @torch.no_grad()
 def _round(model: Any, dtype: torch.dtype) -> None:
-    """Round float32 weights to the nearest value of `dtype` (within `finfo(dtype).eps / 2`)."""
     for parameter in model.parameters():
         parameter.copy_(parameter.to(dtype))
 
@@ -180,12 +171,7 @@ def compare_with_4bit(
 ) -> MergeCheck:
     """Compare a merged model with its adapter over 4-bit weights, as it was trained.
 
-    Args:
-        path: the adapter.
-        merged: the merged model.
-        rows: token ids to compare on.
-        placement: as it was trained, in 4 bits.
-        use: placement of the merged model.
+    `path` is the adapter, `placement` that of training in 4 bits, `use` that of the merged model.
     """
     options: dict[str, Any] = {"dtype": placement.compute, "trust_remote_code": trust_remote_code}
     changed = _logits(load_model(adapter_base(path), placement, **options), rows)
@@ -202,9 +188,6 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
     that measuring and training use the same weights. A 4-bit stage quantizes them again; the
     difference to the previous stage is logged. The first `MERGE_ROWS` of `rows` (token ids) are
     compared.
-
-    Raises:
-        UserError: rounding loses more than `LOST` of the change by training.
     """
     placement, trust = context.placement, context.trust_remote_code
     inputs = {"weights": context.weights_key(start), "dtype": str(placement.compute)}
@@ -243,7 +226,6 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
 
 
 def describe_check(check: MergeCheck) -> str:
-    """Return a sentence about the change of the logits by a merge."""
     change = f"{check.share:.1%} of what training changed"
     if check.changed <= EQUAL:
         change = "and training had changed none of them"

@@ -33,10 +33,7 @@ class TurnFormat:
 def find_turn_format(tokenizer: Any) -> TurnFormat:
     """Return the fixed texts of the tokenizer's template, verified on several conversations.
 
-    A date that the template writes (Llama 3.2) is part of them, as the tokenizer's date.
-
-    Raises:
-        UserError: the template moves, joins or rewrites turns.
+    Raises UserError if the template moves, joins or rewrites turns.
     """
     try:
         turns = _find(tokenizer)
@@ -85,14 +82,8 @@ def modelfile(
 ) -> str:
     """Return the text of an Ollama Modelfile for the safetensors in its folder.
 
-    Args:
-        stops: texts that end an answer.
-        window: the context length, if the model's configuration has it.
-        adds_bos: whether the tokenizer adds BOS to a text.
-        day: the date in the fixed texts, if the chat template writes one.
-
-    Raises:
-        UserError: the template contains syntax of Go's template language.
+    `stops` are the texts that end an answer, `window` is the context length, `day` a date in the
+    fixed texts. Raises UserError if the template contains syntax of Go's template language.
     """
     parts = [turns.bos, turns.default, turns.prompt, *sum(turns.around.values(), ())]
     if any(mark in text for text in parts for mark in ("{{", '"""')):

@@ -33,13 +33,8 @@ def write_weights(
 ) -> list[str]:
     """Merge and round the trained weights into `folder`; return comparison results for the card.
 
-    Args:
-        section: the trained model.
-        rows: token ids on which logits are compared.
-        dtype: of the weights; None for the base's, or float32 if that loses too much.
-
-    Raises:
-        UserError: the written weights are not the trained ones.
+    `section` is the trained model, `rows` are token ids to compare logits on; `dtype` None is the
+    base's, or float32 if that loses too much.
     """
     model, trust = preset.model, section.trust_remote_code
     start = run / "base" / "model"  # if tokens were added to it

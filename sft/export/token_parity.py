@@ -46,11 +46,7 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 def write_modelfile(
     folder: Path, tokenizer: PreTrainedTokenizerBase, *, window: int | None
 ) -> TurnFormat:
-    """Write folder/Modelfile with the stops of generation_config.json; return the fixed texts.
-
-    Raises:
-        UserError: the template cannot be written in Go, or its text becomes other ids.
-    """
+    """Write folder/Modelfile with the stops of generation_config.json; return the fixed texts."""
     turns = find_turn_format(tokenizer)
     for chat in probe_chats(system="system" in turns.around):
         if _ids_of_text(tokenizer, turns, chat) != encode_prompt(tokenizer, chat):
@@ -77,16 +73,10 @@ def check_token_parity(
     turns: TurnFormat | None = None,
     trust_remote_code: bool = False,
 ) -> TokenParity:
-    """Check that conversations become the same ids in training, evaluation, chat and export.
+    """Raise UserError if a conversation becomes other ids in training, evaluation or export.
 
-    Args:
-        tokenizer: of the training run.
-        folder: the export, loaded as a user loads it.
-        recorded: rows of {"messages", "prompt_ids"} stored by the evaluation.
-        turns: of the Modelfile, if there is one.
-
-    Raises:
-        UserError: ids differ, or generation does not stop on the end-of-turn of training.
+    Also if generation in `folder` does not stop on the end-of-turn of training. `recorded` are rows
+    of {"messages", "prompt_ids"} stored by the evaluation, `turns` those of the Modelfile.
     """
     exported: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     system = turns is None or "system" in turns.around
@@ -128,7 +118,6 @@ def check_token_parity(
 
 
 def _eos_ids(folder: Path) -> list[int]:
-    """Return the ids that end an answer of the model in `folder`."""
     return list(ids_of(read_json(folder / "generation_config.json")["eos_token_id"]))
 
 

@@ -84,12 +84,9 @@ def describe_os_error(error: OSError) -> str | None:
 
 @contextmanager
 def writing(path: Path, *more: type[Exception]) -> Iterator[None]:
-    """Convert the errors of libraries that write `path` to one type, and record the write.
+    """Convert errors of libraries that write `path` to WriteFailed, and record the write.
 
     `more` are further exception types of the library (see also `sft.system.run_marker.recording`).
-
-    Raises:
-        WriteFailed: torch, safetensors, tokenizers, pyarrow or the system failed to write.
     """
     kinds: tuple[type[Exception], ...] = (OSError, RuntimeError, SafetensorError, *more)
     try:
@@ -123,7 +120,6 @@ def _number(error: BaseException | None) -> int:
 
 
 def _is_torch_writer(error: Exception) -> bool:
-    """Return whether torch's zip writer failed; its message has no errno."""
     return isinstance(error, RuntimeError) and any(
         words in str(error)
         for words in (
@@ -176,7 +172,6 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object per line, atomically."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -232,11 +227,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open a file for reading, without blocking on a pipe or reading a device forever.
-
-    Raises:
-        NotAFile: a folder, a pipe, a socket or a device is there.
-    """
+    """Open a file for reading; NotAFile for a folder, a pipe (which may block) or a device."""
     if path.exists() and not path.is_file():
         raise NotAFile(errno.EINVAL, "a file belongs there", str(path))
     stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
@@ -247,7 +238,6 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a file; see `open_file`."""
     with open_file(path) as stream:
         return stream.read()
 
@@ -328,7 +318,6 @@ def sweep(folder: Path) -> None:
 
 
 def _discard(gone: Path) -> None:
-    """Finish one interrupted removal, if there is one."""
     move_foreign_files(gone)
     if gone.is_dir() and not gone.is_symlink():
         shutil.rmtree(gone)

@@ -40,13 +40,10 @@ _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 @contextmanager
 def lock_folder(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
-    """Hold the lock of `folder`, which is created if missing.
+    """Hold the lock of `folder`, which is created if missing and named by `option` in errors.
 
-    If the block raises before it writes anything, the folder is left as it was. `option` is the
-    setting that names the folder, for error messages.
-
-    Raises:
-        UserError: the folder cannot be written, or another process holds it.
+    If the block raises before it writes anything, the folder is left as it was. Raises UserError if
+    the folder cannot be written or another process holds it.
     """
     if "::" in str(folder):
         raise UserError(
@@ -83,7 +80,6 @@ def lock_folder(folder: Path, *, option: str = "run.dir") -> Iterator[None]:
 
 
 def _names(folder: Path) -> set[str]:
-    """Return the entries of a folder, or none if it does not exist."""
     try:
         return set(os.listdir(folder))
     except OSError:
@@ -91,7 +87,6 @@ def _names(folder: Path) -> set[str]:
 
 
 def _locked_stream(folder: Path, option: str) -> tuple[IO[bytes], bool]:
-    """Return the open, locked file and whether the kernel holds the lock."""
     while True:
         stream = _open_lock_file(folder, option)
         try:

@@ -10,11 +10,7 @@ from urllib.request import getproxies
 
 import datasets
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +43,7 @@ def reach_hub() -> bool:
 def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str | None:
     """Return reason and remedy if the Hub did not provide `name`; None for other errors.
 
-    Args:
-        error: raised by a loader, with the Hub's own error among its causes.
-        kind: model or dataset, as `hf download --repo-type` spells it.
+    `kind` is model or dataset, as `hf download --repo-type` spells it.
     """
     name = name.partition("@")[0]  # without its revision
     kinds_of = tuple(type(cause) for cause in causes(error))

@@ -145,10 +145,7 @@ class Marker:
 def new_marker(
     folder: Path, *, written: Mapping[str, set[str] | None] = MappingProxyType({})
 ) -> Marker:
-    """Return a marker with a new id; `Marker.save` writes it.
-
-    `written` are the files of the run that the folder already has (see `Marker.written`).
-    """
+    """Return a marker with a new id; `Marker.save` writes it. For `written` see `Marker`."""
     return Marker(folder, run=secrets.token_hex(16), written=dict(written))
 
 
@@ -194,10 +191,7 @@ def record_writes_in(marker: Marker) -> Iterator[None]:
 
 @contextmanager
 def recording(path: Path) -> Iterator[None]:
-    """Record that the block writes `path`, a file or folder, in the marker of the open run.
-
-    Does nothing without an open run and outside its folder.
-    """
+    """Record in the marker of the open run, if any, that the block writes `path`."""
     marker = _marker
     if marker is None:
         yield

@@ -33,9 +33,7 @@ def run_inputs(
 ) -> dict[str, str]:
     """Return hashes by name: base weights, tokenizer, template, and every file of the preset.
 
-    Args:
-        base: local directory or Hub id of the model that the run begins with.
-        more: further hashes, such as those of the benchmarks.
+    `base` is a local directory or Hub id; `more` are further hashes, such as those of benchmarks.
     """
     data, repetition, safety = preset.data, preset.eval.repetition, preset.eval.safety
     listed = {
@@ -86,11 +84,7 @@ def weights_fingerprint(path: str, *, patterns: Sequence[str] = READ) -> str:
 
 
 def source_fingerprint(source: Source) -> str:
-    """Return the hash of a local file, or name, split, configuration and revision of a dataset.
-
-    Raises:
-        UserError: the path is not a regular file.
-    """
+    """Return the hash of a local file, or name, split and revision of a Hub dataset."""
     path = find_path(source.path)
     if path is None:
         name = f":name={source.name}" if source.name else ""

@@ -82,7 +82,6 @@ class StageRows:
 
     @property
     def too_long(self) -> int:
-        """The number of rows left out for their length."""
         return total(self.checked).left_out
 
 
@@ -95,14 +94,11 @@ def prepare_chats(
 ) -> Dataset:
     """Return the token rows of all sources: `origin`, `kind`, `input_ids`, `trained`, `untrained`.
 
-    With `data.too_long: split`, chats of more than `split_at` tokens are split. Rows go to
-    data/sft.parquet, counts to data/data.json, and evidence for dropped rows to
-    data/duplicates.jsonl and data/contamination.jsonl. The files are reused if no source, option,
-    question, tokenizer or template has changed. One process works; the others read its files.
-
-    Raises:
-        UserError: a row is invalid or contains a benchmark question and `data.on_error` is stop; or
-            no row is left.
+    With `data.too_long: split`, chats of more than `split_at` tokens are split. Rows and counts go
+    to data/sft.parquet and data/data.json, evidence for dropped rows to data/duplicates.jsonl and
+    data/contamination.jsonl; they are reused while sources, options, questions, tokenizer and
+    template are the same. Raises UserError if `data.on_error` is stop and a row is invalid or
+    contains a benchmark question, or if no row is left.
     """
     split_at = split_at if section.too_long == "split" else None
     stage = Stage(
@@ -187,7 +183,6 @@ def _prepare(
     split_at: int | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the token rows and the evidence; return the facts of data.json."""
     read = read_sft(section.sft, on_error=section.on_error)
     known = known_questions(section, benchmarks)
     read = drop_contaminated(
@@ -219,7 +214,6 @@ def _prepare(
 
 
 def row_lengths(rows: Dataset) -> list[int]:
-    """Return the number of tokens of each row."""
     return list(pc.list_value_length(rows.with_format("arrow")["input_ids"][:]).to_pylist())
 
 
@@ -235,9 +229,7 @@ def rows_of_stage(
     """Return the rows of the stage's kinds in at most `max_length` tokens, each checked.
 
     With `data.turns: each`, rows of one chat share their prefixes (`sft.packing.shared_prefix`).
-
-    Raises:
-        UserError: no row is left, a row is invalid, or too many are too long (`_check_lengths`).
+    Raises UserError if no row is left, a row is invalid, or too many are too long.
     """
     of_rows = rows.with_format("arrow")["kind"][:].to_pylist()
     present = Counter(of_rows)
@@ -296,12 +288,7 @@ def _truncate_long_rows(
 def _check_lengths(
     checked: Checked, *, section: DataSection, where: str, max_length: int | None
 ) -> None:
-    """Stop, or warn if `on_error` is drop, if `max_length` removes too much.
-
-    Raises:
-        UserError: no row is left; or `on_error` is stop, and most rows or all rows of a source are
-            left out, or too many answers are cut.
-    """
+    """Stop, or warn if `on_error` is drop, if `max_length` removes or cuts too much."""
     counts = total(checked)
     rows, limit = counts.rows + counts.left_out, f"{where}.max_length={max_length}"
     without_them = "or data.on_error=drop to go on without"

@@ -69,7 +69,6 @@ class Tally:
         unknown_tokens: int = 0,
         byte_tokens: int = 0,
     ) -> None:
-        """Count one more row."""
         self.unknown_tokens += unknown_tokens
         self.byte_tokens += byte_tokens
         self.rows += 1
@@ -180,11 +179,7 @@ def check_rows(tables: Iterable[pa.Table], *, rules: Rules) -> Checked:
 
 
 def check_no_broken_rules(broken: Mapping[str, Sequence[str]], *, where: str) -> None:
-    """Check that no rule is broken.
-
-    Raises:
-        UserError: every broken rule with its count and the first origins.
-    """
+    """Raise UserError with every broken rule, its count and the first origins."""
     violations = [
         f"{len(places)} where {rule} (first: {', '.join(places[:EXAMPLES])})"
         for rule, places in broken.items()
@@ -206,7 +201,6 @@ def as_facts(checked: Checked) -> list[dict[str, Any]]:
 
 
 def total(checked: Checked) -> Tally:
-    """Return the sum of all tallies."""
     columns = zip(*(vars(tally).values() for tally in checked.tallies.values()), strict=True)
     return Tally(*map(sum, columns))
 

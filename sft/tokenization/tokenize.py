@@ -58,8 +58,7 @@ def write_token_rows(
 ) -> dict[str, Any]:
     """Write the chats' token rows, in order, to a Parquet file; return counts.
 
-    Raises:
-        UserError: a chat cannot be tokenized and `on_error` is stop, or none can.
+    Raises UserError if a chat cannot be tokenized and `on_error` is stop, or if none can.
     """
     problems: list[str] = []
     counts: Counter[str] = Counter()
@@ -108,11 +107,7 @@ def encode_chunk(
 
 
 def _tokenize_chunks(encode: Encode, chats: Sequence[dict[str, Any]]) -> Iterator[TokenizedChunk]:
-    """Yield `encode` of chunks of chats in order, computed by one process per core.
-
-    Forked processes share the chats and the tokenizer; outside of Linux forking is unsafe, and this
-    process works alone.
-    """
+    # Forked processes share chats and tokenizer; forking is unsafe outside of Linux.
     starts = range(0, len(chats), ROWS_AT_ONCE)
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if cores < 2 or len(chats) < PARALLEL_FROM:

@@ -29,12 +29,9 @@ def truncate_row(
 ) -> list[TruncatedRow]:
     """Return the row in at most `max_length` tokens: unchanged, cut, in windows, or [].
 
-    For "q ? a b <end>" of which "a b <end>" is trained, and 4 tokens: "drop" and "split" return
-    nothing (`encode_and_split` splits chats), "truncate" returns "q ? a b", cut.
-
-    Args:
-        too_long: drop, truncate or split.
-        bos: the id repeated at the start of each window of a text that begins with it.
+    For "q ? a b <end>" of which "a b <end>" is trained, and 4 tokens: `too_long` "drop" and "split"
+    give [] (`encode_and_split` splits chats), "truncate" gives "q ? a b", cut. `bos` is repeated at
+    the start of each window of a text that begins with it.
     """
     ids, trained = row.input_ids, row.trained
     if max_length is None or len(ids) <= max_length:
@@ -78,14 +75,10 @@ def encode_and_split(
 ) -> Iterator[tuple[dict[str, Any], EncodedChat | UserError]]:
     """Yield each chat with its tokens; a chat longer than `split_at` in several pieces, in order.
 
-    A piece, marked by the key "piece", has the system turn and as many rounds as fit. A round
-    longer than `split_at` is kept for `truncate_row`. If only the last answer is trained, only the
-    last piece is yielded.
-
-    Args:
-        turns: the assistant turns to train: "all" that the template writes alike as history, the
-            "last", or "each" in its own row after its own prompt. For "each", `untrained_turns`
-            of the last row counts the turns of the chat without a row.
+    A piece, marked by the key "piece", has the system turn and as many rounds as fit; a longer
+    round is kept for `truncate_row`. `turns` are the assistant turns to train: "all" that the
+    template writes alike as history, the "last" (of the last piece), or "each" in its own row after
+    its own prompt; the last of these rows counts the turns without a row in `untrained_turns`.
     """
     if turns == "each":
         yield from _encode_each_turn(tokenizer, chats, split_at=split_at)
