@@ -78,26 +78,21 @@ def find_trained_turns(
     places = [i for i in answers if is_trained(messages[i])]
     if not places:
         raise UserError("every assistant turn is marked as not trained; drop the row")
-    turns, untrained, lost = [], len(answers) - len(places), set()
-    for place in places:
-        last = place == places[-1]
-        found = None
-        if last or not last_only:
-            found = _find_trained_turn(
-                tokenizer, messages, place, text=text, tools=tools, ending=ending
-            )
+    turns, lost = [], set()
+    for place in places[-1:] if last_only else places:
+        found = _find_trained_turn(
+            tokenizer, messages, place, text=text, tools=tools, ending=ending
+        )
         if isinstance(found, TrainedTurn):
             turns.append(found)
-        elif last:
-            assert found is not None
+        elif place == places[-1]:
             raise UserError(
                 f"the last assistant turn cannot be trained: {found.reason}; change the row or the "
                 "template (model.chat_template)"
             )
-        else:
-            untrained += 1
-            lost |= {place} if found is not None and found.lost else set()
-    return RenderedChat(text=text, turns=tuple(turns), untrained=untrained, lost=frozenset(lost))
+        elif found.lost:
+            lost.add(place)
+    return RenderedChat(text, tuple(turns), len(answers) - len(turns), frozenset(lost))
 
 
 def _find_trained_turn(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -90,9 +90,7 @@ def encode_chats(
             _prompt_boundaries(tokenizer, chat, chat_ids)
             for chat, chat_ids in zip(found, ids, strict=True)
         ]
-        prompt_texts = list(
-            {boundary.prompt_text for several in boundaries for boundary in several}
-        )
+        prompt_texts = list({boundary.prompt_text for boundary in chain(*boundaries)})
         prompts = dict(zip(prompt_texts, _encode(tokenizer, prompt_texts), strict=True))
         stops = set(stop_ids(tokenizer)) if found else set()
         encoded = map(partial(_mask_turns, tokenizer, prompts, stops), found, ids, boundaries)
@@ -130,11 +128,10 @@ def _prompt_boundaries(
     boundaries = []
     for turn in chat.turns:
         before = sum(match.end() <= turn.start for match in matches)
+        start, offset = 0, 0
         if before and turn is not chat.turns[-1]:
-            prompt_text = chat.text[matches[before - 1].start() : turn.start]
-            boundaries.append(PromptBoundary(prompt_text, places[before - 1]))
-        else:
-            boundaries.append(PromptBoundary(chat.text[: turn.start], 0))
+            start, offset = matches[before - 1].start(), places[before - 1]
+        boundaries.append(PromptBoundary(chat.text[start : turn.start], offset))
     return boundaries
 
 
@@ -172,19 +169,20 @@ def _mask_turns(
 ) -> EncodedChat | UserError:
     """Mark the turns whose prompt, tokenized alone, equals the ids before the turn."""
     prompt = prompts[boundaries[-1].prompt_text]
-    if not _starts_with(ids, boundaries[-1].offset, prompt):
+    last = boundaries[-1].offset
+    if ids[last : last + len(prompt)] != prompt:
         # A token merges the end of the prompt with the answer's first line break. Generation cannot
         # produce that token, so prompt and answer are tokenized separately.
         rest = _encode_after(tokenizer, chat.text[chat.turns[-1].start :])
-        ids = ids[: boundaries[-1].offset] + prompt + rest
+        ids = ids[:last] + prompt + rest
     trained = [False] * len(ids)
     untrained = chat.untrained
     for boundary in boundaries:
         prompt = prompts[boundary.prompt_text]
-        if not _starts_with(ids, boundary.offset, prompt):
+        start = boundary.offset + len(prompt)
+        if ids[boundary.offset : start] != prompt:
             untrained += 1
             continue
-        start = boundary.offset + len(prompt)
         end = next((i for i in range(start, len(ids)) if ids[i] in stops), None)
         if end is None:
             return UserError("an assistant turn loses its end-of-turn token in tokenization")
@@ -196,10 +194,6 @@ def _mask_turns(
             "chat template or from the text"
         )
     return EncodedChat(input_ids=ids, trained=trained, untrained_turns=untrained)
-
-
-def _starts_with(ids: list[int], offset: int, prompt: list[int]) -> bool:
-    return ids[offset : offset + len(prompt)] == prompt
 
 
 def _mask_from_generation_tags(
@@ -223,8 +217,12 @@ def _mask_from_generation_tags(
         return_assistant_tokens_mask=True,
     )
     if tagged["input_ids"] != chat.input_ids or has_marks(row["messages"]):
-        return chat  # the ids were changed in `_mask_turns`
-    runs = _runs([bool(flag) for flag in tagged["assistant_masks"]])
+        return chat  # a re-tokenized answer, or loss marks: only our own spans fit the ids
+    runs, start = [], 0
+    for trained, flags in groupby(tagged["assistant_masks"]):
+        end = start + len(list(flags))
+        runs += [range(start, end)] if trained else []
+        start = end
     stops = set(stop_ids(tokenizer))
     # An earlier turn may end with another control token (gpt-oss); the last one may not.
     ends = set(control_pattern(tokenizer)[1].values())
@@ -244,13 +242,6 @@ def _mask_from_generation_tags(
         runs = [run for run in runs if any(chat.trained[run.start : run.stop])]
     kept = {i for run in runs for i in run}
     return EncodedChat(chat.input_ids, [i in kept for i in range(len(chat.input_ids))], untrained)
-
-
-def _runs(flags: list[bool]) -> list[range]:
-    """Return the ranges in which the flags are set without a gap."""
-    starts = [i for i, flag in enumerate(flags) if flag and not (i and flags[i - 1])]
-    ends = [i for i in range(1, len(flags) + 1) if flags[i - 1] and not any(flags[i : i + 1])]
-    return [range(start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def encode_prompt(
@@ -277,10 +268,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
     """Return the ids of texts that already contain their special tokens."""
     if not texts:
         return []
-    nothing_more = {"return_attention_mask": False, "return_token_type_ids": False}
-    return list(
-        tokenizer(texts, add_special_tokens=False, verbose=False, **nothing_more)["input_ids"]
-    )
+    options = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False, **options)
+    return list(encoded["input_ids"])
 
 
 def _encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -55,13 +55,9 @@ def check_context_rendered(
         with_marks, marks = with_sentinels(message, first=len(owners), content=words)
         plain.append(with_marks)
         owners += [(number, message)] * len(marks)
-    missing = _missing_sentinels(
-        tokenizer,
-        template_text(tokenizer),
-        json.dumps(_with_plain_ids(plain), sort_keys=True),
-        len(owners),
-        bool(tools),
-    )
+    key = json.dumps(_with_plain_ids(plain), sort_keys=True)
+    template = template_text(tokenizer)
+    missing = _missing_sentinels(tokenizer, template, key, len(owners), bool(tools))
     lost = [owners[i] for i in missing]
     for number, message in enumerate(messages, start=1):
         if not all(_contains(text, piece) for piece in _required_texts(message)):
@@ -83,12 +79,8 @@ def _remedy(tokenizer: PreTrainedTokenizerBase, message: Message, tools: list[An
     ]
     with_marks, marks = with_sentinels({**message, "tool_calls": calls}, content=False)
     with suppress(UserError):
-        text = render(
-            tokenizer,
-            [{"role": "user", "content": ANSWER_SENTINEL}, with_marks],
-            tools=tools,
-            prompt=False,
-        )
+        question = {"role": "user", "content": ANSWER_SENTINEL}
+        text = render(tokenizer, [question, with_marks], tools=tools, prompt=False)
         if calls and all(mark in text for mark in marks):
             return (
                 "the template writes the id of a call instead of its name, so give it an id "

@@ -117,7 +117,7 @@ def row_texts(row: Mapping[str, Any]) -> list[str]:
 
 
 def check_coverage(found: Mapping[str, CoverageCount], *, most: float, remedy: str) -> None:
-    """Raise UserError if a source loses more than a share `most` (model.max_unknown) of its text."""
+    """Raise UserError if a source loses more than the share `most` (model.max_unknown)."""
     for source, written in found.items():
         if written.share > most:
             raise UserError(

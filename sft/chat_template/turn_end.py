@@ -70,10 +70,9 @@ def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
 def _find_turn_end(
     tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
 ) -> TurnEnd:
-    user, answer = (
-        {"role": "user", "content": QUESTION_SENTINEL},
-        {"role": "assistant", "content": ANSWER_SENTINEL},
-    )
+    # `template` and `special` are only part of the cache key: tokenizers are mutable.
+    user = {"role": "user", "content": QUESTION_SENTINEL}
+    answer = {"role": "assistant", "content": ANSWER_SENTINEL}
     try:
         single, tools = render(tokenizer, [user, answer], prompt=False), None
     except UserError:
@@ -147,16 +146,13 @@ def _end_of_call(
     header: str,
 ) -> tuple[str, str] | None:
     """Return closing and token of a turn of calls, or None; UserError if it takes no such calls."""
-    call: Message = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [_call(ANSWER_SENTINEL, arguments)],
-    }
+    calls = [_call(ANSWER_SENTINEL, arguments)]
+    call: Message = {"role": "assistant", "content": "", "tool_calls": calls}
     result = {
         "role": "tool",
         "content": "ok",
         "name": ANSWER_SENTINEL,
-        "tool_call_id": ANSWER_SENTINEL * 9,
+        "tool_call_id": calls[0]["id"],
     }
     text = render(tokenizer, [user, call], tools=tools, prompt=False)
     if ANSWER_SENTINEL not in text:
@@ -190,12 +186,9 @@ def _between_calls(
 
 
 def _call(name: str, arguments: object) -> dict[str, Any]:
-    return {
-        "type": "function",
-        # Nine letters, as Mistral requires, with the name inside, as Kimi K2 requires.
-        "id": name * 9,
-        "function": {"name": name, "arguments": arguments},
-    }
+    # The id has nine letters, as Mistral requires, and contains the name, as Kimi K2 requires.
+    function = {"name": name, "arguments": arguments}
+    return {"type": "function", "id": name * 9, "function": function}
 
 
 def has_generation_tags(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -64,26 +64,30 @@ class MergeCheck:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model or adapter, and how it is compared with other weights.
-
-    Attributes:
-        base: the model that it was trained from.
-        rows: token ids of real conversations, on which logits are compared.
-        placement: where it is merged and compared, in float32; not in 4 bits.
-    """
+    """A trained model or adapter, and how it is compared with other weights."""
 
     path: str
-    base: str
-    rows: Sequence[Sequence[int]]
-    placement: Placement
+    base: str  # the model that it was trained from
+    rows: Sequence[Sequence[int]]  # token ids of real conversations, to compare logits on
+    placement: Placement  # where it is merged and compared, in float32; not in 4 bits
     trust_remote_code: bool = False
 
     def load(self, path: str) -> Any:
         trust = self.trust_remote_code
         return load_model(path, self.placement, dtype=torch.float32, trust_remote_code=trust)
 
-    def logits(self, model: Any) -> Any:
-        return _logits(model, self.rows)
+    @torch.no_grad()
+    def logits(self, model: Any) -> torch.Tensor:
+        """Return the logits at `POSITIONS` positions of each row, [P, V] float32 on the CPU."""
+        device = next(model.parameters()).device
+        found = []
+        for row in self.rows:
+            count = min(POSITIONS, len(row))
+            places = torch.linspace(0, len(row) - 1, count, device=device).long()
+            ids = torch.tensor([list(row)], device=device)
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
+            found.append(logits.float().cpu())
+        return torch.cat(found)
 
 
 def export_weights(
@@ -161,24 +165,17 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def compare_with_4bit(
-    path: str,
-    merged: str,
-    *,
-    rows: Sequence[Sequence[int]],
-    placement: Placement,
-    use: Placement,
-    trust_remote_code: bool = False,
+    trained: TrainedModel, merged: str, *, in_4bit: Placement, use: Placement
 ) -> MergeCheck:
-    """Compare a merged model with its adapter over 4-bit weights, as it was trained.
+    """Compare a merged model, placed as in `use`, with its adapter over 4-bit weights."""
 
-    `path` is the adapter, `placement` that of training in 4 bits, `use` that of the merged model.
-    """
-    options: dict[str, Any] = {"dtype": placement.compute, "trust_remote_code": trust_remote_code}
-    changed = _logits(load_model(adapter_base(path), placement, **options), rows)
-    trained = _logits(load_model(path, placement, **options), rows)
-    return compare_logits(
-        _logits(load_model(merged, use, **options), rows), trained=trained, base=changed
-    )
+    def logits(path: str, placement: Placement) -> torch.Tensor:
+        trust = trained.trust_remote_code
+        model = load_model(path, placement, dtype=in_4bit.compute, trust_remote_code=trust)
+        return trained.logits(model)
+
+    base, exact = logits(adapter_base(trained.path), in_4bit), logits(trained.path, in_4bit)
+    return compare_logits(logits(merged, use), trained=exact, base=base)
 
 
 def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: Any) -> str:
@@ -199,8 +196,9 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
             return
         stage.begin()
         shown = [list(row)[:MERGE_LENGTH] for row in rows[:MERGE_ROWS]]
+        trained = TrainedModel(start, adapter_base(start), shown, on_cpu(placement), trust)
         check = export_weights(
-            TrainedModel(start, adapter_base(start), shown, on_cpu(placement), trust),
+            trained,
             context.tokenizer,
             folder=target,
             dtype=placement.compute,
@@ -209,14 +207,7 @@ def merge_before_stage(start: str, context: RunContext, *, folder: Path, rows: A
         log.info("adapter: merged into its base; %s", describe_check(check))
         facts = asdict(check)
         if placement.load_in_4bit:
-            again = compare_with_4bit(
-                start,
-                str(target),
-                rows=shown,
-                placement=placement,
-                use=placement,
-                trust_remote_code=trust,
-            )
+            again = compare_with_4bit(trained, str(target), in_4bit=placement, use=placement)
             log.info("adapter: quantized again with its base; %s", describe_check(again))
             facts["quantised"] = asdict(again)
         stage.finish(outputs=["model"], facts=facts)
@@ -242,9 +233,11 @@ def compare_logits(
 
     A base with a smaller vocabulary is compared on the tokens that it has.
     """
-    off = _centred(published - trained)
+    off = published - trained
+    off -= off.mean(1, keepdim=True)
     known = min(base.shape[1], trained.shape[1])
-    moved = _centred(base[:, :known] - trained[:, :known])
+    moved = base[:, :known] - trained[:, :known]
+    moved -= moved.mean(1, keepdim=True)
     return MergeCheck(
         positions=trained.shape[0],
         lost=off.square().mean().sqrt().item(),
@@ -258,21 +251,3 @@ def stored_dtype(path: str, *, trust_remote_code: bool = False) -> torch.dtype:
     """Return the dtype of a model's weights according to its configuration, or float32."""
     config = read_model_config(path, trust_remote_code=trust_remote_code)
     return config.dtype or torch.float32
-
-
-def _centred(difference: torch.Tensor) -> torch.Tensor:
-    return difference - difference.mean(1, keepdim=True)
-
-
-@torch.no_grad()
-def _logits(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Return the logits at `POSITIONS` positions of each row, [P, V] float32 on the CPU."""
-    device = next(model.parameters()).device
-    found = []
-    for row in rows:
-        count = min(POSITIONS, len(row))
-        places = torch.linspace(0, len(row) - 1, count, device=device).long()
-        ids = torch.tensor([list(row)], device=device)
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=places).logits[0]
-        found.append(logits.float().cpu())
-    return torch.cat(found)

@@ -56,14 +56,7 @@ def write_weights(
     why = f", since {check.instead_of}" if check.instead_of else ""
     checked = [f"weights: published in {check.dtype}{why}; {describe_check(check)}"]
     if in_4bit:
-        found = compare_with_4bit(
-            trained.path,
-            str(folder),
-            rows=rows,
-            placement=in_4bit,
-            use=placement,
-            trust_remote_code=trust,
-        )
+        found = compare_with_4bit(trained, str(folder), in_4bit=in_4bit, use=placement)
         checked.append(
             "quantization: trained over 4-bit weights and merged into the unquantized ones; "
             f"between the two, {describe_check(found)}"

@@ -178,8 +178,9 @@ def test_merging_goes_into_the_unquantised_weights_and_the_difference_is_told(ba
     adapter = str(tmp_path / "adapter")
     save_model(model, tokenizer, tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("model*.safetensors"))
+    trained = TrainedModel(adapter, path, [IDS], FLOAT)
     check = export_weights(
-        TrainedModel(adapter, path, [IDS], FLOAT),
+        trained,
         tokenizer,
         folder=tmp_path / "whole",
         dtype=torch.float32,
@@ -191,11 +192,9 @@ def test_merging_goes_into_the_unquantised_weights_and_the_difference_is_told(ba
     assert merged.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
-    told = compare_with_4bit(
-        adapter, str(tmp_path / "whole"), rows=[IDS], placement=IN_4BIT, use=FLOAT
-    )
+    found = compare_with_4bit(trained, str(tmp_path / "whole"), in_4bit=IN_4BIT, use=FLOAT)
     # Here 4 bits are coarse: far more than rounding, and no reason to refuse.
-    assert told.lost > 100 * check.lost and told.changed > 0
+    assert found.lost > 100 * check.lost and found.changed > 0
     again = RunContext(tmp_path, tokenizer, IN_4BIT, LoraSection(r=4), 0, False)
     start = merge_before_stage(adapter, again, folder=tmp_path / "start", rows=[IDS])
     assert load_model(start, FLOAT).config.to_dict().get("quantization_config") is None
