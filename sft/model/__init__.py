@@ -22,12 +22,12 @@ lora_targets: Choose the matrices that a LoRA adapter is added to, stacked exper
 model_config: Read a model's configuration, without fields that choose code, kernels or weight
     files.
 model_files: Check the files of an untrusted model before a library reads them.
-placement: Where and how a model runs: device, dtype and attention, each with its reason.
+placement: Choose the device, dtypes and attention of a model, and log the reason for each.
 quantization: Check that 4-bit weights (QLoRA) can be trained over, and configure their
     quantization.
 tokenizer_child: Script that tries a tokenizer, which `sft.model.model_files` runs in a child
     process.
-vocabulary: Tokens that a chat template needs and the base lacks: added, and trained under LoRA
-    too.
+vocabulary: Add tokens that a chat template needs and the base lacks; under LoRA their rows are
+    trained.
 weight_files: Find, check and read the safetensors files of a model or an adapter.
 """

@@ -1,4 +1,4 @@
-"""Where and how a model runs: device, dtype and attention, each with its reason."""
+"""Choose the device, dtypes and attention of a model, and log the reason for each."""
 
 import ctypes
 import logging
@@ -23,42 +23,40 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how a model runs; `reasons` has a line for each choice."""
+    """Device, dtypes and attention of a model."""
 
     device: torch.device
-    weights: torch.dtype  # of what is trained, and of everything under full fine-tuning
-    compute: torch.dtype  # of matrix products: autocast when it differs from `weights`
+    weights: torch.dtype  # dtype of trained weights
+    compute: torch.dtype  # dtype of matrix products: autocast if it differs from `weights`
     attention: str
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # a line for each choice
     load_in_4bit: bool = False  # frozen weights in NF4, under LoRA
 
     @property
     def autocast(self) -> bool:
-        """Whether training casts for its matrix products."""
+        """Whether training casts the inputs of matrix products."""
         return self.compute != self.weights
 
     @property
     def inference(self) -> torch.dtype:
-        """Dtype of the weights when a model only answers."""
+        """Dtype of the weights at inference."""
         return inference_dtype(self.device, self.weights, self.compute)
 
 
 def inference_dtype(
     device: torch.device, weights: torch.dtype, compute: torch.dtype
 ) -> torch.dtype:
-    """That of trained weights on a CPU, that of matrix products elsewhere."""
+    """Return the weights' dtype on a CPU, the matrix products' dtype on other devices."""
     return weights if device.type == "cpu" else compute
 
 
 def choose_placement(section: ModelSection) -> Placement:
-    """Pick device, dtypes and attention for this machine, as far as the preset leaves it open.
+    """Choose what the preset leaves open; accelerate's launcher chooses the device.
 
-    The device is the launcher's choice (accelerate). Trained weights stay in float32; matrix
-    products run in bfloat16 where the hardware has it.
+    Trained weights are in float32, matrix products in bfloat16 where the hardware supports it.
 
     Raises:
-        UserError: the preset asks for a dtype or an attention that this device does not have, or
-            for 4-bit weights where they cannot be trained over.
+        UserError: this device does not support the preset's dtype, attention or 4-bit weights.
     """
     device = PartialState().device
     if section.load_in_4bit:
@@ -67,7 +65,7 @@ def choose_placement(section: ModelSection) -> Placement:
         _use_all_cores()
         return_freed_memory()
     if device.type == "cuda":
-        # cuDNN's attention plans anew for each shape, and each next token of an answer is one.
+        # cuDNN's attention builds a plan for each shape, and decoding has a new one every token.
         torch.backends.cuda.enable_cudnn_sdp(False)
     native, why_native = _native_dtypes(device)
     if section.dtype == "auto":
@@ -88,52 +86,46 @@ def choose_placement(section: ModelSection) -> Placement:
         f"compile: {_compile(attention)}",
     )
     if section.load_in_4bit:
-        reasons += ("frozen weights: 4-bit NF4, scales quantised too (model.load_in_4bit)",)
+        reasons += ("frozen weights: 4-bit NF4, scales quantized too (model.load_in_4bit)",)
     for reason in reasons:
         log.info("%s", reason)
     return Placement(device, torch.float32, compute, attention, reasons, section.load_in_4bit)
 
 
-def _choose_attention(wanted: str, device: torch.device) -> tuple[str, str]:
-    """The attention to load models with, and why; `sft.packing.equivalence` falls back where a
-    model fails it."""
+def _choose_attention(setting: str, device: torch.device) -> tuple[str, str]:
+    """Return the attention and the reason; `sft.packing.equivalence` may replace it later."""
     flex = device.type == "cuda" and is_triton_available()
-    if wanted == FLEX and not flex:
+    if setting == FLEX and not flex:
         raise UserError(
             "model.attn_implementation=flex needs CUDA and the package triton, and this is "
             f"{device.type}; set model.attn_implementation=auto"
         )
-    if wanted != "auto":
-        return wanted, "set by the preset"
+    if setting != "auto":
+        return setting, "set by the preset"
     if device.type == "cpu":
-        return DOCUMENTS, "a call for each: no padding, no masks over rows"
+        return DOCUMENTS, "one call per document: no padding, no masks over rows"
     if flex:
-        return FLEX, "blocks that no token sees into are skipped, no masks over rows"
-    lack = "; flex attention needs the package triton" if device.type == "cuda" else ""
-    return "sdpa", f"takes the masks of packed rows, in few shapes{lack}"
+        return FLEX, "fully masked blocks are skipped, no masks over rows"
+    missing = "; flex attention needs the package triton" if device.type == "cuda" else ""
+    return "sdpa", f"takes the masks of packed rows, in few shapes{missing}"
 
 
 def _compile(attention: str) -> str:
-    """What torch.compile is used for, and why for no more."""
-    why = "packed rows come in many shapes, and each would be compiled anew"
+    """Return the use of torch.compile and the reason, for the log."""
+    why = "packed rows have many shapes, and each would be compiled separately"
     if attention == FLEX:
         return f"flex attention alone, for any length (the rest: {why})"
     return f"off ({why})"
 
 
-# glibc's names and the values that a plan holds for (`sft.planning.step_memory` counts what is
-# alive).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-RETURNED_FROM = 64 * 1024  # bytes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameter numbers of glibc's malloc.h
+RETURNED_FROM = 64 * 1024  # bytes; `sft.planning.step_memory` predicts memory for this value
 
 
 def return_freed_memory() -> None:
-    """Have glibc return every freed tensor to the system at once, in this process.
-
-    By default it raises its threshold with each large tensor that is freed, up to 32 MiB, and keeps
-    freed ones below that in its heap: below 1 GiB a process then holds 10 to 50 % more than what is
-    alive. An environment that sets `MALLOC_MMAP_THRESHOLD_` itself is left as it is.
-    """
+    """Let glibc return freed tensors to the system immediately, in this process."""
+    # By default glibc raises its threshold with each large freed tensor, up to 32 MiB, and keeps
+    # smaller ones: below 1 GiB a process then holds 10 to 50 % more than its live tensors.
     if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, RETURNED_FROM)
@@ -141,7 +133,7 @@ def return_freed_memory() -> None:
 
 
 def _use_all_cores() -> None:
-    """Undo the single thread that `accelerate launch` gives a process unless told `--cpu`."""
+    """Replace the single thread that `accelerate launch` sets without `--cpu`."""
     by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ
     if by_launcher and os.environ.get("OMP_NUM_THREADS") == "1":
         cores = psutil.cpu_count(logical=False) or 1
@@ -149,7 +141,7 @@ def _use_all_cores() -> None:
 
 
 def _native_dtypes(device: torch.device) -> tuple[set[torch.dtype], str]:
-    """Dtypes whose matrix products the hardware runs without emulation, and how we know."""
+    """Return the dtypes of matrix products without emulation, and the evidence for the log."""
     both = {torch.float32, torch.bfloat16}
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -187,6 +179,6 @@ def _apple_chip() -> str:
 
 
 def on_cpu(placement: Placement) -> Placement:
-    """Where a whole model in float32 has room, when the device has not: main memory."""
+    """Return the placement of a float32 model that fits main memory but not the device."""
     cpu = torch.device("cpu")
     return replace(placement, device=cpu, compute=torch.float32, load_in_4bit=False)

@@ -1,4 +1,4 @@
-"""Tokens that a chat template needs and the base lacks: added, and trained under LoRA too."""
+"""Add tokens that a chat template needs and the base lacks; under LoRA their rows are trained."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Let the tokenizer read each of `tokens` as one special token; new ones go to the end."""
+    """Register each of `tokens` as one special token; new ones get the highest ids."""
     special = [AddedToken(token, special=True, normalized=False) for token in tokens]
     added = tokenizer.add_tokens(special, special_tokens=True)
     if tokens:
@@ -33,57 +33,52 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, *, rows: int, added: Sequence[str]
 ) -> None:
-    """Refuse tokens that the model has no embedding for: a look-up beyond the last row ends the
-    training, wherever the first of them stands.
-
-    Special tokens that nothing uses may lie there (Gemma 3's image token does).
+    """Refuse a tokenizer with tokens that the model has no embedding for.
 
     Args:
-        rows: of the embedding.
-        added: tokens that get their rows (`base_with_tokens`).
+        rows: number of rows of the embedding.
+        added: tokens that get their rows later (`base_with_tokens`).
 
     Raises:
         UserError: the vocabulary is another model's, or one of eos, bos and pad has no row.
     """
-    apart = set(tokenizer.added_tokens_encoder)
+    at = f"model.name_or_path={tokenizer.name_or_path}: the tokenizer"
     vocabulary = tokenizer.get_vocab()
-    plain = {token: i for token, i in vocabulary.items() if token not in apart}
-    beyond = [token for token, i in plain.items() if i >= rows]
-    if beyond:
+    # Unused special tokens may lie beyond the last row, as Gemma 3's image token.
+    plain = vocabulary.keys() - tokenizer.added_tokens_encoder.keys()
+    if any(vocabulary[token] >= rows for token in plain):
         raise UserError(
-            f"model.name_or_path={tokenizer.name_or_path}: the tokenizer has {len(plain):,} tokens "
-            f"and the model embeddings for {rows:,}; give the tokenizer that the model was trained "
-            "with"
+            f"{at} has {len(plain):,} tokens and the model embeddings for {rows:,}; give the "
+            "tokenizer that the model was trained with"
         )
     for role in ("eos_token", "bos_token", "pad_token"):
         token = getattr(tokenizer, role)
         if token is None or token in added:
             continue
-        place = vocabulary.get(token)
-        if place is None:
+        token_id = vocabulary.get(token)
+        if token_id is None:
             raise UserError(
-                f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token!r} is "
-                "none of its tokens; correct it in tokenizer_config.json"
+                f"{at}'s {role} {token!r} is none of its tokens; correct it in "
+                "tokenizer_config.json"
             )
-        if place >= rows:
+        if token_id >= rows:
             raise UserError(
-                f"model.name_or_path={tokenizer.name_or_path}: the tokenizer's {role} {token} is "
-                f"number {place:,}, and the model has embeddings for {rows:,} tokens; correct it "
-                "in tokenizer_config.json, or list it in model.add_tokens, which gives it one"
+                f"{at}'s {role} {token} is number {token_id:,}, and the model has embeddings for "
+                f"{rows:,} tokens; correct it in tokenizer_config.json, or list it in "
+                "model.add_tokens, which gives it one"
             )
 
 
 def base_with_tokens(
     base: str, section: ModelSection, tokenizer: PreTrainedTokenizerBase, *, run: Path
 ) -> str:
-    """The base model with a row for each token of `model.add_tokens` that it lacks.
+    """Return the base, or a copy in run/base with rows for the `model.add_tokens` that it lacks.
 
-    A copy under run/base, which is then the base of every stage and adapter, so that nothing that
-    loads them need know of it; the base itself where it lacks none. The new rows, of the embedding
-    and of an untied head, are the mean of the others.
+    The copy is then the base of every stage and adapter. New rows of the embedding and of an untied
+    head are the mean of the others.
 
     Args:
-        tokenizer: with the tokens added already.
+        tokenizer: the tokenizer after `add_tokens`.
 
     Raises:
         UserError: the base is an adapter.
@@ -93,7 +88,7 @@ def base_with_tokens(
     trust = section.trust_remote_code
     place = located(tokenizer_path(base))
     known = AutoTokenizer.from_pretrained(**place, trust_remote_code=trust).get_vocab()
-    rows = _embeddings(base, trust_remote_code=trust)
+    rows = read_model_config(base, trust_remote_code=trust).get_text_config().vocab_size
     new = [token for token in section.add_tokens if known.get(token, rows) >= rows]
     if not new:
         return base
@@ -129,25 +124,18 @@ def base_with_tokens(
     return str(target.resolve())
 
 
-def _embeddings(base: str, *, trust_remote_code: bool) -> int:
-    """How many rows the embedding has, by the configuration; of an adapter that of its base."""
-    config = read_model_config(base, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().vocab_size)
-
-
 def _add_rows(model: Any, ids: list[int]) -> None:
-    needed = max(ids) + 1
-    if needed > model.get_input_embeddings().weight.shape[0]:  # some vocabularies are padded
-        model.resize_token_embeddings(needed, mean_resizing=False)
+    rows = max(ids) + 1
+    if rows > model.get_input_embeddings().weight.shape[0]:  # some embeddings have spare rows
+        model.resize_token_embeddings(rows, mean_resizing=False)
     with torch.no_grad():
         for matrix in {id(m.weight): m.weight for m in _matrices(model).values()}.values():
-            # New tokens stand behind all others, so these are the rows of the known ones.
+            # New tokens have the highest ids, so the rows below are those of the known ones.
             matrix[ids] = matrix[: min(ids)].mean(0, dtype=torch.float32).to(matrix.dtype)
 
 
 def token_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]]:
-    """The rows that PEFT is to train beside an adapter, by the name of their matrix: those of
-    the embedding and, where it is not the same matrix, of the head.
+    """Return the rows that PEFT trains with an adapter, by the name of their matrix.
 
     Raises:
         UserError: the head has a bias, which PEFT's wrapper would drop.
@@ -164,7 +152,7 @@ def token_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]]:
 
 
 def _matrices(model: Any) -> dict[str, Any]:
-    """The embedding and the head by their full names."""
+    """Return the embedding and the head by their full names, the embedding first."""
     both = (model.get_input_embeddings(), model.get_output_embeddings())
     named = {
         name: module for name, module in model.named_modules() if any(module is m for m in both)

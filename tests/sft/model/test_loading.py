@@ -77,10 +77,10 @@ def test_a_dtype_that_would_be_emulated_is_refused_by_name(on_device):
 @pytest.mark.parametrize(
     ("device", "attention", "why", "compiled"),
     [
-        ({"kind": "cuda", "triton": True}, "flex", "blocks that no token", "flex attention alone"),
+        ({"kind": "cuda", "triton": True}, "flex", "fully masked blocks", "flex attention alone"),
         ({"kind": "cuda"}, "sdpa", "needs the package triton", "off (packed rows"),
         ({"kind": "mps", "chip": "Apple M1"}, "sdpa", "in few shapes)", "off (packed rows"),
-        ({"kind": "cpu", "triton": True}, "documents", "a call for each", "off (packed rows"),
+        ({"kind": "cpu", "triton": True}, "documents", "one call per document", "off (packed rows"),
     ],
 )
 def test_attention_is_the_devices_fastest_and_says_why(on_device, device, attention, why, compiled):
