@@ -58,33 +58,23 @@ class Repetition(Rate):
 
 
 class CappedRate(Rate):
-    """The repetition rate at another cap."""
-
     cap: Count
 
 
 class SampledRate(Rate):
-    """The repetition rate of sampled answers."""
-
     temperature: Change
 
 
 class GroupRate(Rate):
-    """The repetition rate of the prompts of one language and category."""
-
     language: str
     category: str
 
 
 class DefinitionRate(Rate):
-    """The repetition rate by another definition of a loop."""
-
     definition: str
 
 
 class RepetitionDetail(TypedDict):
-    """Repetition by group and by definition."""
-
     groups: list[GroupRate]
     sensitivity: list[DefinitionRate]
     near_loops: Rate
@@ -93,8 +83,6 @@ class RepetitionDetail(TypedDict):
 
 
 class Score(TypedDict):
-    """A model's score on one benchmark, and the format of its prompts."""
-
     score: Share
     ci: NotRequired[Interval | None]
     n: Positive
@@ -113,8 +101,6 @@ class Score(TypedDict):
 
 
 class Bits(TypedDict):
-    """A model's bits per byte on one set of texts."""
-
     bits_per_byte: Change
     ci: NotRequired[Interval | None]
     n: Positive
@@ -122,8 +108,6 @@ class Bits(TypedDict):
 
 
 class SafetyCategory(TypedDict):
-    """Labels of the answers to the prompts of one category."""
-
     category: str
     harmful: bool
     n: Positive
@@ -134,8 +118,6 @@ class SafetyCategory(TypedDict):
 
 
 class Agreement(TypedDict):
-    """How far the judge of safety agrees with people."""
-
     agree: Share
     n: Count
     kappa: Change
@@ -143,8 +125,6 @@ class Agreement(TypedDict):
 
 
 class Safety(TypedDict):
-    """How safely a model answers."""
-
     judge: str
     agreement: Agreement | None
     categories: list[SafetyCategory]
@@ -201,23 +181,17 @@ class FormatDelta(DeltaRow):
 
 
 class SameFormat(TypedDict):
-    """All models compared in one prompt format."""
-
     benchmarks: NotRequired[dict[str, dict[str, Score]]]
     deltas: list[DeltaRow]
     formats: list[FormatDelta]
 
 
 class Language(TypedDict):
-    """Bits per byte of all models."""
-
     benchmarks: dict[str, dict[str, Bits]]
     deltas: list[DeltaRow]
 
 
 class TrainingScore(TypedDict):
-    """A score during training."""
-
     score: Share
     ci: Interval
     n: Positive
@@ -225,8 +199,6 @@ class TrainingScore(TypedDict):
 
 
 class TrainingPoint(TypedDict):
-    """Measures at one step of a stage."""
-
     epoch: Change
     step: Count
     repetition: NotRequired[Rate]
@@ -234,8 +206,6 @@ class TrainingPoint(TypedDict):
 
 
 class StageFacts(TypedDict):
-    """What a stage trained on and how its loss changed."""
-
     steps: Count
     tokens: NotRequired[Count]
     seconds: NotRequired[Number]
@@ -244,8 +214,6 @@ class StageFacts(TypedDict):
 
 
 class Decision(TypedDict):
-    """Whether a stage was kept, and why."""
-
     stage: str
     verdict: str
     reason: str
@@ -286,8 +254,6 @@ class StoredLoop(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """One message of a conversation."""
-
     role: str
     content: str
 
@@ -321,8 +287,6 @@ class SampleRow(TypedDict):
 
 
 class FollowedInstructions(TypedDict):
-    """Which instructions of a prompt an answer followed."""
-
     strict: list[bool]
     loose: list[bool]
 
@@ -380,8 +344,6 @@ Judgment = GradeJudgment | PairJudgment
 
 
 class OpenTurn(TypedDict):
-    """A model's answer to one turn; `thinking` is not shown to later turns and judges."""
-
     text: str
     token_ids: list[int]
     finish_reason: str

@@ -150,16 +150,13 @@ def _judge_answers(
     kept = folder / "judgments.jsonl"
     with tqdm(total=len(items), desc="judging", unit="verdict") as bar:
         rows = judge_all(items, judge, path=kept, workers=given.workers, progress=bar.update)
-    results = {
-        "judge": {"url": given.judge_url, "model": given.judge_model},
-        "grades": grade_table(rows),
-        "pairs": {
-            f"{first} -> {other}": pair_table(rows, first=first, second=other) for other in others
-        },
-        "usage": usage(rows, prices=tuple(given.prices) if given.prices else None),
-    }
+    grades = grade_table(rows)
+    pairs = {f"{first} -> {other}": pair_table(rows, first=first, second=other) for other in others}
+    used = usage(rows, prices=tuple(given.prices) if given.prices else None)
+    judge_facts = {"url": given.judge_url, "model": given.judge_model}
+    results = {"judge": judge_facts, "grades": grades, "pairs": pairs, "usage": used}
     write_json(folder / "open_ended.json", results)
-    SafeConsole().show(open_ended_table(results))
+    SafeConsole().show(open_ended_table(grades, pairs, used, judge=given.judge_model))
     print(f"judgments  {kept}\nresults    {folder / 'open_ended.json'}")
 
 

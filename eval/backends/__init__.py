@@ -1,10 +1,9 @@
-"""What computes answers and log-probabilities: transformers or vLLM.
+"""Engines that generate answers and compute log-probabilities: transformers and vLLM.
 
 base: The interface of a model that scores and continues token ids, on any engine.
-loading: A model loaded behind the backend that the preset names.
-sampling: Answers to conversations from a model on disk: what pairs are built from.
-transformers_backend: The backend that is always there: a model of transformers in this process.
-vllm_backend: The backend of vLLM, in a process and usually in a Python of its own.
-vllm_worker: The process that holds vLLM: `eval.backends.vllm_backend` starts this file as a
-    script of its own.
+loading: Load a model with the backend that the preset names.
+sampling: Sample answers to conversations from a model on disk, to build preference pairs.
+transformers_backend: The default backend: a model of transformers in this process.
+vllm_backend: The vLLM backend, in a separate process and usually a separate Python.
+vllm_worker: The vLLM process, which `eval.backends.vllm_backend` starts as a script.
 """

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from eval.generation.generate import Generation, GenerationSettings
 from sft.errors import UserError
 
-# Under which name scores.json and the inputs of a measure say what measured; without it, this did.
+# Key of scores.json and of a measure's inputs; without it, transformers was the backend.
 BACKEND, TRANSFORMERS = "backend", "transformers"
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """A context, one token at least, and a continuation whose probability is asked for."""
+    """A context of at least one token, and a continuation to score."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -21,11 +21,11 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model makes of a continuation.
+    """The score of a continuation.
 
     Attributes:
-        log_prob: of the whole continuation given its context, in nats.
-        agreed: how many of its first tokens greedy decoding would have written.
+        log_prob: of all its tokens given the context, in nats.
+        agreed: how many of its first tokens equal greedy decoding.
     """
 
     log_prob: float
@@ -36,8 +36,8 @@ class Backend(ABC):
     """A model that scores and continues token ids.
 
     Attributes:
-        window: tokens that a context and an answer may have together, where there is a limit.
-        eos_ids: what the model's own generation settings end an answer with.
+        window: maximum tokens of context and answer together, or None.
+        eos_ids: stop ids of the model's generation config.
     """
 
     window: int | None
@@ -47,7 +47,7 @@ class Backend(ABC):
     def score(
         self, questions: Sequence[ScoreRequest], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
-        """Scores in the order of the questions; `progress` hears how many were added."""
+        """Return scores in the order of the questions; `progress` gets the count of new ones."""
 
     @abstractmethod
     def generate(
@@ -61,14 +61,10 @@ class Backend(ABC):
 
 
 def check_one_backend(measured_by: Mapping[str, str | None]) -> None:
-    """Refuse to compare measures of two backends: each rounds its own way, in all its answers.
+    """Refuse to compare measures of two backends, since they round differently.
 
     Args:
-        measured_by: by what is compared its backend, with or without a version behind the name;
-            None where that is not known, which is not asked.
-
-    Raises:
-        UserError: two of them differ.
+        measured_by: backend of each model, with or without a version; None if unknown.
     """
     found: dict[str, str] = {}
     for name, backend in measured_by.items():

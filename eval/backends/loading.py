@@ -1,4 +1,4 @@
-"""A model loaded behind the backend that the preset names."""
+"""Load a model with the backend that the preset names."""
 
 import shutil
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ from sft.run.revisions import split_revision
 
 
 def check_backend(section: EvalSection, placement: Placement) -> None:
-    """Refuse a backend that cannot work here, before any model is loaded.
+    """Check before any model is loaded that the backend works here.
 
     Raises:
-        UserError: vLLM is asked for and not there, does not compute on the run's device, or would
-            read other weights than the run.
+        UserError: vLLM is not installed, does not support the run's device, or would read other
+            weights than the run.
     """
     if section.backend == "vllm":
         if placement.load_in_4bit:
@@ -45,22 +45,19 @@ def check_backend(section: EvalSection, placement: Placement) -> None:
 
 
 def backend_inputs(section: EvalSection, context: RunContext) -> dict[str, str]:
-    """What the backend adds to the inputs of a measure, so that none is kept across backends.
-
-    Nothing for transformers: what was measured before there were two stays.
-    """
+    """Return the backend's part of a measure's inputs: a new backend invalidates the measure."""
     if section.backend != "vllm":
-        return {}
+        return {}  # measures from before vLLM was supported stay valid
     version = find_vllm(section.vllm_python).version
     return {BACKEND: f"vllm {version} {context.placement.inference}"}
 
 
 @contextmanager
 def loaded(path: str, context: RunContext, section: EvalSection) -> Iterator[Backend]:
-    """The model or adapter at `path`, ready to score and write; its GPU memory is free at the end
-    where another process held it. All processes call it: each has the whole model, or a vLLM with
-    it, on its own device; or all have it in parts, where the context says so, and make each pass
-    together.
+    """Load the model or adapter at `path` to score and generate; free vLLM's memory at the end.
+
+    All processes call it. Each loads the full model on its device; or, if the context shards
+    models, all load a part and run each forward pass together.
 
     Raises:
         UserError: vLLM does not load the model.
@@ -82,29 +79,28 @@ def loaded(path: str, context: RunContext, section: EvalSection) -> Iterator[Bac
 
 @contextmanager
 def _in_vllm(path: str, context: RunContext, section: EvalSection) -> Iterator[Backend]:
-    """A folder of the run holds what vLLM reads from disk for as long as it does; the first
-    process makes it, for all."""
+    """Load in vLLM from a temporary folder of the run, which the first process writes for all."""
     scratch, trust = context.folder / ".vllm", context.trust_remote_code
 
     def prepare() -> str:
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-        whole = _merged(path, context, scratch / "model") if is_adapter(path) else path
-        # Ours, with the tokens that were added; vLLM reads the model's type beside it.
-        config = read_model_config(whole, trust_remote_code=trust)
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a killed run
+        full = _merged(path, context, scratch / "model") if is_adapter(path) else path
+        # Our tokenizer has the added tokens; vLLM also reads the model type from its folder.
+        config = read_model_config(full, trust_remote_code=trust)
         config.save_pretrained(scratch / "tokenizer")
         context.tokenizer.save_pretrained(scratch / "tokenizer")
-        return whole
+        return full
 
     try:
-        whole = run_on_main(prepare)
-        config = read_model_config(whole, trust_remote_code=trust)
+        full = run_on_main(prepare)
+        config = read_model_config(full, trust_remote_code=trust)
         free_memory()
         model = VllmModel(
-            whole,
+            full,
             tokenizer_folder=scratch / "tokenizer",
             dtype=context.placement.inference,
             window=window_of(config),
-            eos_ids=_eos_ids(whole, config),
+            eos_ids=_eos_ids(full, config),
             seed=context.seed,
             trust_remote_code=trust,
         )
@@ -118,8 +114,10 @@ def _in_vllm(path: str, context: RunContext, section: EvalSection) -> Iterator[B
 
 
 def _merged(path: str, context: RunContext, folder: Path) -> str:
-    """An adapter in its base's weights, merged in float32 on the CPU, then rounded: vLLM takes
-    neither every rank nor embeddings that were trained beside an adapter."""
+    """Merge an adapter into its base in float32 on the CPU, and return the folder.
+
+    vLLM supports neither all ranks nor embeddings that are trained with an adapter.
+    """
     placement = replace(on_cpu(context.placement), attention="sdpa")
     model = load_model(
         path, placement, dtype=torch.float32, trust_remote_code=context.trust_remote_code
@@ -129,10 +127,10 @@ def _merged(path: str, context: RunContext, folder: Path) -> str:
 
 
 def _eos_ids(path: str, config: Any) -> tuple[int, ...]:
-    """The eos ids that transformers would give the loaded model."""
+    """Return the eos ids that transformers would set on the loaded model."""
     name, at = split_revision(path)
     try:
         settings = GenerationConfig.from_pretrained(name, revision=at or "main")
-    except OSError:  # there is no such file
+    except OSError:  # the model has no generation_config.json
         settings = GenerationConfig.from_model_config(config)
     return ids_of(settings.eos_token_id)

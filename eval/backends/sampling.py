@@ -1,4 +1,4 @@
-"""Answers to conversations from a model on disk: what pairs are built from."""
+"""Sample answers to conversations from a model on disk, to build preference pairs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,10 +17,9 @@ from sft.distributed.collectives import map_over_ranks, own_share
 def sampler(
     path: str, context: RunContext, *, section: PairsSection, engine: EvalSection
 ) -> Callable[[Sequence[list[dict[str, Any]]], Sequence[int]], list[Generation]]:
-    """A function of conversations and seeds that samples one answer each.
+    """Return a function of conversations and seeds that samples one answer each.
 
-    Processes share the conversations: all call it. The model is loaded when the function is called,
-    so that nothing is where nothing is sampled; `engine` names the backend.
+    All processes call that function and divide the conversations; it loads the model.
     """
 
     def sample(

@@ -1,7 +1,7 @@
-"""The backend that is always there: a model of transformers in this process.
+"""The default backend: a model of transformers in this process.
 
-A context that several questions share is computed once, and so is what contexts begin with;
-log-probabilities are taken of scored tokens only, their log-sum-exp in float32.
+Shared contexts and shared prefixes of contexts are computed once. Log-probabilities are computed
+for scored tokens only, with log-sum-exp in float32.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,14 +22,13 @@ from sft.packing.logprobs import batch_tokens, row_layout, score, scoring_batch,
 
 
 def backend_of(model: Any, tokenizer: Any) -> Backend:
-    """A backend as it is, or the one around a causal LM that `sft.packing.logprobs.enable_scoring`
-    has seen."""
+    """Return a backend unchanged, or wrap a causal LM prepared by `enable_scoring`."""
     return model if isinstance(model, Backend) else TransformersBackend(model, tokenizer)
 
 
 @dataclass(frozen=True)
 class _Numbered:
-    """A question and its place among those that are asked."""
+    """A question and its index."""
 
     place: int
     question: ScoreRequest
@@ -39,7 +38,7 @@ _Group = list[_Numbered]  # of one context
 
 
 class TransformersBackend(Backend):
-    """A causal LM that `sft.packing.logprobs.enable_scoring` has seen, PEFT-wrapped or not."""
+    """A causal LM prepared by `sft.packing.logprobs.enable_scoring`, PEFT-wrapped or not."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -48,7 +47,7 @@ class TransformersBackend(Backend):
 
     @property
     def eos_ids(self) -> tuple[int, ...]:  # type: ignore[override]
-        """As the model says now: `generation_config` can be set after loading."""
+        """Return the current stop ids: `generation_config` can be set after loading."""
         return ids_of(self.model.generation_config.eos_token_id)
 
     def generate(
@@ -88,7 +87,7 @@ class TransformersBackend(Backend):
         return [found[place] for place in range(len(questions))]
 
     def _forward(self, groups: Sequence[_Group], *, prefix: Prefix | None) -> list[Scored]:
-        """One packed forward: a row each for the groups, in their order."""
+        """Run one packed forward pass with a row for each group."""
         documents = []
         before = prefix.length if prefix else 0
         for group in groups:
@@ -98,7 +97,7 @@ class TransformersBackend(Backend):
             documents.append(Document(Segment(context, [False] * len(context)), branches))
         batch = scoring_batch(self.model, documents)
         if self.window is not None:
-            # A full window's last token is scored but predicts nothing: any position does for it.
+            # The last token of a full window is scored but predicts nothing: any position is fine.
             batch.position_ids.clamp_(max=self.window - 1 - before)
         scores = score(self.model, batch, prefix=prefix)
         totals = sequence_sums(scores.log_probs, batch)
@@ -106,7 +105,7 @@ class TransformersBackend(Backend):
         flat = torch.cat(parts).tolist()  # the batch's only sync
         count, tokens = len(totals), len(scores.log_probs)
         agreed, agrees = [0] * count, [True] * count
-        # A sequence's tokens stand in their order, whatever stands between them.
+        # The tokens of a sequence are in order, but other sequences may be between them.
         for owner, hit in zip(
             map(int, flat[count : count + tokens]), flat[count + tokens :], strict=True
         ):
@@ -120,8 +119,7 @@ def _size(group: _Group) -> int:
 
 
 def _families(groups: Sequence[_Group], *, shares: bool) -> list[tuple[int, list[_Group]]]:
-    """Groups whose contexts begin alike, with the number of tokens that they share; 0 for those
-    that stand alone, and for all where a model cannot share."""
+    """Return families of groups with the length of their shared prefix, 0 without one."""
     if not shares or not groups:
         return [(0, list(groups))]
     found = list(_parts(groups, shared=_shared(groups)))
@@ -130,8 +128,11 @@ def _families(groups: Sequence[_Group], *, shares: bool) -> list[tuple[int, list
 
 
 def _parts(groups: Sequence[_Group], *, shared: int) -> Iterator[tuple[int, list[_Group]]]:
-    """A family of groups, or smaller ones where that saves tokens: the examples of a few questions
-    lack the question itself, and would leave all others little to share."""
+    """Split a family of groups further if longer shared prefixes save tokens.
+
+    Few-shot examples leave out the question itself, so a few questions have other examples, which
+    would shorten the prefix of all.
+    """
     starts: dict[tuple[int, ...], list[_Group]] = {}
     for group in groups:
         starts.setdefault(_context(group)[shared : shared + MIN_SHARED], []).append(group)
@@ -155,7 +156,7 @@ def _shared(groups: Sequence[_Group]) -> int:
 
 
 def _batches(groups: Sequence[_Group], *, budget: int, shared: int) -> Iterable[list[_Group]]:
-    """Groups, longest first, so that rows times the longest stays within `budget` tokens."""
+    """Yield batches of groups, longest first, whose padded size is at most `budget` tokens."""
     batch: list[_Group] = []
     for group in groups:
         if batch and (len(batch) + 1) * (_size(batch[0]) - shared) > budget:

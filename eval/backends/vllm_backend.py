@@ -1,11 +1,9 @@
-"""The backend of vLLM, in a process and usually in a Python of its own.
+"""The vLLM backend, in a separate process and usually a separate Python.
 
-vLLM fixes versions of torch and transformers that are not ours, so it lives in an environment of
-its own (`eval.vllm_python`); and a process that ends gives back all of its GPU memory, which the
-next stage of training needs. Token ids go in and come out. What ends an answer is judged here, on
-its tokens, by the rule of `eval.generation.generate`: vLLM stops at what it takes for a stop
-string, and a row that the rule does not find at its end is continued, as one that thinks is at each
-stop string.
+vLLM pins other versions of torch and transformers, so it has its own environment
+(`eval.vllm_python`), and a process that exits frees all GPU memory for the next stage of training.
+The process takes and returns token ids. `eval.generation.stopping.StopRule` decides here when an
+answer ends: vLLM also stops at stop strings within thinking, and such a row is continued.
 
 Compared with transformers on vLLM 0.32.0's CPU build in float32; not yet run on a GPU.
 """
@@ -17,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,16 +33,14 @@ from sft.run.revisions import split_revision
 log = logging.getLogger(__name__)
 
 CHILD = Path(__file__).with_name("vllm_worker.py")
-# Rows of one order: enough to keep every slot of vLLM's scheduler full nearly to the end, and few
-# enough that progress shows and that a line of JSON stays within some megabytes.
+# Rows of one request: enough to fill vLLM's scheduler, and few enough that progress is visible and
+# a line of JSON has a few megabytes.
 ROWS = 2048
-# Of the GPU memory that is free; the rest is for what vLLM does not count, logits of prompts above
-# all.
+# Of the free GPU memory; the rest is for memory that vLLM does not count, mostly prompt logits.
 MEMORY_SHARE = 0.9
-# Seconds to wait for the process, which ends by itself when its orders do.
-PATIENCE = 30
-# What the launcher tells its own processes, and vLLM must not take for itself: torch would look for
-# vLLM's only rank in the launcher's store (torch.distributed.rendezvous), and wait for ever.
+PATIENCE = 30  # seconds for the process to exit after its input ends
+# The launcher's variables, which vLLM must not see: torch.distributed.rendezvous would look for
+# vLLM's only rank in the launcher's store and wait forever.
 _LAUNCHER = (
     *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
@@ -54,7 +50,7 @@ _PROBE = """
 import sys
 sys.path = [place for place in sys.path if place]  # not the current directory, which -c puts first
 import json, vllm
-from vllm import LLM  # most of vLLM, and of what it needs, is read only now
+from vllm import LLM  # imports most of vLLM and its dependencies
 from vllm.platforms import current_platform
 print(json.dumps([vllm.__version__, current_platform.device_type]))
 """
@@ -62,16 +58,16 @@ print(json.dumps([vllm.__version__, current_platform.device_type]))
 
 @dataclass(frozen=True)
 class Vllm:
-    """An installed vLLM: the Python that has it, its version, and the device it computes on."""
+    """An installed vLLM: its Python, version and device."""
 
     python: str
     version: str
-    device: str  # cuda, cpu, ...; empty where it finds none
+    device: str  # cuda, cpu, ...; empty if it finds none
 
 
 @functools.cache
 def find_vllm(python: str | None) -> Vllm:
-    """The vLLM of a Python, of this one where None.
+    """Return the vLLM of a Python, by default of this one.
 
     Raises:
         UserError: there is no such Python, or it has no vLLM that can be imported.
@@ -103,16 +99,16 @@ def find_vllm(python: str | None) -> Vllm:
         ) from None
     try:
         version, device = json.loads(found.stdout.strip().splitlines()[-1])
-    except (IndexError, TypeError, ValueError):  # it ran something else, as echo does
+    except (IndexError, TypeError, ValueError):  # another program, such as echo
         raise UserError(f"eval.vllm_python={path} is no Python; {remedy}") from None
     return Vllm(path, version, device or "")
 
 
 def check_vllm(python: str | None, device: torch.device) -> Vllm:
-    """The vLLM to measure with.
+    """Return the vLLM of a Python, checked to compute on the run's device.
 
     Raises:
-        UserError: as `find_vllm`, or it does not compute on the run's device.
+        UserError: as `find_vllm`, or vLLM does not support the device.
     """
     if device.type == "mps":
         raise UserError(
@@ -134,8 +130,8 @@ class VllmModel:
 
     Attributes:
         path: a folder or a repository of the Hub, with or without a revision.
-        tokenizer_folder: the tokenizer on disk, with which vLLM looks for stop strings.
-        window: the model's; vLLM's own limit applies where it is smaller.
+        tokenizer_folder: the tokenizer on disk, with which vLLM finds stop strings.
+        window: of the model; vLLM's limit may be smaller.
         eos_ids: those of the model's generation config.
     """
 
@@ -158,8 +154,8 @@ class VllmModel:
             "load_format": "safetensors",  # pickled weights are not loaded
             "trust_remote_code": self.trust_remote_code,
             "seed": self.seed,
-            "max_model_len": -1,  # the model's own, or as much as fits in memory
-            "generation_config": "vllm",  # ignore the model's: every setting comes with a row
+            "max_model_len": -1,  # the model's, or as much as fits in memory
+            "generation_config": "vllm",  # not the model's: each row has its settings
             "logprobs_mode": "raw_logprobs",
             "enable_prefix_caching": True,
         }
@@ -180,13 +176,13 @@ def vllm_backend(
         load["gpu_memory_utilization"] = round(MEMORY_SHARE * free / total, 3)
     process = _Process.start(vllm, device)
     try:
-        limit = process.ask({"load": load})
+        limit = process.request({"load": load})
         if limit is None:
             raise UserError(
                 f"vLLM {vllm.version} did not load {model.path} (exit code {process.end()}, its "
                 "reason is above); set eval.backend=transformers"
             )
-        # A row of vLLM is never as long as its limit: one token has to be written after it.
+        # A scored row is shorter than vLLM's limit: vLLM generates a token after it.
         limit -= 2
         window = model.window
         if window is not None and limit < window - 2:
@@ -200,13 +196,13 @@ def vllm_backend(
 
 @dataclass(frozen=True)
 class _Process:
-    """The child: a line of JSON each way."""
+    """The vLLM process: one line of JSON for a request, one for its reply."""
 
     popen: "subprocess.Popen[str]"
 
     @classmethod
     def start(cls, vllm: Vllm, device: torch.device) -> "_Process":
-        # A session of its own: Ctrl-C is for this process, which then ends the child.
+        # In a new session, Ctrl-C reaches only this process, which then ends the child.
         return cls(
             subprocess.Popen(
                 [vllm.python, str(CHILD)],
@@ -219,17 +215,17 @@ class _Process:
             )
         )
 
-    def ask(self, order: dict[str, Any]) -> Any:
-        """The reply, or None from a process that is gone."""
+    def request(self, content: Mapping[str, object]) -> Any:
+        """Return the reply, or None if the process has exited."""
         assert self.popen.stdin is not None and self.popen.stdout is not None
         with suppress(BrokenPipeError):
-            self.popen.stdin.write(json.dumps(order) + "\n")
+            self.popen.stdin.write(json.dumps(content) + "\n")
             self.popen.stdin.flush()
         line = self.popen.stdout.readline()
         return json.loads(line) if line else None
 
     def end(self) -> int:
-        """Its exit code, once it and whatever it started are gone."""
+        """End the process with all that it started, and return its exit code."""
         assert self.popen.stdin is not None and self.popen.stdout is not None
         with suppress(BrokenPipeError):
             self.popen.stdin.close()
@@ -252,18 +248,21 @@ class _Row:
     seed: int | None
     tokens: list[int] = field(default_factory=list)
 
-    def order(self, common: dict[str, Any]) -> dict[str, Any]:
+    def request(self, common: dict[str, Any]) -> dict[str, Any]:
+        """Return the request that continues this row with SamplingParams `common`."""
         params = common | {"max_tokens": self.cap - len(self.tokens)}
         if self.seed is not None:
-            # Of a row that goes on, other draws than those that it had.
+            # A continued row must not repeat the draws that it had.
             params["seed"] = self.seed + len(self.tokens)
         return {"ids": self.prompt + self.tokens, "params": params}
 
 
 class VllmBackend(Backend):
-    """A model in vLLM. Its draws are not those of transformers at the same seed; greedy answers
-    and scores are the same up to rounding. Log-probabilities are float32 of logits in the weights'
-    dtype."""
+    """A model in vLLM.
+
+    Greedy answers and scores equal those of transformers up to rounding; samples at the same seed
+    differ. Log-probabilities are float32 of logits in the dtype of the weights.
+    """
 
     def __init__(
         self,
@@ -278,7 +277,7 @@ class VllmBackend(Backend):
     def score(
         self, questions: Sequence[ScoreRequest], *, progress: Callable[[int], object] | None = None
     ) -> list[Scored]:
-        # By context, so that what they begin with is asked for together.
+        # Sorted by context, so that vLLM's prefix cache is used.
         order = sorted(range(len(questions)), key=lambda place: questions[place].context)
         found: dict[int, Scored] = {}
         for first in range(0, len(order), ROWS):
@@ -287,7 +286,7 @@ class VllmBackend(Backend):
                 {"ids": [*one.context, *one.continuation], "start": len(one.context)}
                 for one in (questions[place] for place in places)
             ]
-            replies = self._ask({"score": rows})
+            replies = self._request({"score": rows})
             found |= {p: Scored(**reply) for p, reply in zip(places, replies, strict=True)}
             if progress is not None:
                 progress(len(places))
@@ -303,14 +302,14 @@ class VllmBackend(Backend):
         count = len(prompts)
         seeds: Sequence[int | None] = [None] * count
         if settings.temperature > 0:
-            assert settings.seeds is not None, "a seed for each row that is sampled"
+            assert settings.seeds is not None, "sampling needs a seed for each row"
             seeds = settings.seeds
         common = {
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "stop": list(settings.stop_strings),
             "stop_token_ids": list(settings.stop_ids),
-            "ignore_eos": True,  # the stop ids are all that counts
+            "ignore_eos": True,  # only our stop ids end a row
             "detokenize": bool(settings.stop_strings),
         }
         rows = [
@@ -329,11 +328,11 @@ class VllmBackend(Backend):
     def _finished(
         self, rows: Sequence[_Row], rule: StopRule, common: dict[str, Any]
     ) -> list[Generation]:
-        """The rows decoded until each has ended by the rule."""
+        """Decode until each row has ended by the rule."""
         found: dict[int, Generation] = {}
         going = list(range(len(rows)))
         while going:
-            replies = self._ask({"write": [rows[place].order(common) for place in going]})
+            replies = self._request({"write": [rows[place].request(common) for place in going]})
             for place, reply in zip(going, replies, strict=True):
                 row = rows[place]
                 if reply["finish_reason"] not in ("stop", "length"):
@@ -346,8 +345,8 @@ class VllmBackend(Backend):
             going = [place for place in going if place not in found]
         return [found[place] for place in range(len(rows))]
 
-    def _ask(self, order: dict[str, Any]) -> Any:
-        reply = self._process.ask(order)
+    def _request(self, content: Mapping[str, object]) -> Any:
+        reply = self._process.request(content)
         if reply is None:
             raise RuntimeError(
                 f"vLLM's process ended (exit code {self._process.end()}); its reason is above"
@@ -356,9 +355,11 @@ class VllmBackend(Backend):
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
-    """This process's environment for one that holds vLLM: without the launcher's ranks, without
-    telemetry, and with vLLM's engine in the process itself, which then ends as a whole. `device`
-    is the GPU that it sees, where there are several."""
+    """Return the environment of a vLLM process: no ranks of the launcher, and no telemetry.
+
+    Args:
+        device: the GPU that the process sees.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -374,6 +375,6 @@ def environment(device: torch.device | None = None) -> dict[str, str]:
         | {
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine ends with its process
         }
     )

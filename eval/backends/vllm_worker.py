@@ -1,10 +1,9 @@
-"""The process that holds vLLM: `eval.backends.vllm_backend` starts this file as a script of its
-own.
+"""The vLLM process, which `eval.backends.vllm_backend` starts as a script.
 
-It runs on the Python of the environment that has vLLM, which need not have anything of ours. Orders
-come as lines of JSON on standard input, replies go the same way on what was standard output; vLLM's
-own words go to standard error. When standard input ends, so does the process, whatever it is at:
-nothing is left on the GPU of a run that was stopped or killed.
+It runs in the environment that has vLLM and imports nothing of this project. Requests are lines of
+JSON on standard input, replies lines of JSON on the original standard output; output of vLLM goes
+to standard error. The process exits as soon as standard input ends, so that a run that is stopped
+or killed leaves nothing on the GPU.
 """
 
 import json
@@ -17,32 +16,36 @@ from typing import Any
 
 
 def main() -> None:
-    """Load the model of the first order, reply with its window, then do as ordered."""
+    """Load the model of the first request, reply with its window, then serve requests."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    # The folder of this file is no place to import from.
+    # Python puts the folder of a script first on the path; its modules must not shadow others.
     sys.path[:] = [path for path in sys.path if path != os.path.dirname(__file__)]
-    orders: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     from vllm import LLM
 
-    llm = LLM(**orders.get()["load"])
+    llm = LLM(**requests.get()["load"])
     reply: Any = llm.model_config.max_model_len
     while True:
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
-        order = orders.get()
-        reply = _scored(llm, order["score"]) if "score" in order else _written(llm, order["write"])
+        request = requests.get()
+        reply = (
+            _scored(llm, request["score"])
+            if "score" in request
+            else _written(llm, request["write"])
+        )
 
 
-def _listen(orders: queue.Queue[dict[str, Any]]) -> None:
+def _listen(requests: queue.Queue[dict[str, Any]]) -> None:
     for line in sys.stdin:
-        orders.put(json.loads(line))
+        requests.put(json.loads(line))
     os._exit(0)
 
 
 def _written(llm: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Token ids after each row's, decoded as its `params` (of SamplingParams) say."""
+    """Decode after the token ids of each row with its `params` of SamplingParams."""
     from vllm import SamplingParams, TokensPrompt
 
     outputs = llm.generate(
@@ -55,13 +58,12 @@ def _written(llm: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _scored(llm: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the tokens from place `start` on get, each given those before it: the sum of their
-    log-probabilities, and how many first ones are the likeliest of all."""
+    """Score the tokens from index `start` on: log-probability and matches of greedy decoding."""
     from vllm import SamplingParams, TokensPrompt
 
     outputs = llm.generate(
         [TokensPrompt(prompt_token_ids=row["ids"]) for row in rows],
-        # A token has to be written; nothing reads it.
+        # vLLM generates at least one token; it is not used.
         SamplingParams(
             max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False, ignore_eos=True
         ),
@@ -70,7 +72,7 @@ def _scored(llm: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row, output in zip(rows, outputs, strict=True):
         ids, start = row["ids"], row["start"]
-        # The token's own entry and the likeliest one's, which is one where they are the same.
+        # An entry holds the token itself and the likeliest token: one key if they are the same.
         entries = [output.prompt_logprobs[place] for place in range(start, len(ids))]
         total = math.fsum(e[i].logprob for i, e in zip(ids[start:], entries, strict=True))
         hits = [len(entry) == 1 for entry in entries]

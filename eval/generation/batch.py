@@ -1,4 +1,4 @@
-"""Rows that are decoded together, with a KV cache."""
+"""Decode a batch of rows with a KV cache."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,17 +8,16 @@ import torch
 from eval.generation.stopping import CHECK_EVERY, Ended, StopRule
 from sft.packing.kv_cache import attends_to_all_tokens, preallocated_cache
 
-# Bytes that the pass over the prompts may hold apart from keys and values: activations of a layer,
-# and for rows of different lengths a mask. Prompts that need more are read in pieces.
+# Bytes of activations of a layer, and of the mask of padded rows, in the pass over the prompts.
+# Prompts that need more are read in chunks.
 PREFILL_BYTES = 2**30
-MASK_BYTES = 5  # of a pair of tokens: a boolean, and the float32 that attention makes of it
+MASK_BYTES = 5  # per pair of tokens: a boolean, and the float32 that attention makes of it
 
-# A common beginning shorter than this is not worth a forward pass of its own.
-MIN_SHARED = 32
+MIN_SHARED = 32  # tokens; a shorter shared prefix is not worth a forward pass
 
 
 class DecodingBatch:
-    """Rows that decode together. A slot is a row's index in the batch as it was given."""
+    """Rows that decode together. A slot is the index of a row in the original batch."""
 
     def __init__(
         self,
@@ -30,11 +29,11 @@ class DecodingBatch:
     ) -> None:
         self.model = model
         device = next(model.parameters()).device
-        self.width, self.room = max(len(p) for p in prompts), max(caps)
+        self.width, self.max_new = max(len(p) for p in prompts), max(caps)
         self.slots = list(range(len(prompts)))
-        length = self.width + self.room
+        length = self.width + self.max_new
         self.cache = preallocated_cache(model.config, length=length)
-        # A gap behind the shared part would lie within a sliding window, so only without one.
+        # The gap after the shared prefix would count in a sliding window.
         self.global_attention = attends_to_all_tokens(model.config)
         self.shared = shared_length(prompts) if self.global_attention else 0
         shape = (len(prompts), length)
@@ -50,7 +49,7 @@ class DecodingBatch:
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0).to(device)
         self.tokens, self.mask = self.tokens.to(device), self.mask.to(device)
         self.caps = torch.tensor(caps, device=device)
-        self.uniform = None if seeds is None else _uniforms(seeds, self.room).to(device)
+        self.uniform = None if seeds is None else _uniforms(seeds, self.max_new).to(device)
 
     def run(self, rule: StopRule, *, temperature: float, top_p: float) -> Iterator[list[Ended]]:
         """Decode until every row has ended, yielding rows as they end."""
@@ -61,7 +60,7 @@ class DecodingBatch:
         if self.shared:
             self._read_shared()
         logits = self._read_prompts()
-        for step in range(1, self.room + 1):
+        for step in range(1, self.max_new + 1):
             if self.uniform is None:
                 chosen = logits.argmax(-1)
             else:
@@ -70,8 +69,8 @@ class DecodingBatch:
             self.tokens[:, self.width + step - 1] = chosen
             stopped = torch.isin(chosen, stops) | (self.caps <= step)
             ended = torch.where((ended == 0) & stopped, step, ended)
-            if step % CHECK_EVERY == 0 or step == self.room:
-                finished, keep = self._look(rule, step, ended)
+            if step % CHECK_EVERY == 0 or step == self.max_new:
+                finished, keep = self._check_rows(rule, step, ended)
                 if finished:
                     yield finished
                 if not keep:
@@ -81,7 +80,7 @@ class DecodingBatch:
             logits = self.forward(self.width + step - 1, self.width + step)
 
     def _read_shared(self) -> None:
-        """Keys and values of what all rows begin with, from one pass over one row."""
+        """Compute keys and values of the shared prefix once, and repeat them for all rows."""
         self.model(
             input_ids=self.tokens[:1, : self.shared],
             position_ids=self.positions[:1, : self.shared],
@@ -92,15 +91,15 @@ class DecodingBatch:
         self.cache.batch_repeat_interleave(len(self.slots))
 
     def _read_prompts(self) -> torch.Tensor:
-        """Logits [B, V] after the prompts, which fill the cache, in pieces of bounded memory."""
-        # Recurrent states and windows of a cache take a prompt in one piece.
-        step = self._piece() if self.global_attention else self.width
+        """Return logits [B, V] after the prompts, read into the cache in chunks."""
+        # Recurrent states and sliding windows need a prompt in one chunk.
+        step = self._chunk_size() if self.global_attention else self.width
         for start in range(self.shared, self.width, step):
             logits = self.forward(start, min(start + step, self.width))
         return logits
 
-    def _piece(self) -> int:
-        """How many columns of the prompts `PREFILL_BYTES` hold."""
+    def _chunk_size(self) -> int:
+        """Return how many columns of the prompts fit in `PREFILL_BYTES`."""
         config = self.model.config.get_text_config()
         wide = getattr(config, "intermediate_size", None)
         wide = wide if isinstance(wide, int) else 4 * config.hidden_size  # a list in Gemma 3n
@@ -112,7 +111,7 @@ class DecodingBatch:
         return int(max(MIN_SHARED, PREFILL_BYTES // (len(self.slots) * column)))
 
     def forward(self, start: int, end: int) -> torch.Tensor:
-        """Logits [B, V] after column end - 1; columns before `start` are in the cache."""
+        """Return logits [B, V] after column end - 1; columns before `start` are in the cache."""
         logits: torch.Tensor = self.model(
             input_ids=self.tokens[:, start:end],
             attention_mask=self.mask[:, :end] if self.padded else None,
@@ -123,10 +122,10 @@ class DecodingBatch:
         ).logits
         return logits[:, -1]
 
-    def _look(
+    def _check_rows(
         self, rule: StopRule, step: int, ended: torch.Tensor
     ) -> tuple[list[Ended], list[int]]:
-        """Rows that have ended, and the indices of those that go on."""
+        """Return the rows that have ended and the indices of the others."""
         written = self.tokens[:, self.width : self.width + step].tolist()
         ends = ended.tolist()
         rows = [row[: end or step] for row, end in zip(written, ends, strict=True)]
@@ -142,7 +141,7 @@ class DecodingBatch:
         return finished, keep
 
     def _compact(self, keep: list[int]) -> torch.Tensor:
-        """Move the last running rows into the places of ended ones; returns the new order."""
+        """Move the last running rows into the slots of ended ones; return the new order."""
         size = len(keep)
         stay = set(keep)
         movers = iter(index for index in keep if index >= size)
@@ -158,14 +157,14 @@ class DecodingBatch:
 
 
 def _uniforms(seeds: Sequence[int], count: int) -> torch.Tensor:
-    """Uniform numbers [rows, count], each row from its own seed: batch mates cannot shift them."""
+    """Draw uniform numbers [rows, count], each row from its seed, independent of the batch."""
     return torch.stack(
         [torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     )
 
 
 def shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many first tokens all prompts have in common, leaving each a token of its own."""
+    """Return the length of the prompts' common prefix; each prompt keeps at least one token."""
     low, high = min(map(list, prompts)), max(map(list, prompts))
     most = min(len(prompt) for prompt in prompts) - 1
     length = 0
@@ -177,9 +176,9 @@ def shared_length(prompts: Sequence[Sequence[int]]) -> int:
 def sample(
     logits: torch.Tensor, uniform: torch.Tensor, *, temperature: float, top_p: float
 ) -> torch.Tensor:
-    """Inverse-CDF draw [B] from logits [B, V] at `temperature`, one uniform [B] in [0, 1) each.
+    """Sample [B] from logits [B, V] by inverse CDF, with uniform numbers [B] in [0, 1).
 
-    Nucleus (Holtzman et al. 2020): the smallest set of likeliest tokens with mass >= top_p.
+    The nucleus is the smallest set of likeliest tokens with mass >= top_p (Holtzman et al. 2020).
     """
     probabilities = (logits.float() / temperature).softmax(-1)
     if top_p < 1:
@@ -188,7 +187,7 @@ def sample(
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
-    # Below the total even where rounding would reach it; right=True: probability zero has no width.
+    # Rounding must not reach the total; right=True never picks a token of probability zero.
     aim = torch.minimum(uniform[:, None] * total, total * (1 - 2**-23))
     picked = torch.searchsorted(cumulative, aim, right=True)
     return (order.gather(1, picked) if top_p < 1 else picked).squeeze(1)

@@ -1,9 +1,9 @@
 """Batched generation with a KV cache, in which a finished row costs nothing.
 
-Prompts are left-padded and sorted by length into batches of a token budget. Every few steps the
-finished rows are taken out of the batch, so that one endless row does not hold up the others. What
-all prompts of a batch begin with (few-shot examples) is computed once. A row's tokens depend on its
-prompt and its seed, never on its batch mates (up to float rounding).
+Prompts are sorted by length, batched within a token budget and left-padded. Every few steps,
+finished rows are removed from the batch. The shared prefix of a batch (few-shot examples) is
+computed once. The tokens of a row depend on its prompt and seed, not on the batch (up to float
+rounding).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,17 +19,17 @@ from eval.generation.stopping import FinishReason, StopRule
 from sft.distributed.fsdp_forward import eval_without_grad
 from sft.model.cpu_linear import weight_first_layers
 
-# Bytes of keys and values that a batch may hold when the caller gives no token budget. Each batch
-# ends with a few long rows, which cost a step nearly as much as many do: few batches are faster.
+# Bytes of keys and values of a batch without a token budget. A step of the few long rows at the
+# end of a batch costs nearly as much as a step of many, so few large batches are faster.
 CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote after one prompt."""
+    """The continuation of one prompt."""
 
     prompt_ids: list[int]
-    token_ids: list[int]  # with the stop id, where that ended it
+    token_ids: list[int]  # with the stop id, if that ended it
     text: str  # without special tokens, and without the stop string
     finish_reason: FinishReason
 
@@ -39,13 +39,13 @@ class GenerationSettings:
     """How rows of token ids are continued, and when they end.
 
     Attributes:
-        max_new_tokens: the cap, for all rows or one for each.
+        max_new_tokens: the cap, of all rows or of each.
         stop_ids: token ids that end a row.
-        stop_strings: a row ends at the token that completes one of them, after its thinking where
-            it thinks (`eval.generation.thinking`); its text ends before the string.
+        stop_strings: a row ends at the token that completes one after any thinking
+            (`eval.generation.thinking`); its text ends before the string.
         temperature: 0 is greedy decoding; otherwise `seeds` decide the draws.
-        top_p: probability mass of the nucleus that is sampled from.
-        seeds: one for each row.
+        top_p: probability mass of the nucleus.
+        seeds: of each row.
         stop_when: called every few tokens with a running row's tokens; True ends it as "loop".
     """
 
@@ -80,13 +80,12 @@ def generate(
     max_batch_tokens: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[Generation]:
-    """Continue each prompt until a stop id, a stop string or its cap, in the order given.
+    """Continue each prompt until a stop id, a stop string or its cap.
 
     Args:
-        model: a causal LM of transformers (PEFT-wrapped or not), on its device, in its dtype.
+        model: a causal LM of transformers, PEFT-wrapped or not.
         prompts: token ids, at least one each; the caller adds special tokens.
-        max_batch_tokens: rows times (longest prompt + cap) of a batch; by default as many as a
-            gibibyte of keys and values holds.
+        max_batch_tokens: maximum of rows * (longest prompt + cap); by default CACHE_BYTES.
         progress: called with the number of rows that ended since the last call.
 
     Raises:
@@ -124,14 +123,16 @@ def generate(
 def _batches(
     lengths: Sequence[int], caps: Sequence[int], *, budget: int, padded: bool
 ) -> Iterator[list[int]]:
-    """Row indices, longest first, so that rows times the widest row stays within `budget`; rows of
-    one length alone unless they can be `padded`."""
+    """Yield batches of row indices, longest first, within `budget` tokens.
+
+    Without `padded`, the prompts of a batch have the same length.
+    """
     batch: list[int] = []
     prompt = cap = 0
     for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], -caps[r], r)):
-        apart = not padded and lengths[row] != prompt
+        other_length = not padded and lengths[row] != prompt
         prompt, cap = max(prompt, lengths[row]), max(cap, caps[row])
-        if batch and (apart or (len(batch) + 1) * (prompt + cap) > budget):
+        if batch and (other_length or (len(batch) + 1) * (prompt + cap) > budget):
             yield batch
             batch, prompt, cap = [], lengths[row], caps[row]
         batch.append(row)
@@ -143,7 +144,8 @@ def _token_budget(model: Any) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 1)
     size = config.hidden_size // heads
-    with suppress(RuntimeError):  # upstream's, of what differs from layer to layer (Gemma 4)
+    # transformers raises RuntimeError for values that differ between layers (Gemma 4).
+    with suppress(RuntimeError):
         heads = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or size
     weight = next(model.parameters())

@@ -42,16 +42,17 @@ def _check(model: Any) -> bool:
     mismatch = _cache_mismatch(model, [long], following)
     if mismatch is not None:
         raise UserError(
-            f"a {model.config.model_type!r} model goes on otherwise with a cache of what it has "
-            f"read than without ({mismatch}), so nothing could be written with it here; choose "
-            "another model"
+            f"a {model.config.model_type!r} model continues differently with a KV cache than "
+            f"without ({mismatch}), so it cannot generate here; choose another model"
         )
     return _cache_mismatch(model, [long, short], following) is None
 
 
 def _cache_mismatch(model: Any, prompts: Sequence[list[int]], following: int) -> str | None:
-    """Return how the logits after a batch's prompts, and after one more token, differ from those of
-    a plain forward of each row, or None."""
+    """Return how the logits of a batch differ from those of single rows without a cache, or None.
+
+    Compared are the logits after the prompts and after one more token.
+    """
     try:
         batch = DecodingBatch(model, prompts, [2] * len(prompts), seeds=None)
         after_prompt = batch.forward(0, batch.width)
@@ -65,7 +66,7 @@ def _cache_mismatch(model: Any, prompts: Sequence[list[int]], following: int) ->
     for prompt, row in zip(prompts, found, strict=True):
         tokens = torch.tensor([[*prompt, following]], device=weight.device)
         errors.append(relative_error(row, model(input_ids=tokens).logits[0, -2:].float()))
-    # No `max`, which may drop a NaN: NaN is at most no tolerance.
+    # `max` may drop a NaN, while NaN <= tolerance is False.
     if all(error <= TOLERANCES[weight.dtype].cached for error in errors):
         return None
     shown = ", ".join(f"{error:.2g}" for error in errors)

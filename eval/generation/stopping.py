@@ -1,4 +1,4 @@
-"""When an answer is over: at a stop id, a stop string, its cap, or a loop.
+"""Stop rules of generation: a stop id, a stop string, the cap, or a loop.
 
 A stop string ends an answer, not the thinking before it (`eval.generation.thinking`).
 """
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from eval.generation.thinking import answer_start
 
-# Steps between two looks at the rows: stop strings, loops, compaction, and on GPUs the only sync.
+# Steps between checks for stop strings and loops; a check is the only synchronization on GPUs.
 CHECK_EVERY = 8
 
 FinishReason = Literal["stop_id", "stop_string", "cap", "loop"]
@@ -22,7 +22,7 @@ Ended = tuple[int, list[int], str, FinishReason]  # with its slot
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a row ends, judged on its token ids. A slot is the place of its prompt."""
+    """Decides from the token ids when a row ends. A slot is the index of its prompt."""
 
     tokenizer: PreTrainedTokenizerBase
     prompts: Sequence[Sequence[int]]
@@ -31,11 +31,11 @@ class StopRule:
     stop_when: Callable[[list[int]], bool] | None
 
     def verdict(self, tokens: list[int], *, slot: int, ended: bool, suspect: bool) -> RowEnd | None:
-        """Tokens, text and reason of a row that is over, or None for one that goes on.
+        """Return tokens, text and reason of a row that has ended, or None.
 
         Args:
-            ended: the last token is a stop id or the last that the cap allows.
-            suspect: see `suspects`.
+            ended: the last token is a stop id or the last one within the cap.
+            suspect: the row may hold a stop string, see `suspects`.
         """
         if suspect and (cut := self.cut(tokens, slot=slot)) is not None:
             return *cut, "stop_string"
@@ -47,8 +47,7 @@ class StopRule:
         return None
 
     def replay(self, tokens: list[int], *, slot: int, ended: bool) -> RowEnd | None:
-        """The verdict on tokens that were decoded elsewhere: looked at as `generate` would have
-        looked, every few of them."""
+        """Return the verdict on tokens of another engine, checked at the steps of `generate`."""
         for step in range(CHECK_EVERY, len(tokens) + CHECK_EVERY, CHECK_EVERY):
             seen = tokens[:step]
             (suspect,) = self.suspects([seen])
@@ -59,10 +58,10 @@ class StopRule:
         return None
 
     def suspects(self, rows: Sequence[list[int]]) -> list[bool]:
-        """Which rows show a stop string in what the last steps may have completed."""
+        """Return which rows may have completed a stop string in the last steps."""
         if not self.stop_strings or not rows:
             return [False] * len(rows)
-        # A token holds at least a byte, so this tail covers every stop string that ends in it.
+        # A token has at least one byte, so this tail covers every stop string that ends in it.
         reach = max(len(s.encode()) for s in self.stop_strings) + CHECK_EVERY + 4
         tails = self.tokenizer.batch_decode(
             [row[-reach:] for row in rows], skip_special_tokens=True
@@ -70,7 +69,7 @@ class StopRule:
         return [any(s in tail for s in self.stop_strings) for tail in tails]
 
     def cut(self, tokens: list[int], *, slot: int) -> tuple[list[int], str] | None:
-        """Tokens up to the one that completes the first stop string, and the text before it."""
+        """Return the tokens up to the first stop string's last one, and the text before it."""
         written = tokens[:-1] if tokens and tokens[-1] in self.stop_ids else tokens
         start = answer_start(self.tokenizer, self.prompts[slot], written)
         if start is None:
@@ -83,7 +82,7 @@ class StopRule:
         return None
 
     def text(self, tokens: list[int]) -> str:
-        """Decoded text without special tokens, a final stop id among them."""
+        """Decode without special tokens and without a final stop id."""
         if tokens and tokens[-1] in self.stop_ids:
             tokens = tokens[:-1]
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -1,8 +1,8 @@
-"""Thinking split off from what a model wrote, so that only its answer is graded.
+"""Split thinking from the answer, so that only the answer is graded.
 
-The markers are those that published chat templates write. A model's thinking stands at the head of
-its turn; a template may write the opening marker itself, and the cap may leave out the closing one,
-in which case there is no answer.
+The markers are those of published chat templates. Thinking is at the start of a turn; a template
+may write the opening marker, and the cap may cut the closing one, in which case there is no
+answer.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-# Opening marker, and a pattern of what closes it.
+# Opening marker, and a pattern of the closing marker.
 MARKERS: tuple[tuple[str, str], ...] = (
     *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "thought", "seed:think")),
     ("<mm:think>", "</mm:think>"),
@@ -20,26 +20,26 @@ MARKERS: tuple[tuple[str, str], ...] = (
     ("<|begin_of_thought|>", r"<\|end_of_thought\|>"),  # OpenThinker
     ("<|channel>thought", r"<channel\|>"),  # Gemma 4
     ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
-    # gpt-oss, which answers in a message of its own.
+    # gpt-oss, which answers in a separate message.
     (
         "<|channel|>analysis<|message|>",
         r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final[^<]*<\|message\|>",
     ),
 )
 _PATTERNS = tuple((opening, re.compile(closing)) for opening, closing in MARKERS)
-_TAGS = "<[◁"  # how markers begin that are no words of a language
+_TAGS = "<[◁"  # first characters of markers that are not natural language
 _PROMPT_TAIL = 32  # tokens; the longest opening marker has fewer
 
 
 @dataclass(frozen=True)
 class Split:
-    """What a model wrote, in two.
+    """A text split into thinking and answer.
 
     Attributes:
-        thinking: None where it did not think.
-        answer: "" where the thinking has not ended.
+        thinking: None without thinking.
+        answer: "" if the thinking has not ended.
         ended: whether the thinking, if any, has ended.
-        before: of `split_generation`: tokens of the thinking, its markers included.
+        before: tokens of the thinking with its markers, set by `split_generation`.
     """
 
     thinking: str | None
@@ -49,13 +49,12 @@ class Split:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a stored row holds of it beside the answer: `thinking`, if there was any."""
+        """Return the keys of a stored row: `thinking`, if there was any."""
         return {} if self.thinking is None else {"thinking": self.thinking}
 
 
-class Answer(Protocol):
-    """An answer without its prompt: an `eval.generation.generate.Generation`, or anything with
-    these."""
+class GeneratedAnswer(Protocol):
+    """An answer without its prompt, such as an `eval.generation.generate.Generation`."""
 
     @property
     def token_ids(self) -> list[int]: ...
@@ -65,7 +64,7 @@ class Answer(Protocol):
     def finish_reason(self) -> str: ...
 
 
-class Written(Answer, Protocol):
+class GeneratedRow(GeneratedAnswer, Protocol):
     """An answer with its prompt, which may open the thinking."""
 
     @property
@@ -75,8 +74,8 @@ class Written(Answer, Protocol):
 def split_text(text: str, *, prompt: str = "") -> Split:
     """Split a text that holds its markers.
 
-    Thinking begins at the head of the text or at the end of the prompt, which may hold the opening
-    marker; a closing marker without any opening one ends thinking that began unseen.
+    The opening marker is at the start of the text or at the end of the prompt; a closing marker
+    without an opening one ends thinking that started earlier.
     """
     thoughts, rest, opened = [], text, prompt.rstrip()
     while (found := _first_thought(rest, opened)) is not None:
@@ -90,8 +89,8 @@ def split_text(text: str, *, prompt: str = "") -> Split:
     return Split("\n\n".join(filter(None, thoughts)) or None, rest.lstrip())
 
 
-def split_generation(tokenizer: Any, written: Written) -> Split:
-    """Split a generation; markers may be special tokens, which its text lacks."""
+def split_generation(tokenizer: Any, written: GeneratedRow) -> Split:
+    """Split a generation, whose markers may be special tokens that its text lacks."""
     tail = tokenizer.decode(written.prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
     ids = written.token_ids[:-1] if written.finish_reason == "stop_id" else written.token_ids
     whole = tokenizer.decode(ids, skip_special_tokens=False)
@@ -108,8 +107,10 @@ def split_generation(tokenizer: Any, written: Written) -> Split:
 
 
 def answer_start(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> int | None:
-    """Where the answer begins in the text, without special tokens, of a row that is being written;
-    None as long as it thinks. Thinking that began unseen is known from its closing marker on."""
+    """Return where the answer starts in the text without special tokens of a running row.
+
+    None while it thinks; thinking without an opening marker is only known at its closing one.
+    """
     tail = tokenizer.decode(prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
     whole = tokenizer.decode(token_ids, skip_special_tokens=False)
     found = split_text(whole, prompt=tail)
@@ -122,7 +123,7 @@ def answer_start(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[
 
 
 def _first_thought(text: str, prompt: str) -> tuple[str, str, bool] | None:
-    """(thought, what follows, whether it has ended) of the thinking at the head of a text."""
+    """Return (thought, rest, whether it has ended) of thinking at the start of a text, or None."""
     head = text.lstrip()
     for opening, closing in _PATTERNS:
         begun = head[len(opening) :] if head.startswith(opening) else None
@@ -148,7 +149,7 @@ def _without(text: str, special: Sequence[str]) -> str:
 
 
 def _place(tokenizer: Any, ids: Sequence[int], found: Split, prompt: str) -> int:
-    """The fewest tokens that hold all of the thinking with its markers."""
+    """Return the fewest tokens that hold all of the thinking with its markers."""
     if not found.ended:
         return len(ids)
     low, high = 0, len(ids)

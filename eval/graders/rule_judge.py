@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from eval.generation.thinking import Answer, split_text
+from eval.generation.thinking import GeneratedAnswer, split_text
 from eval.graders.safety_rules import is_refusal
 from eval.metrics.loop_detection import Loop, find_loop, seq_rep_n
 
@@ -37,7 +37,7 @@ class Verdict:
 
 
 def rule_judge(
-    answer: Answer,
+    answer: GeneratedAnswer,
     reference: dict[str, Any],
     *,
     loops: Callable[[Sequence[int]], Loop | None] = find_loop,

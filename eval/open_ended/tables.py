@@ -6,38 +6,22 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from typing_extensions import TypedDict
 
 from eval.metrics.formatting import DASH, p_value, percent, percent_range
 from eval.open_ended.judgments import Grades, PairResult, Usage
 
 
-class JudgeName(TypedDict):
-    """The judge, as the command line names it."""
-
-    url: str
-    model: str
-
-
-class OpenEndedResults(TypedDict):
-    """open_ended.json."""
-
-    judge: JudgeName
-    grades: dict[str, Grades]
-    pairs: dict[str, PairResult]
-    usage: Usage
-
-
-def open_ended_table(results: OpenEndedResults) -> Group:
+def open_ended_table(
+    grades: dict[str, Grades], pairs: dict[str, PairResult], used: Usage, *, judge: str
+) -> Group:
     """Return a row for each category, as in the paper's table, and a row for each comparison."""
-    parts: list[RenderableType] = [_grades(results["grades"])]
-    if results["pairs"]:
-        parts.append(_pairs(results["pairs"]))
-    used = results["usage"]
+    parts: list[RenderableType] = [_grades(grades)]
+    if pairs:
+        parts.append(_pairs(pairs))
     cost = "" if used["cost"] is None else f", cost {used['cost']:.4f}"
     parts.append(
         Text(
-            f"{used['requests']:,} requests to {results['judge']['model']}: "
+            f"{used['requests']:,} requests to {judge}: "
             f"{used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens{cost}",
             "dim",
         )

@@ -175,14 +175,10 @@ def test_the_pair_table_by_hand():
 
 def test_what_no_verdict_was_read_of_is_said_under_both_tables():
     rows = [*pair_rows("1", "BA"), *pair_rows("2", ["B", None])]
-    results = {
-        "judge": {"model": "j"},
-        "grades": grade_table([grade("1", "stem", 9.0, model="x"), grade("2", "stem", None)]),
-        "pairs": {"x -> y": pair_table(rows, first="x", second="y")},
-        "usage": usage([], prices=None),
-    }
+    grades = grade_table([grade("1", "stem", 9.0, model="x"), grade("2", "stem", None)])
+    pairs = {"x -> y": pair_table(rows, first="x", second="y")}
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(open_ended_table(results))
+    console.print(open_ended_table(grades, pairs, usage([], prices=None), judge="j"))
     told = " ".join(console.export_text().split())
     assert "1 replies without a verdict are left out" in told
     assert "1 pairs without a verdict in both orders are left out" in told
