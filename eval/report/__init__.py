@@ -2,21 +2,19 @@
 
 answer_cards: Cards of the report: one prompt or question with every model's answer, and what
     filters it.
-caveats: Caveats for reading a change as an effect of training: formats, weights, cut answers.
+caveats: Caveats on changes that training alone does not explain: formats, weights, cut
+    answers.
 detail_tables: Rows of the report's smaller tables: repetition by group and definition, safety
     by category.
-epoch_plots: Repetition and benchmarks in training, all stages in a row: the report's picture
-    and table.
-examples: Which answers and questions the report shows, chosen by rule, and where an answer
-    loops.
+epoch_plots: Picture and table of the measures in training, over the epochs of all stages.
+examples: Choose by rule the answers and questions that the report shows, and find their loops.
 headline: Headline of the report: the figures of results.json as sentences, with nothing
     recomputed.
-outcomes: How an answer ended and what it scored, in words and in kinds that the report filters
+outcomes: Format how an answer ended and what it scored, with the kinds that the report filters
     by.
-plots: The report's pictures: fluid inline SVG for the page, one PNG for a README.
-report: results.json and stored samples -> report.html and report.md.
-sample_files: The stored samples of a run as the report reads them: where they are, and their
-    rows.
+plots: Pictures of the report: inline SVG for the page, one PNG for a README.
+report: Write report.html and report.md from results.json and stored samples.
+sample_files: Find and read the stored samples of a run.
 tables: The main table and the table of changes: as rows for the page, in a terminal, in
     Markdown.
 """

@@ -1,4 +1,4 @@
-"""Caveats for reading a change as an effect of training: formats, weights, cut answers."""
+"""Caveats on changes that training alone does not explain: formats, weights, cut answers."""
 
 from eval.metrics.formatting import percent
 from eval.report.headline import MOSTLY, overall, transitions
@@ -6,13 +6,13 @@ from eval.schema import Results
 
 
 def caveats(results: Results) -> list[str]:
-    """Sentences that belong wherever the changes of `results` are shown."""
-    said = (_same_weights, _mixed_formats, cut_tasks, _unchanged)
-    return [sentence for each in said for sentence in each(results)]
+    """Return the sentences to show with the changes of `results`."""
+    checks = (_same_weights, _mixed_formats, cut_tasks, _unchanged)
+    return [sentence for check in checks for sentence in check(results)]
 
 
 def cut_tasks(results: Results) -> list[str]:
-    """A sentence on the tasks most of whose answers by the last model were cut at the cap."""
+    """Return a sentence on tasks on which most answers of the last model were cut."""
     last = results["models"][-1] if results["models"] else None
     cut = [
         f"{task} {percent(entries[last]['cut_answers'] / entries[last]['n'])}"
@@ -25,7 +25,7 @@ def cut_tasks(results: Results) -> list[str]:
 
 
 def _unchanged(results: Results) -> list[str]:
-    """A sentence on clustered tasks in which no answer changed between two models."""
+    """Return a sentence on clustered tasks in which no answer changed between two models."""
     steps = [
         f"{row['task']} ({row['from']} \u2192 {row['to']})"
         for row in results.get("deltas", [])
@@ -41,7 +41,7 @@ def _unchanged(results: Results) -> list[str]:
 
 
 def _mixed_formats(results: Results) -> list[str]:
-    """The pairs of models that were asked some benchmark in different formats."""
+    """Return a sentence on pairs of models that a benchmark prompted in different formats."""
     mixed = []
     for pair in transitions(results):
         entries = [s for s in results.get("benchmarks", {}).values() if all(m in s for m in pair)]
@@ -50,8 +50,8 @@ def _mixed_formats(results: Results) -> list[str]:
             mixed.append(pair)
     if not mixed:
         return []
-    whole = overall(results)
-    named = whole if whole in mixed else mixed[0]
+    overall_pair = overall(results)
+    named = overall_pair if overall_pair in mixed else mixed[0]
     also = [f"{a} \u2192 {b}" for a, b in mixed if (a, b) != named]
     more = f" (so were {', '.join(also)})" if also else ""
     return [

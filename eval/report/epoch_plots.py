@@ -1,4 +1,4 @@
-"""Repetition and benchmarks in training, all stages in a row: the report's picture and table."""
+"""Picture and table of the measures in training, over the epochs of all stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from eval.report.plots import Scale, accent, scale
 from eval.schema import Results, TrainingPoint, TrainingScore
 
 Key = Literal["epochs", "loops"]
-LABELS = 12  # epochs that are numbered under a picture, at most
+LABELS = 12  # numbered epochs below a picture, at most
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EpochPanel:
 
 @dataclass(frozen=True)
 class _Point:
-    """A row of a stage; `x` counts epochs from the start of the first stage, `first` of a stage."""
+    """A measured step; `x` counts epochs over all stages, `first` marks the first of a stage."""
 
     stage: str
     epoch: float
@@ -46,10 +46,10 @@ class _Point:
 
 
 def epoch_panels(results: Results, *, key: Key = "epochs") -> list[EpochPanel]:
-    """A panel for repetition and one for each benchmark that was measured in training.
+    """Return a panel for repetition and one for each benchmark that was measured in training.
 
     Args:
-        key: where its rows are in `results`: epochs (by epoch), loops (a few times in a stage).
+        key: of the measured steps in `results`: every epoch, or the loop probes within stages.
     """
     points = list(_points(results, key))
     if not points:
@@ -70,7 +70,7 @@ def epoch_panels(results: Results, *, key: Key = "epochs") -> list[EpochPanel]:
 
 
 def epoch_table(results: Results, *, key: Key = "epochs") -> list[list[str]]:
-    """The same numbers as rows of text, a head first; nothing where there are none."""
+    """Return the same numbers as rows of text, the head first; empty without any."""
     points = list(_points(results, key))
     if not points:
         return []
@@ -91,7 +91,7 @@ def _points(results: Results, key: Key) -> Iterator[_Point]:
     for stage, rows in results.get(key, {}).items():
         for i, row in enumerate(rows):
             yield _Point(stage, row["epoch"], before + row["epoch"], i == 0, row)
-        last = rows[-1]  # of a step before the stage's last, perhaps
+        last = rows[-1]  # may be before the last step of the stage
         steps = results["stages"][stage]["steps"]
         before += last["epoch"] * steps / last["step"] if last["step"] else 1
 
@@ -104,7 +104,7 @@ def _measures(points: list[_Point]) -> list[str]:
 def _picture(
     entries: list[tuple[_Point, TrainingScore]], *, x: Scale, y: Scale, models: list[str]
 ) -> Markup:
-    """Dots with their intervals, joined in the order of training, each in its stage's colour."""
+    """Draw dots with their intervals, joined in order, in the color of their stage."""
     shapes = Markup("")
     for tick in y.ticks:
         shapes += _line("grid", (0, 100), (100 - y.at(tick),) * 2)

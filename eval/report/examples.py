@@ -1,8 +1,7 @@
-"""Which answers and questions the report shows, chosen by rule, and where an answer loops.
+"""Choose by rule the answers and questions that the report shows, and find their loops.
 
-For display only: every verdict and number comes from the stored samples and results.json.
-Sample files are read twice, line by line (to choose, then to fetch), so memory stays bounded by
-what is shown plus one small record a row.
+Sample files are read twice, line by line (to choose, then to fetch), so memory holds the shown rows
+and a small record of each other row.
 """
 
 from collections import defaultdict
@@ -16,23 +15,21 @@ from eval.metrics.loop_detection import prefix_matches
 from eval.report.sample_files import read_lines
 from eval.schema import ChatMessage, GenerationRow, SampleRow, ScoredRow, StoredLoop
 
-# However much is measured, the page holds no more than this, so that it opens at once.
+# Limits of the page, so that it opens quickly however much was measured.
 PROMPTS = 24
-# Of the prompts shown: ones where a loop was cured, and ones where the last model still loops.
+# Of these, prompts on which the last model stopped looping, and on which it still loops.
 CURED, STILL = 12, 4
 QUESTIONS_PER_TASK = 5
 TASKS = 24
-# Characters shown before the rest folds away, and again before a loop; a fold hides FOLD_MIN at
-# least, and holds FOLD_MOST at most.
+# Characters shown before a fold, and after it before a loop; smallest and largest fold.
 FOLD_AT, FOLD_MIN, FOLD_TAIL, FOLD_MOST = 600, 200, 120, 4000
-MESSAGES_MOST = 20  # of a longer conversation, beginning and end are shown
-# A loop shorter than this many characters is shown several copies at a time.
-COPY_MIN = 12
+MESSAGES_MOST = 20  # a longer conversation is cut in the middle
+COPY_MIN = 12  # characters; copies of a shorter loop are shown several at a time
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt with the answer rows of the models that have one (model -> row)."""
+    """A prompt with the answers by model."""
 
     id: str
     messages: list[ChatMessage]
@@ -43,7 +40,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """One benchmark question with every model's sample row (model -> row)."""
+    """A benchmark question with the sample rows by model."""
 
     task: str
     prompt: str
@@ -53,10 +50,7 @@ class BenchmarkQuestion:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an answer as it is displayed: text, folded, or a copy of its loop.
-
-    Of `size` characters, `text` holds those that are on the page.
-    """
+    """A displayed part of an answer, of `size` characters, of which `text` is on the page."""
 
     kind: Literal["text", "fold", "copy", "copies"]  # copies: the further ones, folded
     text: str
@@ -64,23 +58,23 @@ class Part:
 
     @classmethod
     def of(cls, kind: Literal["text", "fold", "copy", "copies"], text: str) -> "Part":
-        """A part of this text; a fold is cut where it would make the page heavy."""
+        """Return a part of this text; folds are limited in size."""
         most = FOLD_MOST if kind in ("fold", "copies") else len(text)
         return cls(kind, text[:most], len(text))
 
 
 def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
-    """About two dozen prompts, from model -> generations.jsonl, in model order.
+    """Choose prompts from generations.jsonl by model, in model order.
 
-    Up to CURED where an earlier model repeats and the last does not, up to STILL where the last one
-    repeats, the rest where none does; the last model to loop, languages and kinds take turns.
+    Up to CURED on which only an earlier model loops, up to STILL on which the last one loops, then
+    prompts without a loop; the last model to loop, languages and categories alternate.
     """
     repeats: dict[str, dict[str, bool]] = defaultdict(dict)
     group: dict[str, tuple[str, ...]] = {}
     for model, path in files.items():
         for row in read_lines(path, schema=GenerationRow):
             repeats[row["id"]][model] = bool(row.get("repeats"))
-            # The last model to loop comes first: a loop cured late is rarer than one cured early.
+            # Grouped by the last model that loops first: few loops remain until a late stage.
             looper = model if row.get("repeats") else group.get(row["id"], ("",))[0]
             group[row["id"]] = (looper, row.get("language", ""), row.get("category", ""))
     last = list(files)[-1] if files else ""
@@ -88,17 +82,16 @@ def choose_prompts(files: dict[str, Path]) -> list[Prompt]:
     cured = [i for i, seen in repeats.items() if not seen.get(last) and any(seen.values())]
     calm = [i for i, seen in repeats.items() if not any(seen.values())]
     chosen = _turns(cured, group)[:CURED] + _turns(still, group)[:STILL]
-    # With few loops the room goes to ordinary prompts, with few of those back to loops.
+    # Unused places go to prompts without a loop, then to further loops.
     rest = _turns(calm, group) + _turns(cured, group)[CURED:] + _turns(still, group)[STILL:]
     chosen += rest[: PROMPTS - len(chosen)]
     return _fetch_prompts(files, chosen)
 
 
 def choose_questions(files: dict[str, dict[str, Path]]) -> list[BenchmarkQuestion]:
-    """Up to 5 questions of a task, from task -> model -> samples file, verdicts that differ first.
+    """Choose questions of each task from sample files by task and model.
 
-    Questions that the last model gained on the first, that it lost, and where the two agree, in
-    turn. They are joined on document id and hash.
+    Questions that the last model gained over the first, lost, and scored the same alternate.
     """
     questions: list[BenchmarkQuestion] = []
     for task, paths in list(files.items())[:TASKS]:
@@ -138,7 +131,7 @@ def shown(row: GenerationRow | ScoredRow) -> list[Part]:
 
 
 def folded(text: str, *, tail: int = 0) -> list[Part]:
-    """`text` with what lies beyond about FOLD_AT characters folded, but for its last `tail`."""
+    """Fold a text after about FOLD_AT characters, except for its last `tail`."""
     if len(text) < FOLD_AT + tail + FOLD_MIN:
         return [Part.of("text", text)]
     cut = max(text.rfind(" ", 0, FOLD_AT), text.rfind("\n", 0, FOLD_AT), FOLD_AT - FOLD_MIN)
@@ -151,12 +144,12 @@ def folded(text: str, *, tail: int = 0) -> list[Part]:
 
 
 def _find_copies(text: str, loop: StoredLoop, *, num_tokens: int) -> tuple[int, int] | None:
-    """Character start and period of the loop, from its place in tokens; None if not visible.
+    """Return start and period in characters of a loop whose place is known in tokens, or None.
 
-    The loop is known in tokens and the tokenizer is not at hand, so the shortest character period
-    is taken whose run at the end of the text covers at least half of where the loop should be.
+    Without the tokenizer, it is the shortest period whose run at the end of the text covers at
+    least half of the characters that the loop should have.
     """
-    # A cut in the middle of a character leaves replacement characters that repeat nothing.
+    # An answer that was cut within a character ends in replacement characters.
     body = text.rstrip("\ufffd")
     expected = len(body) * (num_tokens - loop["start"]) / max(num_tokens, 1)
     reverse = body[::-1]
@@ -165,7 +158,7 @@ def _find_copies(text: str, loop: StoredLoop, *, num_tokens: int) -> tuple[int, 
         if run >= 2 * period and run >= expected / 2:
             period *= max(1, min(COPY_MIN // period, run // (2 * period)))
             start = len(body) - run
-            # Any turn of the loop is as true; one that starts with a word reads best.
+            # Any rotation of the loop is valid; one that starts with a word is easiest to read.
             spare = min(period, run - 2 * period)
             words = (i for i in range(start, start + spare) if body[i].isalnum())
             return next(words, start), period
@@ -173,7 +166,7 @@ def _find_copies(text: str, loop: StoredLoop, *, num_tokens: int) -> tuple[int, 
 
 
 def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int = 0) -> list[str]:
-    """`ids` reordered so that the parts of their groups take turns, the first part fastest."""
+    """Reorder ids so that their groups alternate, the first part of a group fastest."""
     if not ids or level == len(group[ids[0]]):
         return list(ids)
     parts: dict[str, list[str]] = defaultdict(list)
@@ -207,18 +200,17 @@ def _fetch_questions(
                 found[_document(row)][model] = row
     questions = []
     for answers in found.values():
-        # The shortest prompt is the question alone, without few-shot examples before it.
-        # Rows of early versions have no prompt, and their questions cannot be shown.
-        asked = [row for row in answers.values() if "prompt" in row]
-        if not asked:
+        # The shortest prompt has no few-shot examples. Rows of early versions have no prompt.
+        with_prompt = [row for row in answers.values() if "prompt" in row]
+        if not with_prompt:
             continue
-        shortest = min(asked, key=lambda row: len(row["prompt"]))
+        shortest = min(with_prompt, key=lambda row: len(row["prompt"]))
         questions.append(BenchmarkQuestion(task, shortest["prompt"], shortest["target"], answers))
     return questions
 
 
 def _bounded(row: GenerationRow) -> GenerationRow:
-    """A row with a long conversation cut in the middle; the page links to the complete file."""
+    """Cut the middle of a long conversation; the page links to the complete file."""
     messages, half = row["messages"], MESSAGES_MOST // 2
     if (more := len(messages) - MESSAGES_MOST) <= 0:
         return row
@@ -227,4 +219,4 @@ def _bounded(row: GenerationRow) -> GenerationRow:
 
 
 def _document(row: SampleRow) -> tuple[str, str]:
-    return str(row["doc_id"]), str(row.get("doc_hash", ""))
+    return row["doc_id"], row["doc_hash"]

@@ -1,28 +1,25 @@
-"""How an answer ended and what it scored, in words and in kinds that the report filters by.
+"""Format how an answer ended and what it scored, with the kinds that the report filters by."""
 
-Nothing is judged here: every outcome is read from a stored row.
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from eval.schema import GenerationRow, ScoredRow
 
 Css = Literal["good", "bad", "cut"]
 _CSS: dict[str, Css] = {"right": "good", "wrong": "bad", "partly": "cut"}
 
-# Characters of a program's error that are shown.
-REASON = 160
+REASON = 160  # characters shown of a program's error
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One answer's outcome.
+    """The outcome of one answer.
 
     Attributes:
-        kinds: what a filter finds it by: right, wrong, partly, stops, loops, cut.
-        css: its colour on the page.
-        brief: in a word or two.
-        words: the same with its numbers or its reason.
+        kinds: for filters: right, wrong, partly, stops, loops, cut.
+        css: the class of its color on the page.
+        brief: one or two words.
+        words: the same with numbers or a reason.
     """
 
     kinds: tuple[str, ...]
@@ -31,8 +28,8 @@ class Outcome:
     words: str
 
 
-def ended(row: Mapping[str, Any]) -> Outcome:
-    """How a row of generations.jsonl ended."""
+def ended(row: GenerationRow) -> Outcome:
+    """Return how a row of generations.jsonl ended."""
     count = len(row.get("token_ids", ()))
     if row.get("repeats"):
         loop = row.get("loop")
@@ -50,9 +47,11 @@ def ended(row: Mapping[str, Any]) -> Outcome:
     return Outcome(("stops",), "good", "stops", words)
 
 
-def judged(row: Mapping[str, Any]) -> Outcome:
-    """What a row of samples/<task>.jsonl scored, whether it ended, and why it is wrong where the
-    row says so: a program's error, instructions that were not followed."""
+def judged(row: ScoredRow) -> Outcome:
+    """Return what a row of samples/<task>.jsonl scored, how it ended, and why it is wrong.
+
+    The reason is a program's error, or the number of instructions that were followed.
+    """
     score = row["score"]
     kind = {0.0: "wrong", 1.0: "right"}.get(score, "partly")
     brief = words = f"{score:.2f}" if kind == "partly" else kind
@@ -69,7 +68,7 @@ def judged(row: Mapping[str, Any]) -> Outcome:
     return Outcome(tuple(kinds), _CSS[kind], brief, f"{words}: {reason}" if reason else words)
 
 
-def _reason(row: Mapping[str, Any]) -> str:
+def _reason(row: ScoredRow) -> str:
     outcome = row.get("outcome")
     if isinstance(outcome, str) and outcome != "passed":
         return outcome if len(outcome) <= REASON else f"{outcome[:REASON]}\u2026"

@@ -1,7 +1,7 @@
-"""The report's pictures: fluid inline SVG for the page, one PNG for a README.
+"""Pictures of the report: inline SVG for the page, one PNG for a README.
 
-Horizontal positions in the SVG are percentages of its width, so text and strokes keep their size
-from phone to laptop; colours are CSS variables, so one picture serves light and dark.
+Horizontal positions in the SVG are percentages of its width, so text and strokes keep their size on
+every screen; colors are CSS variables, for light and dark mode.
 """
 
 import math
@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from eval.metrics.formatting import MINUS, REPETITION, percent, percent_range, points, significant
 from eval.schema import DeltaRow, Results
 
-# One accent a model, by place in `models`: (on light, on dark). The first, usually the base, is
-# grey; the order after Okabe and Ito keeps neighbours apart for colour-blind readers.
+# Accent of a model by its index in `models`: (light mode, dark mode). The first, usually the base
+# model, is gray; neighbors differ for color-blind readers, after Okabe and Ito.
 ACCENTS = (
     ("#70757f", "#9aa1ad"),
     ("#c8570f", "#f0935a"),
@@ -29,8 +29,7 @@ ACCENTS = (
     ("#a33434", "#ee8787"),
 )
 INK, MUTED, LINE = "#1c1d20", "#63666d", "#dddcd6"
-# A polyline has at most this many points, however long the run was.
-CURVE_POINTS = 400
+CURVE_POINTS = 400  # of a polyline, at most
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,13 @@ class Scale:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
-        """Place of `value` in percent of the axis, clipped to it."""
+        """Return the position of `value` in percent of the axis, clipped to it."""
         return round(100 * min(max((value - self.low) / (self.high - self.low), 0), 1), 3)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A stage's log: (step, loss) and (step, learning rate)."""
+    """The log of a stage: (step, loss) and (step, learning rate)."""
 
     stage: str
     loss: tuple[tuple[float, float], ...]
@@ -56,7 +55,7 @@ class Curve:
 
 
 def scale(values: Sequence[float], *, zero: bool, num_ticks: int = 5) -> Scale:
-    """An axis over the finite `values`, with ticks at 1, 2 or 5 times a power of ten."""
+    """Return an axis over the finite `values`, with ticks at 1, 2 or 5 times a power of ten."""
     finite = [value for value in values if math.isfinite(value)] + [0.0] * zero
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if high - low < 1e-9:
@@ -66,13 +65,13 @@ def scale(values: Sequence[float], *, zero: bool, num_ticks: int = 5) -> Scale:
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
     ticks = tuple(round(i * step, 12) for i in range(first, last + 1))
-    # Room for the markers at the ends; an axis of rates starts at its zero.
+    # A margin for the markers at the ends; an axis of rates starts at zero.
     margin = 0.03 * (high - low)
     return Scale(low if zero and low == 0 else low - margin, high + margin, ticks)
 
 
 def bar(rate: float, *, ci: Sequence[float] | None, axis: Scale) -> Markup:
-    """A rate from zero with its interval as a whisker."""
+    """Draw a rate as a bar with its interval as a whisker."""
     shapes = _grid(axis) + Markup(
         '<rect class="bar" x="0" y="24%" width="{}%" height="52%" rx="1.5"/>'
     ).format(axis.at(rate))
@@ -82,7 +81,7 @@ def bar(rate: float, *, ci: Sequence[float] | None, axis: Scale) -> Markup:
 
 
 def interval(row: DeltaRow, *, axis: Scale) -> Markup:
-    """A row of `deltas`: the interval, and a dot that is filled where it stands after Holm."""
+    """Draw a row of `deltas`: the interval, and a dot that is filled if significant."""
     shapes = _grid(axis)
     if (ci := row.get("ci")) is not None:
         shapes += _whisker(ci, axis=axis, css="ci")
@@ -93,7 +92,7 @@ def interval(row: DeltaRow, *, axis: Scale) -> Markup:
 
 
 def tick_labels(axis: Scale, *, signed: bool) -> Markup:
-    """The labels under a column of rows, in percent or signed points."""
+    """Draw the labels below a column of rows, in percent or signed points."""
     texts = Markup("")
     for tick in axis.ticks:
         number = f"{100 * tick:{'+' if signed and tick else ''}g}".replace("-", MINUS)
@@ -103,7 +102,7 @@ def tick_labels(axis: Scale, *, signed: bool) -> Markup:
 
 
 def curve(series: Sequence[tuple[float, float]], *, x: Scale, y: Scale, smooth: bool) -> Markup:
-    """A line over steps that fills its box; with `smooth`, over a grid and under its average."""
+    """Draw a line that fills its box; with `smooth`, over a grid and below its average."""
     lines = Markup("")
     for tick in y.ticks if smooth else ():
         at = 100 - y.at(tick)
@@ -121,14 +120,14 @@ def curve(series: Sequence[tuple[float, float]], *, x: Scale, y: Scale, smooth: 
 
 
 class Thinned:
-    """A line of any length, kept as at most 2 * CURVE_POINTS means of equal runs of neighbours."""
+    """A line of any length, as at most 2 * CURVE_POINTS means of equal runs of neighbors."""
 
     def __init__(self) -> None:
         self._runs: list[tuple[float, float, int]] = []  # sums of x and of y, and how many
         self._size = 1
 
     def add(self, x: float, y: float) -> None:
-        """The next point; one that is not finite is passed over."""
+        """Add the next point; non-finite points are skipped."""
         if not (math.isfinite(x) and math.isfinite(y)):
             return
         if self._runs and self._runs[-1][2] < self._size:
@@ -142,12 +141,12 @@ class Thinned:
         self._runs.append((x, y, 1))
 
     def points(self) -> tuple[tuple[float, float], ...]:
-        """What is drawn of the line so far."""
+        """Return the means of x and y of each run."""
         return tuple((x / count, y / count) for x, y, count in self._runs)
 
 
 def thinned(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most CURVE_POINTS points: means of equal runs of neighbours, finite values only."""
+    """Return at most CURVE_POINTS points: means of equal runs of finite neighbors."""
     finite = [(x, y) for x, y in series if math.isfinite(x) and math.isfinite(y)]
     size = math.ceil(len(finite) / CURVE_POINTS)
     if size <= 1:
@@ -157,11 +156,11 @@ def thinned(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def moving_average(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Mean over about a twelfth of the points, centred; cut short where the series ends."""
+    """Return the centered mean over about a twelfth of the points, fewer at the ends."""
     reach = max(1, len(series) // 24)
     averaged = []
     for i, (x, _) in enumerate(series):
-        # The start is steep, so the window there narrows on both sides.
+        # The start is steep, so the window narrows there on both sides.
         width = min(reach, i)
         near = series[i - width : i + width + 1]
         averaged.append((x, sum(y for _, y in near) / len(near)))
@@ -169,7 +168,7 @@ def moving_average(series: Sequence[tuple[float, float]]) -> list[tuple[float, f
 
 
 def write_picture(results: Results, *, logs: Sequence[Curve], path: Path) -> None:
-    """The main picture as a PNG: repetition, benchmark deltas and, given logs, the loss curves.
+    """Write the main picture as a PNG: repetition, benchmark changes and loss curves.
 
     The same input gives the same bytes with the same matplotlib.
     """
@@ -190,7 +189,7 @@ def write_picture(results: Results, *, logs: Sequence[Curve], path: Path) -> Non
 
 
 def accent(model: str, models: Sequence[str]) -> int:
-    """Index into ACCENTS of a model or of the stage that made it ('1-sft-all' -> 'sft-all')."""
+    """Return the index in ACCENTS of a model or of its stage ('1-sft-all' -> 'sft-all')."""
     names = list(models)
     name = model if model in names else model.partition("-")[2]
     return names.index(name) % len(ACCENTS) if name in names else 0

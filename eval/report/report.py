@@ -1,7 +1,6 @@
-"""results.json and stored samples -> report.html and report.md.
+"""Write report.html and report.md from results.json and stored samples.
 
-Every number comes from results.json; samples are for display only. `python -m eval.report
-RUN` writes the report of a finished run again, and with a second path the main picture as a PNG.
+Every number comes from results.json; samples are only displayed.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ from eval.report.tables import (
     pairs_counted,
     still_needed,
 )
-from eval.schema import LogRow, Results
+from eval.schema import DeltaRow, LogRow, Results
 from eval.schema_checks import first_mismatch, unknown_name
 from sft.config.safe_yaml import check_expanded_size, constructor_errors
 from sft.config.sections import describe_training
@@ -59,18 +59,15 @@ SHOWN = (
     *(f"{n}.jsonl" for n in sample_files.MORE_SAMPLES),
 )
 PANELS = 12  # stages whose curves are drawn; a chain has three
-# A table of more rows than these gets a field to find one.
-MANY_ROWS = 8
-# Rows shown of data.json and run.json; the files themselves are linked.
-FACTS = 200
+MANY_ROWS = 8  # tables with more rows get a search field
+FACTS = 200  # rows shown of data.json and run.json, which are linked
 
 
 def write_report(run_dir: Path) -> None:
-    """Write report.html and report.md of a run directory, from whatever of it exists.
+    """Write report.html and report.md of a run directory; parts may be missing.
 
     Raises:
-        UserError: results.json is missing, a file of the run cannot be read as what it is, or a
-            link leads out of the folder.
+        UserError: results.json is missing, a file is damaged, or a link leads out of the folder.
     """
     refuse_links(run_dir, given=str(run_dir))
     view = _view(run_dir, _read_results(run_dir))
@@ -88,8 +85,7 @@ def write_report(run_dir: Path) -> None:
 
 
 def read_curves(run_dir: Path) -> list[plots.Curve]:
-    """The log of each stage that has one, in the order of their numbers; long ones thinned while
-    they are read, so that memory and page do not grow with the run."""
+    """Read the logs of all stages, thinned so that memory and page do not grow with the run."""
     curves = []
     for path in _logs(run_dir):
         loss, rates = plots.Thinned(), plots.Thinned()
@@ -109,18 +105,22 @@ def _logs(run_dir: Path) -> list[Path]:
 
 
 def _view(run_dir: Path, results: Results) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """Return the variables of the template."""
     models, tasks, rates = results["models"], results["benchmarks"], results["repetition"]
+    compared = [*results["deltas"], *headline.in_bits(results)]
+
+    def stored(name: str) -> dict[str, Path]:
+        paths = {m: sample_files.sample_file(run_dir, model=m, name=name) for m in models}
+        return {model: path for model, path in paths.items() if path is not None}
+
     preset_file = run_dir / "preset.yaml"
     preset = visible(preset_file.read_text("utf-8")) if preset_file.is_file() else ""
-    generations = _sample_files(run_dir, models, "generations.jsonl")
-    samples = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in tasks}
-    texts = results.get("language", {}).get("benchmarks", {})
-    read = {task: _sample_files(run_dir, models, f"samples/{task}.jsonl") for task in texts}
+    generations = stored("generations.jsonl")
+    samples = {task: stored(f"samples/{task}.jsonl") for task in tasks}
+    texts = results["language"]["benchmarks"] if "language" in results else {}
+    others = {task: stored(f"samples/{task}.jsonl") for task in texts}
+    others |= {name: stored(f"{name}.jsonl") for name in sample_files.MORE_SAMPLES}
     curves = read_curves(run_dir)
-    more = {
-        name: _sample_files(run_dir, models, f"{name}.jsonl") for name in sample_files.MORE_SAMPLES
-    }
     return {
         "run_name": visible(run_dir.resolve().name),
         "trained": _trained(preset, results),
@@ -136,7 +136,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "pairs": headline.transitions(results),
         "delta_groups": _delta_groups(results),
         "in_bits": headline.in_bits(results),
-        "comparisons": len(compared := [*results["deltas"], *headline.in_bits(results)]),
+        "comparisons": len(compared),
         "counted": headline.counted(compared),
         "change_filters": _change_filters(results),
         "one_format": one_format(results),
@@ -149,9 +149,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
             examples.choose_questions({t: files for t, files in samples.items() if files}),
             models=models,
         ),
-        "tests": list(
-            dict.fromkeys(r["test"] for r in (*results["deltas"], *headline.in_bits(results)))
-        ),
+        "tests": list(dict.fromkeys(row["test"] for row in compared)),
         "facts": {
             name: _facts(_read_json(run_dir / file))[:FACTS]
             for name, file in (("Data", "data/data.json"), ("Run", "run.json"))
@@ -162,7 +160,7 @@ def _view(run_dir: Path, results: Results) -> dict[str, Any]:
         "logs": {_stage(curve): f"{quote(curve.stage)}/log.jsonl" for curve in curves},
         "MANY_ROWS": MANY_ROWS,
         "showcase": examples,
-        "links": _links(run_dir, {"generations": generations} | samples | read | more),
+        "links": _links(run_dir, {"generations": generations} | samples | others),
         "plots": plots,
         "detector": repetition,
         "accent": lambda name: plots.accent(name, models),
@@ -189,33 +187,41 @@ def _environment() -> Environment:
 
 
 def csp_hash(script: str) -> str:
-    """The Content-Security-Policy source that allows this very script and no other."""
+    """Return the Content-Security-Policy source that allows exactly this script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _address(run_dir: Path, model: str, task: str, form: str = "") -> str:
-    """Where the answers behind a number are; the page's own record where no file has them."""
+    """Return the address of a number's answers, or of the page's list of files."""
     return sample_files.task_href(run_dir, model=model, task=task, form=form) or "#record"
 
 
-def _delta_groups(results: Results) -> list[dict[str, Any]]:
-    """Repetition, then benchmarks: each with its own axis and its rows by task."""
+@dataclass(frozen=True)
+class _DeltaGroup:
+    """Changes on one axis, by task; `orders` holds the sorting keys of each task."""
+
+    title: str
+    axis: plots.Scale
+    tasks: dict[str, list[DeltaRow]]
+    orders: dict[str, str]
+
+
+def _delta_groups(results: Results) -> list[_DeltaGroup]:
+    """Group the changes: repetition, then benchmarks."""
     groups = []
-    deltas = results["deltas"]
-    for title, rows in (
-        ("Repetition", [row for row in deltas if row["task"] == REPETITION]),
-        ("Benchmarks", [row for row in deltas if row["task"] != REPETITION]),
-    ):
-        ends = [end for row in rows for end in (*(row.get("ci") or ()), row["delta"])]
-        tasks: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            tasks.setdefault(row["task"], {"rows": []})["rows"].append(row)
-        for entry in tasks.values():
-            largest = max(abs(row["delta"]) for row in entry["rows"])
-            surest = min(1.0 if row["p_holm"] is None else row["p_holm"] for row in entry["rows"])
-            entry["order"] = f"{largest} {1 - surest}"
-        if rows:
-            groups.append({"title": title, "axis": plots.scale(ends, zero=True), "tasks": tasks})
+    for title, is_repetition in (("Repetition", True), ("Benchmarks", False)):
+        tasks: dict[str, list[DeltaRow]] = {}
+        ends, orders = [], {}
+        for row in results["deltas"]:
+            if (row["task"] == REPETITION) == is_repetition:
+                tasks.setdefault(row["task"], []).append(row)
+                ends += [*(row.get("ci") or ()), row["delta"]]
+        for task, rows in tasks.items():
+            largest = max(abs(row["delta"]) for row in rows)
+            surest = min(1.0 if row["p_holm"] is None else row["p_holm"] for row in rows)
+            orders[task] = f"{largest} {1 - surest}"
+        if tasks:
+            groups.append(_DeltaGroup(title, plots.scale(ends, zero=True), tasks, orders))
     return groups
 
 
@@ -242,9 +248,9 @@ def _curve_view(curve: plots.Curve) -> dict[str, Any]:
 
 
 def _trained(preset: str, results: Results) -> str:
-    """What was trained, from the preset; for a plain comparison, the models' names."""
+    """Describe the training from the preset; for a comparison, name the models."""
     stages = " \u2192 ".join(results["stages"])
-    section = _plain(preset) if preset else None
+    section = _parsed(preset) if preset else None
     if not isinstance(section, dict) or not stages:
         return f"Comparison of {', '.join(results['models'])}"
     base = section.get("model") or {}
@@ -252,8 +258,8 @@ def _trained(preset: str, results: Results) -> str:
     return f"{base.get('name_or_path', 'a model')}, {how}: {stages}"
 
 
-def _plain(preset: str) -> Any:
-    """The preset as data; None where it is none, which nothing here depends on."""
+def _parsed(preset: str) -> Any:
+    """Parse the preset; None if it is damaged."""
     try:
         check_expanded_size(preset)
         with constructor_errors():
@@ -263,7 +269,7 @@ def _plain(preset: str) -> Any:
 
 
 def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested JSON as flat (dotted name, value) rows."""
+    """Flatten nested JSON to (dotted name, value) rows."""
     if isinstance(data, dict) and data:
         nested = [_facts(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in data.items()]
         return [row for rows in nested for row in rows]
@@ -278,7 +284,7 @@ def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str, str]]:
-    """(label, relative address) of every file that stands behind a number."""
+    """Return (label, relative address) of every file that a number comes from."""
     files = [run_dir / name for name in ("results.json", "run.json", "preset.yaml")]
     files += [run_dir / "data" / "data.json", *_logs(run_dir)]
     for name in ("epochs", "loops"):
@@ -287,11 +293,6 @@ def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str
     found = [(path.relative_to(run_dir).as_posix(), path) for path in files if path.is_file()]
     found += [(f"{m}: {name}", p) for name, paths in samples.items() for m, p in paths.items()]
     return [(label, quote(path.relative_to(run_dir).as_posix())) for label, path in found]
-
-
-def _sample_files(run_dir: Path, models: list[str], name: str) -> dict[str, Path]:
-    paths = {model: sample_files.sample_file(run_dir, model=model, name=name) for model in models}
-    return {model: path for model, path in paths.items() if path is not None}
 
 
 def _stage(curve: plots.Curve) -> str:
@@ -331,7 +332,7 @@ def _read_json(path: Path) -> Any:
 
 
 def main() -> int:
-    """Parse the command line and write; the exit codes are those of `run_command`."""
+    """Run the command line; the exit codes are those of `run_command`."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.report", description="Write the report of a finished run again."
     )
@@ -348,12 +349,12 @@ def main() -> int:
                 raise UserError(f"{path} is a folder, or lies in none; give a path for the picture")
             if is_inside(path, run_dir):
                 raise UserError(
-                    f"{path} lies in {run_dir}, which holds what the run writes alone; give the "
-                    "picture a place outside of it"
+                    f"{path} lies in {run_dir}, where only the run writes; give the picture a "
+                    "place outside of it"
                 )
         verify_preset(run_dir)
         for record in sorted([*run_dir.glob("*/done.json"), *run_dir.glob("eval/*/done.json")]):
-            # What the page shows of a stage or a model, without the weights.
+            # The files that the page shows of a stage or a model; the weights are not read.
             verified_record(record.parent, "log.jsonl", "data.json", *SHOWN)
         write_report(run_dir)
         results = _read_results(run_dir)

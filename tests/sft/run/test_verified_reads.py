@@ -146,7 +146,7 @@ def test_a_picture_is_not_drawn_into_the_run(run, capsys, monkeypatch):
     before = (run / "results.json").read_bytes()
     monkeypatch.setattr(sys, "argv", ["report", str(run), str(run / "results.json")])
     assert report.main() == 2
-    assert "which holds what the run writes alone" in capsys.readouterr().err
+    assert "where only the run writes" in capsys.readouterr().err
     assert (run / "results.json").read_bytes() == before
 
 
