@@ -1,32 +1,26 @@
-"""Whether an answer is right: programs, IFEval, mathematics, refusals and a rule-based judge.
+"""Grades answers: sandboxed programs, IFEval, mathematics, refusals, and a rule-based judge.
 
-code_execution: Tasks whose answers are programs: the program that an answer stands for, and its
-    verdict.
-confined_process: Starts confined processes, gives them their orders, and ends them with all
-    that they started.
-ifeval: IFEval: whether an answer follows instructions that a program can check, by lm-eval's
-    checkers.
-isolation: Ways to confine a process with what the platform has: the command line of each.
-language_id: The language of a text, by langdetect with a fixed seed
-    (github.com/Mimino666/langdetect).
-math_answers: Grading of mathematics: whether a worked answer ends in the right result.
-namespaces: Puts a process into new Linux namespaces.
-program_side: The program's end of the connection: runs the program, then does what the tests
-    ask of it.
+code_execution: Extracts the program from an answer and grades it by its tests.
+confined_process: Starts confined processes, sends them their orders, and kills them.
+ifeval: Checks whether an answer follows IFEval's instructions, with lm-eval's checkers.
+isolation: Defines the isolations of each platform and their command lines.
+language_id: Identifies the language of a text with langdetect and a fixed seed.
+math_answers: Grades mathematics: whether a worked answer ends in the right result.
+namespaces: Moves the calling process into new Linux namespaces.
+program_server: Runs the program and performs the operations that the tests request.
 remote_objects: Proxies, in the process of the tests, for objects of the program.
-rule_judge: A judge made of rules: does an answer end, without looping, and say what is known to
-    be right.
-safety_rules: Rules that read an answer to a risky prompt as safe, unsafe or a refusal, English
-    and Chinese.
-sandbox: Programs that a model wrote: program and tests -> passed or failed, and why.
-sandbox_escapes: Tries to get out: what `eval.graders.sandbox_probe` runs in a confinement
-    before any program of a model.
-sandbox_probe: Finds what confines programs on this machine, by trying to get out of it
-    (`eval.graders.sandbox_escapes`).
-sandbox_worker: The confined process: holds a program and answers calls to it, or runs the tests
-    that call it.
-tests_side: Run the tests of a task in their own process, with a `Remote` for each object of the
-    program.
-value_copies: Copies values between the process that runs the tests and the process that holds
-    the program.
+rule_judge: Judges an answer by rules: it ends, does not loop, and agrees with a reference.
+safety_rules: Labels an answer to a risky prompt as safe, unsafe or a refusal, English and Chinese.
+sandbox: Runs a program and its tests in confined processes, and returns the verdict.
+sandbox_escapes: Attempts to escape from an isolation.
+sandbox_probe: Finds an isolation that works on this machine.
+sandbox_worker: Entry point of a confined process: runs a program, its tests, or both.
+serialization: Serializes values between the process of the tests and that of the program.
+tests_runner: Runs the tests, with a proxy for each object of the program.
+
+Three processes grade a program. The evaluation runs `sandbox`, `confined_process`, `isolation` and
+`sandbox_probe`; it executes nothing of the program. Both confined processes start in
+`sandbox_worker`, after `namespaces` where that isolation is used, and exchange messages by
+`serialization`. The process of the tests runs `tests_runner` with `remote_objects`; the process of
+the program runs `program_server` (and `sandbox_escapes`, if that is the program).
 """

@@ -1,4 +1,4 @@
-"""Starts confined processes, gives them their orders, and ends them with all that they started."""
+"""Starts confined processes, sends them their orders, and kills them with their children."""
 
 import functools
 import json
@@ -17,19 +17,18 @@ from typing import Any
 
 from eval.graders import (
     namespaces,
-    program_side,
+    program_server,
     remote_objects,
     sandbox_worker,
-    tests_side,
-    value_copies,
+    serialization,
+    tests_runner,
 )
 from eval.graders.isolation import Isolation, Place, SandboxLimits, environment, free_user
 
-# Seconds for processes to get ready and to be gone, which on a busy machine is no fault of the
-# program's.
+# Seconds for a process to start and to exit: ample, so that a busy machine fails no program.
 PATIENCE = 120
-# Modules of the confined process, which has no files of ours: each after those that it imports.
-MODULES = (value_copies, program_side, remote_objects, tests_side, sandbox_worker)
+# Modules of the confined process, which cannot read our files: each after those that it imports.
+MODULES = (serialization, program_server, remote_objects, tests_runner, sandbox_worker)
 STARTED = """
 import json, sys, types
 sys.path[:] = [path for path in sys.path if path]
@@ -44,7 +43,7 @@ sys.modules["eval.graders.sandbox_worker"].main()
 
 @dataclass
 class Process:
-    """A confined process, and what it has written to standard error since it was ready."""
+    """A confined process, and what it wrote to standard error after READY."""
 
     popen: subprocess.Popen[bytes]
     control: int
@@ -83,7 +82,9 @@ def started(
     """A process that waits for its order; killed on the way out, with all that it started."""
     if not isolation.own_processes:
         limits = replace(limits, processes=0)
-    if not isolation.own_files:  # deleted files that are still open are seen by no look at a folder
+    if (
+        not isolation.own_files
+    ):  # open deleted files are in no folder, so their size is bounded instead
         limits = replace(limits, file_bytes=limits.disk_bytes // sandbox_worker.FILES)
     with nullcontext(Path("/")) if isolation.own_files else _folder() as folder:
         place = Place(str(folder), f"truing-{secrets.token_hex(8)}", limits)
@@ -122,14 +123,14 @@ def started(
 
 @functools.cache
 def _sources(*modules: types.ModuleType) -> str:
-    """Names and source texts of modules, as JSON."""
+    """Return names and sources of modules as JSON."""
     files = {module.__name__: Path(module.__file__ or "") for module in modules}
     return json.dumps([(name, file.read_text("utf-8")) for name, file in files.items()])
 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """An empty folder, removed with all that a program has made of it: any depth, any mode."""
+    """Yield an empty folder; remove it with its content of any depth and mode."""
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="truing-program-")))
     try:
         yield folder
@@ -137,7 +138,7 @@ def _folder() -> Iterator[Path]:
         with suppress(OSError):
             folder.rmdir()
         for command in (["rm", "-rf"], ["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
-            if folder.exists():  # `rm` alone removes all but what is in folders without rights
+            if folder.exists():  # `rm` fails in folders without permissions
                 subprocess.run([*command, str(folder)], capture_output=True)
 
 
@@ -145,12 +146,14 @@ def give_order(process: Process, orders: Pipe, order: Mapping[str, Any]) -> None
     """Write the order, close the pipe here, and wait until the process is ready.
 
     Raises:
-        OSError: it is not; with what it said.
+        OSError: the process failed to start; the message is its own.
     """
     rest = {"limits": asdict(process.place.limits), "user": process.user}
     line = json.dumps({**order, **rest}).encode() + b"\n"
-    with suppress(BrokenPipeError):  # it has ended, and says why
-        for i in range(0, len(line), select.PIPE_BUF):  # so much is taken at once, or nothing
+    with suppress(BrokenPipeError):  # it exited; the reason is read below
+        for i in range(
+            0, len(line), select.PIPE_BUF
+        ):  # writes of this size do not block after select
             if not select.select([], [orders.writes], [], PATIENCE)[1]:
                 raise OSError(f"a confined process did not take its order within {PATIENCE} s")
             os.write(orders.writes, line[i : i + select.PIPE_BUF])
@@ -159,14 +162,14 @@ def give_order(process: Process, orders: Pipe, order: Mapping[str, Any]) -> None
         if not select.select([process.control], [], [], PATIENCE)[0]:
             raise OSError(f"a confined process did not answer within {PATIENCE} s")
         if not (more := os.read(process.control, 1 << 16)):
-            said = process.written.decode("utf-8", "replace").strip().splitlines()
-            raise OSError(said[-1] if said else "its process ended as it began")
+            lines = process.written.decode("utf-8", "replace").strip().splitlines()
+            raise OSError(lines[-1] if lines else "its process ended as it began")
         process.written += more
     process.written = process.written.partition(sandbox_worker.READY)[2]
 
 
 def _kill(process: Process) -> None:
-    """Kill and reap; what is in the process's namespace dies with it."""
+    """Kill and reap the process group; a PID namespace dies with its first process."""
     if process.popen.returncode is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.popen.pid, signal.SIGKILL)
@@ -174,11 +177,11 @@ def _kill(process: Process) -> None:
 
 
 def end_of(process: Process) -> str:
-    """How a process ended before there was a verdict."""
+    """Return how a process ended before it wrote a verdict."""
     try:
         code = process.popen.wait(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        return value_copies.ENDED
+        return serialization.ENDED
     number = code - 128 if code > 128 else -code
     if number == signal.SIGXCPU:
         return "CPU time used up"

@@ -1,8 +1,8 @@
-"""Ways to confine a process with what the platform has: the command line of each.
+"""Defines the isolations of each platform and the command line that starts a process in them.
 
-Linux: new namespaces (`eval.graders.namespaces`), or bubblewrap, which some systems allow where
-they allow no other program to make namespaces. macOS: `sandbox-exec`. Either: a container of Docker
-or Podman. Which of them holds on this machine is found by trying (`eval.graders.sandbox_probe`).
+Linux: new namespaces (`eval.graders.namespaces`), or bubblewrap, which some systems permit to
+create namespaces when other programs may not. macOS: `sandbox-exec`. Both: a Docker or Podman
+container. `eval.graders.sandbox_probe` finds which of them works.
 """
 
 import enum
@@ -18,15 +18,15 @@ from typing import Any
 from eval.graders import namespaces
 from sft.config.sections import EvalSection
 
-# Ids that systemd's table of user ids leaves to nobody, so that limits count one program alone.
+# User ids that systemd leaves unused, so that process limits count one program alone.
 USERS = range(60706, 61184)
 IMAGE = f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
-# Where Python of a Mac and its libraries may lie, besides its own prefix.
+# Folders that may hold Python and its libraries on a Mac, in addition to its prefix.
 MAC_TREES = (
     *("/usr/lib", "/usr/share", "/System", "/opt/homebrew/Cellar", "/opt/homebrew/opt"),
     *("/opt/homebrew/lib", "/usr/local/Cellar", "/usr/local/opt", "/opt/local/lib"),
 )
-# Of the user's engine and shell, which it would pass on to a container.
+# Variables that Docker and Podman would pass from the user to a container.
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
 # Later rules override earlier ones; `system.sb` is what Apple's own profiles start from.
 MAC_PROFILE = """(version 1)
@@ -52,22 +52,18 @@ MAC_PROFILE = """(version 1)
 
 @dataclass(frozen=True)
 class SandboxLimits:
-    """What one program may use; memory is address space a process and resident size together.
-
-    CPU time decides; the clock is for programs that wait, and ample so that a busy machine changes
-    no verdict.
-    """
+    """Limits of one program."""
 
     cpu_seconds: int = 10
-    wall_seconds: int = 60
-    memory_bytes: int = 1 << 30
+    wall_seconds: int = 60  # for programs that wait; ample, so that a busy machine fails none
+    memory_bytes: int = 1 << 30  # address space of each process, resident size of all
     processes: int = 16
     file_bytes: int = 16 << 20
     disk_bytes: int = 64 << 20
 
 
 class RunCode(enum.Enum):
-    """Whether programs that models write are run: confined, or also where nothing confines them."""
+    """Whether programs that models write are run: never, confined, or also unconfined."""
 
     NEVER = "never"
     CONFINED = "confined"
@@ -82,8 +78,7 @@ class RunCode(enum.Enum):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process is confined: its folder (empty, or `/` where its files lie in memory), a name
-    of its own, its limits."""
+    """Folder of a process (`/` if its files are in memory), a unique name, and limits."""
 
     folder: str
     name: str
@@ -95,15 +90,15 @@ class Isolation:
     """A way to confine a process.
 
     Attributes:
-        name: how it confines, for the log and the report.
-        command: the words in front of Python's arguments.
-        own_processes: the process may start others, which end with it and are counted apart.
-        own_files: its files lie in memory, of a size that the kernel limits.
-        drops_root: it becomes a user that owns nothing where the caller is root.
-        stop: the command that ends it, where killing the process is not enough.
-        enters: arguments of `eval.graders.namespaces.enter`, where the process confines itself.
-        by_client: the command is a client of a daemon or of a storage that the user's environment
-            names; it gets that environment, and the program does not.
+        name: description for the log and the report.
+        command: returns the command that runs Python, without Python's arguments.
+        own_processes: the process may start others, which end with it and have their own limit.
+        own_files: its files are in memory, of a size that the kernel limits.
+        drops_root: the process changes to a user that owns nothing if the caller is root.
+        stop: returns the command that ends it, if killing the process is not enough.
+        enters: returns arguments of `namespaces.enter`, if the process confines itself.
+        by_client: the command is a client that needs the user's environment; the program does not
+            get it.
     """
 
     name: str
@@ -117,21 +112,21 @@ class Isolation:
 
 
 def free_user() -> int:
-    """A user id that owns no file and no process of this machine."""
+    """Return a user id that owns no file and no process."""
     return USERS[os.getpid() % len(USERS)]
 
 
 def ways() -> dict[str, Isolation | str]:
-    """What may confine a process on this system, best first; or why it cannot."""
+    """Return the isolations of this system, best first, or the reason why one is not available."""
     found: dict[str, Isolation | str] = {}
     if sys.platform == "linux":
         found["namespaces"] = Isolation(
             "namespaces: no network, own processes, read-only system files and an empty /tmp; "
             f"{_LIMITED}",
             lambda place: [sys.executable],
-            enters=_namespaces,
+            enters=_namespace_arguments,
         )
-        root = os.geteuid() == 0  # whose processes no limit counts
+        root = os.geteuid() == 0  # RLIMIT_NPROC does not apply to root
         found["bubblewrap"] = (
             "is for users other than root" if root else _installed("bwrap", bubblewrap)
         )
@@ -151,7 +146,7 @@ def _installed(tool: str, way: Callable[[str], Isolation]) -> Isolation | str:
 
 
 def unconfined() -> Isolation:
-    """None: a program may read and write what this user may, and reach the network."""
+    """Return no isolation: a program has the rights of this user and network access."""
     return Isolation(
         f"nothing, as --allow-unconfined-code allows; {_LIMITED}",
         lambda place: [sys.executable],
@@ -162,12 +157,12 @@ def unconfined() -> Isolation:
 
 
 def bubblewrap(tool: str) -> Isolation:
-    """The same root, network and processes as `eval.graders.namespaces` gives."""
+    """Return the isolation that `eval.graders.namespaces` gives, created by bubblewrap."""
 
     def command(place: Place) -> list[str]:
         words = [tool, "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
         words += ["--die-with-parent", "--new-session"]
-        for tree in (*namespaces.TREES, *_shown()):
+        for tree in (*namespaces.TREES, *_python_folders()):
             if os.path.islink(tree):
                 words += ["--symlink", os.readlink(tree), tree]
             elif os.path.exists(tree):
@@ -182,10 +177,10 @@ def bubblewrap(tool: str) -> Isolation:
 
 
 def sandbox_exec(tool: str) -> Isolation:
-    """Apple's sandbox: its own folder and Python's files, no network, no other process."""
+    """Return Apple's sandbox: its own folder and Python's files, no network, no other process."""
 
     def command(place: Place) -> list[str]:
-        trees = [*MAC_TREES, *_shown(), *map(os.path.realpath, _shown())]
+        trees = [*MAC_TREES, *_python_folders(), *map(os.path.realpath, _python_folders())]
         above = {str(parent) for tree in (*trees, place.folder) for parent in Path(tree).parents}
         profile = MAC_PROFILE.format(
             trees=" ".join(f"(subpath {_quoted(tree)})" for tree in dict.fromkeys(trees)),
@@ -199,13 +194,12 @@ def sandbox_exec(tool: str) -> Isolation:
 
 
 def _quoted(path: str) -> str:
-    """A string of the profile's language, which has no escapes for other than quotes."""
+    """Return a string literal of the profile language, which escapes quotes only."""
     return json.dumps(path, ensure_ascii=False)
 
 
 def container(engine: str) -> Isolation:
-    """A container of an image that is there already; none is fetched."""
-
+    """Return a container of IMAGE, which is never pulled."""
     podman = Path(engine).name == "podman"
 
     def command(place: Place) -> list[str]:
@@ -213,14 +207,14 @@ def container(engine: str) -> Isolation:
         memory, size = str(limits.memory_bytes), limits.disk_bytes
         words = [engine, "run", "--rm", "--interactive", "--name", place.name, "--pull", "never"]
         words += ["--network", "none", "--ipc", "none", "--read-only", "--cap-drop", "ALL"]
-        # Podman makes more folders writable unless that is refused.
+        # Podman adds writable folders by default.
         words += ["--read-only-tmpfs=false"] if podman else []
         words += ["--security-opt", "no-new-privileges", "--user", f"{user}:{user}"]
         words += ["--pids-limit", str(limits.processes + 1)]
         words += ["--memory", memory, "--memory-swap", memory]
-        # Podman knows no limit on the number of files; their memory counts in any case.
+        # Podman has no limit on the number of files; their memory is limited.
         words += ["--tmpfs", f"/tmp:rw,noexec,nosuid,nodev,mode=1777,size={size}"]
-        # What a program writes is kept in no log, and what does not end is killed at once.
+        # Output is not logged, and a container that does not end is killed at once.
         words += ["--workdir", "/tmp", "--log-driver", "none", "--stop-timeout", "0"]
         for name in PROXIES:
             words += ["--env", f"{name}=", "--env", f"{name.upper()}="]
@@ -236,22 +230,22 @@ def container(engine: str) -> Isolation:
 
 
 def environment(home: str) -> dict[str, str]:
-    """All variables that a program sees. Sets of strings have one order, so that a verdict can be
-    repeated."""
+    """Return all environment variables of a program."""
     path = "/usr/local/bin:/usr/bin:/bin"
+    # A fixed hash seed gives sets of strings one order, so that verdicts are reproducible.
     return {"PATH": path, "HOME": home, "TMPDIR": home, "PYTHONHASHSEED": "0"}
 
 
-def _namespaces(place: Place) -> dict[str, Any]:
-    """Arguments of `eval.graders.namespaces.enter`."""
-    return {"size": place.limits.disk_bytes, "user": free_user(), "shown": _shown()}
+def _namespace_arguments(place: Place) -> dict[str, Any]:
+    """Return the arguments of `eval.graders.namespaces.enter`."""
+    return {"size": place.limits.disk_bytes, "user": free_user(), "shown": _python_folders()}
 
 
 def _python() -> str:
-    """The interpreter itself: a virtual environment's link may lie outside of what is shown."""
+    """Return the real path of the interpreter: a link may be outside of the visible folders."""
     return os.path.realpath(sys.executable)
 
 
-def _shown() -> list[str]:
-    """Folders of Python's own that a program needs."""
+def _python_folders() -> list[str]:
+    """Return the folders of Python that a program needs."""
     return list(dict.fromkeys((sys.base_prefix, sys.base_exec_prefix)))

@@ -1,11 +1,9 @@
-"""Puts a process into new Linux namespaces.
+"""Moves the calling process into new Linux namespaces.
 
-It sees no network, no process but its own, and a root of its own: the system's and Python's files
-read-only, and an empty /tmp of limited size in memory. It has no capabilities, cannot make
-namespaces, and is not root outside: where it was, it gets a user id that nobody has.
-
-Only the standard library is there: `eval.graders.confined_process` sends this module to the
-process.
+It then has no network, sees no other processes, and has its own root: system and Python files
+read-only, and an empty /tmp in memory of limited size. It has no capabilities and cannot create
+namespaces; root becomes an unused user id. `eval.graders.confined_process` sends this source to the
+process, which imports the standard library alone.
 """
 
 import ctypes
@@ -13,12 +11,12 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-# System files that a program's Python may load from; missing ones are passed over.
+# System files that Python may load; missing ones are skipped.
 TREES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/etc/ld.so.cache")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
-# linux/sched.h, sys/mount.h, linux/prctl.h, linux/capability.h; syscall numbers above 423 are one
-# for all architectures.
+# From linux/sched.h, sys/mount.h, linux/prctl.h and linux/capability.h; syscall numbers above 423
+# are the same on all architectures.
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
     *(0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000),
 )
@@ -26,19 +24,19 @@ RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = (
     *(1, 2, 4, 8, 32, 4096, 16384, 1 << 18),
 )
 DETACH = 2
-ROOT = "/proc"  # where the new root is mounted: a folder that is always there and never shown
+ROOT = "/proc"  # mount point of the new root: exists everywhere, and the new root needs none
 MOUNT_SETATTR, AT_RECURSIVE, AT_FDCWD = 442, 0x8000, -100
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 CAPABILITY_VERSION = 0x20080522
 
 
 def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
-    """Enter namespaces; returns two forks down, below the namespace's process 1.
+    """Enter new namespaces and return in a grandchild, whose parent is the namespace's process 1.
 
     Args:
-        size: of /tmp, in bytes.
-        user: the id that the process gets where it is root.
-        shown: folders to be seen besides the system's.
+        size: bytes of /tmp.
+        user: user id of the process if it is root.
+        shown: readable folders in addition to TREES.
 
     Raises:
         OSError: the system does not allow it.
@@ -56,7 +54,7 @@ def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
     proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # the new root has none
     call("unshare", NEWNS | NEWNET | NEWPID | NEWIPC | NEWUTS | (0 if root else NEWUSER))
     if not root:
-        _settle(proc, own, group)
+        _map_ids(proc, own, group)
     _build_root(call, size=size, shown=shown)
     for _ in range(2):
         child = os.fork()
@@ -67,12 +65,14 @@ def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-        call("prctl", SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self stays root's
+        call(
+            "prctl", SET_DUMPABLE, 1, 0, 0, 0
+        )  # setuid cleared it, and /proc/self would belong to root
         try:
             call("unshare", NEWUSER)
-            _settle(proc, user, user)
+            _map_ids(proc, user, user)
         except OSError:
-            pass  # where it may not be done, the program cannot do it either
+            pass  # not permitted here, so the program cannot create namespaces either
     os.close(proc)
     call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
@@ -80,8 +80,8 @@ def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
 
 
 def _wait_for(child: int) -> None:
-    """Reap until `child` ends, then end as it did; as process 1, all others end with this one."""
-    for file in range(3):  # whose other ends wait until all copies are closed
+    """Reap children until `child` ends, then exit with its code; process 1 ends all others."""
+    for file in range(3):  # readers see the end only after all copies are closed
         os.close(file)
     while True:
         pid, status = os.wait()
@@ -90,11 +90,9 @@ def _wait_for(child: int) -> None:
             os._exit(code if code >= 0 else 128 - code)
 
 
-def _settle(proc: int, user: int, group: int) -> None:
-    """In a new user namespace: these ids alone, under their own numbers, and none below it.
-
-    In a namespace below, a program would have the capability to mount file systems of any size.
-    """
+def _map_ids(proc: int, user: int, group: int) -> None:
+    """Map these ids to themselves in the new user namespace, and forbid nested namespaces."""
+    # In a nested namespace a program could mount file systems of any size.
     for path, text in (
         ("self/setgroups", "deny"),
         ("self/uid_map", f"{user} {user} 1"),
@@ -107,7 +105,7 @@ def _settle(proc: int, user: int, group: int) -> None:
 
 
 def _build_root(call: Callable[..., None], *, size: int, shown: Sequence[str]) -> None:
-    """Make ROOT the root: what is shown read-only, /tmp empty and writable."""
+    """Make ROOT the root: visible folders read-only, /tmp empty and writable."""
     read_only = (ctypes.c_uint64 * 4)(RDONLY | NOSUID, 0, 0, 0)  # struct mount_attr
     call("mount", None, b"/", None, REC | PRIVATE, None)
     call("mount", b"none", ROOT.encode(), b"tmpfs", NOSUID | NODEV, b"mode=755,size=1m")

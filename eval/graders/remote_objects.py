@@ -1,12 +1,11 @@
 """Proxies, in the process of the tests, for objects of the program.
 
-Each operation on a proxy is sent to the program's process. A proxy's class has the special methods
-of the object's class, so that `len`, `iter`, `callable`, `with`, `await` and `isinstance` work as
-on the object.
+A proxy sends each operation to the program's process. Its class has the special methods of the
+object's class, so that `len`, `iter`, `callable`, `with`, `await` and `isinstance` work.
 
-A value that the tests expect is never passed to a method of the program: comparison and arithmetic
-with it are computed here, on the content of an object that extends a plain type. The exception are
-instances of the answer, where the beginning of the task declares the answer as a class.
+An expected value is never passed to a method of the program: comparison and arithmetic with it are
+computed here, on the content of an object that extends a plain type. Instances of the answer are
+the exception, if the start of the task declares the answer as a class.
 """
 
 import importlib
@@ -17,97 +16,97 @@ from collections.abc import Callable, Generator
 from opcode import opmap
 from typing import Any, Protocol
 
-from eval.graders.value_copies import ARITHMETIC, CLASSES, PLAIN, SPECIAL, UNARY, UnsendableError
+from eval.graders.serialization import ARITHMETIC, CLASSES, PLAIN, SPECIAL, UNARY, UnsendableError
 
 COMPARISONS = ("lt", "le", "gt", "ge")
 TESTS = "tests.py"
 
 
-class End(Protocol):
-    """What a `Remote` needs of `eval.graders.tests_side.Tests`."""
+class Client(Protocol):
+    """The part of `eval.graders.tests_runner.ProgramClient` that a `Remote` uses."""
 
-    own_word: str
+    missing_method: str
 
-    def ask(self, action: str, target: Any, *values: Any) -> Any: ...
+    def request(self, action: str, target: Any, *values: Any) -> Any: ...
 
 
 class Remote:
     """An object of the program that cannot be copied.
 
     Attributes:
-        _trusted: an instance of the class that the task asks for, made by the tests and returned by
-            nothing since. Values that the tests expect may be given to it.
+        _trusted: an instance of the answer's class that the tests created and no call has returned
+            since; expected values may be passed to it.
     """
 
-    __slots__ = ("__weakref__", "_end", "_number", "_trusted")
+    __slots__ = ("__weakref__", "_client", "_number", "_trusted")
 
-    def __init__(self, end: End, number: int) -> None:
-        for name, value in (("_end", end), ("_number", number), ("_trusted", False)):
+    def __init__(self, client: Client, number: int) -> None:
+        for name, value in (("_client", client), ("_number", number), ("_trusted", False)):
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        return self._end.ask("attribute", self, name)
+        return self._client.request("attribute", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._end.ask("set attribute", self, name, value)
+        self._client.request("set attribute", self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        self._end.ask("delete attribute", self, name)
+        self._client.request("delete attribute", self, name)
 
     def __dir__(self) -> list[str]:
-        names: list[str] = self._end.ask("names of attributes", self)
+        names: list[str] = self._client.request("names of attributes", self)
         return names
 
     def __bool__(self) -> bool:
-        return self._end.ask("truth", self) is True
+        return self._client.request("truth", self) is True
 
     def __str__(self) -> str:
-        text: str = self._end.ask("text", self)
+        text: str = self._client.request("text", self)
         return text
 
     def __repr__(self) -> str:
-        text: str = self._end.ask("form", self)
+        text: str = self._client.request("form", self)
         return text
 
     def __format__(self, how: str) -> str:
-        text: str = self._end.ask("format", self, how)
+        text: str = self._client.request("format", self, how)
         return text
 
     def __hash__(self) -> int:
         value = self._content()
-        return self._end.ask("hash", self) if isinstance(value, Remote) else hash(value)
+        return self._client.request("hash", self) if isinstance(value, Remote) else hash(value)
 
     def __eq__(self, other: object) -> Any:
         if isinstance(other, Remote) and self._number == other._number:
-            return self._end.ask("operator", self, "__eq__", other)
+            return self._client.request("operator", self, "__eq__", other)
         return False if other is None else self._with("__eq__", other)
 
     def __ne__(self, other: object) -> Any:
         if isinstance(other, Remote):
-            return self._end.ask("operator", self, "__ne__", other)
+            return self._client.request("operator", self, "__ne__", other)
         equal = self.__eq__(other)
         return equal if equal is NotImplemented else not equal
 
     def __instancecheck__(self, instance: object) -> bool:
-        answer: bool = self._end.ask("is instance", self, instance)
+        answer: bool = self._client.request("is instance", self, instance)
         return answer
 
     def __subclasscheck__(self, kind: object) -> bool:
-        answer: bool = self._end.ask("is subclass", self, kind)
+        answer: bool = self._client.request("is subclass", self, kind)
         return answer
 
     def __copy__(self) -> Any:
-        return self._end.ask("copy", self, False)
+        return self._client.request("copy", self, False)
 
     def __deepcopy__(self, memo: object) -> Any:
-        return self._end.ask("copy", self, True)
+        return self._client.request("copy", self, True)
 
     def __mro_entries__(self, bases: object) -> Any:
         raise UnsendableError("the tests extend a class of the program")
 
     def _content(self) -> Any:
         """Return a copy as the plain type that its class extends, or itself if it extends none."""
-        return self._end.ask("value", self)
+        return self._client.request("value", self)
 
     def _with(self, name: str, other: object, *, reflected: bool = False) -> Any:
         """Return the result of an operator.
@@ -117,20 +116,22 @@ class Remote:
         """
         action = "reflected operator" if reflected else "operator"
         if isinstance(other, Remote) or self._trusted:
-            return self._end.ask(action, self, name, other)
+            return self._client.request(action, self, name, other)
         value = self._content()
         if isinstance(value, Remote):
             if type(other) not in {*PLAIN.values(), bool, type(None)}:
                 kind = type(other).__name__
                 raise UnsendableError(f"a result is compared with a {kind}")
-            self._end.own_word = f"{type(self).__name__}.{name} on a {type(other).__name__}"
+            self._client.missing_method = (
+                f"{type(self).__name__}.{name} on a {type(other).__name__}"
+            )
             return NotImplemented
         function = divmod if name == "__divmod__" else getattr(operator, name)
         return function(other, value) if reflected else function(value, other)
 
 
 def _unary(name: str) -> Callable[..., Any]:
-    return lambda self, *args: self._end.ask("special", self, name, *args)
+    return lambda self, *args: self._client.request("special", self, name, *args)
 
 
 def _binary(name: str, *, reflected: bool = False) -> Callable[[Remote, object], Any]:
@@ -140,53 +141,55 @@ def _binary(name: str, *, reflected: bool = False) -> Callable[[Remote, object],
 def _in_place(name: str) -> Callable[[Remote, object], Any]:
     def method(self: Remote, other: object) -> Any:
         if isinstance(other, Remote) or self._trusted:
-            return self._end.ask("operator", self, name, other)
-        return NotImplemented  # then it is `__add__` and the like
+            return self._client.request("operator", self, name, other)
+        return NotImplemented  # Python then tries `__add__`
 
     return method
 
 
 def _call(self: Remote, *args: Any, **kwargs: Any) -> Any:
-    return self._end.ask("call", self, list(args), kwargs)
+    return self._client.request("call", self, list(args), kwargs)
 
 
 def _contains(self: Remote, item: object) -> bool:
     if isinstance(item, Remote) or self._trusted:
-        return bool(self._end.ask("special", self, "__contains__", item))
+        return bool(self._client.request("special", self, "__contains__", item))
     value = self._content()
     if not isinstance(value, Remote):
         return item in value
     if not {"__iter__", "__getitem__"}.intersection(dir(type(self))):
-        self._end.own_word = f"{type(self).__name__}.__contains__"
+        self._client.missing_method = f"{type(self).__name__}.__contains__"
     return any(found is item or found == item for found in self)  # type: ignore[attr-defined]
 
 
 def _next(self: Remote) -> Any:
-    found = self._end.ask("next", self)
+    found = self._client.request("next", self)
     if len(found) == 1:
         return found[0]
     raise StopIteration(*found[1:])
 
 
 def _exit(self: Remote, kind: Any, error: BaseException | None, trace: Any) -> bool:
-    sent, counts = _sent(error)
-    return bool(self._end.ask("special", self, "__exit__", *sent)) and counts
+    arguments, may_suppress = _exit_arguments(error)
+    return bool(self._client.request("special", self, "__exit__", *arguments)) and may_suppress
 
 
 async def _aexit(self: Remote, kind: Any, error: BaseException | None, trace: Any) -> bool:
-    sent, counts = _sent(error)
-    return bool(await self._end.ask("special", self, "__aexit__", *sent)) and counts
+    arguments, may_suppress = _exit_arguments(error)
+    return (
+        bool(await self._client.request("special", self, "__aexit__", *arguments)) and may_suppress
+    )
 
 
-def _sent(error: BaseException | None) -> tuple[tuple[Any, Any, None], bool]:
-    """What `__exit__` gets, and whether it may end the error.
+def _exit_arguments(error: BaseException | None) -> tuple[tuple[Any, Any, None], bool]:
+    """Return the arguments of `__exit__`, and whether it may suppress the error.
 
-    It may not end what a wrong value causes, such as a failed assertion: only what the program has
-    raised, or what the tests raise in so many words.
+    It may suppress errors of the program and those of a `raise` statement in the tests, but never
+    an error that a wrong value causes, such as a failed assertion.
     """
     if error is None:
         return (None, None, None), True
-    if hasattr(error, "told"):
+    if hasattr(error, "program_report"):
         return (type(error), error, None), True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
@@ -199,12 +202,12 @@ def _sent(error: BaseException | None) -> tuple[tuple[Any, Any, None], bool]:
 
 
 def _await(self: Remote) -> Generator[Any, None, Any]:
-    return self._end.ask("await", self)
-    yield  # a generator, which waits for nothing here
+    return self._client.request("await", self)
+    yield  # makes this a generator, as `__await__` must return
 
 
 def _send(self: Remote, value: Any) -> Any:
-    raise StopIteration(self._end.ask("await", self))
+    raise StopIteration(self._client.request("await", self))
 
 
 def _throw(self: Remote, *error: Any) -> Any:
@@ -212,11 +215,11 @@ def _throw(self: Remote, *error: Any) -> Any:
 
 
 def _close(self: Remote) -> None:
-    """What was never awaited has not begun."""
+    """Do nothing: a coroutine that was never awaited has not started."""
 
 
 async def _anext(self: Remote) -> Any:
-    if found := self._end.ask("await next", self):
+    if found := self._client.request("await next", self):
         return found[0]
     raise StopAsyncIteration
 
@@ -237,26 +240,22 @@ def class_of(name: str, methods: list[str], standards: list[Any]) -> type[Remote
     """Return the class of the proxies for the objects of one class of the program.
 
     Args:
-        name: of the program's class.
-        methods: of `eval.graders.value_copies.SPECIAL`, and "send" for a coroutine.
-        standards: module and name of each class that it extends, None for one of the program.
+        methods: names of `eval.graders.serialization.SPECIAL`, and "send" for a coroutine.
+        standards: module and name of each base class, None for one of the program.
     """
     held: dict[str, Any] = {key: METHODS[key] for key in SPECIAL.intersection(methods, METHODS)}
-    if "send" in methods:  # what makes it a coroutine to `asyncio`
+    if "send" in methods:  # `asyncio` recognizes a coroutine by these
         coroutine: dict[str, Any] = {"send": _send, "throw": _throw, "close": _close}
         held |= coroutine
     known = next(filter(None, map(library_class, standards)), None)
-    held["__doc__"] = property(lambda self: self._end.ask("attribute", self, "__doc__"))
+    held["__doc__"] = property(lambda self: self._client.request("attribute", self, "__doc__"))
     held["__module__"] = "program"
-    held["__class__"] = property(lambda self: known or type(self))  # what `isinstance` looks at
+    held["__class__"] = property(lambda self: known or type(self))  # read by `isinstance`
     return type(str(name), (Remote,), {**held, "__slots__": ()})
 
 
 def library_class(place: Any) -> type | None:
-    """A class of the standard library that the tests have imported, by module and name.
-
-    Without a module, one of `eval.graders.value_copies.CLASSES`.
-    """
+    """Return an imported class of the standard library, or of CLASSES if the module is ""."""
     if not isinstance(place, list):
         return None
     module, name = place
@@ -268,7 +267,7 @@ def library_class(place: Any) -> type | None:
 
 
 def library_value(module: str, name: str) -> Any:
-    """A module, function or class of the standard library, which is imported; else None."""
+    """Import a module, function or class of the standard library; None for anything else."""
     if module.split(".")[0] not in sys.stdlib_module_names:
         return None
     value = importlib.import_module(module)
@@ -278,11 +277,11 @@ def library_value(module: str, name: str) -> Any:
 
 
 class _TypeOf(type):
-    """Makes `type(x)` of the tests the class in the program where `x` is an object of it."""
+    """Makes `type(x)` of a proxy the class of its object in the program."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and isinstance(args[0], Remote):
-            return args[0]._end.ask("class", args[0])
+            return args[0]._client.request("class", args[0])
         return type(*args, **kwargs)
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -295,4 +294,4 @@ class _TypeOf(type):
 
 
 class TypeOf(type, metaclass=_TypeOf):
-    """`type`, for the tests."""
+    """Replaces `type` in the tests."""

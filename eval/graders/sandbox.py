@@ -1,13 +1,11 @@
-"""Programs that a model wrote: program and tests -> passed or failed, and why.
+"""Runs a program that a model wrote and its tests in confined processes, and returns the verdict.
 
-The program runs in one confined process and its tests in another (`eval.graders.sandbox_worker`),
-so that the verdict comes from where the program cannot reach: the tests call the program, and what
-it returns reaches them as copies of plain values. Where tests pass other objects to the program,
-both run in one process, `ProgramResult.together` is True, and a program could forge the verdict.
+The program runs in one process and its tests in another, which the program cannot reach: the tests
+call the program and get copies of plain values. If tests pass other objects to the program, both
+run in one process, `ProgramResult.together` is True, and the program could forge the verdict.
 
-Both processes are confined by what the platform has (`eval.graders.isolation`, chosen by
-`eval.graders.sandbox_probe`), under limits on time, memory, processes and files. Memory is watched
-every few hundredths of a second, so that it can exceed its limit for that long.
+Each process is confined (`eval.graders.isolation`) and limited in time, memory, processes and
+files. Memory is sampled every PAUSE seconds and can exceed its limit for that long.
 """
 
 import ast
@@ -23,25 +21,25 @@ from typing import Any
 
 import psutil
 
-from eval.graders import value_copies
+from eval.graders import serialization
 from eval.graders.confined_process import Process, end_of, give_order, pipe, started
 from eval.graders.isolation import Isolation, SandboxLimits
 
-PAUSE = 0.05  # seconds between looks at what a program uses
+PAUSE = 0.05  # seconds between two checks of the limits
 LIMITS = SandboxLimits()
-VERDICT = 1 << 16  # bytes of what the tests may say
-FILES = 4096  # in a program's folder
+VERDICT = 1 << 16  # bytes of a verdict, which a program run with its tests could write, too
+FILES = 4096  # in a program's folder, as many as inodes in `eval.graders.namespaces`
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A program and what judges it.
+    """A program and its tests.
 
     Attributes:
-        program: Python, run as a module that is not `__main__`, with the standard library alone.
-        tests: Python that fails by raising; its names are those of `start` and of the program.
-        start: what the task puts in front of the answer, which the tests may use as well.
-        entry: the function or class that the answer defines.
+        program: Python source, run as a module that is not `__main__`, without third-party modules.
+        tests: Python source that raises on failure; it sees the names of `start` and the program.
+        start: source that the task places before the answer.
+        entry: name of the function or class that the answer defines.
     """
 
     program: str
@@ -52,7 +50,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """Whether the tests passed; why not; whether they ran in the program's own process."""
+    """Whether the tests passed, the reason, and whether they ran in the program's process."""
 
     passed: bool
     reason: str
@@ -65,27 +63,24 @@ def run_program(
     """Run a program and its tests; it passes if the tests end without an error.
 
     Raises:
-        OSError: the isolation cannot be set up; nothing of the program has run.
+        OSError: the isolation cannot be set up; the program has not run.
     """
     start, classes = _start(submission)
     helpers = [name for name in classes if name != submission.entry]
     order = asdict(submission) | {"start": start, "classes": helpers}
     order["class"] = submission.entry in classes
-    verdict = _apart(order, isolation=isolation, limits=limits)
+    verdict = _run_separately(order, isolation=isolation, limits=limits)
     together = "unsendable" in verdict
     if together:
-        verdict = _together(order, isolation=isolation, limits=limits)
+        verdict = _run_in_one_process(order, isolation=isolation, limits=limits)
     passed = verdict["passed"] is True
     return ProgramResult(passed, str(verdict["reason"]), together)
 
 
 def _start(submission: Submission) -> tuple[str, list[str]]:
-    """The task's part of the program as a program of its own, and the classes that it defines.
-
-    Its last function may be open: `pass` fills the body, and does nothing otherwise. Where that is
-    no program, the tests have the answer's names alone.
-    """
-    for indentation in ("", " " * 8):  # a last line may end after its indentation or before
+    """Return the task's start as a complete program, "" if there is none, and its classes."""
+    # `pass` completes a last function without a body; its indentation may be there or not.
+    for indentation in ("", " " * 8):
         start = f"{submission.start}{indentation}pass\n"
         try:
             tree = ast.parse(start)
@@ -95,14 +90,10 @@ def _start(submission: Submission) -> tuple[str, list[str]]:
     return "", []
 
 
-def _apart(
+def _run_separately(
     order: Mapping[str, Any], *, isolation: Isolation, limits: SandboxLimits
 ) -> dict[str, Any]:
-    """The verdict of tests that run in a process of their own.
-
-    The tests have their order before the program is given out: what comes to them after it is all
-    that a program can send.
-    """
+    """Run the tests and the program in two processes; return the verdict of the tests."""
     with (
         pipe() as to_tests,
         pipe() as to_program,
@@ -111,20 +102,21 @@ def _apart(
     ):
         to_tests.close(to_tests.reads)
         to_program.close(to_program.reads)
+        # The tests get their order first, so that the program cannot send one in its place.
         own = {key: order[key] for key in ("tests", "start", "entry", "class", "classes")}
         give_order(tests, to_tests, own | {"role": "tests"})
         own = {key: order[key] for key in ("program", "classes")}
         give_order(program, to_program, own | {"role": "program"})
         verdict = _verdict((tests, program), limits=limits)
-        if verdict.get("reason") == value_copies.ENDED:
+        if verdict.get("reason") == serialization.ENDED:
             verdict["reason"] = end_of(program)
         return verdict
 
 
-def _together(
+def _run_in_one_process(
     order: Mapping[str, Any], *, isolation: Isolation, limits: SandboxLimits
 ) -> dict[str, Any]:
-    """The verdict of a process that runs the program and its tests."""
+    """Run the program and its tests in one process; return its verdict."""
     with (
         pipe() as orders,
         pipe() as unused,
@@ -137,26 +129,26 @@ def _together(
 
 
 def _verdict(processes: Sequence[Process], *, limits: SandboxLimits) -> dict[str, Any]:
-    """What the first process says of the tests, or why it says nothing."""
+    """Return the verdict that the first process writes, or why it wrote none."""
     judge = processes[0]
     end = time.monotonic() + limits.wall_seconds
-    look = time.monotonic() + PAUSE
+    next_check = time.monotonic() + PAUSE
     while True:
         if select.select([judge.control], [], [], PAUSE)[0]:
             more = os.read(judge.control, 1 << 16)
             judge.written += more
             if not more or len(judge.written) > VERDICT:
                 break
-        if time.monotonic() > look:
+        if time.monotonic() > next_check:
             if exceeded := _exceeded(processes, limits, end=end):
                 return _failed(exceeded)
-            look = time.monotonic() + PAUSE
-    # A process that runs the tests as well has one line of each process that it has forked.
+            next_check = time.monotonic() + PAUSE
+    # A program run with its tests may fork, and each fork writes a line: one failure decides.
     try:
         verdicts = [json.loads(line) for line in judge.written.splitlines()]
         verdicts.sort(key=lambda verdict: verdict.get("passed") is True)
     except (ValueError, AttributeError):
-        return _failed("its process wrote what is no verdict")
+        return _failed("its process wrote an invalid verdict")
     return verdicts[0] if verdicts else _failed(end_of(judge))
 
 
@@ -165,7 +157,7 @@ def _failed(reason: str) -> dict[str, Any]:
 
 
 def _exceeded(processes: Sequence[Process], limits: SandboxLimits, *, end: float) -> str | None:
-    """The limit that a process has passed and that no kernel keeps."""
+    """Return the exceeded limit, of those that the kernel does not enforce."""
     if time.monotonic() > end:
         return f"not done after {limits.wall_seconds} s"
     for process in processes:
@@ -179,7 +171,7 @@ def _exceeded(processes: Sequence[Process], limits: SandboxLimits, *, end: float
 
 
 def _memory(pid: int) -> int:
-    """Resident bytes of a process and all below it."""
+    """Return the resident bytes of a process and its descendants."""
     total = 0
     with suppress(psutil.Error):
         top = psutil.Process(pid)
@@ -190,19 +182,16 @@ def _memory(pid: int) -> int:
 
 
 def _disk(folder: str) -> tuple[int, int]:
-    """Bytes and number of what lies in a folder, as far as FILES of them.
-
-    A folder too deep for a path could hide any number: it counts as more than FILES.
-    """
+    """Return bytes and number of the files in a folder; counting stops above FILES."""
     size = files = 0
     folders = [folder]
     while folders:
         try:
             entries = os.scandir(folders.pop())
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
+            if error.errno == errno.ENAMETOOLONG:  # such a folder could hide any number of files
                 return size, FILES + 1
-            continue  # removed meanwhile, or closed to this user
+            continue  # deleted since, or not readable for this user
         with entries, suppress(OSError):
             for entry in entries:
                 files += 1

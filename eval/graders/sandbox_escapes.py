@@ -1,8 +1,6 @@
-"""Tries to get out: what `eval.graders.sandbox_probe` runs in a confinement before any program of a
-model.
+"""Attempts to escape from an isolation, run confined by `eval.graders.sandbox_probe`.
 
-Run as a program of its own, with the standard library alone. Every attempt is harmless where it
-succeeds. Nothing is judged here, except that what an attempt has read is returned.
+Run as a program with the standard library alone. An attempt that succeeds does no harm.
 """
 
 import os
@@ -12,18 +10,18 @@ from typing import Any
 
 
 def escapes(folder: str, port: int, pid: int) -> Any:
-    """Try each way; returns {attempt: what it read or reached}, for those that raised no error.
+    """Run each attempt; return {attempt: data it read} for those that raise no error.
 
     Args:
-        folder: of somebody else, with a file `secret`.
-        port: on which somebody else listens on this machine.
-        pid: a process of somebody else.
+        folder: a folder outside of the isolation, with a file `secret`.
+        port: a port outside that accepts connections.
+        pid: a process outside.
     """
     reached = {}
     for attempt in ATTEMPTS:
         try:
             found = attempt(folder, port, pid)
-        except BaseException:  # of any kind: an attempt that fails is what should be
+        except BaseException:  # of any kind: an attempt should fail
             continue
         reached[attempt.__name__] = str(found)[:1000]
     return reached

@@ -1,5 +1,4 @@
-"""Finds what confines programs on this machine, by trying to get out of it
-(`eval.graders.sandbox_escapes`)."""
+"""Finds an isolation that works on this machine: `eval.graders.sandbox_escapes` tries to escape."""
 
 import functools
 import json
@@ -18,17 +17,15 @@ from sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# A confined program must be able to do this: it imports, allocates and writes.
+# A confined program must still be able to import, allocate and write.
 ORDINARY = "import heapq, json, typing\nopen('a', 'w').write('b')\ndef f(x): return [x]\n"
 
 
 def find_isolation(code: RunCode) -> Isolation:
-    """The first of `eval.graders.isolation.ways` that confines programs on this machine.
-
-    With `RunCode.UNCONFINED`, none where nothing does.
+    """Return the first of `isolation.ways` that works; `unconfined` if none does and it is allowed.
 
     Raises:
-        UserError: nothing does, or not even limits can be set.
+        UserError: none works, or not even limits can be set.
     """
     found = _confining()
     if isinstance(found, Isolation):
@@ -37,8 +34,8 @@ def find_isolation(code: RunCode) -> Isolation:
         raise UserError(
             f"programs that models write cannot be confined on this machine ({found}); install "
             f"bubblewrap, or Docker or Podman with the image {IMAGE}, or leave out the tasks that "
-            "run them; on a machine that holds nothing of value, --allow-unconfined-code runs them "
-            "as they are"
+            "run them; on a machine without valuable data, --allow-unconfined-code runs them "
+            "unconfined"
         )
     log.warning("programs run unconfined, with the rights of this user (%s)", found)
     try:
@@ -53,7 +50,7 @@ def find_isolation(code: RunCode) -> Isolation:
 
 @functools.cache
 def _confining() -> Isolation | str:
-    """What holds, or of each way why it does not."""
+    """Return the first isolation that works, or why each does not."""
     reasons = []
     for name, way in ways().items():
         if isinstance(way, Isolation):
@@ -77,7 +74,7 @@ def _check_ordinary(isolation: Isolation) -> None:
 
 
 def check_confinement(isolation: Isolation) -> None:
-    """Try to get out, and look from outside at what came of it.
+    """Run the escape attempts confined and check their effects from outside.
 
     Raises:
         OSError: an attempt succeeded.
@@ -89,8 +86,8 @@ def check_confinement(isolation: Isolation) -> None:
         subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as other,
     ):
         folder = Path(os.path.realpath(name))
-        folder.chmod(0o777)  # reachable for any user: it is not the mode that protects
-        (folder / "secret").write_text(f"{secret}\n")  # readline reads whole lines
+        folder.chmod(0o777)  # accessible to any user: the isolation must protect it, not the mode
+        (folder / "secret").write_text(f"{secret}\n")  # readline reads complete lines
         (folder / "secret").chmod(0o666)
         priority = os.getpriority(os.PRIO_PROCESS, other.pid)
         try:

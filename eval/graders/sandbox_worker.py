@@ -1,13 +1,9 @@
-"""The confined process: holds a program and answers calls to it, or runs the tests that call it.
+"""Entry point of a confined process: runs a program, its tests, or both.
 
-`eval.graders.sandbox` starts two of them for a program, each in a confinement of its own. The one
-with the program ("program") never sees the tests. The one with the tests ("tests") holds nothing of
-the program but copies of plain values (`eval.graders.value_copies`), and the verdict is its own.
-Where tests pass objects that cannot be copied, one process runs both ("together").
-
-The order is the first line of standard input; standard input and output are then the connection to
-the other process. Standard error takes READY, then the verdict as a line of JSON. What goes wrong
-before READY is the system's doing. Only the standard library is there.
+The first line of standard input is the order, with the role of the process: "program", "tests" or
+"together". Standard input and output are then the connection to the other process. Standard error
+takes READY, then the verdict as a line of JSON. A failure before READY is the system's. Only the
+standard library can be imported.
 """
 
 import importlib
@@ -17,12 +13,12 @@ import resource
 import sys
 from collections.abc import Mapping
 
-from eval.graders.program_side import Program
-from eval.graders.tests_side import run_tests, run_together
+from eval.graders.program_server import ProgramServer
+from eval.graders.tests_runner import run_tests, run_together
 
 READY = b"ready\n"
-# Imported beforehand by what becomes another user: who may not be allowed to read Python's own
-# folder, as under /root.
+# Imported before the change of user: the new user may have no access to Python's own folder, such
+# as one under /root.
 PRELOADED = (
     *("__future__", "abc", "array", "ast", "base64", "bisect", "calendar", "cmath", "collections"),
     *("contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum"),
@@ -35,7 +31,7 @@ FILES = 64  # open at once
 
 
 def main() -> None:
-    """Take the order, set the limits, and do what the order says."""
+    """Read the order, set the limits, and perform the role."""
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     control = os.dup(2)
     null = os.open(os.devnull, os.O_RDWR)
@@ -54,7 +50,7 @@ def main() -> None:
     os.write(control, READY)
     write, leave = os.write, os._exit  # a program run together with its tests may replace them
     if order["role"] == "program":
-        Program(incoming, outgoing, order).serve()
+        ProgramServer(incoming, outgoing, order).serve()
     else:
         verdict = (run_tests if order["role"] == "tests" else run_together)(
             incoming, outgoing, order
@@ -64,6 +60,7 @@ def main() -> None:
 
 
 def _become(user: int) -> None:
+    """Drop root for a user that owns nothing."""
     for name in PRELOADED:
         importlib.import_module(name)
     os.setgroups([])
@@ -72,18 +69,18 @@ def _become(user: int) -> None:
 
 
 def _limit(limits: Mapping[str, int]) -> None:
-    """Kernel limits on this process and on what it starts."""
-    wanted = {
+    """Set kernel limits for this process and its children."""
+    values = {
         resource.RLIMIT_FSIZE: limits["file_bytes"],
         resource.RLIMIT_NPROC: limits["processes"],
         resource.RLIMIT_NOFILE: FILES,
         resource.RLIMIT_CORE: 0,
     }
     if sys.platform == "linux":  # macOS refuses to set it
-        wanted[resource.RLIMIT_AS] = limits["memory_bytes"]
-    for kind, value in wanted.items():
+        values[resource.RLIMIT_AS] = limits["memory_bytes"]
+    for kind, value in values.items():
         _, hard = resource.getrlimit(kind)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (value, value))
-    # The second after SIGXCPU is for programs that ignore it.
+    # Programs that ignore SIGXCPU are killed one second later.
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_seconds"], limits["cpu_seconds"] + 1))

@@ -3,10 +3,10 @@
 import pytest
 from one_process import CONFINED, assert_passes_as_in_one_process
 
-from eval.graders.program_side import ACTIONS
+from eval.graders.program_server import ACTIONS
 from eval.graders.remote_objects import METHODS
 from eval.graders.sandbox import Submission, run_program
-from eval.graders.value_copies import SPECIAL
+from eval.graders.serialization import SPECIAL
 
 START = "class Vec:\n    "
 # A class with nearly all special methods, in a task whose start begins it.

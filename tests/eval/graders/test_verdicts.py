@@ -363,7 +363,7 @@ def test_where_both_share_a_process_each_of_its_children_must_pass():
 
 def test_tests_that_ask_nothing_are_no_success():
     outcome = judged("def f(): return 1", "def check(g):\n    assert g() == 2\n")
-    assert outcome.reason == "its tests ask nothing of the program" and not outcome.passed
+    assert outcome.reason == "its tests do not use the program" and not outcome.passed
 
 
 def test_a_program_never_sees_its_tests():

@@ -1,11 +1,10 @@
-"""Copies values between the process that runs the tests and the process that holds the program.
+"""Serializes values between the process of the tests and the process of the program.
 
-A message is one line of JSON. Plain values are copied: None, bool, int, float, complex, str, bytes,
-list, tuple, dict, set, range, Decimal, Fraction, date and the like, Python's own classes, and
-instances of the classes that a task itself defines; shared and circular references are kept. Any
-other object of the program stays there under a number. A reply therefore holds content alone, and
-no method of the program's takes part when the tests compare it. Only the standard library is used:
-this runs in a confined process.
+A message is one line of JSON. Plain values are copied: None, bool, numbers, str, bytes, containers,
+range, Decimal, Fraction, dates, Python's own classes, and instances of the classes that a task
+defines; shared and circular references are kept. Any other object stays in the program's process
+under a number. A reply holds content alone, so that no method of the program runs when the tests
+compare it. Both processes are confined and import the standard library alone.
 
 A graph is {"nodes": [[kind, origin, content], ...], "roots": [place, ...]}. A place is null, a
 bool, a str, a number, or ["n", i] for node i: the graph of `([1], [1.5])` is
@@ -13,8 +12,8 @@ bool, a str, a number, or ["n", i] for node i: the graph of `([1], [1.5])` is
     {"nodes": [["tuple", null, [["n", 1], ["n", 2]]], ["list", null, [1]], ["list", null, [1.5]]],
      "roots": [["n", 0]]}
 
-`origin` is the node of the request that a mutable object came as, so that what a call changes in
-its arguments comes back.
+`origin` is the node of a mutable object in the request: the changes that a call makes to its
+arguments are copied back to it.
 """
 
 import builtins
@@ -28,28 +27,28 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, BinaryIO
 
-# Bytes of a message, and the numbers that JSON holds as they are.
+# Bytes of a message; integers below SMALL are exact in JSON, whose numbers may be read as doubles.
 LINE = 16 << 20
 SMALL = 1 << 53
 ENDED = "its process ended"
 
 
-def _whole(text: str) -> int:
+def _integer(text: str) -> int:
     return int(text, 16)
 
 
 # kind -> how its content is written and read; base 16 has no limit on the digits of a number.
 IMMUTABLE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    int: (lambda v: hex(int.__pos__(v)), _whole),
+    int: (lambda v: hex(int.__pos__(v)), _integer),
     float: (float.hex, float.fromhex),
     complex: (lambda v: [float.hex(v.real), float.hex(v.imag)], lambda c: _complex(*c)),
     str: (str.__str__, str),
     bytes: (bytes.hex, bytes.fromhex),
-    range: (lambda v: [hex(v.start), hex(v.stop), hex(v.step)], lambda c: range(*map(_whole, c))),
+    range: (lambda v: [hex(v.start), hex(v.stop), hex(v.step)], lambda c: range(*map(_integer, c))),
     Decimal: (Decimal.__str__, Decimal),
     Fraction: (
         lambda v: [hex(v.numerator), hex(v.denominator)],
-        lambda c: Fraction(*map(_whole, c)),
+        lambda c: Fraction(*map(_integer, c)),
     ),
     date: (lambda v: [v.year, v.month, v.day], lambda c: date(*c)),
     datetime: (lambda v: [*v.timetuple()[:6], v.microsecond], lambda c: datetime(*c)),
@@ -61,9 +60,9 @@ SEQUENCES: tuple[type, ...] = (list, deque, set)
 MAPPINGS: tuple[type, ...] = (Counter, OrderedDict, dict)
 MUTABLE = {kind.__name__: kind for kind in (*SEQUENCES, *MAPPINGS, bytearray)}
 PLAIN = {**MUTABLE, **{kind.__name__: kind for kind in (*IMMUTABLE, *FROZEN)}}
-# Where tests expect one of these, what they expect could be the failure of their own assertion.
+# Tests that expect one of these could be catching their own failed assertion.
 BROAD = ("BaseException", "Exception", "AssertionError")
-# Classes that are the same at both ends, by name.
+# Classes that are the same in both processes, by name.
 CLASSES: dict[str, type] = {
     kind.__name__: kind
     for kind in (
@@ -76,9 +75,8 @@ CLASSES: dict[str, type] = {
 }
 
 CONSTANTS: dict[str, Any] = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
-# Special methods that the tests' end of an object has where the object has them. Python looks
-# whether they are there, as tests do by `callable` and `isinstance(x, Iterable)`. Those of `object`
-# are not listed: all objects have them.
+# Special methods that a proxy has if its object has them: `callable` and `isinstance(x, Iterable)`
+# check whether they exist. Those of `object` are not listed, since all objects have them.
 UNARY = (
     *("neg", "pos", "invert", "abs", "round", "trunc", "floor", "ceil", "int", "float", "complex"),
     *("index", "bytes", "len", "length_hint", "iter", "reversed", "getitem", "setitem", "delitem"),
@@ -103,19 +101,20 @@ def _complex(real: str, imaginary: str) -> complex:
 
 
 class UnsendableError(BaseException):
-    """The tests need an object of their own in the program, or compare a result with one."""
+    """The tests pass to the program, or compare with a result, what cannot be copied."""
 
 
 class EndedError(BaseException):
-    """The other process has ended or sent what is no message."""
+    """The other process ended or sent an invalid message."""
 
 
 class Link:
-    """One end of the connection.
+    """One end of the connection between the two processes.
 
     Args:
-        describe: kind and content of what is not copied; its `place_of` gives a value's place.
-        build: what the other end's `describe` described; its `value_at` gives a place's value.
+        describe: returns kind and content of an object that is not copied; gets the function that
+            maps a value to its place.
+        build: inverts the other end's `describe`; gets the function that maps a place to its value.
     """
 
     def __init__(
@@ -147,18 +146,19 @@ class Link:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise EndedError("what its process sent is no message")
+            raise EndedError("its process sent an invalid message")
         return message
 
     def encode(
         self, roots: Iterable[Any], *, origins: Iterable[Any] = (), as_base: bool = False
     ) -> tuple[dict[str, Any], list[Any]]:
-        """A graph, and the object of each of its nodes.
+        """Return a graph, and the object of each of its nodes.
 
         Args:
-            as_base: an instance of a subclass of a plain type is copied as that type.
+            origins: the objects of the request, in the order of its nodes.
+            as_base: copy an instance of a subclass of a plain type as that type.
         """
-        came_as = {id(value): i for i, value in enumerate(origins)}
+        origin_of = {id(value): i for i, value in enumerate(origins)}
         numbers: dict[int, int] = {}
         objects: list[Any] = []
 
@@ -178,7 +178,7 @@ class Link:
         while len(nodes) < len(objects):
             value = objects[len(nodes)]
             kind, content = self._described(value, place_of, as_base=as_base)
-            nodes.append([kind, came_as.get(id(value)), content])
+            nodes.append([kind, origin_of.get(id(value)), content])
         return {"nodes": nodes, "roots": places}, objects
 
     def _described(
@@ -196,9 +196,8 @@ class Link:
             return name, [place_of(item) for item in kind.__iter__(value)]
         if kind in MAPPINGS:
             return name, [place_of(part) for pair in dict.items(value) for part in pair]
-        own: Any = (
-            self.classes.get(name) is kind and kind.__dictoffset__
-        )  # all its content is `vars`
+        # An instance of a class of the task, all content of which is in `vars`.
+        own: Any = self.classes.get(name) is kind and kind.__dictoffset__
         if own and kind.__new__ is object.__new__:  # type: ignore[comparison-overlap]
             parts = [place_of(part) for pair in vars(value).items() for part in pair]
             return "object", [name, *parts]
@@ -213,10 +212,10 @@ class Link:
     def decode(
         self, graph: Mapping[str, Any], *, origins: list[Any] | None = None
     ) -> tuple[list[Any], list[Any]]:
-        """The roots of a graph, and the object of each of its nodes.
+        """Return the roots of a graph, and the object of each of its nodes.
 
         Args:
-            origins: objects of the request, of which those that came back get their new content.
+            origins: objects of the request; the mutable ones in the reply get their new content.
         """
         nodes = graph["nodes"]
         made: dict[int, Any] = {}
@@ -243,7 +242,7 @@ class Link:
                     made[number] = IMMUTABLE[PLAIN[kind]][1](content)
             return made[number]
 
-        # Keys and members of sets are hashed: what they may hold is filled before them.
+        # Keys and set members are hashed, so objects and lists are filled before sets and dicts.
         for i in sorted(made, key=lambda i: nodes[i][0] not in ("object", "list")):
             kind, _, content = nodes[i]
             _fill(made[i], kind, content, value_at)
@@ -251,7 +250,7 @@ class Link:
         return [value_at(place) for place in graph["roots"]], objects
 
     def _emptied(self, kind: str, content: Any, own: Any) -> Any:
-        """A mutable object without its content: `own`, if that has the kind, or a new one."""
+        """Return an empty mutable object: `own` if it has this kind, else a new one."""
         fresh = self.classes[content[0]] if kind == "object" else MUTABLE[kind]
         if type(own) is not fresh:
             return object.__new__(fresh) if kind == "object" else fresh()
@@ -272,15 +271,13 @@ def _fill(target: Any, kind: str, content: Any, value_at: Callable[[Any], Any]) 
         into = vars(target) if kind == "object" else target
         for key, value in zip(parts[::2], parts[1::2], strict=True):
             if kind == "object" and callable(getattr(type(target), key, None)):
-                raise EndedError(f"an object has its own {key} in place of its class's")
+                raise EndedError(f"an object replaces the method {key} of its class")
             into[key] = value
 
 
 def standard(value: Any) -> tuple[str, str] | None:
-    """Module and name (empty: the module itself) of what the standard library defines, else None.
-
-    For modules, functions and classes.
-    """
+    """Return module and name ("" for the module itself) of a module, function or class of the
+    standard library, None for anything else."""
     if isinstance(value, type(sys)):
         module, name = value.__name__, ""
     else:

@@ -1,8 +1,7 @@
-"""Run the tests of a task in their own process, with a `Remote` for each object of the program.
+"""Runs the tests in the process of the tests, with a proxy for each object of the program.
 
-The tests run unchanged: `check(candidate)`, `assert f(x) == y`, a loop. A call sends copies of its
-arguments to the program's process and returns a copy of the result, so that comparisons, sums and
-functions of the tests are computed here, out of the program's reach.
+A call sends copies of its arguments to the program's process and returns a copy of the result;
+comparisons and functions of the tests run here, where the program cannot change them.
 """
 
 import builtins
@@ -11,7 +10,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
-from eval.graders.program_side import PROGRAM, told
+from eval.graders.program_server import PROGRAM, describe_error
 from eval.graders.remote_objects import (
     TESTS,
     Remote,
@@ -20,39 +19,39 @@ from eval.graders.remote_objects import (
     library_class,
     library_value,
 )
-from eval.graders.value_copies import BROAD, CLASSES, EndedError, Link, UnsendableError
+from eval.graders.serialization import BROAD, CLASSES, EndedError, Link, UnsendableError
 
-# Errors that would end a loop or the process of the tests, unless these name them.
+# Errors that would end a loop or the process of the tests; raised only if the tests name them.
 UNEXPECTED = frozenset(
     {"StopIteration", "StopAsyncIteration", "SystemExit", "KeyboardInterrupt", "GeneratorExit"}
 )
-# Names in tests that look at more of the program than its values: what it prints, what it imports.
+# Names in tests that use more of the program than its values: its output or its imports.
 SHARED = frozenset({"redirect_stdout", "redirect_stderr", "stdout", "stderr", "stdin", "patch"})
 
 
-class Tests:
-    """Requests to the program, and the names that its tests use.
+class ProgramClient:
+    """Sends requests to the program's process and holds the names that the tests use.
 
     Attributes:
-        failure: the error that ends the tests, which they may have caught.
-        own_word: the last operation with a value of the tests that an object's own methods alone
-            could do, and that was therefore not done.
+        failure: the error that ends the tests, even if they caught it.
+        missing_method: the last operation on a value of the tests that was refused, since only a
+            method of the program could compute it.
     """
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self.remotes: dict[int, Any] = {}
         self.numbers: dict[int, tuple[Any, int]] = {}  # of errors and their classes, by id
         self.kinds: dict[str, type[Remote]] = {}
-        self.asked = False
+        self.used_program = False
         self.failure: BaseException | None = None
-        self.own_word = ""
-        self.entry: Any = None  # where the task says that it is a class
+        self.missing_method = ""
+        self.entry: Any = None  # the proxy of `entry` if the task declares it as a class
         self.link = Link(incoming, outgoing, describe=self._describe, build=self._build)
         self.names: dict[str, Any] = {"__name__": "program"}
         self.used: set[str] = set()
 
-    def ask(self, action: str, target: Any, *values: Any) -> Any:
-        """The program's answer to one of `program_side.ACTIONS`; None is the program itself.
+    def request(self, action: str, target: Any, *values: Any) -> Any:
+        """Perform one of `program_server.ACTIONS` on `target`; None is the program itself.
 
         Raises:
             UnsendableError: a value cannot be copied.
@@ -66,16 +65,16 @@ class Tests:
         except (UnsendableError, EndedError) as error:
             self.failure = error
             raise
-        self.asked = True
+        self.used_program = True
         for number, kind in reply["kinds"].items():
             if number not in self.kinds:
                 self.kinds[number] = class_of(*kind)
-        failed = "told" in reply
+        failed = "error" in reply
         (result, *_), _ = self.link.decode(reply["graph"], origins=None if failed else objects)
         if failed:
             expected = isinstance(result, (Exception, *self._named()))
             raised: Any = result if expected else Exception()
-            raised.told = str(reply["told"])
+            raised.program_report = str(reply["error"])
             raise raised
         if action == "call" and target is self.entry and isinstance(result, Remote):
             object.__setattr__(result, "_trusted", True)
@@ -95,7 +94,7 @@ class Tests:
         if kind == "remote":
             if number not in self.remotes:
                 self.remotes[number] = self.kinds[str(content[1])](self, number)
-            # What comes back from elsewhere, such as a method that returns `self`, is a result.
+            # An object that a method returns, such as `self`, is a result and no longer trusted.
             if isinstance(self.remotes[number], Remote):
                 object.__setattr__(self.remotes[number], "_trusted", False)
             return self.remotes[number]
@@ -108,28 +107,31 @@ class Tests:
     def _error_class(
         self, _: int, name: str, place: Any, bases: list[Any], *, value_at: Callable[[Any], Any]
     ) -> type:
-        """The class of errors here: the task's, the library's, or a new one with such bases."""
+        """Return the matching class of errors: the task's, the library's, or a new one."""
         known = self.link.classes.get(name) or library_class(place)
         if known and issubclass(known, BaseException) and not issubclass(AssertionError, known):
             return known
         above = [kind for kind in map(value_at, bases) if issubclass(kind, BaseException)]
         held: dict[str, Any] = {"__str__": lambda error: error.text, "__module__": "program"}
-        held |= {"__getattr__": lambda error, name: self._of_error(error, name), "end": self}
+        held |= {
+            "__getattr__": lambda error, name: self._error_attribute(error, name),
+            "_client": self,
+        }
         for some in (above, above[:1]):
             try:
                 return _ErrorClass(str(name), tuple(some) or (Exception,), held)
-            except TypeError:  # bases that do not go together here
+            except TypeError:  # bases with conflicting layouts
                 continue
         return _ErrorClass(str(name), (Exception,), held)
 
-    def _of_error(self, error: BaseException, name: str) -> Any:
-        """What an error lacks here is asked of the one in the program."""
-        if name == "told" or name.startswith("__"):
+    def _error_attribute(self, error: BaseException, name: str) -> Any:
+        """Return an attribute that only the error in the program's process has."""
+        if name == "program_report" or name.startswith("__"):
             raise AttributeError(name)
-        return self.ask("attribute", error, name)
+        return self.request("attribute", error, name)
 
     def _named(self) -> tuple[type, ...]:
-        """Errors that the tests expect, though they would end a loop or the process."""
+        """Return the errors of UNEXPECTED that the tests name."""
         return tuple(getattr(builtins, name) for name in UNEXPECTED & self.used)
 
     def _error(
@@ -143,7 +145,7 @@ class Tests:
         *,
         value_at: Callable[[Any], Any],
     ) -> BaseException:
-        """An error of the program, of the nearest class that does no harm here."""
+        """Build an error of the program from the nearest class that cannot end the tests."""
         kind: Any = AssertionError if of == "AssertionError" else Exception
         if of not in BROAD:
             harmful = tuple(getattr(builtins, name) for name in UNEXPECTED - self.used)
@@ -153,7 +155,7 @@ class Tests:
         values = [value_at(place) for place in args]
         try:
             error: Any = type.__call__(kind, *values) if kind in CLASSES.values() else None
-        except Exception:  # a class that wants other arguments
+        except Exception:  # a class that takes other arguments
             error = None
         if error is None:
             error = kind.__new__(kind)
@@ -165,12 +167,12 @@ class Tests:
         assert isinstance(error, BaseException)
         return error
 
-    def lack(self, error: BaseException) -> str:
-        """What the tests could not do with objects of the program, where they failed by that."""
-        if self.own_word:
+    def explain_failure(self, error: BaseException) -> str:
+        """Return which operation on objects of the program was not possible, or ""."""
+        if self.missing_method:
             return (
-                f"; the tests need the answer's own {self.own_word}, which is asked only where the "
-                "task's start begins its class"
+                f"; the tests need the answer's own {self.missing_method}, which is called only "
+                "if the task's start declares its class"
             )
         kinds = sorted({kind.__name__ for kind in self.kinds.values()} - CLASSES.keys())
         if not kinds or isinstance(error, AssertionError):
@@ -178,15 +180,15 @@ class Tests:
         return f"; the tests need objects of the answer ({', '.join(kinds)[:200]}) as copies"
 
     def learn_names(self, code: types.CodeType, *, entry: str) -> None:
-        """Names that the tests use and that `start` lacks: the program's, or of its imports.
+        """Fetch the names that the tests use and `start` lacks.
 
-        What the program has imported is imported here, too, so that it is the library's own.
+        Modules that the program imports are imported here, so that the tests use genuine ones.
         """
         self.used = _used(code)
         if self.used & SHARED:
-            raise UnsendableError("the tests read or replace what the program uses")
+            raise UnsendableError("the tests read or replace output or imports of the program")
         wanted = [n for n in self.used if n not in self.names and not hasattr(builtins, n)]
-        places = self.ask("names", None, wanted)
+        places = self.request("names", None, wanted)
         if "type" in self.used:
             self.names.setdefault("type", TypeOf)
         plain = False
@@ -195,24 +197,24 @@ class Tests:
                 continue
             if name != entry and places[name] is not None and places[name][1] not in BROAD:
                 if (value := library_value(*places[name])) is None:
-                    raise EndedError("what its process sent is no message")
+                    raise EndedError("its process sent an invalid message")
                 self.names[name] = value
             else:
-                self.names[name] = self.ask("attribute", None, name)
+                self.names[name] = self.request("attribute", None, name)
                 plain |= not isinstance(self.names[name], Remote | _ErrorClass)
-        self.asked = plain  # a value that the tests compare is as good as a call
+        self.used_program = plain  # comparing a value uses the program, too
 
 
 class _ErrorClass(type):
-    """A class of errors of the program, to be expected by the tests; made and asked there."""
+    """A class of errors of the program; instances are created in the program's process."""
 
-    end: Tests
+    _client: ProgramClient
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        return cls.end.ask("call", cls, list(args), kwargs)
+        return cls._client.request("call", cls, list(args), kwargs)
 
     def __getattr__(cls, name: str) -> Any:
-        return cls.end.ask("attribute", cls, name)
+        return cls._client.request("attribute", cls, name)
 
 
 def _used(code: types.CodeType) -> set[str]:
@@ -221,50 +223,54 @@ def _used(code: types.CodeType) -> set[str]:
 
 
 def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict of the tests on the program at the other end: {"passed": ..., "reason": ...}.
+    """Run the tests against the program's process; return {"passed": ..., "reason": ...}.
 
-    {"unsendable": why} where they need an object in the program that cannot be copied.
+    Returns {"unsendable": reason} if the tests need to send an object that cannot be copied.
     """
-    end = Tests(incoming, outgoing)
+    client = ProgramClient(incoming, outgoing)
     try:
-        loaded = end.link.receive()
-        if "told" in loaded:
-            return _failed(str(loaded["told"]))
-        exec(compile(order["start"], PROGRAM, "exec", dont_inherit=True), end.names)
-        end.link.classes = {name: end.names[name] for name in order["classes"]}
-        end.names.pop(order["entry"], None)
+        loaded = client.link.receive()
+        if "error" in loaded:
+            return _failed(str(loaded["error"]))
+        exec(compile(order["start"], PROGRAM, "exec", dont_inherit=True), client.names)
+        client.link.classes = {name: client.names[name] for name in order["classes"]}
+        client.names.pop(order["entry"], None)
         code = compile(order["tests"], TESTS, "exec", dont_inherit=True)
-        end.learn_names(code, entry=order["entry"])
+        client.learn_names(code, entry=order["entry"])
         if order["class"]:
-            end.entry = end.names.get(order["entry"])
-        exec(code, end.names)
-        if end.failure is not None:
-            raise end.failure
+            client.entry = client.names.get(order["entry"])
+        exec(code, client.names)
+        if client.failure is not None:
+            raise client.failure
     except UnsendableError as error:
         return {"unsendable": str(error)}
     except EndedError as error:
         return {**_failed(str(error)), "ended": True}
     except BaseException as error:
-        if isinstance(end.failure, UnsendableError):
-            return {"unsendable": str(end.failure)}
-        reason = getattr(error, "told", None) or told(error, {TESTS: order["tests"]})
-        return _failed(reason if hasattr(error, "told") else reason + end.lack(error))
-    if not end.asked:
-        return _failed("its tests ask nothing of the program")
+        if isinstance(client.failure, UnsendableError):
+            return {"unsendable": str(client.failure)}
+        reason = getattr(error, "program_report", None) or describe_error(
+            error, {TESTS: order["tests"]}
+        )
+        return _failed(
+            reason if hasattr(error, "program_report") else reason + client.explain_failure(error)
+        )
+    if not client.used_program:
+        return _failed("its tests do not use the program")
     return {"passed": True, "reason": "passed"}
 
 
 def run_together(_: BinaryIO, __: BinaryIO, order: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict of a process that runs the program and its tests: the program could forge it."""
+    """Run the program and its tests in this process, where the program could forge the verdict."""
     sources = {PROGRAM: order["program"], TESTS: order["tests"]}
-    tell, failed = told, _failed
+    describe, failed = describe_error, _failed
     module = types.ModuleType("program")
     sys.modules["program"] = module
     try:
         for file, source in sources.items():
             exec(compile(source, file, "exec", dont_inherit=True), vars(module))
     except BaseException as error:
-        return failed(tell(error, sources))
+        return failed(describe(error, sources))
     return {"passed": True, "reason": "passed"}
 
 

@@ -1,7 +1,7 @@
-"""The program's end of the connection: runs the program, then does what the tests ask of it.
+"""Runs the program in its own process and performs the operations that the tests request.
 
-Nothing here is safe from the program, which shares the process, and nothing needs to be: what it
-sends are values, which the tests judge.
+The program can change this code, which shares its process. The verdict does not depend on it: the
+tests check the values that it sends.
 """
 
 import operator
@@ -10,24 +10,24 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
-from eval.graders.value_copies import CLASSES, MUTABLE, SPECIAL, EndedError, Link, standard
+from eval.graders.serialization import CLASSES, MUTABLE, SPECIAL, EndedError, Link, standard
 
 PROGRAM = "program.py"
-BROAD = (BaseException, Exception, AssertionError)  # `eval.graders.value_copies.BROAD`
+BROAD = (BaseException, Exception, AssertionError)  # `eval.graders.serialization.BROAD`
 
 
 def _next(iterator: Any) -> list[Any]:
-    """The next item, alone in a list; at the end nothing, or the generator's result after None."""
+    """Return [item], or at the end [] or [None, result of the generator]."""
     try:
         return [next(iterator)]
     except StopIteration as end:
         return [None, end.value] if end.value is not None else []
 
 
-def _names(module: types.ModuleType, wanted: list[str]) -> dict[str, Any]:
-    """Of the wanted names those that the program has, and where the standard library has them."""
-    held = vars(module)
-    return {name: standard(held[name]) for name in wanted if name in held}
+def _names(module: types.ModuleType, names: list[str]) -> dict[str, Any]:
+    """Return the names that the program defines, with their place in the standard library."""
+    defined = vars(module)
+    return {name: standard(defined[name]) for name in names if name in defined}
 
 
 def _operator(one: Any, name: str, other: Any, *, reflected: bool = False) -> Any:
@@ -36,13 +36,13 @@ def _operator(one: Any, name: str, other: Any, *, reflected: bool = False) -> An
 
 
 def _special(value: Any, name: str, *args: Any) -> Any:
-    """The result of a special method, which is looked up in the class as Python does."""
+    """Call a special method, looked up in the class as Python does."""
     if name == "__getitem__":  # of a class, too: `Stack[int]`
         return value[args[0]]
     return getattr(type(value), name)(value, *args)
 
 
-# Of Python's own types that are equal to a plain one, the content.
+# Converts Python's views to the plain types that they are equal to.
 CONTENT: dict[type, Callable[[Any], Any]] = {
     type({}.keys()): set,
     type({}.items()): set,
@@ -58,21 +58,21 @@ def _copy(value: Any, deep: bool) -> Any:
 
 
 class _Awaiter:
-    """Runs what can be awaited to its end, all in one event loop."""
+    """Runs awaitables to their end, all in one event loop."""
 
     loop: Any = None
 
     def __call__(self, value: Any) -> Any:
         import asyncio
 
-        async def whole() -> Any:
+        async def result() -> Any:
             return await value
 
         self.loop = self.loop or asyncio.new_event_loop()
-        return self.loop.run_until_complete(whole())
+        return self.loop.run_until_complete(result())
 
-    def following(self, iterator: Any) -> list[Any]:
-        """The next item of an asynchronous iterator, alone in a list; empty at the end."""
+    def next_item(self, iterator: Any) -> list[Any]:
+        """Return [item] of an asynchronous iterator, or [] at the end."""
 
         async def item() -> list[Any]:
             try:
@@ -86,7 +86,7 @@ class _Awaiter:
 
 _await = _Awaiter()
 
-# What the tests may ask of an object.
+# Operations that the tests may request on an object.
 ACTIONS: dict[str, Callable[..., Any]] = {
     "names": _names,
     # Encoded as the plain type that its class extends.
@@ -110,12 +110,12 @@ ACTIONS: dict[str, Callable[..., Any]] = {
     "is subclass": lambda kind, value: issubclass(value, kind),
     "copy": _copy,
     "await": _await,
-    "await next": _await.following,
+    "await next": _await.next_item,
 }
 
 
-class Program:
-    """The program as a module, and its objects by number."""
+class ProgramServer:
+    """Holds the program as a module, and its objects by number."""
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) -> None:
         self.source, self.class_names = order["program"], order["classes"]
@@ -125,13 +125,13 @@ class Program:
         self.link = Link(incoming, outgoing, describe=self._describe, build=self._build)
 
     def serve(self) -> None:
-        """Run the program as a module that is not `__main__`, then answer until the tests end."""
+        """Run the program as a module that is not `__main__`, then serve until the tests end."""
         held = vars(self.module)
         sys.modules["program"] = self.module
         try:
             exec(compile(self.source, PROGRAM, "exec", dont_inherit=True), held)
         except BaseException as error:  # the program's own, of any kind
-            self.link.send({"told": told(error, {PROGRAM: self.source})})
+            self.link.send({"error": describe_error(error, {PROGRAM: self.source})})
             return
         of_task = {name: held.get(name) for name in self.class_names}
         self.link.classes = {n: kind for n, kind in of_task.items() if isinstance(kind, type)}
@@ -156,20 +156,20 @@ class Program:
         return self._graph(roots, origins=came, as_base=action == "value")
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
-        line = told(error, {PROGRAM: self.source})
+        line = describe_error(error, {PROGRAM: self.source})
         try:
-            return {"told": line, **self._graph([error])}
-        except BaseException:  # its content is the program's, too
-            return {"told": line, **self._graph([Exception(line)])}
+            return {"error": line, **self._graph([error])}
+        except BaseException:  # encoding calls methods of the program
+            return {"error": line, **self._graph([Exception(line)])}
 
     def _graph(self, roots: Iterable[Any], **how: Any) -> dict[str, Any]:
-        """A graph, with a description of each class whose objects stay here."""
+        """Return a graph with a description of each class whose objects stay in this process."""
         graph, _ = self.link.encode(roots, **how)
         kinds = {content[1]: None for kind, _, content in graph["nodes"] if kind == "remote"}
         return {"graph": graph, "kinds": {n: self._kind(self.objects[n]) for n in kinds}}
 
     def _kind(self, kind: type) -> list[Any]:
-        """Name, special methods, and where Python has the classes that it extends."""
+        """Return name, special methods, and places of the base classes in the standard library."""
         names = [name for name in SPECIAL if _defines(kind, name)]
         if issubclass(kind, type):
             names.append("__getitem__")
@@ -205,7 +205,7 @@ class Program:
 
 
 def _defines(kind: type, name: str) -> bool:
-    """Whether a class or one that it extends has the method; its metaclass does not count."""
+    """Return whether a class or a base defines the method; its metaclass does not count."""
     found = (vars(base)[name] for base in kind.__mro__ if name in vars(base))
     return next(found, None) is not None
 
@@ -215,7 +215,7 @@ def _place(kind: type) -> tuple[str, str] | None:
 
 
 def _arguments(error: BaseException) -> tuple[Any, ...]:
-    """What the error was made of, with what Python takes out of it."""
+    """Return the arguments of an error; OSError moves the file name out of `args`."""
     file = error.filename if isinstance(error, OSError) else None
     return error.args if file is None else (*error.args, file)
 
@@ -223,16 +223,12 @@ def _arguments(error: BaseException) -> tuple[Any, ...]:
 def _text(error: BaseException) -> str:
     try:
         return str(error)[:10_000]
-    except BaseException:  # `__str__` is the program's, too
+    except BaseException:  # `__str__` may be the program's
         return ""
 
 
-def told(error: BaseException, sources: Mapping[str, str]) -> str:
-    """A line about an error.
-
-    Args:
-        sources: by file name; the line quotes that of the last frame in one of them.
-    """
+def describe_error(error: BaseException, sources: Mapping[str, str]) -> str:
+    """Return one line about an error that quotes its last frame in one of `sources` (by name)."""
     line = f"{type(error).__name__}: {_text(error)[:300]}".rstrip(": ")
     quoted, trace = "", error.__traceback__
     while trace is not None:
