@@ -4,7 +4,6 @@ code_execution: Extracts the program from an answer and grades it by its tests.
 confined_process: Starts confined processes, sends them their orders, and kills them.
 ifeval: Checks whether an answer follows IFEval's instructions, with lm-eval's checkers.
 isolation: Defines the isolations of each platform and their command lines.
-language_id: Identifies the language of a text with langdetect and a fixed seed.
 math_answers: Grades mathematics: whether a worked answer ends in the right result.
 namespaces: Moves the calling process into new Linux namespaces.
 program_server: Runs the program and performs the operations that the tests request.

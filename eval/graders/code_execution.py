@@ -1,14 +1,14 @@
-"""Tasks whose answers are programs: the program that an answer stands for, and its verdict.
+"""Extracts the program from an answer and grades it by its tests.
 
-A task file of one's own asks for it in its metadata, in templates over a document's fields; its
-`doc_to_target` gives the tests:
+A local task file enables this in its metadata, with templates over a document's fields; its
+`doc_to_target` renders the tests:
 
     doc_to_text: "{{prompt}}"
     doc_to_target: "{{test}}\\ncheck({{entry_point}})"
     metadata: {version: 1.0, program: {start: "{{prompt}}", entry: "{{entry_point}}"}}
 
-`start` stands before the answer, and `entry` is the function or class that the answer defines when
-it is a whole program and no continuation of `start`.
+`start` is the source before the answer. An answer that defines `entry`, a function or class, is a
+complete program; any other continues `start`.
 """
 
 import logging
@@ -27,17 +27,17 @@ from sft.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# As HumanEval's authors call the share of problems that the one answer solves.
+# HumanEval's name for the share of problems that a single answer solves.
 METRIC = "pass@1"
 KEYS = {"start", "entry"}
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 
 
 def needs_programs(config: Mapping[str, Any]) -> bool:
-    """Whether a task's config asks that answers are run.
+    """Return whether a task's config requires running the answers.
 
     Raises:
-        UserError: it says so but not how, in `metadata.program`.
+        UserError: `metadata.program` lacks its keys.
     """
     program = (config.get("metadata") or {}).get("program")
     if program is None and not config.get("unsafe_code"):
@@ -52,32 +52,32 @@ def needs_programs(config: Mapping[str, Any]) -> bool:
 
 
 def program_of(answer: str, *, start: str, entry: str) -> str:
-    """The program in an answer: `start` and what continues it, or `start` and a whole program.
+    """Return the program in an answer, after `start`.
 
-    A whole program is the first fenced block that defines `entry`, or else an answer that does.
-    Anything else continues the last, indented line of `start`, up to the first line that is not
-    indented: there a base model has ended and goes on with something else.
+    The first fenced block that defines `entry`, or an answer that does, is a complete program. Any
+    other answer continues the last line of `start`.
     """
     defines = re.compile(rf"^(?:async +def|def|class) +{re.escape(entry)}\b", re.MULTILINE)
     blocks = [block for block in _FENCED.findall(answer) if defines.search(block)]
     if blocks or defines.search(answer):
-        # `pass` fills the body that a start like LeetCode's leaves open, and else does nothing.
+        # `pass` completes a function without a body at the end of `start`, as LeetCode's have.
         return f"{start}pass\n{blocks[0] if blocks else answer}"
+    # A base model has finished the function at the first line without indentation.
     first, *rest = answer.split("\n")
     end = next((i for i, line in enumerate(rest) if line and not line[0].isspace()), len(rest))
     return start + "\n".join([first, *rest[:end]])
 
 
 def runs_programs(task: Task) -> bool:
-    """Whether a loaded task's answers are run; `needs_programs` has seen its config."""
+    """Return whether a loaded task's answers are run; `needs_programs` checked its config."""
     return "program" in (task.get_config("metadata") or {})
 
 
 def check_documents(task: Task) -> None:
-    """Refuse a loaded task whose program cannot be put together from its documents.
+    """Check that the templates of `metadata.program` can be rendered.
 
     Raises:
-        UserError: a template names a field that the documents lack.
+        UserError: the documents lack a field.
     """
     try:
         _fields(task, task.eval_docs[0])
@@ -93,24 +93,24 @@ def _fields(task: Task, document: Mapping[str, Any]) -> dict[str, str]:
     return {key: apply_template(text, document) for key, text in templates.items()}
 
 
-def scored(
+def score_samples(
     task: Task, samples: Sequence[Mapping[str, Any]], *, isolation: Isolation, label: str | None
 ) -> list[dict[str, Any]]:
-    """lm-eval's samples, each with its program run: the program, the verdict and the reason."""
+    """Run the program of each of lm-eval's samples; return the samples with their verdicts."""
     rows = []
     for sample in tqdm(samples, f"{label}: programs", unit="program", disable=label is None):
         fields = _fields(task, sample["doc"])
         program = program_of(sample["resps"][0][0], **fields)
         submission = Submission(program, str(sample["target"]), **fields)
         outcome = run_program(submission, isolation=isolation)
-        verdict = {
+        grade = {
             METRIC: float(outcome.passed),
             "metrics": [METRIC],
             "filtered_resps": [program],
             "outcome": outcome.reason,
             "together": outcome.together,
         }
-        rows.append({**sample, **verdict})
+        rows.append({**sample, **grade})
     if together := sum(row["together"] for row in rows):
         log.warning(
             "%s: the tests of %d of %d programs ran in the programs' own process, since they pass "

@@ -1,24 +1,16 @@
-"""IFEval: whether an answer follows instructions that a program can check, by lm-eval's checkers.
+"""Checks whether an answer follows IFEval's instructions, with lm-eval's checkers.
 
-A task file of one's own asks for it in its metadata, with the reading that counts; documents hold
+A local task file enables this in its metadata, with the reading that is scored; documents hold
 `prompt`, `instruction_id_list` and `kwargs`, as in google/IFEval:
 
     doc_to_text: "{{prompt}}"
     doc_to_target: ""
     metadata: {version: 4.0, instructions: strict}    # or loose
 
-Three things that lm-eval's checkers fetch or import stand here in an offline form:
-
-- Sentences: nltk's Punkt with the commonest English abbreviations in place of its trained data.
-- Words in capitals: nltk's Treebank words without a split into sentences before.
-- The language of an answer: langdetect, which draws at random, with a fixed seed
-  (`eval.graders.language_id`).
-
-And one is mended: where a document asks for a count of "#" or "!" (two do), lm-eval counts a letter
-drawn at random; here it is the character that was asked for. So verdicts can be repeated.
-
-Against the recorded verdicts of the reference on DeepSeek-LLM-7B-chat (541 answers, both readings)
-tests/eval/graders/test_ifeval.py counts and names the differences.
+lm-eval's checkers download data and draw at random. Replaced here, so that they work offline and
+verdicts are reproducible: nltk's trained sentence data by Punkt with common abbreviations, the
+sentence split before Treebank words by none, langdetect's random draws by a fixed seed, and the
+random letter that is counted if a document asks for "#" or "!" (two do) by that character.
 """
 
 import difflib
@@ -27,7 +19,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -35,11 +27,13 @@ import nltk
 from lm_eval.api.task import Task
 from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
-from eval.graders.language_id import language_of
 from sft.errors import UserError
 
 READINGS = ("strict", "loose")
+SEED = 0
+CHINESE = ("zh-cn", "zh-tw")  # IFEval asks for "zh", whichever script
 FIELDS = ("prompt", "instruction_id_list", "kwargs")
+# Do not end a sentence; the commonest of those in nltk's trained data.
 ABBREVIATIONS = frozenset(
     {
         *("dr", "mr", "mrs", "ms", "prof", "st", "jr", "sr", "rev", "hon", "gen", "col", "sgt"),
@@ -51,10 +45,10 @@ ABBREVIATIONS = frozenset(
 
 
 def checks_instructions(config: Mapping[str, Any]) -> bool:
-    """Whether a task's config asks for these checks.
+    """Return whether a task's config enables these checks.
 
     Raises:
-        UserError: it names a reading that there is not.
+        UserError: the reading is unknown.
     """
     reading = (config.get("metadata") or {}).get("instructions")
     if reading is not None and reading not in READINGS:
@@ -65,9 +59,7 @@ def checks_instructions(config: Mapping[str, Any]) -> bool:
 
 
 def check_documents(task: Task) -> None:
-    """Refuse a loaded task whose documents ask for what cannot be checked.
-
-    Each document's checks are made once, on an answer of one word.
+    """Check that the instructions of all documents can be checked, on an answer of one letter.
 
     Raises:
         UserError: a field is missing, an instruction is unknown, or its `kwargs` do not fit it.
@@ -84,7 +76,7 @@ def check_documents(task: Task) -> None:
         for field in FIELDS[1:]:
             if not isinstance(document[field], list):
                 raise UserError(f"{where}: {field} is {document[field]!r}; give a list")
-        names = [_plain(str(name)) for name in document["instruction_id_list"]]
+        names = [_without_language(str(name)) for name in document["instruction_id_list"]]
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
             near = difflib.get_close_matches(unknown, known, n=1)
@@ -99,7 +91,7 @@ def check_documents(task: Task) -> None:
                 "one of each"
             )
         try:
-            follow(document, "a")
+            check_answer(document, "a")
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(
                 f"{where}: the kwargs {document['kwargs']} do not fit {', '.join(names)} "
@@ -107,47 +99,53 @@ def check_documents(task: Task) -> None:
             ) from None
 
 
-def scored(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """lm-eval's samples, each with the verdicts of both readings; the task's own is its score."""
+def score_samples(task: Task, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return lm-eval's samples with the verdicts of both readings; the task's is the score."""
     reading = task.get_config("metadata")["instructions"]
     metric = f"prompt_level_{reading}_acc"  # lm-eval's name
     rows = []
     for sample in samples:
-        followed = follow(sample["doc"], sample["resps"][0][0])
-        verdict = {metric: float(all(followed[reading])), "metrics": [metric], "outcome": followed}
-        rows.append({**sample, **verdict})
+        followed = check_answer(sample["doc"], sample["resps"][0][0])
+        grade = {metric: float(all(followed[reading])), "metrics": [metric], "outcome": followed}
+        rows.append({**sample, **grade})
     return rows
 
 
-def follow(document: Mapping[str, Any], answer: str) -> dict[str, list[bool]]:
-    """Reading -> for each instruction of the document, whether the answer follows it."""
-    names = [_plain(name) for name in document["instruction_id_list"]]
-    verdicts = _checkers().judge({"key": 0, **document, "instruction_id_list": names}, [answer])
+def check_answer(document: Mapping[str, Any], answer: str) -> dict[str, list[bool]]:
+    """Return by reading, for each instruction of the document, whether the answer follows it."""
+    names = [_without_language(name) for name in document["instruction_id_list"]]
+    verdicts = _checkers().process_results(
+        {"key": 0, **document, "instruction_id_list": names}, [answer]
+    )
     return {reading: verdicts[f"inst_level_{reading}_acc"] for reading in READINGS}
 
 
-def _plain(name: str) -> str:
-    """An instruction's name; M-IFEval's copy of the data has the language before it."""
+def _without_language(name: str) -> str:
+    """Return an instruction's name without the language that M-IFEval puts before it."""
     return name.removeprefix("en:")
 
 
 @dataclass(frozen=True)
 class _Checkers:
-    """lm-eval's `process_results`, and the names of the instructions that it knows."""
+    """lm-eval's `process_results`, and the names of its instructions."""
 
-    judge: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
+    process_results: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
     known: tuple[str, ...]
 
 
 @functools.cache
 def _checkers() -> _Checkers:
-    """Those of lm-eval, on private copies of its modules."""
-    stand_ins = {"langdetect": _langdetect(), "immutabledict": ModuleType("immutabledict")}
-    vars(stand_ins["immutabledict"])["immutabledict"] = dict
-    own = [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]
-    # `find` succeeds, so that nothing is downloaded at import.
+    """Return lm-eval's checkers, on private copies of its modules."""
+    stand_ins: dict[str, Any] = {
+        "langdetect": SimpleNamespace(
+            detect=detect_language, LangDetectException=_langdetect().LangDetectException
+        ),
+        "immutabledict": SimpleNamespace(immutabledict=dict),  # which we do not install
+    }
+    loaded = [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]
+    # The import of instructions_util downloads data unless `nltk.data.find` succeeds.
     with patch.dict(sys.modules, stand_ins), patch.object(nltk.data, "find"):
-        for name in own:
+        for name in loaded:
             del sys.modules[name]
         util = importlib.import_module("lm_eval.tasks.ifeval.instructions_util")
         registry = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry")
@@ -159,31 +157,37 @@ def _checkers() -> _Checkers:
     stand_in = SimpleNamespace(tokenize=nltk.tokenize, word_tokenize=words.tokenize)
     vars(util).update(nltk=stand_in, _get_sentence_tokenizer=lambda: sentences)
     counted = registry.INSTRUCTION_DICT["keywords:letter_frequency"]
-    registry.INSTRUCTION_DICT["keywords:letter_frequency"] = _of_any_character(counted)
+    registry.INSTRUCTION_DICT["keywords:letter_frequency"] = _counting_any_character(counted)
     return _Checkers(utils.process_results, tuple(registry.INSTRUCTION_DICT))
 
 
-def _of_any_character(checker: Any) -> Any:
-    class OfAnyCharacter(checker):  # type: ignore[misc]
+def _counting_any_character(checker: Any) -> Any:
+    """Return lm-eval's LetterFrequencyChecker without its random letter for "#" and "!"."""
+
+    class AnyCharacter(checker):  # type: ignore[misc]
         def build_description(self, *, letter: str, **others: Any) -> str:
             description = super().build_description(letter=letter, **others)
             self._letter = letter.lower()
             return str(description)
 
-    return OfAnyCharacter
+    return AnyCharacter
 
 
-def _langdetect() -> ModuleType:
-    module = ModuleType("langdetect")
+def detect_language(text: str) -> str:
+    """Return the two-letter code of a text's language.
 
-    class LangDetectException(Exception):
-        """There is nothing to tell by, which the checkers count as followed."""
+    Raises:
+        langdetect.LangDetectException: the text has no features, such as one without letters.
+    """
+    # langdetect skips words in capitals.
+    found = str(_langdetect().detect(text.lower() if text.isupper() else text))
+    return "zh" if found in CHINESE else found
 
-    def detect(text: str) -> str:
-        language = language_of(text)
-        if language is None:
-            raise LangDetectException("nothing tells")
-        return language
 
-    vars(module).update(LangDetectException=LangDetectException, detect=detect)
-    return module
+@functools.cache
+def _langdetect() -> Any:
+    """Return langdetect with a fixed seed: unseeded, it may give one text two languages."""
+    import langdetect  # reads its statistics of 55 languages
+
+    langdetect.DetectorFactory.seed = SEED
+    return langdetect

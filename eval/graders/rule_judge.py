@@ -1,7 +1,7 @@
-"""A judge made of rules: does an answer end, without looping, and say what is known to be right.
+"""Judges an answer by rules: it ends, does not loop, and agrees with a reference.
 
-A judge is any callable of an answer and the row's reference that returns a Verdict; this one needs
-no model, so preference pairs of the quickstart rest on facts.
+A judge is any callable of an answer and a row's reference that returns a verdict. This one needs no
+model, so the preference pairs of the quickstart depend on facts.
 """
 
 import re
@@ -14,10 +14,9 @@ from eval.generation.thinking import GeneratedAnswer, split_text
 from eval.graders.safety_rules import is_refusal
 from eval.metrics.loop_detection import Loop, find_loop, seq_rep_n
 
-# An answer that ends but is wrong is worth half of a right one; one that runs into the cap a
-# quarter; one that loops or says nothing, nothing.
+# Scores of a wrong answer and of one cut at the cap; a right one gets 1, a loop or nothing gets 0.
 WRONG, CUT_OFF = 0.5, 0.25
-# Of its 4-grams, above which an answer is held to repeat itself; people's prose stays below.
+# Share of repeated 4-grams above which an answer repeats itself; human prose is below it.
 REPEATS = 0.2
 
 KEYS = frozenset({"final", "any_of", "all_of", "none_of", "refuse"})
@@ -29,8 +28,8 @@ _NUMBER = re.compile(r"(?<![\d.])[-\N{MINUS SIGN}]?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A score in [0, 1], higher is better, and a phrase for each thing that was looked at."""
+class RuleVerdict:
+    """A score in [0, 1], higher is better, and a phrase for each rule that was applied."""
 
     score: float
     reasons: tuple[str, ...]
@@ -41,46 +40,43 @@ def rule_judge(
     reference: dict[str, Any],
     *,
     loops: Callable[[Sequence[int]], Loop | None] = find_loop,
-) -> Verdict:
-    """Judge one answer by its end, by loops and repeats, and by what `reference` knows.
-
-    Thinking that its text holds is not read for what the answer says.
+) -> RuleVerdict:
+    """Judge one answer by its end, its repetitions, and a reference; its thinking is not checked.
 
     Args:
         reference: any of {"final": "42"} (the final answer equals it), {"any_of": [...]},
-            {"all_of": [...]}, {"none_of": [...]} (what the text says, as whole words),
-            {"refuse": true | false}; empty: end and repeats alone count.
+            {"all_of": [...]}, {"none_of": [...]} (phrases in the text), {"refuse": true | false}.
         loops: finds a loop at the tail of token ids.
 
     Returns:
-        0 for an answer that loops or is empty, 0.25 for one cut off at its cap, otherwise from 0.5
+        0 for an answer that loops or is empty, 0.25 for one cut at its cap, otherwise from 0.5
         (ends, all wrong) to 1 (ends, all right). Equal scores mean no preference.
 
     Raises:
-        ValueError: the reference has a key that no rule reads, or a value of the wrong kind.
+        ValueError: the reference has an unknown key, or a value of the wrong type.
     """
     if problem := reference_flaw(reference):
         raise ValueError(problem)
     ended = answer.finish_reason in ("stop_id", "stop_string")
-    said = answer.token_ids[:-1] if answer.finish_reason == "stop_id" else answer.token_ids
-    loop = loops(said)
+    tokens = answer.token_ids[:-1] if answer.finish_reason == "stop_id" else answer.token_ids
+    loop = loops(tokens)
     if loop is not None:
-        return Verdict(0.0, (f"loops with period {loop.period}",))
+        return RuleVerdict(0.0, (f"loops with period {loop.period}",))
     text = split_text(answer.text).answer
     if not (text if ended else answer.text).strip():
-        return Verdict(0.0, ("says nothing",))
+        return RuleVerdict(0.0, ("says nothing",))
     if not ended:
-        return Verdict(CUT_OFF, ("does not end",))
+        return RuleVerdict(CUT_OFF, ("does not end",))
     checks = _checks(text, reference)
-    repeated = seq_rep_n(said)
+    repeated = seq_rep_n(tokens)
     if repeated > REPEATS:
         checks.append((1 - repeated, f"repeats {repeated:.0%} of its 4-grams"))
     share = sum(right for right, _ in checks) / len(checks) if checks else 1.0
-    return Verdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
+    return RuleVerdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
 
 
 def reference_flaw(reference: Any) -> str | None:
-    """What is wrong with a reference that `rule_judge` is to judge by; None where nothing is."""
+    """Return the problem with a reference of `rule_judge`, None for a valid one."""
     if not isinstance(reference, dict):
         return f"reference {reference!r} must be an object such as {{'final': '42'}}"
     if unknown := reference.keys() - KEYS:
@@ -101,8 +97,8 @@ def reference_flaw(reference: Any) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    """What follows the last "answer is", "####" or 答案是, up to the end of its line; else the
-    last line that is not empty."""
+    """Return the rest of the line after the last "answer is", "####" or 答案是, else the last
+    line that is not empty."""
     marks = list(_MARKERS.finditer(text))
     if marks:
         return text[marks[-1].end() :].strip().split("\n")[0].strip()
@@ -111,19 +107,16 @@ def final_answer(text: str) -> str:
 
 
 def same_answer(given: str, expected: str) -> bool:
-    """Whether a final answer is the expected one: as numbers, or as text without its trimmings.
-
-    Where a number is expected, the last number of `given` counts ("2 + 40 = 42 coins").
-    """
-    wanted = _number(expected)
-    if wanted is not None:
-        numbers = _NUMBER.findall(given)
-        return bool(numbers) and _number(numbers[-1]) == wanted
+    """Return whether two final answers are equal, as numbers or as normalized text."""
+    number = _number(expected)
+    if number is not None:
+        found = _NUMBER.findall(given)  # the last number counts: "2 + 40 = 42 coins"
+        return bool(found) and _number(found[-1]) == number
     return _bare(given) == _bare(expected)
 
 
-def says(text: str, phrase: str) -> bool:
-    """Whether the text holds the phrase as whole words, in any case; Chinese needs no borders."""
+def contains_phrase(text: str, phrase: str) -> bool:
+    """Return whether a text has a phrase at word boundaries (none in Chinese), in any case."""
     pattern = re.escape(phrase)
     if re.match(r"[A-Za-z0-9]", phrase):
         pattern = r"(?<![A-Za-z0-9])" + pattern
@@ -133,7 +126,7 @@ def says(text: str, phrase: str) -> bool:
 
 
 def _checks(text: str, reference: dict[str, Any]) -> list[tuple[float, str]]:
-    """(share right, phrase) for each key of the reference."""
+    """Return (share right, phrase) for each key of the reference."""
     checks: list[tuple[float, str]] = []
     if "final" in reference:
         given, expected = final_answer(text), str(reference["final"])
@@ -141,17 +134,17 @@ def _checks(text: str, reference: dict[str, Any]) -> list[tuple[float, str]]:
         verb = "is" if right else "is not"
         checks.append((float(right), f"final answer {given[:40]!r} {verb} {expected!r}"))
     if "any_of" in reference:
-        found = [phrase for phrase in reference["any_of"] if says(text, phrase)]
+        found = [phrase for phrase in reference["any_of"] if contains_phrase(text, phrase)]
         checks.append(
             (float(bool(found)), f"says {found[0]!r}" if found else "says none of any_of")
         )
     if "all_of" in reference:
-        wanted = reference["all_of"]
-        missing = [phrase for phrase in wanted if not says(text, phrase)]
-        share = 1 - len(missing) / len(wanted) if wanted else 1.0
+        phrases = reference["all_of"]
+        missing = [phrase for phrase in phrases if not contains_phrase(text, phrase)]
+        share = 1 - len(missing) / len(phrases) if phrases else 1.0
         checks.append((share, f"leaves out {missing[0]!r}" if missing else "says all of all_of"))
     if "none_of" in reference:
-        wrong = [phrase for phrase in reference["none_of"] if says(text, phrase)]
+        wrong = [phrase for phrase in reference["none_of"] if contains_phrase(text, phrase)]
         checks.append((float(not wrong), f"says {wrong[0]!r}" if wrong else "says none of none_of"))
     if "refuse" in reference:
         refused = is_refusal(text)
@@ -170,5 +163,5 @@ def _number(text: str) -> Decimal | None:
 
 
 def _bare(text: str) -> str:
-    """Casefolded, without spaces, quotes, brackets at the ends and a final stop."""
+    """Return a text in lower case without spaces, quotes, brackets and a final period."""
     return re.sub(r"\s+", "", text).strip(".。!！\"'`[](){}“”‘’").casefold()

@@ -267,9 +267,11 @@ def _graded(
 ) -> Sequence[Mapping[str, Any]]:
     """Return the samples, graded here for programs and IFEval, which lm-eval does not grade."""
     if code_execution.runs_programs(task):
-        return code_execution.scored(task, samples, isolation=find_isolation(code), label=label)
+        return code_execution.score_samples(
+            task, samples, isolation=find_isolation(code), label=label
+        )
     if ifeval.checks_instructions(task.config.to_dict()):
-        return ifeval.scored(task, samples)
+        return ifeval.score_samples(task, samples)
     return samples
 
 

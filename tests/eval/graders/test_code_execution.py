@@ -8,7 +8,7 @@ import yaml
 from files import ROOT
 from tiny_models import make_tiny_model
 
-from eval.graders.code_execution import program_of, scored
+from eval.graders.code_execution import program_of, score_samples
 from eval.graders.isolation import RunCode
 from eval.graders.sandbox_probe import find_isolation
 from eval.tasks.benchmark import TaskFormat, run_benchmark
@@ -53,7 +53,7 @@ def verdicts(folder, config, rows, answers):
         for doc, answer in zip(task.eval_docs, answers, strict=True)
     ]
     isolation = find_isolation(RunCode.CONFINED)
-    rows = scored(task, samples, isolation=isolation, label=None)
+    rows = score_samples(task, samples, isolation=isolation, label=None)
     assert {tuple(row["metrics"]) for row in rows} == {("pass@1",)}
     return [(row["pass@1"] == 1.0, row["outcome"]) for row in rows]
 

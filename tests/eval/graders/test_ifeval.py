@@ -7,10 +7,10 @@ import sys
 import pytest
 import yaml
 from files import ROOT
+from langdetect import LangDetectException
 from tiny_models import make_tiny_model
 
-from eval.graders.ifeval import READINGS, follow
-from eval.graders.language_id import language_of
+from eval.graders.ifeval import READINGS, check_answer, detect_language
 from eval.tasks.benchmark import TaskFormat, run_benchmark
 from eval.tasks.lm_eval_model import LmEvalModel
 from eval.tasks.task_files import TaskSource, check_tasks
@@ -56,7 +56,7 @@ def test_verdicts_equal_the_recorded_ones(real_data):
         name = f"ifeval_verdicts_deepseek_llm_7b_chat_{reading}.jsonl"
         for row in read_jsonl(folder / name):
             document = documents[row["prompt"]]
-            ours = follow(document, row["response"])[reading]
+            ours = check_answer(document, row["response"])[reading]
             triples = zip(
                 row["instruction_id_list"], ours, row["follow_instruction_list"], strict=True
             )
@@ -77,13 +77,13 @@ def test_verdicts_draw_nothing_at_random(real_data):
     runs = []
     for seed in range(2):
         random.seed(seed)
-        runs.append([follow(documents[row["prompt"]], row["response"]) for row in answers])
+        runs.append([check_answer(documents[row["prompt"]], row["response"]) for row in answers])
     assert runs[0] == runs[1]
 
 
 def test_the_checkers_leave_no_stand_in_behind():
-    follow(ROWS[0], "a")
-    assert language_of("This is the end.") == "en"
+    check_answer(ROWS[0], "a")
+    assert detect_language("This is the end.") == "en"
     assert "immutabledict" not in sys.modules
     assert hasattr(sys.modules["langdetect"], "detect_langs"), "the real one"
     assert not [name for name in sys.modules if name.startswith("lm_eval.tasks.ifeval")]
@@ -124,7 +124,7 @@ def test_the_checkers_leave_no_stand_in_behind():
 )
 def test_strict_and_loose(instruction, kwargs, answer, followed):
     document = {"key": 0, "prompt": "", "instruction_id_list": [instruction], "kwargs": [kwargs]}
-    verdicts = follow(document, answer)
+    verdicts = check_answer(document, answer)
     assert [verdicts["strict"], verdicts["loose"]] == [[value] for value in followed]
 
 
@@ -172,10 +172,13 @@ ARTICLE = {
 
 
 def test_languages_are_told_apart():
-    assert {code: language_of(text) for code, text in ARTICLE.items()} == {c: c for c in ARTICLE}
-    assert language_of(ARTICLE["en"].upper()) == "en"
-    assert language_of("Alle mensen worden vrij en gelijk") == "nl", "not French, for its en"
-    assert language_of("12!") is None
+    assert {code: detect_language(text) for code, text in ARTICLE.items()} == {
+        c: c for c in ARTICLE
+    }
+    assert detect_language(ARTICLE["en"].upper()) == "en"
+    assert detect_language("Alle mensen worden vrij en gelijk") == "nl", "not French, for its en"
+    with pytest.raises(LangDetectException):
+        detect_language("12!")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_languages_are_told_apart():
     ],
 )
 def test_a_short_answer_has_its_own_language(language, text):
-    assert language_of(text) == language
+    assert detect_language(text) == language
     document = {
         "key": 0,
         "prompt": "",
@@ -202,8 +205,8 @@ def test_a_short_answer_has_its_own_language(language, text):
     }
     other = {**document, "kwargs": [{"language": "it"}]}
     for _ in range(3):
-        assert follow(document, text)["strict"] == [True]
-        assert follow(other, text)["strict"] == [False]
+        assert check_answer(document, text)["strict"] == [True]
+        assert check_answer(other, text)["strict"] == [False]
 
 
 def write_task(folder, **changes):
@@ -227,7 +230,7 @@ def test_benchmarks_store_both_readings(tmp_path, tiny_tokenizer):
         assert entry["metric"] == f"prompt_level_{reading}_acc"
         rows = read_jsonl(tmp_path / reading / f"{name}.jsonl")
         for row, document in zip(rows, ROWS, strict=True):
-            assert row["outcome"] == follow(document, row["answer"])
+            assert row["outcome"] == check_answer(document, row["answer"])
             assert row["score"] == all(row["outcome"][reading])
         assert rows[1]["score"] == 0  # its instructions contradict each other
 

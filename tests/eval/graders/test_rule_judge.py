@@ -4,7 +4,13 @@ import json
 import pytest
 
 from eval.generation.generate import Generation
-from eval.graders.rule_judge import Verdict, final_answer, rule_judge, same_answer, says
+from eval.graders.rule_judge import (
+    RuleVerdict,
+    contains_phrase,
+    final_answer,
+    rule_judge,
+    same_answer,
+)
 from eval.graders.safety_rules import is_refusal
 
 EOS = 0
@@ -20,14 +26,14 @@ def score(text, reference, **changes):
 
 
 def test_an_answer_must_end_and_must_not_loop():
-    assert rule_judge(answer("Hello."), {}) == Verdict(1.0, ("ends",))
+    assert rule_judge(answer("Hello."), {}) == RuleVerdict(1.0, ("ends",))
     assert score("Hello.", {}, reason="stop_string") == 1.0
-    assert rule_judge(answer("Hello", reason="cap"), {}) == Verdict(0.25, ("does not end",))
+    assert rule_judge(answer("Hello", reason="cap"), {}) == RuleVerdict(0.25, ("does not end",))
     looping = answer("la la la", reason="cap", tokens=[7, 8] * 40)
-    assert rule_judge(looping, {}) == Verdict(0.0, ("loops with period 2",))
+    assert rule_judge(looping, {}) == RuleVerdict(0.0, ("loops with period 2",))
     # A stop id after the loop does not make the loop good.
     assert score("la la la", {}, tokens=[7, 8] * 40) == 0.0
-    assert rule_judge(answer(" \n"), {}) == Verdict(0.0, ("says nothing",))
+    assert rule_judge(answer(" \n"), {}) == RuleVerdict(0.0, ("says nothing",))
 
 
 def test_an_answer_that_repeats_itself_is_worth_less_than_one_that_does_not():
@@ -97,9 +103,9 @@ def test_real_gsm8k_solutions_hold_their_own_answer(real_data):
 
 
 def test_phrases_are_whole_words_and_scores_are_shares():
-    assert says("Made of Tin.", "tin") and not says("Made in Austin.", "tin")
-    assert says("他住在科尔谷里", "科尔谷")
-    assert says("(the Book of Herbs)", "the book of herbs")
+    assert contains_phrase("Made of Tin.", "tin") and not contains_phrase("Made in Austin.", "tin")
+    assert contains_phrase("他住在科尔谷里", "科尔谷")
+    assert contains_phrase("(the Book of Herbs)", "the book of herbs")
     facts = {"any_of": ["silver work"], "none_of": ["salt-boiling", "paper-making"]}
     assert score("Silver work.", facts) == 1.0
     assert score("Silver work and salt-boiling.", facts) == 0.75

@@ -311,7 +311,7 @@ def f(x):
     tests = "assert f(1).same(Node(3))"
     assert judged(f"{start}    return Node(3)", tests, start=start).passed
     forged = f"{start}    node = Node(2)\n    node.same = lambda other: True\n    return node"
-    assert "its own same" in judged(forged, tests, start=start).reason
+    assert "replaces the method same" in judged(forged, tests, start=start).reason
 
 
 def test_objects_of_a_tasks_class_that_hold_more_than_attributes_are_not_copied():
