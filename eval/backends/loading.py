@@ -38,7 +38,7 @@ def check_backend(section: EvalSection, placement: Placement) -> None:
     if section.backend == "vllm":
         if placement.load_in_4bit:
             raise UserError(
-                "eval.backend=vllm would measure whole weights, not the 4-bit ones of "
+                "eval.backend=vllm would measure full-precision weights, not the 4-bit ones of "
                 "model.load_in_4bit=true; set eval.backend=transformers"
             )
         check_vllm(section.vllm_python, placement.device)

@@ -35,15 +35,15 @@ def sampler(
             ) as bar,
         ):
 
-            def answers(asked: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
+            def answers(rows: list[tuple[list[dict[str, Any]], int]]) -> list[Generation]:
                 settings = GenerationSettings(
                     max_new_tokens=section.max_new_tokens,
                     stop_ids=stop_ids(context.tokenizer, also=backend.eos_ids),
                     temperature=section.temperature,
                     top_p=section.top_p,
-                    seeds=[seed for _, seed in asked],
+                    seeds=[seed for _, seed in rows],
                 )
-                prompts = [encode_prompt(context.tokenizer, messages) for messages, _ in asked]
+                prompts = [encode_prompt(context.tokenizer, messages) for messages, _ in rows]
                 return backend.generate(prompts, settings, progress=bar.update)
 
             return map_over_ranks(list(zip(conversations, seeds, strict=True)), answers)

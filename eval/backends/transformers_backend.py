@@ -80,10 +80,10 @@ class TransformersBackend(Backend):
                 prefix = read_prefix(self.model, _context(groups[0])[:shared])
             groups.sort(key=_size, reverse=True)
             for batch in _batches(groups, budget=self._budget, shared=shared):
-                asked = [one.place for group in batch for one in group]
-                found |= zip(asked, self._forward(batch, prefix=prefix), strict=True)
+                places = [one.place for group in batch for one in group]
+                found |= zip(places, self._forward(batch, prefix=prefix), strict=True)
                 if progress is not None:
-                    progress(len(asked))
+                    progress(len(places))
         return [found[place] for place in range(len(questions))]
 
     def _forward(self, groups: Sequence[_Group], *, prefix: Prefix | None) -> list[Scored]:

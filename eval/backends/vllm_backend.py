@@ -74,7 +74,7 @@ def find_vllm(python: str | None) -> Vllm:
     """
     path = str(Path(python).expanduser()) if python else sys.executable
     remedy = (
-        "install it in an environment of its own (python3 -m venv ~/vllm && ~/vllm/bin/pip install "
+        "install it in a separate environment (python3 -m venv ~/vllm && ~/vllm/bin/pip install "
         "vllm) and write eval.vllm_python=~/vllm/bin/python on the command line, or set "
         "eval.backend=transformers"
     )

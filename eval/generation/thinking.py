@@ -93,14 +93,14 @@ def split_generation(tokenizer: Any, written: GeneratedRow) -> Split:
     """Split a generation, whose markers may be special tokens that its text lacks."""
     tail = tokenizer.decode(written.prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
     ids = written.token_ids[:-1] if written.finish_reason == "stop_id" else written.token_ids
-    whole = tokenizer.decode(ids, skip_special_tokens=False)
-    found = split_text(whole, prompt=tail)
-    if found.answer == whole:
+    decoded = tokenizer.decode(ids, skip_special_tokens=False)
+    found = split_text(decoded, prompt=tail)
+    if found.answer == decoded:
         return Split(None, written.text)
     special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
     answer = _without(found.answer, special)
     if written.finish_reason == "stop_string":  # before which the text ends
-        cut = len(_without(whole, special)) - len(written.text)
+        cut = len(_without(decoded, special)) - len(written.text)
         answer = answer[: max(0, len(answer) - cut)]
     thinking = None if found.thinking is None else _without(found.thinking, special).strip()
     return Split(thinking or None, answer, found.ended, _place(tokenizer, ids, found, tail))
@@ -112,14 +112,14 @@ def answer_start(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[
     None while it thinks; thinking without an opening marker is only known at its closing one.
     """
     tail = tokenizer.decode(prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
-    whole = tokenizer.decode(token_ids, skip_special_tokens=False)
-    found = split_text(whole, prompt=tail)
-    if found.answer == whole:
+    decoded = tokenizer.decode(token_ids, skip_special_tokens=False)
+    found = split_text(decoded, prompt=tail)
+    if found.answer == decoded:
         return 0
     if not found.ended:
         return None
     special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
-    return len(_without(whole, special)) - len(_without(found.answer, special))
+    return len(_without(decoded, special)) - len(_without(found.answer, special))
 
 
 def _first_thought(text: str, prompt: str) -> tuple[str, str, bool] | None:

@@ -1,7 +1,7 @@
-"""A chat model behind an OpenAI-compatible endpoint: time limits, retries, tokens.
+"""Client of a chat model at an OpenAI-compatible endpoint, with time limits and retries.
 
-The key is read from an environment variable, goes into one header of one host, and never into a
-log, a file or an error message; redirects are not followed, since they would carry it elsewhere.
+The key is read from an environment variable and sent in one header to one host. It is never logged,
+stored or part of an error message, and redirects are not followed, since they could leak it.
 """
 
 import asyncio
@@ -23,28 +23,28 @@ from sft.data.json_values import LONE_SURROGATE
 from sft.errors import UserError
 from sft.system.hub import causes
 
-# Busy, over a limit or failing: worth another try. Other codes will say the same again.
+# HTTP codes of a busy or failing endpoint; a retry of other codes gives the same error.
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-LONGEST_WAIT = 60.0  # seconds between two tries, whatever Retry-After says
+LONGEST_WAIT = 60.0  # seconds between two tries; limits Retry-After
 LARGEST_REPLY = 4 * 2**20  # bytes
-MOST_TOKENS = 10**9  # of one request; a larger count is none
+MOST_TOKENS = 10**9  # of one request; a larger count is an error of the endpoint
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model answers, and how patient we are."""
+    """Address, model and retry policy of an endpoint."""
 
     url: str  # up to /v1, for example http://localhost:8000/v1
     model: str
-    key_variable: str = "OPENAI_API_KEY"  # where that is not set, no key is sent
-    timeout: float = 120.0  # seconds, for the whole of one reply
+    key_variable: str = "OPENAI_API_KEY"  # if it is not set, no key is sent
+    timeout: float = 120.0  # seconds for one complete reply
     tries: int = 5
-    backoff: float = 1.0  # seconds before the second try, doubled before each further one
+    backoff: float = 1.0  # seconds before the second try, doubled for each further one
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said, and the tokens that the endpoint counted (0 where it counts none)."""
+    """The text of a reply, and the tokens that the endpoint counted (0 if it counts none)."""
 
     text: str
     prompt_tokens: int
@@ -52,7 +52,7 @@ class Reply:
 
 
 class _Transient(Exception):
-    """A failure that may pass; `wait` is the pause that the server asked for, in seconds."""
+    """A failure that a retry may fix; `wait` is the pause in seconds that the server requested."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -60,17 +60,17 @@ class _Transient(Exception):
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Refuse an address or a key that no request can be made with; nothing is sent.
+    """Check the address, the key and the proxy without sending anything.
 
     Raises:
-        UserError: the URL is not http(s), holds a password or a query, the key has white space in
-            it, or the environment names a proxy that cannot be used.
+        UserError: the URL is not http(s) or holds a password or a query, the key has white space,
+            or the proxy is invalid.
     """
     try:
         parts = urlsplit(endpoint.url)
         httpx2.URL(endpoint.url)
         known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except (ValueError, httpx2.InvalidURL):  # a port that is none, half an IPv6 address, ...
+    except (ValueError, httpx2.InvalidURL):  # an invalid port, half an IPv6 address, ...
         known = False
     if not known:
         raise UserError(
@@ -97,12 +97,7 @@ def check_endpoint(endpoint: Endpoint) -> None:
 
 
 def _transport(endpoint: Endpoint) -> httpx2.AsyncHTTPTransport:
-    """The way to the endpoint: directly, or by the proxy that the environment names for its scheme
-    (`http_proxy`, `https_proxy`), unless `no_proxy` names its host.
-
-    Raises:
-        UserError: the proxy cannot be used, or there are no certificates to check hosts by.
-    """
+    """Connect directly, or through the environment's proxy unless `no_proxy` names the host."""
     certificates = _certificates()
     parts = urlsplit(endpoint.url)
     proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
@@ -110,7 +105,11 @@ def _transport(endpoint: Endpoint) -> httpx2.AsyncHTTPTransport:
         proxy = f"http://{proxy}"
     try:
         return httpx2.AsyncHTTPTransport(verify=certificates, proxy=proxy or None)
-    except (ValueError, ImportError, httpx2.InvalidURL):  # another kind, SOCKS, no address
+    except (
+        ValueError,
+        ImportError,
+        httpx2.InvalidURL,
+    ):  # another scheme, SOCKS, no address
         raise UserError(
             f"the proxy that ${parts.scheme}_proxy names is no http(s) address; give one like "
             f"http://proxy:3128, or name {parts.hostname} in $no_proxy"
@@ -119,7 +118,7 @@ def _transport(endpoint: Endpoint) -> httpx2.AsyncHTTPTransport:
 
 @lru_cache(maxsize=1)
 def _certificates() -> ssl.SSLContext:
-    """Of the authorities that hosts are checked by; reading them takes longer than a request."""
+    """Read the certificates once; it takes longer than a request."""
     try:
         return httpx2.create_ssl_context()
     except OSError as error:
@@ -136,11 +135,10 @@ def ask(
     max_tokens: int,
     temperature: float = 0.0,
 ) -> Reply:
-    """One reply to a conversation, after as many tries as it takes.
+    """Request one reply to a conversation, with retries.
 
     Raises:
-        UserError: the endpoint refuses the request, or every try failed; one sentence with the
-            last reason.
+        UserError: the endpoint refuses the request, or every try failed.
     """
     check_endpoint(endpoint)
     body = {
@@ -164,12 +162,11 @@ def ask(
 
 
 def _post(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
-    """The body of the reply to one request.
+    """Send one request and return the body of the reply.
 
     Raises:
         UserError: the endpoint refuses the request for good.
-        _Transient: any other failure, such as no whole reply within the time limit, which covers
-            the connection, the headers and the body together.
+        _Transient: any other failure, such as no complete reply within the time limit.
     """
     headers = {
         "Content-Type": "application/json",
@@ -182,14 +179,14 @@ def _post(endpoint: Endpoint, body: Mapping[str, Any]) -> bytes:
     try:
         return asyncio.run(asyncio.wait_for(exchange, endpoint.timeout))
     except asyncio.TimeoutError:
-        raise _Transient(f"no whole reply within {endpoint.timeout:g} seconds") from None
+        raise _Transient(f"no complete reply within {endpoint.timeout:g} seconds") from None
     except (httpx2.HTTPError, OSError) as error:
         raise _Transient(_broken(error)) from None
 
 
 async def _exchange(endpoint: Endpoint, content: bytes, *, headers: Mapping[str, str]) -> bytes:
     url = endpoint.url.rstrip("/") + "/chat/completions"
-    # httpx limits each single read and write; the caller's deadline covers all of them.
+    # Timeouts of httpx limit each read and write; the caller's deadline limits the exchange.
     async with (
         httpx2.AsyncClient(
             transport=_transport(endpoint), timeout=None, follow_redirects=False
@@ -207,20 +204,20 @@ async def _exchange(endpoint: Endpoint, content: bytes, *, headers: Mapping[str,
 
 
 def _broken(error: Exception) -> str:
-    """Why a connection failed: the operating system's reason where there is one."""
+    """Return why a connection failed, if possible the reason of the operating system."""
     for cause in causes(error):
         if isinstance(cause, ConnectionError) and cause.errno:
-            return os.strerror(cause.errno)  # asyncio puts its own words into the message
+            return os.strerror(cause.errno)  # asyncio replaces the message
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
     return f"the connection broke ({type(error).__name__})"
 
 
 def _refused(endpoint: Endpoint, code: int, headers: Mapping[str, str]) -> Exception:
-    """What an HTTP error means; its body is left alone, since some echo the key."""
+    """Return the exception for an HTTP error, without its body, which may echo the key."""
     if code in TRANSIENT:
-        asked = headers.get("Retry-After", "")
-        return _Transient(f"HTTP {code}", wait=float(asked) if asked.isdecimal() else 0.0)
+        pause = headers.get("Retry-After", "")
+        return _Transient(f"HTTP {code}", wait=float(pause) if pause.isdecimal() else 0.0)
     hint = {
         401: f"set ${endpoint.key_variable} to a valid key",
         403: f"set ${endpoint.key_variable} to a key that may use the model",
@@ -233,7 +230,7 @@ def _refused(endpoint: Endpoint, code: int, headers: Mapping[str, str]) -> Excep
 
 
 def _read(received: bytes) -> Reply:
-    """The reply in a body of chat.completions; anything else is a failure that may pass."""
+    """Parse a body of chat.completions; anything else is a transient failure."""
     try:
         content = json.loads(received)
         text = content["choices"][0]["message"]["content"]
@@ -244,11 +241,10 @@ def _read(received: bytes) -> Reply:
     if not isinstance(text, str):
         raise _Transient("a reply without text")
     prompt, completion = (_count(count) for count in counts)
-    # A reply that was cut may end in half a character, which no file takes.
+    # A reply that was cut may end in a lone surrogate, which cannot be encoded.
     return Reply(LONE_SURROGATE.sub("\ufffd", text), prompt, completion)
 
 
 def _count(value: Any) -> int:
-    """A number of tokens; 0 for anything that cannot be one."""
-    plain = isinstance(value, int) and not isinstance(value, bool)
-    return value if plain and 0 <= value <= MOST_TOKENS else 0
+    """Return a valid number of tokens, else 0."""
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0

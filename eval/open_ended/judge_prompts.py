@@ -178,8 +178,8 @@ def defused(text: str) -> str:
 
 def _conversation(question: OpenQuestion, texts: Sequence[str], *, code: str, who: str) -> str:
     parts = []
-    for number, (asked, answer) in enumerate(zip(question.turns, texts, strict=False), start=1):
-        parts.append(_marked(f"user message {number}", asked, code=code))
+    for number, (message, answer) in enumerate(zip(question.turns, texts, strict=False), start=1):
+        parts.append(_marked(f"user message {number}", message, code=code))
         if question.references[number - 1]:
             reference = question.references[number - 1]
             parts.append(_marked(f"reference answer {number}", reference, code=code))

@@ -114,7 +114,6 @@ def read_questions(path: str, *, references: str | None = None) -> list[OpenQues
 
 
 def _log_read(path: str, questions: Sequence[OpenQuestion], ignored: Mapping[str, int]) -> None:
-    """Log how many questions a file has, and which of its fields are not read."""
     known = sum(any(question.references) for question in questions)
     categories = {question.category for question in questions}
     log.info(
@@ -235,7 +234,7 @@ def answer(
     given: list[list[OpenTurn]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
         for temperature in sorted({question.temperature for question in questions}):
-            asked = [
+            chosen = [
                 i
                 for i, question in enumerate(questions)
                 if question.temperature == temperature and turn < len(question.turns)
@@ -245,11 +244,11 @@ def answer(
                 max_new_tokens=cap,
                 stop_ids=stop_ids(tokenizer, also=backend.eos_ids),
                 temperature=temperature,
-                seeds=[int(fingerprint([seed, questions[i].id, turn])[:12], 16) for i in asked],
+                seeds=[int(fingerprint([seed, questions[i].id, turn])[:12], 16) for i in chosen],
             )
-            prompts = [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in asked]
+            prompts = [encode_prompt(tokenizer, chat(questions[i], given[i])) for i in chosen]
             generations = backend.generate(prompts, settings, progress=progress)
-            for i, written in zip(asked, generations, strict=True):
+            for i, written in zip(chosen, generations, strict=True):
                 split = split_generation(tokenizer, written)
                 stored: OpenTurn = {
                     "text": split.answer,

@@ -129,10 +129,12 @@ def test_settings_that_the_backend_would_not_follow_are_refused(tmp_path):
     path.write_text("model: {name_or_path: m}\ndata: {sft: [{path: a}]}\ndpo: {enabled: false}\n")
     with pytest.raises(UserError, match=r"eval.vllm_python=/p has no effect on eval.backend="):
         load_preset(path, overrides=["eval.vllm_python=/p"])
-    with pytest.raises(UserError, match=r"vLLM loads a whole model in each process"):
+    with pytest.raises(UserError, match=r"vLLM loads the full model in each process"):
         load_preset(path, overrides=["eval.backend=vllm", "eval.in_parts=true"])
     with pytest.raises(UserError, match=r"eval.backend='tgi' is not one of transformers, vllm"):
         load_preset(path, overrides=["eval.backend=tgi"])
     placement = replace(choose_placement(ModelSection()), load_in_4bit=True)
-    with pytest.raises(UserError, match=r"eval.backend=vllm would measure whole weights, not the"):
+    with pytest.raises(
+        UserError, match=r"eval.backend=vllm would measure full-precision weights, not the"
+    ):
         check_backend(EvalSection(backend="vllm"), placement)

@@ -132,7 +132,7 @@ def test_a_slow_server_is_given_up_after_the_time_limit():
         return 200, {}, completion("late")
 
     with serving(slow) as server:
-        with pytest.raises(UserError, match=r"no whole reply within 0.1 seconds"):
+        with pytest.raises(UserError, match=r"no complete reply within 0.1 seconds"):
             ask(endpoint(server.url, timeout=0.1, tries=2), HELLO, max_tokens=7)
         assert ask(endpoint(server.url, timeout=5.0), HELLO, max_tokens=7).text == "late"
 
@@ -188,7 +188,7 @@ def test_a_server_that_sends_without_end_is_held_to_the_limit_of_the_whole_excha
     """Each byte comes within the limit; a whole reply never does."""
     with (
         sending(ENDLESS[part]()) as url,
-        pytest.raises(UserError, match=r"no whole reply within 0.3 seconds"),
+        pytest.raises(UserError, match=r"no complete reply within 0.3 seconds"),
     ):
         ask(endpoint(url, timeout=0.3, tries=1), HELLO, max_tokens=7)
 
