@@ -1,14 +1,12 @@
 """Models compared, gates decided and model cards written.
 
-imported: What was measured before, here or by lm-eval itself, as a model to compare: no model
-    is loaded.
-imported_checks: Whether the files of lm-eval hold values of the types that lm-eval writes.
-model_card: The model card of an export: results, how it was made, from what, under which
-    licenses.
-results: The table of all models of a run: measures joined, compared in pairs, written and
-    reported.
-same_format: The same-format comparison: what of a change is the model's, and what the
-    question's form.
+imported: Import of measures of another run or of lm-eval's logs, as a model to compare.
+imported_checks: Checks of lm-eval's files: types of values, names and links.
+model_card: Model card of an export: results, training, data and licenses.
+results: Results of a run: the measures of all models, compared in pairs and written with a
+    report.
+same_format: Same-format comparison, which separates the change of a model from that of the
+    format.
 stage_gate: `enabled: auto`: run a stage where it is needed, and keep its model unless a score
     falls.
 """

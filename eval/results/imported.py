@@ -1,8 +1,8 @@
-"""What was measured before, here or by lm-eval itself, as a model to compare: no model is loaded.
+"""Import of measures of another run or of lm-eval's logs, as a model to compare.
 
-lm-eval writes samples_<task>_<date>.jsonl with `--log_samples`, one line a document and filter, and
-results_<date>.json beside them (lm_eval/loggers/evaluation_tracker.py); from the second come the
-task's version, its template, its examples and its groups.
+With `--log_samples` lm-eval writes samples_<task>_<date>.jsonl, one line for each document and
+filter, and results_<date>.json with the versions, templates, shots and groups of the tasks
+(lm_eval/loggers/evaluation_tracker.py).
 """
 
 import json
@@ -51,22 +51,21 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 _NEEDED = ("doc_id", "doc_hash", "filter", "metrics", "arguments", "filtered_resps")
-# What lm-eval calls the backends that are ours too (lm_eval/models/__init__.py).
+# lm-eval's names of backends that are also ours (lm_eval/models/__init__.py).
 _BACKENDS = {**dict.fromkeys(("hf", "hf-auto", "huggingface"), TRANSFORMERS), "vllm": "vllm"}
 
 
 def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | None:
-    """Write eval/<model>/ of another run, or of lm-eval's samples, into `folder`; returns the
-    backend that measured it, None where that is not known.
+    """Write the measures in `path` to `folder`; return the backend that measured, if known.
 
     Args:
         path: a run (its last model), eval/<model> of a run, a file samples_*.jsonl, or a folder
-            that holds such files; of a task that is there twice the newest.
-        section: `per_task` says which metric and filter count, else a task's first.
+            with such files, of which the newest of each task is read.
+        section: `per_task` sets the metric and the filter of a task; by default its first.
 
     Raises:
-        UserError: nothing measured is there, a line is not lm-eval's, a file is a link that leads
-            out of `path`, or the logs are of two models or of two backends.
+        UserError: there are no measures, a line is not lm-eval's, a file is a link that leads out
+            of `path`, or the logs are of two models or backends.
     """
     own = _own_folder(path)
     samples = {} if own else _newest(path)
@@ -75,7 +74,6 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | 
             f"{path} holds nothing measured; give a run, eval/<model> of a run, or the folder "
             "where lm-eval wrote samples_*.jsonl (it does so with --log_samples)"
         )
-    stage = Stage(folder, {})
     done = read_record(folder / "done.json", "facts")
     if done is not None and not done["facts"].get("imported"):
         raise UserError(
@@ -83,30 +81,35 @@ def import_measures(path: Path, folder: Path, *, section: EvalSection) -> str | 
         )
     folder.mkdir(parents=True, exist_ok=True)
     remove(folder / "done.json")
-    if own:
-        backend, files = _copy(own, folder)
-        stage.finish(outputs=files, facts={"imported": True})
-        return backend
+    backend, files = _copy(own, folder) if own else _convert(samples, folder, section)
+    Stage(folder, {}).finish(outputs=["scores.json", *files], facts={"imported": True})
+    return backend
+
+
+def _convert(
+    samples: Mapping[str, "_Samples"], folder: Path, section: EvalSection
+) -> tuple[str | None, list[str]]:
+    """Write the measures of lm-eval's logs; return their backend and the sample files."""
     backend = _backend_of(samples)
     scores: dict[str, Any] = {"benchmarks": {}}
     if backend != TRANSFORMERS:
         scores[BACKEND] = backend
+    files = []
+    (folder / "samples").mkdir(exist_ok=True)
     for name, logs in _grouped(samples).items():
         plain_name(name, logs[0].path)
         rows = [row for log in logs for row in _rows(log, section, pooled=len(logs) > 1)]
         entry = summarize(rows) | logs[0].format
         scores.setdefault(scores_key(entry), {})[name] = entry
-        (folder / "samples").mkdir(exist_ok=True)
-        write_jsonl(folder / "samples" / f"{name}.jsonl", rows)
+        files.append(f"samples/{name}.jsonl")
+        write_jsonl(folder / files[-1], rows)
     write_json(folder / "scores.json", scores)
-    files = [f"samples/{name}.jsonl" for name in _grouped(samples)]
-    stage.finish(outputs=["scores.json", *files], facts={"imported": True})
-    return backend
+    return backend, files
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """One samples file of lm-eval, with what the results file of its run says of the task."""
+    """One samples file of lm-eval, with the results file of its run."""
 
     path: Path
     task: str
@@ -122,19 +125,18 @@ class _Samples:
 
     @property
     def source(self) -> str:
-        """lm-eval's name for what computed, empty where its results do not say."""
         return self.results.get("model_source") or ""
 
     @property
     def model(self) -> str | None:
-        """lm-eval's name of the model, with the commit where it knows one; None without results."""
+        """The model's name and, if recorded, its commit; None without results."""
         name = self.results.get("model_name") or self.results.get("model_name_sanitized")
         commit = (self.results.get("config") or {}).get("model_sha")
         return f"{name} at {commit}" if name and commit else name
 
 
 def _own_folder(path: Path) -> Path | None:
-    """eval/<model> of a run of ours: the one given, or that of a run's last model."""
+    """Return eval/<model> of a run: the given one, or that of the run's last model."""
     refuse_link(path / "results.json", path)
     results = verified_results(path) if (path / "results.json").is_file() else None
     if isinstance(results, dict) and isinstance(results.get("models"), list):
@@ -145,14 +147,12 @@ def _own_folder(path: Path) -> Path | None:
 
 
 def _refuse_two_models(path: Path, samples: Sequence[_Samples]) -> None:
-    """Logs of several models are several sides of a comparison, never tasks of one.
-
-    Files without results are of the model whose other files are in their folder, or of one that
-    the folder is named after.
+    """Check that all logs are of one model.
 
     Raises:
         UserError: there are two.
     """
+    # A file without results counts as of the model of its folder, or of one of the folder's name.
     known = {file.path.parent: file.model for file in samples if file.model}
     places: dict[str, Path] = {}
     for file in samples:
@@ -171,29 +171,27 @@ def _refuse_two_models(path: Path, samples: Sequence[_Samples]) -> None:
 
 
 def _backend_of(samples: Mapping[str, _Samples]) -> str | None:
-    """The backend of all samples; None for lm-eval's other kinds of models, which are said, and
-    where its results name none."""
+    """Return the backend of all samples; None where it is unknown or not one of ours."""
     backends = {task: _BACKENDS.get(file.source) for task, file in samples.items()}
     check_one_backend(backends)
     for task, file in samples.items():
         if file.source and backends[task] is None:
             log.warning(
-                "%s: measured by lm-eval's %s; what differs from other models may be its rounding",
-                file.path,
-                file.source,
+                "%s: measured by lm-eval's %s, whose rounding may cause differences",
+                *(file.path, file.source),
             )
     return next((known for known in backends.values() if known), None)
 
 
 def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
-    """Copy measures of another run; returns their backend and what was written."""
+    """Copy the measures of another run; return their backend and the sample files."""
     refuse_link(source / "scores.json", source)
     if os.path.lexists(source / "done.json"):
         verified_record(source)
     else:
         log.warning(
-            "%s has no done.json, the record of its hashes: its measuring was cut off, or it was "
-            "imported by an earlier version; what it holds is read unverified",
+            "%s has no done.json, the record of its hashes: its measuring was interrupted, or it "
+            "was imported by an earlier version; it is read unverified",
             source,
         )
     scores = read_json(source / "scores.json")
@@ -210,17 +208,16 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
     _refuse_misfit(scores, Scores, source)
     for name in files:
         for _ in read_lines(source / name, schema=_schema_of(name, scores)):
-            pass  # a row that cannot be compared or shown is refused
+            pass  # reading checks the rows
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(folder / name):
             (folder / name).write_bytes(read_file(source / name))
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
-    return scores.get(BACKEND, TRANSFORMERS), ["scores.json", *files]
+    return scores.get(BACKEND, TRANSFORMERS), files
 
 
 def _refuse_misfit(scores: Any, schema: Any, source: Path) -> None:
-    """Refuse scores.json of another run that is damaged, or holds what this version does not
-    write."""
+    """Check a scores.json against a schema of this version."""
     if found := first_mismatch(scores, schema) or find_lone_surrogate(scores):
         raise UserError(
             f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
@@ -229,7 +226,7 @@ def _refuse_misfit(scores: Any, schema: Any, source: Path) -> None:
 
 
 def _schema_of(name: str, scores: Mapping[str, Any]) -> Any:
-    """What the rows of a file of eval/<model>/ hold."""
+    """Return the schema of the rows of a file of eval/<model>/."""
     if name.startswith("samples/"):
         task = name.removeprefix("samples/").removesuffix(".jsonl")
         return TextRow if task in scores.get("language", {}) else ScoredRow
@@ -237,11 +234,7 @@ def _schema_of(name: str, scores: Mapping[str, Any]) -> Any:
 
 
 def _newest(path: Path) -> dict[str, _Samples]:
-    """lm-eval's samples by task, the newest of each.
-
-    Raises:
-        UserError: they are of two models.
-    """
+    """Return the newest samples of each task, which are all of one model."""
     found = []
     folder = path.parent if path.is_file() else path
     for file in [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl")):
@@ -256,13 +249,13 @@ def _newest(path: Path) -> dict[str, _Samples]:
     for one in newest.values():
         if not one.results:
             log.warning(
-                "%s: no results_%s.json beside it, so its version is unknown", one.path, one.date
+                "%s: no results_%s.json next to it, so its version is unknown", one.path, one.date
             )
     return dict(sorted(newest.items()))
 
 
 def _grouped(samples: Mapping[str, _Samples]) -> dict[str, list[_Samples]]:
-    """Files by the name of the outermost group that their task is in, else its own."""
+    """Group the files by the outermost group of their task, or by the task."""
     table: dict[str, list[_Samples]] = {}
     for task, file in samples.items():
         name = task
@@ -272,16 +265,16 @@ def _grouped(samples: Mapping[str, _Samples]) -> dict[str, list[_Samples]]:
             for child in children
         }
         while name in groups:
-            name = groups.pop(name)  # a group that is in itself ends there
+            name = groups.pop(name)  # popped, since a group may contain itself
         table.setdefault(name, []).append(file)
     return table
 
 
 def _rows(file: _Samples, section: EvalSection, *, pooled: bool) -> list[dict[str, Any]]:
-    """Stored rows as `eval.tasks.sample_rows` writes them, of the filter and metric that count."""
+    """Convert the lines of one filter and metric to rows of `eval.tasks.sample_rows`."""
     own = section.per_task.get(file.task, TaskOptions())
     lines = _lines(file.path)
-    wanted = own.filter or lines[0]["filter"]
+    chosen = own.filter or lines[0]["filter"]
     config = file.results.get("configs", {}).get(file.task)
     version = file.results.get("versions", {}).get(file.task)
     identity = {
@@ -290,12 +283,12 @@ def _rows(file: _Samples, section: EvalSection, *, pooled: bool) -> list[dict[st
     }
     rows = []
     for line in lines:
-        if line["filter"] == wanted:
+        if line["filter"] == chosen:
             row = _row(file, line, metric=own.metric) | identity
             rows.append(row | ({"doc_id": f"{file.task}/{row['doc_id']}"} if pooled else {}))
     if not rows:
         filters = ", ".join(dict.fromkeys(line["filter"] for line in lines))
-        raise UserError(f"{file.path} has no filter {wanted!r}; it has {filters}")
+        raise UserError(f"{file.path} has no filter {chosen!r}; it has {filters}")
     return rows
 
 
@@ -349,7 +342,7 @@ def _row(file: _Samples, line: Mapping[str, Any], *, metric: str | None) -> dict
 
 
 def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
-    """What questions of one passage share, where the task's file named it in our way."""
+    """Return the cluster of a document, if the task's file has our `metadata.cluster`."""
     metadata = config.get("metadata")
     if not isinstance(metadata, dict) or not isinstance(doc, dict) or "cluster" not in metadata:
         return None
@@ -364,11 +357,11 @@ def _passage(config: Mapping[str, Any], doc: Any) -> str | None:
 
 
 def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[Any]]) -> str:
-    """What the model chose or wrote, for display; lm-eval keeps log-probabilities as text."""
+    """Return the model's choice or text; lm-eval stores log-probabilities as text."""
     answers = line["filtered_resps"]
     if metric not in CHOICE_METRICS or not isinstance(answers[0], list) or len(answers) < 2:
         return str(answers[0])
-    # With acc_mutual_info as many log-probabilities without the context follow.
+    # With acc_mutual_info the log-probabilities without the context follow.
     count = len(answers) // (2 if MUTUAL in line["metrics"] else 1)
     try:
         logs = [float(answer[0]) for answer in answers]
@@ -379,5 +372,5 @@ def _answer(metric: str, line: Mapping[str, Any], arguments: Sequence[Sequence[A
         }
         values = choice_values(metric, row)
         return str(row["choices"][values.index(max(values))])
-    except (TypeError, ValueError, LookupError, ArithmeticError):  # not answers to choices
+    except (TypeError, ValueError, LookupError, ArithmeticError):  # not multiple choice
         return str(answers[0])

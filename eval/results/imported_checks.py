@@ -1,4 +1,4 @@
-"""Whether the files of lm-eval hold values of the types that lm-eval writes."""
+"""Checks of lm-eval's files: types of values, names and links."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +11,10 @@ from sft.system.atomic_files import is_inside, is_plain_name, read_json
 
 
 def read_results(path: Path, task: str) -> dict[str, Any]:
-    """lm-eval's results, in which what is read here has the type that lm-eval writes.
+    """Read a results file of lm-eval; the keys that are used here have checked types.
 
     Raises:
-        UserError: something has another, or the file is damaged.
+        UserError: a type differs, or the file is damaged.
     """
     found = read_json(path)
     if not isinstance(found, dict):
@@ -54,7 +54,7 @@ def _is_text(value: Any) -> bool:
 
 
 def wrong_field(line: Mapping[str, Any]) -> str | None:
-    """The first field of a sample whose type is not the one that lm-eval writes."""
+    """Return the first field of a sample whose type differs from lm-eval's."""
     if is_too_deep(line):
         return "its depth"
     arguments, answers, metrics = (line[k] for k in ("arguments", "filtered_resps", "metrics"))
@@ -74,19 +74,19 @@ def wrong_field(line: Mapping[str, Any]) -> str | None:
 
 
 def _are_bits(pair: list[Any]) -> bool:
-    """Whether this is a log-probability and a number of bytes."""
+    """Return whether this is a log-probability and a number of bytes."""
     numbers = len(pair) == 2 and all(type(one) in (int, float) for one in pair)
     return numbers and all(abs(one) < 1e15 for one in pair) and pair[1] > 0
 
 
 def plain_name(name: str, file: Path) -> str:
-    """A name of a model or task, which is about to be that of a file."""
+    """Check that the name of a model or task can be a file's name, and return it."""
     if not is_plain_name(name):
         raise UserError(f"{file}: {name!r} is no name for a file; measure it again")
     return name
 
 
 def refuse_link(file: Path, folder: Path) -> None:
-    """Files of others are read from the folder that the user named, and from nowhere else."""
+    """Check that a file from outside does not link to a place outside of its folder."""
     if not is_inside(file, folder):
         raise UserError(f"{file} is a link that leads out of {folder}; put what it leads to there")

@@ -1,6 +1,6 @@
-"""The model card of an export: results, how it was made, from what, under which licenses.
+"""Model card of an export: results, training, data and licenses.
 
-Everything in it is read from the run: preset.yaml, results.json, data/, run.json.
+It is written from preset.yaml, results.json, data/ and run.json of the run.
 """
 
 from collections import Counter
@@ -29,14 +29,14 @@ UNSTATED = "not stated"
 def model_card(
     run: Path, preset: Preset, *, name: str, model: str, use: list[str], checked: list[str]
 ) -> str:
-    """README.md of an export, with the hub's metadata in front.
+    """Return the README.md of an export, which begins with the hub's metadata.
 
     Args:
-        run: a finished run's folder; without results.json the card says that nothing was measured.
-        name: what the model is called.
-        model: which of the run's models it is.
-        use: commands that talk to it, from inside its folder.
-        checked: what was proved about it.
+        run: the folder of a finished run, which may lack results.json.
+        name: of the exported model.
+        model: its name in the run.
+        use: commands to chat with it, from its folder.
+        checked: sentences about the checks that it passed.
     """
     results = cast("Results | None", verified_results(run))
     metadata = _metadata(preset, trained=stage_facts(run), last=model)
@@ -60,7 +60,7 @@ def model_card(
 
 
 def _uncompared(results: Results | None, model: str) -> str:
-    """Why a model has no results."""
+    """Return the reason why a model has no results."""
     if not results:
         return "The run had not ended when this was exported, so nothing is compared here."
     for decision in results.get("decisions", []):
@@ -70,7 +70,7 @@ def _uncompared(results: Results | None, model: str) -> str:
 
 
 def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str, Any]:
-    """What the hub reads: https://huggingface.co/docs/hub/model-cards."""
+    """Return the metadata of https://huggingface.co/docs/hub/model-cards."""
     sources = [*preset.data.sft, *(preset.data.preference if last == "dpo" else [])]
     sft = any(name != "dpo" for name in trained)
     facts = {
@@ -85,12 +85,12 @@ def _metadata(preset: Preset, *, trained: Iterable[str], last: str) -> dict[str,
 
 
 def _hub_id(path: str) -> str | None:
-    """A model's or a dataset's hub id; None for a path on the machine that trained."""
+    """Return a hub id; None for a path on the machine that trained."""
     return path if is_on_hub(path) else None
 
 
 def _epochs(run: Path, stage: str, options: Mapping[str, Any]) -> float:
-    """The epochs that a stage was trained for; under `max_steps` those that its log ends with."""
+    """Return the epochs of a stage; with `max_steps` those of its last log line."""
     log = read_jsonl(run / STAGE_FOLDERS[stage] / "log.jsonl")
     epochs = [row["epoch"] for row in log if "epoch" in row]
     under_steps = options.get("max_steps", -1) > 0
@@ -99,7 +99,7 @@ def _epochs(run: Path, stage: str, options: Mapping[str, Any]) -> float:
 
 
 def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
-    """A row for each stage that led to the model that is exported, then what it ran on."""
+    """Return a table of the stages that led to the model, and the seed, device and versions."""
     facts = stage_facts(run)
     aside = rejected_stages(run) - {last}
     names = [name for name in facts if name not in aside]
@@ -136,7 +136,7 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
 
 
 def _licences(run: Path, preset: Preset, *, last: str) -> list[str]:
-    """A row for each source: its license, and how many of its rows each stage trained on."""
+    """Return a table of the sources: license, and rows trained by stage."""
     model = preset.model
     commit = f" at revision {model.revision}" if model.revision else ""
     base = (model.base_model or public_name(model.name_or_path)) + commit
@@ -166,12 +166,12 @@ def _licences(run: Path, preset: Preset, *, last: str) -> list[str]:
 
 
 def public_name(path: str) -> str:
-    """A hub id as it is; of a path on this machine the last part, since a card is published."""
+    """Return a hub id unchanged, and the last part of a local path, since a card is published."""
     return path if _hub_id(path) else Path(path).name
 
 
 def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
-    """How many rows each stage up to `last` trained on, by the place that they were read from."""
+    """Count the rows that each stage up to `last` trained on, by source."""
     checked = intact_record(run / "data" / "checks.json") or {}
     names = list(stage_facts(run))
     trained = {
@@ -190,7 +190,7 @@ def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
 
 
 def _count(source: Source, origins: Mapping[str, int]) -> int:
-    """The rows of a source; their origins name the file as it was found, or the hub's split."""
+    """Count the rows of a source, whose origins name the file as found or the hub's split."""
     names = {source.path, f"{source.path}[{source.split}]", str(find_path(source.path))}
     return sum(
         count

@@ -1,4 +1,4 @@
-"""The table of all models of a run: measures joined, compared in pairs, written and reported."""
+"""Results of a run: the measures of all models, compared in pairs and written with a report."""
 
 import logging
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Join what was measured into results.json, report.html and report.md; returns the results.
+    """Write results.json, report.html and report.md from the measures; return the results.
 
     Args:
         models: names under eval/, in the order of the chain.
-        only: the tasks that count; all where it names none.
+        only: tasks to include; all if empty.
 
     Raises:
         UserError: one of `only` was not measured, or two models cannot be compared.
@@ -35,33 +35,32 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
         "benchmarks": _by_task(scores, "benchmarks", only),
     }
     language = _by_task(scores, "language", only)
-    for task in only:
-        if task not in results["benchmarks"] and task not in language:
-            known = [*_by_task(scores, "benchmarks"), *_by_task(scores, "language")]
-            raise UserError(
-                f"task {task} was not measured for any of {', '.join(models)}; they have "
-                f"{', '.join(known) or 'none'}"
-            )
+    if missing := [task for task in only if task not in results["benchmarks"] | language]:
+        known = [*_by_task(scores, "benchmarks"), *_by_task(scores, "language")]
+        raise UserError(
+            f"task {missing[0]} was not measured for any of {', '.join(models)}; they have "
+            f"{', '.join(known) or 'none'}"
+        )
     for key in ("repetition_detail", "safety"):
         if found := {n: s[key] for n, s in scores.items() if key in s}:
             results[key] = found
-    samples: dict[str, dict[str, Any]] = {}
-    if results["repetition"]:
-        files = {
-            name: folder / "eval" / name / "generations.jsonl" for name in results["repetition"]
-        }
-        samples[REPETITION] = {name: read_jsonl(file) for name, file in files.items()}
-    samples = _of_all(samples | _samples(folder, results["benchmarks"]), models)
-    texts = _of_all(_samples(folder, language), models)
+    answers = {
+        name: read_jsonl(folder / "eval" / name / "generations.jsonl")
+        for name in results["repetition"]
+    }
+    samples = {REPETITION: answers} if answers else {}
+    samples = _complete(samples | _samples(folder, results["benchmarks"]), models)
+    texts = _complete(_samples(folder, language), models)
     entries = results["benchmarks"] | language
-    deltas = delta_table(samples | texts, models=models, entries=entries)  # Holm runs over both
+    # One table, so that Holm's correction covers scores and bits.
+    deltas = delta_table(samples | texts, models=models, entries=entries)
     results["deltas"] = [row for row in deltas if row["task"] not in texts]
     if language:
         in_bits = [row for row in deltas if row["task"] in texts]
         results["language"] = {"benchmarks": language, "deltas": in_bits}
     for form in scores[models[0]].get("same_format", {}):
         if any(form not in own.get("same_format", {}) for own in scores.values()):
-            continue  # measured before, elsewhere, and not in this format
+            continue  # an imported model was not measured in this format
         others = {name: s["same_format"][form] for name, s in scores.items()}
         section = same_format(
             form, results["benchmarks"], others, samples, folder=folder, models=models
@@ -83,7 +82,7 @@ def write_results(folder: Path, models: list[str], *, only: Sequence[str] = ()) 
 
 
 def _same_weights(folder: Path, models: Sequence[str]) -> list[list[str]]:
-    """The models that were measured on equal weights, where there are such."""
+    """Return groups of models with equal weights."""
     found: dict[str, list[str]] = {}
     for name in models:
         done = read_record(folder / "eval" / name / "done.json", "inputs")
@@ -95,26 +94,25 @@ def _same_weights(folder: Path, models: Sequence[str]) -> list[list[str]]:
 def _by_task(
     scores: dict[str, Any], place: str, only: Sequence[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Entries of one part of every model's scores.json: task, then model."""
+    """Return the entries of one key of every scores.json by task and model."""
     table: dict[str, dict[str, Any]] = {}
     for name, own in scores.items():
         for task, entry in own.get(place, {}).items():
-            if only and task not in only:
-                continue
-            table.setdefault(task, {})[name] = entry
+            if not only or task in only:
+                table.setdefault(task, {})[name] = entry
     return table
 
 
-def _of_all(samples: dict[str, dict[str, Any]], models: list[str]) -> dict[str, dict[str, Any]]:
-    """The tasks that every model was measured on; what is left out is said."""
+def _complete(samples: dict[str, dict[str, Any]], models: list[str]) -> dict[str, dict[str, Any]]:
+    """Return the tasks that every model was measured on; warn of the others."""
     for task, own in samples.items():
         if len(own) < len(models):
-            log.warning("%s: measured for %s alone, so not compared", task, ", ".join(own))
+            log.warning("%s: measured for %s only, so not compared", task, ", ".join(own))
     return {task: own for task, own in samples.items() if len(own) == len(models)}
 
 
 def _samples(folder: Path, table: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The stored rows behind a table: task, then model."""
+    """Read the stored rows of a table by task and model."""
     return {
         task: {
             name: read_jsonl(folder / "eval" / name / "samples" / f"{task}.jsonl")

@@ -1,7 +1,7 @@
-"""The same-format comparison: what of a change is the model's, and what the question's form.
+"""Same-format comparison, which separates the change of a model from that of the format.
 
-The protocol asks the base model with examples as plain text and the chat models in their template,
-so that a delta holds the change of format too. Here every model is asked in one format.
+The protocol uses plain text with examples for the base model and the chat template for the others,
+so its deltas contain the change of format. Here every model is asked in the same format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,24 +23,24 @@ def same_format(
     folder: Path,
     models: Sequence[str],
 ) -> dict[str, Any]:
-    """One section of results.json `same_format`.
+    """Compute one section of `same_format` in results.json.
 
     Args:
-        form: plain or chat, the format that all were asked in.
-        protocol: entries of the protocol by task and model; stands for a model that the protocol
-            asks in this format.
-        others: entries by model and task of those that were asked in it beside the protocol.
+        form: plain or chat.
+        protocol: entries of the protocol by task and model, used for models that the protocol asks
+            in this format.
+        others: entries by model and task of those that were asked in this format additionally.
         samples: stored rows of the protocol by task and model.
 
     Returns:
-        benchmarks: entries in this format by task and model, as the contract's.
-        deltas: changes between models in this format, as the contract's; Holm over these.
-        formats: a row for each task and model of `others`, its score in the protocol minus that
-            in this format: what the format alone changes; Holm over these.
+        benchmarks: entries in this format by task and model.
+        deltas: changes between models in this format, with Holm's correction.
+        formats: for each task and model of `others` its score in the protocol minus that in this
+            format, with Holm's correction.
     """
     asked = {
         task: {
-            name: read_jsonl(_file(folder, name, form, task))
+            name: read_jsonl(folder / "eval" / name / f"samples-{form}" / f"{task}.jsonl")
             for name in models
             if task in others[name]
         }
@@ -68,7 +68,3 @@ def same_format(
             for (name, _), row in zip(alone, adjust(shares), strict=True)
         ],
     }
-
-
-def _file(folder: Path, model: str, form: str, task: str) -> Path:
-    return folder / "eval" / model / f"samples-{form}" / f"{task}.jsonl"
