@@ -38,9 +38,8 @@ def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Record | RowError]:
         rows = chain([] if named or not first else [first], lines)
         reader = csv.reader(rows, delimiter=separator, strict=True)
         header = next(reader, [])
-        if twice := sorted({name for name in header if name and header.count(name) > 1}):
-            yield equal_names(origin, twice, of="header")
-            return
+        if error := equal_names(origin, header, of="header"):
+            raise error
         for cells in reader:
             if len(cells) == len(header):
                 yield _record(origin, header, cells)

@@ -18,33 +18,29 @@ LABEL_WORDS = 12  # texts with fewer words and no punctuation at the end are lab
 SENTENCE_END = re.compile(r"[.?!:。？！：…][\"'”’)\]]*$")
 CJK = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 # Names, or last words of names, of fields that describe a row.
-METADATA = frozenset(
-    (
-        *("id", "ids", "idx", "index", "uid", "uuid", "guid", "key", "hash", "md5", "sha1"),
-        *("sha256", "url", "urls", "uri", "link", "links", "source", "sources", "origin"),
-        *("dataset", "datasets", "corpus", "repo", "repository", "file", "filename", "path"),
-        *("split", "subset", "config", "license", "licence", "copyright", "lang", "langs"),
-        *("language", "languages", "locale", "country", "model", "models", "generator"),
-        *("version", "revision", "author", "authors", "user", "username", "annotator"),
-        *("annotators", "name", "names", "date", "time", "datetime", "timestamp", "timestamps"),
-        *("created", "updated", "year", "score", "scores", "rating", "ratings", "rank", "reward"),
-        *("rewards", "quality", "confidence", "similarity", "perplexity", "loss", "weight"),
-        *("label", "labels", "tag", "tags", "category", "categories", "subcategory", "type"),
-        *("types", "kind", "kinds", "class", "domain", "domains", "level", "difficulty"),
-        *("skill", "skills", "sentiment", "toxicity", "moderation", "status", "state", "flag"),
-        *("flags", "length", "lengths", "count", "counts", "seed", "fingerprint", "metadata"),
-        *("meta", "header", "kwargs", "preference", "preferences", "reference", "references"),
-        "feedback",
-    )
-)
+METADATA = {
+    *("id", "ids", "idx", "index", "uid", "uuid", "guid", "key", "hash", "md5", "sha1"),
+    *("sha256", "url", "urls", "uri", "link", "links", "source", "sources", "origin"),
+    *("dataset", "datasets", "corpus", "repo", "repository", "file", "filename", "path"),
+    *("split", "subset", "config", "license", "licence", "copyright", "lang", "langs"),
+    *("language", "languages", "locale", "country", "model", "models", "generator"),
+    *("version", "revision", "author", "authors", "user", "username", "annotator"),
+    *("annotators", "name", "names", "date", "time", "datetime", "timestamp", "timestamps"),
+    *("created", "updated", "year", "score", "scores", "rating", "ratings", "rank", "reward"),
+    *("rewards", "quality", "confidence", "similarity", "perplexity", "loss", "weight"),
+    *("label", "labels", "tag", "tags", "category", "categories", "subcategory", "type"),
+    *("types", "kind", "kinds", "class", "domain", "domains", "level", "difficulty"),
+    *("skill", "skills", "sentiment", "toxicity", "moderation", "status", "state", "flag"),
+    *("flags", "length", "lengths", "count", "counts", "seed", "fingerprint", "metadata"),
+    *("meta", "header", "kwargs", "preference", "preferences", "reference", "references"),
+    "feedback",
+}
 # Words anywhere in the name of a field that judges the row.
-JUDGMENT = frozenset(
-    (
-        *("annotation", "annotations", "annotator", "annotators", "labelling", "labeling"),
-        *("judge", "judgement", "judgment", "critique", "reviewer", "preference", "preferences"),
-        *("meta", "metadata", "moderation"),
-    )
-)
+JUDGMENT = {
+    *("annotation", "annotations", "annotator", "annotators", "labelling", "labeling"),
+    *("judge", "judgement", "judgment", "critique", "reviewer", "preference", "preferences"),
+    *("meta", "metadata", "moderation"),
+}
 # Texts from which the row was made, as in MetaMath.
 EARLIER = frozenset(f"original_{name}" for name in ("question", "problem", "answer"))
 

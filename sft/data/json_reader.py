@@ -49,6 +49,14 @@ def read_json(path: Path) -> Iterator[Record | RowError]:
     Raises:
         UserError: the file is one object of columns.
     """
+    try:
+        yield from _read_layout(path)
+    except RowError as error:
+        yield error
+
+
+def _read_layout(path: Path) -> Iterator[Record | RowError]:
+    """Detect the layout by the first lines and yield the records; raise where the file ends."""
     lines: Iterator[tuple[str, str | RowError]] = (
         (o, t) for o, t in read_lines(path) if isinstance(t, RowError) or t.strip(WHITE)
     )
@@ -64,10 +72,10 @@ def read_json(path: Path) -> Iterator[Record | RowError]:
         # character: a row that was cut off can end in any character.
         is_open = broken and line.rstrip(WHITE)[-1] in "[{,}"
         if line.lstrip(WHITE)[0] == "[" and (second is None or is_open):
-            yield from _read_array(path, read_text(path))
+            yield from _read_array(_Text(path))
             return
         if isinstance(value, dict) and second is None:
-            yield from _read_single_object(path, value, origin=origin, text=line)
+            yield from _read_single_object(path, origin, value, line)
             return
         if broken and line.lstrip(WHITE)[0] == "{" and _spans_lines(path, line):
             yield from _read_objects(path)
@@ -135,10 +143,10 @@ def _spans_lines(path: Path, line: str) -> bool:
 
 
 class _Text:
-    """A JSON text that is decoded value by value, with the line number of each."""
+    """A JSON file that is decoded value by value; errors end it."""
 
-    def __init__(self, path: Path, text: str, *, at: int = 0) -> None:
-        self.path, self.text, self.at = path, text, at
+    def __init__(self, path: Path) -> None:
+        self.path, self.text, self.at = path, read_text(path), 0
         self._line, self._counted = 1, 0
 
     def next(self) -> str:
@@ -149,89 +157,65 @@ class _Text:
         self._counted = self.at
         return self.text[self.at : self.at + 1]
 
-    @property
-    def origin(self) -> str:
-        return f"{self.path}:{self._line}"
-
-    def value(self) -> tuple[Any, str]:
-        """Return the value at this place and its text; a RowError if it is not valid."""
-        start = self.at
+    def value(self) -> tuple[str, Any, str]:
+        """Return the origin, the value and the text of the next value."""
+        self.next()
+        origin, start = f"{self.path}:{self._line}", self.at
         try:
             value, self.at = DECODER.raw_decode(self.text, start)
         except RecursionError:
-            return _too_deep(self.origin).ending(), ""
+            raise _too_deep(origin).ending() from None
         except ValueError as error:
-            return _malformed(self.origin, error).ending(), ""
-        return value, self.text[start : self.at]
+            raise _malformed(origin, error).ending() from None
+        return origin, value, self.text[start : self.at]
 
     def error(self, what: str) -> RowError:
         """Return the error for a file that does not continue as JSON at this place."""
-        return _malformed(self.origin, ValueError(what)).ending()
+        return _malformed(f"{self.path}:{self._line}", ValueError(what)).ending()
 
 
-def _read_array(
-    path: Path, text: str | RowError, *, at: int | None = None
-) -> Iterator[Record | RowError]:
-    """Decode the rows of one JSON array one by one; the text is held in memory.
+def _read_array(reader: _Text, *, at: int | None = None) -> Iterator[Record | RowError]:
+    """Decode the rows of one JSON array one by one.
 
     Args:
         at: start of the array within the object that holds it; None: the array is the file.
     """
-    if isinstance(text, RowError):
-        yield text
-        return
-    reader = _Text(path, text, at=text.index("[", at or 0) + 1)
+    reader.at = reader.text.index("[", at or 0) + 1
     for number in count():
         character = reader.next()
-        if number and character == ",":
-            reader.at += 1
-            reader.next()
-        elif character == "]":
-            rest = text[reader.at + 1 :].strip(WHITE)
+        if character == "]":
+            rest = reader.text[reader.at + 1 :].strip(WHITE)
             if rest and at is None:
-                yield reader.error(f"{rest[:20]!r} after the array")
+                raise reader.error(f"{rest[:20]!r} after the array")
             return
-        elif number:
-            yield reader.error("',' or ']' expected after a row")
-            return
-        origin = reader.origin
-        value, row = reader.value()
-        yield _record(origin, value, row)
-        if isinstance(value, RowError):
-            return
+        if number:
+            if character != ",":
+                raise reader.error("',' or ']' expected after a row")
+            reader.at += 1
+        yield _record(*reader.value())
 
 
 def _read_objects(path: Path) -> Iterator[Record | RowError]:
     """Decode objects over several lines, separated by white space alone."""
-    text = read_text(path)
-    if isinstance(text, RowError):
-        yield text
+    reader = _Text(path)
+    origin, value, row = reader.value()
+    if isinstance(value, dict) and not reader.next():
+        yield from _read_single_object(path, origin, value, row)
         return
-    reader = _Text(path, text)
-    number = 0
-    while (character := reader.next()) or not number:
-        number += 1
-        origin = reader.origin
-        if number > 1 and character == ",":
-            yield reader.error("a comma between two objects, but no brackets around all of them")
-            return
-        value, row = reader.value()
-        if number == 1 and isinstance(value, dict) and not reader.next():
-            yield from _read_single_object(path, value, origin=origin, text=row)
-            return
-        yield _record(origin, value, row)
-        if isinstance(value, RowError):
-            return
+    yield _record(origin, value, row)
+    while character := reader.next():
+        if character == ",":
+            raise reader.error("a comma between two objects, but no brackets around all of them")
+        yield _record(*reader.value())
 
 
 def _read_single_object(
-    path: Path, value: dict[str, Any], *, origin: str, text: str
+    path: Path, origin: str, value: dict[str, Any], text: str
 ) -> Iterator[Record | RowError]:
     """Yield the records of a file that is one object: itself, or the rows of its only array."""
     if len(value) == 1 and any(is_rows(value.get(name)) for name in WRAPPERS):
-        file_text = read_text(path)
-        assert isinstance(file_text, str), file_text  # it was decoded before
-        yield from _read_array(path, file_text, at=file_text.index(":"))
+        reader = _Text(path)
+        yield from _read_array(reader, at=reader.text.index(":"))
     elif layout := _column_layout(value):
         raise UserError(
             f"{origin}: the file is one object of {layout} ({', '.join(list(value)[:5])}), not a "

@@ -15,12 +15,10 @@ TEXTS = ("text", "content")
 # Fields of a message that is a row; further fields describe it.
 MESSAGE_FIELDS = ("message_id", "parent_id", "role", "rank", "message_tree_id", *TEXTS)
 # Fields by which a row with a role is more than one message.
-CHAT_FIELDS = frozenset(
-    (
-        *("messages", "conversations", "conversation", "prompt", "instruction", "question"),
-        *("response", "completion", "output", "answer", "chosen", "rejected", "history"),
-    )
-)
+CHAT_FIELDS = {
+    *("messages", "conversations", "conversation", "prompt", "instruction", "question"),
+    *("response", "completion", "output", "answer", "chosen", "rejected", "history"),
+}
 
 
 def assemble_trees(records: Iterator[Record | RowError]) -> Iterator[Record | RowError]:

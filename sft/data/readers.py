@@ -122,9 +122,8 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
     number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            yield equal_names(f"{path}:1", twice, of="schema")
+        if twice := equal_names(f"{path}:1", file.schema_arrow.names, of="schema"):
+            yield twice
             return
         if detail := _oversized_column(file.metadata):
             yield RowError(

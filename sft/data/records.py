@@ -52,15 +52,12 @@ class RowError(UserError):
         return RowError(self.origin, rule=self.rule, detail=detail, remedy=self.remedy, ends=True)
 
 
-def equal_names(origin: str, names: Sequence[str], *, of: str) -> RowError:
-    """Return the error for columns of one name, of which only the last would be read."""
-    return RowError(
-        origin,
-        rule="equal column names",
-        detail=f"the {of} names {', '.join(names)} more than once",
-        remedy="give each column a unique name",
-        ends=True,
-    )
+def equal_names(origin: str, names: Sequence[str], *, of: str) -> RowError | None:
+    """Return the error for columns of one name, of which only the last would be read, or None."""
+    twice = ", ".join(sorted({name for name in names if name and names.count(name) > 1}))
+    detail, remedy = f"the {of} names {twice} more than once", "give each column a unique name"
+    error = RowError(origin, rule="equal column names", detail=detail, remedy=remedy, ends=True)
+    return error if twice else None
 
 
 def invalid_text(origin: str, *, where: str, what: str) -> RowError:

@@ -276,7 +276,11 @@ def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], t
     for chat in read_chats(record, tree_paths=source.tree_paths):
         messages, changes = chat.messages, chat.changes
         if source.strip_calculator:
-            messages = [_without_annotations(message) for message in messages]
+            # GSM8K: "6*7=<<6*7=42>>42" becomes "6*7=42"; "#### 42" at the end is no annotation.
+            messages = [
+                m | {"content": CALCULATOR.sub("", m["content"])} if m["role"] == "assistant" else m
+                for m in messages
+            ]
             if messages != chat.messages:
                 changes = (*changes, "calculator annotations removed")
         kind = read_kind(record, source, messages=messages)
@@ -284,13 +288,6 @@ def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], t
         if chat.tools:
             row["tools"] = chat.tools
         yield row | metadata(record), changes
-
-
-def _without_annotations(message: Message) -> Message:
-    # GSM8K: "6*7=<<6*7=42>>42" becomes "6*7=42"; "#### 42" at the end is no annotation.
-    if message["role"] != "assistant":
-        return message
-    return message | {"content": CALCULATOR.sub("", message["content"])}
 
 
 def read_kind(

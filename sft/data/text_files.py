@@ -100,15 +100,20 @@ def _decoded(origin: str, line: bytes, *, with_bom: bool) -> str | RowError:
         return _not_utf8(origin, error)
 
 
-def read_text(path: Path) -> str | RowError:
-    """Return the text of a file, or why it cannot be read."""
+def read_text(path: Path) -> str:
+    """Read the text of a file.
+
+    Raises:
+        RowError: it cannot be read.
+    """
     try:
         with open_bytes(path) as file:
             return _read_rest(file, path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return _not_utf8(f"{path}:{error.object[: error.start].count(10) + 1}", error).ending()
+        origin = f"{path}:{error.object[: error.start].count(10) + 1}"
+        raise _not_utf8(origin, error).ending() from None
     except (TooLarge, *READ_ERRORS) as error:
-        return _unreadable(f"{path}:1", error)
+        raise _unreadable(f"{path}:1", error) from None
 
 
 def _too_long(origin: str, size: int) -> RowError:

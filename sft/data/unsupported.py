@@ -31,42 +31,32 @@ PLACEHOLDER = re.compile(
     re.MULTILINE,
 )
 # Fields that label the one answer of a row as good or bad; `chosen` and the like as true or false.
-GOOD_IF_TRUE = frozenset(
-    (
-        *("label", "labels", "tag", "kto_tag", "kto_label", "desirable", "is_desirable"),
-        *("chosen", "is_chosen", "accepted", "is_accepted", "preferred", "is_preferred", "good"),
-        *("is_good", "approved", "liked", "like", "thumbs_up", "thumbsup", "upvoted", "feedback"),
-        *("vote", "verdict", "thumbs", "reaction", "judgment", "judgement"),
-    )
-)
-BAD_IF_TRUE = frozenset(
-    (
-        *("undesirable", "is_undesirable", "rejected", "is_rejected", "bad", "is_bad"),
-        *("disliked", "dislike", "thumbs_down", "thumbsdown", "downvoted"),
-    )
-)
+GOOD_IF_TRUE = {
+    *("label", "labels", "tag", "kto_tag", "kto_label", "desirable", "is_desirable"),
+    *("chosen", "is_chosen", "accepted", "is_accepted", "preferred", "is_preferred", "good"),
+    *("is_good", "approved", "liked", "like", "thumbs_up", "thumbsup", "upvoted", "feedback"),
+    *("vote", "verdict", "thumbs", "reaction", "judgment", "judgement"),
+}
+BAD_IF_TRUE = {
+    *("undesirable", "is_undesirable", "rejected", "is_rejected", "bad", "is_bad"),
+    *("disliked", "dislike", "thumbs_down", "thumbsdown", "downvoted"),
+}
 # Judgments that ordinary data sets carry as well, where only a bad one matters.
-CHECKS = frozenset(
-    (
-        *("correct", "is_correct", "safe", "is_safe", "is_response_safe", "helpful"),
-        *("is_helpful", "passed", "verified"),
-    )
-)
+CHECKS = {
+    *("correct", "is_correct", "safe", "is_safe", "is_response_safe", "helpful"),
+    *("is_helpful", "passed", "verified"),
+}
 # Ratings whose lowest grade is 0. Reward models also give scores below 0, where 0 is not the worst.
-RATINGS = frozenset(
-    (
-        *("rating", "ratings", "score", "reward", "stars", "grade", "helpfulness", "correctness"),
-        *("coherence", "quality", "overall", "overall_rating", "overall_score"),
-    )
-)
+RATINGS = {
+    *("rating", "ratings", "score", "reward", "stars", "grade", "helpfulness", "correctness"),
+    *("coherence", "quality", "overall", "overall_rating", "overall_score"),
+}
 JUDGED = GOOD_IF_TRUE | BAD_IF_TRUE | CHECKS | RATINGS
-BAD_WORDS = frozenset(
-    (
-        *("bad", "poor", "wrong", "incorrect", "false", "undesirable", "rejected", "reject"),
-        *("dispreferred", "thumbs_down", "thumbsdown", "down", "dislike", "disliked", "negative"),
-        *("unhelpful", "harmful", "unsafe", "no", "fail", "failed", "lose", "loss", "worse"),
-    )
-)
+BAD_WORDS = {
+    *("bad", "poor", "wrong", "incorrect", "false", "undesirable", "rejected", "reject"),
+    *("dispreferred", "thumbs_down", "thumbsdown", "down", "dislike", "disliked", "negative"),
+    *("unhelpful", "harmful", "unsafe", "no", "fail", "failed", "lose", "loss", "worse"),
+}
 
 
 def check_no_media(fields: Mapping[str, Any], origin: str) -> None:

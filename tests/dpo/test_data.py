@@ -111,7 +111,7 @@ def test_real_file_of_labels_is_refused(real_data):
 
 
 @pytest.mark.real
-def test_real_blemish_stops_by_default_with_its_line(real_data):
+def test_a_bad_real_row_stops_by_default_with_its_line(real_data):
     path = real_data / "preference/llmbar_processed_human_pairs.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     same = next(i for i, row in enumerate(rows, 1) if row["output_1"] == row["output_2"])
@@ -204,7 +204,7 @@ FORMATS = {
 
 @pytest.mark.parametrize("file", KINDS_OF_FILE)
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
+def test_format_is_recognized_in_every_kind_of_file(name, file, tmp_path):
     write_as(tmp_path / file, FORMATS[name])
     (row,) = read(tmp_path / file).rows
     assert (row["prompt"], row["chosen"], row["rejected"]) == PAIR

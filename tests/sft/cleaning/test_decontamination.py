@@ -54,7 +54,7 @@ def test_half_of_a_question_is_enough_and_a_third_is_not(question):
     assert not index.find([question[: whole // 3]])
 
 
-def test_short_questions_must_stand_whole_and_shorter_ones_are_left_out():
+def test_short_questions_must_match_completely_and_shorter_ones_are_skipped():
     index = QuestionIndex(
         [
             BenchmarkQuestion("t", "0", "What is the capital of Peru?"),
@@ -69,7 +69,7 @@ def test_short_questions_must_stand_whole_and_shorter_ones_are_left_out():
     assert not index.find(["The coding sequences of genes are long."])
 
 
-def test_boilerplate_of_many_questions_proves_nothing():
+def test_boilerplate_of_many_questions_is_no_evidence():
     opening = "For which of these two scenarios does the main character do something clearly wrong"
     rng = random.Random(0)
     questions = [

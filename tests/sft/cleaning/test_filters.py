@@ -1,4 +1,4 @@
-"""What is taken out of the rows, the evidence that it leaves, and that the counts add up."""
+"""Filters drop rows with evidence, and the counts still sum up."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def chat(question, answer):
 
 
 def read(folder, *files):
-    """The rows of files that hold these chats."""
+    """Read files with these chats."""
     sources = []
     for i, chats in enumerate(files):
         write_jsonl(folder / f"{i}.jsonl", chats)
@@ -46,7 +46,7 @@ def adds_up(rows):
     return [count.dropped for count in rows.counts]
 
 
-def test_near_duplicates_go_inside_and_across_sources_and_leave_their_evidence(tmp_path):
+def test_near_duplicates_within_and_across_sources_are_dropped_with_evidence(tmp_path):
     first = [chat("Tell me of the sea.", STORY * 2), chat("And now?", "Something else is said.")]
     near = chat("Tell me of the sea!", STORY + STORY.replace("old", "young"))
     rows = read(tmp_path, [*first, near, first[1]], [chat("Tell me of the sea,", STORY * 2)])
@@ -63,7 +63,7 @@ def test_near_duplicates_go_inside_and_across_sources_and_leave_their_evidence(t
     assert lines[0]["overlap"] == lines[2]["overlap"] == 1 > lines[1]["overlap"] >= 0.8
 
 
-def test_plain_texts_are_compared_and_looked_through_as_chats_are(tmp_path):
+def test_plain_texts_are_deduplicated_and_decontaminated_like_chats(tmp_path):
     texts = [{"text": STORY * 4}, {"text": STORY * 4 + "Again!"}, {"text": f"Exam. {QUESTION}"}]
     rows = read(tmp_path, texts)
     near = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
@@ -72,7 +72,7 @@ def test_plain_texts_are_compared_and_looked_through_as_chats_are(tmp_path):
     assert [row["text"] for row in clean.rows] == [texts[0]["text"]]
 
 
-def test_without_a_threshold_only_exact_copies_go(tmp_path):
+def test_without_a_threshold_only_exact_copies_are_dropped(tmp_path):
     rows = read(tmp_path, [chat("Hi", STORY), chat("Hi!", STORY), chat("Hi", STORY)])
     kept = drop_near_duplicates(rows, threshold=0.0, evidence=tmp_path / "d.jsonl")
     assert len(kept.rows) == 2
@@ -93,13 +93,13 @@ def test_without_a_threshold_only_exact_copies_go(tmp_path):
     ],
     ids=["two questions on one passage", "two exercises of one pattern"],
 )
-def test_rows_that_teach_different_answers_stay(tmp_path, one, other):
+def test_rows_with_different_answers_are_kept(tmp_path, one, other):
     rows = read(tmp_path, [one, other])
     kept = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")
     assert len(kept.rows) == 2 and read_jsonl(tmp_path / "d.jsonl") == []
 
 
-def test_contaminated_rows_go_under_drop_and_leave_their_evidence(tmp_path):
+def test_contaminated_rows_are_dropped_with_evidence_under_drop(tmp_path):
     copy = chat(f"Please solve: {QUESTION.upper()}", "192")
     rows = read(tmp_path, [chat("Hi", "yo"), copy], [chat("So?", "yes")])
     kept = drop_contaminated(rows, KNOWN, on_error="drop", evidence=tmp_path / "c.jsonl")
@@ -123,8 +123,8 @@ def test_contaminated_rows_stop_the_run_under_stop(tmp_path):
     assert len(read_jsonl(tmp_path / "c.jsonl")) == 2, "the evidence is there for the user to read"
 
 
-def test_what_the_refusal_says_keeps_the_rows(tmp_path):
-    """Questions of benchmarks, of a file that is named by hand, and of both."""
+def test_the_remedies_of_the_error_keep_the_rows(tmp_path):
+    """For questions of benchmarks, of a file of data.decontaminate, and of both."""
     file = str(tmp_path / "q.jsonl")
     other = "A train leaves the station at noon and arrives in the next town at three o'clock sharp"
     write_jsonl(tmp_path / "q.jsonl", [{"id": "a", "question": other}])
@@ -160,7 +160,7 @@ def test_a_source_that_loses_all_its_rows_is_counted_and_all_sources_are_an_erro
         drop_contaminated(read(tmp_path, [chat(QUESTION, "1")]), KNOWN, **options)
 
 
-def test_prompts_and_pairs_are_looked_through_as_well(tmp_path):
+def test_prompts_and_pairs_are_searched(tmp_path):
     prompt = {"id": "x", "messages": [{"role": "user", "content": QUESTION}]}
     pair = {
         "origin": "p.jsonl:1",
@@ -175,7 +175,7 @@ def test_prompts_and_pairs_are_looked_through_as_well(tmp_path):
     assert [line["origin"] for line in read_jsonl(evidence)] == ["prompt x", "p.jsonl:1"]
 
 
-def test_rows_are_looked_through_once_and_again_when_a_row_or_question_changed(tmp_path):
+def test_rows_are_searched_once_and_again_after_a_row_or_question_changed(tmp_path):
     rows = [{"id": "x", "messages": [{"role": "user", "content": QUESTION}]}]
     section, loads = DataSection(on_error="drop"), []
 
@@ -194,7 +194,7 @@ def test_rows_are_looked_through_once_and_again_when_a_row_or_question_changed(t
     assert look(rows, "c", KNOWN) == {0}
 
 
-def test_questions_come_from_the_benchmarks_and_from_files_as_the_section_says(tmp_path):
+def test_questions_come_from_the_benchmarks_and_files_of_the_section(tmp_path):
     file = tmp_path / "q.jsonl"
     write_jsonl(file, [{"id": "a", "question": "Where is the sea?"}, {"id": "b", "prompt": "So?"}])
     benchmarks = Benchmarks(key="k", load=lambda: KNOWN)
@@ -217,7 +217,7 @@ def questions_of(path):
 
 
 @pytest.mark.real
-def test_alpaca_files_share_rows_and_the_second_loses_them(real_data, tmp_path):
+def test_rows_shared_by_alpaca_files_are_dropped_from_the_second(real_data, tmp_path):
     names = ("alpaca_en_first10k.jsonl.gz", "alpaca_5000_subset.jsonl.gz")
     rows = read_sft([Source(str(real_data / "sft" / name)) for name in names], on_error="drop")
     kept = drop_near_duplicates(rows, threshold=0.8, evidence=tmp_path / "d.jsonl")

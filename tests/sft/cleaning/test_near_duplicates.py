@@ -13,7 +13,7 @@ from sft.data.sources import read_sft
 
 @pytest.mark.parametrize("alphabet", ["ab", "Aa1é ,", "你好吗𠀀ab", "\ud800x"])
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_hashes_are_equal_exactly_where_windows_are(alphabet, size):
+def test_hashes_are_equal_exactly_if_ngrams_are(alphabet, size):
     rng = random.Random(size)
     texts = ["".join(rng.choice(alphabet) for _ in range(rng.randint(0, 60))) for _ in range(40)]
     by_window, by_hash = {}, {}
@@ -71,13 +71,13 @@ def test_finds_what_comparing_all_pairs_finds(threshold):
     assert len(expected) > 50
 
 
-def test_short_and_empty_texts_are_compared_whole():
+def test_short_and_empty_texts_are_compared_completely():
     found = near_duplicates(["Hi!", "hi", "ho", "", "...", "x" * 7], threshold=0.8)
     assert [(d.row, d.of) for d in found] == [(1, 0), (4, 3)]
 
 
-def test_a_chain_of_small_changes_ends_where_the_first_is_left_behind():
-    """Each text is near its neighbour; only texts near a kept one are removed."""
+def test_a_chain_of_small_changes_is_cut_when_the_first_text_is_no_longer_near():
+    """Each text is near its neighbor; only texts near a kept one are removed."""
     base = [f"word{i:02d}" for i in range(40)]
     chain = [" ".join(["other"] * 0 + base)]
     for step in range(1, 12):

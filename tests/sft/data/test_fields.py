@@ -1,5 +1,4 @@
-"""No content of a row vanishes or changes: companions of the question, unread fields, JSON in
-texts."""
+"""No content of a row is lost or changed: companion and unread fields, and JSON in texts."""
 
 import csv
 import gzip
@@ -48,7 +47,7 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("fields", "question"), WHOLE)
-def test_what_belongs_to_a_question_is_asked_with_it(fields, question, tmp_path):
+def test_companion_fields_are_part_of_the_question(fields, question, tmp_path):
     expected = [question, BUILT]
     answer = "answer" if "question" in fields or "query" in fields else "output"
     assert turns(tmp_path, fields | {answer: BUILT}) == expected
@@ -79,7 +78,7 @@ def test_a_companion_of_another_type_is_refused(tmp_path):
 NOTE = "The mill went up in 1742, and the bridge a year later."
 
 
-def test_a_field_with_content_stops_and_says_how_to_go_on(tmp_path):
+def test_an_unread_field_with_content_is_an_error_with_a_remedy(tmp_path):
     rows = [{"prompt": f"{i}?", "response": f"{i}", "note": f"{NOTE} {i}"} for i in range(3)]
     path = tmp_path / "rows.jsonl"
     for on_error in ("stop", "drop"):
@@ -98,7 +97,7 @@ def test_a_field_with_content_stops_and_says_how_to_go_on(tmp_path):
         read(tmp_path, *rows, ignore=["note", "nota"])
 
 
-def test_a_mapping_that_hides_a_field_does_not_lose_it(tmp_path):
+def test_a_field_hidden_by_a_mapping_is_reported(tmp_path):
     row = {"ask": ASKED, "say": BUILT, "context": MILL}
     columns = {"prompt": "ask", "response": "say"}
     with pytest.raises(UserError, match=r"the field 'context' \('The mill by"):
@@ -123,7 +122,7 @@ NESTED = [
 
 
 @pytest.mark.parametrize(("row", "columns", "chat"), NESTED)
-def test_an_answer_within_a_list_or_an_object_is_named_by_columns(row, columns, chat, tmp_path):
+def test_columns_select_an_answer_inside_a_list_or_an_object(row, columns, chat, tmp_path):
     ((ours, theirs),) = columns.items()
     with pytest.raises(UserError) as error:
         read(tmp_path, row)
@@ -132,7 +131,7 @@ def test_an_answer_within_a_list_or_an_object_is_named_by_columns(row, columns, 
     assert turns(tmp_path, row, columns=columns) == chat
 
 
-def test_a_part_that_a_row_lacks_is_a_bad_row_and_a_dotted_name_is_a_name(tmp_path):
+def test_a_missing_part_is_a_bad_row_and_a_field_name_may_contain_a_dot(tmp_path):
     nothing = {**SQUAD, "answers": {"answer_start": [], "text": []}}
     columns = {"answer": "answers.text[0]"}
     with pytest.raises(
@@ -155,7 +154,7 @@ def test_a_companion_may_be_missing_from_some_rows_but_not_from_all(tmp_path):
         read(tmp_path, *rows, columns={"context": "nite"}, ignore=["note"])
 
 
-def test_a_field_whose_name_is_given_to_another_is_not_lost(tmp_path):
+def test_a_field_replaced_by_a_mapping_is_reported(tmp_path):
     row = {"prompt": MILL, "ask": ASKED, "response": BUILT}
     with pytest.raises(UserError, match=r"the field 'prompt' \('The mill by"):
         read(tmp_path, row, columns={"prompt": "ask"})
@@ -163,7 +162,7 @@ def test_a_field_whose_name_is_given_to_another_is_not_lost(tmp_path):
     assert turns(tmp_path, row, columns=columns) == [f"{ASKED}\n{MILL}", BUILT]
 
 
-def test_parts_of_instances_are_no_exception(tmp_path):
+def test_unread_parts_of_instances_are_reported(tmp_path):
     seed = {"instruction": "i", "instances": [{"input": "x", "output": "y", "note": MILL}]}
     with pytest.raises(UserError, match=r"the field 'instances\[\].note' \('The mill by"):
         read(tmp_path, seed)
@@ -179,14 +178,14 @@ def test_parts_of_instances_are_no_exception(tmp_path):
         (read_sft, {"messages": [{"role": "user", "content": "q"}, {"from": "gpt", "value": "a"}]}),
     ],
 )
-def test_every_reader_names_what_it_would_lose(read_rows, row, tmp_path):
+def test_every_reader_reports_unread_fields(read_rows, row, tmp_path):
     path = write(tmp_path / "rows.jsonl", [row | {"essay": MILL}])
     with pytest.raises(UserError, match=r"rows.jsonl:1: the field 'essay' \('The mill"):
         read_rows([Source(path)])
     assert read_rows([Source(path, ignore=["essay"])])
 
 
-def test_comments_on_a_pair_pass(tmp_path):
+def test_comments_on_a_pair_are_accepted(tmp_path):
     row = {"prompt": "q", **PAIR, "rationale": "The first answer says when.", "judge_text": MILL}
     (count,) = read_preferences([Source(write(tmp_path / "rows.jsonl", [row]))]).counts
     assert count.unread == {"judge_text": 1, "rationale": 1}
@@ -202,7 +201,7 @@ def test_a_rare_field_is_counted_and_shown(tmp_path):
     assert "1 note, 1 topic" in console.export_text()
 
 
-def test_a_copy_of_the_row_is_nothing_lost():
+def test_a_rendered_copy_of_the_row_is_not_unread_content():
     said = ["What is 6 * 7?", "It is 42."]
     rendered = "### Ask:\nWhat is 6 * 7?\n### Say:\nIt is 42."
     fields = {"text": rendered, "answer": "42", "turns": said, "messages": [{"content": said[0]}]}
@@ -248,11 +247,11 @@ HUB = {
 
 
 @pytest.mark.parametrize("name", HUB)
-def test_metadata_of_well_known_data_sets_passes(name, tmp_path):
+def test_metadata_of_well_known_data_sets_is_accepted(name, tmp_path):
     assert turns(tmp_path, HUB[name]) == ["Hi there", "Hello."]
 
 
-def test_names_and_texts_of_metadata_and_of_content():
+def test_metadata_names_and_content_texts_are_classified():
     for name in ("prompt_id", "dataSource", "language", "quality-score", "original_question"):
         assert is_metadata(name), name
     for name in ("note", "source_text", "rationale", "solution", "background", "hint"):
@@ -263,7 +262,7 @@ def test_names_and_texts_of_metadata_and_of_content():
         assert not looks_like_content(text), text
 
 
-def test_unknown_keys_of_messages_are_named(tmp_path):
+def test_unknown_keys_of_messages_are_reported(tmp_path):
     messages = [CHAT[0] | {"mood": 3}, CHAT[1] | {"mood": 1, "content_type": "text"}]
     result = read(tmp_path, {"messages": messages})
     assert result.counts[0].unread == {"messages[].content_type": 1, "messages[].mood": 1}
@@ -286,7 +285,7 @@ JSON_TEXTS = [
 
 @pytest.mark.parametrize("text", JSON_TEXTS)
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_text_stays_a_text_whatever_it_parses_to(text, kind, tmp_path):
+def test_text_that_is_valid_json_stays_text(text, kind, tmp_path):
     for asked, answered in (("instruction", "output"), ("question", "answer")):
         for row in ({asked: text, answered: "b"}, {asked: "a", answered: text}):
             path = tmp_path / f"rows.{kind}"
@@ -303,7 +302,7 @@ def test_a_text_stays_a_text_whatever_it_parses_to(text, kind, tmp_path):
 
 
 @pytest.mark.parametrize("text", JSON_TEXTS)
-def test_a_prompt_or_an_answer_alone_in_json_is_text(text, tmp_path):
+def test_a_prompt_or_an_answer_alone_in_json_stays_text(text, tmp_path):
     assert turns(tmp_path, {"prompt": text, "completion": "b"}) == [text, "b"]
     assert turns(tmp_path, {"prompt": "a", "completion": text}) == ["a", text]
     path = write(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": text, "rejected": "b"}])
@@ -311,7 +310,7 @@ def test_a_prompt_or_an_answer_alone_in_json_is_text(text, tmp_path):
     assert pair["chosen"] == [{"role": "assistant", "content": text}]
 
 
-def test_cells_of_csv_are_messages_only_where_nothing_else_fits(tmp_path):
+def test_csv_cells_are_decoded_as_messages_only_if_nothing_else_fits(tmp_path):
     def read_cells(row, read_rows):
         with (tmp_path / "rows.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(row))
@@ -331,8 +330,8 @@ def test_cells_of_csv_are_messages_only_where_nothing_else_fits(tmp_path):
     assert row["chosen"] == [{"role": "assistant", "content": json.dumps(one)}]
 
 
-def test_messages_that_a_file_keeps_as_json_text_are_messages(tmp_path):
-    """What pandas and others write of columns of objects."""
+def test_messages_stored_as_json_text_are_decoded(tmp_path):
+    """pandas and others write columns of objects as JSON text."""
     good, poor = [CHAT[1]], [{"role": "assistant", "content": "Go away."}]
     rows = [
         {"messages": json.dumps(CHAT)},
@@ -351,7 +350,7 @@ def test_messages_that_a_file_keeps_as_json_text_are_messages(tmp_path):
 
 
 @pytest.mark.real
-def test_real_questions_are_asked_with_their_options_and_passages(real_data):
+def test_real_questions_include_their_options_and_passages(real_data):
     path = real_data / "eval/mmlu_dev.jsonl"
     wanted = []
     for row in map(json.loads, path.read_text().splitlines()):
@@ -374,7 +373,7 @@ def test_real_questions_are_asked_with_their_options_and_passages(real_data):
 
 
 @pytest.mark.real
-def test_what_nothing_reads_of_real_rows(real_data):
+def test_unread_fields_of_real_rows(real_data):
     expected = {
         "sft/firefly_dummy.jsonl": {"category": 33, "dataset": 33},
         "sft/belle_zh_seed_tasks.jsonl": {"name": 175},

@@ -11,13 +11,13 @@ from sft.errors import UserError
 
 @pytest.mark.parametrize("file", KINDS_OF_FILE)
 @pytest.mark.parametrize("name", FORMATS)
-def test_format_is_recognised_in_every_kind_of_file(name, file, tmp_path):
+def test_format_is_recognized_in_every_kind_of_file(name, file, tmp_path):
     write_as(tmp_path / file, FORMATS[name])
     (row,) = read(tmp_path / file).rows
     assert row["messages"] == CHAT
 
 
-def test_a_system_turn_may_stand_in_a_field_of_its_own_or_in_both(tmp_path):
+def test_a_system_turn_may_be_in_a_separate_field_or_in_both(tmp_path):
     system = {"role": "system", "content": "s"}
     rows = [
         {"system_prompt": "s", "question": "a", "response": "b"},
@@ -34,7 +34,7 @@ def test_a_system_turn_may_stand_in_a_field_of_its_own_or_in_both(tmp_path):
 
 
 @pytest.mark.parametrize("file", KINDS_OF_FILE)
-def test_tools_and_calls_are_recognised_in_every_kind_of_file(file, tmp_path):
+def test_tools_and_calls_are_recognized_in_every_kind_of_file(file, tmp_path):
     function = {"name": "f", "arguments": {"x": 1}}
     turns = [
         {"from": "system", "value": "s"},

@@ -1,4 +1,4 @@
-"""Turns that a row marks as not trained: every spelling, in the tokens and in the counts."""
+"""Turns marked as not trained, in every spelling: their tokens and the counts."""
 
 import json
 
@@ -25,7 +25,7 @@ TAGGED = (
 
 
 def chat(**marks):
-    """Three rounds, of which `marks` has the keys of single messages, by m and their place."""
+    """Return three rounds; `marks` holds keys for single messages, by m and their index."""
     turns = [{"role": r, "content": t} for r, t in zip(ROLES, TEXTS, strict=True)]
     for place, keys in marks.items():
         turns[int(place[1:])] |= keys
@@ -39,7 +39,7 @@ def read(tmp_path, *rows, **options):
 
 
 def trained_texts(rows, *, untrained, template=None, turns="all"):
-    """What the loss sees of each row, without the ends of turns."""
+    """Return the trained texts of each row, without the ends of turns."""
     tokenizer = make_tiny_tokenizer()
     if template is None:
         ensure_template(tokenizer)
@@ -74,7 +74,7 @@ def test_a_marked_turn_is_context_in_every_spelling(mark, template, tmp_path):
 
 
 @pytest.mark.parametrize("turns", ["all", "last"])
-def test_what_follows_the_last_trained_answer_is_cut(turns, tmp_path):
+def test_turns_after_the_last_trained_answer_are_cut(turns, tmp_path):
     result = read(tmp_path, {"messages": chat(m5={"weight": 0})})
     assert [m["content"] for m in result.rows[0]["messages"]] == TEXTS[:4]
     expected, untrained = {"all": (["ONE", "TWO"], 0), "last": (["TWO"], 1)}[turns]
@@ -130,12 +130,12 @@ def test_a_row_that_trains_nothing_is_left_out_and_counted(tmp_path):
         ({"messages": chat(m1={"train_detail": [{"begin_offset": 0, "train": False}]})}, "_detail"),
     ],
 )
-def test_a_mark_that_cannot_be_kept_is_refused(row, sentence, tmp_path):
+def test_an_unsupported_mark_is_refused(row, sentence, tmp_path):
     with pytest.raises(UserError, match=rf"rows.jsonl:1: .*{sentence}"):
         read(tmp_path, row)
 
 
-def test_pieces_of_a_long_chat_keep_their_marks(tmp_path):
+def test_parts_of_a_long_chat_keep_their_marks(tmp_path):
     (row,) = read(tmp_path, {"messages": chat(m1={"weight": 0})}).rows
     tokenizer = make_tiny_tokenizer()
     ensure_template(tokenizer)
@@ -147,7 +147,7 @@ def test_pieces_of_a_long_chat_keep_their_marks(tmp_path):
     assert all(isinstance(encoded, EncodedChat) for _, encoded in found)
 
 
-def test_a_row_for_each_turn_leaves_out_the_marked_ones(tmp_path):
+def test_one_row_per_turn_skips_marked_turns(tmp_path):
     tokenizer = make_tiny_tokenizer()
     ensure_template(tokenizer)
     for marked, expected in (("m1", [TEXTS[:4], TEXTS]), ("m3", [TEXTS[:2], TEXTS])):
@@ -161,7 +161,7 @@ def test_a_row_for_each_turn_leaves_out_the_marked_ones(tmp_path):
             assert said == one["messages"][-1]["content"] + "<|im_end|>"
 
 
-def test_marks_mean_nothing_to_preferences_and_prompts(tmp_path):
+def test_preferences_and_prompts_ignore_marks(tmp_path):
     path = tmp_path / "rows.jsonl"
     prompt = chat(m1={"weight": 0})[:3]
     path.write_text(json.dumps({"prompt": prompt, "chosen": "a", "rejected": "b"}))

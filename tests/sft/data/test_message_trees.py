@@ -1,4 +1,4 @@
-"""Trees of messages with a row a message come to the same chats as nested ones."""
+"""Trees with one message a row give the same chats as nested trees."""
 
 import csv
 import json
@@ -53,7 +53,7 @@ def flat(tree):
 
 @pytest.mark.real
 @pytest.mark.parametrize("paths", ["best", "all"])
-def test_real_trees_in_rows_are_the_nested_ones(real_data, tmp_path, paths):
+def test_real_trees_in_rows_equal_the_nested_ones(real_data, tmp_path, paths):
     nested = real_data / "sft/oasst_en_100_trees.jsonl"
     lines = nested.read_text().rstrip("\n").split("\n")
     rows = [row for line in lines for row in flat(json.loads(line))]
@@ -70,7 +70,7 @@ def test_real_trees_in_rows_are_the_nested_ones(real_data, tmp_path, paths):
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet", "a.csv"])
-def test_trees_are_put_together_from_every_kind_of_file(tmp_path, name):
+def test_trees_are_assembled_from_every_kind_of_file(tmp_path, name):
     path = tmp_path / name
     rows = [{"rank": None, **row} for row in reversed(ROWS)]
     if name == "a.parquet":
@@ -100,8 +100,8 @@ def test_a_prompt_is_read_and_a_preference_refused(tmp_path):
 
 @pytest.mark.parametrize("on_error", ["stop", "drop"])
 @pytest.mark.parametrize("lost", [["parent_id"], ["message_id"], ["message_id", "parent_id"]])
-def test_messages_that_do_not_say_what_they_answer_are_refused(tmp_path, lost, on_error):
-    """They would be trained as plain texts."""
+def test_messages_without_parents_are_refused(tmp_path, lost, on_error):
+    """Otherwise they would be trained as plain texts."""
     rows = [{k: v for k, v in row.items() if k not in lost} for row in ROWS]
     write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=r"a.jsonl:1: the row is a single message .*'prompter'"):
@@ -110,7 +110,7 @@ def test_messages_that_do_not_say_what_they_answer_are_refused(tmp_path, lost, o
     assert [row["text"] for row in texts] == [row["text"] for row in ROWS]
 
 
-def test_messages_outside_of_trees_are_named_and_deleted_ones_counted(tmp_path):
+def test_messages_outside_of_trees_are_reported_and_deleted_ones_counted(tmp_path):
     bad = [
         (message("8", "none", "assistant", "x"), "missing parent"),
         (message("9", "8", "prompter", "x"), "missing parent"),

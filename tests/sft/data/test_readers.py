@@ -1,4 +1,4 @@
-"""Kinds of file, and mistakes with file and line."""
+"""Kinds of file, and errors with file and line."""
 
 import csv
 import gzip
@@ -76,14 +76,14 @@ def test_origin_is_the_line_that_an_editor_shows(tmp_path):
         assert [row["origin"] for row in read(path).rows] == [f"{path}:3", f"{path}:4"]
 
 
-def test_one_object_of_a_chat_is_a_row_and_no_list_of_rows(tmp_path):
+def test_one_object_with_a_chat_is_one_row(tmp_path):
     for row in ({"data": CHAT}, {"items": CHAT}, {"data": ["a", "b"]}, {"messages": CHAT}):
         (tmp_path / "row.json").write_text(json.dumps(row, indent=1))
         assert messages_of(tmp_path, row) == read(tmp_path / "row.json").rows[0]["messages"] == CHAT
 
 
-def test_a_first_line_that_is_cut_off_costs_itself_alone(tmp_path):
-    """It begins as pretty-printed JSON does."""
+def test_a_truncated_first_line_loses_no_other_row(tmp_path):
+    """Such a line looks like the first of pretty-printed JSON."""
     for line in ('{"prompt": "a", "respon', '{"prompt": "a",', '{"messages": [', '[{"role": "us'):
         path = tmp_path / "rows.jsonl"
         path.write_text(f"{line}\n{json.dumps(GOOD)}\n")
@@ -91,8 +91,8 @@ def test_a_first_line_that_is_cut_off_costs_itself_alone(tmp_path):
         assert len(result.rows) == 1 and result.counts[0].dropped == {"malformed JSON": 1}
 
 
-def test_a_call_has_its_own_arguments_alone_in_a_typed_table(tmp_path):
-    """A column of objects gives each row the keys of all, as nulls; of JSON Lines none is seen."""
+def test_a_call_keeps_only_its_own_arguments_in_a_typed_table(tmp_path):
+    """A typed column gives each object the keys of all others, as nulls; JSON Lines does not."""
 
     def chat(name, arguments):
         call = {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -228,7 +228,7 @@ def test_bad_row_stops_with_its_line_or_is_dropped_and_listed(rule, line, tmp_pa
         ("{}}", r"\(Extra data at column 3\)"),
     ],
 )
-def test_a_line_that_is_cut_off_is_told_from_one_that_is_wrong(line, words, tmp_path):
+def test_a_truncated_line_is_distinguished_from_an_invalid_one(line, words, tmp_path):
     path = tmp_path / "rows.jsonl"
     for end in ("\n", "\r\n", ""):
         path.write_bytes(f"{json.dumps(GOOD)}\n{line}{end}".encode())
@@ -339,7 +339,7 @@ def test_crlf_and_a_bom_change_neither_rows_nor_lines(tmp_path):
     assert two.counts[0].problems[0].startswith(f"{windows}:4: malformed JSON")
 
 
-def test_fifty_megabytes_in_a_line_are_one_sentence(tmp_path):
+def test_a_line_of_fifty_megabytes_is_reported_in_one_sentence(tmp_path):
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
         file.write(json.dumps(GOOD) + '\n{"prompt": "')

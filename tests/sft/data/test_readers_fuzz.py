@@ -1,4 +1,4 @@
-"""A fuzz of the parsers: each file gives a clear sentence or a right row."""
+"""Fuzzing of the readers: each file gives a one-sentence error or a valid row."""
 
 import gzip
 import json
@@ -203,7 +203,7 @@ def test_fuzz_of_ten_thousand_files_and_more(body, tmp_path):
         [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")]
     ),
 )
-def test_any_valid_chat_survives_as_it_is(texts, style, tmp_path):
+def test_any_valid_chat_is_read_unchanged(texts, style, tmp_path):
     role, content, *names = style
     texts = texts[: len(texts) // 2 * 2]
     turns = [{role: names[i % 2], content: text} for i, text in enumerate(texts)]

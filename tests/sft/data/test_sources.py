@@ -75,7 +75,7 @@ def test_every_real_file_matches_its_hand_count(real_data):
 
 
 @pytest.mark.real
-def test_real_blemish_stops_by_default_with_its_line(real_data):
+def test_a_bad_real_row_stops_by_default_with_its_line(real_data):
     path = real_data / "sft/alpaca_en_first10k.jsonl.gz"
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     first = next(i for i, line in enumerate(lines, 1) if not json.loads(line)["output"].strip())
@@ -84,7 +84,7 @@ def test_real_blemish_stops_by_default_with_its_line(real_data):
 
 
 @pytest.mark.real
-def test_real_tool_calls_become_structure(real_data):
+def test_real_tool_calls_are_decoded(real_data):
     rows = read(real_data / "sft/lf_glaive_toolcall_en_demo.jsonl").rows
     called = next(row for row in rows if any(m.get("tool_calls") for m in row["messages"]))
     call = next(m["tool_calls"] for m in called["messages"] if m.get("tool_calls"))[0]
@@ -103,7 +103,7 @@ def test_real_tool_calls_become_structure(real_data):
 
 
 @pytest.mark.parametrize("file", KINDS_OF_FILE)
-def test_plain_text_is_a_row_of_its_own_shape(file, tmp_path):
+def test_plain_text_is_a_row_with_text_instead_of_messages(file, tmp_path):
     write_as(tmp_path / file, {"text": "Once upon a time", "id": "7"})
     (row,) = read(tmp_path / file).rows
     origin = row.pop("origin")
@@ -112,7 +112,7 @@ def test_plain_text_is_a_row_of_its_own_shape(file, tmp_path):
     assert read(tmp_path / file, kind="story").rows[0]["kind"] == "story"
 
 
-def test_text_beside_other_content_is_no_plain_text(tmp_path):
+def test_text_next_to_other_content_is_not_plain_text(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "input": "b"}])
     with pytest.raises(UserError, match="are no known format"):
         read(path)
@@ -176,7 +176,7 @@ def test_all_paths_of_the_real_trees(real_data):
 
 
 @pytest.mark.real
-def test_calculator_annotations_go_and_the_answers_line_stays(real_data):
+def test_calculator_annotations_are_removed_and_the_answer_line_is_kept(real_data):
     path = real_data / "sft/gsm8k_train.jsonl.gz"
     plain, stripped = read(path).rows, read(path, strip_calculator=True)
     assert sum("<<" in row["messages"][1]["content"] for row in plain) > 7000
@@ -194,7 +194,7 @@ def test_calculator_annotations_go_and_the_answers_line_stays(real_data):
     )
 
 
-def test_a_rule_gives_the_kind_before_the_source_and_the_row_do(tmp_path):
+def test_kind_rules_take_precedence_over_the_source_and_the_row(tmp_path):
     rows = [
         {"prompt": "What is 3+4?", "response": "7", "kind": "own"},
         {"prompt": "Write a function", "response": "What is 3+4?"},
@@ -273,7 +273,7 @@ def test_kind_language_reference_and_id_pass_through(tmp_path):
     assert read(write(tmp_path / "none.jsonl", [GOOD])).rows[0]["kind"] == "other"
 
 
-def test_columns_name_the_fields(tmp_path):
+def test_columns_map_the_fields(tmp_path):
     row = {"ask": "a", "say": "b", "messages": [], "topic": "math"}
     columns = {"prompt": "ask", "response": "say", "kind": "topic"}
     path = write(tmp_path / "rows.jsonl", [row])
@@ -289,7 +289,7 @@ def test_columns_name_the_fields(tmp_path):
 # Counting.
 
 
-def test_counts_add_up_and_problems_are_listed(tmp_path):
+def test_counts_sum_up_and_problems_are_listed(tmp_path):
     rows = [
         GOOD,
         GOOD,
@@ -320,7 +320,7 @@ def test_counts_add_up_and_problems_are_listed(tmp_path):
     assert result.rows[-1]["messages"][0]["content"] == "q"
 
 
-def test_a_bad_row_is_told_with_how_many_more_there_are(tmp_path):
+def test_a_bad_row_is_reported_with_the_number_of_further_ones(tmp_path):
     empty = {"prompt": "q", "response": ""}
     path = write(tmp_path / "rows.jsonl", [GOOD, empty, GOOD, {"a": 1}, empty, empty])
     with pytest.raises(UserError, match=r"rows.jsonl:2: .*is empty;.*") as caught:
@@ -354,7 +354,7 @@ def test_a_bad_row_is_told_with_how_many_more_there_are(tmp_path):
 def test_a_file_that_cannot_be_read_to_its_end_stops_in_either_mode(
     name, content, on_error, tmp_path
 ):
-    """Rows behind the bad place are none that could be left out and counted."""
+    """The rows after the damage cannot be left out and counted."""
     content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name}:\d+: ") as caught:
@@ -374,7 +374,7 @@ def test_duplicates_are_dropped_within_and_across_sources(tmp_path):
     ]
 
 
-def test_a_source_that_only_repeats_another_is_counted_and_no_mistake(tmp_path):
+def test_a_source_that_only_repeats_another_is_accepted_and_counted(tmp_path):
     a, b = write(tmp_path / "a.jsonl", [GOOD]), write(tmp_path / "b.jsonl", [GOOD])
     result = read_sft([Source(path=a), Source(path=b, kind="math")], on_error="stop")
     assert [count.kept for count in result.counts] == [1, 0] and len(result.rows) == 1

@@ -1,4 +1,4 @@
-"""Answers that a label calls bad, and rows about pictures, are refused."""
+"""Answers with a bad label and rows with images are refused."""
 
 import pytest
 from row_files import read_given as read
@@ -52,7 +52,7 @@ def test_unpaired_labels_are_refused_under_every_name(label, on_error, tmp_path)
         {"judgment": "wrong"}, {"completion_label": 0},
     ],
 )  # fmt: skip
-def test_an_answer_that_its_row_calls_bad_is_not_imitated(label, tmp_path):
+def test_an_answer_that_its_row_labels_as_bad_is_refused(label, tmp_path):
     name = next(iter(label))
     bad = {"prompt": "q", "response": "a", **label}
     with pytest.raises(UserError, match=rf"rows.jsonl:2: {name} is .* calls the answer bad"):
@@ -62,7 +62,7 @@ def test_an_answer_that_its_row_calls_bad_is_not_imitated(label, tmp_path):
     assert len(read(tmp_path, GOOD, bad, ignore=[name]).rows) == 2
 
 
-def test_a_message_may_bear_the_label(tmp_path):
+def test_a_message_may_carry_the_label(tmp_path):
     labels = ({"rating": 0}, {"label": "bad"}, {"is_correct": False}, {"label": False})
     for label in (*labels, {"rejected": True}):
         with pytest.raises(UserError, match=r"rows.jsonl:1: .* calls the answer bad"):
@@ -74,7 +74,7 @@ def test_a_message_may_bear_the_label(tmp_path):
     assert len(read_preferences([Source(path)]).rows) == 1
 
 
-def test_labels_that_call_no_answer_bad_pass(tmp_path):
+def test_other_labels_are_accepted(tmp_path):
     labels = [{"label": "math"}, {"rating": 4}, {"score": -3.5}, {"is_safe": True}, {"tag": "x y"}]
     labels += [{"correct": "no"}, {"human_reference": "bad"}, {"user": 0}, {"sentiment_label": 0}]
     labels += [{"verbosity": 0, "complexity": 0}, {"label": {"ability": []}}, {"feedback": "good"}]
@@ -101,13 +101,13 @@ def test_labels_that_call_no_answer_bad_pass(tmp_path):
         {"messages": [CHAT[0] | {"images": ["a.png"]}, CHAT[1]]},
     ],
 )
-def test_a_row_about_a_picture_is_refused_in_one_sentence(row, tmp_path):
+def test_a_row_with_an_image_is_refused_in_one_sentence(row, tmp_path):
     with pytest.raises(UserError, match=r"rows.jsonl:2: .*(trained on text alone|must be text)"):
         read(tmp_path, GOOD, row)
     assert len(read(tmp_path, GOOD, row, on_error="drop").rows) == 1
 
 
-def test_rows_without_a_picture_may_speak_of_one(tmp_path):
+def test_rows_without_an_image_may_mention_one(tmp_path):
     rss = "What is wrong in <image><url>a.png</url></image> of this feed?"
     rows = [
         {"messages": CHAT, "images": []},
@@ -119,7 +119,7 @@ def test_rows_without_a_picture_may_speak_of_one(tmp_path):
     assert len(read(tmp_path, *rows).rows) == len(rows)
 
 
-def test_pairs_and_prompts_about_pictures_are_refused(tmp_path):
+def test_pairs_and_prompts_with_images_are_refused(tmp_path):
     row = {"prompt": "What is this?", "chosen": "a", "rejected": "b", "images": ["a.png"]}
     path = write(tmp_path / "rows.jsonl", [row])
     for read_rows in (read_preferences, read_prompts):
