@@ -56,7 +56,7 @@ def test_each_chip_computes_in_the_dtype_that_the_page_says(row, chips, monkeypa
         monkeypatch.setattr(placement_module, "PartialState", state)
         monkeypatch.setattr(placement_module, "_apple_chip", lambda chip=chip: chip)
         placement = choose_placement(ModelSection())
-        assert ROWS[row] == f"products in {str(placement.compute)[6:]}"
+        assert ROWS[row] == f"matrix products in {str(placement.compute)[6:]}"
         assert ROWS["attention"].startswith(placement.attention)
         assert placement.weights == torch.float32 and not placement.load_in_4bit
 
