@@ -1,7 +1,7 @@
 """Processes of one run: ranks, shards, collectives and heartbeats.
 
 collectives: Map items over the ranks of a run, or run on the main process.
-fsdp_forward: Forward passes of a model whose weights are sharded over the processes (FSDP2).
+fsdp_forward: Synchronize the forward passes of a model that is sharded over processes (FSDP2).
 sharding: Join the processes that a launcher started, and shard weights over them (FSDP2,
     ZeRO-3).
 watchdog: Watchdog of a run's processes: if one dies or hangs, the others exit and report which

@@ -1,10 +1,8 @@
-"""Forward passes of a model whose weights are sharded over the processes (FSDP2).
+"""Synchronize the forward passes of a model that is sharded over processes (FSDP2).
 
-FSDP2 needs equal forward counts: each pass gathers the weights layer by layer from all processes,
-and their shares of the work rarely need the same number of passes. Within `synchronized_forwards`
-a process announces each of its passes. A process that has finished its share runs a dummy pass
-over a single token for each pass of the others, until none is announced;
-`sft.distributed.collectives` does so at the end of every share.
+FSDP2 needs equal forward counts, since each pass gathers the weights from all processes. Within
+`synchronized_forwards` a process announces each pass; one that has finished its share of work runs
+a dummy pass over one token for each pass of the others, until none is announced.
 """
 
 from collections.abc import Iterator
@@ -56,11 +54,8 @@ _active: ContextVar[_SynchronizedForwards | None] = ContextVar("active", default
 
 @contextmanager
 def eval_without_grad(model: Any) -> Iterator[None]:
-    """Run passes in evaluation mode without gradients.
-
-    Inference mode is used only for unsharded models: weights that FSDP gathers for the first time
-    in inference mode cannot be trained afterwards.
-    """
+    """Run passes in evaluation mode without gradients."""
+    # Weights that FSDP gathers for the first time in inference mode cannot be trained afterwards.
     unsharded = not isinstance(model, FSDPModule)
     with eval_mode(model), torch.no_grad(), torch.inference_mode(unsharded):
         yield
@@ -70,8 +65,8 @@ def eval_without_grad(model: Any) -> Iterator[None]:
 def synchronized_forwards(model: Any) -> Iterator[None]:
     """Keep the forward counts of a sharded model equal in all processes.
 
-    All processes enter, each with its shard of `model`, and call `join_remaining_forwards` at the
-    end of each share of work. Does nothing where each process holds the complete model.
+    All processes enter, and call `join_remaining_forwards` at the end of each share of work. Does
+    nothing for a model that is not sharded.
     """
     if not isinstance(model, FSDPModule):
         yield

@@ -7,7 +7,7 @@ softmax, rotations, state-space scans) are not counted.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -132,7 +132,7 @@ def attended_pairs(spans: Iterable[Span], *, window: int | None = None, causal: 
     return total
 
 
-def forward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+def forward_flops(costs: Costs, spans: Sequence[Span], *, scored: int, causal: bool = True) -> int:
     """Return the operations of one forward pass; padding does not count.
 
     Args:
@@ -140,29 +140,27 @@ def forward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: b
         scored: number of tokens that the vocabulary projection computes.
         causal: see `attended_pairs`; model FLOPs utilization is often given for all pairs.
     """
-    return sum(_forward(costs, list(spans), scored=scored, causal=causal))
+    return sum(_forward(costs, spans, scored=scored, causal=causal))
 
 
-def backward_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+def backward_flops(costs: Costs, spans: Sequence[Span], *, scored: int, causal: bool = True) -> int:
     """Return the operations of one backward pass; under LoRA about half of full fine-tuning's."""
-    spans = list(spans)
     matrices, attention, head = _forward(costs, spans, scored=scored, causal=causal)
-    tokens = _tokens(spans)
     # Gradients by activations cost as much as the forward pass, twice as much in attention, whose
     # products have two inputs; gradients by weights are computed for trained matrices alone.
-    by_weights = 2 * tokens * costs.trained + (head if costs.head_trained else 0)
+    by_weights = 2 * _tokens(spans) * costs.trained + (head if costs.head_trained else 0)
     return matrices + 2 * attention + head + by_weights
 
 
-def training_flops(costs: Costs, spans: Iterable[Span], *, scored: int, causal: bool = True) -> int:
+def training_flops(costs: Costs, spans: Sequence[Span], *, scored: int, causal: bool = True) -> int:
     """Return forward and backward operations, without activation checkpointing's second pass."""
-    spans = list(spans)
-    return forward_flops(costs, spans, scored=scored, causal=causal) + backward_flops(
-        costs, spans, scored=scored, causal=causal
-    )
+    backward = backward_flops(costs, spans, scored=scored, causal=causal)
+    return forward_flops(costs, spans, scored=scored, causal=causal) + backward
 
 
-def _forward(costs: Costs, spans: list[Span], *, scored: int, causal: bool) -> tuple[int, int, int]:
+def _forward(
+    costs: Costs, spans: Sequence[Span], *, scored: int, causal: bool
+) -> tuple[int, int, int]:
     matrices = 2 * _tokens(spans) * (costs.frozen + costs.trained)
     attention = sum(
         2 * each * attended_pairs(spans, window=window, causal=causal)
@@ -171,7 +169,7 @@ def _forward(costs: Costs, spans: list[Span], *, scored: int, causal: bool) -> t
     return matrices, attention, 2 * scored * costs.head
 
 
-def _tokens(spans: list[Span]) -> int:
+def _tokens(spans: Sequence[Span]) -> int:
     return sum(span.trunk + sum(span.branches) for span in spans)
 
 

@@ -73,10 +73,6 @@ def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str
 
     Args:
         name_or_path: a path, or a Hub id with or without `@revision`.
-
-    Raises:
-        UserError: there is no such directory, it holds no model, or the revision is unknown, given
-            twice, or given for a local directory.
     """
     at = f"model.name_or_path={name_or_path}"
     named = with_revision(ModelSection(name_or_path, revision=revision))
@@ -104,12 +100,7 @@ def resolve_model_path(name_or_path: str, *, revision: str | None = None) -> str
 
 
 def check_model(section: ModelSection) -> str:
-    """Check a model before any weights are loaded, and return its resolved path or Hub id.
-
-    Raises:
-        UserError: there is no such model, it is no causal LM, its files are damaged or hostile, or
-            it has no safetensors weights.
-    """
+    """Check a model before any weights are loaded, and return its resolved path or Hub id."""
     given = section.name_or_path
     path = resolve_model_path(given, revision=section.revision)
     check_sizes(path, given=given)
@@ -164,14 +155,11 @@ def context_window(path: str, section: ModelSection) -> int | None:
 def load_tokenizer(
     path: str, section: ModelSection, *, date: str | None = None, system_prompt: str = KEEP
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, with a chat template and a pad token.
+    """Load the tokenizer, with a chat template and a pad token, and check that it fits the model.
 
     Args:
         date: `run.date`, which the template writes instead of the current date.
         system_prompt: `data.system_prompt` (`sft.chat_template.system_prompt`).
-
-    Raises:
-        UserError: there is none, it is another model's, or its template does not end its turns.
     """
     tokenizer = _stored_tokenizer(path, section)
     add_tokens(tokenizer, section.add_tokens)

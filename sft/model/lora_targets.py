@@ -106,12 +106,7 @@ def add_adapter(
 
 
 def resolve_targets(model: Any, config: LoraConfig, *, in_4bit: bool = False) -> LoraConfig:
-    """Return a copy of `config` with the names of its targets in this model.
-
-    Raises:
-        UserError: a name matches nothing, or an option excludes a target.
-        ValueError: PEFT refuses the targets.
-    """
+    """Return a copy of `config` with the names of its targets in this model."""
     config = copy.deepcopy(config)
     every = config.target_modules == ALL
     linear = _linear_names(model)

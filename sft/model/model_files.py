@@ -236,13 +236,8 @@ WALL_SECONDS = 300  # generous for a busy machine; the child limits its own CPU 
 
 
 def try_tokenizer(place: str, *, given: str) -> None:
-    """Load and use a tokenizer.json in a child process with limits on memory and time.
-
-    Its parts run in native code, which a hostile file can make crash or loop.
-
-    Raises:
-        UserError: a part of the tokenizer fails, or a settings file is damaged.
-    """
+    """Load and use a tokenizer in a child process; refuse it if a part fails there."""
+    # Its parts run in native code, which a hostile file can make crash or loop.
     for name in TOKENIZER_SETTINGS:
         if (settings := model_file(place, name)) is not None:
             read_settings(settings, given=given)
@@ -260,10 +255,8 @@ def try_tokenizer(place: str, *, given: str) -> None:
 
 @lru_cache(maxsize=64)
 def _outcome(file: str, *_: int) -> tuple[str, str]:
-    """Return the last part that the child used, and why it failed there ("" if it did not).
-
-    The other arguments, size and modification time, are part of the cache's key.
-    """
+    """Return the last part that the child used, and why it failed there ("" if it did not)."""
+    # `_`, the file's size and modification time, is part of the cache's key.
     try:
         done = subprocess.run(
             [sys.executable, str(CHILD), file],
@@ -287,11 +280,7 @@ def _outcome(file: str, *_: int) -> tuple[str, str]:
 
 
 def build_empty(config: Any, *, given: str) -> Any:
-    """Build the model of a configuration on the meta device, and check its size.
-
-    Raises:
-        UserError: upstream cannot build it, or its buffers would fill the memory.
-    """
+    """Build a configuration's model on the meta device; refuse it if that fails or is too large."""
     what = "no model can be built by its config.json"
     remedy = "correct it, or give another model"
     with loading(given, what=what, remedy=remedy):

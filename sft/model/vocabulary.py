@@ -38,9 +38,6 @@ def check_vocabulary(
     Args:
         rows: number of rows of the embedding.
         added: tokens that get their rows later (`base_with_tokens`).
-
-    Raises:
-        UserError: the vocabulary is another model's, or one of eos, bos and pad has no row.
     """
     at = f"model.name_or_path={tokenizer.name_or_path}: the tokenizer"
     vocabulary = tokenizer.get_vocab()
@@ -75,13 +72,10 @@ def base_with_tokens(
     """Return the base, or a copy in run/base with rows for the `model.add_tokens` that it lacks.
 
     The copy is then the base of every stage and adapter. New rows of the embedding and of an untied
-    head are the mean of the others.
+    head are the mean of the others. An adapter as base is refused.
 
     Args:
         tokenizer: the tokenizer after `add_tokens`.
-
-    Raises:
-        UserError: the base is an adapter.
     """
     if not section.add_tokens:
         return base
@@ -135,11 +129,7 @@ def _add_rows(model: Any, ids: list[int]) -> None:
 
 
 def token_rows(model: Any, ids: Sequence[int]) -> dict[str, list[int]]:
-    """Return the rows that PEFT trains with an adapter, by the name of their matrix.
-
-    Raises:
-        UserError: the head has a bias, which PEFT's wrapper would drop.
-    """
+    """Return the rows that PEFT trains with an adapter, by the name of their matrix."""
     matrices = _matrices(model)
     if any(getattr(m, "bias", None) is not None for m in matrices.values()):
         raise UserError(
