@@ -7,14 +7,13 @@ at a given utilization. Measuring, sampling pairs and writing checkpoints take f
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedConfig
 
 from sft.config.sections import DpoStage, ModelSection, SftStage
 from sft.errors import UserError
@@ -42,7 +41,6 @@ from sft.planning.step_memory import (
     RowsNotRead,
     Setup,
     memory_ceiling,
-    scoring_memory,
     step_memory,
 )
 from sft.training.micro_batches import pass_tokens
@@ -156,7 +154,6 @@ class Planner(DeviceMemory):
             accumulates=accumulates,
         )
         memory = self._of_fullest_batch(
-            step_memory,
             workload,
             setup,
             rows=workload.section.trl["per_device_train_batch_size"],
@@ -179,9 +176,9 @@ class Planner(DeviceMemory):
         if self.loads_shards:
             setup = replace(setup, weights=self.placement.compute)
         memory = self._of_fullest_batch(
-            scoring_memory,
             workload,
             setup,
+            training=False,
             rows=REFERENCE_ROWS,
             tokens=batch_tokens(self.placement.device),
             packing=True,
@@ -189,20 +186,18 @@ class Planner(DeviceMemory):
         return replace(memory, weights=self.shard) if self.loads_shards else memory
 
     def _of_fullest_batch(
-        self,
-        run: Callable[[PreTrainedConfig, Batch, Setup], Memory],
-        workload: StageWorkload,
-        setup: Setup,
-        **limits: Any,
+        self, workload: StageWorkload, setup: Setup, *, training: bool = True, **limits: Any
     ) -> Memory:
         """Run the fullest batch; if the model's code refuses packed rows, with a row for each
         sequence, as `sft.packing.equivalence` falls back to when a run starts."""
         kind: RowKind = "flat" if self.attention == DOCUMENTS else "masked"
         try:
-            return run(self.config, _fullest_batch(workload, kind, **limits), setup)
+            batch = _fullest_batch(workload, kind, **limits)
+            return step_memory(self.config, batch, setup, training=training)
         except RowsNotRead:
             batch = _fullest_batch(workload, "separate", **limits)
-            return run(self.config, batch, replace(setup, separate_rows=True))
+            setup = replace(setup, separate_rows=True)
+            return step_memory(self.config, batch, setup, training=training)
 
     @property
     def _setup(self) -> Setup:

@@ -8,7 +8,6 @@ architecture, on a machine that could not hold the model. Only the configuration
 
 import copy
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -74,19 +73,33 @@ class RowsNotRead(Exception):
     """The model's code does not accept rows of this layout."""
 
 
-def step_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
-    """Return the memory of a training step on `batch` on one device.
+def step_memory(
+    config: PreTrainedConfig, batch: Batch, setup: Setup, *, training: bool = True
+) -> Memory:
+    """Return the memory on one device of a training step on `batch`, or of a forward pass alone.
 
     Raises:
         NeedsValues: the model cannot be run on fake tensors.
         RowsNotRead: it cannot be run on these rows.
     """
-    return _peak_memory(config, lambda shallow: _run_step(shallow, batch, setup))
-
-
-def scoring_memory(config: PreTrainedConfig, batch: Batch, setup: Setup) -> Memory:
-    """Return the memory of a forward pass on `batch` without gradients; raises as `step_memory`."""
-    return _peak_memory(config, lambda shallow: _run_scoring(shallow, batch, setup))
+    depth, period = config.get_text_config().num_hidden_layers, _period(config)
+    shallow = period * -(-4 // period)  # at least four layers, in repetitions of the pattern
+    try:
+        if depth <= 2 * shallow:
+            return _largest(_run(config, batch, setup, training=training))
+        # During the backward pass each layer changes the memory by the same amount, so that the
+        # peak is at one of its ends, and the memory at each end grows linearly with the depth.
+        short, long = (
+            _run(_truncated(config, n * shallow), batch, setup, training=training) for n in (1, 2)
+        )
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise NeedsValues(config.model_type) from error
+    except UserError:  # a ValueError, which ROW_ERRORS include
+        raise
+    except ROW_ERRORS as error:
+        raise RowsNotRead(config.model_type) from error
+    times = (depth - shallow) / shallow
+    return _largest([_extrapolated(a, b, times) for a, b in zip(short, long, strict=True)])
 
 
 def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, longest: int) -> int:
@@ -104,28 +117,6 @@ def memory_ceiling(config: PreTrainedConfig, *, parameters: int, tokens: int, lo
             narrowest = min(narrowest, size * (getattr(layer, "num_key_value_heads", 0) or heads))
     widths = 2 * parameters // narrowest
     return 20 * parameters + tokens * (16 * widths + 32 * longest * scores)
-
-
-def _peak_memory(
-    config: PreTrainedConfig, run: Callable[[PreTrainedConfig], list[Memory]]
-) -> Memory:
-    """Run a model, or two shallow versions of it, and return the memory at its full depth."""
-    depth, period = config.get_text_config().num_hidden_layers, _period(config)
-    shallow = period * -(-4 // period)  # at least four layers, in whole repetitions of the pattern
-    try:
-        if depth <= 2 * shallow:
-            return _largest(run(config))
-        # During the backward pass each layer changes the memory by the same amount, so that the
-        # peak is at one of its ends, and the memory at each end grows linearly with the depth.
-        short, long = run(_truncated(config, shallow)), run(_truncated(config, 2 * shallow))
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise NeedsValues(config.model_type) from error
-    except UserError:  # a ValueError, which ROW_ERRORS include
-        raise
-    except ROW_ERRORS as error:
-        raise RowsNotRead(config.model_type) from error
-    times = (depth - shallow) / shallow
-    return _largest([_extrapolated(a, b, times) for a, b in zip(short, long, strict=True)])
 
 
 def _largest(peaks: list[Memory]) -> Memory:
@@ -234,37 +225,28 @@ def _grouped_mm(left: torch.Tensor, right: torch.Tensor, *args: Any, **kwargs: A
     return product.to(left.dtype)
 
 
-def _run_step(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
-    """Return the peak of each half of a training step."""
+def _run(config: PreTrainedConfig, batch: Batch, setup: Setup, *, training: bool) -> list[Memory]:
+    """Return the peak of each half of a training step, or of a forward pass and an empty one."""
     model = _meta_model(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialize(model)
-        model.train()
-        if setup.checkpointing:
+        model.train(training)
+        if training and setup.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
             if setup.lora:
                 model.enable_input_require_grads()
         live = _LiveBytes(model, vocabulary=config.get_text_config().vocab_size)
-        with live:
-            for _ in range(2 if setup.accumulates else 1):
-                live.missing = len(live.trained)
+        with live, torch.set_grad_enabled(training):
+            for _ in range(2 if training and setup.accumulates else 1):
+                live.missing = len(live.trained) if training else 0
                 with _autocast(setup):
                     loss = -log_probs(model, batch).sum()
-                loss.backward()
+                if training:
+                    loss.backward()
                 del loss
-    return _peaks(live, model, setup, optimizer=sum(2 * 4 * p.numel() for p in live.trained))
-
-
-def _run_scoring(config: PreTrainedConfig, batch: Batch, setup: Setup) -> list[Memory]:
-    """Return the peak of a forward pass without gradients (and an empty one)."""
-    model = _meta_model(config, setup)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _materialize(model)
-        model.eval()
-        live = _LiveBytes(model, vocabulary=config.get_text_config().vocab_size)
-        with live, torch.no_grad(), _autocast(setup):
-            log_probs(model, batch)
-    return _peaks(live, model, setup, optimizer=0)
+    optimizer = sum(2 * 4 * p.numel() for p in live.trained) if training else 0
+    peaks = [Memory(optimizer=optimizer, **peak) for peak in live.peaks]
+    return [_quantized(peak, model, setup) for peak in peaks] if setup.load_in_4bit else peaks
 
 
 def _meta_model(config: PreTrainedConfig, setup: Setup) -> Any:
@@ -285,11 +267,6 @@ def _autocast(setup: Setup) -> AbstractContextManager[Any]:
     if setup.compute == setup.weights:
         return nullcontext()
     return torch.autocast("cpu", dtype=setup.compute)
-
-
-def _peaks(live: _LiveBytes, model: Any, setup: Setup, *, optimizer: int) -> list[Memory]:
-    peaks = [Memory(optimizer=optimizer, **peak) for peak in live.peaks]
-    return [_quantized(peak, model, setup) for peak in peaks] if setup.load_in_4bit else peaks
 
 
 def _quantized(memory: Memory, model: Any, setup: Setup) -> Memory:

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from sft.model.flops import costs_of_config
 from sft.packing.layout import Document, Segment, lay_out
-from sft.planning.step_memory import Setup, _largest, _run_step, step_memory
+from sft.planning.step_memory import Setup, _largest, _run, step_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 
@@ -61,7 +61,7 @@ def config(depth, *, vocabulary=256, kind="llama", **more):
 def test_a_deep_model_is_drawn_out_from_shallow_ones(vocabulary, options):
     deep = config(9, vocabulary=vocabulary, tie_word_embeddings=vocabulary == 64)
     drawn = step_memory(deep, batch(), setup(**options))
-    run = _largest(_run_step(deep, batch(), setup(**options)))
+    run = _largest(_run(deep, batch(), setup(**options), training=True))
     assert drawn.total == pytest.approx(run.total, rel=5e-3)
     assert drawn.weights == run.weights and drawn.optimizer == run.optimizer
 
@@ -69,7 +69,7 @@ def test_a_deep_model_is_drawn_out_from_shallow_ones(vocabulary, options):
 def test_layers_of_two_kinds_are_drawn_out_by_their_pattern():
     deep = config(13, kind="gemma3_text", head_dim=16, sliding_window=16)
     drawn = step_memory(deep, batch(), setup(attention="sdpa"))
-    run = _largest(_run_step(deep, batch(), setup(attention="sdpa")))
+    run = _largest(_run(deep, batch(), setup(attention="sdpa"), training=True))
     assert drawn.total == pytest.approx(run.total, rel=5e-3)
 
 
