@@ -111,12 +111,12 @@ def pair_prompts(
     context: RunContext,
     *,
     benchmarks: Benchmarks,
-    reference_flaw: Callable[[Any], str | None],
+    reference_error: Callable[[Any], str | None],
 ) -> list[dict[str, Any]]:
     """The prompts that pairs are sampled from, or none where the preset gives pairs or no DPO.
 
     Args:
-        reference_flaw: of the judge: what is wrong with a reference, or None.
+        reference_error: of the judge: what is wrong with a reference, or None.
 
     Raises:
         UserError: a row is no prompt, or its reference is flawed; or it holds a question of a
@@ -124,7 +124,7 @@ def pair_prompts(
     """
     if preset.data.preference or not preset.dpo.enabled:
         return []
-    prompts = read_prompts(preset.pairs.prompts, reference_flaw=reference_flaw)
+    prompts = read_prompts(preset.pairs.prompts, reference_error=reference_error)
     check_row_coverage(context.tokenizer, prompts, most=context.max_unknown, name="pairs.prompts")
     folder = context.folder / "data" / "prompts"
     found = run_on_main(

@@ -71,7 +71,7 @@ def plan(
     # Imported here, since they take seconds, so that a mistyped preset is answered at once.
     from dpo.stage import check_dpo, given_pairs, pair_prompts
     from dpo.workload import preference_workload
-    from eval.graders.rule_judge import reference_flaw
+    from eval.graders.rule_judge import reference_error
     from eval.measures.cost import cost_line
     from eval.measures.dry_run import check_questions
     from eval.tasks.questions import benchmark_questions
@@ -122,7 +122,7 @@ def plan(
         chats_workload(s.name, s.section, s.rows) for s in plan_stages(chats, preset, context)
     ]
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
-    prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw)
+    prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_error=reference_error)
     workloads += preference_workload(preset, tokenizer, pairs=pairs, prompts=prompts)
     for workload in workloads:
         check_batch(workload.name, workload.section, processes=devices)

@@ -28,7 +28,7 @@ from dpo.stage import check_dpo, given_pairs, pair_prompts, run_dpo_stage, sampl
 from dpo.workload import preference_line, preference_workload
 from eval.backends.loading import backend_inputs, check_backend
 from eval.backends.sampling import sampler
-from eval.graders.rule_judge import reference_flaw, rule_judge
+from eval.graders.rule_judge import reference_error, rule_judge
 from eval.measures.cost import cost_line
 from eval.measures.dry_run import check_questions
 from eval.measures.in_training import check_epoch_eval, epoch_eval, loop_check, starting_at
@@ -214,7 +214,7 @@ def prepare(checked: CheckedRun, context: RunContext) -> PreparedRows:
     )
     stages = plan_stages(chats, preset, context)
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
-    prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_flaw=reference_flaw)
+    prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_error=reference_error)
     workloads = [chats_workload(stage.name, stage.section, stage.rows) for stage in stages]
     for workload in preference_workload(preset, checked.tokenizer, pairs=pairs, prompts=prompts):
         log.info(preference_line(workload))

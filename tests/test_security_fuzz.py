@@ -16,7 +16,7 @@ from launching import long
 from tiny_models import make_tiny_tokenizer
 
 from dpo.data import read_preferences
-from eval.graders.rule_judge import reference_flaw
+from eval.graders.rule_judge import reference_error
 from eval.open_ended.judge_endpoint import _read as read_reply
 from eval.open_ended.judge_endpoint import _Transient as Transient
 from eval.open_ended.judge_prompts import grading
@@ -61,7 +61,7 @@ def read_asked(draw, folder, tokenizer):
     path = hostile.write_rows(draw, folder, hostile.PROMPTS)
     prompts = read_prompts([Source(str(path))])
     write_jsonl(folder / "prompts-out.jsonl", prompts)
-    flaws = [reference_flaw(prompt.get("reference") or {}) for prompt in prompts]
+    flaws = [reference_error(prompt.get("reference") or {}) for prompt in prompts]
     write_json(folder / "flaws.json", flaws)
     for prompt in prompts:
         encode_prompt(tokenizer, prompt["messages"])

@@ -82,9 +82,8 @@ def started(
     """A process that waits for its order; killed on the way out, with all that it started."""
     if not isolation.own_processes:
         limits = replace(limits, processes=0)
-    if (
-        not isolation.own_files
-    ):  # open deleted files are in no folder, so their size is bounded instead
+    if not isolation.own_files:
+        # Open deleted files are in no folder, so the sizes of all open files together are bounded.
         limits = replace(limits, file_bytes=limits.disk_bytes // sandbox_worker.FILES)
     with nullcontext(Path("/")) if isolation.own_files else _folder() as folder:
         place = Place(str(folder), f"truing-{secrets.token_hex(8)}", limits)
@@ -151,9 +150,8 @@ def give_order(process: Process, orders: Pipe, order: Mapping[str, Any]) -> None
     rest = {"limits": asdict(process.place.limits), "user": process.user}
     line = json.dumps({**order, **rest}).encode() + b"\n"
     with suppress(BrokenPipeError):  # it exited; the reason is read below
-        for i in range(
-            0, len(line), select.PIPE_BUF
-        ):  # writes of this size do not block after select
+        # After select, a pipe takes PIPE_BUF bytes without blocking.
+        for i in range(0, len(line), select.PIPE_BUF):
             if not select.select([], [orders.writes], [], PATIENCE)[1]:
                 raise OSError(f"a confined process did not take its order within {PATIENCE} s")
             os.write(orders.writes, line[i : i + select.PIPE_BUF])

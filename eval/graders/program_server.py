@@ -149,11 +149,11 @@ class ProgramServer:
 
     def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         action = request["do"]
-        (target, *values), came = self.link.decode(request["graph"])
+        (target, *values), received = self.link.decode(request["graph"])
         result = ACTIONS[action](self.module if target is None else target, *values)
         changeable = {*MUTABLE.values(), *self.link.classes.values()}
-        roots = [result, *(value for value in came if type(value) in changeable)]
-        return self._graph(roots, origins=came, as_base=action == "value")
+        roots = [result, *(value for value in received if type(value) in changeable)]
+        return self._graph(roots, origins=received, as_base=action == "value")
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         line = describe_error(error, {PROGRAM: self.source})

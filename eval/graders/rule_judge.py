@@ -55,7 +55,7 @@ def rule_judge(
     Raises:
         ValueError: the reference has an unknown key, or a value of the wrong type.
     """
-    if problem := reference_flaw(reference):
+    if problem := reference_error(reference):
         raise ValueError(problem)
     ended = answer.finish_reason in ("stop_id", "stop_string")
     tokens = answer.token_ids[:-1] if answer.finish_reason == "stop_id" else answer.token_ids
@@ -75,7 +75,7 @@ def rule_judge(
     return RuleVerdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
 
 
-def reference_flaw(reference: Any) -> str | None:
+def reference_error(reference: Any) -> str | None:
     """Return the problem with a reference of `rule_judge`, None for a valid one."""
     if not isinstance(reference, dict):
         return f"reference {reference!r} must be an object such as {{'final': '42'}}"

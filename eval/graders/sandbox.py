@@ -24,6 +24,7 @@ import psutil
 from eval.graders import serialization
 from eval.graders.confined_process import Process, end_of, give_order, pipe, started
 from eval.graders.isolation import Isolation, SandboxLimits
+from eval.graders.tests_runner import Verdict
 
 PAUSE = 0.05  # seconds between two checks of the limits
 LIMITS = SandboxLimits()
@@ -92,7 +93,7 @@ def _start(submission: Submission) -> tuple[str, list[str]]:
 
 def _run_separately(
     order: Mapping[str, Any], *, isolation: Isolation, limits: SandboxLimits
-) -> dict[str, Any]:
+) -> Verdict:
     """Run the tests and the program in two processes; return the verdict of the tests."""
     with (
         pipe() as to_tests,
@@ -115,7 +116,7 @@ def _run_separately(
 
 def _run_in_one_process(
     order: Mapping[str, Any], *, isolation: Isolation, limits: SandboxLimits
-) -> dict[str, Any]:
+) -> Verdict:
     """Run the program and its tests in one process; return its verdict."""
     with (
         pipe() as orders,
@@ -128,7 +129,7 @@ def _run_in_one_process(
         return _verdict((both,), limits=limits)
 
 
-def _verdict(processes: Sequence[Process], *, limits: SandboxLimits) -> dict[str, Any]:
+def _verdict(processes: Sequence[Process], *, limits: SandboxLimits) -> Verdict:
     """Return the verdict that the first process writes, or why it wrote none."""
     judge = processes[0]
     end = time.monotonic() + limits.wall_seconds
@@ -145,14 +146,14 @@ def _verdict(processes: Sequence[Process], *, limits: SandboxLimits) -> dict[str
             next_check = time.monotonic() + PAUSE
     # A program run with its tests may fork, and each fork writes a line: one failure decides.
     try:
-        verdicts = [json.loads(line) for line in judge.written.splitlines()]
+        verdicts: list[Verdict] = [json.loads(line) for line in judge.written.splitlines()]
         verdicts.sort(key=lambda verdict: verdict.get("passed") is True)
     except (ValueError, AttributeError):
         return _failed("its process wrote an invalid verdict")
     return verdicts[0] if verdicts else _failed(end_of(judge))
 
 
-def _failed(reason: str) -> dict[str, Any]:
+def _failed(reason: str) -> Verdict:
     return {"passed": False, "reason": reason}
 
 

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 # Bytes of a message; integers below SMALL are exact in JSON, whose numbers may be read as doubles.
 LINE = 16 << 20
@@ -100,6 +100,13 @@ def _complex(real: str, imaginary: str) -> complex:
     return complex(float.fromhex(real), float.fromhex(imaginary))
 
 
+class Graph(TypedDict):
+    """Values as nodes [kind, origin, content] and the places of the roots."""
+
+    nodes: list[Any]
+    roots: list[Any]
+
+
 class UnsendableError(BaseException):
     """The tests pass to the program, or compare with a result, what cannot be copied."""
 
@@ -151,7 +158,7 @@ class Link:
 
     def encode(
         self, roots: Iterable[Any], *, origins: Iterable[Any] = (), as_base: bool = False
-    ) -> tuple[dict[str, Any], list[Any]]:
+    ) -> tuple[Graph, list[Any]]:
         """Return a graph, and the object of each of its nodes.
 
         Args:
@@ -210,7 +217,7 @@ class Link:
         return self.describe(value, place_of)
 
     def decode(
-        self, graph: Mapping[str, Any], *, origins: list[Any] | None = None
+        self, graph: Graph, *, origins: list[Any] | None = None
     ) -> tuple[list[Any], list[Any]]:
         """Return the roots of a graph, and the object of each of its nodes.
 

@@ -8,7 +8,7 @@ import builtins
 import sys
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 from eval.graders.program_server import PROGRAM, describe_error
 from eval.graders.remote_objects import (
@@ -27,6 +27,14 @@ UNEXPECTED = frozenset(
 )
 # Names in tests that use more of the program than its values: its output or its imports.
 SHARED = frozenset({"redirect_stdout", "redirect_stderr", "stdout", "stderr", "stdin", "patch"})
+
+
+class Verdict(TypedDict, total=False):
+    """The verdict of a confined process; `unsendable` alone if one process must run both."""
+
+    passed: bool
+    reason: str
+    unsendable: str
 
 
 class ProgramClient:
@@ -187,12 +195,12 @@ class ProgramClient:
         self.used = _used(code)
         if self.used & SHARED:
             raise UnsendableError("the tests read or replace output or imports of the program")
-        wanted = [n for n in self.used if n not in self.names and not hasattr(builtins, n)]
-        places = self.request("names", None, wanted)
+        missing = [n for n in self.used if n not in self.names and not hasattr(builtins, n)]
+        places = self.request("names", None, missing)
         if "type" in self.used:
             self.names.setdefault("type", TypeOf)
         plain = False
-        for name in wanted:
+        for name in missing:
             if name not in places:
                 continue
             if name != entry and places[name] is not None and places[name][1] not in BROAD:
@@ -222,7 +230,7 @@ def _used(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*(_used(one) for one in inner))
 
 
-def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) -> dict[str, Any]:
+def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) -> Verdict:
     """Run the tests against the program's process; return {"passed": ..., "reason": ...}.
 
     Returns {"unsendable": reason} if the tests need to send an object that cannot be copied.
@@ -245,7 +253,7 @@ def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) 
     except UnsendableError as error:
         return {"unsendable": str(error)}
     except EndedError as error:
-        return {**_failed(str(error)), "ended": True}
+        return _failed(str(error))
     except BaseException as error:
         if isinstance(client.failure, UnsendableError):
             return {"unsendable": str(client.failure)}
@@ -260,7 +268,7 @@ def run_tests(incoming: BinaryIO, outgoing: BinaryIO, order: Mapping[str, Any]) 
     return {"passed": True, "reason": "passed"}
 
 
-def run_together(_: BinaryIO, __: BinaryIO, order: Mapping[str, Any]) -> dict[str, Any]:
+def run_together(_: BinaryIO, __: BinaryIO, order: Mapping[str, Any]) -> Verdict:
     """Run the program and its tests in this process, where the program could forge the verdict."""
     sources = {PROGRAM: order["program"], TESTS: order["tests"]}
     describe, failed = describe_error, _failed
@@ -274,5 +282,5 @@ def run_together(_: BinaryIO, __: BinaryIO, order: Mapping[str, Any]) -> dict[st
     return {"passed": True, "reason": "passed"}
 
 
-def _failed(reason: str) -> dict[str, Any]:
+def _failed(reason: str) -> Verdict:
     return {"passed": False, "reason": reason or "an error without a name"}

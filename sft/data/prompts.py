@@ -29,7 +29,7 @@ ANSWER = re.compile(
 
 
 def read_prompts(
-    sources: Sequence[Source], *, reference_flaw: Callable[[Any], str | None] | None = None
+    sources: Sequence[Source], *, reference_error: Callable[[Any], str | None] | None = None
 ) -> list[dict[str, Any]]:
     """Read rows of {"messages", "id", "category", "language", "reference"?}.
 
@@ -38,7 +38,7 @@ def read_prompts(
     are left out.
 
     Args:
-        reference_flaw: returns the problem with a row's reference, or None.
+        reference_error: returns the problem with a row's reference, or None.
 
     Raises:
         UserError: the first row that is no prompt or whose reference has a problem, with file and
@@ -58,7 +58,7 @@ def read_prompts(
             reference = labels.get("reference", "")
             # Files with references for some rows leave the others empty.
             filled = reference not in ("", [], {})
-            if reference_flaw and filled and (problem := reference_flaw(reference)):
+            if reference_error and filled and (problem := reference_error(reference)):
                 raise UserError(f"{item.origin}: {problem}")
             kind = labels.pop("kind", None)
             category = labels.pop("category", None) or kind or source.kind or "all"
