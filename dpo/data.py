@@ -12,7 +12,6 @@ from sft.data.formats import MappedRow, read_question, unknown_format, unread_co
 from sft.data.json_values import decode_json, number_of
 from sft.data.loss_marks import without_marks
 from sft.data.messages import (
-    Message,
     as_turns,
     check_turns,
     cut_lead,
@@ -24,12 +23,13 @@ from sft.data.records import RowError, wrong_type
 from sft.data.sources import ParsedRow, SourceRows, collect, metadata, read_each, read_kind
 from sft.data.unsupported import check_no_media, check_no_media_placeholders, check_not_kto
 from sft.errors import UserError
+from sft.schema import ChatMessage
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 # What is said about the two answers is no part of them.
 COMMENTS = frozenset({"rationale", "explanation", "reason", "reasoning", "comment", "comments"})
-Pair = tuple[list[Message], list[Message], list[Message]]
+Pair = tuple[list[ChatMessage], list[ChatMessage], list[ChatMessage]]
 
 
 def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows:
@@ -169,7 +169,7 @@ def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
     return implied, chosen[shared:], rejected[shared:]
 
 
-def _answer(value: Any, origin: str, side: str) -> list[Message]:
+def _answer(value: Any, origin: str, side: str) -> list[ChatMessage]:
     """One side: an answer, or a conversation (a list of messages or a raw HH transcript)."""
     if isinstance(value, str) and HH_TURN.match(value):
         return read_transcript(value, origin)
@@ -180,7 +180,7 @@ def _is_one_text(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)
 
 
-def read_transcript(text: str, origin: str) -> list[Message]:
+def read_transcript(text: str, origin: str) -> list[ChatMessage]:
     """Messages of a raw HH transcript, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
     _, *parts = HH_TURN.split(text)
     return [
@@ -222,7 +222,7 @@ def _read_scored(fields: Fields, origin: str) -> Pair:
 
 
 def _check(
-    prompt: list[Message], chosen: list[Message], rejected: list[Message], origin: str
+    prompt: list[ChatMessage], chosen: list[ChatMessage], rejected: list[ChatMessage], origin: str
 ) -> None:
     if not any(message["role"] == "user" for message in prompt):
         raise RowError(

@@ -13,6 +13,8 @@ class _MessageKeys(TypedDict, total=False):
     tool_call_id: str
     name: str
     reasoning_content: str
+    thinking: str  # as `reasoning_content`, under the names of other templates
+    reasoning: str
     trained: bool  # False: a turn of the assistant that is context only
 
 

@@ -51,7 +51,8 @@ def apply_template(
     if day is not None and asks_date(tokenizer):
         template = tokenizer.get_chat_template(None, tools)
         options["chat_template"] = _on_day(template, day)
-    return tokenizer.apply_chat_template(without_marks(messages), tools=tools, **options)
+    conversation: Any = without_marks(messages)  # upstream's type has no tool calls
+    return tokenizer.apply_chat_template(conversation, tools=tools, **options)
 
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -30,7 +30,6 @@ from sft.data.loss_marks import TRAINED, mark_turns, read_mark
 from sft.data.message_trees import all_paths, best_path
 from sft.data.messages import (
     ROUNDS,
-    Message,
     answers_with_unknown_keys,
     as_list,
     as_turns,
@@ -52,6 +51,7 @@ from sft.data.unsupported import (
     check_not_kto,
 )
 from sft.errors import UserError
+from sft.schema import ChatMessage
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class MappedRow:
 class ParsedChat:
     """A checked conversation, the tools it may call, and the names of the changes made to it."""
 
-    messages: list[Message]
+    messages: list[ChatMessage]
     tools: list[dict[str, Any]] | None
     changes: tuple[str, ...]
 
 
-def unread_content(row: MappedRow, messages: Iterable[Message]) -> dict[str, str]:
+def unread_content(row: MappedRow, messages: Iterable[ChatMessage]) -> dict[str, str]:
     """Return the `unread_texts` of a row, including unknown keys of its messages.
 
     Call it last: fields that are read later count as unread. `messages` are all that the row gave.
@@ -156,7 +156,7 @@ def read_chats(row: MappedRow, *, tree_paths: str = "best") -> list[ParsedChat]:
     return chats
 
 
-def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list[Message]]:
+def _conversations(fields: Fields, origin: str, *, tree_paths: str) -> list[list[ChatMessage]]:
     lead = _system(fields, origin)
     for name in ("messages", "conversations", "conversation"):
         if name in fields:
@@ -216,14 +216,14 @@ def _check_not_preference(fields: Fields, origin: str) -> None:
     )
 
 
-def _system(fields: Fields, origin: str) -> list[Message]:
+def _system(fields: Fields, origin: str) -> list[ChatMessage]:
     for name in ("system", "system_prompt"):
         if fields.get(name):
             return [{"role": "system", "content": text_field(fields[name], origin, where=name)}]
     return []
 
 
-def read_question(fields: Fields, origin: str) -> list[Message]:
+def read_question(fields: Fields, origin: str) -> list[ChatMessage]:
     """Return the turns before an answer that is in another field; empty if there are none."""
     lead = _system(fields, origin)
     for name in ("prompt", "conversations", "conversation", "instruction", "question", "query"):
@@ -237,7 +237,7 @@ def read_question(fields: Fields, origin: str) -> list[Message]:
     return []
 
 
-def _read_pair(fields: Fields, question: str, answer: str, origin: str) -> list[Message]:
+def _read_pair(fields: Fields, question: str, answer: str, origin: str) -> list[ChatMessage]:
     if answer == several_answers(fields):
         raise RowError(
             origin,
@@ -262,9 +262,9 @@ def _read_pair(fields: Fields, question: str, answer: str, origin: str) -> list[
     return _question_turns(fields, question, origin) + turns
 
 
-def _question_turns(fields: Fields, name: str, origin: str) -> list[Message]:
+def _question_turns(fields: Fields, name: str, origin: str) -> list[ChatMessage]:
     """Return the history, then the question in field `name` with the fields that belong to it."""
-    messages: list[Message] = []
+    messages: list[ChatMessage] = []
     history = decode_json(fields.get("history")) or []
     if not isinstance(history, list):
         raise wrong_type(origin, "history", history, "a list of pairs of texts")
@@ -278,7 +278,7 @@ def _question_turns(fields: Fields, name: str, origin: str) -> list[Message]:
     return messages + turns
 
 
-def _turn(number: int, text: Any, origin: str, *, where: str) -> Message:
+def _turn(number: int, text: Any, origin: str, *, where: str) -> ChatMessage:
     """Return a turn of a conversation that the user begins."""
     role = ("user", "assistant")[number % 2]
     return {"role": role, "content": text_field(text, origin, where=where)}
@@ -294,12 +294,12 @@ def _is_conversation(name: str, value: Any) -> bool:
     return is_texts or (is_chat(decoded) if isinstance(value, str) else is_messages(decoded))
 
 
-def _with_system(lead: list[Message], messages: list[Message]) -> list[Message]:
+def _with_system(lead: list[ChatMessage], messages: list[ChatMessage]) -> list[ChatMessage]:
     # The messages may begin with the system turn that is also in a field.
     return messages if lead == messages[:1] else lead + messages
 
 
-def _read_turns(value: Any, origin: str, *, where: str) -> list[Message]:
+def _read_turns(value: Any, origin: str, *, where: str) -> list[ChatMessage]:
     """Read messages, objects of a question and its answer (Firefly, Capybara), or texts in turn."""
     value = decode_json(value)
     first = value[0] if isinstance(value, list) and value else None
@@ -319,7 +319,7 @@ def _read_turns(value: Any, origin: str, *, where: str) -> list[Message]:
     return messages
 
 
-def _read_instances(fields: Fields, origin: str) -> list[list[Message]]:
+def _read_instances(fields: Fields, origin: str) -> list[list[ChatMessage]]:
     """Read a self-instruct seed: an instruction with instances of input and output."""
     instances = decode_json(fields["instances"])
     if not isinstance(instances, list):

@@ -90,7 +90,7 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {twice[:40]!r} stands twice in an object")
+        raise ValueError(f"the field {twice[:40]!r} occurs twice in an object")
     return fields
 
 

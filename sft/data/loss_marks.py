@@ -6,13 +6,14 @@ than true, false, 1 or 0, and for marks that contradict each other.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final, cast
 
 from sft.data.fields import Fields
 from sft.data.json_values import type_name
 from sft.data.records import RowError
+from sft.schema import ChatMessage
 
-TRAINED = "trained"  # key of a message: False if its row excludes it from the loss
+TRAINED: Final = "trained"  # key of a message: False if its row excludes it from the loss
 # Keys of a message that are true or 1 if it is trained: OpenAI's fine-tuning format, Axolotl,
 # ms-swift, XTuner; and keys that are true if it is not (torchtune).
 KEPT = (
@@ -38,9 +39,10 @@ def has_marks(messages: Iterable[Mapping[str, Any]]) -> bool:
     return not all(map(is_trained, messages))
 
 
-def without_marks(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def without_marks(messages: Iterable[Mapping[str, Any]]) -> list[ChatMessage]:
     """Return the messages in the form that a template takes."""
-    return [{k: v for k, v in message.items() if k != TRAINED} for message in messages]
+    kept = [{k: v for k, v in message.items() if k != TRAINED} for message in messages]
+    return cast(list[ChatMessage], kept)
 
 
 def read_mark(turn: Mapping[str, Any], origin: str, *, where: str) -> bool | None:
@@ -59,7 +61,7 @@ def read_mark(turn: Mapping[str, Any], origin: str, *, where: str) -> bool | Non
     return next(iter(marks), None)
 
 
-def mark_turns(messages: Sequence[dict[str, Any]], fields: Fields, origin: str) -> None:
+def mark_turns(messages: Sequence[ChatMessage], fields: Fields, origin: str) -> None:
     """Mark the assistant turns that a field of the row excludes from the loss.
 
     The field is a list with a value for each message, for each but the system turn, or for each

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from sft.data.json_values import number_of
-from sft.data.messages import ROLES, Message, read_role, text_field
+from sft.data.messages import ROLES, read_role, text_field
 from sft.data.records import Record, RowError, wrong_type
 from sft.errors import UserError
+from sft.schema import ChatMessage
 
 TEXTS = ("text", "content")
 # Fields of a message that is a row; further fields describe it.
@@ -115,7 +116,7 @@ def _unrelated(record: Record) -> UserError:
     )
 
 
-def best_path(root: dict[str, Any], origin: str) -> list[Message]:
+def best_path(root: dict[str, Any], origin: str) -> list[ChatMessage]:
     """Return the path from the root through the best-ranked reply at every step."""
     messages, node = [], root
     while node:
@@ -125,9 +126,9 @@ def best_path(root: dict[str, Any], origin: str) -> list[Message]:
     return messages
 
 
-def all_paths(root: dict[str, Any], origin: str) -> list[list[Message]]:
+def all_paths(root: dict[str, Any], origin: str) -> list[list[ChatMessage]]:
     """Return every path from the root to a last answer, in file order."""
-    paths: list[list[Message]] = []
+    paths: list[list[ChatMessage]] = []
     pending = [(root, [_message(root, origin)])]
     while pending:
         node, path = pending.pop()
@@ -156,7 +157,7 @@ def _has_answer(node: dict[str, Any]) -> bool:
     return False
 
 
-def _message(node: dict[str, Any], origin: str) -> Message:
+def _message(node: dict[str, Any], origin: str) -> ChatMessage:
     return {
         "role": read_role(node.get("role"), origin, where="a message of the tree"),
         "content": text_field(node.get("text"), origin, where="text"),

@@ -5,15 +5,14 @@ Functions raise `RowError` for a value of a wrong type and for a chat that break
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from sft.data.fields import Fields
 from sft.data.json_values import decode_json, drop_nulls, find_lone_surrogate
 from sft.data.loss_marks import KEYS, LISTS, TRAINED, is_trained, read_mark
 from sft.data.records import RowError, invalid_text, wrong_type
 from sft.data.unsupported import check_no_media
-
-Message = dict[str, Any]
+from sft.schema import ChatMessage
 
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -58,7 +57,7 @@ def decode_chats(fields: Fields) -> None:
         fields[name] = chats[name]
 
 
-def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[Message]:
+def as_turns(value: Any, role: str, origin: str, *, where: str) -> list[ChatMessage]:
     """Return the messages of a text (one turn of `role`), a message, or a list of messages."""
     if isinstance(value, list | dict):
         return read_messages(as_list(value), origin, where=where)
@@ -125,7 +124,7 @@ def answers_with_unknown_keys(values: Iterable[Any]) -> Iterator[dict[str, Any]]
                 yield turn
 
 
-def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
+def read_messages(value: Any, origin: str, *, where: str) -> list[ChatMessage]:
     """Read messages with OpenAI's keys (role, content) or ShareGPT's (from, value), or both."""
     value = decode_json(value)
     if not isinstance(value, list):
@@ -133,14 +132,14 @@ def read_messages(value: Any, origin: str, *, where: str) -> list[Message]:
     return [_message(turn, origin, where=f"{where}[{i}]") for i, turn in enumerate(value)]
 
 
-def _message(turn: Any, origin: str, *, where: str) -> Message:
+def _message(turn: Any, origin: str, *, where: str) -> ChatMessage:
     if not isinstance(turn, dict):
         raise wrong_type(origin, where, turn, "an object with role and content")
     raw_role = _raw_role(turn)
     role = read_role(raw_role, origin, where=where)
     check_no_media(turn, origin)
     content = turn.get("content", turn.get("value"))
-    message: Message = {"role": role}
+    message: dict[str, Any] = {"role": role}
     is_call = raw_role == "function_call"  # ShareGPT: the content is the call
     if is_call:
         message |= {"content": "", "tool_calls": _read_calls(content, origin, where=where)}
@@ -156,7 +155,7 @@ def _message(turn: Any, origin: str, *, where: str) -> Message:
     for key in () if is_call else EXTRA_KEYS:
         if turn.get(key) is not None:
             message[key] = text_field(turn[key], origin, where=f"{where}.{key}")
-    return message
+    return cast(ChatMessage, message)
 
 
 def read_role(role: Any, origin: str, *, where: str) -> str:
@@ -217,7 +216,7 @@ def _check_surrogates(value: Any, origin: str, *, where: str) -> None:
         raise invalid_text(origin, where=place, what="half a surrogate pair")
 
 
-def drop_null_arguments(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+def drop_null_arguments(messages: list[ChatMessage]) -> tuple[list[ChatMessage], tuple[str, ...]]:
     """Drop null arguments of tool calls that are objects; return the messages and the changes.
 
     Arrow, and files written from it, give every call the arguments of all others, as null.
@@ -250,7 +249,9 @@ def text_field(value: Any, origin: str, *, where: str) -> str:
     return value
 
 
-def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tuple[str, ...]]:
+def check_chat(
+    messages: list[ChatMessage], origin: str
+) -> tuple[list[ChatMessage], tuple[str, ...]]:
     """Check the rules of a chat to train on; return it and the names of the changes made to it.
 
     Turns after the last trained answer, assistant turns before the first user turn (no generation
@@ -284,7 +285,7 @@ def check_chat(messages: list[Message], origin: str) -> tuple[list[Message], tup
     return messages, (*changes, *cut, *dropped)
 
 
-def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
+def cut_lead(messages: list[ChatMessage]) -> tuple[list[ChatMessage], tuple[str, ...]]:
     """Cut an empty system turn and assistant turns before the first question."""
     changes = []
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
@@ -298,7 +299,7 @@ def cut_lead(messages: list[Message]) -> tuple[list[Message], tuple[str, ...]]:
     return lead + body[begin:], tuple(changes)
 
 
-def check_turns(messages: list[Message], origin: str) -> None:
+def check_turns(messages: list[ChatMessage], origin: str) -> None:
     """Check that no turn of user or assistant is empty and that only the first is a system turn."""
     for number, message in enumerate(messages, start=1):
         role = message["role"]

@@ -9,11 +9,12 @@ from sft.data.field_names import META, PAIRS, present_pairs
 from sft.data.fields import UnreadFields
 from sft.data.formats import MappedRow, read_chats, read_question, unread_content
 from sft.data.loss_marks import without_marks
-from sft.data.messages import CHATS, Message, check_turns, ends_with_user_turn, read_messages
+from sft.data.messages import CHATS, check_turns, ends_with_user_turn, read_messages
 from sft.data.records import RowError
 from sft.data.sources import read_rows
 from sft.data.unsupported import check_no_media, check_no_media_placeholders
 from sft.errors import UserError
+from sft.schema import ChatMessage
 
 STRUCTURED = {*CHATS, "instances", "message_tree_id"}
 REMEDY = (
@@ -84,11 +85,11 @@ def evenly_spaced(rows: Sequence[dict[str, Any]], count: int | None) -> list[dic
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
-def _prompt_messages(row: MappedRow) -> list[Message]:
+def _prompt_messages(row: MappedRow) -> list[ChatMessage]:
     fields, origin = row.fields, row.origin
     check_no_media(fields, origin)
     answered = fields.keys() & {"response", "completion"}
-    turns: list[Message] = []
+    turns: list[ChatMessage] = []
     if isinstance(fields.peek("prompt"), str) and not answered:
         turns = read_question(fields, origin)
     elif isinstance(messages := fields.peek("messages"), list) and ends_with_user_turn(messages):

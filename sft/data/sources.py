@@ -21,11 +21,10 @@ from sft.data.fields import UnreadFields
 from sft.data.formats import MappedRow, apply_columns, read_chats, read_text, unread_content
 from sft.data.json_values import field_of
 from sft.data.message_trees import assemble_trees
-from sft.data.messages import Message
 from sft.data.readers import read_records
 from sft.data.records import RowError
 from sft.errors import UserError
-from sft.schema import SourceFacts
+from sft.schema import ChatMessage, SourceFacts
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +268,7 @@ def _chats(source: Source) -> Iterator[ParsedRow | RowError]:
 def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """Yield the rows of a record, each with the names of the changes made to it."""
     if (text := read_text(record)) is not None:
-        messages: list[Message] = [{"role": "user", "content": text}]
+        messages: list[ChatMessage] = [{"role": "user", "content": text}]
         kind = read_kind(record, source, messages=messages, default=TEXT_KIND)
         yield {"text": text, "kind": kind, "origin": record.origin} | metadata(record), ()
         return
@@ -291,7 +290,7 @@ def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], t
 
 
 def read_kind(
-    record: MappedRow, source: Source, *, messages: Sequence[Message], default: str = OTHER_KIND
+    record: MappedRow, source: Source, *, messages: Sequence[ChatMessage], default: str = OTHER_KIND
 ) -> str:
     """Return the kind of a row: by the source's `kind_rule`, its `kind`, or the row's field.
 

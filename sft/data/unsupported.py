@@ -12,6 +12,7 @@ from sft.data.fields import Fields
 from sft.data.json_values import number_of
 from sft.data.records import RowError
 from sft.errors import UserError
+from sft.schema import ChatMessage
 
 # Fields of images, video and audio.
 MEDIA = frozenset(
@@ -66,7 +67,7 @@ def check_no_media(fields: Mapping[str, Any], origin: str) -> None:
             raise _media(origin, f"there is a filled field {name!r}")
 
 
-def check_no_media_placeholders(messages: list[dict[str, Any]], origin: str) -> None:
+def check_no_media_placeholders(messages: list[ChatMessage], origin: str) -> None:
     """Check that no turn but the assistant's holds the placeholder of an image, video or audio."""
     for number, message in enumerate(messages, start=1):
         text = message["content"]

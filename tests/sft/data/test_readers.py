@@ -280,7 +280,7 @@ BAD_FILES = {
     "commas.jsonl": (b'{"prompt": "a", "response": "b"},\n{}', ":1: .*a comma after the object"),
     "comma.jsonl": (b'{\n"prompt": "a", "response": "b"},\n{}', ":2: .*a comma between two"),
     "two.jsonl": (b'{"prompt": "a"}{"prompt": "b"}', ":1: .*another object after the first"),
-    "twice.jsonl": (b'{"prompt": "a", "prompt": "c", "response": "b"}', ":1: .*'prompt' stands tw"),
+    "twice.jsonl": (b'{"prompt": "a", "prompt": "c", "response": "b"}', ":1: .*'prompt' occurs tw"),
     "twice.csv": (b"prompt,response,response\na,b,c\n", ":1: the header names response more"),
     "nameless.csv": (b"prompt,response,,\na,b,,\na,b,c,\n", ":3: cells in several columns with"),
     "quote.csv": (b'prompt,response\n"a,b\n', ":2: malformed CSV"),
