@@ -45,6 +45,8 @@ _OF_WRITES = {errno.ENOENT: "leave the folder in its place while a command write
 MISPLACED = {errno.EISDIR, errno.EEXIST}  # a folder in the place of a file, or the reverse
 _NO_TEMPORARY = "No usable temporary directory"  # message of tempfile.gettempdir on full disks
 _NO_SPACE = "Not enough disk space"  # message of datasets.builder before it writes
+# Messages of torch's zip writer, which have no errno; the last one comes from the last flush.
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "unexpected pos", "iostream error")
 # Rust and C++ libraries put the errno into their message, if anywhere.
 _NUMBER = re.compile(r"os error (\d+)|Errno (\d+)|code: (\d+)")
 
@@ -120,13 +122,7 @@ def _number(error: BaseException | None) -> int:
 
 
 def _is_torch_writer(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and any(
-        words in str(error)
-        for words in (
-            *("PytorchStreamWriter", "inline_container", "unexpected pos"),
-            "iostream error",  # if the disk is full at the last flush
-        )
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _TORCH_WRITER)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -217,11 +213,7 @@ def iter_jsonl(path: Path, *, remedy: str) -> Iterator[tuple[int, dict[str, Any]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read all lines of a file that a run wrote.
-
-    Raises:
-        UserError: a line is not a JSON object.
-    """
+    """Return the rows of a JSON-lines file that a run wrote; see `iter_jsonl`."""
     remedy = "the file was changed after it was written: start the command that wrote it again"
     return [row for _, row in iter_jsonl(path, remedy=remedy)]
 

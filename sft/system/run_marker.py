@@ -64,7 +64,7 @@ class Marker:
     def add(self, path: Path) -> None:
         """Record that the run is about to write `path`, or into the folder `path`."""
         name = self._name(path)
-        if name is not None and not self._is_open(name):
+        if name is not None and self.written.get(name, set()) is not None:
             self._append({"path": name})
             self.written[name] = None
 
@@ -85,10 +85,9 @@ class Marker:
             return True
         for depth in range(1, len(parts) + 1):
             top = str(Path(*parts[:depth]))
-            if top in self.written:
-                files = self.written[top]
-                if files is None or str(name.relative_to(top)) in files:
-                    return True
+            files = self.written.get(top, set())
+            if files is None or str(name.relative_to(top)) in files:
+                return True
         return False
 
     def foreign_files(self, path: Path) -> list[Path]:
@@ -132,9 +131,6 @@ class Marker:
         folder = f"{Path(*parts[:below])}{os.sep}"
         return any(name.startswith(folder) for name in self.written)
 
-    def _is_open(self, name: str) -> bool:
-        return name in self.written and self.written[name] is None
-
     def _append(self, entry: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
         with os.fdopen(os.open(self.folder / NAME, flags), "ab", 0) as stream:
@@ -166,9 +162,7 @@ def read_marker(folder: Path) -> Marker | None:
             files = entry.get("files")
             marker.written[entry["path"]] = None if files is None else set(files)
         elif line and line is not lines[-1]:
-            log.warning(
-                "%s: a line is damaged; the path that it names counts as not from this run", path
-            )
+            log.warning("%s: a line is damaged; its path counts as not from this run", path)
     if lines and lines[-1]:  # a kill cut the last one off
         with path.open("ab") as stream:
             stream.write(b"\n")
@@ -193,12 +187,11 @@ def record_writes_in(marker: Marker) -> Iterator[None]:
 def recording(path: Path) -> Iterator[None]:
     """Record in the marker of the open run, if any, that the block writes `path`."""
     marker = _marker
-    if marker is None:
-        yield
-        return
-    marker.add(path)
+    if marker is not None:
+        marker.add(path)
     yield
-    marker.close(path)
+    if marker is not None:
+        marker.close(path)
 
 
 def move_foreign_files(path: Path) -> None:
@@ -222,8 +215,4 @@ def _settled(name: Path) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     """Return all files and links below a folder; links are not followed."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [Path(place) / name for name in (*files, *links)]
-    return sorted(found)
+    return sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())

@@ -101,34 +101,22 @@ def prepare_chats(
     contains a benchmark question, or if no row is left.
     """
     split_at = split_at if section.too_long == "split" else None
-    stage = Stage(
-        context.folder / "data",
-        {
-            "sources": fingerprint([source_fingerprint(s) for s in section.sft]),
-            "options": fingerprint(
-                [
-                    [asdict(s) for s in section.sft],
-                    section.on_error,
-                    section.near_duplicates,
-                    section.turns,
-                    SCHEMA.names,
-                    split_at,
-                    context.seed,
-                ]
-            ),
-            "questions": questions_fingerprint(section, benchmarks),
-            "tokenizer": tokenizer_fingerprint(context.tokenizer),
-        },
-    )
+    options = [[asdict(s) for s in section.sft], section.on_error, section.near_duplicates]
+    options += [section.turns, SCHEMA.names, split_at, context.seed]
+    inputs = {
+        "sources": fingerprint([source_fingerprint(s) for s in section.sft]),
+        "options": fingerprint(options),
+        "questions": questions_fingerprint(section, benchmarks),
+        "tokenizer": tokenizer_fingerprint(context.tokenizer),
+    }
+    stage = Stage(context.folder / "data", inputs)
 
     def prepare() -> None:
         done = stage.finished()
         # Repeat also if a benchmark could not be loaded the last time.
         if done is None or done["unchecked"]:
             stage.begin()
-            facts = _prepare(
-                section, context, benchmarks=benchmarks, split_at=split_at, folder=stage.folder
-            )
+            facts = _prepare(section, context, benchmarks, split_at, stage.folder)
             write_json(stage.folder / "data.json", facts)
             stage.finish(
                 outputs=["sft.parquet", "data.json", "duplicates.jsonl", "contamination.jsonl"],
@@ -178,7 +166,6 @@ def _cache_hashes(cache: Path) -> dict[str, str]:
 def _prepare(
     section: DataSection,
     context: RunContext,
-    *,
     benchmarks: Benchmarks,
     split_at: int | None,
     folder: Path,
@@ -192,9 +179,8 @@ def _prepare(
         evidence=folder / "contamination.jsonl",
         files=section.decontaminate,
     )
-    read = drop_near_duplicates(
-        read, threshold=section.near_duplicates, evidence=folder / "duplicates.jsonl"
-    )
+    evidence = folder / "duplicates.jsonl"
+    read = drop_near_duplicates(read, threshold=section.near_duplicates, evidence=evidence)
     facts = {
         "sources": [asdict(count) for count in read.counts],
         "questions": {name: len(questions) for name, questions in known.items()},

@@ -103,13 +103,9 @@ def check_row(
     For `<s> q ? a <end> q ? b <end>` with both answers trained: 2 and none. Without the last token
     a rule is broken, unless the row is `cut`.
     """
-    turns, broken = _check(
-        np.asarray(ids, dtype=np.int64),
-        np.asarray(trained, dtype=bool),
-        np.array([len(ids)]),
-        rules=rules,
-        cut=np.array([cut]),
-    )
+    flat_ids, flat_trained = np.asarray(ids, dtype=np.int64), np.asarray(trained, dtype=bool)
+    lengths, cuts = np.array([len(ids)]), np.array([cut])
+    turns, broken = _check(flat_ids, flat_trained, lengths, rules=rules, cut=cuts)
     return int(turns[0]), [rule for rule, rows in broken.items() if rows[0]]
 
 
@@ -238,17 +234,13 @@ def stage_table(checked: Checked, *, title: str, rules: Rules) -> Group:
 
 
 def _cells(tally: Tally, more: Sequence[str]) -> list[str]:
-    shares = {
-        name: f"{count / tally.tokens:.1%}" if tally.tokens else "-"
-        for name, count in (
-            ("trained", tally.trained_tokens),
-            ("unknown", tally.unknown_tokens),
-            ("bytes", tally.byte_tokens),
-        )
-    }
-    counts = [tally.rows, tally.tokens, shares["trained"], tally.turns, tally.untrained]
-    counts += [tally.cut, tally.left_out, *(shares[name] for name in more)]
-    return [f"{count:,}" if isinstance(count, int) else str(count) for count in counts]
+    def share(count: int) -> str:
+        return f"{count / tally.tokens:.1%}" if tally.tokens else "-"
+
+    counts = [tally.turns, tally.untrained, tally.cut, tally.left_out]
+    extra = {"unknown": tally.unknown_tokens, "bytes": tally.byte_tokens}
+    first = [f"{tally.rows:,}", f"{tally.tokens:,}", share(tally.trained_tokens)]
+    return [*first, *(f"{count:,}" for count in counts), *(share(extra[name]) for name in more)]
 
 
 def mix_table(rows: Mapping[str, int], tokens: Mapping[str, int]) -> Table:
