@@ -80,9 +80,7 @@ def find_trained_turns(
         raise UserError("every assistant turn is marked as not trained; drop the row")
     turns, lost = [], set()
     for place in places[-1:] if last_only else places:
-        found = _find_trained_turn(
-            tokenizer, messages, place, text=text, tools=tools, ending=ending
-        )
+        found = _find_trained_turn(tokenizer, messages, place, text, tools, ending)
         if isinstance(found, TrainedTurn):
             turns.append(found)
         elif place == places[-1]:
@@ -99,7 +97,6 @@ def _find_trained_turn(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     place: int,
-    *,
     text: str,
     tools: list[Any] | None,
     ending: TurnEnd,
@@ -123,16 +120,18 @@ def _find_trained_turn(
         return UntrainedReason(f"the template does not end it with {ends}")
     end = begin + len(stop)
     content = message.get("content") or ""
-    if message.keys() <= {"role", "content"} and text[start:end] in (
-        ending.before + content + ending.after,
-        ending.before + content.strip() + ending.after,
-    ):
+    plain = {f"{ending.before}{words}{ending.after}" for words in (content, content.strip())}
+    if message.keys() <= {"role", "content"} and text[start:end] in plain:
         return TrainedTurn(start=start, end=end)
     # The turn has tool calls or thinking, or the template rewrites it. Its thinking may begin with
     # the tag that ends the prompt.
     body = strip_whitespace(text[start - len(opening_of(prompt)) : begin])
     lost = [piece for piece in message_texts(message) if strip_whitespace(piece) not in body]
-    if lost or not _renders_words(tokenizer, messages, place, tools=tools):
+    # Sentinels too, since a short answer or a function name can occur in the template's own text.
+    changed, marks = with_sentinels(message)
+    context = [*messages[:place], changed, *messages[place + 1 :]]
+    marked = "" if lost else render(tokenizer, context, tools=tools, prompt=False)
+    if lost or not all(mark in marked for mark in marks):
         piece = (lost or message_texts(message))[0][:40]
         return UntrainedReason(f"the template leaves out or rewrites {piece!r}", lost=True)
     if place + 1 < len(messages):
@@ -142,20 +141,6 @@ def _find_trained_turn(
         if not fresh.startswith(text[:end]):
             return UntrainedReason("the template writes it differently once it is history")
     return TrainedTurn(start=start, end=end)
-
-
-def _renders_words(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    place: int,
-    *,
-    tools: list[Any] | None,
-) -> bool:
-    # Sentinels, since a short answer or a function name can occur in the template's own text.
-    message, marks = with_sentinels(messages[place])
-    changed = [*messages[:place], message, *messages[place + 1 :]]
-    text = render(tokenizer, changed, tools=tools, prompt=False)
-    return all(mark in text for mark in marks)
 
 
 def check_no_control_tokens(

@@ -33,26 +33,16 @@ CLOSED = re.compile(r"</think(?:ing)?>|\[/THINK\]|<\|END_THINKING\|>")
 
 @dataclass(frozen=True)
 class MessageForms:
-    """The forms that a template takes.
+    """The forms that a template takes."""
 
-    Attributes:
-        text_arguments: arguments of calls are JSON text, not objects.
-        field: the key of a message under which the template takes thinking.
-        opening: the end of the generation prompt that opens a block of thinking, or "".
-        lead: without a field, the beginning of content with thinking that continues the opening.
-        inline: thinking between `<think>` and `</think>` in the content is written like the field.
-        doubled: thinking in the content gets an empty block of thinking before it, which no field
-            fills (Kimi K2 Thinking).
-        bare: an answer without thinking continues the generation prompt.
-    """
-
-    text_arguments: bool
-    field: str | None
-    opening: str
-    lead: str | None
-    inline: bool
+    text_arguments: bool  # arguments of calls are JSON text, not objects
+    field: str | None  # the key of a message under which the template takes thinking
+    opening: str  # the end of the generation prompt that opens a block of thinking, or ""
+    lead: str | None  # without a field: the start of content that continues the opening
+    inline: bool  # thinking between <think> tags in the content is written like the field
+    # Thinking in the content gets an empty block before it that no field fills (Kimi K2 Thinking).
     doubled: bool
-    bare: bool
+    bare: bool  # an answer without thinking continues the generation prompt
 
 
 def to_template_form(
@@ -86,8 +76,8 @@ def check_thinking_rendered(
         if forms.doubled and message.get("role") == "assistant" and _thinking(message, forms):
             raise UserError(
                 f"message {number} (assistant) has thinking, and the template writes a block of "
-                "thinking before every answer; remove the thinking, or set "
-                "model.chat_template to a template that takes it"
+                "thinking before every answer; remove the thinking, or set model.chat_template "
+                "to a template that takes it"
             )
     thinks = _thinking(messages[-1], forms) is not None
     takes = forms.field is not None or forms.lead is not None
@@ -99,8 +89,7 @@ def check_thinking_rendered(
     what = "has thinking, which the template leaves out" if thinks else "has none"
     remedy = "set model.chat_template to a template that keeps thinking"
     if takes:
-        remedy = "give it its thinking as reasoning_content, or as <think>...</think> before "
-        remedy += "the content"
+        remedy = "give it its thinking as reasoning_content, or in <think> tags before the content"
     raise UserError(
         "the last assistant turn cannot be trained: the generation prompt opens a block of "
         f"thinking ({forms.opening!r}), and the answer {what}; {remedy}"
@@ -108,10 +97,9 @@ def check_thinking_rendered(
 
 
 def _has_calls_or_thinking(message: Message) -> bool:
-    if message.get("role") != "assistant":
-        return False
     named = any(message.get(key) for key in ("tool_calls", *REASONING))
-    return named or "</think" in (message.get("content") or "")
+    thinks = named or "</think" in (message.get("content") or "")
+    return thinks and message.get("role") == "assistant"
 
 
 def _thinking(message: Message, forms: MessageForms) -> tuple[str, str] | None:
@@ -189,12 +177,9 @@ def _find_message_forms(
 
     named = {key: before(THOUGHT, content=ANSWER_SENTINEL, **{key: THOUGHT}) for key in REASONING}
     field = next((key for key in REASONING if named[key] is not None), None)
-    closing = _closing(opening)
     leads = (opening, "") if opening and field is None else ()
-    found = {
-        lead: before(THOUGHT, content=f"{lead}{THOUGHT}{closing}{ANSWER_SENTINEL}")
-        for lead in leads
-    }
+    answer = f"{THOUGHT}{_closing(opening)}{ANSWER_SENTINEL}"
+    found = {lead: before(THOUGHT, content=lead + answer) for lead in leads}
     inline = before(THOUGHT, content=f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}")
     return MessageForms(
         text_arguments=_takes_json_text(tokenizer),
@@ -209,9 +194,8 @@ def _find_message_forms(
 
 def _adds_empty_block(tokenizer: PreTrainedTokenizerBase) -> bool:
     message = {"role": "assistant", "content": f"<think>{THOUGHT}</think>{ANSWER_SENTINEL}"}
-    head, there, _ = (
-        _rendered(tokenizer, [ASK, message]).rpartition(QUESTION_SENTINEL)[2].partition(THOUGHT)
-    )
+    turn = _rendered(tokenizer, [ASK, message]).rpartition(QUESTION_SENTINEL)[2]
+    head, there, _ = turn.partition(THOUGHT)
     return bool(there) and CLOSED.search(head) is not None
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sft.errors import UserError
 
 UNASSIGNED = "\U0010fffd"  # a character that no vocabulary has
+BYTES = {char: byte for byte, char in bytes_to_unicode().items()}  # the alphabet of byte-level BPE
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,13 @@ class CoverageCount:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which ids of a tokenizer represent text that its vocabulary lacks.
-
-    Attributes:
-        unknown: the id that replaces such text; None if the tokenizer represents every text or
-            drops such text.
-        byte_ids: ids of single bytes (`<0xE4>`), which keep the text but need many tokens.
-        loses: whether text can be lost, to the unknown token or without any token.
-        written: for a byte-level tokenizer, the bytes in its vocabulary; SmolLM2's lacks 21.
-    """
+    """Which ids of a tokenizer represent text that its vocabulary lacks."""
 
     tokenizer: PreTrainedTokenizerBase
-    unknown: int | None
-    byte_ids: frozenset[int]
-    loses: bool
-    written: bytes = b""
+    unknown: int | None  # id that replaces such text, if any
+    byte_ids: frozenset[int]  # ids of single bytes (`<0xE4>`), which keep the text in many tokens
+    loses: bool  # text can be lost, to the unknown token or without any token
+    written: bytes = b""  # byte-level: the bytes in the vocabulary; SmolLM2's lacks 21
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Coverage":
@@ -70,12 +64,10 @@ class Coverage:
         if not texts or not self.loses or written:
             return CoverageCount(sum(map(_size, texts)))
         found = CoverageCount()
-        tokens = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for text, ids, spans in zip(
-            texts, tokens["input_ids"], tokens["offset_mapping"], strict=True
-        ):
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        tokens = self.tokenizer(list(texts), **options)
+        columns = (texts, tokens["input_ids"], tokens["offset_mapping"])
+        for text, ids, spans in zip(*columns, strict=True):
             kept = bytearray(len(text))
             for i, (start, end) in zip(ids, spans, strict=True):
                 if i != self.unknown:
@@ -91,23 +83,12 @@ class Coverage:
             return found
         tokens = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)
         for text, ids in zip(texts, tokens["input_ids"], strict=True):
-            back = self.tokenizer.decode(
-                [i for i in ids if i != self.unknown], clean_up_tokenization_spaces=False
-            )
+            kept = [i for i in ids if i != self.unknown]
+            back = self.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
             missing = Counter(text) - Counter(back)
             lost = sum(n for c, n in missing.items() if not c.isspace())
             found += CoverageCount(_size(text), lost)
         return found
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's alphabet, the character for each byte (its `bytes_to_unicode`)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-BYTES = _byte_alphabet()
 
 
 def row_texts(row: Mapping[str, Any]) -> list[str]:

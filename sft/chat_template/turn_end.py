@@ -25,26 +25,17 @@ GENERATION = re.compile(r"{%-?\s*generation\s*-?%}")
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """How the template ends an assistant turn.
+    """How the template ends an assistant turn."""
 
-    Attributes:
-        texts: the tokens that end a turn: of words, of tool calls if different (`<|call|>` of
-            gpt-oss), and eos.
-        before, after: the text around the content of a new turn, from the end of the generation
-            prompt to the end of the stop token.
-        closing: the text that ends a turn but is written only if a generation prompt (Qwen1.5) or
-            the role token of the next turn follows (`<|user|>`, `<|observation|>` of GLM); else "".
-        call_closing: `closing` after a turn of tool calls.
-        bos: whether the conversation begins with BOS.
-    """
-
-    texts: tuple[str, ...]
+    texts: tuple[str, ...]  # tokens that end a turn: of words, of calls (gpt-oss), and eos
     ids: tuple[int, ...]
-    before: str
-    after: str
+    before: str  # from the end of the generation prompt to the content
+    after: str  # from the content to the end of the stop token
+    # Text that ends a turn but is written only before a generation prompt (Qwen1.5), or the role
+    # token of the next turn (`<|user|>`, `<|observation|>` of GLM); else "".
     closing: str
-    call_closing: str
-    bos: bool
+    call_closing: str  # `closing` after a turn of tool calls
+    bos: bool  # the conversation begins with BOS
 
     def closing_of(self, message: Message) -> str:
         """Return the text to add after this assistant message if it is the last."""
@@ -148,12 +139,8 @@ def _end_of_call(
     """Return closing and token of a turn of calls, or None; UserError if it takes no such calls."""
     calls = [_call(ANSWER_SENTINEL, arguments)]
     call: Message = {"role": "assistant", "content": "", "tool_calls": calls}
-    result = {
-        "role": "tool",
-        "content": "ok",
-        "name": ANSWER_SENTINEL,
-        "tool_call_id": calls[0]["id"],
-    }
+    result = {"role": "tool", "content": "ok", "name": ANSWER_SENTINEL}
+    result["tool_call_id"] = calls[0]["id"]
     text = render(tokenizer, [user, call], tools=tools, prompt=False)
     if ANSWER_SENTINEL not in text:
         return None
@@ -197,10 +184,7 @@ def has_generation_tags(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _choose_end(tokenizer: PreTrainedTokenizerBase, tail: str, after_user: str) -> str | None:
-    found = sorted(
-        (tail.find(token), token) for token in control_tokens(tokenizer) if token in tail
-    )
-    tokens = [token for _, token in found]
+    tokens = sorted((t for t in control_tokens(tokenizer) if t in tail), key=tail.find)
     # Best eos; then a token that ends user turns too; then the first, which may be a mere marker.
     if tokenizer.eos_token in tokens:
         return str(tokenizer.eos_token)

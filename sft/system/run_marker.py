@@ -162,7 +162,7 @@ def read_marker(folder: Path) -> Marker | None:
             files = entry.get("files")
             marker.written[entry["path"]] = None if files is None else set(files)
         elif line and line is not lines[-1]:
-            log.warning("%s: a line is damaged; its path counts as not from this run", path)
+            log.warning("%s: a line is damaged; its path counts as foreign", path)
     if lines and lines[-1]:  # a kill cut the last one off
         with path.open("ab") as stream:
             stream.write(b"\n")

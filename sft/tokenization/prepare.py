@@ -101,7 +101,8 @@ def prepare_chats(
     contains a benchmark question, or if no row is left.
     """
     split_at = split_at if section.too_long == "split" else None
-    options = [[asdict(s) for s in section.sft], section.on_error, section.near_duplicates]
+    sources = [asdict(s) for s in section.sft]
+    options: list[Any] = [sources, section.on_error, section.near_duplicates]
     options += [section.turns, SCHEMA.names, split_at, context.seed]
     inputs = {
         "sources": fingerprint([source_fingerprint(s) for s in section.sft]),

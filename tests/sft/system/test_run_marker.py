@@ -94,7 +94,7 @@ def test_a_run_of_before_runs_had_markers_goes_on_and_is_not_emptied(tmp_path, c
     write_json(folder / "older.json", {})
     with open_run(preset(folder)):
         assert Stage(folder / "1-sft-all", {"rows": "x"}).finished() == {}
-    assert "what they do not name counts as not from this run" in caplog.text
+    assert "files that they do not name count as foreign" in caplog.text
     with (
         pytest.raises(UserError, match=r"run .older.json"),
         open_run(preset(folder), fresh=True),
