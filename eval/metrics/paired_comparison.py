@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from eval.metrics.stats import BITS_PER_BYTE, Comparison, compare_bits, compare_paired, holm
@@ -19,24 +19,13 @@ StoredRows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class TaskDelta:
-    """A row of results.json `deltas` without the names of its two models.
+    """The comparison of two models on one task.
 
-    The fields are those of `eval.metrics.stats.Comparison`; `left_out` counts the documents that
-    did not fit the context window of one of the two models.
+    `left_out` counts the documents that did not fit the context window of one of the two.
     """
 
     task: str
-    delta: float
-    ci: tuple[float, float] | None
-    p: float
-    p_holm: float
-    n: int
-    test: str
-    visible: float | None
-    needed: int | None
-    smallest_p: float
-    gained: int | None
-    lost: int | None
+    comparison: Comparison
     left_out: int
 
 
@@ -86,11 +75,17 @@ def delta_table(
 
 def adjust(deltas: Sequence[TaskDelta]) -> list[dict[str, Any]]:
     """Return rows of plain data with Holm-adjusted p-values."""
-    adjusted = holm([d.p for d in deltas], smallest=[d.smallest_p for d in deltas])
-    return [
-        asdict(replace(delta, p_holm=p_holm)) | {"ci": None if delta.ci is None else list(delta.ci)}
-        for delta, p_holm in zip(deltas, adjusted, strict=True)
-    ]
+    found = [delta.comparison for delta in deltas]
+    adjusted = holm([one.p for one in found], smallest=[one.smallest_p for one in found])
+    rows = []
+    for delta, p_holm in zip(deltas, adjusted, strict=True):
+        row: dict[str, Any] = {"task": delta.task}
+        for key, value in asdict(delta.comparison).items():
+            row[key] = list(value) if isinstance(value, tuple) else value
+            if key == "p":
+                row["p_holm"] = p_holm
+        rows.append(row | {"left_out": delta.left_out})
+    return rows
 
 
 def left_out(entries: Mapping[str, Mapping[str, Any]], first: str, second: str) -> tuple[int, int]:
@@ -107,7 +102,7 @@ def compare(
     names: tuple[str, str],
     left_out: tuple[int, int] = (0, 0),
 ) -> TaskDelta:
-    """Return the paired difference second - first of one task; p_holm is p until adjusted.
+    """Return the paired difference second - first of one task.
 
     Only documents that both models have are compared: one that does not fit a model's context
     window is left out of the other's rows, too.
@@ -122,12 +117,8 @@ def compare(
     unpaired = len(right) - len(both), len(left) - len(both)
     if not both or any(lacks > out for lacks, out in zip(unpaired, left_out, strict=True)):
         raise UserError(_unpaired(task, left, right, names=names))
-    result = _compared(task, [left[key] for key in both], [right[key] for key in both])
-    return TaskDelta(
-        *(task, result.delta, result.ci, result.p, result.p, result.n, result.test),
-        *(result.visible, result.needed, result.smallest_p, result.gained, result.lost),
-        left_out=sum(unpaired),
-    )
+    comparison = _compared(task, [left[key] for key in both], [right[key] for key in both])
+    return TaskDelta(task, comparison, sum(unpaired))
 
 
 def _compared(task: str, first: StoredRows, second: StoredRows) -> Comparison:

@@ -80,7 +80,7 @@ def test_every_number_can_be_computed_again_from_the_samples(world):
     for delta in results["deltas"]:
         samples = rows if delta["task"] == "repetition" else scores
         pair = (delta["from"], delta["to"])
-        again = compare(delta["task"], samples[pair[0]], samples[pair[1]], names=pair)
+        again = compare(delta["task"], samples[pair[0]], samples[pair[1]], names=pair).comparison
         assert (again.delta, again.p, again.n) == (delta["delta"], delta["p"], delta["n"])
     for pair in read_jsonl(folder / "3-dpo" / "pairs.jsonl"):
         by_score = sorted(pair["samples"], key=lambda s: s["score"])

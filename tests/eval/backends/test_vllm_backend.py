@@ -157,7 +157,7 @@ def test_loops_are_left_at_the_same_token(served):
 
 
 def test_a_stop_string_that_only_vllm_sees_ends_nothing(served):
-    """It decodes behind the prompt: a character that begins there is in its text, not in ours."""
+    """vLLM decodes after the prompt: its text includes a character that the prompt began."""
     _, ours, tokenizer = served
     letters = {chr(code): chr(code).encode() for code in range(0xC0, 0x800)}
     (byte,) = {len(tokenizer(chr(65 + i))["input_ids"]) for i in range(26)}

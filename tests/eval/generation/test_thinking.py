@@ -53,8 +53,8 @@ def test_what_stands_between_the_markers_is_thinking(opening, closing):
     found = split_text(whole)
     assert (found.thinking, found.answer, found.ended) == ("Is it 3?\n\nNo.", "It is 4.", True)
     # The template wrote the opening marker, or the cap left out the closing one.
-    behind = f"Is it 3?\n{closing}\nIt is 4."
-    assert split_text(behind, prompt=f"assistant\n{opening}\n").answer == "It is 4."
+    unopened = f"Is it 3?\n{closing}\nIt is 4."
+    assert split_text(unopened, prompt=f"assistant\n{opening}\n").answer == "It is 4."
     cut = split_text(f"{opening}Is it", prompt="assistant\n")
     assert (cut.thinking, cut.answer, cut.ended) == ("Is it", "", False)
     assert split_text("Is it", prompt=f"assistant\n{opening}\n") == cut

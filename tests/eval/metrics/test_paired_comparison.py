@@ -31,7 +31,7 @@ def test_pairs_are_the_steps_and_then_the_whole():
 
 def test_join_is_on_the_document_whatever_the_order_of_the_rows():
     first, second = rows([1, 0, 0, 1, 0]), rows([1, 1, 1, 0, 1])
-    delta = compare("t", first, list(reversed(second)), names=("a", "b"))
+    delta = compare("t", first, list(reversed(second)), names=("a", "b")).comparison
     assert delta.delta == pytest.approx(0.4)
     assert delta.p == mcnemar(3, 1)
     assert delta.ci == paired_proportion_interval(3, 1, 5)
@@ -40,7 +40,7 @@ def test_join_is_on_the_document_whatever_the_order_of_the_rows():
 
 def test_a_document_that_occurs_twice_is_paired_with_its_own_occurrence():
     first, second = rows([1, 0]) + rows([0]), rows([1, 0]) + rows([1])
-    assert compare("t", first, second, names=("a", "b")).delta == pytest.approx(1 / 3)
+    assert compare("t", first, second, names=("a", "b")).comparison.delta == pytest.approx(1 / 3)
 
 
 def test_contract_of_the_table_and_holm_over_all_of_it():
@@ -78,10 +78,10 @@ def test_shared_passages_are_clustered_whichever_model_s_rows_name_them():
     for sample in (first, second):
         for i, row in enumerate(sample):
             row["cluster"] = f"passage {i // 2}"
-    assert compare("t", first, second, names=("a", "b")).test == "McNemar, clustered"
+    assert compare("t", first, second, names=("a", "b")).comparison.test == "McNemar, clustered"
     apart = [{**row, "cluster": None} for row in first]
-    assert compare("t", apart, second, names=("a", "b")).test == "McNemar, clustered"
-    assert compare("t", second, apart, names=("a", "b")).test == "McNemar, clustered"
+    assert compare("t", apart, second, names=("a", "b")).comparison.test == "McNemar, clustered"
+    assert compare("t", second, apart, names=("a", "b")).comparison.test == "McNemar, clustered"
 
 
 def test_different_documents_are_refused_by_name():
@@ -101,7 +101,7 @@ def test_documents_that_one_model_left_out_are_left_out_of_both_and_counted():
     delta = compare("t", first[1:], second[:-1], left_out=(1, 1), **named)
     alike = compare("t", first[1:-1], second[1:-1], **named)
     assert (delta.left_out, alike.left_out) == (2, 0)
-    assert (delta.n, delta.delta, delta.p, delta.ci) == (4, alike.delta, alike.p, alike.ci)
+    assert delta.comparison.n == 4 and delta.comparison == alike.comparison
     for unsaid in ((0, 0), (1, 0), (0, 1)):
         with pytest.raises(UserError, match="measured on different documents"):
             compare("t", first[1:], second[:-1], left_out=unsaid, **named)

@@ -185,7 +185,7 @@ def sending(pieces):
 
 @pytest.mark.parametrize("part", ENDLESS)
 def test_a_server_that_sends_without_end_is_held_to_the_limit_of_the_whole_exchange(part):
-    """Each byte comes within the limit; a whole reply never does."""
+    """Each byte arrives within the limit, the complete reply does not."""
     with (
         sending(ENDLESS[part]()) as url,
         pytest.raises(UserError, match=r"no complete reply within 0.3 seconds"),

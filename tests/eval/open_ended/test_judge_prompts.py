@@ -173,15 +173,15 @@ def test_the_pair_table_by_hand():
     assert table["ci"][0] < 0.6 < table["ci"][1]
 
 
-def test_what_no_verdict_was_read_of_is_said_under_both_tables():
+def test_both_tables_count_the_replies_without_a_verdict():
     rows = [*pair_rows("1", "BA"), *pair_rows("2", ["B", None])]
     grades = grade_table([grade("1", "stem", 9.0, model="x"), grade("2", "stem", None)])
     pairs = {"x -> y": pair_table(rows, first="x", second="y")}
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(open_ended_table(grades, pairs, usage([], prices=None), judge="j"))
-    told = " ".join(console.export_text().split())
-    assert "1 replies without a verdict are left out" in told
-    assert "1 pairs without a verdict in both orders are left out" in told
+    shown = " ".join(console.export_text().split())
+    assert "1 replies without a verdict are left out" in shown
+    assert "1 pairs without a verdict in both orders are left out" in shown
 
 
 def grade(question, category, verdict, turn=1, model="m"):
@@ -246,7 +246,7 @@ def says_nothing(messages):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_what_was_judged_is_kept_and_never_asked_again(tmp_path, workers):
+def test_stored_judgments_are_not_requested_again(tmp_path, workers):
     path = tmp_path / "judgments.jsonl"
     items = grading(QUESTIONS, ANSWERS, judge="j")
     asked = []

@@ -41,7 +41,7 @@ def scripted(body, number):
     return 200, {}, completion(text)
 
 
-def test_the_recipe_goes_on_where_the_endpoint_went_down(command, capsys):
+def test_the_recipe_resumes_after_the_endpoint_failed(command, capsys):
     folder, arguments = command
     assert open_ended.main(arguments) == 0  # answers alone
     assert "judge them with --judge-url" in capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_the_recipe_goes_on_where_the_endpoint_went_down(command, capsys):
         assert open_ended.main([*arguments, "--judge-url", server.url, "--workers", "1"]) == 2
     out, err = capsys.readouterr()
     assert re.search(r"error: the endpoint .* did not answer in 1 tries \(last: HTTP 503\)", err)
-    assert len(read_jsonl(folder / "judgments.jsonl")) == 4  # the first request said hello
+    assert len(read_jsonl(folder / "judgments.jsonl")) == 4  # the first request checks the endpoint
 
     with serving(scripted) as server:
         on = [*arguments, "--judge-url", server.url, "--prices", "2", "8"]
@@ -78,7 +78,7 @@ def test_the_recipe_goes_on_where_the_endpoint_went_down(command, capsys):
     assert foreign_files(folder) == []
 
 
-def test_an_endpoint_that_is_down_is_told_before_any_model_answers(command, capsys):
+def test_an_endpoint_that_is_down_is_reported_before_any_model_answers(command, capsys):
     folder, arguments = command
     with serving(says("gone")) as server:
         url = server.url
@@ -91,7 +91,7 @@ def test_an_endpoint_that_is_down_is_told_before_any_model_answers(command, caps
     )
 
 
-def test_a_folder_that_results_cannot_go_to_is_refused_before_the_judge_is_asked(command, capsys):
+def test_an_invalid_results_folder_is_refused_before_the_judge_is_called(command, capsys):
     folder, arguments = command
     with serving(says("OK")) as server:
         given = [*arguments, "--judge-url", server.url, "--to", str(folder.parent)]

@@ -31,7 +31,7 @@ def test_the_published_files_are_read_as_they_are(real_data):
 
 
 def test_references_and_categories_are_read_under_their_usual_names(tmp_path, caplog):
-    """What is not read is said; alternatives of one turn stay together."""
+    """Unread fields are logged; alternatives of one turn stay together."""
     caplog.set_level("INFO")
     path = tmp_path / "q.jsonl"
     rows = [

@@ -1,4 +1,4 @@
-"""What must be said with a change is said in the page, the Markdown, the card and the terminal."""
+"""Caveats are shown on the page, in Markdown, on the model card and in the terminal."""
 
 import io
 import json

@@ -174,8 +174,7 @@ def test_filters_name_what_the_cards_hold(page: ElementTree.Element) -> None:
 
 
 def test_a_heavy_run_makes_no_heavy_page(tmp_path: Path) -> None:
-    """Ten times the tasks and answers of a hundred thousand characters: what is left out is said,
-    and leads to the file."""
+    """Ten times the tasks and answers of 100,000 characters: the page links what it leaves out."""
     run_dir = make_run(tmp_path / "run")
     results = make_results()
     for model in MODELS:
@@ -236,7 +235,7 @@ HOSTILE = [
 ]
 
 
-def test_whatever_a_model_or_a_row_says_is_only_text(tmp_path: Path) -> None:
+def test_everything_that_a_model_or_a_row_holds_is_only_text(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run")
     calm = report_page(run_dir)
     for path in sorted((run_dir / "eval").rglob("*.jsonl")):
@@ -405,7 +404,7 @@ def test_curves_are_the_logs_in_the_order_of_the_stages(finished: Path) -> None:
     assert curves[2].learning_rate == tuple((row["step"], row["learning_rate"]) for row in rows)
 
 
-def test_what_is_still_needed_is_never_fewer_questions_than_were_asked() -> None:
+def test_the_questions_still_needed_are_never_fewer_than_those_measured() -> None:
     row = delta_row("maths", 0.06, p=0.2) | {"visible": 0.05, "needed": 400}
     words = "n detects changes of at least 5.0 points; this change "
     assert still_needed(row) == words + "needs 400 questions"
@@ -415,8 +414,9 @@ def test_what_is_still_needed_is_never_fewer_questions_than_were_asked() -> None
     assert still_needed(row | {"p_holm": 0.01}) == ""
 
 
-def test_a_change_in_bits_per_byte_is_told_and_counts_among_the_comparisons(tmp_path: Path) -> None:
-    """It stood in the terminal alone; a page of texts alone said that nothing was compared."""
+def test_a_change_in_bits_per_byte_is_shown_and_is_one_of_the_comparisons(
+    tmp_path: Path,
+) -> None:
     run_dir = tmp_path / "texts"
     for model, shift in (("a", 0.0), ("b", 1.0)):
         rows = [
@@ -434,8 +434,8 @@ def test_a_change_in_bits_per_byte_is_told_and_counts_among_the_comparisons(tmp_
     results = write_results(run_dir, ["a", "b"])
     (row,) = results["language"]["deltas"]
     root = Page((run_dir / "report.html").read_text("utf-8")).root
-    told = f"Bits per byte, lower is better: wiki {row['delta']:+.4f} (p < 0.001)."
-    assert told in text_of(root)
+    sentence = f"Bits per byte, lower is better: wiki {row['delta']:+.4f} (p < 0.001)."
+    assert sentence in text_of(root)
     section = root.find(".//section[@id='bits']")
     assert section is not None and f"{row['delta']:+.4f}*" in text_of(section)
     hrefs = [a.get("href") for a in section.iter("a")]
@@ -466,7 +466,7 @@ def test_holm_runs_over_benchmarks_and_texts_together(tmp_path: Path) -> None:
     assert row["p_holm"] == pytest.approx(2 * row["p"])
 
 
-def test_questions_that_got_fewer_examples_are_counted_beside_the_shots() -> None:
+def test_questions_with_fewer_examples_are_counted_next_to_the_shots() -> None:
     results = make_results()
     entry = results["benchmarks"]["world_math"][MODELS[0]]
     entry |= {"shots": 5, "fewer_shots": 1200, "chat_template": False}

@@ -1,7 +1,7 @@
 """The report in a browser: filters, orders, sorting and printing, under the page's own policy.
 
-A script of the test is added behind the page's, let in by its hash, and what it saw is read from
-the page that Chromium writes out. Without a browser these tests are skipped.
+The test adds its own script, which the policy allows by its hash, and reads its findings from the
+page that Chromium prints. Without a browser these tests are skipped.
 """
 
 import json
@@ -106,7 +106,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pytest.skip(f"needs a browser: {', '.join(BROWSERS)}")
     run_dir = make_run(tmp_path_factory.mktemp("runs") / "mine")
     results = make_results()
-    # As texts, 9.5% would come behind 10.2%; and one was not measured.
+    # As text, 9.5% would sort after 10.2%; and one score is missing.
     results["benchmarks"]["world_facts"]["dpo"]["score"] = 0.095
     results["benchmarks"]["world_math"]["dpo"]["score"] = 0.102
     del results["benchmarks"]["world_code"]["dpo"]
@@ -148,7 +148,7 @@ def test_filters_show_what_they_name_and_nothing_else(seen):
     assert seen["back"] == seen["total"]
 
 
-def test_words_are_found_whatever_their_case_and_spaces(seen):
+def test_words_are_found_in_any_case_and_with_any_spaces(seen):
     assert seen["found"] and all(seen["found"]) and len(seen["found"]) < seen["total"]
     assert seen["none"] == 0
 
@@ -162,7 +162,7 @@ def test_changes_are_filtered_with_their_headings_and_ordered(seen):
     assert seen["axis"] == ["true", "true"]  # the axis stays below its rows
 
 
-def test_columns_sort_as_numbers_and_what_is_missing_stays_last(seen):
+def test_columns_sort_as_numbers_with_missing_values_last(seen):
     (down, falling), (up, rising), (none, again) = seen["sorted"]
     assert (down, up, none) == ("descending", "ascending", None)
     assert falling[-1] is None and rising[-1] is None
@@ -174,10 +174,10 @@ def test_columns_sort_as_numbers_and_what_is_missing_stays_last(seen):
     assert seen["longest"] == sorted(seen["longest"], reverse=True)
 
 
-def test_paper_shows_every_card_open_and_the_screen_gets_its_own_back(seen):
+def test_printing_opens_every_card_and_restores_them_afterwards(seen):
     assert seen["printed"] == 0 < seen["closed"] == seen["closedAgain"]
 
 
-def test_what_a_model_wrote_runs_nowhere_and_can_be_searched_for(seen):
+def test_the_text_of_a_model_never_runs_and_can_be_searched_for(seen):
     assert seen["title"] != "owned" and seen["scripts"] == 2
     assert seen["hostile"] == seen["total"]

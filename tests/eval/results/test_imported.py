@@ -77,7 +77,9 @@ def test_a_log_pairs_with_what_is_measured_here(logged, task_dir, tmp_path, tiny
     for name in names:
         ours = read_jsonl(tmp_path / "ours" / f"{name}.jsonl")
         theirs = read_jsonl(tmp_path / "theirs" / "samples" / f"{name}.jsonl")
-        assert compare(name, ours, theirs, names=("a", "b")).delta == pytest.approx(0, abs=1e-4)
+        assert compare(name, ours, theirs, names=("a", "b")).comparison.delta == pytest.approx(
+            0, abs=1e-4
+        )
         for mine, read in zip(ours, theirs, strict=True):
             assert {
                 k: read[k]

@@ -294,10 +294,9 @@ def test_a_task_without_a_stop_string_is_not_cut_at_a_blank_line_in_a_chat(
     said = [r.getMessage() for r in caplog.records if "no generation_kwargs" in r.message]
     ends = [text.rpartition("ends at ")[2] for text in said]
     assert ends == ["the first '\\n\\n'", "its end of turn"]
-    assert (
-        compare("mine_written", rows["open", False], rows["open", True], names=("plain", "chat")).n
-        == 2
-    )
+    names = ("plain", "chat")
+    delta = compare("mine_written", rows["open", False], rows["open", True], names=names)
+    assert delta.comparison.n == 2
 
 
 def test_an_answer_cut_in_a_loop_says_so(tiny_tokenizer, task_dir, tmp_path):
