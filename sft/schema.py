@@ -169,16 +169,6 @@ class Manifest(_ManifestKeys):
     files: dict[str, FileFacts]
 
 
-class StageEntry(TypedDict):
-    """The facts of a training stage; an entry of `stages` in results.json."""
-
-    tokens: int
-    steps: int
-    seconds: float
-    loss_first: float
-    loss_last: float
-
-
 class Machine(TypedDict):
     """The part of run.json that describes where the run was made."""
 

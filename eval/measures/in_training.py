@@ -18,15 +18,12 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from eval.graders.isolation import RunCode
 from eval.measures import repetition
-from eval.measures.measure import task_format
+from eval.measures.measure import run_task
 from eval.measures.tracker_metrics import tracker_values
 from eval.metrics.formatting import percent, percent_range
 from eval.metrics.stats import BITS_PER_BYTE
-from eval.tasks.benchmark import run_benchmark, scores_key
-from eval.tasks.lm_eval_model import LmEvalModel
-from eval.tasks.task_files import TaskSource
+from eval.tasks.benchmark import scores_key
 from sft.config.sections import EvalSection, Preset
 from sft.context import EvalPoint, RunContext, TrainingEval
 from sft.data.prompts import evenly_spaced, read_repetition_prompts
@@ -81,6 +78,7 @@ def epoch_eval(section: EvalSection, context: RunContext) -> TrainingEval | None
     if own.prompts and section.repetition.prompts:
         prompts = evenly_spaced(read_repetition_prompts(section.repetition), own.prompts)
     tasks = section.tasks if own.tasks is None else own.tasks
+    limited = replace(section, limit=own.limit)
 
     def measure(model: Any, point: EvalPoint) -> dict[str, Any]:
         began = time.monotonic()
@@ -95,21 +93,8 @@ def epoch_eval(section: EvalSection, context: RunContext) -> TrainingEval | None
                 )
                 row["repetition"] = _store_repetition(answers, point)
             for task in tasks:
-                engine = LmEvalModel(
-                    *(model, context.tokenizer),
-                    chat=True,
-                    seed=context.seed,
-                    max_unknown=context.max_unknown,
-                )
-                entry = run_benchmark(
-                    engine,
-                    task=task,
-                    source=TaskSource.of(section),
-                    form=task_format(task, section, chat=True),
-                    limit=own.limit,
-                    file=point.folder / "samples" / f"{task}.jsonl",
-                    code=RunCode.of(section),
-                )
+                file = point.folder / "samples" / f"{task}.jsonl"
+                entry = run_task(model, task, context, limited, chat=True, file=file)
                 row.setdefault(scores_key(entry), {})[task] = entry
                 bar.update()
         log.info("%s: %s (%.1f s)", name, _summary(row), time.monotonic() - began)

@@ -198,34 +198,19 @@ class _Measured:
         return self.resources.enter_context(loaded(self.path, self.context, self.section))
 
     def _benchmark(self, task: str, form: str, *, chat: bool) -> dict[str, Any]:
-        settings = task_format(task, self.section, chat=chat)
-        source = TaskSource.of(self.section)
-        samples = "samples" if form == "protocol" else f"samples-{form}"
+        settings = asdict(task_format(task, self.section, chat=chat))
+        suffix = "" if form == "protocol" else f"-{form}"
         unit = self._unit(
             f"{form}/{task}",
-            f"{samples}/{task}.jsonl",
-            task=tasks_fingerprint([task], source=source),
-            asked=fingerprint([asdict(settings), self.section.limit, self.context.seed]),
+            f"samples{suffix}/{task}.jsonl",
+            task=tasks_fingerprint([task], source=TaskSource.of(self.section)),
+            asked=fingerprint([settings, self.section.limit, self.context.seed]),
         )
-        label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
 
         def run() -> dict[str, Any]:
-            engine = LmEvalModel(
-                *(self._model, self.context.tokenizer),
-                chat=chat,
-                seed=self.context.seed,
-                label=label,
-                max_unknown=self.context.max_unknown,
-            )
-            return run_benchmark(
-                engine,
-                task=task,
-                source=source,
-                form=settings,
-                limit=self.section.limit,
-                file=unit.rows,
-                code=RunCode.of(self.section),
-            )
+            label = f"{self.name}: {task}" + ("" if form == "protocol" else f", {form}")
+            shared = self.context, self.section
+            return run_task(self._model, task, *shared, chat=chat, file=unit.rows, label=label)
 
         return self._cached(unit, run)
 
@@ -325,6 +310,35 @@ class _Measured:
             measured = run()
             entry = run_on_main(lambda: unit.save(measured))
         return entry
+
+
+def run_task(
+    model: Any,
+    task: str,
+    context: RunContext,
+    section: EvalSection,
+    *,
+    chat: bool,
+    file: Path,
+    label: str = "",
+) -> dict[str, Any]:
+    """Run one benchmark task; write its rows to `file` and return its entry in scores.json."""
+    engine = LmEvalModel(
+        *(model, context.tokenizer),
+        chat=chat,
+        seed=context.seed,
+        label=label,
+        max_unknown=context.max_unknown,
+    )
+    return run_benchmark(
+        engine,
+        task=task,
+        source=TaskSource.of(section),
+        form=task_format(task, section, chat=chat),
+        limit=section.limit,
+        file=file,
+        code=RunCode.of(section),
+    )
 
 
 def uses_chat_template(

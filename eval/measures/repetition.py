@@ -165,19 +165,14 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def distinct_loops(rows: Sequence[Mapping[str, Any]]) -> int:
     """Count the different sequences that rows repeat; rotations of a sequence are equal."""
-    return len({_smallest_rotation(_unit(row)) for row in rows})
-
-
-def _unit(row: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return one copy of the loop of a row that repeats."""
-    tokens = row["token_ids"][: 2 * row["cap"]]
-    loop = find_loop(tokens, cap=row["cap"])
-    assert loop is not None, "the row repeats"
-    return tuple(tokens[-loop.period :])
-
-
-def _smallest_rotation(unit: tuple[int, ...]) -> tuple[int, ...]:
-    return min(unit[i:] + unit[:i] for i in range(len(unit)))
+    loops = set()
+    for row in rows:
+        tokens = row["token_ids"][: 2 * row["cap"]]
+        loop = find_loop(tokens, cap=row["cap"])
+        assert loop is not None, "the row repeats"
+        unit = tuple(tokens[-loop.period :])
+        loops.add(min(unit[i:] + unit[:i] for i in range(len(unit))))
+    return len(loops)
 
 
 def _answer(row: Mapping[str, Any], *, cap: int) -> list[int]:

@@ -1,9 +1,8 @@
 """Text for the terminal: control characters shown as symbols, keys hidden, in any encoding.
 
-Names, rows, templates, replies and error messages come from others. A terminal obeys the escape
-sequences in them: it moves the cursor, hides lines or changes its title. So all that a command
-writes to stdout and stderr passes `safe`, at the streams, where no caller can forget it. Only
-`raw` leads past it, for our own colors around text that is already `safe`.
+Names, rows, templates, replies and error messages may contain escape sequences, which move the
+cursor, hide lines or change the title of a terminal. Therefore stdout and stderr pass all text
+through `safe`. Only `raw` bypasses it, for our own colors around text that is already `safe`.
 """
 
 import codecs
@@ -35,44 +34,43 @@ _VISIBLE: dict[int, str] = {
         for code in (*range(0x80, 0xA0), *range(0xD800, 0xE000), *_HIDDEN)
     },
 }
-PAGE = 80  # characters of a line that every terminal used to show
-# Signs of our own tables and lines in ASCII.
+PAGE = 80  # the traditional width of a terminal
+# Symbols of our tables and lines in ASCII.
 _IN_ASCII = str.maketrans(
     {"⟦": "[[", "⟧": "]]", "→": "->", "–": "-", "−": "-", "…": "...", "×": "x", "±": "+-"}
 )
-# What progress bars write: to the line's start in front of a bar, and lines up between two bars.
+# Control sequences of tqdm: return to the line's start, and move up between two bars.
 _OF_A_BAR = re.compile(r"(?:\x1b\[A)+\Z|\r*")
 
 
 def visible(text: str) -> str:
-    """`text` with control and direction characters and lone surrogates as visible symbols; tabs
-    and line ends stay."""
+    """Replace control and direction characters and lone surrogates, but no tabs and line ends."""
     return text.translate(_VISIBLE)
 
 
 def safe(text: str) -> str:
-    """`text` as it may reach a terminal: `visible`, and without passwords and keys."""
+    """Return `visible` text without passwords and keys."""
     return visible(mask_secrets(text))
 
 
 def in_one_piece(text: str) -> str:
-    """A message whose further lines are indented, so that none looks like a message of its own."""
+    """Indent the further lines of a message, so that none looks like another message."""
     return "\n    ".join(text.strip("\n").split("\n"))
 
 
 class SafeStream:
-    """A text stream that writes what `safe` makes of each text, and otherwise is `stream`.
+    """A wrapper of a text stream that passes each text through `safe`.
 
-    A reader that is gone (`| head`, a closed terminal) ends the output and not the work: what is
-    written from then on is dropped. So is what stderr cannot take for any other reason.
+    When the reader is gone (`| head`, a closed terminal), further output is dropped and the work
+    continues; so it is after any error of stderr.
 
     Raises:
-        OSError: stdout cannot take a text; `filename` says that it was the output.
+        OSError: any other error of stdout, with "the output" as `filename`.
     """
 
     def __init__(self, stream: TextIO, *, errors: bool) -> None:
         self.stream = stream
-        self._errors = errors  # whether this is stderr, where progress bars are
+        self._errors = errors  # whether this is stderr, to which progress bars are written
 
     def write(self, text: str) -> int:
         own = _OF_A_BAR.match(text) if self._errors else None
@@ -97,7 +95,7 @@ class SafeStream:
         try:
             yield
         except OSError as error:
-            # What is still in the stream's buffer would fail again at the end of the process.
+            # Python flushes the stream's buffer at exit, which would fail again.
             with suppress(OSError, ValueError):
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, self.stream.fileno())
@@ -108,9 +106,9 @@ class SafeStream:
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """Have stdout and stderr show any text, from anyone, in any encoding; see `SafeStream`.
+    """Replace stdout and stderr by `SafeStream`s that encode any text.
 
-    An exception that leaves the block leaves them so: the traceback is yet to be written.
+    After an exception they stay replaced, since the traceback is written later.
     """
     codecs.register_error("truing", _shown)
     before = sys.stdout, sys.stderr
@@ -124,19 +122,19 @@ def safe_streams() -> Iterator[None]:
 
 
 def raw(stream: Any) -> Any:
-    """The stream that takes escape sequences as they are, for text that is already `safe`."""
+    """Return the stream without the wrapper, for text that is already `safe`."""
     return stream.stream if isinstance(stream, SafeStream) else stream
 
 
 class SafeConsole(Console):
-    """rich's console for tables, in color on a terminal; texts in them are `safe` and no markup."""
+    """A rich console for tables whose texts are `safe` and contain no markup."""
 
     def __init__(self, *, errors: bool = False) -> None:
         super().__init__(file=raw(sys.stderr if errors else sys.stdout), markup=False)
 
     def show(self, table: Any) -> None:
-        """Print a table. One that the terminal is too narrow for runs over its edge: no column is
-        left out, and up to `PAGE` characters no figure or name is broken."""
+        """Print a table; if the terminal is too narrow, beyond its width, so that rich drops no
+        column and wraps no cell below `PAGE` characters."""
         needed = Measurement.get(self, self.options.update(width=1_000), table)
         self.width = max(self.width, needed.minimum, min(needed.maximum, PAGE))
         self.print(table)
@@ -147,8 +145,7 @@ class SafeConsole(Console):
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands in an output for characters that its encoding lacks: our own signs in ASCII, any
-    other as its escape (\\u4f60)."""
+    """Encode characters that an encoding lacks: our symbols in ASCII, others as \\u4f60."""
     assert isinstance(error, UnicodeEncodeError)
     lacking = error.object[error.start : error.end].translate(_IN_ASCII)
     return lacking.encode("ascii", "backslashreplace").decode(), error.end
