@@ -111,8 +111,10 @@ def compare(preset: Preset, compared: Compared) -> None:
         check_backend(preset.eval, placement)
         for name, model in models.items():
             parts[name] = _fits_in_parts(name, model, preset.eval, placement=placement)
+    # Before the first model is loaded, since a question that fails would end hours of measuring.
     for name, model in models.items():
         _check_questions(name, model, preset)
+    # More tasks and formats are added to what is stored; any other change needs a new folder.
     growing = ("eval.tasks", "eval.same_format", "eval.in_parts")
     with open_run(preset, growing=growing, ways_on="give --to a new folder") as folder:
         write_run_record(folder, preset)
@@ -130,6 +132,7 @@ def compare(preset: Preset, compared: Compared) -> None:
             context = replace(context, parts=parts[name])
             measure(name, model.path, context, preset.eval, replaces=False)
         names = [*models, *compared.samples]
+        # Without models, --tasks chooses among the stored measurements.
         only = [] if models else preset.eval.tasks
         results = run_on_main(lambda: write_results(folder, names, only=only))
         last = next(reversed(models.values()), None)
@@ -184,6 +187,7 @@ def _fits_in_parts(
 
     config = read_config(model.path, model.section)
     sharded = loads_shards(config) and not is_adapter(model.path)
+    # Nothing is trained: the launcher's sharding matters only to a model that is loaded in shards.
     machine = replace(this_machine(placement), sharded=sharded)
     device_memory = DeviceMemory(config, LoraSection(), placement, machine)
     parts = device_memory.in_parts(section.in_parts, backend=section.backend)
@@ -265,7 +269,7 @@ def _compared(given: argparse.Namespace) -> Compared:
 
 def _named(text: str, *, default: str | None = None) -> tuple[str, str]:
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or Path(text).exists():  # a path may contain an equals sign
         return default or Path(text).resolve().name, text
     if not name or name != Path(name).name or name.startswith("."):
         raise UserError(f"{text!r}: {name!r} is no name for a folder; use letters and digits")
@@ -278,7 +282,7 @@ def _preset(given: argparse.Namespace, *, model: str) -> Preset:
         overrides = [f"model.name_or_path={model}", *_MEASURE_ALONE, *given.overrides]
         preset = load_preset(given.preset, overrides=overrides)
         section, date = preset.eval, preset.run.date
-        models = replace(preset.model, revision=None)
+        models = replace(preset.model, revision=None)  # it names a commit of the preset's own model
     elif given.overrides:
         raise UserError(f"{given.overrides[0]!r} overrides a preset; name one with --preset")
     else:

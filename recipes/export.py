@@ -114,6 +114,7 @@ def export(
     left as it is."""
     refuse_inside_run(to, option="--to")
     preset, stage = find_model(run, model)
+    # The run's record may come from a stranger, so that its own consent does not count.
     if preset.model.trust_remote_code and not trust_remote_code:
         raise UserError(
             f"{run} was trained with model.trust_remote_code: its model brings Python files that "
@@ -163,6 +164,7 @@ def write_export(exported: Export, folder: Path) -> bool:
         log.warning("%s is not finished: its model after %s is not compared", run, stage)
     complete_tokenizer_config(folder, tokenizer)
     turns = None
+    # Ollama's template language cannot express every chat template.
     try:
         turns = write_modelfile(folder, tokenizer, window=context_window(trained, section))
     except UserError as reason:
@@ -253,7 +255,7 @@ def sample_rows(run: Path, model: str) -> list[list[int]]:
         rows = pq.read_table(trained, columns=["input_ids"])["input_ids"].to_pylist()
     if not rows:
         raise UserError(f"{run} stores no answers and no token rows to compare logits on")
-    step = max(1, len(rows) // ROWS)
+    step = max(1, len(rows) // ROWS)  # evenly spaced, since kinds come in blocks
     return [row[:LENGTH] for row in rows[::step][:ROWS]]
 
 
@@ -285,6 +287,7 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
     preset = load_preset(folder / "preset.yaml", recorded=True)
     sources = [*preset.data.sft, *preset.data.preference, *preset.pairs.prompts]
     named = [preset.model.name_or_path, *(source.path for source in sources)]
+    # A preset that is published with the model must not reveal a user's folders unnoticed.
     if local := [path for path in named if Path(path).expanduser().is_absolute()]:
         print(f"        preset.yaml names {len(local)} paths of this machine, {local[0]} first")
     if dry_run:
@@ -293,6 +296,7 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
     try:
         api = HfApi()
         api.create_repo(name, private=True, exist_ok=True)
+        # The record lists hashes of this folder and is of no use elsewhere.
         api.upload_folder(folder_path=folder, repo_id=name, ignore_patterns=[RECORD])
     except (HTTPError, OSError) as error:
         raise UserError(

@@ -84,6 +84,7 @@ def run(given: argparse.Namespace) -> None:
         EvalSection(backend="vllm", vllm_python=given.vllm) if given.vllm else EvalSection(),
     )
     check_run_dir(preset, read=[*named.values(), given.questions, given.references or ""])
+    # Before any model answers, for hours, to a judge that cannot be reached.
     judge = _connect_judge(given) if given.judge_url else None
     paths = {name: check_model(section) for name, section in sections.items()}
     preset = with_date(preset, models=list(paths.values()))

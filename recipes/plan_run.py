@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--sharded shards weights over devices, and model.load_in_4bit=true keeps them "
                 "whole on each; omit --sharded, or set model.load_in_4bit=false"
             )
+        # The rows are prepared as in a run, whose directory this one must not touch.
         with tempfile.TemporaryDirectory() as folder:
             plan(
                 replace(preset, run=replace(preset.run, dir=folder)),
@@ -124,6 +125,7 @@ def plan(
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
     prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_error=reference_error)
     workloads += preference_workload(preset, tokenizer, pairs=pairs, prompts=prompts)
+    # check_sft divided the batch over this machine's processes, not over the planned devices.
     for workload in workloads:
         check_batch(workload.name, workload.section, processes=devices)
     planner = Planner(config, preset.lora, placement, machine, utilisation)

@@ -7,7 +7,8 @@
 After an interruption, the same command skips finished stages and resumes the others.
 """
 
-if __name__ == "__main__":  # before the imports below, which take seconds: Ctrl-C and typing errors
+# Before the imports below, which take seconds: Ctrl-C and a mistyped preset are answered at once.
+if __name__ == "__main__":
     from sft import end_on_interrupt
 
     end_on_interrupt()
@@ -134,6 +135,7 @@ def chain(
     checked = check(preset, fresh=fresh, rerun=rerun)
     with open_chain(checked, fresh=fresh, rerun=rerun) as context:
         earlier = None if rerun else read_json(context.folder / "results.json")
+        # A finished run that is started again prints neither tables of its data nor its plan.
         context = replace(context, tables=earlier is None)
         rows = prepare(checked, context)
         if earlier is None:  # a dry run's folder is new
@@ -145,11 +147,13 @@ def chain(
 
 def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
     """Refuse mistakes in the preset, the machine, the model and the tasks before any training."""
+    # In this order mistakes cost least: first the machine, then the Hub, last tokenizer and tasks.
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
     preset = with_date(preset, fresh=fresh)
     check_sft(preset, placement)
     check_dpo(preset.dpo, placement)
+    # A resumed run stays on the commits of its first start, although a branch may have moved.
     keep = not (fresh or rerun)
     preset, revisions = run_on_main(partial(pin_revisions, preset, keep=keep))
     base = check_model(preset.model)
@@ -165,6 +169,7 @@ def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
     check_lengths(preset.eval, tokenizer, window=window, max_unknown=preset.model.max_unknown)
     config = read_config(base, preset.model)
     check_adapters(preset, base, tokenizer, config=config)
+    # Before rows are prepared: no choice of them makes a model fit that is too large to measure.
     planner = Planner(config, preset.lora, placement, this_machine(placement))
     in_parts = planner.in_parts(preset.eval.in_parts, backend=preset.eval.backend)
     planner.check_full_model()
@@ -181,6 +186,7 @@ def open_chain(checked: CheckedRun, *, fresh: bool, rerun: bool) -> Iterator[Run
     """Open the run directory and its trackers; yield the context that all stages share."""
     preset = checked.preset
     unmeasured = unmeasured_inputs(preset.eval, folder=Path(preset.run.dir).expanduser())
+    # Inputs of measurements that are not done yet may still change.
     held = {name: value for name, value in checked.inputs.items() if name not in unmeasured}
     with (
         open_run(
@@ -249,7 +255,7 @@ def train_and_measure(
     """
     preset, folder = checked.preset, context.folder
     base = base_with_tokens(checked.base, preset.model, checked.tokenizer, run=folder)
-    models: dict[str, str] = {"base": base}
+    models: dict[str, str] = {"base": base}  # in order; the last one is where a stage starts
     decisions: list[Decision] = []
     measure("base", base, context, preset.eval)
     enabled = {stage.name: stage.section.enabled for stage in rows.stages}
@@ -258,7 +264,7 @@ def train_and_measure(
     for name in enabled:
         before = list(models)[-1]
         auto = enabled[name] == "auto"
-        if auto and name != "dpo":
+        if auto and name != "dpo":  # for DPO, auto decides only whether its model is kept
             above = preset.sft_dialogue.min_repetition
             decide = partial(stage_needed, folder, stage=name, after=before, above=above)
             decisions.append(run_on_main(decide))

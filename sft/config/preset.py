@@ -4,9 +4,8 @@ Inside `sft_all`, `sft_dialogue` and `dpo` the keys are TRL's own (`SFTConfig`, 
 unrenamed, next to the few of ours in `sft.config.sections`.
 """
 
-# Types are checked here and not by pydantic 2.14: tried, it left 48 of the 62 lines of `_coerce`
-# (this file: 308 instead of 321; import: 0.14 s more), since strict mode takes no mapping for a
-# section, its errors need our sentences, and rules are not checked next to wrong types.
+# Not pydantic: tried with 2.14, it left 48 of 62 lines of `_coerce` (import: 0.14 s more), since
+# strict mode takes no mapping for a section, and its errors have to be turned into our sentences.
 
 import dataclasses
 import difflib
@@ -64,6 +63,7 @@ def load_preset(
         for place, text in nested_texts(given)
         if "${" in text
     ]
+    # Mistakes are collected, so that a user corrects all of them after one start.
     preset = Preset()
     sections = {field.name for field in dataclasses.fields(Preset)}
     for name, content in given.items():
@@ -78,6 +78,7 @@ def load_preset(
     problems += [rule for rule in check_rules(preset) if not follow_ups.get(rule)]
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
+        # A problem quotes its value, which may be a key that was pasted into the wrong place.
         shown = [mask_secrets(problem) for problem in problems]
         short = [p if len(p) <= LONGEST else f"{p[:LONGEST]}\u2026" for p in shown]
         raise UserError(f"{mask_secrets(source)}: " + "; ".join(short))
@@ -99,7 +100,7 @@ def find_path(path: str) -> Path | None:
             if candidate.exists():
                 return candidate
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno != errno.ENAMETOOLONG:  # a chat template given as text, not as a file
                 raise
     return None
 
@@ -169,7 +170,7 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
         ]
     target = given
     for depth, part in enumerate(parts[:-1]):
-        if target.get(part) is None:
+        if target.get(part) is None:  # a section that is absent, or present without any key
             target[part] = {}
         target = target[part]
         if not isinstance(target, dict):

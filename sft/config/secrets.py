@@ -72,7 +72,7 @@ _NAMED = re.compile(
     r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CONNECTION_STRING|_PAT"
     r"|(API|ACCESS|SECRET|PRIVATE|ACCOUNT|AUTH)_?KEY)$"
 )
-_SHORTEST = 12
+_SHORTEST = 12  # characters; a shorter value, such as "none", would mask ordinary words
 
 
 def mask_secrets(text: str) -> str:

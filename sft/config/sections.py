@@ -173,13 +173,13 @@ def _sft_defaults() -> dict[str, Any]:
     return {
         "learning_rate": 1e-5,  # the paper's, for 7B
         "num_train_epochs": 2.0,
-        "per_device_train_batch_size": 8,
+        "per_device_train_batch_size": 8,  # TRL's default
         "lr_scheduler_type": "cosine",
-        "max_length": 1024,
+        "max_length": 1024,  # TRL's default
         "activation_checkpointing": False,
         "save_steps": 0.25,  # a share of all steps
-        "save_total_limit": 2,
-        "logging_steps": 1.0,
+        "save_total_limit": 2,  # the one before serves if the last one is damaged
+        "logging_steps": 1.0,  # curves of short stages need every step
     }
 
 

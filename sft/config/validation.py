@@ -26,6 +26,7 @@ NO_SOURCE = "data.sft is empty; list at least one source of chats"
 NO_PREFERENCE = (
     "dpo.enabled=true needs data.preference (given pairs) or pairs.prompts (to sample from)"
 )
+# Sections of the stages, in their order.
 STAGES = ("sft_all", "sft_dialogue", "dpo")
 
 
@@ -99,6 +100,7 @@ def _check_data(preset: Preset) -> Iterator[str]:
 
 def _check_source(source: Source, *, where: str, at: str) -> Iterator[str]:
     """Check one source; `where` is the key of its list."""
+    # A key that the list would ignore is a mistake: the user expects an effect.
     for name in sorted(set.union(*SOURCE_OPTIONS.values()) - SOURCE_OPTIONS[where]):
         if getattr(source, name) != getattr(Source(), name):
             yield f"{at}.{name} has no effect on {where}; remove it"
@@ -229,6 +231,7 @@ def _check_each_epoch(section: EvalSection) -> Iterator[str]:
             f"eval.each_epoch: prompts={own.prompts} must not be negative and limit={own.limit} at "
             "least one document"
         )
+    # Only the questions of eval.tasks are searched in the training rows.
     for task in own.tasks or ():
         if task not in section.tasks:
             yield (

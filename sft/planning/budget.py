@@ -45,6 +45,7 @@ from sft.planning.step_memory import (
 )
 from sft.training.micro_batches import pass_tokens
 
+# Enough for two digits of the padding share.
 SAMPLED = 2000  # micro-batches that padding is estimated from
 REFERENCE_ROWS = 64  # pairs of a forward pass of the reference model, as in `dpo.reference`
 
@@ -108,6 +109,7 @@ class Planner(DeviceMemory):
         options, devices = workload.section.trl, self.machine.count
         batch = step_rows(workload.section, processes=devices)
         steps = count_steps(len(workload.spans), batch=batch, options=options)
+        # The last step of an epoch is filled up, so that steps can exceed the epochs' rows.
         epochs = steps * batch / len(workload.spans)
         flops = round(epochs * self._epoch_flops(workload))
         if workload.reference:
@@ -117,6 +119,7 @@ class Planner(DeviceMemory):
         memory: Memory | None = None
         with suppress(NeedsValues, RowsNotRead):
             micro = options["per_device_train_batch_size"] * devices
+            # Gradients of several micro-batches outlive one backward pass.
             memory = self.memory(workload, accumulates=batch > micro)
         padding = padding_of(workload, replace(self.placement, attention=self.attention))
         return StageBudget(workload, steps, padding, flops, memory, hours)
@@ -133,7 +136,7 @@ class Planner(DeviceMemory):
 
     def _epoch_flops(self, workload: StageWorkload) -> int:
         total = training_flops(self.costs, workload.spans, scored=sum(workload.scored))
-        if workload.checkpoints:
+        if workload.checkpoints:  # the layers' forward pass runs again, without the head
             total += forward_flops(self.costs, workload.spans, scored=0)
         return total
 
@@ -216,6 +219,7 @@ class Planner(DeviceMemory):
         lengths = sorted(map(_length, workload.spans), reverse=True)
         rows = workload.section.trl["per_device_train_batch_size"]
         rows = max(rows, REFERENCE_ROWS) if workload.reference else rows
+        # A batch has at most so many tokens, but always holds the longest row.
         tokens = min(sum(lengths[:rows]), max(most, lengths[0]))
         total = self.parameters.total
         return self.process + memory_ceiling(
@@ -253,7 +257,7 @@ class Planner(DeviceMemory):
                 settings += f" {workload.name.replace('-', '_')}.{key}={str(value).lower()}"
                 yield settings.strip(), size(planner)
         without_lora = settings.strip()
-        if not self.lora.r:
+        if not self.lora.r:  # without gradients and moments of the full weights
             planner = replace(self, lora=replace(self.lora, r=16))
             settings = f" lora.r=16{settings}"
             yield settings.strip(), size(planner)
@@ -278,7 +282,7 @@ def padding_of(workload: StageWorkload, placement: Placement) -> float:
     """Return the share of positions without a token, over micro-batches in random order."""
     micro = workload.section.trl["per_device_train_batch_size"]
     lengths = [_length(span) for span in workload.spans]
-    random.Random(0).shuffle(lengths)
+    random.Random(0).shuffle(lengths)  # the order of training is random, too
     tokens = positions = 0
     for first in range(0, min(len(lengths), micro * SAMPLED), micro):
         batch = lengths[first : first + micro]
@@ -288,7 +292,7 @@ def padding_of(workload: StageWorkload, placement: Placement) -> float:
             continue
         longest = max(batch)
         bins = len(best_fit(batch, row_length=longest)) if workload.section.packing else len(batch)
-        positions += bins * math.ceil(longest / 64) * 64
+        positions += bins * math.ceil(longest / 64) * 64  # rows are padded to multiples of 64
     return 1 - tokens / positions
 
 
@@ -311,7 +315,7 @@ def _document(span: Span, scored: int) -> Document:
     """Return a document of these lengths whose last tokens are scored, evenly over its branches."""
     lengths = span.branches or (span.trunk,)
     counts = [scored * n // sum(lengths) for n in lengths]
-    counts[-1] += scored - sum(counts)
+    counts[-1] += scored - sum(counts)  # what the rounding lost
     parts = tuple(
         Segment([0] * n, [i >= n - count for i in range(n)])
         for n, count in zip(lengths, counts, strict=True)

@@ -36,6 +36,7 @@ def show_budget(
         return None
     budgets = [planner.stage(workload) for workload in workloads]
     show(budget_table(planner, budgets, parts=parts), errors=errors)
+    # After the table, which shows the parts of what does not fit.
     planner.check_full_model()
     for budget in budgets:
         planner.check_fits(budget)
@@ -49,7 +50,7 @@ def check_memory(planner: Planner, workloads: Sequence[StageWorkload]) -> None:
         return
     for workload in workloads:
         if planner.ceiling(workload) <= planner.limit:
-            continue
+            continue  # most runs fit by far, and planning a stage takes seconds
         budget = planner.stage(workload)
         if budget.memory is None:
             log.warning("plan: %s; continuing without it", _unknown(planner))

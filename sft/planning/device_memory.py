@@ -108,7 +108,7 @@ class DeviceMemory:
         matrices = parameters.attention + parameters.mlp - parameters.stacked
         rest = parameters.total - parameters.adapter - matrices
         quantized = nf4_bytes(matrices) if placement.load_in_4bit else width * matrices
-        return quantized + width * rest + 4 * parameters.adapter
+        return quantized + width * rest + 4 * parameters.adapter  # an adapter stays in float32
 
     @property
     def full_model(self) -> int:
@@ -119,6 +119,7 @@ class DeviceMemory:
             return 0
         if not self.sharded or self.loads_shards:
             return self.measured  # a training step holds as much
+        # ZeRO-3 and LoRA load every weight on each device before it is sharded.
         frozen = parameters.total - parameters.trainable
         loaded = placement.compute if self.lora.r else placement.weights
         return max(self.measured, loaded.itemsize * frozen + 4 * parameters.trainable)
@@ -132,6 +133,7 @@ class DeviceMemory:
         outside = parameters.embedding + parameters.head
         depth: int = self.config.get_text_config().num_hidden_layers
         layer = (parameters.total - outside) / depth
+        # Frozen weights are in the compute dtype under LoRA only.
         stored = 4 * parameters.trainable + (width if self.lora.r else 4) * frozen
         return round(stored / self.machine.count + width * (outside + 2 * layer))
 
@@ -147,6 +149,7 @@ class DeviceMemory:
         )
 
     def _remedy(self) -> str:
+        # An adapter of any rank needs about as much; 16 is the usual one.
         adapter = replace(self, lora=replace(self.lora, r=self.lora.r or 16))
         if adapter.full_model <= self.limit:
             return "lora.r=16 fits"

@@ -47,12 +47,15 @@ def this_machine(placement: Placement) -> Machine:
     state, device = PartialState(), placement.device
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
+        # CUDA reports "NVIDIA A100-SXM4-80GB" or "NVIDIA GeForce RTX 4090".
         name = properties.name.replace(" ", "")
         peaks = (m.peak for key, m in MACHINES.items() if key.split("-")[0].upper() in name)
         found = Machine(properties.name, properties.total_memory, next(peaks, None))
     elif device.type == "mps":
+        # Metal's limit, which is below the memory that the GPU shares with the CPU.
         found = Machine("this Mac", torch.mps.recommended_max_memory())
     else:
+        # Processes on a CPU share its memory.
         found = Machine("this machine", psutil.virtual_memory().total / state.num_processes)
     if found.peak is None:
         found = replace(found, peak=matrix_peak(device, placement.compute))

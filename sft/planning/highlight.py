@@ -44,6 +44,7 @@ def print_chat(tokenizer: PreTrainedTokenizerBase, chat: EncodedChat) -> None:
 def _spans(tokenizer: PreTrainedTokenizerBase, chat: EncodedChat) -> Iterator[tuple[str, bool]]:
     """Yield the text of each maximal span of trained or of context tokens, safe for a terminal."""
     tokens = zip(chat.input_ids, chat.trained, strict=True)
+    # Decoded span by span: single tokens of a byte-level tokenizer may be parts of a character.
     for trained, span in groupby(tokens, key=lambda token: token[1]):
         text = tokenizer.decode([token for token, _ in span], skip_special_tokens=False)
         yield safe(str(text)), trained

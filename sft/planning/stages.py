@@ -143,6 +143,7 @@ def plan_stages(chats: Dataset, preset: Preset, context: RunContext) -> list[Pla
         _warn_of_untrained(found, preset.data.turns, name=name)
         planned.append(PlannedStage(name, section, found.rows, found.examples))
         facts[name] = as_facts(found.checked)
+    # Written only if it changed, so that a second start of a finished run writes nothing.
     file = context.folder / "data" / "checks.json"
     if PartialState().is_main_process and read_record(file) != facts:
         write_record(file, facts)
@@ -170,7 +171,9 @@ def _show_system_prompt(preset: Preset, context: RunContext) -> None:
     """Print the system prompt of rows without a system turn, and the number of these rows."""
     default = default_system(context.tokenizer)
     facts = read_json(context.folder / "data" / "data.json")
-    if default is None or not facts["without_system"]:
+    if (
+        default is None or not facts["without_system"]
+    ):  # the template writes none, or no row needs it
         return
     owner = "the template's own" if preset.data.system_prompt == KEEP else "data.system_prompt"
     context.show(
@@ -184,6 +187,7 @@ def _warn_of_near_kinds(counts: Counter[str], preset: Preset) -> None:
     """Warn of a misspelled kind, whose rows the stages of the right one would leave out."""
     known = {*PAPER_SHARES, *(kind for _, section in _enabled(preset) for kind in section.kinds)}
     for kind, count in counts.items():
+        # Sorted, since ties between equally near names are resolved by order.
         near = difflib.get_close_matches(kind, sorted(known - {kind}), n=1, cutoff=0.8)
         if kind not in known and near:
             log.warning(

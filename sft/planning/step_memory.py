@@ -134,6 +134,7 @@ def _period(config: PreTrainedConfig) -> int:
     """Return after how many layers their types repeat; the depth if they do not."""
     text = config.get_text_config()
     depth = int(text.num_hidden_layers)
+    # DeepSeek's and Qwen's names of single dense layers, which break the repetition.
     if getattr(text, "first_k_dense_replace", 0) or getattr(text, "mlp_only_layers", None):
         return depth
     lists = (getattr(text, name, None) or ["any"] * depth for name in LAYER_TYPE_LISTS)
@@ -143,6 +144,7 @@ def _period(config: PreTrainedConfig) -> int:
 
 
 def _truncated(config: PreTrainedConfig, depth: int) -> PreTrainedConfig:
+    # A copy, since callers plan several stages with one configuration.
     shallow: PreTrainedConfig = copy.deepcopy(config)
     text = shallow.get_text_config()
     text.num_hidden_layers = depth
@@ -164,6 +166,7 @@ class _LiveBytes(TorchDispatchMode):
         self.storages: dict[int, tuple[str, int]] = {}  # kind and bytes of each live storage
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.missing = 0  # gradients that this micro-batch has not computed yet
+        # First, so that views of weights do not count as activations.
         for tensor in (*model.parameters(), *model.buffers()):
             self._add(tensor, "weights")
         for parameter in self.trained:
@@ -209,7 +212,7 @@ class _LiveBytes(TorchDispatchMode):
             return
         self.storages[key] = (kind, storage.nbytes())
         self.now[kind] += storage.nbytes()
-        weakref.finalize(storage, self._remove, key)
+        weakref.finalize(storage, self._remove, key)  # runs when the last tensor on it is freed
 
     def _remove(self, key: int) -> None:
         kind, size = self.storages.pop(key)
@@ -241,7 +244,7 @@ def _run(config: PreTrainedConfig, batch: Batch, setup: Setup, *, training: bool
                 live.missing = len(live.trained) if training else 0
                 with _autocast(setup):
                     loss = -log_probs(model, batch).sum()
-                if training:
+                if training:  # outside of autocast, as the Trainer does
                     loss.backward()
                 del loss
     optimizer = sum(2 * 4 * p.numel() for p in live.trained) if training else 0
@@ -279,6 +282,7 @@ def _quantized(memory: Memory, model: Any, setup: Setup) -> Memory:
     matrices = [
         module.weight
         for name, module in model.named_modules()
+        # Subclasses of Linear are left as they are.
         if type(module) is torch.nn.Linear and "lora_" not in name and module.weight is not head
     ]
     width = setup.compute.itemsize
@@ -300,7 +304,7 @@ def nf4_bytes(weights: int) -> int:
 
 def _materialize(model: Any) -> None:
     """Give meta parameters and buffers a (fake) storage on the CPU; tied ones share it."""
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, torch.Tensor] = {}  # by the id of the meta tensor
     for module in model.modules():
         for slots in (module._parameters, module._buffers):
             for name, tensor in slots.items():
