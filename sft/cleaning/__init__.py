@@ -1,4 +1,4 @@
-"""Near-duplicate rows and benchmark contamination, found and removed.
+"""Removal of near-duplicate rows and of benchmark questions from training data.
 
 decontamination: Training rows that contain a benchmark's question, found by overlap of
     character n-grams.

@@ -35,14 +35,10 @@ class BenchmarkQuestion:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """The benchmarks of a run.
+    """The benchmarks of a run."""
 
-    Attributes:
-        key: identifies the questions; known without loading them.
-        load: returns the questions by benchmark, none for one whose data cannot be loaded now.
-    """
-
-    key: str
+    key: str  # identifies the questions; known without loading them
+    # Returns the questions by benchmark, none for one whose data cannot be loaded now.
     load: Callable[[], Mapping[str, Sequence[BenchmarkQuestion]]]
 
 
@@ -65,11 +61,7 @@ class _IndexedQuestion:
 
 
 class QuestionIndex:
-    """An index of questions by the hashes of their n-grams.
-
-    Attributes:
-        skipped: number of questions that are too short or too common to be found.
-    """
+    """An index of questions by the hashes of their n-grams."""
 
     def __init__(self, questions: Iterable[BenchmarkQuestion]) -> None:
         distinct = {normal_form(question.text): question for question in questions}
@@ -81,6 +73,7 @@ class QuestionIndex:
         self._counts = np.zeros(len(self._known), dtype=np.int64)
         for index in self._sizes:
             self._counts += np.bincount(index.owners, minlength=len(self._known))
+        # Questions that are too short or too common to be found.
         self.skipped = len(distinct) - int((self._counts > 0).sum())
 
     def find(self, texts: Iterable[str]) -> list[Contamination]:

@@ -36,10 +36,7 @@ def known_questions(
 ) -> dict[str, Sequence[BenchmarkQuestion]]:
     """Return the questions that training rows must not contain, by benchmark or file.
 
-    A benchmark has none if its data cannot be loaded now.
-
-    Raises:
-        UserError: a file of `data.decontaminate` is missing, broken or holds no question.
+    A benchmark has none if its data cannot be loaded now; a file without any is an error.
     """
     known = dict(benchmarks.load()) if section.decontaminate_tasks else {}
     return known | {path: _read_file(path) for path in section.decontaminate}
@@ -189,11 +186,7 @@ def drop_near_duplicates(read: SourceRows, *, threshold: float, evidence: Path) 
 
 
 def drop_rows(read: SourceRows, removed: set[int], *, rule: str) -> SourceRows:
-    """Drop the `removed` rows, which their sources count under `rule`.
-
-    Raises:
-        UserError: no row is left.
-    """
+    """Drop the `removed` rows, which their sources count under `rule`; one must be left."""
     if not removed:
         return read
     counts, start = [], 0

@@ -14,11 +14,7 @@ SEPARATOR_LINE = re.compile(r"sep=(.)\s*")  # Excel may name the separator in a 
 
 
 def read_csv(path: Path, *, tabs: bool = False) -> Iterator[Record | RowError]:
-    """Yield the rows of a CSV file.
-
-    Args:
-        tabs: the separator is a tab (.tsv); otherwise the header decides.
-    """
+    """Yield the rows of a CSV file, separated by tabs (.tsv) or by what separates the header."""
     origin = f"{path}:1"
 
     def texts() -> Iterator[str]:

@@ -151,11 +151,7 @@ def looks_like_content(text: str) -> bool:
 
 
 class UnreadFields:
-    """Counts, over the rows of a source, of unread fields with text.
-
-    Args:
-        ignored: fields that may hold content that no format reads.
-    """
+    """Counts, over the rows of a source, of unread fields with text, except those to ignore."""
 
     def __init__(self, ignored: Collection[str] = ()) -> None:
         self.rows = 0
@@ -174,11 +170,7 @@ class UnreadFields:
                 self._first.setdefault(name, (origin, content))
 
     def check(self, *, remedy: str = REMEDY) -> None:
-        """Check that no field is filled in most rows, mostly with content.
-
-        Raises:
-            UserError: the first such field with its place, its text and the remedy.
-        """
+        """Raise a `UserError` for a field that is filled in most rows, mostly with content."""
         lost = [
             name
             for name, count in self._content.items()

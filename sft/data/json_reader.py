@@ -44,11 +44,7 @@ SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path) -> Iterator[Record | RowError]:
-    """Yield the records of a JSON file.
-
-    Raises:
-        UserError: the file is one object of columns.
-    """
+    """Yield the records of a JSON file; raise a `UserError` if it is one object of columns."""
     try:
         yield from _read_layout(path)
     except RowError as error:
@@ -175,11 +171,7 @@ class _Text:
 
 
 def _read_array(reader: _Text, *, at: int | None = None) -> Iterator[Record | RowError]:
-    """Decode the rows of one JSON array one by one.
-
-    Args:
-        at: start of the array within the object that holds it; None: the array is the file.
-    """
+    """Decode the rows of an array, the file or, after `at`, a value of the object in the file."""
     reader.at = reader.text.index("[", at or 0) + 1
     for number in count():
         character = reader.next()

@@ -69,11 +69,7 @@ def _suffix(path: str | Path) -> str:
 
 
 def existing_file(given: str, path: Path | None) -> Path:
-    """Return the file that `given` was resolved to.
-
-    Raises:
-        UserError: it does not exist, or rows cannot be read from it.
-    """
+    """Return the path that `given` was resolved to if rows can be read from it."""
     if path is None:
         folder = Path(given).expanduser().parent
         names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []

@@ -93,7 +93,8 @@ def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows
 
     Raises:
         UserError: one sentence with file and line, the rule and the remedy; in either mode for a
-            missing file, a file of preferences and a source without a usable row.
+            missing file, a file of preferences, a source without a usable row, and content in a
+            field that no format reads.
     """
     return collect([(source, _chats(source)) for source in sources], on_error=on_error)
 
@@ -101,12 +102,7 @@ def read_sft(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows
 def collect(
     sources: Iterable[tuple[Source, Iterable[ParsedRow | RowError]]], *, on_error: str
 ) -> SourceRows:
-    """Keep, count or refuse the rows of chats or preferences.
-
-    Raises:
-        UserError: the first error under "stop"; in either mode a source without a usable row, or
-            with content in a field that no format reads.
-    """
+    """Keep, count or refuse the rows of chats or preferences, as `read_sft` describes."""
     assert on_error in ("stop", "drop"), on_error
     read = SourceRows(rows=[], counts=[], repeats=[])
     # Origins of the rows that are kept, by digest.
@@ -161,7 +157,7 @@ def _collect(
     kept = len(into.rows) - before
     # A source may consist of repeats of the others; its counts show it.
     if not kept and not (dropped[DUPLICATE] or dropped[SAME_TEXT]):
-        why = _listed(dict((+dropped).most_common())) or "it has none"
+        why = _listed(dict(dropped.most_common())) or "it has none"
         first = f"; first: {problems[0]}" if problems else ""
         raise UserError(f"{source.path}: no usable row ({why}); a source holds at least one{first}")
     unread.check()
@@ -208,11 +204,7 @@ def _content(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(source: Source) -> Iterator[MappedRow | RowError]:
-    """Yield the records of a source under names that the formats know.
-
-    Raises:
-        UserError: at the end, a field of `ignore` or `columns` that no record has.
-    """
+    """Yield the records of a source under names that the formats know."""
     # Keys of messages are named as messages[].key, and are no fields.
     ignored = {name for name in source.ignore if "[]." not in name}
     columns = set(source.columns.values())
@@ -292,11 +284,7 @@ def _read(record: MappedRow, source: Source) -> Iterator[tuple[dict[str, Any], t
 def read_kind(
     record: MappedRow, source: Source, *, messages: Sequence[ChatMessage], default: str = OTHER_KIND
 ) -> str:
-    """Return the kind of a row: by the source's `kind_rule`, its `kind`, or the row's field.
-
-    Raises:
-        RowError: the row's own kind is not text.
-    """
+    """Return the kind of a row: by the source's `kind_rule`, its `kind`, or the row's field."""
     question = "\n".join(m["content"] for m in messages if m["role"] == "user")
     for ruled, pattern in source.kind_rule.items():
         if re.search(pattern, question):
@@ -321,7 +309,7 @@ def source_table(sources: Sequence[SourceFacts], *, title: str) -> Table:
     table.add_column("source", overflow="fold")
     for heading in ("read", "kept"):
         table.add_column(heading, justify="right")
-    for heading in ("left out", "changed", "fields that nothing reads"):
+    for heading in ("left out", "changed", "unread fields"):
         table.add_column(heading, overflow="fold")
     names = [PurePath(source["source"]).name for source in sources]
     unique = len(set(names)) == len(names)

@@ -28,11 +28,7 @@ class TooLarge(Exception):
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file, decompressed if its name ends with .gz, with "\\n" for each lone "\\r".
-
-    Raises:
-        TooLarge: line ends are lone "\\r", and the file is too large to be held in memory.
-    """
+    """Open a file, decompressed if its name ends with .gz, with "\\n" for each lone "\\r"."""
     with _opened(path) as file:
         try:
             head = file.read(HEAD_BYTES)
@@ -101,11 +97,7 @@ def _decoded(origin: str, line: bytes, *, with_bom: bool) -> str | RowError:
 
 
 def read_text(path: Path) -> str:
-    """Read the text of a file.
-
-    Raises:
-        RowError: it cannot be read.
-    """
+    """Read the text of a file; raise a `RowError` if it cannot be read."""
     try:
         with open_bytes(path) as file:
             return _read_rest(file, path).decode("utf-8-sig")

@@ -73,7 +73,7 @@ def test_a_companion_of_another_type_is_refused(tmp_path):
     assert turns(tmp_path, row, ignore=["context"]) == [ASKED, BUILT]
 
 
-# Fields that nothing reads.
+# Unread fields.
 
 NOTE = "The mill went up in 1742, and the bridge a year later."
 
