@@ -10,14 +10,18 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.render import Message, render
 from sft.chat_template.rendering_checks import REASONING
-from sft.chat_template.turn_end import ANSWER_SENTINEL, DUMMY_TOOL, QUESTION_SENTINEL, template_text
+from sft.chat_template.turn_end import (
+    ANSWER_SENTINEL,
+    DUMMY_TOOL,
+    QUESTION_SENTINEL,
+    cached_by_template,
+)
 from sft.errors import UserError
 
 THOUGHT = "\ue008"  # a private-use character, as in sft.chat_template.turn_end
@@ -149,17 +153,9 @@ def _call_to_template_form(call: dict[str, Any], forms: MessageForms) -> dict[st
     return {**call, "function": function} if "function" in call else function
 
 
+@cached_by_template
 def find_message_forms(tokenizer: PreTrainedTokenizerBase) -> MessageForms:
-    """Return the forms that this tokenizer's template takes, found with sentinels and cached."""
-    special = (tokenizer.bos_token, tokenizer.eos_token)
-    return _find_message_forms(tokenizer, template_text(tokenizer), special)
-
-
-@lru_cache(maxsize=16)
-def _find_message_forms(
-    tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
-) -> MessageForms:
-    # `template` and `special` are only part of the cache key: tokenizers are mutable.
+    """Return the forms that this tokenizer's template takes, found with sentinels."""
     prompt = _rendered(tokenizer, [ASK], prompt=True)
     opening = opening_of(prompt)
 

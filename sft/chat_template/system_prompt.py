@@ -142,11 +142,10 @@ def _with_tools(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
 
 def _replace_template(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:
     template = tokenizer.chat_template
-    tokenizer.chat_template = (
-        {name: change(text) for name, text in template.items()}
-        if isinstance(template, dict)
-        else change(template)
-    )
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: change(text) for name, text in template.items()}
+    else:
+        tokenizer.chat_template = change(template)
 
 
 def _with_text(template: str, *, text: str) -> str:

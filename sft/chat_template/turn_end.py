@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -42,13 +42,24 @@ class TurnEnd:
         return self.call_closing if message.get("tool_calls") else self.closing
 
 
-def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
-    """Return how this tokenizer's template ends a turn, found with sentinels and cached.
+Result = TypeVar("Result")
 
-    Raises UserError if there is no template, or it writes no control token after the answer.
-    """
-    special = (tokenizer.bos_token, tokenizer.eos_token)
-    return _find_turn_end(tokenizer, template_text(tokenizer), special)
+
+def cached_by_template(
+    function: Callable[[PreTrainedTokenizerBase], Result],
+) -> Callable[[PreTrainedTokenizerBase], Result]:
+    """Cache results for a tokenizer until its template, BOS, EOS or vocabulary changes."""
+
+    @lru_cache(maxsize=16)
+    def cached(tokenizer: PreTrainedTokenizerBase, *state: object) -> Result:
+        return function(tokenizer)
+
+    @wraps(function)
+    def call(tokenizer: PreTrainedTokenizerBase) -> Result:
+        special = tokenizer.bos_token, tokenizer.eos_token, len(tokenizer)
+        return cached(tokenizer, template_text(tokenizer), *special)
+
+    return call
 
 
 def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -57,11 +68,12 @@ def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
     return template if isinstance(template, str) else json.dumps(template)
 
 
-@lru_cache(maxsize=16)
-def _find_turn_end(
-    tokenizer: PreTrainedTokenizerBase, template: str, special: tuple[Any, ...]
-) -> TurnEnd:
-    # `template` and `special` are only part of the cache key: tokenizers are mutable.
+@cached_by_template
+def find_turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd:
+    """Return how this tokenizer's template ends a turn, found with sentinels.
+
+    Raises UserError if there is no template, or it writes no control token after the answer.
+    """
     user = {"role": "user", "content": QUESTION_SENTINEL}
     answer = {"role": "assistant", "content": ANSWER_SENTINEL}
     try:
@@ -207,15 +219,9 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted(special - ({tokenizer.unk_token} - {tokenizer.bos_token, tokenizer.eos_token}))
 
 
+@cached_by_template
 def control_pattern(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], dict[str, int]]:
     """Return a pattern of the control tokens, longest first, and their ids."""
-    return _control_pattern(tokenizer, len(tokenizer))
-
-
-@lru_cache(maxsize=16)
-def _control_pattern(
-    tokenizer: PreTrainedTokenizerBase, size: int
-) -> tuple[re.Pattern[str], dict[str, int]]:
     tokens = sorted(control_tokens(tokenizer), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
     return pattern, dict(zip(tokens, _token_ids(tokenizer, tokens), strict=True))

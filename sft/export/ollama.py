@@ -9,7 +9,8 @@ unless tokenizer_config.json has add_bos_token: false).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.render import Message, render
 from sft.chat_template.turn_end import find_turn_end
@@ -30,7 +31,7 @@ class TurnFormat:
     prompt: str  # the generation prompt
 
 
-def find_turn_format(tokenizer: Any) -> TurnFormat:
+def find_turn_format(tokenizer: PreTrainedTokenizerBase) -> TurnFormat:
     """Return the fixed texts of the tokenizer's template, verified on several conversations.
 
     Raises UserError if the template moves, joins or rewrites turns.
@@ -109,12 +110,11 @@ def modelfile(
     return "\n".join([*lines, "PARAMETER temperature 0", ""])
 
 
-def _find(tokenizer: Any) -> TurnFormat | None:
+def _find(tokenizer: PreTrainedTokenizerBase) -> TurnFormat | None:
     user, answer = {"role": "user", "content": FIRST}, {"role": "assistant", "content": ANSWER}
     second = {"role": "user", "content": SECOND}
-    front, to_answer, between, prompt = _split(
-        render(tokenizer, [user, answer, second], prompt=True), FIRST, ANSWER, SECOND
-    )
+    three = render(tokenizer, [user, answer, second], prompt=True)
+    front, to_answer, between, prompt = _split(three, FIRST, ANSWER, SECOND)
     answered = render(tokenizer, [user, answer], prompt=False)
     closing = find_turn_end(tokenizer).closing
     if render(tokenizer, [user, answer], prompt=True).startswith(answered + closing):

@@ -80,26 +80,17 @@ def check_token_parity(
     """
     exported: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     system = turns is None or "system" in turns.around
-    chats: list[list[Message]] = [
-        *probe_chats(system=system),
-        *(row["messages"] for row in recorded),
-    ]
-    unasked: list[list[int] | None] = [None] * (len(chats) - len(recorded))
-    evaluated = unasked + [row["prompt_ids"] for row in recorded]
+    chats: list[tuple[list[Message], list[int] | None]] = []
+    chats += [(chat, None) for chat in probe_chats(system=system)]
+    chats += [(row["messages"], row["prompt_ids"]) for row in recorded]
     ways = ["training", "evaluation", "transformers chat"] + ["Ollama's template"] * bool(turns)
-    for chat, stored in zip(chats, evaluated, strict=True):
+    for chat, stored in chats:
         prompt = encode_prompt(tokenizer, chat)
         trained = encode_chat(tokenizer, [*chat, ANSWER]).input_ids[: len(prompt)]
         # As transformers/cli/serving/chat_completion.py requests them.
-        chat_ids = apply_template(
-            exported,
-            chat,
-            day=date_of(tokenizer),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-        )["input_ids"]
-        found = [trained, stored or prompt, chat_ids]
+        options: dict[str, Any] = {"day": date_of(tokenizer), "tokenize": True, "return_dict": True}
+        encoded = apply_template(exported, chat, add_generation_prompt=True, **options)
+        found = [trained, stored or prompt, encoded["input_ids"]]
         found += [_ids_of_text(exported, turns, chat)] if turns else []
         for way, ids in zip(ways, found, strict=True):
             if ids != prompt:

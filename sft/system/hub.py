@@ -30,10 +30,8 @@ def reach_hub() -> bool:
     try:
         socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT).close()
     except OSError as error:
-        log.warning(
-            "hub: %s does not answer (%s); using only files on this machine",
-            *(constants.ENDPOINT, error),
-        )
+        sentence = "hub: %s does not answer (%s); using only files on this machine"
+        log.warning(sentence, constants.ENDPOINT, error)
         os.environ["HF_HUB_OFFLINE"] = "1"  # for child processes
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         return False
@@ -46,19 +44,18 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
     `kind` is model or dataset, as `hf download --repo-type` spells it.
     """
     name = name.partition("@")[0]  # without its revision
-    kinds_of = tuple(type(cause) for cause in causes(error))
 
     def among(*kinds: type[BaseException]) -> bool:
-        return any(issubclass(kind, kinds) for kind in kinds_of)
+        return any(isinstance(cause, kinds) for cause in causes(error))
 
     # datasets.load raises these two without their causes.
     gated = among(GatedRepoError) or "is a gated dataset on the Hub" in str(error)
     missing = among(RepositoryNotFoundError) or "doesn't exist on the Hub" in str(error)
-    place = "datasets/" if kind == "dataset" else ""
     if gated:
+        address = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
         return (
             "its authors give it to those who ask, and this machine has no access; ask on "
-            f"{constants.ENDPOINT}/{place}{name}, then run `hf auth login` here"
+            f"{address}, then run `hf auth login` here"
         )
     if missing:
         return (
@@ -67,17 +64,14 @@ def hub_refusal(error: BaseException, *, name: str, kind: str = "model") -> str 
         )
     if not among(LocalEntryNotFoundError, ConnectionError):
         return None
+    absent = "there is no such local path, it is not in the cache of downloads, and"
     if constants.HF_HUB_OFFLINE and reach_hub():  # set by the user, not by `reach_hub`
         more = " --repo-type dataset" if kind == "dataset" else ""
         return (
-            "there is no such local path, it is not in the cache of downloads, and HF_HUB_OFFLINE "
-            f"keeps this command off the hub; unset that, run `hf download {name}{more}` where "
-            "there is a network, or give a local path"
+            f"{absent} HF_HUB_OFFLINE keeps this command off the hub; unset that, run "
+            f"`hf download {name}{more}` where there is a network, or give a local path"
         )
-    return (
-        "there is no such local path, it is not in the cache of downloads, and "
-        f"{constants.ENDPOINT} did not answer; check the network, or give a local path"
-    )
+    return f"{absent} {constants.ENDPOINT} did not answer; check the network, or give a local path"
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

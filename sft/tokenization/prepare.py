@@ -80,10 +80,6 @@ class StageRows:
     checked: Checked
     examples: tuple[Example, ...] = ()
 
-    @property
-    def too_long(self) -> int:
-        return total(self.checked).left_out
-
 
 def prepare_chats(
     section: DataSection,

@@ -204,12 +204,12 @@ def test_a_stage_takes_its_kinds_and_leaves_long_rows_out(sources, context):
     dialogue = rows_of_stage(
         rows, kinds=["dialogue"], max_length=None, rules=RULES, section=STOP, where="s"
     )
-    assert len(dialogue.rows) == 8 and dialogue.too_long == 0
+    assert len(dialogue.rows) == 8 and total(dialogue.checked).left_out == 0
     lengths = sorted(len(ids) for ids in rows["input_ids"])
     cut = rows_of_stage(
         rows, kinds=[], max_length=lengths[-1] - 1, rules=RULES, section=STOP, where="s"
     )
-    assert cut.too_long == lengths.count(lengths[-1]) == 1
+    assert total(cut.checked).left_out == lengths.count(lengths[-1]) == 1
     with pytest.raises(UserError, match="no row is of kind safety; the rows are 4 math, 8 dialog"):
         rows_of_stage(rows, kinds=["safety"], max_length=None, rules=RULES, section=STOP, where="s")
 
@@ -291,17 +291,17 @@ def test_long_rows_are_cut_or_split_as_the_preset_says(context, tmp_path):
         )
 
     dropped = made("drop")
-    assert (len(dropped.rows), dropped.too_long) == (1, 3)
+    assert (len(dropped.rows), total(dropped.checked).left_out) == (1, 3)
     cut = made("truncate")
-    assert (len(cut.rows), cut.too_long, total(cut.checked).cut) == (4, 0, 2)  # one in a prompt
+    counts = total(cut.checked)
+    assert (len(cut.rows), counts.left_out, counts.cut) == (4, 0, 2)  # one in a prompt
     split = made("split")
     # The chat of four rounds comes in two pieces or more, the text in two; one answer is too long.
-    assert split.too_long == 1 and total(split.checked).cut == 1
+    assert total(split.checked).left_out == 1 and total(split.checked).cut == 1
     assert read_json(context.folder / "data" / "data.json")["pieces"] == 2
     assert sum(sum(row["trained"]) for row in split.rows) == 4 * 21 + 2 + 150
     for result in (dropped, cut, split):
         assert all(len(row["input_ids"]) <= 100 for row in result.rows)
-        assert total(result.checked).left_out == result.too_long
 
 
 def long_and_short(context, tmp_path, *, long, short, source="a"):
