@@ -209,7 +209,7 @@ def test_every_measure_stops_on_the_models_own_ends_too(tiny_tokenizer):
     model = make_tiny_model()
     first = labeled_answers(model, tiny_tokenizer, prompts, cap=8)[0]["token_ids"][0]
     model.generation_config.eos_token_id = [0, first]
-    question = questions.Question("a", "any", ("hi",), ("",))
+    question = questions.OpenQuestion("a", "any", ("hi",), ("",))
     (answered,) = questions.answer(model, tiny_tokenizer, [question], cap=8, seed=0)
     ended = [
         labeled_answers(model, tiny_tokenizer, prompts, cap=8)[0],
