@@ -102,10 +102,9 @@ def measure(
 ) -> None:
     """Measure a model into eval/<name>/; measures of the same weights and settings are reused.
 
-    Tasks are asked with `base_shots` examples as plain text or with `chat_shots` in the chat
-    template (see `uses_chat_template`), and in each of `same_format` too. Repetition prompts always
-    use the template. Processes share the questions, each with the whole model; the first one
-    writes.
+    The base model gets `base_shots` examples as plain text, chat models `chat_shots` in the chat
+    template (see `uses_chat_template`); `same_format` adds formats. Repetition and safety prompts
+    always use the template. Processes share the questions, each with the full model.
 
     Raises:
         UserError: a task cannot be measured, the folder cannot be written, or, unless `replaces`,
@@ -165,8 +164,8 @@ class _Measured:
             entry = self._benchmark(task, "protocol", chat=chat)
             self.scores.setdefault(scores_key(entry), {})[task] = entry
         for form in self.section.same_format:
-            asked = self.scores["benchmarks"] if (form == "chat") != chat else {}
-            others = {task: self._benchmark(task, form, chat=form == "chat") for task in asked}
+            tasks = self.scores["benchmarks"] if (form == "chat") != chat else {}
+            others = {task: self._benchmark(task, form, chat=form == "chat") for task in tasks}
             self.scores.setdefault("same_format", {})[form] = others
         if self.section.repetition.prompts:
             self._repetition()
@@ -344,8 +343,11 @@ def run_task(
 def uses_chat_template(
     name: str, path: str, section: EvalSection, *, trust_remote_code: bool
 ) -> bool:
-    """Whether the protocol asks a model in the chat template: every model but the base, and the
-    base where it is a chat model already or `eval.base_format` says so."""
+    """Return whether the protocol evaluates a model with its chat template.
+
+    It does so for every model except a base that is no chat model, unless `eval.base_format`
+    overrides it.
+    """
     if name != BASE or section.base_format == "chat":
         return True
     if section.base_format == "plain" or not section.tasks:

@@ -67,5 +67,5 @@ def not_written(path: Path, error: OSError) -> UserError:
     """Return the error for a full disk or a folder without write permission."""
     return UserError(
         f"{error.filename or path} cannot be written ({error.strerror}); what was measured before "
-        "is kept: mend it and start the same command again"
+        "is kept: fix it and start the same command again"
     )

@@ -256,7 +256,7 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
     loop = find_loop(row.tokens, cap=cap) or find_loop(row.tokens)
     ids = row.tokens[:-1] if row.reason == "stop_id" else row.tokens
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    said = split_generation(tokenizer, Generation(row.context, row.tokens, text, row.reason))
+    reply = split_generation(tokenizer, Generation(row.context, row.tokens, text, row.reason))
     stored = {
         "id": prompt["id"],
         "messages": list(prompt["messages"]),
@@ -264,9 +264,9 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
         "language": prompt["language"],
         "prompt_ids": row.context,
         "token_ids": row.tokens,
-        "text": said.answer,
-        **said.facts,
-        **({"thinking_tokens": said.before} if said.thinking is not None and said.ended else {}),
+        "text": reply.answer,
+        **reply.facts,
+        **({"thinking_tokens": reply.before} if reply.thinking is not None and reply.ended else {}),
         "finish_reason": row.reason,
         "loop": None if loop is None else asdict(loop),
         "cap": cap,

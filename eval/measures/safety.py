@@ -120,12 +120,12 @@ def labeled_answers(
         {
             **prompt,
             "token_ids": generation.token_ids,
-            "text": said.answer,
-            **said.facts,
+            "text": reply.answer,
+            **reply.facts,
             "finish_reason": generation.finish_reason,
-            "label": judge(prompt, said.answer) if said.answer.strip() else EMPTY,
+            "label": judge(prompt, reply.answer) if reply.answer.strip() else EMPTY,
         }
-        for prompt, generation, said in zip(prompts, generations, written, strict=True)
+        for prompt, generation, reply in zip(prompts, generations, written, strict=True)
     ]
 
 

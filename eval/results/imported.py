@@ -163,7 +163,7 @@ def _refuse_two_models(path: Path, samples: Sequence[_Samples]) -> None:
         remedy = (
             f"name one of their folders, {one} or {other}"
             if one != other
-            else "move the files of one into a folder of its own"
+            else "move the files of one to another folder"
         )
         raise UserError(
             f"{path} holds lm-eval's logs of two models, {first} and {second}; {remedy}"

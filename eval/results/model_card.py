@@ -191,6 +191,7 @@ def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
 
 def _count(source: Source, origins: Mapping[str, int]) -> int:
     """Count the rows of a source, whose origins name the file as found or the hub's split."""
+    # Origins have the path as in the preset, resolved, or below a folder of the checkout.
     names = {source.path, f"{source.path}[{source.split}]", str(find_path(source.path))}
     return sum(
         count

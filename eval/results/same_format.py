@@ -1,7 +1,7 @@
 """Same-format comparison, which separates the change of a model from that of the format.
 
 The protocol uses plain text with examples for the base model and the chat template for the others,
-so its deltas contain the change of format. Here every model is asked in the same format.
+so its deltas contain the change of format. Here all models have the same format.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,9 @@ def same_format(
 
     Args:
         form: plain or chat.
-        protocol: entries of the protocol by task and model, used for models that the protocol asks
-            in this format.
-        others: entries by model and task of those that were asked in this format additionally.
+        protocol: entries of the protocol by task and model, used for models that have this format
+            there.
+        others: entries by model and task of models that have another format there.
         samples: stored rows of the protocol by task and model.
 
     Returns:

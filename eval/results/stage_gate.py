@@ -82,6 +82,7 @@ def no_regression(folder: Path, *, stage: str, before: str) -> Decision:
         compare(REPETITION, *(_rows(folder, m, "generations") for m in names), names=names)
     )
     rows = [{"from": before, "to": stage, **row} for row in adjust(deltas)]
+    # A lower score is worse, and so is a higher repetition rate.
     worse = [
         row["task"]
         for row in rows

@@ -32,7 +32,7 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
         if place.resolve().is_relative_to(folder):
             raise UserError(
                 f"results cannot go to {preset.run.dir} (run.dir, --to), which is or holds {name}: "
-                f"the folder of a run holds what the run writes alone; give a folder of its own, "
+                f"the folder of a run holds only files of the run; give another folder, "
                 f"such as {Path(preset.run.dir) / 'run'}"
             )
 

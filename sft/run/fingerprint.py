@@ -14,6 +14,7 @@ def fingerprint(value: Any) -> str:
     if isinstance(value, Path):
         files = sorted(p for p in value.rglob("*") if p.is_file()) if value.is_dir() else [value]
         for file in files:
+            # A single file's hash does not depend on its name.
             digest.update(str(file.relative_to(value)).encode() if file != value else b"")
             digest.update(portable_hash(file).encode())
     else:
@@ -27,6 +28,7 @@ def model_fingerprint(path: str) -> str:
     if not folder.is_dir():
         return f"hub:{path}"
     parts = [fingerprint(folder)]
+    # An adapter's weights are defined only together with its base.
     if is_adapter(path):
         parts.append(model_fingerprint(adapter_base(path)))
     return fingerprint(parts)

@@ -62,7 +62,9 @@ class Stage:
             written = done["outputs"].get(name)
             if is_plain_name(name) and not is_unchanged(self.folder, name, written):
                 log.warning("%s: %s is missing or changed; written again", self.name, name)
-                _restore_text(self.folder / name, text)
+                if (self.folder / name).is_dir():  # a folder has taken the file's place
+                    remove(self.folder / name)
+                write_text(self.folder / name, text)
         if (name := first_altered(self.folder, done["outputs"])) is not None:
             log.warning("%s: %s is missing or changed; doing it again", self.name, name)
             return None
@@ -138,12 +140,6 @@ def first_altered(folder: Path, outputs: Mapping[str, str]) -> str | None:
     """Return the first of these outputs that is missing or changed, or None."""
     altered = (name for name, written in outputs.items() if not is_unchanged(folder, name, written))
     return next(altered, None)
-
-
-def _restore_text(path: Path, text: str) -> None:
-    if path.is_dir():  # a folder has taken the file's place
-        remove(path)
-    write_text(path, text)
 
 
 def intact_record(path: Path, *keys: str) -> dict[str, Any] | None:

@@ -54,9 +54,12 @@ def find_local_model(name_or_path: str) -> Path | None:
             or a link in it leads out of it.
     """
     found = find_path(name_or_path)
-    if found is None or not (found / "preset.yaml").is_file():
-        if found is not None and found.parent.name in STAGE_FOLDERS.values():
-            _verify_stage_model(found)
+    if found is None:
+        return None
+    if not (found / "preset.yaml").is_file():
+        in_stage = found.name == "model" and found.parent.name in STAGE_FOLDERS.values()
+        if in_stage and os.path.lexists(found.parent / DONE):
+            verified_record(found.parent, "model")
         return found
     if (found / "config.json").is_file():  # an export, which contains the preset of its run
         return found
@@ -68,11 +71,6 @@ def find_local_model(name_or_path: str) -> Path | None:
         )
     verified_record(model.parent, "model")
     return model
-
-
-def _verify_stage_model(model: Path) -> None:
-    if model.name == "model" and os.path.lexists(model.parent / DONE):
-        verified_record(model.parent, "model")
 
 
 def anything_done(folder: Path) -> bool:

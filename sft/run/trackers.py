@@ -96,8 +96,8 @@ class Trackers:
         if step is None:
             step = stage_facts(self.folder).get(model, {}).get("steps", 0)
         key = fingerprint([step, dict(values)])
-        told = self._read(model)["told"]
-        if all(name in told and key in told[name]["once"] for name in self.names):
+        received = self._read(model)["told"]
+        if all(name in received and key in received[name]["once"] for name in self.names):
             return
         self._open(model)
         for name in list(self.opened):
@@ -131,8 +131,8 @@ class Trackers:
             if name not in record["told"]:
                 for entry in lines:
                     self._send(name, _numbers(entry), step=entry["step"])
-            told = record["told"].setdefault(name, {"last": 0, "once": []})
-            told["last"] = max([told["last"], *(entry["step"] for entry in lines)])
+            progress = record["told"].setdefault(name, {"last": 0, "once": []})
+            progress["last"] = max([progress["last"], *(entry["step"] for entry in lines)])
         self.model, self.record = model, record
         write_json(self._place(model) / FILE, record)
 

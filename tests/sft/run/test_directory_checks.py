@@ -1,4 +1,4 @@
-"""The folder of a run is a folder of its own: never one that holds what the run reads."""
+"""Checks of a run directory: it contains no input of the run, and no link leads out of it."""
 
 import os
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_folder_that_holds_what_is_read_is_no_run_directory(mine, folder):
     Path("link").symlink_to(mine / "presets")
     file = mine / "presets" / "preset.yaml"
     preset = load_preset(file, overrides=[f"run.dir={folder}"])
-    with pytest.raises(UserError, match=r"which is or holds .*; give a folder of its own"):
+    with pytest.raises(UserError, match=r"which is or holds .*; give another folder"):
         check_run_dir(preset, read=[file])
 
 
