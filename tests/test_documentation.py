@@ -131,7 +131,7 @@ MISTAKES = {
     "target": ("make quickstart ", "make quickstep ", "quickstep"),
     "module": ("-m eval.report", "-m eval.reports", "python -m eval.reports is not known"),
     "device": ("--device h100", "--device h1000", "--device h1000 is not one of"),
-    "rule": ("--devices 8 --sharded", "--devices 1 --sharded", "--sharded spreads"),
+    "rule": ("--devices 8 --sharded", "--devices 1 --sharded", "--sharded shards"),
     "benchmark": ("--kills 100", "--kill-all 100", "unrecognized arguments: --kill-all"),
     "launcher": ("launch --quiet", "launch --quietly", "--quietly"),
     "task": ("--tasks hellaswag,", "--tasks helloswag,", "helloswag"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from eval.backends.base import Backend, Scored, ScoreRequest
 from eval.generation.batch import MIN_SHARED, shared_length
@@ -21,7 +22,7 @@ from sft.packing.layout import Document, Segment
 from sft.packing.logprobs import batch_tokens, row_layout, score, scoring_batch, sequence_sums
 
 
-def backend_of(model: Any, tokenizer: Any) -> Backend:
+def backend_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> Backend:
     """Return a backend unchanged, or wrap a causal LM prepared by `enable_scoring`."""
     return model if isinstance(model, Backend) else TransformersBackend(model, tokenizer)
 
@@ -40,7 +41,7 @@ _Group = list[_Numbered]  # of one context
 class TransformersBackend(Backend):
     """A causal LM prepared by `sft.packing.logprobs.enable_scoring`, PEFT-wrapped or not."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.window = window_of(model.config)
         self._budget = batch_tokens(next(model.parameters()).device)

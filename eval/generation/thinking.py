@@ -6,9 +6,12 @@ answer.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 # Opening marker, and a pattern of the closing marker.
 MARKERS: tuple[tuple[str, str], ...] = (
@@ -89,11 +92,11 @@ def split_text(text: str, *, prompt: str = "") -> Split:
     return Split("\n\n".join(filter(None, thoughts)) or None, rest.lstrip())
 
 
-def split_generation(tokenizer: Any, written: GeneratedRow) -> Split:
+def split_generation(tokenizer: PreTrainedTokenizerBase, written: GeneratedRow) -> Split:
     """Split a generation, whose markers may be special tokens that its text lacks."""
-    tail = tokenizer.decode(written.prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
+    tail = _decode(tokenizer, written.prompt_ids[-_PROMPT_TAIL:])
     ids = written.token_ids[:-1] if written.finish_reason == "stop_id" else written.token_ids
-    decoded = tokenizer.decode(ids, skip_special_tokens=False)
+    decoded = _decode(tokenizer, ids)
     found = split_text(decoded, prompt=tail)
     if found.answer == decoded:
         return Split(None, written.text)
@@ -106,13 +109,15 @@ def split_generation(tokenizer: Any, written: GeneratedRow) -> Split:
     return Split(thinking or None, answer, found.ended, _place(tokenizer, ids, found, tail))
 
 
-def answer_start(tokenizer: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> int | None:
+def answer_start(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], token_ids: Sequence[int]
+) -> int | None:
     """Return where the answer starts in the text without special tokens of a running row.
 
     None while it thinks; thinking without an opening marker is only known at its closing one.
     """
-    tail = tokenizer.decode(prompt_ids[-_PROMPT_TAIL:], skip_special_tokens=False)
-    decoded = tokenizer.decode(token_ids, skip_special_tokens=False)
+    tail = _decode(tokenizer, prompt_ids[-_PROMPT_TAIL:])
+    decoded = _decode(tokenizer, token_ids)
     found = split_text(decoded, prompt=tail)
     if found.answer == decoded:
         return 0
@@ -142,22 +147,25 @@ def _first_thought(text: str, prompt: str) -> tuple[str, str, bool] | None:
     return None
 
 
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
+
+
 def _without(text: str, special: Sequence[str]) -> str:
     for token in special:
         text = text.replace(token, "")
     return text
 
 
-def _place(tokenizer: Any, ids: Sequence[int], found: Split, prompt: str) -> int:
+def _place(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], found: Split, prompt: str
+) -> int:
     """Return the fewest tokens that hold all of the thinking with its markers."""
     if not found.ended:
         return len(ids)
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        part = split_text(tokenizer.decode(ids[:middle], skip_special_tokens=False), prompt=prompt)
-        if part.ended and part.thinking == found.thinking:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+
+    def holds_thinking(count: int) -> bool:
+        part = split_text(_decode(tokenizer, ids[:count]), prompt=prompt)
+        return part.ended and part.thinking == found.thinking
+
+    return bisect_left(range(len(ids)), True, key=holds_thinking)

@@ -4,6 +4,7 @@ A change is detected if p < 1 - level in that comparison alone, with probability
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 
 import numpy as np
@@ -135,8 +136,5 @@ def _smallest(shown: Callable[[int], bool], start: int) -> int | None:
         high *= 2
         if high > _MOST:
             return None
-    low = high // 2 if high > start else start - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if shown(middle) else (middle, high)
-    return high
+    low = high // 2 + 1 if high > start else start
+    return low + bisect_left(range(low, high), True, key=shown)

@@ -105,11 +105,7 @@ def _transport(endpoint: Endpoint) -> httpx2.AsyncHTTPTransport:
         proxy = f"http://{proxy}"
     try:
         return httpx2.AsyncHTTPTransport(verify=certificates, proxy=proxy or None)
-    except (
-        ValueError,
-        ImportError,
-        httpx2.InvalidURL,
-    ):  # another scheme, SOCKS, no address
+    except (ValueError, ImportError, httpx2.InvalidURL):  # another scheme, SOCKS, no address
         raise UserError(
             f"the proxy that ${parts.scheme}_proxy names is no http(s) address; give one like "
             f"http://proxy:3128, or name {parts.hostname} in $no_proxy"

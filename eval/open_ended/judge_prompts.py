@@ -75,10 +75,7 @@ class JudgeRequest:
 
 
 def grading(
-    questions: Sequence[OpenQuestion],
-    answers: Mapping[str, Sequence[OpenAnswer]],
-    *,
-    judge: str,
+    questions: Sequence[OpenQuestion], answers: Mapping[str, Sequence[OpenAnswer]], *, judge: str
 ) -> list[JudgeRequest]:
     """Return a request for each question, turn and model."""
     requests = []

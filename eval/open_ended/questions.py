@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from accelerate import PartialState
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from eval.backends.loading import backend_inputs, loaded
 from eval.backends.transformers_backend import backend_of
@@ -201,12 +202,7 @@ def stored_answers(
             ) as bar,
         ):
             answers = partial(
-                answer,
-                backend,
-                context.tokenizer,
-                cap=cap,
-                seed=context.seed,
-                progress=bar.update,
+                answer, backend, context.tokenizer, cap=cap, seed=context.seed, progress=bar.update
             )
             rows = map_over_ranks(questions, answers)
 
@@ -220,7 +216,7 @@ def stored_answers(
 
 def answer(
     model: Any,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[OpenQuestion],
     *,
     cap: int,

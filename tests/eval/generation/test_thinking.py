@@ -12,7 +12,7 @@ from eval.backends.base import Backend
 from eval.generation.generate import Generation
 from eval.generation.stopping import StopRule
 from eval.generation.thinking import MARKERS, split_generation, split_text
-from eval.graders.ifeval import follow
+from eval.graders.ifeval import check_answer
 from eval.graders.rule_judge import rule_judge
 from eval.measures.repetition import greedy_answers, summarize
 from eval.measures.repetition_breakdown import near_loop
@@ -233,8 +233,8 @@ def test_instructions_and_the_judge_of_samples_read_the_answer_alone():
         "instruction_id_list": ["punctuation:no_comma"],
         "kwargs": [{}],
     }
-    assert follow(document, split_text(WHOLE).answer)["strict"] == [True]
-    assert follow(document, WHOLE)["strict"] == [False]
+    assert check_answer(document, split_text(WHOLE).answer)["strict"] == [True]
+    assert check_answer(document, WHOLE)["strict"] == [False]
     said = SimpleNamespace(
         text="<think>Is it 5? No, no.</think>The answer is 4.",
         token_ids=[1, 2, 3],
