@@ -1,66 +1,59 @@
-"""Types of the records that sft and dpo store or pass on.
+"""Types of the records that sft and dpo store or pass on."""
 
-A base class with `total=False` holds the keys that may be absent: `typing.NotRequired` needs
-Python 3.11.
-"""
+from typing import Any
 
-from typing import Any, TypedDict
+from typing_extensions import NotRequired, TypedDict  # NotRequired is in typing from 3.11 on
 
 
-class _MessageKeys(TypedDict, total=False):
-    content: str
-    tool_calls: list[dict[str, Any]]
-    tool_call_id: str
-    name: str
-    reasoning_content: str
-    thinking: str  # as `reasoning_content`, under the names of other templates
-    reasoning: str
-    trained: bool  # False: a turn of the assistant that is context only
-
-
-class ChatMessage(_MessageKeys):
+class ChatMessage(TypedDict):
     """One turn of a chat."""
 
     role: str  # system, user, assistant or tool
+    content: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    thinking: NotRequired[str]  # as `reasoning_content`, under the names of other templates
+    reasoning: NotRequired[str]
+    trained: NotRequired[bool]  # False: a turn of the assistant that is context only
 
 
-class _ChatKeys(TypedDict, total=False):
-    tools: list[dict[str, Any]]
-    language: str
-    reference: dict[str, Any]  # the right answer, in the keys that a judge knows
-    id: str
-
-
-class ChatRow(_ChatKeys):
+class ChatRow(TypedDict):
     """A chat; plain text has a `TextRow`."""
 
     messages: list[ChatMessage]
     kind: str
     origin: str  # path:line, or path:row of Parquet files and hub datasets
+    tools: NotRequired[list[dict[str, Any]]]
+    language: NotRequired[str]
+    reference: NotRequired[dict[str, Any]]  # the right answer, in the keys that a judge knows
+    id: NotRequired[str]
 
 
-class TextRow(_ChatKeys):
+class TextRow(TypedDict):
     """A document to continue pretraining on."""
 
     text: str
     kind: str
     origin: str
+    tools: NotRequired[list[dict[str, Any]]]
+    language: NotRequired[str]
+    reference: NotRequired[dict[str, Any]]  # the right answer, in the keys that a judge knows
+    id: NotRequired[str]
 
 
-class _PreferenceKeys(TypedDict, total=False):
-    tools: list[dict[str, Any]]
-    prompt_ids: list[int]  # the three lists of ids: of pairs that the model's samples make
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    reference: dict[str, Any] | None
-
-
-class PreferenceRow(_PreferenceKeys):
+class PreferenceRow(TypedDict):
     """A prompt with a better and a worse answer."""
 
     prompt: list[ChatMessage]
     chosen: list[ChatMessage]
     rejected: list[ChatMessage]
+    tools: NotRequired[list[dict[str, Any]]]
+    prompt_ids: NotRequired[list[int]]  # the ids: of pairs made of the model's samples
+    chosen_ids: NotRequired[list[int]]
+    rejected_ids: NotRequired[list[int]]
+    reference: NotRequired[dict[str, Any] | None]
 
 
 class PairSample(TypedDict):
@@ -80,16 +73,13 @@ class SampledPair(PreferenceRow):
     samples: list[PairSample]
 
 
-class _BranchKeys(TypedDict, total=False):
-    branches: list[int]  # lengths of the branches at the row's end, where rows share a prefix
-
-
-class TokenRow(_BranchKeys):
+class TokenRow(TypedDict):
     """A row that an SFT stage trains on."""
 
     origin: str
     input_ids: list[int]
     trained: list[bool]
+    branches: NotRequired[list[int]]  # lengths of the branches, where rows share a prefix
 
 
 class PairTokenRow(TypedDict):
@@ -135,16 +125,13 @@ class DataFacts(TypedDict):
     without_system: int
 
 
-class _DoneKeys(TypedDict, total=False):
-    kept: dict[str, str]  # texts of small outputs that could not be made again
-
-
-class DoneRecord(_DoneKeys):
+class DoneRecord(TypedDict):
     """done.json, the marker of a finished stage."""
 
     inputs: dict[str, str]  # hashes of what the stage read
     outputs: dict[str, str]  # hashes of its files, by path below its folder
     facts: dict[str, Any]  # each stage has its own
+    kept: NotRequired[dict[str, str]]  # texts of small outputs that could not be made again
 
 
 class BegunRecord(TypedDict):
@@ -158,15 +145,12 @@ class FileFacts(TypedDict):
     sha256: str
 
 
-class _ManifestKeys(TypedDict, total=False):
-    processes: int
-    spread: str  # how the weights are sharded; absent in checkpoints of earlier versions
-
-
-class Manifest(_ManifestKeys):
-    """manifest.json, the marker of a whole checkpoint."""
+class Manifest(TypedDict):
+    """manifest.json, the marker of a complete checkpoint."""
 
     files: dict[str, FileFacts]
+    processes: NotRequired[int]
+    spread: NotRequired[str]  # the sharding; absent in checkpoints of earlier versions
 
 
 class Machine(TypedDict):
@@ -192,21 +176,18 @@ class RunRecord(Machine):
     revisions: dict[str, str]  # commits, by hub repository
 
 
-class _LogKeys(TypedDict, total=False):
-    loss: float
-    epoch: float
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-    padding: float
-    memory_gib: float
-    peak_share: float  # of the device's peak FLOPS
-
-
-class LogLine(_LogKeys):
+class LogLine(TypedDict):
     """A line of log.jsonl; losses and trackers add keys."""
 
     step: int
+    loss: NotRequired[float]
+    epoch: NotRequired[float]
+    learning_rate: NotRequired[float]
+    grad_norm: NotRequired[float]
+    tokens_per_second: NotRequired[float]
+    padding: NotRequired[float]
+    memory_gib: NotRequired[float]
+    peak_share: NotRequired[float]  # of the device's peak FLOPS
 
 
 class TrackerProgress(TypedDict):
