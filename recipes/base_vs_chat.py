@@ -36,7 +36,7 @@ from sft.config.sections import (
 )
 from sft.config.validation import check_measuring
 from sft.errors import UserError
-from sft.run.command import run_command
+from sft.run.command import command_parser, run_command
 from sft.run.directory_checks import check_run_dir
 
 if TYPE_CHECKING:
@@ -215,9 +215,7 @@ def _check_questions(name: str, model: CheckedModel, preset: Preset) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add, flag = parser.add_argument, {"action": "store_true", "default": None}
     several: dict[str, Any] = {"action": "append", "default": []}
     add("--base", help="the base model, asked with examples as plain text")

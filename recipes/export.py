@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     end_on_interrupt()
 
-import argparse
 import logging
 import shlex
 import sys
@@ -26,7 +25,7 @@ from typing import Any
 from sft.config.preset import load_preset
 from sft.config.sections import ModelSection, Preset
 from sft.errors import UserError
-from sft.run.command import run_command
+from sft.run.command import command_parser, run_command
 from sft.run.directory_checks import refuse_inside_run, refuse_links
 from sft.run.fingerprint import fingerprint
 from sft.run.output_folder import RECORD, finished_folder, new_folder
@@ -43,17 +42,12 @@ log = logging.getLogger("truing")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and export; the exit codes are those of `run_command`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("--to", type=Path, required=True, help="a new folder for the model")
     parser.add_argument("--model", help="sft-all, sft-dialogue or dpo; absent: the last one kept")
-    parser.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float16", "float32"),
-        help="the base's, or float32 where its rounding loses too much",
-    )
+    dtypes = ("bfloat16", "float16", "float32")
+    parser.add_argument("--dtype", choices=dtypes, help="absent: the base's, or float32 if needed")
     parser.add_argument("--push-to", metavar="ORG/NAME", help="upload to the hub, as private")
     parser.add_argument("--dry-run", action="store_true", help="with --push-to: upload nothing")
     parser.add_argument(

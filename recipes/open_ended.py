@@ -24,14 +24,12 @@ from typing import Any
 
 from sft.config.sections import EvalSection, ModelSection, RunSection, measuring_preset
 from sft.errors import UserError
-from sft.run.command import run_command
+from sft.run.command import command_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, answer and judge; the exit codes are those of `run_command`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--model", action="append", required=True, metavar="NAME=PATH")
     parser.add_argument(
         "--questions", required=True, help="MT-Bench's question.jsonl, AlignBench's"

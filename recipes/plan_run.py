@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     end_on_interrupt()
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,16 +22,12 @@ from pathlib import Path
 from sft.config.preset import load_preset
 from sft.config.sections import Preset
 from sft.errors import UserError
-from sft.run.command import run_command
+from sft.run.command import command_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and plan; the exit codes are those of `run_command`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("preset", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser = command_parser(__doc__, preset=True)
     parser.add_argument("--device", help="h200, h100, a100-80, a100-40, l40s, rtx4090; else this")
     parser.add_argument("--devices", type=int, default=1, help="number of devices")
     parser.add_argument("--sharded", action="store_true", help="shard the weights over them")

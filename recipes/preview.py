@@ -10,21 +10,16 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     end_on_interrupt()
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from sft.config.preset import load_preset
-from sft.run.command import run_command
+from sft.run.command import command_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and print the rows; the exit codes are those of `run_command`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("preset", help="a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    parser = command_parser(__doc__, preset=True)
     given = parser.parse_intermixed_args(argv)
 
     def work() -> None:

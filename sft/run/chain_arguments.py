@@ -1,13 +1,12 @@
 """Command line of the chain, checked before the imports that take seconds."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft.config.preset import CHECKOUT, load_preset
 from sft.config.sections import Preset
-from sft.run.command import run_command
+from sft.run.command import command_parser, run_command
 
 QUICKSTART = str(CHECKOUT / "recipes" / "presets" / "quickstart.yaml")
 
@@ -33,9 +32,7 @@ class ChainArguments:
 
 def parse_arguments(argv: Sequence[str] | None, *, description: str | None) -> ChainArguments:
     """Parse the command line; exit with code 2 where argparse refuses it."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(description)
     parser.add_argument("preset", nargs="?", default=QUICKSTART, help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     parser.add_argument("--dry-run", action="store_true", help="check and count, train nothing")

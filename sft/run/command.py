@@ -1,5 +1,6 @@
 """Exit code of a command, and the sentence for an expected error."""
 
+import argparse
 import errno
 import os
 import re
@@ -14,6 +15,18 @@ from sft.system.signals import Interrupted, handled
 
 # torch raises a RuntimeError when memory runs out (torch.OutOfMemoryError is a subclass).
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
+
+
+def command_parser(description: str | None, *, preset: bool = False) -> argparse.ArgumentParser:
+    """Return a parser that prints a script's docstring as written; `preset` adds a preset and its
+    overrides."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if preset:
+        parser.add_argument("preset", help="a YAML file")
+        parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
 
 
 def run_command(work: Callable[[], None], *, resumable: bool = True) -> int:
