@@ -1,4 +1,4 @@
-"""base_vs_chat.py where something goes wrong: killed, nowhere to write, models that differ."""
+"""base_vs_chat.py with failures: kills, unwritable folders, models that differ."""
 
 import logging
 import os
@@ -123,7 +123,7 @@ def test_where_weights_lie_changes_no_measure(world):
     assert file.stat().st_mtime_ns == before
 
 
-def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
+def test_command_line_options_follow_a_presets_rules(world, capsys):
     given = [*arguments(world), "--limit", "0", "--base-shots", "-1"]
     assert refusal(given, capsys) == (
         "error: eval.limit=0 must be at least one document of each task, or null for all; "
@@ -132,10 +132,8 @@ def test_options_of_its_own_are_held_to_a_presets_rules(world, capsys):
     )
 
 
-def test_a_format_that_there_is_not_is_refused_and_spaces_between_tasks_are_none_of_them(
-    world, capsys
-):
-    """Another word was taken for plain, and measured and reported under its own name."""
+def test_an_unknown_format_is_refused_and_spaces_between_tasks_are_ignored(world, capsys):
+    """An unknown format must not be measured as plain and reported under its own name."""
     with pytest.raises(SystemExit) as stopped:
         base_vs_chat.main([*arguments(world), "--same-format", "chatty"])
     assert stopped.value.code == 2
@@ -184,7 +182,7 @@ def test_prompts_that_do_not_fit_are_counted_on_record_and_refused_beyond_a_shar
     assert "long: 2 of 12 prompts are longer than the context window of 512 tokens" in sentence
 
 
-def test_models_that_cannot_be_compared_in_all_are_told_apart(world, caplog):
+def test_models_with_other_tokenizers_or_templates_are_warned_of(world, caplog):
     caplog.set_level(logging.WARNING)
     given = arguments(world)
     assert base_vs_chat.main(given) == 0

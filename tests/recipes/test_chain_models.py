@@ -31,7 +31,7 @@ def test_lora_goes_through_the_whole_chain(world):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_an_adapter_is_a_model_to_measure_and_to_go_on_from(world, capsys):
+def test_an_adapter_can_be_measured_and_trained_further(world, capsys):
     assert run(world, "lora.r=16", "sft_dialogue.enabled=false", "dpo.enabled=false") == 0
     adapter = world / "run" / "1-sft-all" / "model"
     tasks = ["--tasks", "sums", "--task-dir", str(world / "tasks"), "--to", str(world / "two")]
@@ -130,7 +130,7 @@ class TwinForCausalLM(LlamaForCausalLM):
 """
 
 
-def test_a_model_with_code_of_its_own_takes_the_same_road_once_it_is_trusted(world, capsys):
+def test_a_trusted_model_with_its_own_code_trains_as_others_do(world, capsys):
     """A Llama by another name, whose class transformers lacks, must end with a Llama's weights."""
     short = ["sft_dialogue.enabled=false", "dpo.enabled=false", "eval.tasks=[]", "lora.r=2"]
     assert run(world, *short, f"run.dir={world}/known") == 0

@@ -1,4 +1,4 @@
-"""base_vs_chat.py on the tiny world: tasks are kept one by one, formats, refused comparisons."""
+"""base_vs_chat.py on the tiny world: stored tasks, prompt formats, refused comparisons."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ from sft.system.atomic_files import read_json
 PAPER = ROOT / "recipes" / "paper"
 
 
-def test_tasks_are_kept_one_by_one_and_every_model_is_asked_in_one_format_too(world, capsys):
+def test_tasks_are_stored_one_by_one_and_all_models_are_measured_in_one_format(world, capsys):
     (world / "tasks" / "sums.yaml").write_text(TASK + "metadata: {version: 1.0}\n")
     broken = TASK.replace("task: sums", "task: late").replace("{{gold}}", "{{answer}}")
     (world / "tasks" / "late.yaml").write_text(broken)
@@ -64,7 +64,7 @@ def test_tasks_are_kept_one_by_one_and_every_model_is_asked_in_one_format_too(wo
     assert "## Same prompt format" in (world / "two" / "report.md").read_text()
 
 
-def test_comparisons_that_cannot_be_are_refused_in_one_sentence(world, capsys):
+def test_impossible_comparisons_are_refused_in_one_sentence(world, capsys):
     def sentence(*given):
         assert base_vs_chat.main([*given, "--to", str(world / "two")]) == 2
         (line,) = capsys.readouterr().err.splitlines()[-1:]

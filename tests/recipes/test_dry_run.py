@@ -1,4 +1,4 @@
-"""What can be known without weights is said by the dry run, not by the run behind its training."""
+"""The dry run refuses everything that can be known to fail without weights."""
 
 import shutil
 
@@ -15,7 +15,7 @@ def refusal(world, capsys, *arguments):
 
 
 def long_choices(world, count):
-    """Forty questions, so many of which have a choice that the window of 512 tokens cannot hold."""
+    """Write forty questions, `count` of which have a choice that exceeds 512 tokens."""
     rows = [
         {"question": f"{i}+1", "choices": [str(i + 1), "x" * (600 if i < count else 2)], "gold": 0}
         for i in range(40)
@@ -72,7 +72,7 @@ def test_a_reference_that_no_answer_can_be_judged_by_is_refused(world, capsys, r
     assert f"pairs.jsonl:2: {words}" in told
 
 
-def test_prompts_that_leave_no_room_for_an_answer_are_refused(world, capsys):
+def test_prompts_that_leave_no_tokens_for_an_answer_are_refused(world, capsys):
     write_jsonl(world / "pairs.jsonl", [{"messages": chat("x " * 80, "")[:1]}])
     told = refusal(world, capsys, f"pairs.prompts=[{{path: {world / 'pairs.jsonl'}}}]")
     assert "each of 1 prompts fills dpo.max_length=128 tokens" in told
@@ -139,7 +139,7 @@ def test_the_data_of_a_task_that_was_not_measured_may_be_corrected(world, capsys
     ],
 )
 def test_an_option_that_would_fail_when_training_begins_is_refused(world, capsys, given, words):
-    """Upstream looks at these only then: after the rows are prepared and the base is measured."""
+    """Upstream checks these only after the rows are prepared and the base is measured."""
     assert words in refusal(world, capsys, *given)
 
 
@@ -152,5 +152,5 @@ def test_an_option_that_would_fail_when_training_begins_is_refused(world, capsys
         ["sft_all.activation_checkpointing_kwargs={use_reentrant: false}"],
     ],
 )
-def test_an_option_that_works_is_taken(world, given):
+def test_a_supported_option_is_accepted(world, given):
     assert run(world, "--dry-run", *given) == 0

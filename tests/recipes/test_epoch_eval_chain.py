@@ -1,4 +1,4 @@
-"""The chain measured by epoch: the same weights, figures that stand on files, free to change."""
+"""The chain measured after each epoch: the same weights, figures that the stored rows give."""
 
 import re
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_measured_is_refused_with_the_preset(world, override, wor
         load_preset(world / "preset.yaml", overrides=[override])
 
 
-def test_weights_that_nobody_lends_are_refused_by_name(world, monkeypatch):
+def test_epochs_are_not_measured_under_deepspeed(world, monkeypatch):
     preset = load_preset(world / "preset.yaml", overrides=[ON])
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     check_epoch_eval(preset)

@@ -1,4 +1,4 @@
-"""A run's model handed on: merged, compared, with card and Modelfile, and refused where wrong."""
+"""Exports of a run's model: merged, compared, with card and Modelfile, or refused."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
-def test_an_adapter_is_handed_on_as_a_whole_model(run, tmp_path, capsys):
+def test_an_adapter_is_exported_as_a_merged_model(run, tmp_path, capsys):
     to = tmp_path / "out"
     assert main([str(run), "--to", str(to), "--push-to", "me/out", "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_the_card_holds_results_licences_and_how_it_was_made(run, tmp_path):
     assert "transformers chat, Ollama's template (10 chats)" in card.text
 
 
-def test_a_card_names_hub_ids_whole_and_files_by_their_last_part():
+def test_a_card_names_hub_ids_in_full_and_files_by_their_last_part():
     assert public_name("org/name") == "org/name"
     for path in ("gone/chats.jsonl", "./gone", "/somewhere/gone/chats.jsonl"):
         assert public_name(path) == path.rpartition("/")[2]
@@ -136,8 +136,8 @@ def test_mistakes_are_one_sentence(run, tmp_path, capsys, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_the_gate_set_aside_is_not_handed_on_unless_named(run, tmp_path, capsys):
-    """Neither exported nor compared as the run's model, nor told among what led to one."""
+def test_a_model_that_the_gate_rejected_is_exported_only_by_name(run, tmp_path, capsys):
+    """It is neither exported, nor compared as the run's model, nor listed among its stages."""
     own = tmp_path / "run"
     shutil.copytree(run, own)
     shutil.copytree(own / "1-sft-all", own / "2-sft-dialogue")
@@ -167,8 +167,8 @@ def test_folders_that_are_no_run_or_not_empty_are_refused(run, tmp_path, capsys)
     assert "holds files already" in capsys.readouterr().err
 
 
-def test_an_export_that_was_killed_when_it_was_whole_goes_on_to_the_upload(run, tmp_path, capsys):
-    """Its folder has its name, and what is left of the working folder is the lock."""
+def test_an_export_that_was_killed_when_complete_continues_with_the_upload(run, tmp_path, capsys):
+    """The folder has its final name, and only the lock of the working folder is left."""
     to, lock = tmp_path / "out", tmp_path / ".out.tmp" / ".lock"
     command = [str(run), "--to", str(to), "--push-to", "me/out", "--dry-run"]
     assert main(command) == 0
@@ -245,7 +245,7 @@ def test_a_change_that_rounding_swallows_is_refused(tiny_tokenizer, tmp_path):
 
 
 def test_weights_that_float16_cannot_hold_are_not_exported_in_it(tiny_tokenizer, tmp_path):
-    """Above 65,504 float16 has infinity alone, and the logits become NaN."""
+    """float16 ends at 65,504; larger weights become infinite, and the logits NaN."""
     model = make_tiny_model()
     model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
@@ -261,7 +261,7 @@ def test_weights_that_float16_cannot_hold_are_not_exported_in_it(tiny_tokenizer,
 
 
 def test_an_export_after_little_training_is_in_float32_and_says_why(run, tmp_path, capsys):
-    """The run's own adapter made as small as after a step or two; its base is in bfloat16."""
+    """The run's adapter is scaled down to that of a step or two; its base is in bfloat16."""
     own = tmp_path / "run"
     shutil.copytree(run, own)
     file = own / "1-sft-all" / "model" / "adapter_model.safetensors"
@@ -282,7 +282,7 @@ def test_an_export_after_little_training_is_in_float32_and_says_why(run, tmp_pat
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_published_weights_are_the_merged_ones_rounded_once_to_nearest(run, tmp_path, kind):
-    """Off by half a step at the most, which two roundings, or a merge in `kind`, would exceed."""
+    """The error is at most half a step; two roundings, or a merge in `kind`, would exceed it."""
     name = str(kind).removeprefix("torch.")
     assert main([str(run), "--to", str(tmp_path / "out"), "--dtype", name]) == 0
     published = load_file(tmp_path / "out" / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Launcher configurations as accelerate reads them; the Slurm script, Slurm's commands faked."""
+"""Launcher configurations as accelerate reads them, and the Slurm script with faked commands."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def test_the_cpu_configuration_launches_a_recipe():
 
 @pytest.fixture
 def slurm(tmp_path):
-    """A folder of commands that write down how they were called, and a job's environment."""
+    """Return a folder of commands that record their calls, and a job's environment."""
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     fakes = {
         "scontrol": 'if [ "$1" = show ]; then echo node1; echo node2; else echo "$@"; fi',

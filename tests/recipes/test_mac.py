@@ -1,4 +1,4 @@
-"""What recipes/mac.md says of a Mac, with MPS faked: choices, refusals and the preset's plan."""
+"""The statements of recipes/mac.md, with MPS faked: choices, refusals and the preset's plan."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Every shipped preset parses, names files that exist, and plans where it is meant to run."""
+"""Every shipped preset parses, names files that exist, and fits the devices that it names."""
 
 import importlib.util
 import re
@@ -72,7 +72,7 @@ TOKENS = ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_
 
 @pytest.fixture
 def hub(tmp_path, tiny_tokenizer):
-    """Overrides that put local folders in the place of what a preset takes from the hub."""
+    """Return overrides that replace a preset's models and data of the Hub by local folders."""
 
     def overrides(path):
         if path.stem.startswith("llama3"):
@@ -163,8 +163,8 @@ def test_presets_of_the_hub_name_licences_and_what_stage_2_needs(path):
         for path in OF_THE_HUB
     ],
 )
-def test_a_header_tells_the_memory_that_is_planned(path):
-    """Of pairs of `max_length` with the shortest prompts, which take more than chats of that."""
+def test_a_header_names_the_planned_memory(path):
+    """Pairs of `max_length` with the shortest prompts take more memory than chats do."""
     header, _, _ = path.read_text(encoding="utf-8").partition("\nrun:")
     told = re.findall(r"(\d+\.\d) GiB", header)
     preset = load_preset(path)

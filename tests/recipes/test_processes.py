@@ -1,4 +1,4 @@
-"""The chain by several processes: DDP and FSDP2 on a CPU (benchmarks/many_processes.py)."""
+"""The chain in several processes: DDP and FSDP2 on a CPU (benchmarks/many_processes.py)."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def check(report, *, parts):
 
 @pytest.mark.slow
 def test_two_shards_go_the_way_of_one_process_and_measure_the_same(tmp_path):
-    """As parts of weights that they lend each other, never holding them whole."""
+    """The weights are sharded, and no process ever holds all of them."""
     parts = ("trajectory", "watched", "measured", "refused")
     check(many_processes(tmp_path, "--layouts", "parts-2", "--parts", *parts), parts=parts)
 

@@ -1,4 +1,4 @@
-"""The quickstart's world: reproducible, divided fairly, true, and as committed."""
+"""The data of the quickstart: reproducible, evenly divided, true, and as committed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_benchmark_keys_and_training_keys_are_disjoint():
 
 
 def template_of(text):
-    """The template of the word problem that the text holds, and the problem's numbers."""
+    """Return the template of the word problem in a text, and the problem's numbers."""
     for template in word_problems.TEMPLATES:
         for question in template.question:
             pattern = re.sub(r"\\{[nmtx]\\}", r"\\w+", re.escape(question))
@@ -152,7 +152,7 @@ def template_of(text):
 
 
 def function_of(text, constant=lambda value: value):
-    """The function that the text holds, under names that are always the same."""
+    """Return the function in a text, with normalized names."""
     (node,) = ast.parse(re.search(r"def .*:\n(?:    .*\n?)+", text).group()).body
     names = {node.name: "f", node.args.args[0].arg: "x"}
     for part in ast.walk(node):
@@ -167,20 +167,20 @@ def function_of(text, constant=lambda value: value):
 
 
 def family_of(text):
-    """What functions of one family share: the body but for its numbers and words, and its input."""
+    """Return what functions of one family share: the body without numbers and words, the input."""
     name = re.search(r"def (\w+)", text).group(1)
     given = re.search(rf"\b{name}\(([\[\"]?)", text.partition("return")[2]).group(1)
     return function_of(text, lambda value: type(value)()), given
 
 
 def call_of(text):
-    """The function, and what it is called with."""
+    """Return the function and its argument."""
     return function_of(text), re.search(r"\((.*)\)(?= return| 返回)", text).group(1)
 
 
 @pytest.fixture(scope="module")
 def exercises(entities):
-    """The questions of many pages: of word problems, and of functions."""
+    """Return the questions of many pages: word problems and functions."""
     sheets = "\n\n".join(islice(pages(MANIFEST["seed"], entities), 1500)).split("\n\n")
     closed = re.compile("^(?:Answer|回答): .*(?:The answer|答案是)", re.M)
     asked = [text for text in sheets if closed.search(text)]
@@ -248,7 +248,7 @@ WORDS = {
 
 
 def true_step(step, run, argument):
-    """Whether a step says what is so of a function, its argument and what it returns."""
+    """Return whether a step states the function, its argument and its result correctly."""
     numbers = [int(number) for number in re.findall(r"\d+", step)]
     of = next((make for word, make in WORDS.items() if re.search(word, step)), None)
     result = run(argument)

@@ -1,4 +1,4 @@
-"""The README's commands typed in order, on small stand-ins for what a reader has."""
+"""The README's commands in order, on small stand-ins for a reader's model and data."""
 
 import re
 import runpy
@@ -50,7 +50,7 @@ ADDED = {
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder like a checkout, in which a reader has a model, chats, prompts, tasks, a preset."""
+    """A folder like a checkout, with a reader's model, chats, prompts, tasks and preset."""
     build_world(tmp_path, make_tiny_tokenizer())
     chats = [{"messages": chat(f"tell {c}", c * 3)} for c in "abcdefghijkl"]
     write_jsonl(tmp_path / "chats.jsonl", chats)
@@ -61,7 +61,7 @@ def desk(tmp_path, monkeypatch):
 
 
 def typed():
-    """The recipes and modules that the README's blocks start, then what draws its picture."""
+    """Yield the recipes and modules that the README starts, and the one that draws its picture."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"^```sh\n.*?^```\n", text, re.MULTILINE | re.DOTALL))
     found = commands(blocks, file="README.md")

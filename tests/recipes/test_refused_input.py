@@ -87,7 +87,7 @@ def test_bad_settings_are_refused_before_training(world, capsys, override, words
     assert not (world / "run" / "1-sft-all" / "checkpoint-1").exists()
 
 
-def test_programs_of_models_run_only_when_asked_for(world, capsys):
+def test_programs_of_models_run_only_if_allowed(world, capsys):
     task = yaml.safe_load(TASK) | {"task": "code", "output_type": "generate_until"}
     task |= {"doc_to_choice": None, "doc_to_target": "assert x", "num_fewshot": 0}
     task |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}}

@@ -1,4 +1,4 @@
-"""The chain killed at random instants ends as one that was not (benchmarks/kill_resume.py)."""
+"""A chain killed at random instants ends as one that was not (benchmarks/kill_resume.py)."""
 
 from functools import partial
 

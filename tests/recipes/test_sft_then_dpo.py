@@ -1,4 +1,4 @@
-"""The chain from end to end on a model of two layers: what it writes, skips and redoes."""
+"""The chain from end to end on a model of two layers: files, skipped and repeated stages."""
 
 import shutil
 
@@ -13,7 +13,7 @@ from eval.metrics.paired_comparison import compare
 from sft.system.atomic_files import read_json, read_jsonl, write_jsonl
 
 
-def test_the_chain_writes_what_the_contract_says_and_a_second_call_skips_it(world, capsys):
+def test_the_chain_writes_the_documented_files_and_a_second_call_skips_it(world, capsys):
     assert run(world) == 0
     folder = world / "run"
     for name in ("preset.yaml", "run.json", "results.json", "report.html", "report.md"):
@@ -89,7 +89,7 @@ def test_every_number_can_be_computed_again_from_the_samples(world):
         assert pair["chosen"][0]["content"] in texts
 
 
-def test_changing_one_input_redoes_exactly_what_depends_on_it(world, capsys):
+def test_changing_one_input_reruns_exactly_what_depends_on_it(world, capsys):
     assert run(world) == 0
     folder = world / "run"
     before = times(folder)
@@ -116,7 +116,7 @@ def test_changing_one_input_redoes_exactly_what_depends_on_it(world, capsys):
     assert later["eval/base/done.json"] == now["eval/base/done.json"]
 
 
-def test_a_run_cut_off_between_and_within_stages_ends_as_one_that_was_not(world):
+def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(world):
     assert run(world) == 0
     whole = {stage: weights(world, stage) for stage in STAGES}
     results = read_json(world / "run" / "results.json")
@@ -138,7 +138,7 @@ def test_a_run_cut_off_between_and_within_stages_ends_as_one_that_was_not(world)
     assert again == results
 
 
-def test_given_preferences_take_the_place_of_sampled_ones(world):
+def test_given_preferences_replace_sampled_ones(world):
     write_jsonl(
         world / "given.jsonl",
         [{"prompt": f"say {c}", "chosen": c * 3, "rejected": "no" + c} for c in "abcdefgh"],
@@ -171,7 +171,7 @@ def test_a_question_of_the_benchmark_is_not_trained_on(world, capsys):
     assert prompts and copy["messages"][:1] not in prompts
 
 
-def test_a_stage_that_is_not_needed_is_left_out_and_the_next_goes_on_from_before(world):
+def test_a_stage_that_is_not_needed_is_skipped(world):
     """The tiny model repeats itself always or never, so either threshold decides."""
     auto = ["sft_dialogue.enabled=auto", "dpo.enabled=false"]
     assert run(world, *auto, "sft_dialogue.min_repetition=1") == 0
@@ -184,7 +184,7 @@ def test_a_stage_that_is_not_needed_is_left_out_and_the_next_goes_on_from_before
 
 
 @pytest.mark.parametrize("stage", ["sft_dialogue", "dpo"])
-def test_a_stage_that_keeps_what_was_won_is_kept(world, stage):
+def test_a_stage_without_regression_is_kept(world, stage):
     assert run(world, f"{stage}.enabled=auto", "sft_dialogue.min_repetition=0") == 0
     results = read_json(world / "run" / "results.json")
     decided = [d for d in results["decisions"] if d["verdict"] in ("kept", "set aside")]

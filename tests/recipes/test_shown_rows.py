@@ -31,7 +31,7 @@ def test_a_dry_run_shows_rows_and_masks_and_trains_nothing(world, capsys, caplog
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 @pytest.mark.parametrize("command", ["preview", "dry run"])
 def test_rows_are_shown_on_a_stdout_of_any_encoding(world, monkeypatch, command, encoding):
-    """Its encoding lacks characters of rows, paths and tables, and the brackets of trained text."""
+    """The encoding lacks characters of rows, paths and tables, and the brackets of trained text."""
     rows = read_jsonl(world / "rows.jsonl")
     rows[0] = {"messages": chat("你", "é你"), "kind": "数学"}
     write_jsonl(world / "数.jsonl", rows)
@@ -50,7 +50,7 @@ def test_rows_are_shown_on_a_stdout_of_any_encoding(world, monkeypatch, command,
 
 
 def test_the_preview_shows_the_first_row_of_a_kind_that_fits(world, capsys):
-    """Longer rows in front of it are counted, and so is a kind without any row that fits."""
+    """Longer rows before it are counted, and so are those of a kind of which no row fits."""
     answers = [("a", "no " * 400), ("a", "yes " * 400), ("a", "fits"), ("b", "x" * 999)]
     rows = [{"messages": chat("ask", answer), "kind": kind} for kind, answer in answers]
     write_jsonl(world / "mixed.jsonl", rows)
@@ -62,7 +62,7 @@ def test_the_preview_shows_the_first_row_of_a_kind_that_fits(world, capsys):
     assert "left out: 2)" in said and "b: all 1 rows are longer than max_length=" in said
 
 
-def test_a_kind_that_is_nearly_another_is_warned_of_and_a_new_one_is_not(world, caplog):
+def test_a_misspelled_kind_is_warned_of_and_a_new_one_is_not(world, caplog):
     rows = [{"messages": chat(f"tell {c}", c * 2)} for c in "abc"]
     write_jsonl(world / "more.jsonl", rows)
     for kind, warned in (("dialog", True), ("poems", False)):

@@ -1,4 +1,4 @@
-"""The chain on a slow disk, and where there is no room for temporary files."""
+"""The chain on a slow disk, and without space for temporary files."""
 
 import json
 import os
@@ -49,7 +49,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """How these starts ended, forked from one process that has imported everything."""
+    """Return how these runs ended, forked from one process that has imported everything."""
     command = [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("load"))]
     done = subprocess.run(
         command,
@@ -78,12 +78,12 @@ def test_a_disk_that_refuses_a_write_ends_the_run_in_one_sentence_and_spoils_not
     assert ended["again"]["model"] == ended["quick"]["model"]
 
 
-def test_a_full_folder_for_temporary_files_is_gone_round(ended):
+def test_a_full_folder_for_temporary_files_is_avoided(ended):
     assert ended["own"]["code"] == 0, ended["own"]["said"]
     assert ended["own"]["model"] == ended["quick"]["model"]
 
 
-def test_without_any_room_for_temporary_files_one_sentence_says_so(ended):
+def test_without_space_for_temporary_files_the_error_is_one_sentence(ended):
     assert ended["all"]["code"] == 1 and "Traceback" not in ended["all"]["said"]
     (sentence,) = ended["all"]["told"]
     assert "no folder for temporary files can be written" in sentence and "set TMPDIR" in sentence

@@ -1,4 +1,4 @@
-"""The chain with TensorBoard: its event files hold what the run's own files hold, once."""
+"""The chain with TensorBoard: its event files contain the values of the run's files once."""
 
 import pytest
 from tiny_models import make_tiny_tokenizer
@@ -30,7 +30,7 @@ def run(world, name, *more):
 
 
 def events(folder):
-    """Every scalar of a folder's event files: its steps and values, in the order written."""
+    """Return every scalar of a folder's event files with its steps and values, in order."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(folder), purge_orphaned_data=False).Reload()
@@ -39,7 +39,7 @@ def events(folder):
 
 
 def holds(found, points):
-    """Whether that is what the events hold, which are of single precision."""
+    """Return whether the events, in single precision, hold these values."""
     steps, values = zip(*points, strict=True)
     return found == (list(steps), pytest.approx(list(values), rel=1e-6))
 
@@ -82,7 +82,7 @@ def test_what_was_measured_and_what_changed_is_there_once(world):
             assert holds(found["epoch/repetition"], [(row["step"], row["repetition"]["rate"])])
 
 
-def test_named_when_all_is_done_it_is_told_the_same_and_nothing_runs_again(world):
+def test_a_tracker_named_after_the_run_gets_the_same_values_and_nothing_runs_again(world):
     done = [world / "plain" / place / "done.json" for place in STAGE_FOLDERS.values()]
     before = [path.stat().st_mtime_ns for path in done]
     assert run(world, "plain", TOLD) == 0

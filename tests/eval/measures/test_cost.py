@@ -44,7 +44,7 @@ def test_hours_are_tokens_times_twice_the_parameters_over_the_devices_speed(pres
     assert line == "measuring: hours unknown, since the device's speed is"
 
 
-def test_what_tasks_ask_is_counted_from_their_own_questions(preset, tiny_tokenizer):
+def test_tokens_of_tasks_are_counted_from_their_questions(preset, tiny_tokenizer):
     """Eight sums of two choices of one byte, behind two examples of their length, or in a chat."""
     ensure_template(tiny_tokenizer)
     asked = check_questions(preset, tiny_tokenizer, window=512)

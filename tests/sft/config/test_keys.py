@@ -1,4 +1,4 @@
-"""The page of all preset keys is the one that the sections generate."""
+"""The page of all preset keys equals the page that the sections generate."""
 
 import dataclasses
 

@@ -48,7 +48,7 @@ def test_values_take_the_type_of_the_field_they_land_in(preset_file):
     assert preset.sft_dialogue.kinds == ["dialogue", "safety"]
 
 
-def test_one_mistake_in_a_source_is_told_once(preset_file):
+def test_one_mistake_in_a_source_is_reported_once(preset_file):
     with pytest.raises(UserError) as caught:
         load_preset(preset_file, overrides=["data.sft=[{path: a.jsonl, wieght: 2}]"])
     assert "did you mean data.sft[0].weight?" in str(caught.value)
@@ -146,7 +146,7 @@ def test_numbers_that_would_fail_or_train_nothing_are_refused(preset_file, overr
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_override_is_told_without_the_parser_s_places(preset_file):
+def test_a_broken_override_is_reported_without_the_parser_s_line_numbers(preset_file):
     with pytest.raises(UserError) as caught:
         load_preset(preset_file, overrides=["eval.tasks=[gsm8k"])
     said = str(caught.value)
@@ -222,7 +222,7 @@ def test_labels_of_a_source_are_texts_with_a_known_meaning(preset_file):
 
 
 def test_our_own_keys_are_these():
-    """Frozen: a new key is a promise. Upstream's pass through unrenamed and uncounted."""
+    """The keys are frozen, since others rely on them; TRL's are not listed."""
     plain = {
         f.name: " ".join(
             sorted(g.name for g in dataclasses.fields(getattr(Preset(), f.name)) if g.name != "trl")
@@ -282,6 +282,6 @@ def test_a_section_whose_name_is_no_text_is_unknown(preset_file, text):
         load_preset(preset_file)
 
 
-def test_an_override_that_is_not_what_its_tag_says_is_no_yaml_value(preset_file):
+def test_an_override_that_contradicts_its_tag_is_refused(preset_file):
     with pytest.raises(UserError, match=r"is no YAML value .a value cannot be read: invalid"):
         load_preset(preset_file, overrides=["run.seed=!!int many"])

@@ -1,4 +1,4 @@
-"""The plan of a stage: steps, padding, operations and hours by closed forms, and what fits."""
+"""Budgets of stages against closed forms, and the settings that fit a device."""
 
 import re
 from dataclasses import replace
@@ -65,7 +65,7 @@ def workload(lengths=(60,) * 10, **options):
 
 @pytest.mark.parametrize("kind", ["bloom", "openai-gpt", "fuyu", "gemma4_unified_text"])
 def test_other_layouts_of_rows_and_layers_are_planned(kind):
-    """Code that takes no packed rows, a text model within another, heads by layer."""
+    """Code that refuses packed rows, a text model inside another, head sizes that vary by layer."""
     sizes = SHAPE | {"num_hidden_layers": 2, "head_dim": 16, "num_key_value_heads": 2}
     own = {"vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8}
     config = AutoConfig.for_model(kind, **sizes, **own)
@@ -131,7 +131,7 @@ ONE_ROW = f"{CHECKPOINTING} sft_all.per_device_train_batch_size=1"
 
 
 @pytest.mark.parametrize("words", [CHECKPOINTING, ONE_ROW, f"lora.r=16 {ONE_ROW}"])
-def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
+def test_a_stage_that_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
     config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 128}))
     rows = workload((256,) * 8, per_device_train_batch_size=4)
     options = {"activation_checkpointing": True}
@@ -145,7 +145,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(words):
     planner(config=config).check_fits(small.stage(rows))
 
 
-def test_below_lora_4_bits_are_the_next_step_and_no_spreading_beyond_them():
+def test_4_bits_are_recommended_after_lora_and_sharding_is_not_after_4_bits():
     config = AutoConfig.for_model("llama", num_hidden_layers=2, **(SHAPE | {"hidden_size": 256}))
     rows = workload((64,) * 4, per_device_train_batch_size=1, activation_checkpointing=True)
     lora = LoraSection(r=4)
@@ -184,7 +184,7 @@ def test_the_reference_of_many_pairs_at_once_can_take_more_than_a_step_of_one():
     assert 0 <= by_deepspeed._reference(many).weights - 4 * parameters.total < 1000
 
 
-def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
+def test_full_model_memory_is_planned_where_processes_hold_all_weights():
     parameters = costs_of_config(CONFIG).parameters
     plain = planner()
     assert plain.full_model == 2 * parameters.total  # measured in bfloat16
@@ -203,12 +203,12 @@ def test_the_whole_model_is_weighed_where_processes_hold_it_whole():
 
 @pytest.fixture
 def large():
-    """The paper's 67B, whose training steps fit 32 devices: 67.4 B parameters."""
+    """The paper's 67B model (67.4 B parameters), whose training steps fit 32 devices."""
     kind, shape = CONFIGS["deepseek-ai/deepseek-llm-67b-base"]
     return AutoConfig.for_model(kind, **shape)
 
 
-def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
+def test_a_model_that_fits_no_device_is_measured_in_shards(large):
     many = replace(named_machine("h100"), count=32, sharded=True)
     plan = planner(config=large, machine=many)
     plan.check_full_model()
@@ -243,7 +243,7 @@ def test_a_model_that_no_device_holds_whole_is_measured_in_parts(large):
     ],
     ids=["one", "ddp", "zero3", "lora", "gpt2"],
 )
-def test_parts_that_nobody_could_lend_are_refused(large, options):
+def test_sharded_measuring_is_refused_without_fsdp2(large, options):
     many = replace(named_machine("h100"), count=32, sharded=True)
     plan = planner(**({"config": large, "machine": many} | options))
     assert not plan.in_parts("auto")
@@ -251,7 +251,7 @@ def test_parts_that_nobody_could_lend_are_refused(large, options):
         plan.in_parts(True)
 
 
-def test_a_model_that_no_device_holds_whole_is_one_sentence(large):
+def test_a_model_that_fits_no_device_is_refused_in_one_sentence(large):
     many = replace(named_machine("h100"), count=32, sharded=True, loads_whole=True)
     with pytest.raises(UserError) as caught:
         planner(config=large, machine=many).check_full_model()
@@ -268,7 +268,7 @@ def test_a_model_that_no_device_holds_whole_is_one_sentence(large):
     planner(config=large, machine=wide, lora=LoraSection(r=16)).check_full_model()
 
 
-def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
+def test_measuring_and_the_chain_check_the_memory_before_they_load_a_model(
     preset, tmp_path, capsys, monkeypatch
 ):
     def small(placement):
@@ -295,7 +295,7 @@ def test_measuring_and_the_chain_weigh_the_model_before_they_load_it(
         ({"intermediate_size": 2000, "num_hidden_layers": 1}, 0, CPU),
     ],
 )
-def test_the_ceiling_is_above_what_the_plan_finds(shape, lora, placement):
+def test_the_ceiling_is_above_the_planned_memory(shape, lora, placement):
     config = AutoConfig.for_model("llama", **({"num_hidden_layers": 2} | SHAPE | shape))
     plan = planner(config=config, placement=placement, lora=LoraSection(r=lora))
     pairs = pairs_workload(DpoStage(), [(60, 20, 20)] * 70)
@@ -305,7 +305,7 @@ def test_the_ceiling_is_above_what_the_plan_finds(shape, lora, placement):
         assert plan.ceiling(rows) - plan.process > 1.5 * found
 
 
-def test_a_run_is_stopped_where_the_plan_is_sure_and_warned_where_it_is_a_bound(caplog):
+def test_a_certain_plan_stops_a_run_and_an_upper_bound_warns(caplog):
     rows, pairs = workload(), pairs_workload(DpoStage(), [(30, 5, 7)] * 8, bound=True)
     needed = planner().stage(rows).memory.total
     check_memory(planner(machine=Machine("a card", 2 * needed)), [rows])
@@ -415,7 +415,7 @@ def test_mistakes_are_one_sentence(preset, capsys, arguments, words):
     assert words in capsys.readouterr().err
 
 
-def test_a_plan_for_a_processor_holds_python_and_its_libraries_as_the_log_does():
+def test_a_plan_for_a_cpu_includes_python_and_its_libraries_as_the_log_does():
     held = psutil.Process().memory_info().rss
     plans = [replace(planner(), placement=placement) for placement in (CPU, GPU)]
     here, there = (plan.stage(workload()) for plan in plans)
@@ -428,6 +428,6 @@ def test_a_plan_for_a_processor_holds_python_and_its_libraries_as_the_log_does()
     assert plans[0].ceiling(workload()) > here.memory.total
 
 
-def test_many_hours_are_whole_numbers():
+def test_many_hours_are_formatted_as_integers():
     shown = [format_hours(hours, 2) for hours in (0.0123, 9.87, 99.4, 250.4, 12345.6)]
     assert shown == ["0.012", "9.9", "99", "250", "12,346"]

@@ -1,4 +1,4 @@
-"""Memory by part: closed forms where there are some, and depth drawn out against depth run."""
+"""Memory by part against closed forms, and extrapolated depth against a run at that depth."""
 
 import os
 import platform
@@ -58,7 +58,7 @@ def config(depth, *, vocabulary=256, kind="llama", **more):
     ],
     ids=lambda o: "-".join(o) or "plain" if isinstance(o, dict) else str(o),
 )
-def test_a_deep_model_is_drawn_out_from_shallow_ones(vocabulary, options):
+def test_a_deep_model_is_extrapolated_from_shallow_ones(vocabulary, options):
     deep = config(9, vocabulary=vocabulary, tie_word_embeddings=vocabulary == 64)
     drawn = step_memory(deep, batch(), setup(**options))
     run = _largest(_run(deep, batch(), setup(**options), training=True))
@@ -66,7 +66,7 @@ def test_a_deep_model_is_drawn_out_from_shallow_ones(vocabulary, options):
     assert drawn.weights == run.weights and drawn.optimizer == run.optimizer
 
 
-def test_layers_of_two_kinds_are_drawn_out_by_their_pattern():
+def test_layers_of_two_types_are_extrapolated_by_their_pattern():
     deep = config(13, kind="gemma3_text", head_dim=16, sliding_window=16)
     drawn = step_memory(deep, batch(), setup(attention="sdpa"))
     run = _largest(_run(deep, batch(), setup(attention="sdpa"), training=True))
@@ -107,15 +107,15 @@ def test_checkpointing_leaves_of_each_layer_its_input():
     ), (shallow, deep)
 
 
-def test_gradients_of_a_tied_matrix_are_added_in_the_place_of_one():
+def test_gradients_of_a_tied_matrix_are_added_in_place():
     model = config(1, vocabulary=9000, tie_word_embeddings=True)
     found = step_memory(model, batch(rows=1, length=16), setup())
     matrix = 4 * 9000 * SHAPE["hidden_size"]
     assert 2 * matrix < found.activations < 2.5 * matrix
 
 
-def test_a_plan_leaves_the_adapters_settings_as_they_were():
-    """peft writes the layers of the model at hand into them: half of a deeper one would be left."""
+def test_a_plan_does_not_change_the_adapters_settings():
+    """PEFT writes the layers of a model into them; those of a shallow one would remain."""
     lora = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
     step_memory(config(1), batch(), setup(lora=lora))
     costs_of_config(config(1), lora=lora)
