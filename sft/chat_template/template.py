@@ -1,5 +1,7 @@
 """Chooses the chat template: the tokenizer's, the user's, or a default one."""
 
+from pathlib import Path
+
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.turn_end import find_turn_end
@@ -8,54 +10,6 @@ from sft.errors import UserError
 
 # End-of-text tokens of public vocabularies, for tokenizers whose configuration names none.
 KNOWN_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[EOS]")
-
-_TOOLS = """\
-{%- macro calls(message) -%}
-{%- for call in message.tool_calls or [] -%}
-{%- set call = call.function if call.function is defined else call -%}
-{{- '\\n<tool_call>\\n' + ({'name': call.name, 'arguments': call.arguments} | tojson) \
-+ '\\n</tool_call>' -}}
-{%- endfor -%}
-{%- endmacro -%}
-"""
-_LISTED_TOOLS = (
-    '\'Call functions as <tool_call>{"name": ..., "arguments": {...}}</tool_call>. '
-    "Functions:\\n' + (tools | tojson)"
-)
-CHATML = (
-    _TOOLS
-    + "{{- BOS -}}\n"
-    + "{%- if tools -%}{{- '<|im_start|>system\\n' + "
-    + _LISTED_TOOLS
-    + " + '<|im_end|>\\n' -}}{%- endif -%}\n"
-    + """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{{- message.content -}}{{- calls(message) -}}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-)
-PLAIN = (
-    _TOOLS
-    + "{{- BOS -}}\n"
-    + "{%- if tools -%}{{- "
-    + _LISTED_TOOLS
-    + " + '\\n\\n' -}}{%- endif -%}\n"
-    + """\
-{%- for message in messages -%}
-{%- if message.role == 'assistant' -%}
-{{- 'Assistant: ' -}}{{- message.content -}}{{- calls(message) -}}{{- eos_token -}}
-{%- elif message.role == 'system' -%}
-{{- message.content -}}{{- '\\n\\n' -}}
-{%- else -%}
-{{- message.role | capitalize + ': ' -}}{{- message.content -}}{{- '\\n\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}
-"""
-)
 
 
 def ensure_template(tokenizer: PreTrainedTokenizerBase, *, template: str | None = None) -> str:
@@ -77,9 +31,9 @@ def ensure_template(tokenizer: PreTrainedTokenizerBase, *, template: str | None 
         bos = tokenizer.bos_token
         chatml = all(_is_single(tokenizer, token) for token in ("<|im_start|>", "<|im_end|>"))
         writes_bos = bos is not None and bos not in (tokenizer.eos_token, "<|im_start|>")
-        ours = CHATML if chatml else PLAIN
+        name, file = ("ChatML", "chatml") if chatml else ("User/Assistant", "user_assistant")
+        ours = Path(__file__).with_name(f"{file}.jinja").read_text(encoding="utf-8")
         tokenizer.chat_template = ours.replace("BOS", "bos_token" if writes_bos else "''")
-        name = "ChatML" if chatml else "User/Assistant"
         notes.insert(0, f"ours ({name}), the tokenizer has none")
     ending = find_turn_end(tokenizer)
     return f"chat template: {'; '.join(notes)}; a turn ends with {ending.texts[0]}"
@@ -97,10 +51,8 @@ def _adopt_eos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _is_single(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
-    return (
-        token in tokenizer.get_vocab()
-        and len(tokenizer.encode(token, add_special_tokens=False)) == 1
-    )
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    return token in tokenizer.get_vocab() and len(ids) == 1
 
 
 def _read_template(template: str) -> str:

@@ -37,12 +37,9 @@ def write_weights(
     base's, or float32 if that loses too much.
     """
     model, trust = preset.model, section.trust_remote_code
-    start = run / "base" / "model"  # if tokens were added to it
-    base = (
-        str(start)
-        if start.is_dir()
-        else resolve_model_path(model.name_or_path, revision=model.revision)
-    )
+    base = str(run / "base" / "model")  # exists if tokens were added to the base
+    if not Path(base).is_dir():
+        base = resolve_model_path(model.name_or_path, revision=model.revision)
     published = getattr(torch, dtype) if dtype else stored_dtype(base, trust_remote_code=trust)
     placement = choose_placement(replace(model, load_in_4bit=False))
     in_4bit = replace(placement, load_in_4bit=True) if model.load_in_4bit else None
@@ -71,10 +68,8 @@ def template_notes(
     notes = []
     if default := default_system(tokenizer):
         where = "the template and the Modelfile write" if modelfile else "the template writes"
-        notes.append(
-            f"system prompt: where a chat has no system turn, {where} {quoted(default)}, as in "
-            "training"
-        )
+        prompt = f"{where} {quoted(default)}, as in training"
+        notes.append(f"system prompt: where a chat has no system turn, {prompt}")
     if writes_date(tokenizer):
         fixed = ", the Modelfile always this one" if modelfile else ""
         notes.append(

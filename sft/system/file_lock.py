@@ -110,9 +110,8 @@ def _open_lock_file(folder: Path, option: str) -> IO[bytes]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         return os.fdopen(os.open(folder / NAME, flags, 0o644), "r+b", 0)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"{option}={folder} is a file, or lies in one; set {option}= to a folder"
-        ) from None
+        reason = f"{option}={folder} is a file, or lies in one; set {option}= to a folder"
+        raise UserError(reason) from None
     except OSError as error:
         if error.errno == errno.ELOOP and (folder / NAME).is_symlink():
             raise UserError(
@@ -187,12 +186,9 @@ class _LockHeartbeat(Heartbeat):
             return
         now = read_heartbeat(self.path)
         if now and now.get("token") != self.token:
-            print(
-                f"error: run.dir={self.path.parent} was taken over by {_process(now)} while this "
-                "process was suspended; it writes nothing more here",
-                file=sys.stderr,
-                flush=True,
-            )
+            sentence = f"error: run.dir={self.path.parent} was taken over by {_process(now)} while "
+            sentence += "this process was suspended; it writes nothing more here"
+            print(sentence, file=sys.stderr, flush=True)
             os._exit(1)
         with suppress(OSError):  # a full disk is reported where results are written
             self._write()

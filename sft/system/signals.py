@@ -67,7 +67,8 @@ def handled() -> Iterator[None]:
         yield
         return
     _requests = _Requests()
-    before = {number: signal.signal(number, _note) for number in HANDLED if not _is_nohup(number)}
+    nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, _note) for number in HANDLED if number not in nohup}
     # Python runs handlers in the main thread, which may be in a long call. The system writes to
     # this socket as soon as a signal arrives.
     listen, send = socket.socketpair()
@@ -129,10 +130,6 @@ def check_interrupt() -> None:
         raise Interrupted(_requests.first)
 
 
-def _is_nohup(number: int) -> bool:
-    return number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
-
-
 def _note(signum: int, frame: FrameType | None) -> None:
     if _requests.first:
         return
@@ -141,12 +138,10 @@ def _note(signum: int, frame: FrameType | None) -> None:
     if not _requests.deferred:
         _requests.raised = True
         raise Interrupted(signum)
+    name = signal.Signals(signum).name
     with suppress(OSError):  # closed meanwhile
-        print(
-            f"\n{signal.Signals(signum).name}: saving a checkpoint after this step; again: at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        sys.stderr.write(f"\n{name}: saving a checkpoint after this step; again: at once\n")
+        sys.stderr.flush()
 
 
 def _outputs() -> select.poll:
