@@ -110,6 +110,13 @@ def test_messages_without_parents_are_refused(tmp_path, lost, on_error):
     assert [row["text"] for row in texts] == [row["text"] for row in ROWS]
 
 
+def test_an_empty_message_id_is_refused(tmp_path):
+    """A root with the id "" would be its own reply, since "" also marks a missing parent."""
+    (tmp_path / "a.csv").write_text("message_id,parent_id,role,text\n,,prompter,q\n")
+    with pytest.raises(UserError, match=r"a.csv:2: the row is a single message"):
+        read(tmp_path / "a.csv")
+
+
 def test_messages_outside_of_trees_are_reported_and_deleted_ones_counted(tmp_path):
     bad = [
         (message("8", "none", "assistant", "x"), "missing parent"),
