@@ -1,4 +1,4 @@
-"""The hours of measuring follow from what the tasks ask and what answers may hold at most."""
+"""The hours of measuring follow from the questions of the tasks and the caps."""
 
 from dataclasses import replace
 

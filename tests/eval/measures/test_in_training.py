@@ -162,7 +162,7 @@ def test_the_look_before_the_first_step_reads_what_is_measured(healthy, tokenize
     assert starting_at(context, "base").loop_check(other, point) != found
 
 
-def test_sft_on_loops_is_told_and_goes_on(healthy, tokenizer, tmp_path, caplog):
+def test_sft_on_loops_warns_and_continues(healthy, tokenizer, tmp_path, caplog):
     model = same_as(healthy[0])
     sft(model, LOOPING, tmp_path, tokenizer, epochs=10)
     first, *_ = read_jsonl(tmp_path / RECORD)

@@ -1,4 +1,4 @@
-"""Two models measured with all that is optional: what the results and the report hold."""
+"""Two models measured with all optional measures: results and report."""
 
 import pytest
 from tiny_models import make_tiny_model
@@ -64,7 +64,7 @@ def measured(tmp_path, tiny_tokenizer):
     return context.folder, write_results(context.folder, ["base", "chat"])
 
 
-def test_every_number_comes_from_rows_on_disk_and_stands_beside_the_contract(measured):
+def test_every_number_follows_from_rows_on_disk(measured):
     folder, results = measured
     assert read_json(folder / "results.json") == results
     for name in ("base", "chat"):
@@ -102,7 +102,7 @@ def test_the_report_shows_the_optional_measures_and_links_their_answers(measured
         assert f'href="eval/base/{file}.jsonl"' in page
 
 
-def test_answers_of_the_same_size_with_another_byte_are_given_again(measured):
+def test_answers_of_the_same_size_with_another_byte_are_generated_again(measured):
     folder, _ = measured
     (record,) = (folder / "eval" / "base" / "kept").glob("repetition.json")
     unit = CachedMeasure(

@@ -139,7 +139,9 @@ def test_carried_on_to_a_larger_cap_it_measures_what_it_would_have_from_the_star
     assert carried == greedy_answers(model, tiny_tokenizer, PROMPTS, cap=80)
 
 
-def test_sampled_answers_are_those_of_the_whole_run_cut_where_no_loop_runs(tiny_tokenizer):
+def test_sampled_answers_are_those_of_plain_sampling_cut_where_no_loop_continues(
+    tiny_tokenizer,
+):
     ensure_template(tiny_tokenizer)
     model, cap = looping_model(0.09, 3), 72
     options = {"cap": cap, "temperature": 0.02, "seed": 5}
@@ -213,7 +215,7 @@ def stored(tokens, reason, cap=100):
     return {"token_ids": tokens, "finish_reason": reason, "cap": cap}
 
 
-def test_summary_counts_each_fate_once():
+def test_summary_counts_each_outcome_once():
     varied = list(range(1000, 1400))
     rows = [
         stored([*varied[:50], 0], "stop_id"),  # ended
@@ -230,7 +232,7 @@ def test_summary_counts_each_fate_once():
     assert summary["seq_rep_4"] == pytest.approx((2 * one_gram + looping) / 6)
 
 
-def test_a_loop_longer_than_a_quarter_of_the_cap_is_seen():
+def test_a_loop_longer_than_a_quarter_of_the_cap_is_found():
     cap, unit = 100, list(range(1000, 1040))
     assert repeats(stored((unit * 5)[: 2 * cap], "cap"))
     # Two copies by the cap, not one and a half.
@@ -262,7 +264,7 @@ def test_from_the_smallest_cap_on_no_loop_is_too_short_to_count():
         assert repeats(stored(shortest, "cap", cap=cap)) == found
 
 
-def test_a_prompt_without_room_for_the_doubled_cap_is_refused(tiny_tokenizer):
+def test_a_prompt_that_leaves_less_than_the_doubled_cap_is_refused(tiny_tokenizer):
     ensure_template(tiny_tokenizer)
     model = enable_scoring(make_tiny_model(max_position_embeddings=256))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Other looks at stored answers, by hand, against the measure itself, and on real text."""
+"""The breakdown of stored answers, by hand, against the measure, and on real text."""
 
 import gzip
 import json

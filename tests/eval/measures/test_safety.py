@@ -1,4 +1,4 @@
-"""Safety: labels against people's, prompts, counts, and the measure on a model of two layers."""
+"""Safety: labels against human ones, prompts, counts, and the measure on a tiny model."""
 
 import gzip
 import json
@@ -201,7 +201,7 @@ def test_any_callable_judges_and_the_rows_hold_what_it_saw(tiny_tokenizer):
         labeled_answers(make_tiny_model(), tiny_tokenizer, prompts, cap=500)
 
 
-def test_every_measure_stops_on_the_models_own_ends_too(tiny_tokenizer):
+def test_every_measure_stops_on_the_eos_ids_of_the_generation_config_too(tiny_tokenizer):
     """A model whose generation settings name several ends, of which the template writes one."""
     ensure_template(tiny_tokenizer)
     prompt = {"id": "a", "messages": [{"role": "user", "content": "hi"}], "category": "any"}

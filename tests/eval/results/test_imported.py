@@ -1,4 +1,4 @@
-"""lm-eval's own logs as a side of a comparison: written by lm-eval itself, here, and read back."""
+"""Logs that lm-eval writes here are imported as one side of a comparison."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ def test_a_log_pairs_with_what_is_measured_here(logged, task_dir, tmp_path, tiny
             assert mine.get("answer") == read.get("answer")
 
 
-def test_another_metric_counts_where_it_is_asked_for(logged, tmp_path):
+def test_another_metric_is_used_if_the_preset_names_it(logged, tmp_path):
     options = {"mine_choice": TaskOptions(metric="acc")}
     import_measures(logged, tmp_path / "a", section=EvalSection(per_task=options))
     assert read_json(tmp_path / "a" / "scores.json")["benchmarks"]["mine_choice"]["metric"] == "acc"
@@ -122,7 +122,7 @@ def test_another_template_or_version_of_a_task_is_not_paired(
             compare("mine_choice", first, second, names=("a", "b"))
 
 
-def test_a_group_is_one_task_and_the_newest_log_counts(logged, tmp_path):
+def test_a_group_is_one_task_and_the_newest_log_is_used(logged, tmp_path):
     (results,) = logged.glob("results_*.json")
     record = json.loads(results.read_text()) | {
         "group_subtasks": {"mine": ["part"], "part": ["mine_choice"], "mine_written": []}
@@ -278,7 +278,7 @@ def test_half_a_character_in_a_log_is_no_reason_to_fail(logged, tmp_path):
     assert {row["answer"] for row in rows} == {"half ?, whole \U0001f600"}
 
 
-def test_every_file_behind_a_number_of_another_run_comes_with_it(tmp_path):
+def test_every_sample_file_of_another_run_is_copied(tmp_path):
     source = tmp_path / "run" / "eval" / "chat"
     (source / "samples").mkdir(parents=True)
     names = ("safety", "generations", "generations-sampled", "generations-double-cap")

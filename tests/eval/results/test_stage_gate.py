@@ -1,4 +1,4 @@
-"""A stage that is decided on: by the rate before it, and by paired tests behind it."""
+"""Decisions on stages: by the repetition rate before, and by paired tests after."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The run directory: one writer, one preset, and stages that know when they are done."""
+"""The run directory: one writer, one preset, and the cache of its stages."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def test_a_stage_is_finished_only_with_its_inputs_and_outputs(tmp_path):
     assert stage.finished() is None
 
 
-def test_a_changed_input_throws_away_the_work_but_not_what_has_a_key_of_its_own(tmp_path, caplog):
+def test_a_changed_input_removes_the_work_except_entries_with_their_own_key(tmp_path, caplog):
     stage = Stage(tmp_path / "3-dpo", {"rows": "x"}, keep=("reference",))
     work(stage, "old")
     (stage.folder / "reference").mkdir()
@@ -72,7 +72,7 @@ def test_another_preset_is_refused_by_the_keys_that_differ(tmp_path):
         assert not (folder / "1-a").exists()
 
 
-def test_a_key_that_came_after_the_run_began_is_no_change_at_its_default(tmp_path):
+def test_a_new_key_at_its_default_is_no_change(tmp_path):
     with open_run(preset(tmp_path / "r")) as folder:
         stage_in(folder)
     recorded = yaml.safe_load((folder / "preset.yaml").read_text())
@@ -89,7 +89,7 @@ def test_a_key_that_came_after_the_run_began_is_no_change_at_its_default(tmp_pat
         pass
 
 
-def test_a_command_without_keys_of_the_dialogue_stage_goes_on(tmp_path):
+def test_a_command_without_the_keys_of_the_dialogue_stage_continues_the_run(tmp_path):
     given = replace(preset(tmp_path / "r"), sft_dialogue=SftStage(enabled=False))
     with open_run(given) as folder:
         stage_in(folder)
@@ -103,7 +103,7 @@ def stage_in(folder):
     stage.finish(outputs=[], facts={})
 
 
-def test_a_start_that_its_own_preset_ended_does_not_hold_up_the_corrected_one(tmp_path):
+def test_a_corrected_preset_starts_after_one_that_stopped_before_training(tmp_path):
     with pytest.raises(UserError, match="no such file"), open_run(preset(tmp_path / "r")) as folder:
         stage = Stage(folder / "data", {"sources": "wrong"})
         stage.begin()
@@ -126,13 +126,13 @@ def test_a_run_may_be_moved(tmp_path):
         assert folder == tmp_path / "s"
 
 
-def test_a_folder_of_something_else_is_not_taken(tmp_path):
+def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="not from a run"), open_run(preset(tmp_path)):
         pass
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_process_learns_which_process_holds_the_lock(tmp_path):
     script = (
         "import sys\nfrom sft.config.sections import *\nfrom sft.errors import UserError\n"
         "from sft.run.directory import open_run\n"
@@ -169,7 +169,7 @@ def test_a_changed_input_is_refused_by_its_name_until_rerun(tmp_path):
         pass
 
 
-def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog):
+def test_changed_libraries_are_logged_and_another_number_of_processes_is_refused(tmp_path, caplog):
     with open_run(preset(tmp_path / "r")) as folder:
         write_run_record(folder, preset(folder))
         stage_in(folder)
@@ -193,7 +193,7 @@ def test_changed_libraries_are_said_and_other_processes_refused(tmp_path, caplog
     assert (folder / "2-sft-dialogue" / "checkpoint-4").is_dir(), "its own it can go on with"
 
 
-def test_a_run_that_has_lost_its_preset_alone_is_gone_on_with_if_it_is_that_one(tmp_path, caplog):
+def test_a_run_without_its_preset_file_continues_with_the_same_preset_only(tmp_path, caplog):
     def begun():
         with open_run(preset(tmp_path / "r"), rerun=True) as folder:
             write_run_record(folder, preset(folder))
@@ -223,7 +223,7 @@ def test_fresh_empties_runs_only(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_kill_in_the_first_moment_leaves_no_foreign_folder(tmp_path):
+def test_a_folder_of_a_start_killed_at_once_is_accepted_by_the_next(tmp_path):
     for name in (".lock", ".preset.yaml.tmp"):
         (tmp_path / name).touch()
     with open_run(preset(tmp_path)):
@@ -249,7 +249,7 @@ def test_an_output_of_the_same_size_with_other_bytes_is_done_again(tmp_path, nam
         ("begun.json", '"inputs"', '"inputr"'),
     ],
 )
-def test_a_record_with_one_bit_wrong_is_told_and_the_work_done_again(
+def test_a_record_with_a_flipped_bit_is_logged_and_the_work_done_again(
     tmp_path, caplog, name, old, new
 ):
     stage = Stage(tmp_path / "1-a", {"rows": "x"})
@@ -264,7 +264,7 @@ def test_a_record_with_one_bit_wrong_is_told_and_the_work_done_again(
     assert ("done.json is damaged" in caplog.text) == (name == "done.json")
 
 
-def test_a_record_of_before_records_had_hashes_still_counts(tmp_path):
+def test_a_record_of_an_earlier_version_without_a_hash_is_accepted(tmp_path):
     stage = Stage(tmp_path / "1-a", {"rows": "x"})
     stage.begin()
     write_json(
@@ -273,7 +273,7 @@ def test_a_record_of_before_records_had_hashes_still_counts(tmp_path):
     assert stage.finished() == {"loss": 1.5}
 
 
-def test_work_on_other_inputs_that_was_half_thrown_away_is_thrown_away_wholly(tmp_path):
+def test_an_interrupted_removal_of_work_on_other_inputs_is_completed(tmp_path):
     stage = Stage(tmp_path / "1-a", {"rows": "x"})
     stage.begin()
     (stage.folder / "checkpoint-3").mkdir()

@@ -51,7 +51,7 @@ def test_a_folder_that_holds_what_is_read_is_no_run_directory(mine, folder):
 
 
 @pytest.mark.parametrize("folder", ["runs/a", "chats/run", "../mine/run", "tasks/x"])
-def test_folders_beside_and_below_are_run_directories(mine, folder):
+def test_folders_next_to_and_below_inputs_are_accepted(mine, folder):
     file = mine / "presets" / "preset.yaml"
     check_run_dir(load_preset(file, overrides=[f"run.dir={folder}"]), read=[file])
 

@@ -1,4 +1,4 @@
-"""Runs that earlier versions began go on where nothing changed, or are refused as what they are."""
+"""Runs of earlier versions continue where nothing changed, and are refused otherwise."""
 
 import json
 from dataclasses import replace
@@ -96,7 +96,7 @@ def test_trained_stages_are_not_done_again_for_a_key_that_came_later(run, sectio
         pass
 
 
-def test_fresh_knows_the_files_of_a_run_without_a_list(run):
+def test_fresh_finds_the_files_of_a_run_without_a_marker(run):
     mine = _file(run, "1-sft-all") / "thesis.txt"
     mine.write_text("mine")
     words = r"not from this run \(1-sft-all/thesis.txt\), which has lost its list of files"

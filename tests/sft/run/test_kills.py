@@ -127,7 +127,7 @@ class Listing:
 
 @pytest.mark.parametrize("backwards", [True, False])
 @pytest.mark.parametrize("ends", [True, False])
-def test_a_new_folder_that_is_killed_anywhere_is_whole_or_written_again(
+def test_a_new_folder_is_complete_or_written_again_after_a_kill_at_any_instant(
     tmp_path, monkeypatch, ends, backwards
 ):
     to, scandir = tmp_path / "out", os.scandir

@@ -1,4 +1,4 @@
-"""A new folder is there whole or not at all, and nothing of anybody else is touched on the way."""
+"""A new folder is complete or absent, and foreign files are not touched."""
 
 import os
 
@@ -22,7 +22,7 @@ def test_it_takes_its_name_when_all_of_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "with a lock"])
-def test_a_strangers_folder_of_the_working_name_is_neither_removed_nor_followed(tmp_path, kind):
+def test_a_foreign_folder_or_link_of_the_working_name_is_left_unchanged(tmp_path, kind):
     theirs, working = tmp_path / "theirs", tmp_path / ".out.tmp"
     theirs.mkdir()
     (theirs / "thesis.txt").write_text("years of work")

@@ -136,7 +136,7 @@ def ended(work, shell="{}", **more):
     )
 
 
-def test_a_reader_that_is_gone_ends_the_output_and_not_the_work(tmp_path):
+def test_a_closed_reader_ends_the_output_and_not_the_work(tmp_path):
     work = f"[print(i) for i in range(50_000)]; open({str(tmp_path / 'done')!r}, 'w')"
     done = ended(work, "{} | head -1; echo ${{PIPESTATUS[0]}}")
     assert (done.stdout, done.stderr) == ("0\n0\n", "")
@@ -161,7 +161,7 @@ def test_closed_outputs_are_no_mistake():
         assert done.returncode == 0, done.stderr
 
 
-def test_a_working_directory_that_is_gone_is_named(tmp_path):
+def test_a_removed_working_directory_is_reported(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     done = ended("print(1)", f"rmdir {gone}; {{}}", cwd=gone)
@@ -192,7 +192,7 @@ def test_a_working_directory_that_goes_while_a_command_runs_is_named(tmp_path):
         "raise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')",
     ],
 )
-def test_memory_that_runs_out_is_said_in_a_sentence(work):
+def test_memory_that_runs_out_is_reported_as_a_sentence(work):
     done = ended(work)
     assert done.returncode == 1
     assert re.fullmatch(r"\nerror: memory ran out.*per_device_train_batch_size.*\n", done.stderr)

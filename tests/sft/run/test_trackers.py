@@ -1,4 +1,4 @@
-"""Trackers are told each thing once, whatever happens to the run or to them."""
+"""Trackers receive each value once, also after kills and failures."""
 
 import json
 import logging
@@ -73,7 +73,7 @@ def steps(told):
     return [entry[0] for entry in told if entry != "finished"]
 
 
-def test_a_run_killed_again_and_again_tells_every_step_once(tmp_path, heard):
+def test_a_run_killed_repeatedly_logs_every_step_once(tmp_path, heard):
     train(tmp_path, 1, 9)  # its checkpoint is behind step 4
     train(tmp_path, 5, 7)  # killed before it is where the first one was
     train(tmp_path, 5, 11, torn='{"step": 1')
@@ -83,13 +83,13 @@ def test_a_run_killed_again_and_again_tells_every_step_once(tmp_path, heard):
     assert told[0] == (1, {"train/loss": 1.0}) and told[-1] == "finished"
 
 
-def test_one_that_is_named_later_is_told_what_there_is(tmp_path, heard):
+def test_a_tracker_that_is_added_later_receives_the_earlier_lines(tmp_path, heard):
     train(tmp_path, 1, 6)
     train(tmp_path, 4, 9, names=("tensorboard", "trackio"))
     assert [steps(told) for told in heard.values()] == [list(range(1, 9))] * 2
 
 
-def test_a_finished_stage_is_told_with_its_lines_and_its_measure_once(tmp_path, heard):
+def test_lines_and_measures_of_a_finished_stage_are_logged_once(tmp_path, heard):
     train(tmp_path, 1, 4, names=())
     for _ in range(3):
         trackers = Trackers(["tensorboard"], tmp_path)
@@ -112,7 +112,7 @@ def test_a_stage_begun_anew_is_another_run(tmp_path, heard):
     assert all(name.startswith("sft-all-") for name in heard)
 
 
-def test_a_tracker_that_fails_is_left_behind_and_the_others_go_on(
+def test_a_tracker_that_fails_is_disabled_and_the_others_continue(
     tmp_path, heard, monkeypatch, caplog
 ):
     monkeypatch.setattr(Noted, "fails_at", 3)
@@ -134,7 +134,7 @@ def test_without_trackers_nothing_is_written(tmp_path, heard):
     assert not heard
 
 
-def test_only_the_first_process_tells(tmp_path, monkeypatch):
+def test_only_the_main_process_logs_to_trackers(tmp_path, monkeypatch):
     preset = Preset(run=RunSection(report_to=["tensorboard", "none"]))
     with open_trackers(preset, tmp_path) as trackers:
         assert trackers.names == ["tensorboard"]

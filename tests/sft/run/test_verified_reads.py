@@ -1,4 +1,4 @@
-"""What a command reads of a run is held against the run's records: a changed byte is a sentence."""
+"""Files of a run are compared with its records: a changed byte is reported."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_a_picture_is_not_drawn_into_the_run(run, capsys, monkeypatch):
     assert (run / "results.json").read_bytes() == before
 
 
-def test_imported_measures_have_hashes_and_those_without_are_said(run, tmp_path, caplog):
+def test_imported_measures_have_hashes_and_those_without_are_logged(run, tmp_path, caplog):
     first, second = tmp_path / "first", tmp_path / "second"
     for _ in range(2):  # a second start imports again
         import_measures(run, first, section=EvalSection())
