@@ -112,10 +112,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such preset file; {hint}")
     try:
         with path.open("rb") as file:
-            text = read_yaml_text(file)
-        # OmegaConf's loader is a safe one. `${...}` stays as written and is refused.
-        with constructor_errors():
-            content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+            content = _parse(read_yaml_text(file))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a readable YAML preset: {' '.join(str(error).split())}"
@@ -124,7 +121,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: a preset is a mapping of sections, not a {type(content).__name__}"
         )
-    return typing.cast(dict[str, Any], content)
+    return content
+
+
+def _parse(text: str) -> Any:
+    # OmegaConf's loader is safe, and reads 1e-5 as a number, unlike PyYAML's own. `${...}` stays as
+    # written and is refused.
+    with constructor_errors():
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
 
 
 def _reserved_keys(given: dict[str, Any], overrides: Sequence[str]) -> Iterator[str]:
@@ -152,9 +156,7 @@ def _apply_override(given: dict[str, Any], override: str) -> list[str]:
     if not equals or len(parts) < 2 or not all(parts):
         return [f"override {override!r} is not of the form section.key=value"]
     try:
-        # OmegaConf's loader, because PyYAML's own reads 1e-5 as a string.
-        with constructor_errors():
-            value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index,call-overload]
+        value = _parse(f"value: {text}")["value"]
     except UnicodeEncodeError:
         return [
             f"override {override!r} holds bytes that are no text in the locale's encoding "
