@@ -35,19 +35,18 @@ class TrainedTurn:
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A rendered conversation, the turns to train and the number of turns left as context.
-
-    `lost` are the indices of assistant messages of which the template leaves out words.
-    """
+    """A rendered conversation, the turns to train and the number of turns left as context."""
 
     text: str
     turns: tuple[TrainedTurn, ...]
     untrained: int
-    lost: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()  # indices of messages whose words the template leaves out
 
 
 @dataclass(frozen=True)
 class UntrainedReason:
+    """Why an assistant turn is not trained."""
+
     reason: str
     lost: bool = False  # the template leaves out words of the turn
 

@@ -86,10 +86,7 @@ def encode_chats(
         chats = [_render_row(tokenizer, row, turns=turns) for row in batch]
         found = [chat for chat in chats if isinstance(chat, RenderedChat)]
         ids = _encode(tokenizer, [chat.text for chat in found])
-        boundaries = [
-            _prompt_boundaries(tokenizer, chat, chat_ids)
-            for chat, chat_ids in zip(found, ids, strict=True)
-        ]
+        boundaries = list(map(partial(_prompt_boundaries, tokenizer), found, ids))
         prompt_texts = list({boundary.prompt_text for boundary in chain(*boundaries)})
         prompts = dict(zip(prompt_texts, _encode(tokenizer, prompt_texts), strict=True))
         stops = set(stop_ids(tokenizer)) if found else set()
@@ -97,19 +94,16 @@ def encode_chats(
         for row, chat in zip(batch, chats, strict=True):
             result = next(encoded) if isinstance(chat, RenderedChat) else chat
             if tags and isinstance(chat, RenderedChat) and isinstance(result, EncodedChat):
-                result = _mask_from_generation_tags(
-                    tokenizer, row, result, lost=chat.lost, turns=turns
-                )
+                result = _mask_from_generation_tags(tokenizer, row, result, chat.lost, turns)
             yield result
 
 
 @dataclass(frozen=True)
 class PromptBoundary:
-    """Where a turn follows its prompt: the prompt's text from token `offset` of the chat on.
+    """The text of a turn's prompt from token `offset` of the chat on.
 
-    For the last turn the text is the complete prompt, so the comparison proves that the row begins
-    with the generation prompt. For earlier turns it begins at the last control token; the text
-    before that is tokenized alike with and without the turn.
+    For the last turn it is the complete prompt, so that the row must begin as generation does. For
+    earlier turns it begins at the last control token, before which tokens cannot depend on a turn.
     """
 
     prompt_text: str
@@ -200,7 +194,6 @@ def _mask_from_generation_tags(
     tokenizer: PreTrainedTokenizerBase,
     row: dict[str, Any],
     chat: EncodedChat,
-    *,
     lost: frozenset[int],
     turns: str,
 ) -> EncodedChat | UserError:

@@ -98,9 +98,8 @@ def _required_texts(message: Message) -> list[str]:
 
 def _contains(text: str, piece: str) -> bool:
     quoted = json.dumps(piece, ensure_ascii=False)[1:-1]
-    return (
-        piece.strip() in text or quoted in text or strip_whitespace(piece) in strip_whitespace(text)
-    )
+    literally = piece.strip() in text or quoted in text
+    return literally or strip_whitespace(piece) in strip_whitespace(text)
 
 
 def with_sentinels(
@@ -117,9 +116,7 @@ def with_sentinels(
         marks.append(f"{ANSWER_SENTINEL}{first + len(marks)}{ANSWER_SENTINEL}")
         return marks[-1]
 
-    changed = {
-        key: ANSWER_SENTINEL if key in REASONING else value for key, value in message.items()
-    }
+    changed = message | {key: ANSWER_SENTINEL for key in REASONING if key in message}
     if (message.get("content") or "").strip():
         changed["content"] = mark() if content else ANSWER_SENTINEL
     calls = []

@@ -6,6 +6,7 @@ that training, evaluation, export and chat agree.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -108,19 +109,19 @@ def _find_default(tokenizer: PreTrainedTokenizerBase) -> _Default | None:
 
 
 def _remove(tokenizer: PreTrainedTokenizerBase, default: _Default) -> None:
-    before, kept, bos = tokenizer.chat_template, _instructed(tokenizer), tokenizer.bos_token or ""
+    before, bos = tokenizer.chat_template, tokenizer.bos_token or ""
+    kept = _with_and_without_tools(tokenizer, INSTRUCTED)
     blocks = [default.block, default.block.removeprefix(bos), default.block.rstrip()]
     # If no literal holds the complete turn, only its content is removed.
     for texts in [*([text, default.content] for text in blocks), [default.content]]:
         _replace_template(tokenizer, partial(_without, texts=texts))
-        try:
-            front = render(tokenizer, [QUESTION], prompt=True).partition(QUESTION_SENTINEL)[0]
-            removed = default.content not in "".join([front, *_with_tools(tokenizer, [QUESTION])])
+        with suppress(UserError):
+            plain, *with_tools = _with_and_without_tools(tokenizer, [QUESTION])
+            front = plain.partition(QUESTION_SENTINEL)[0]
+            removed = default.content not in "".join([front, *with_tools])
             clean = front in (default.header, bos + default.header) or texts == [default.content]
-            if removed and clean and _instructed(tokenizer) == kept:
+            if removed and clean and _with_and_without_tools(tokenizer, INSTRUCTED) == kept:
                 return
-        except UserError:
-            pass
         tokenizer.chat_template = before
     raise UserError(
         f"data.system_prompt=none: the chat template's default {quoted(default.content)} is not "
@@ -129,15 +130,11 @@ def _remove(tokenizer: PreTrainedTokenizerBase, default: _Default) -> None:
     )
 
 
-def _instructed(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    return [render(tokenizer, INSTRUCTED, prompt=True), *_with_tools(tokenizer, INSTRUCTED)]
-
-
-def _with_tools(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[str]:
-    try:
-        return [render(tokenizer, messages, tools=[DUMMY_TOOL], prompt=True)]
-    except UserError:
-        return []
+def _with_and_without_tools(tokenizer: PreTrainedTokenizerBase, chat: list[Message]) -> list[str]:
+    texts = [render(tokenizer, chat, prompt=True)]
+    with suppress(UserError):
+        texts.append(render(tokenizer, chat, tools=[DUMMY_TOOL], prompt=True))
+    return texts
 
 
 def _replace_template(tokenizer: PreTrainedTokenizerBase, change: Callable[[str], str]) -> None:

@@ -31,11 +31,9 @@ def date_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return getattr(tokenizer, "template_date", None)
 
 
-def asks_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+def uses_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether the template, or one of several, calls `strftime_now`."""
-    template = tokenizer.chat_template
-    texts = template.values() if isinstance(template, dict) else [template or ""]
-    return any(CALL in text for text in texts)
+    return CALL in str(tokenizer.chat_template)
 
 
 def apply_template(
@@ -48,7 +46,7 @@ def apply_template(
 ) -> Any:
     """Call `apply_chat_template` on `day`, or on the tokenizer's date."""
     day = day or date_of(tokenizer)
-    if day is not None and asks_date(tokenizer):
+    if day is not None and uses_date(tokenizer):
         template = tokenizer.get_chat_template(None, tools)
         options["chat_template"] = _on_day(template, day)
     conversation: Any = without_marks(messages)  # upstream's type has no tool calls

@@ -112,7 +112,9 @@ def export_weights(
     model = _merged(model)
     instead_of = None
     if dtype != torch.float32:
-        _round(model, dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(dtype))
         expected = trained.logits(model)
         check = compare_logits(expected, trained=exact, base=base)
         if not check.share <= LOST:  # NaN too: float16 has no number above 65,504
@@ -143,12 +145,6 @@ def export_weights(
 
 def _merged(model: Any) -> Any:
     return model.merge_and_unload() if isinstance(model, PeftModel) else model
-
-
-@torch.no_grad()
-def _round(model: Any, dtype: torch.dtype) -> None:
-    for parameter in model.parameters():
-        parameter.copy_(parameter.to(dtype))
 
 
 def _rounding_loses(check: MergeCheck, dtype: torch.dtype) -> str:

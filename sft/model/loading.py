@@ -23,7 +23,7 @@ from transformers import (
 from sft.chat_template.encoding import ids_of, stop_ids
 from sft.chat_template.system_prompt import KEEP, default_system, quoted, set_system_prompt
 from sft.chat_template.template import ensure_template
-from sft.chat_template.template_date import asks_date, set_date
+from sft.chat_template.template_date import set_date, uses_date
 from sft.config.sections import LoraSection, ModelSection
 from sft.distributed.sharding import (
     loads_shards,
@@ -171,7 +171,7 @@ def load_tokenizer(
         )
     if date is not None:
         set_date(tokenizer, date)
-        if asks_date(tokenizer):
+        if uses_date(tokenizer):
             log.info("chat template: it writes the date, in this run always %s (run.date)", date)
     # Generation pads; eos does no harm as pad token, since labels go by position, not by token.
     if tokenizer.pad_token is None:

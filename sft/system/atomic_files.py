@@ -153,12 +153,8 @@ def temporary_name(path: Path) -> Path:
 
 def is_plain_name(name: str) -> bool:
     """Return whether an external name is safe as a file name: no path, not hidden, not long."""
-    return (
-        0 < len(name) <= 200
-        and not name.startswith(".")
-        and name.isprintable()
-        and not set(name) & set("/\\")
-    )
+    printable = name.isprintable() and not set(name) & set("/\\")
+    return printable and 0 < len(name) <= 200 and not name.startswith(".")
 
 
 def is_inside(path: Path, folder: Path) -> bool:

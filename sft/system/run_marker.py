@@ -34,16 +34,12 @@ _OWN_NAMES = frozenset({NAME, ".lock"})
 
 
 class Marker:
-    """The id of a run and the files that it wrote, as stored in `.run.jsonl`.
-
-    Attributes:
-        written: for each relative path the files below it, or None for a file or a folder that
-            belongs to the run as a whole.
-    """
+    """The id of a run and the files that it wrote, as stored in `.run.jsonl`."""
 
     def __init__(self, folder: Path, *, run: str, written: dict[str, set[str] | None]) -> None:
         self.folder = Path(os.path.abspath(folder))
         self.run = run
+        # By relative path: the files below it, or None if it belongs to the run completely.
         self.written = written
 
     def save(self) -> None:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from sft.chat_template.encoding import stop_ids
-from sft.chat_template.template_date import asks_date, date_of
+from sft.chat_template.template_date import date_of, uses_date
 from sft.config.preset import find_path
 from sft.config.sections import Preset, Source
 from sft.data.readers import existing_file
@@ -109,5 +109,5 @@ def rows_fingerprint(rows: Dataset) -> str:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the hash of vocabulary, special tokens, chat template and its date, if any."""
     core = tokenizer.backend_tokenizer.to_str()
-    day = [date_of(tokenizer)] if asks_date(tokenizer) else []
+    day = [date_of(tokenizer)] if uses_date(tokenizer) else []
     return fingerprint([core, tokenizer.chat_template, stop_ids(tokenizer), *day])

@@ -112,14 +112,10 @@ def check_row(
 def _check(
     ids: np.ndarray, trained: np.ndarray, lengths: np.ndarray, *, rules: Rules, cut: np.ndarray
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Apply `check_row` to many rows at once.
+    """Return trained turns int64 [rows], and for each rule whether a row breaks it, bool [rows].
 
-    Args:
-        ids, trained: int64 and bool [tokens], the concatenated rows.
-        lengths, cut: int64 and bool [rows].
-
-    Returns:
-        Trained turns [rows] int64, and for each rule whether a row breaks it [rows] bool.
+    `ids` (int64) and `trained` (bool) are the concatenated rows [tokens]; `lengths` (int64) and
+    `cut` (bool) have one entry per row.
     """
     rows = len(lengths)
     ends_at = np.cumsum(lengths)

@@ -95,9 +95,8 @@ def encode_chunk(
         if isinstance(encoded, UserError):
             problems.append(f"{chat['origin']}: {encoded}")
             continue
-        row = {"origin": chat["origin"], "kind": chat["kind"]}
-        row |= {"untrained": encoded.untrained_turns}
-        rows.append(row | {"input_ids": encoded.input_ids, "trained": encoded.trained})
+        facts = (encoded.input_ids, encoded.trained, encoded.untrained_turns)
+        rows.append(dict(zip(SCHEMA.names, (chat["origin"], chat["kind"], *facts), strict=True)))
         counts["tokens"] += len(encoded.input_ids)
         counts["trained_tokens"] += sum(encoded.trained)
         counts["untrained_turns"] += encoded.untrained_turns
