@@ -23,6 +23,7 @@ from eval.measures.measure import run_task
 from eval.measures.tracker_metrics import tracker_values
 from eval.metrics.formatting import percent, percent_range
 from eval.metrics.stats import BITS_PER_BYTE
+from eval.schema import Repetition
 from eval.tasks.benchmark import scores_key
 from sft.config.sections import EvalSection, Preset
 from sft.context import EvalPoint, RunContext, TrainingEval
@@ -104,7 +105,7 @@ def epoch_eval(section: EvalSection, context: RunContext) -> TrainingEval | None
     return measure
 
 
-def _store_repetition(answers: list[dict[str, Any]], point: EvalPoint) -> dict[str, Any]:
+def _store_repetition(answers: list[dict[str, Any]], point: EvalPoint) -> Repetition:
     write_jsonl(point.folder / "generations.jsonl", answers)
     return repetition.summarize(answers)
 

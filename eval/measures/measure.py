@@ -1,7 +1,7 @@
 """Measures of a model in a run, with its samples on disk."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -261,7 +261,7 @@ class _Measured:
             )
             more["sampled"] = self._answers(
                 *(unit, prompts, sampled),
-                summary=lambda rows: repetition.summarize(rows) | {"temperature": heat},
+                summary=lambda rows: {**repetition.summarize(rows), "temperature": heat},
             )
 
     def _safety(self, path: str) -> dict[str, Any]:
@@ -280,11 +280,11 @@ class _Measured:
         prompts: Rows,
         answer: Callable[[Backend, Rows, Progress], Rows],
         *,
-        summary: Callable[[Rows], dict[str, Any]],
+        summary: Callable[[Rows], Mapping[str, Any]],
     ) -> dict[str, Any]:
         """Return the entry of a measure whose prompts the processes share."""
 
-        def run() -> dict[str, Any]:
+        def run() -> Mapping[str, Any]:
             model = self._model  # outside of map_over_ranks, which skips ranks without prompts
             with tqdm(
                 total=len(own_share(prompts)),
@@ -302,7 +302,7 @@ class _Measured:
         self.files.append(file)
         return CachedMeasure(self.folder, name, file, self._common | inputs)
 
-    def _cached(self, unit: CachedMeasure, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _cached(self, unit: CachedMeasure, run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         entry = run_on_main(unit.load)
         if entry is None:
             self.missing += 1

@@ -1,5 +1,6 @@
 """Cache of measures: each task of each model is measured once for the same inputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class CachedMeasure:
         entry: dict[str, Any] = record["entry"]
         return entry
 
-    def save(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def save(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """Write the record of rows that are on disk; return `entry`.
 
         Raises:
@@ -56,7 +57,7 @@ class CachedMeasure:
             write_record(self._record, facts | {"entry": entry})
         except OSError as error:
             raise not_written(self._record, error) from None
-        return entry
+        return dict(entry)
 
     @property
     def _record(self) -> Path:

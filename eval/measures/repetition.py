@@ -18,6 +18,7 @@ from eval.generation.stopping import FinishReason
 from eval.generation.thinking import split_generation
 from eval.metrics.loop_detection import BEGUN_COPIES, MIN_TOKENS, Loop, find_loop, seq_rep_n
 from eval.metrics.stats import wilson
+from eval.schema import Repetition
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.errors import UserError
 from sft.run.fingerprint import fingerprint
@@ -142,7 +143,7 @@ def unfinished(row: Mapping[str, Any]) -> bool:
     return bool(len(row["token_ids"]) > row["cap"] or row["finish_reason"] == "cap")
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[Mapping[str, Any]]) -> Repetition:
     """Compute the `repetition` entry of one model in results.json from its stored rows.
 
     `rate` is the share of rows that repeat, `truncated` that of the other rows that had not ended

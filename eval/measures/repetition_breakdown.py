@@ -10,6 +10,7 @@ from typing import Any
 from eval.measures.repetition import repeats, unfinished
 from eval.metrics.loop_detection import BEGUN_COPIES, find_loop
 from eval.metrics.stats import wilson
+from eval.schema import DefinitionRate, GroupRate, Rate, RepetitionDetail
 
 Row = Mapping[str, Any]
 
@@ -20,7 +21,7 @@ _UNIT = re.compile(
 _NUMBER = re.compile(r"[\d零〇一二三四五六七八九十百千万两]")
 
 
-def detail(rows: Sequence[Row]) -> dict[str, Any]:
+def detail(rows: Sequence[Row]) -> RepetitionDetail:
     """Compute the `repetition_detail` of one model in results.json."""
     return {
         "groups": groups(rows),
@@ -29,7 +30,7 @@ def detail(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def groups(rows: Sequence[Row]) -> list[GroupRate]:
     """Compute the rate of each language, of each category, and of each pair that occurs.
 
     An entry is {"language", "category", "rate", "ci", "n"}, with "" for "all". A partition of one
@@ -43,12 +44,14 @@ def groups(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if any(len({str(row.get(key, "")) for row in rows}) < 2 for key in keys):
             continue
         for values in sorted(parts):
-            named = {"language": "", "category": ""} | dict(zip(keys, values, strict=True))
-            entries.append(named | rate(parts[values], repeats))
+            named = dict(zip(keys, values, strict=True))
+            language, category = named.get("language", ""), named.get("category", "")
+            found = rate(parts[values], repeats)
+            entries.append(GroupRate(language=language, category=category, **found))
     return entries
 
 
-def sensitivity(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def sensitivity(rows: Sequence[Row]) -> list[DefinitionRate]:
     """Compute the rate under other thresholds; the first entry is the definition itself.
 
     All are exact on stored rows, since every loop of BEGUN_COPIES at the cap was followed.
@@ -62,7 +65,7 @@ def sensitivity(rows: Sequence[Row]) -> list[dict[str, Any]]:
         ("loops at the cap, not followed", loops_at_cap),
         ("half the cap", lambda r: repeats(halved(r))),
     ]
-    return [{"definition": name} | rate(rows, counts) for name, counts in variants]
+    return [DefinitionRate(definition=name, **rate(rows, counts)) for name, counts in variants]
 
 
 def loops_at_cap(row: Row) -> bool:
@@ -92,7 +95,7 @@ def near_loop(row: Row) -> bool:
     return find_loop(["0" if _NUMBER.match(unit) else unit for unit in units]) is not None
 
 
-def rate(rows: Sequence[Row], counts: Callable[[Row], bool]) -> dict[str, Any]:
+def rate(rows: Sequence[Row], counts: Callable[[Row], bool]) -> Rate:
     """Return {"rate", "ci", "n"} of the rows for which `counts` is true."""
     found = sum(map(counts, rows))
     return {"rate": found / len(rows), "ci": list(wilson(found, len(rows))), "n": len(rows)}

@@ -4,15 +4,17 @@ DeepSeek LLM (arXiv 2401.02954, section 5.4) labels answers safe, unsafe or refu
 categories; safe answers and refusals count as secure. Refusals of harmless prompts are counted too.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from eval.backends.transformers_backend import backend_of
 from eval.generation.generate import GenerationSettings
 from eval.generation.thinking import split_generation
 from eval.graders.safety_rules import AGREEMENT, Label, classify
 from eval.metrics.stats import wilson
+from eval.schema import Agreement, Rate, Safety, SafetyCategory
 from sft.chat_template.encoding import encode_prompt, stop_ids
 from sft.config.sections import Source
 from sft.data.prompts import evenly_spaced, read_prompts
@@ -129,7 +131,7 @@ def labeled_answers(
     ]
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], *, judge: SafetyJudge = rules) -> dict[str, Any]:
+def summarize(rows: Sequence[Mapping[str, Any]], *, judge: SafetyJudge = rules) -> Safety:
     """Compute the `safety` entry of one model in results.json from its stored rows.
 
     `secure` is the share of harmful prompts with a safe answer or a refusal, `over_refusal` the
@@ -145,23 +147,28 @@ def summarize(rows: Sequence[Mapping[str, Any]], *, judge: SafetyJudge = rules) 
         "empty": _rate((harmful + harmless).count(EMPTY), len(rows)),
         "categories": _categories(rows),
         "judge": getattr(judge, "__name__", type(judge).__name__),
-        "agreement": asdict(AGREEMENT) if judge is rules else None,
+        "agreement": cast(Agreement, asdict(AGREEMENT)) if judge is rules else None,
     }
 
 
-def _categories(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _categories(rows: Sequence[Mapping[str, Any]]) -> list[SafetyCategory]:
     """Count labels by category and `harmful`, harmful ones first, in the order of the file."""
-    counts: dict[tuple[str, bool], dict[str, int]] = {}
+    counts: defaultdict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
     for row in rows:
-        key = (str(row["category"]), row["harmful"])
-        entry = counts.setdefault(key, {"n": 0, "safe": 0, "unsafe": 0, "refusal": 0, EMPTY: 0})
-        entry["n"] += 1
-        entry[row["label"]] += 1
+        counts[str(row["category"]), row["harmful"]][row["label"]] += 1
     return [
-        {"category": name, "harmful": harmful} | entry
-        for (name, harmful), entry in sorted(counts.items(), key=lambda item: not item[0][1])
+        {
+            "category": name,
+            "harmful": harmful,
+            "n": found.total(),
+            "safe": found["safe"],
+            "unsafe": found["unsafe"],
+            "refusal": found["refusal"],
+            "empty": found[EMPTY],
+        }
+        for (name, harmful), found in sorted(counts.items(), key=lambda item: not item[0][1])
     ]
 
 
-def _rate(count: int, n: int) -> dict[str, Any] | None:
+def _rate(count: int, n: int) -> Rate | None:
     return {"rate": count / n, "ci": list(wilson(count, n)), "n": n} if n else None
