@@ -1,6 +1,6 @@
-"""Preferences: rows, pairs from own samples, the loss, its reference, the DPO trainer.
+"""Preference pairs, the reference log-probs, the DPO loss and trainer.
 
-Imports sft, and that before any library: see there.
+Imports sft first: it sets environment variables that libraries read when they are imported.
 """
 
 from sft import SILENT as SILENT

@@ -27,7 +27,7 @@ from sft.schema import ChatMessage
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-# What is said about the two answers is no part of them.
+# Fields that comment on the answers; leaving them out loses nothing.
 COMMENTS = frozenset({"rationale", "explanation", "reason", "reasoning", "comment", "comments"})
 Pair = tuple[list[ChatMessage], list[ChatMessage], list[ChatMessage]]
 
@@ -142,16 +142,16 @@ def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
     chosen, rejected = (
         _answer(value, origin, side) for value, side in zip(given, (better, worse), strict=True)
     )
-    whole = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
-    if whole[0] != whole[1]:
+    conversations = [bool(side) and side[0]["role"] != "assistant" for side in (chosen, rejected)]
+    if conversations[0] != conversations[1]:
         raise RowError(
             origin,
             rule="uneven sides",
-            detail=f"of {better} and {worse} one is a whole conversation, the other an answer",
+            detail=f"of {better} and {worse} one is a conversation, the other an answer",
             remedy="write both as answers, or both as conversations",
         )
     prompt = read_question(fields, origin)
-    if not whole[0]:
+    if not conversations[0]:
         return prompt, chosen, rejected
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
@@ -170,7 +170,7 @@ def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
 
 
 def _answer(value: Any, origin: str, side: str) -> list[ChatMessage]:
-    """One side: an answer, or a conversation (a list of messages or a raw HH transcript)."""
+    """Return the messages of a side: an answer, a list of messages or a raw HH transcript."""
     if isinstance(value, str) and HH_TURN.match(value):
         return read_transcript(value, origin)
     return as_turns(value[0] if _is_one_text(value) else value, "assistant", origin, where=side)
@@ -181,7 +181,7 @@ def _is_one_text(value: Any) -> bool:
 
 
 def read_transcript(text: str, origin: str) -> list[ChatMessage]:
-    """Messages of a raw HH transcript, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
+    """Return the messages of a raw HH transcript, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
     _, *parts = HH_TURN.split(text)
     return [
         {"role": HH_ROLES[role], "content": text_field(said.strip(), origin, where=role)}
@@ -200,7 +200,7 @@ def _tie(origin: str) -> RowError:
 
 
 def _read_scored(fields: Fields, origin: str) -> Pair:
-    """UltraFeedback: completions with scores; the best against the worst."""
+    """Return the best and the worst of UltraFeedback's scored completions."""
     completions = decode_json(fields["completions"])
     scored = []
     for i, one in enumerate(completions if isinstance(completions, list) else []):
@@ -236,7 +236,7 @@ def _check(
             origin,
             rule="prompt ends on an answer",
             detail=f"the prompt ends with a {prompt[-1]['role']} turn",
-            remedy="it must end with what chosen and rejected answer",
+            remedy="it must end with the turn that chosen and rejected answer",
         )
     check_turns(prompt, origin)
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -244,7 +244,7 @@ def _check(
             raise RowError(
                 origin,
                 rule="answer of several turns",
-                detail=f"{side} has {len(answer)} messages behind the shared prompt",
+                detail=f"{side} has {len(answer)} messages after the shared prompt",
                 remedy="it must be one assistant message",
             )
         if not answer[0]["content"].strip() and not answer[0].get("tool_calls"):

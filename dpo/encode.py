@@ -1,4 +1,4 @@
-"""Preference rows to token rows: one prompt, two completions, which of their tokens count."""
+"""Preference rows to token rows: a prompt and two completions with their scored tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,10 @@ from sft.tokenization.row_checks import Rules, check_no_broken_rules
 def encode_pairs(
     rows: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
 ) -> tuple[Dataset, PairFacts]:
-    """Token rows of preferences, what was left out of them by reason, and their lengths.
+    """Return token rows of preferences, and statistics of the kept and dropped ones.
 
-    Rows built from samples bring their own token ids, which are used as they are; given rows are
-    rendered with the template. A pair with either side longer than `max_length` (prompt included)
-    is left out whole: cutting one answer would teach its length.
+    Sampled rows keep their token ids; given rows are rendered with the chat template. A pair with a
+    side longer than `max_length` (prompt included) is dropped.
 
     Raises:
         UserError: a row cannot be rendered or breaks a rule (see `sft.tokenization.row_checks`), or
@@ -35,6 +34,7 @@ def encode_pairs(
     broken: dict[str, list[str]] = {}
     for place, row in enumerate(encoded):
         sides = [len(row["prompt_ids"]) + len(row[f"{s}_ids"]) for s in ("chosen", "rejected")]
+        # Truncating one answer would teach its length, so the pair is dropped.
         if max_length is not None and max(sides) > max_length:
             too_long += 1
             uneven += min(sides) <= max_length
@@ -57,8 +57,9 @@ def encode_pairs(
 
 
 def _unfinished(row: dict[str, Any]) -> int:
-    """How many of the two answers were sampled and ended at the cap. The sampler knows: an answer
-    may end on any eos id of the model, which the template and the tokenizer do not name."""
+    """Return how many of the two answers were sampled and cut at the cap."""
+    # By the sampler's record: an answer may end with an eos id of the model that neither the
+    # template nor the tokenizer names.
     ends = {tuple(one["token_ids"]): one["finish_reason"] for one in row.get("samples") or ()}
     return sum(ends.get(tuple(row.get(f"{s}_ids", ()))) == "cap" for s in ("chosen", "rejected"))
 
@@ -99,7 +100,7 @@ def _from_messages(
 def _completion(
     chat: EncodedChat, prompt: list[int], *, where: str
 ) -> tuple[list[int], list[bool]]:
-    """What follows the prompt, up to the last token that counts."""
+    """Return the tokens after the prompt up to the last scored one, and whether each is scored."""
     if chat.input_ids[: len(prompt)] != prompt:
         raise UserError(
             f"{where}: the chat template renders the prompt differently once the answer follows; "

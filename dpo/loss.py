@@ -1,7 +1,7 @@
-"""The preference loss: pure functions of four log-probabilities, each with its equation.
+"""Preference losses: pure functions of four log-probabilities, each with its equation.
 
 Notation: h = (log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x)), the difference of
-the implicit rewards of the chosen answer y_w and the rejected y_l, before the factor beta.
+the implicit rewards of the chosen answer y_w and the rejected y_l, divided by beta.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ class PairScores:
 
     @property
     def h(self) -> torch.Tensor:
-        """The reward difference over beta, [B]."""
+        """The reward difference divided by beta, [B]."""
         return (self.chosen - self.ref_chosen) - (self.rejected - self.ref_rejected)
 
     @property
     def h_per_token(self) -> torch.Tensor:
-        """The same with each answer's log-ratio divided by its length, [B]."""
+        """`h` with each answer's log-ratio divided by its length, [B]."""
         return (self.chosen - self.ref_chosen) / self.chosen_tokens - (
             self.rejected - self.ref_rejected
         ) / self.rejected_tokens
@@ -44,7 +44,7 @@ def sigmoid(s: PairScores, *, beta: float, label_smoothing: float) -> torch.Tens
 
 
 def sigmoid_norm(s: PairScores, *, beta: float, label_smoothing: float) -> torch.Tensor:
-    """DPO on length-normalised log-ratios: Tulu 3, arXiv 2411.15124, equation 6."""
+    """DPO on length-normalized log-ratios: Tulu 3, arXiv 2411.15124, equation 6."""
     return -F.logsigmoid(beta * s.h_per_token)
 
 
@@ -66,11 +66,8 @@ def robust(s: PairScores, *, beta: float, label_smoothing: float) -> torch.Tenso
 
 
 def sft(s: PairScores, *, beta: float, label_smoothing: float) -> torch.Tensor:
-    """Negative log-likelihood of the chosen answer per token: the RPO term, arXiv 2404.19733.
-
-    Each pair weighs the same; trl weighs each token of the micro-batch, which depends on how a step
-    is split.
-    """
+    """Negative log-likelihood of the chosen answer per token: the RPO term, arXiv 2404.19733."""
+    # A mean over pairs: trl's mean over the tokens of a micro-batch depends on how a step is split.
     return -s.chosen / s.chosen_tokens
 
 
@@ -80,11 +77,11 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
 
 
 def check_loss(section: DpoStage) -> None:
-    """Refuse what the loss below cannot do, before anything is loaded.
+    """Check the options of the loss before anything is loaded.
 
     Raises:
-        UserError: a loss that is not offered, weights of another number, or label noise that the
-            robust loss is undefined for.
+        UserError: an unknown loss, a wrong number of weights, or a label_smoothing that the loss
+            does not use or is undefined for.
     """
     loss_type = section.trl["loss_type"]
     loss_weights = section.trl.get("loss_weights")
@@ -114,10 +111,10 @@ def preference_loss(
     loss_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The loss of each pair, [B]: the weighted sum of the named losses (MPO's way of mixing).
+    """Return the loss of each pair [B], the weighted sum of the named losses as in MPO.
 
     Raises:
-        KeyError: a name that `check_loss` would have refused.
+        KeyError: a name that `check_loss` rejects.
     """
     weights = loss_weights or [1.0] * len(loss_type)
     total = torch.zeros_like(scores.chosen)

@@ -1,4 +1,4 @@
-"""What a set of token pairs teaches beside its preferences: lengths, and endings; as a table."""
+"""Statistics of token pairs that DPO learns along with the preferences: lengths and endings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,22 @@ from sft.tokenization.row_checks import Rules, check_row
 
 @dataclass(frozen=True)
 class PairFacts:
-    """Pairs kept and left out, and how chosen and rejected answers differ in length.
-
-    `chosen_longer` far from one half teaches the length along with the preference.
-    """
+    """Numbers of kept and dropped pairs, and the lengths of chosen and rejected answers."""
 
     pairs: int
-    too_long: int  # left out whole, because one side or both are beyond max_length
-    uneven: int  # of those: one side alone, which cutting would have told apart by its length
-    equal: int  # left out: both answers come to the same tokens
+    too_long: int  # dropped: one or both sides are longer than max_length
+    uneven: int  # of those: one side only
+    equal: int  # dropped: both answers have the same tokens
     chosen_tokens: float  # mean of an answer
     rejected_tokens: float
-    chosen_longer: float  # share of pairs; a tie counts half
-    unfinished: int  # sampled answers without an ending: cut at the cap
+    chosen_longer: float  # share of pairs, a tie counts half; far from 0.5 it teaches the length
+    unfinished: int  # sampled answers cut at the cap
 
 
 def pair_facts(
     rows: Sequence[Mapping[str, Any]], *, too_long: int, uneven: int, equal: int, unfinished: int
 ) -> PairFacts:
-    """Count over the kept rows of {"prompt_ids", "chosen_ids", "rejected_ids", ...}."""
+    """Return the statistics of the kept rows."""
     chosen = [len(row["chosen_ids"]) for row in rows]
     rejected = [len(row["rejected_ids"]) for row in rows]
     longer = sum((a > b) + (a == b) / 2 for a, b in zip(chosen, rejected, strict=True))
@@ -47,8 +44,10 @@ def pair_facts(
 
 
 def broken_rules(row: Mapping[str, Any], *, rules: Rules, sampled: bool) -> list[str]:
-    """The rules of `sft.tokenization.row_checks` that either side breaks; a sampled answer may lack
-    its ending."""
+    """Return the rules of `sft.tokenization.row_checks` that either side breaks.
+
+    A sampled answer may lack its end-of-turn.
+    """
     broken = []
     for side in ("chosen", "rejected"):
         ids, scored = row[f"{side}_ids"], row[f"{side}_scored"]
@@ -60,7 +59,7 @@ def broken_rules(row: Mapping[str, Any], *, rules: Rules, sampled: bool) -> list
 
 
 def pairs_table(facts: PairFacts) -> Table:
-    """The counts, one a line."""
+    """Return the statistics as a table."""
     table = Table(
         title="dpo: preference pairs", box=box.SIMPLE, title_justify="left", show_header=False
     )

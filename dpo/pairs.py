@@ -1,8 +1,6 @@
-"""Preference pairs from the model's own samples: several answers a prompt, judged, best and worst.
+"""Preference pairs from the model's own samples: the best and the worst answer to each prompt.
 
-The sampler and the judge are plain callables that the recipe passes in; all processes of a run
-call the sampler, and each judges its share of the answers. The pairs file keeps every
-sample with its seed, its verdict and the verdict's reasons.
+All processes of a run call the sampler, and each scores its share of the answers.
 """
 
 import random
@@ -15,8 +13,8 @@ from sft.distributed.collectives import map_over_ranks
 Message = dict[str, Any]
 
 
-class Answer(Protocol):
-    """A sampled answer: what `eval.generation.generate` returns."""
+class SampledAnswer(Protocol):
+    """An answer as `eval.generation.generate` returns it."""
 
     prompt_ids: list[int]
     token_ids: list[int]
@@ -24,55 +22,55 @@ class Answer(Protocol):
     finish_reason: str
 
 
-class Verdict(Protocol):
-    """What a judge says: higher is better."""
+class AnswerScore(Protocol):
+    """A score, higher is better, with its reasons."""
 
     score: float
     reasons: tuple[str, ...]
 
 
-Sampler = Callable[[Sequence[list[Message]], Sequence[int]], Sequence[Answer]]
-Judge = Callable[[Answer, dict[str, Any]], Verdict]
+Sampler = Callable[[Sequence[list[Message]], Sequence[int]], Sequence[SampledAnswer]]
+Scorer = Callable[[SampledAnswer, dict[str, Any]], AnswerScore]
 
 
 @dataclass(frozen=True)
 class PairCounts:
-    """What became of the prompts."""
+    """Numbers of prompts and of the pairs built from them."""
 
     prompts: int
     pairs: int
-    too_close: int  # every answer judged about the same: nothing to prefer
+    too_close: int  # prompts whose answers have about the same score
 
 
 def build_pairs(
     prompts: Sequence[dict[str, Any]],
     *,
     sample: Sampler,
-    judge: Judge,
+    score: Scorer,
     samples_per_prompt: int,
     min_score_gap: float,
     seed: int,
 ) -> tuple[list[dict[str, Any]], PairCounts]:
-    """Sample, judge, and pair the best answer of each prompt with the worst.
+    """Sample, score, and pair the best answer to each prompt with the worst.
 
     Args:
         prompts: rows of {"messages": [...], "reference"?: {...}}; messages end with a user turn.
-        sample: given conversations and one seed each, returns one answer each, in order.
-        judge: given an answer and the row's reference, returns a verdict.
-        min_score_gap: best and worst closer than this make no pair.
+        sample: returns one answer for each conversation and its seed, in order.
+        score: returns the score of an answer, given the reference of its row.
+        min_score_gap: smallest difference of the scores of a pair.
 
     Returns:
-        Rows of {"prompt", "chosen", "rejected"} as messages, with the token ids that were sampled
-        (`prompt_ids`, `chosen_ids`, `rejected_ids`) and every sample with its verdict; and counts.
+        Rows of {"prompt", "chosen", "rejected"} as messages, with the sampled token ids
+        (`prompt_ids`, `chosen_ids`, `rejected_ids`) and every sample with its score; and counts.
     """
     conversations = [row["messages"] for row in prompts for _ in range(samples_per_prompt)]
     seeds = [seed * 1_000_003 + i for i in range(len(conversations))]
     answers = sample(conversations, seeds)
-    assert len(answers) == len(conversations), "a sampler returns one answer a conversation"
+    assert len(answers) == len(conversations), "a sampler returns one answer for each conversation"
     references = [row.get("reference") or {} for row in prompts for _ in range(samples_per_prompt)]
-    verdicts = map_over_ranks(
+    scores = map_over_ranks(
         list(zip(answers, references, strict=True)),
-        lambda own: [judge(answer, reference) for answer, reference in own],
+        lambda own: [score(answer, reference) for answer, reference in own],
     )
     pairs = []
     for i, row in enumerate(prompts):
@@ -83,12 +81,10 @@ def build_pairs(
                 "text": answer.text,
                 "token_ids": list(answer.token_ids),
                 "finish_reason": answer.finish_reason,
-                "score": verdict.score,
-                "reasons": list(verdict.reasons),
+                "score": found.score,
+                "reasons": list(found.reasons),
             }
-            for seed_, answer, verdict in zip(
-                seeds[span], answers[span], verdicts[span], strict=True
-            )
+            for seed_, answer, found in zip(seeds[span], answers[span], scores[span], strict=True)
         ]
         pair = _pair(row, samples, list(answers[span][0].prompt_ids), min_score_gap, seed + i)
         if pair is not None:
@@ -103,10 +99,10 @@ def _pair(
     min_score_gap: float,
     seed: int,
 ) -> dict[str, Any] | None:
-    # Ties go by lot, not by order or length: neither may become a preference of its own.
-    lot = random.Random(seed)
+    # Ties are broken at random: by order or length they would teach a preference for either.
+    rng = random.Random(seed)
     ranked = sorted(
-        (s for s in samples if s["token_ids"]), key=lambda s: (s["score"], lot.random())
+        (s for s in samples if s["token_ids"]), key=lambda s: (s["score"], rng.random())
     )
     if len(ranked) < 2 or ranked[-1]["score"] - ranked[0]["score"] < min_score_gap:
         return None

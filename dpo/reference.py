@@ -1,4 +1,4 @@
-"""Reference log-probs: computed once, in shards that survive a kill and serve later runs."""
+"""Reference log-probs, computed once in shards on disk that later starts reuse."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SHARD = 64  # pairs
 
 
 def pair_document(row: dict[str, Any]) -> Document:
-    """A pair as one document: the prompt is the trunk, chosen and rejected are its branches."""
+    """Return a pair as a document: the prompt is the trunk, the answers are its branches."""
     prompt = row["prompt_ids"]
     return Document(
         Segment(prompt, [False] * len(prompt)),
@@ -41,11 +41,11 @@ def reference_log_probs(
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> list[tuple[float, float]]:
-    """Log-probs of chosen and rejected under `model` as it stands, one pair of sums a row.
+    """Return the log-probs of chosen and rejected under the current weights, summed over tokens.
 
-    Finished shards in `folder` are read, the rest are computed and written; processes share them,
-    also where each has its part of the weights alone. The caller names `folder` after the hashes of
-    weights and rows, so a shard can never be stale.
+    Shards that are missing in `folder` are computed and written; processes share the work, also
+    with sharded weights. The name of `folder` contains the hash of weights and rows, so that no
+    shard is stale.
     """
     state = PartialState()
     count = -(-len(rows) // SHARD)
@@ -53,7 +53,7 @@ def reference_log_probs(
     mine = [i for i in range(state.process_index, count, state.num_processes)]
     missing = [i for i in mine if read_shard(paths[i]) is None]
     folder.mkdir(parents=True, exist_ok=True)
-    # The other processes write there too, which the marker of the run does not see.
+    # All processes write here, but the run's marker only notes the writes of the main one.
     with recording(folder):
         with synchronized_forwards(model), eval_mode(model):
             for i in tqdm(missing, desc="reference log-probs", disable=not state.is_main_process):
@@ -83,7 +83,7 @@ def _sums(
 
 
 def read_shard(path: Path) -> list[list[float]] | None:
-    """The sums of a finished shard; None where there is none, or, aloud, a damaged one."""
+    """Return the sums of a shard, or None if it is missing or (with a warning) damaged."""
     shard = read_json(path)
     if isinstance(shard, dict) and fingerprint(shard.get("sums")) == shard.get("sha256"):
         sums: list[list[float]] = shard["sums"]

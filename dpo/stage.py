@@ -1,4 +1,4 @@
-"""The preference stage: pairs given or built, then DPO against the stage's own start."""
+"""The preference stage: given or sampled pairs, then DPO against the model that it starts from."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from dpo.data import read_preferences
 from dpo.encode import encode_pairs
 from dpo.loss import check_loss
 from dpo.pair_checks import PairFacts, pairs_table
-from dpo.pairs import Answer, Judge, Sampler, build_pairs
+from dpo.pairs import SampledAnswer, Sampler, Scorer, build_pairs
 from dpo.trainer import train_dpo
 from sft.chat_template.tokenizer_coverage import check_answer_coverage, check_row_coverage
 from sft.cleaning.decontamination import Benchmarks
@@ -43,10 +43,10 @@ ROWS, FILE = "rows", "rows.parquet"
 
 
 def check_dpo(section: DpoStage, placement: Placement) -> None:
-    """Refuse settings that the stage could not follow, before anything is loaded.
+    """Check the settings of the stage before anything is loaded.
 
     Raises:
-        UserError: a loss that is not offered, or arguments that upstream refuses.
+        UserError: a loss that is not implemented, or arguments that trl rejects.
     """
     if section.enabled:
         check_loss(section)
@@ -54,7 +54,7 @@ def check_dpo(section: DpoStage, placement: Placement) -> None:
 
 
 def given_pairs(preset: Preset, context: RunContext, *, benchmarks: Benchmarks) -> Dataset | None:
-    """Token rows of the preferences that the preset names, or None where it names none.
+    """Return token rows of the preferences in `data.preference`, or None if it is empty.
 
     Raises:
         UserError: a row breaks a rule or holds a question of a benchmark and `data.on_error` is
@@ -84,7 +84,7 @@ def given_pairs(preset: Preset, context: RunContext, *, benchmarks: Benchmarks) 
 def _encode(
     pairs: Sequence[dict[str, Any]], preset: Preset, context: RunContext, *, folder: Path
 ) -> PairFacts:
-    """Write token rows of pairs, once for the same pairs; one process does, all read them."""
+    """Write token rows of pairs unless they are stored; call it in one process."""
     max_length = preset.dpo.trl["max_length"]
     stage = Stage(
         folder,
@@ -113,14 +113,14 @@ def pair_prompts(
     benchmarks: Benchmarks,
     reference_error: Callable[[Any], str | None],
 ) -> list[dict[str, Any]]:
-    """The prompts that pairs are sampled from, or none where the preset gives pairs or no DPO.
+    """Return the prompts that pairs are sampled from; none if the preset gives pairs or no DPO.
 
     Args:
-        reference_error: of the judge: what is wrong with a reference, or None.
+        reference_error: returns how a reference breaks the rules of the scorer, or None.
 
     Raises:
-        UserError: a row is no prompt, or its reference is flawed; or it holds a question of a
-            benchmark and `data.on_error` is stop.
+        UserError: a row is not a prompt, or its reference is invalid; or it contains a question of
+            a benchmark and `data.on_error` is stop.
     """
     if preset.data.preference or not preset.dpo.enabled:
         return []
@@ -131,10 +131,10 @@ def pair_prompts(
         lambda: check_contamination(prompts, preset.data, benchmarks=benchmarks, folder=folder)
     )
     if prompts and len(found) == len(prompts):
-        raise UserError("pairs.prompts: every prompt holds a benchmark's question; give others")
+        raise UserError("pairs.prompts: every prompt contains a benchmark question; give others")
     kept = [prompt for i, prompt in enumerate(prompts) if i not in found]
     log.info(
-        "dpo: pairs are made from the model's own answers, %d to each of %d prompts of %s",
+        "dpo: pairs are built from the model's own answers, %d to each of %d prompts of %s",
         preset.pairs.samples_per_prompt,
         len(kept),
         ", ".join(source.path for source in preset.pairs.prompts),
@@ -149,18 +149,17 @@ def sampled_pairs(
     start: str,
     prompts: Sequence[dict[str, Any]],
     sample: Sampler,
-    judge: Judge,
+    score: Scorer,
     sampled_by: Mapping[str, str],
 ) -> Dataset:
-    """Token rows of pairs built from the start model's own answers, kept in 3-dpo/pairs.jsonl.
+    """Return token rows of pairs sampled from the start model; 3-dpo/pairs.jsonl stores the pairs.
 
-    Processes share the sampling; the first one writes. `sample` is called only where the pairs of
-    these weights, prompts and options are not there yet, or `sampled_by` says that something else
-    sampled them.
+    Processes share the sampling; the main one writes. `sample` is called only if no pairs are
+    stored for the same weights, prompts, options and `sampled_by`.
 
     Raises:
-        UserError: the judge saw no difference between the answers to any prompt, or too many of
-            their tokens are the unknown one.
+        UserError: all answers to each prompt have about the same score, or too many of their tokens
+            are unknown.
     """
     section = preset.pairs
     stage = Stage(
@@ -179,7 +178,7 @@ def sampled_pairs(
 
         def sampled(
             conversations: Sequence[list[dict[str, Any]]], seeds: Sequence[int]
-        ) -> Sequence[Answer]:
+        ) -> Sequence[SampledAnswer]:
             answers = sample(conversations, seeds)
             written = [answer.token_ids for answer in answers]
             check_answer_coverage(context.tokenizer, written, most=context.max_unknown)
@@ -188,7 +187,7 @@ def sampled_pairs(
         pairs, counts = build_pairs(
             prompts,
             sample=sampled,
-            judge=judge,
+            score=score,
             samples_per_prompt=section.samples_per_prompt,
             min_score_gap=section.min_score_gap,
             seed=context.seed,
@@ -204,7 +203,7 @@ def sampled_pairs(
         pairs = read_jsonl(stage.folder / file)
         if not pairs:
             raise UserError(
-                f"no pair could be built from {len(prompts)} prompts: the judge saw no answer "
+                f"no pair could be built from {len(prompts)} prompts: no answer is "
                 "better than another; raise pairs.samples_per_prompt, pairs.temperature or, where "
                 "answers are cut, pairs.max_new_tokens, name preferences of your own "
                 "(data.preference), or end without DPO (dpo.enabled=false), and add --rerun"
@@ -216,10 +215,10 @@ def sampled_pairs(
 
 
 def run_dpo_stage(context: RunContext, *, start: str, section: DpoStage, rows: Dataset) -> str:
-    """DPO on token rows of pairs (see `dpo.encode`); returns the directory of its model."""
+    """Run DPO on token rows of pairs (see `dpo.encode`) and return the directory of its model."""
     rows_key = rows_fingerprint(rows)
-    # Weights, rows and precision decide the reference; beta and the schedule do not. What is merged
-    # is rounded, so that is another start.
+    # Weights, rows and precision decide the reference; beta and the schedule do not. Merging an
+    # adapter rounds the weights, so it makes another reference.
     dtype, merging = str(context.placement.compute), context.lora.between_stages
     key = fingerprint([context.weights_key(start), rows_key, dtype, merging])
 

@@ -1,6 +1,6 @@
-"""The DPO trainer on trl's: the prompt of a pair once, the reference from the cache.
+"""DPO trainer on trl's, with shared prompts and cached reference log-probs.
 
-What it overrides or relies on upstream is held by tests/dpo/test_dpo_trainer.py.
+tests/dpo/test_dpo_trainer.py checks the methods of trl that it overrides or calls.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,10 +31,10 @@ from sft.training.trainer import (
     training_arguments,
 )
 
-# Mean log-prob difference per token that rounding explains between two passes of the same weights.
+# Largest mean log-prob difference per token by rounding between two passes of the same weights.
 SAME_WEIGHTS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 
-# What a log line holds beside the loss, under trl's names where it has them.
+# Values of a log line besides the loss, by trl's names if it has them.
 MEANS = (
     "rewards/chosen",
     "rewards/rejected",
@@ -47,17 +47,17 @@ MEANS = (
 
 
 class DpoTrainer(PackedTrainer, DPOTrainer):
-    """trl's DPOTrainer on token rows with reference log-probs in them (see `collate_pairs`)."""
+    """trl's DPOTrainer on token rows with reference log-probs (see `collate_pairs`)."""
 
     stops_at_loops = True
     compute_dtype = torch.float32
-    sums = torch.zeros(1 + len(MEANS))  # pairs, and of each of MEANS, of the step
+    sums = torch.zeros(1 + len(MEANS))  # of the step: pairs, then MEANS
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset  # token rows already
+        return dataset  # has token rows
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset  # dpo.reference has done it, and keeps it over a kill
+        return dataset  # has log-probs of dpo.reference, which survive a kill
 
     def compute_loss(
         self,
@@ -66,7 +66,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Mean preference loss over the pairs of the step."""
+        """Return the mean preference loss over the pairs of the step."""
         assert not return_outputs, "packed rows have no logits to return"
         rows, weight = inputs["rows"], inputs["weight"]
         per_token = log_probs(model, rows)
@@ -93,7 +93,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
         return self.step_share((losses * weight).sum(), inputs, num_items_in_batch)
 
     def _check_same_weights(self, scores: PairScores, weight: torch.Tensor) -> None:
-        """Before the first update policy and reference are the same model, so the margin is 0."""
+        """Check that the margin is 0 before the first update."""
         tolerance = SAME_WEIGHTS[self.compute_dtype]
         drift = ((scores.chosen - scores.ref_chosen) / scores.chosen_tokens).abs() * weight
         worst = drift.max().item()
@@ -105,7 +105,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             )
 
     def _record(self, scores: PairScores, weight: torch.Tensor) -> None:
-        """Sums over the real pairs of the step."""
+        """Add the metrics of the pairs to the sums of the step."""
         with torch.no_grad():
             self.sums = self.sums.to(weight.device) + torch.stack(
                 [
@@ -121,8 +121,8 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             ).sum(1)
 
     def chosen_change(self) -> float | None:
-        """Called behind a step's gradient: the step's means over all processes go to trl's metrics,
-        and what the chosen answers gained on the reference is returned."""
+        """Store the step's means over all processes and return the mean change of the chosen
+        answers' log-probs since the reference, per token."""
         count, *sums = self.accelerator.reduce(self.sums).tolist()
         self.sums = torch.zeros_like(self.sums)
         if not count:
@@ -133,20 +133,18 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
 
 
 def preferred(scores: PairScores) -> torch.Tensor:
-    """1 where the chosen answer has the larger reward, 0 where the rejected one has it, and a half
-    where the difference is within the rounding of the four sums, [B].
-
-    trl counts `chosen_rewards > rejected_rewards`, which before the first update is chance.
-    """
+    """Return 1 where the chosen answer has the larger reward, 0 where it has the smaller, else 0.5."""
+    # trl's `chosen_rewards > rejected_rewards` is noise before the first update: differences within
+    # the rounding of the four sums count as ties.
     sums = (scores.chosen, scores.rejected, scores.ref_chosen, scores.ref_rejected)
     rounding = torch.finfo(torch.float32).eps * torch.stack(sums).abs().sum(0)
     return torch.where(scores.h.abs() <= rounding, 0.5, (scores.h > 0).float())
 
 
 def collate_pairs(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:
-    """Pairs of a micro-batch as trunk-and-branch rows; `num_items` counts pairs.
+    """Return the pairs of a micro-batch as trunk-and-branch rows; `num_items` counts pairs.
 
-    Adds `reference` [B, 2] and `weight` [B], 0 for the rows that fill up the last step.
+    Adds `reference` [B, 2] and `weight` [B], which is 0 for fillers of the last step.
     """
 
     def inputs(rows: Sequence[dict[str, Any]], batch: Batch) -> dict[str, Any]:
@@ -171,14 +169,14 @@ def train_dpo(
     cache: Path,
     label: str = "dpo",
 ) -> StageFacts:
-    """Train `model` in place on preferences, against itself as it is now.
+    """Train `model` in place on preferences, with its current weights as the reference.
 
     Args:
         rows: columns `prompt_ids`, `chosen_ids`, `rejected_ids` and `chosen_scored`,
-            `rejected_scored` (which tokens of each answer count).
-        folder: where checkpoints and log.jsonl go.
-        cache: where the reference log-probs of these rows under these weights are kept.
-        label: names the progress bar.
+            `rejected_scored` (whether each token of the answer is scored).
+        folder: receives checkpoints and log.jsonl.
+        cache: folder of the reference log-probs of these rows under these weights.
+        label: the name on the progress bar.
     """
     placement = context.placement
     stage = TrainingStage(section, context, folder, label)
@@ -200,7 +198,7 @@ def train_dpo(
     rows = rows.add_column("ref_chosen", [chosen for chosen, _ in reference])
     rows = rows.add_column("ref_rejected", [rejected for _, rejected in reference])
     rows = rows.add_column("weight", [1.0] * len(rows))
-    with _unhashed():
+    with _skip_weight_hash():
         trainer = make_trainer(
             DpoTrainer,
             model,
@@ -212,17 +210,16 @@ def train_dpo(
         )
     trainer.compute_dtype = placement.compute
     if isinstance(model, PeftModel):
-        model.delete_adapter("ref")  # upstream's copy; the cache stands in for it
+        model.delete_adapter("ref")  # trl's copy of the adapter, which the cache replaces
     return run_training(trainer, model, stage=stage)
 
 
 @contextmanager
-def _unhashed() -> Iterator[None]:
-    """Spare upstream's hash of all weights in float32, the key of its own cache of reference
-    log-probs: ours are there already."""
-    plain = dpo_trainer.hash_module
+def _skip_weight_hash() -> Iterator[None]:
+    """Skip trl's hash of all weights, the key of its own cache of reference log-probs."""
+    original = dpo_trainer.hash_module
     dpo_trainer.hash_module = lambda module: ""
     try:
         yield
     finally:
-        dpo_trainer.hash_module = plain
+        dpo_trainer.hash_module = original

@@ -1,4 +1,4 @@
-"""Which of two answers is the better, by a label, a preference, a winner or votes."""
+"""The better of two answers by a label, a preference, a winner or annotators' votes."""
 
 from collections import Counter
 from typing import Any
@@ -10,7 +10,7 @@ from sft.data.records import RowError, wrong_type
 from sft.errors import UserError
 
 TIE, FIRST, SECOND = 0, 1, 2
-# Fields that tell the better of two answers in their own way.
+# Fields with their own values for the better of two answers.
 VERDICTS: dict[str, dict[Any, int]] = {
     "winner": {  # LMSYS arena, MT-Bench
         "model_a": FIRST,
@@ -22,29 +22,25 @@ VERDICTS: dict[str, dict[Any, int]] = {
 }
 MEANINGS = {"first": FIRST, "second": SECOND, "tie": TIE}  # of a source's `labels`
 RANGE = "a number from 1 to 2, or mean what the source's labels={VALUE: first, VALUE: second} say"
-# Fields that may tell, in the order of trial; the votes of annotators come last.
+# Fields in the order in which they are tried, before the votes of annotators.
 NAMES = ("label", "preference", *VERDICTS, "preference_strength")
 
 
 class Verdicts:
-    """The verdicts of a source's rows.
+    """Reader of the verdicts of a source's rows.
 
-    The numbers of `label` and `preference` count from 1 (1 is the first answer, 2 the second, and a
-    label of 0 a tie). Of a source whose numbers count from 0, and never reach 2, nothing says what
-    they mean.
-
-    Args:
-        source: its `labels` say what the values of its field mean.
+    `label` and `preference` count from 1 (1: the first answer, 2: the second; label 0: a tie).
+    Numbers that begin with 0 and never reach 2 are ambiguous and rejected, unless the source's
+    `labels` define them.
     """
 
     def __init__(self, source: Source) -> None:
         self.path, self.labels = source.path, source.labels
         self._numbers: dict[str, set[float]] = {}
-        self._from_zero = False  # the names of the two answers count from 0
+        self._from_zero = False  # whether the names of the answers count from 0
 
     def read(self, fields: Fields, origin: str) -> int:
-        """FIRST, SECOND or TIE from the first of NAMES that the row has, else the majority of
-        votes.
+        """Return FIRST, SECOND or TIE by the row's first field of NAMES, or the majority of votes.
 
         Raises:
             RowError: a value without a meaning, or no such field.
@@ -52,15 +48,15 @@ class Verdicts:
         self._from_zero |= "response_0" in fields
         name = next((name for name in NAMES if name in fields), None)
         if self.labels and name is not None:
-            return self._told(name, fields[name], origin)
-        if name == "labels" and "human_ref_A" not in fields:  # not of SHP
+            return self._labeled(name, fields[name], origin)
+        if name == "labels" and "human_ref_A" not in fields:  # not SHP
             name = "label"
             fields = Fields({"label": fields["labels"]})
         if name in ("label", "preference") and (found := number_of(fields[name])) is not None:
             self._numbers.setdefault(name, set()).add(found)
         return _verdict(fields, origin)
 
-    def _told(self, name: str, value: Any, origin: str) -> int:
+    def _labeled(self, name: str, value: Any, origin: str) -> int:
         number = number_of(value)
         for label, meaning in self.labels.items():
             if str(label).lower() == str(value).lower() or (
@@ -71,11 +67,11 @@ class Verdicts:
         raise wrong_type(origin, f"{name} ({str(value)[:40]!r})", value, wanted)
 
     def refuse_from_zero(self) -> None:
-        """Called behind the last row.
+        """Check the numbers after the last row.
 
         Raises:
-            UserError: the numbers, or the names of the answers, begin with 0, and the numbers end
-                before 2, so that a 1 may be either answer.
+            UserError: the numbers, or the names of the answers, begin with 0, and no number is 2,
+                so that 1 may be either answer.
         """
         for name, numbers in self._numbers.items():
             if (0 in numbers or self._from_zero) and 2 not in numbers:
@@ -89,7 +85,7 @@ class Verdicts:
 
 
 def _verdict(fields: Fields, origin: str) -> int:
-    """A verdict in the known spellings; a signed strength (HelpSteer) is below 0 for the first."""
+    """Return the verdict of a row; a strength (HelpSteer) below 0 prefers the first answer."""
     votes = [
         fields[name]
         for name in fields

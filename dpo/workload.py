@@ -1,4 +1,4 @@
-"""The lengths of the preference stage's pairs, known or at most, for the plan."""
+"""Lengths of the preference stage's pairs, known or an upper bound, for the planner."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,13 +22,12 @@ def preference_workload(
     pairs: Dataset | None,
     prompts: Sequence[dict[str, Any]],
 ) -> list[StageWorkload]:
-    """The stage's workload, or none where it is off.
+    """Return the stage's workload, or none if it is disabled.
 
-    Of pairs that are still to be sampled the most that can come: one for each prompt, with answers
-    as long as they may be.
+    Pairs that are not sampled yet count as one for each prompt, with answers of the largest length.
 
     Raises:
-        UserError: no prompt leaves room for an answer.
+        UserError: no prompt leaves tokens for an answer.
     """
     if not preset.dpo.enabled:
         return []
@@ -47,14 +46,13 @@ def preference_workload(
     if prompts and not lengths:
         raise UserError(
             f"pairs.prompts: each of {len(prompts)} prompts fills dpo.max_length={longest} tokens, "
-            "so that no answer fits behind it; raise it, or give shorter prompts"
+            "so that no answer fits after it; raise it, or give shorter prompts"
         )
     return [pairs_workload(preset.dpo, lengths, bound=True)]
 
 
 def preference_line(workload: StageWorkload) -> str:
-    """The stage's pairs, batches and steps, in a line for the log; the most that can come where the
-    pairs are still to be made."""
+    """Return the stage's pairs, batches and steps as a log line."""
     batch = step_rows(workload.section, processes=PartialState().num_processes)
     steps = count_steps(len(workload.spans), batch=batch, options=workload.section.trl)
     most = "at most " if workload.bound else ""

@@ -302,7 +302,7 @@ def sample_pairs(
         start=start,
         prompts=prompts,
         sample=sampler(start, context, section=preset.pairs, engine=preset.eval),
-        judge=rule_judge,
+        score=rule_judge,
         sampled_by=backend_inputs(preset.eval, context),
     )
 

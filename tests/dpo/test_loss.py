@@ -20,8 +20,9 @@ def scores(chosen, rejected, ref_chosen, ref_rejected, n_chosen=1, n_rejected=1)
     return PairScores(*(torch.tensor([float(v)], dtype=torch.float64) for v in values))
 
 
-def expected(name, c, r, rc, rr, nc, nr, beta, e):
-    """Scalar maths, one formula a loss, nothing shared with the code under test."""
+def expected(name, values, *, beta, e=0.0):
+    """Scalar formulas of the papers, which share nothing with the code under test."""
+    c, r, rc, rr, nc, nr = values
     h = (c - rc) - (r - rr)
     h_norm = (c - rc) / nc - (r - rr) / nr
 
@@ -44,7 +45,7 @@ def expected(name, c, r, rc, rr, nc, nr, beta, e):
 def test_each_loss_is_its_equation(name, beta, values):
     smoothing = 0.2 if name == "robust" else 0.0
     loss = preference_loss(scores(*values), beta=beta, loss_type=[name], label_smoothing=smoothing)
-    assert loss.item() == pytest.approx(expected(name, *values, beta, smoothing), rel=1e-12)
+    assert loss.item() == pytest.approx(expected(name, values, beta=beta, e=smoothing), rel=1e-12)
 
 
 def test_a_sum_of_losses_is_weighted():
@@ -52,7 +53,7 @@ def test_a_sum_of_losses_is_weighted():
     loss = preference_loss(
         scores(*values), beta=0.1, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5]
     )
-    by_hand = expected("sigmoid", *values, 0.1, 0) + 0.5 * expected("sft", *values, 0.1, 0)
+    by_hand = expected("sigmoid", values, beta=0.1) + 0.5 * expected("sft", values, beta=0.1)
     assert loss.item() == pytest.approx(by_hand, rel=1e-12)
 
 

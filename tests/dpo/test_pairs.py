@@ -54,7 +54,7 @@ def test_the_best_is_chosen_and_the_worst_rejected():
     pairs, counts = build_pairs(
         PROMPTS,
         sample=words(lambda seed: seed % 4 + 1),
-        judge=by_length,
+        score=by_length,
         samples_per_prompt=4,
         min_score_gap=1,
         seed=0,
@@ -70,7 +70,7 @@ def test_answers_that_are_judged_alike_make_no_pair():
     pairs, counts = build_pairs(
         PROMPTS,
         sample=words(lambda seed: 3),
-        judge=by_length,
+        score=by_length,
         samples_per_prompt=4,
         min_score_gap=0.5,
         seed=0,
@@ -86,7 +86,7 @@ def test_ties_are_broken_by_lot_and_not_by_order():
             sample=lambda conversations, seeds: [
                 Sampled([1], [5] * (1 + (i > 0)), str(i)) for i in range(len(seeds))
             ],
-            judge=by_length,
+            score=by_length,
             samples_per_prompt=4,
             min_score_gap=1,
             seed=seed,
@@ -194,7 +194,7 @@ def test_answers_with_many_unknown_tokens_make_no_pairs(tmp_path):
     def sample(conversations, seeds):
         return [Sampled([1], [*range(1, 10), unknown], "abcdefghi") for _ in seeds]
 
-    given = {"start": str(tmp_path / "base"), "sampled_by": {}, "judge": by_length}
+    given = {"start": str(tmp_path / "base"), "sampled_by": {}, "score": by_length}
     words = r"pairs.prompts: 10.0% of the tokens in the model's own answers \(3 of 30\) are the unk"
     with pytest.raises(UserError, match=words):
         sampled_pairs(preset, context, prompts=PROMPTS[:1], sample=sample, **given)
