@@ -133,7 +133,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
 
 
 def preferred(scores: PairScores) -> torch.Tensor:
-    """Return 1 where the chosen answer has the larger reward, 0 where it has the smaller, else 0.5."""
+    """Return 1 where chosen has the larger reward, 0 where rejected has it, 0.5 for ties, [B]."""
     # trl's `chosen_rewards > rejected_rewards` is noise before the first update: differences within
     # the rounding of the four sums count as ties.
     sums = (scores.chosen, scores.rejected, scores.ref_chosen, scores.ref_rejected)

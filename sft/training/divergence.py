@@ -1,8 +1,8 @@
-"""Numbers that go wrong: every step is looked at before it changes a weight.
+"""Divergence checks: bad steps, collapsing preferences and looping answers.
 
-A step whose loss or gradient is not finite, whose loss jumps, or whose gradient is dead is put on
-record with its rows, and then stops the run or is skipped, as `run.on_bad_step` says. So is a model
-whose answers begin to loop (`sft.training.eval_callbacks`), which stops the run or is warned of.
+Each step is checked before it changes a weight. A step with a loss or gradient that is not finite,
+a jump of the loss, or repeated zero gradients is recorded with its rows in bad_steps.jsonl, and
+stops the run or is skipped (`run.on_bad_step`).
 """
 
 import json
@@ -26,20 +26,20 @@ from sft.system.seal import unsealed_line
 log = logging.getLogger(__name__)
 
 FILE = "bad_steps.jsonl"
-PLACE = "place"  # the column that numbers a stage's rows; -1 fills up the last step
-WINDOW = 20  # steps whose median loss a jump is measured against
-ENOUGH = 5  # steps before which no jump is seen
-FLOOR = 0.5  # nats: below, a loss is small whatever it was before
-DEAD = 3  # steps in a row without any gradient
-SKIPS = 10  # steps in a row that may be skipped
-COLLAPSE_OVER = 10  # steps that the mean change of the chosen answers is taken over
-LOOPS = 5  # answers more that loop: fewer are chance
-TEXT = 500  # characters of a row on record
+PLACE = "place"  # the column with the index of a row in its stage; -1: a filler
+WINDOW = 20  # steps of the median loss that a jump is compared with
+MIN_STEPS = 5  # steps before the first check for a jump
+MIN_LOSS = 0.5  # nats; a loss after a smaller median is compared with this
+MAX_ZERO_GRADIENTS = 3  # steps in a row
+MAX_SKIPPED = 10  # steps in a row
+COLLAPSE_OVER = 10  # steps of the mean change of the chosen answers
+MIN_LOOPING = 5  # additional looping answers; fewer are within chance
+MAX_TEXT = 500  # characters of a recorded row
 
 
 @dataclass
 class Recent:
-    """The steps just before, which a checkpoint keeps."""
+    """The recent steps; part of a checkpoint."""
 
     losses: list[float] = field(default_factory=list)
     chosen: list[float] = field(default_factory=list)  # change since the reference, nats per token
@@ -50,31 +50,34 @@ class Recent:
 def verdict(
     recent: Recent, bounds: RunSection, *, loss: float, norm: float | None, scaled: bool = False
 ) -> str | None:
-    """What is wrong with a step, in words, or None.
+    """Return why a step is bad, or None.
 
     Args:
-        loss: of the whole step, over all processes.
-        norm: of its gradient; None where the engine does not say it.
-        scaled: a float16 loss scaler is at work, whose overflowing gradients are its own business.
+        loss: mean over all micro-batches and processes.
+        norm: gradient norm; None if the engine does not report it.
+        scaled: whether a float16 loss scaler handles gradients that are not finite.
     """
     if not math.isfinite(loss):
         return f"the loss is {loss}"
     if norm is not None and not math.isfinite(norm) and not scaled:
         return f"the gradient's norm is {norm}"
-    if bounds.spike_factor and len(recent.losses) >= ENOUGH:
-        usual = max(statistics.median(recent.losses), FLOOR)
+    if bounds.spike_factor and len(recent.losses) >= MIN_STEPS:
+        usual = max(statistics.median(recent.losses), MIN_LOSS)
         if loss > bounds.spike_factor * usual:
             return (
                 f"the loss jumped to {loss:.4g}, {loss / usual:.1f} times the median of the "
                 f"{len(recent.losses)} steps before (run.spike_factor={bounds.spike_factor:g})"
             )
-    if recent.dead + (norm == 0) >= DEAD:
-        return f"the gradient was exactly 0 in {DEAD} steps in a row: nothing is learned any more"
+    if recent.dead + (norm == 0) >= MAX_ZERO_GRADIENTS:
+        return (
+            f"the gradient was exactly 0 in {MAX_ZERO_GRADIENTS} steps in a row: the model no "
+            "longer learns"
+        )
     return None
 
 
 def collapse(recent: Recent, bounds: RunSection) -> str | None:
-    """A preference run that makes the answers it should prefer ever less likely."""
+    """Return how far the chosen answers have become less likely in DPO, or None."""
     if not bounds.collapse_nats or len(recent.chosen) < COLLAPSE_OVER:
         return None
     change = statistics.fmean(recent.chosen)
@@ -87,18 +90,19 @@ def collapse(recent: Recent, bounds: RunSection) -> str | None:
 
 
 def looping(rates: Mapping[int, float], bounds: RunSection, *, answers: int) -> str | None:
-    """A stage whose answers begin to repeat themselves, by how far it had come down before: a base
-    model's often do from the start.
+    """Return how far the rate of looping answers has risen in a stage, or None.
 
     Args:
-        rates: by the step, in their order, the share of so many `answers` that repeat themselves.
+        rates: the rate at each step, in order.
+        answers: the number of answers of each rate.
     """
+    # The rise counts from the lowest rate, since a base model's answers often loop at the start.
     *before, last = rates
     if not bounds.loop_rise or not before:
         return None
     best = min(before, key=rates.__getitem__)
     rise = rates[last] - rates[best]
-    if rise < bounds.loop_rise or rise * answers < LOOPS:
+    if rise < bounds.loop_rise or rise * answers < MIN_LOOPING:
         return None
     return (
         f"{rates[last]:.0%} of short answers repeat themselves without end, {rates[best]:.0%} did "
@@ -107,7 +111,7 @@ def looping(rates: Mapping[int, float], bounds: RunSection, *, answers: int) -> 
 
 
 class StepWatch:
-    """Judges each step of a training run, and keeps the record of those that went wrong."""
+    """Checks each step of a training run and records bad ones."""
 
     def __init__(
         self,
@@ -125,16 +129,16 @@ class StepWatch:
         self.places: list[int] = []
 
     def begin(self, batches: Sequence[dict[str, Any]]) -> None:
-        """Remember which rows the step is made of."""
+        """Remember the rows of the step."""
         self.places = [int(p) for batch in batches for p in batch[PLACE] if p >= 0]
 
     def bad(
         self, *, step: int, loss: float, norm: float | None, chosen: float | None, scaled: bool
     ) -> bool:
-        """Whether the step is to be skipped; all processes call it with the same numbers.
+        """Return whether to skip the step; all processes call it with the same numbers.
 
         Raises:
-            UserError: the step is bad and the policy is to stop, or skipping has not helped.
+            UserError: the step is bad and `run.on_bad_step` is stop, or too many were skipped.
         """
         reason = verdict(self.recent, self.bounds, loss=loss, norm=norm, scaled=scaled)
         self.recent.dead = self.recent.dead + 1 if norm == 0 else 0
@@ -142,14 +146,14 @@ class StepWatch:
         if reason is None:
             self._remember(loss, chosen)
             reason = collapse(self.recent, self.bounds)
-            final = reason is not None  # a state of the model, which no skipped step mends
+            final = reason is not None  # of the weights, so skipping this step does not help
         if reason is None:
             self.recent.skipped = 0
             return False
         self.recent.skipped += 1
-        final = final or self.recent.skipped >= SKIPS
+        final = final or self.recent.skipped >= MAX_SKIPPED
         stop = final or self.bounds.on_bad_step != "skip"
-        # A NaN is no JSON.
+        # Strings, since JSON has no NaN.
         self._record(
             step,
             reason,
@@ -160,8 +164,12 @@ class StepWatch:
         if not stop:
             log.warning("%s: step %d is skipped: %s", self.label, step, reason)
             return True
-        again = f" ({SKIPS} steps in a row were skipped)" if self.recent.skipped >= SKIPS else ""
-        ways = "lower learning_rate" if final else "lower learning_rate, mend the rows, or set "
+        again = (
+            f" ({MAX_SKIPPED} steps in a row were skipped)"
+            if self.recent.skipped >= MAX_SKIPPED
+            else ""
+        )
+        ways = "lower learning_rate" if final else "lower learning_rate, correct the rows, or set "
         raise UserError(
             f"{self.label}: step {step}: {reason}{again}; its rows are in {self.path}, the last "
             f"good checkpoint is kept: {ways}{'' if final else 'run.on_bad_step=skip (--rerun)'}"
@@ -184,13 +192,13 @@ class StepWatch:
             return
         step, stop = list(rates)[-1], stops and self.bounds.on_bad_step != "skip"
         self._record(step, reason, action="stopped" if stop else "warned", answers=str(folder))
-        found = f"{self.label}: step {step}: {reason}; they are in {folder}"
+        found = f"{self.label}: step {step}: {reason}; the answers are in {folder}"
         if stop:
             raise UserError(
-                f"{found}, the last good checkpoint is kept: lower learning_rate, or let it go on "
+                f"{found}, the last good checkpoint is kept: lower learning_rate, or continue "
                 "with run.loop_rise=0"
             )
-        log.warning("%s: lower learning_rate if it stays so", found)
+        log.warning("%s: lower learning_rate if the rate stays high", found)
 
     def _remember(self, loss: float, chosen: float | None) -> None:
         self.recent.losses = [*self.recent.losses, loss][-WINDOW:]
@@ -198,7 +206,7 @@ class StepWatch:
             self.recent.chosen = [*self.recent.chosen, chosen][-COLLAPSE_OVER:]
 
     def resume(self, recent: dict[str, Any], *, step: int) -> None:
-        """Go on behind `step` with what the checkpoint remembers; later records are undone."""
+        """Continue after `step` with the state of a checkpoint; remove later records."""
         self.recent = Recent(**recent)
         if PartialState().is_main_process and self.path.is_file():
             lines = self.path.read_text("utf-8", "replace").splitlines(keepends=True)
@@ -213,25 +221,25 @@ class StepWatch:
 
 
 def _step(line: str) -> float:
-    """The step of a recorded line; beyond all steps where a kill cut it short, or it is damaged."""
+    """Return the step of a recorded line; infinity if the line is cut off or damaged."""
     step = (unsealed_line(line, "step") or {}).get("step")
     return step if isinstance(step, int | float) else math.inf
 
 
 def row_facts(row: dict[str, Any], *, place: int, tokenizer: Any) -> dict[str, Any]:
-    """A row for the record: its place in the stage, where it came from, and its text."""
+    """Return the place, origin, length and text of a row for the record."""
     texts = {name: row[name] for name in row if name.endswith("_ids")}
     return {
         "row": place,
         "origin": row.get("origin"),
         "tokens": sum(len(ids) for ids in texts.values()),
-        "text": {name[:-4]: tokenizer.decode(ids)[:TEXT] for name, ids in texts.items()},
+        "text": {name[:-4]: tokenizer.decode(ids)[:MAX_TEXT] for name, ids in texts.items()},
     }
 
 
 def with_places(
     examples: Sequence[dict[str, Any]], *, collate: Callable[[Sequence[dict[str, Any]]], Any]
 ) -> dict[str, Any]:
-    """A micro-batch as `collate` makes it, and the places of its rows."""
+    """Return the micro-batch of `collate` with the places of its rows."""
     batch: dict[str, Any] = collate(examples)
     return batch | {PLACE: torch.tensor([example[PLACE] for example in examples])}

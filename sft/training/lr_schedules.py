@@ -11,26 +11,22 @@ FACTORS = (0.316, 0.1)
 
 
 def warmup(step: int, *, warmup_steps: int) -> float:
-    """Linear from 0 to 1 over `warmup_steps`, then 1."""
+    """Return the factor of a linear warm-up from 0 to 1 over `warmup_steps`."""
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 def count_warmup(warmup_steps: float, *, total_steps: int) -> int:
-    """Steps of the warm-up: a number from 1 on, below it a share of all steps, as in
-    `transformers.TrainingArguments.get_warmup_steps`."""
+    """Return the steps of a warm-up; values below 1 are a share of all steps, as in transformers'
+    `TrainingArguments.get_warmup_steps`."""
     return int(warmup_steps) if warmup_steps >= 1 else math.ceil(total_steps * warmup_steps)
 
 
 def long_warmup(options: Mapping[str, Any], *, total_steps: int) -> str:
-    """A sentence for a stage that ends before its warm-up does, whose learning rate never reaches
-    the peak; "" for any other.
-
-    Args:
-        options: those of the stage by upstream's names.
-    """
+    """Return a warning if the warm-up is longer than the stage, or ""."""
     count = count_warmup(options.get("warmup_steps") or 0, total_steps=total_steps)
     without = options.get("lr_scheduler_type") in WITHOUT_WARMUP
-    if without or count < total_steps or total_steps < 2:  # of one step, see the trainer
+    # `PackedTrainer.create_scheduler` drops the warm-up of a stage of one step.
+    if without or count < total_steps or total_steps < 2:
         return ""
     highest = warmup(total_steps - 1, warmup_steps=count)
     return (
@@ -48,7 +44,7 @@ def multi_step(
     milestones: Sequence[float] = MILESTONES,
     factors: Sequence[float] = FACTORS,
 ) -> float:
-    """Warm-up, then steps down: `factors[i]` from the share `milestones[i]` of all steps on."""
+    """Return the factor of a warm-up with steps to `factors[i]` at `milestones[i]` of all steps."""
     passed = sum(step >= milestone * total_steps for milestone in milestones)
     return warmup(step, warmup_steps=warmup_steps) * (factors[passed - 1] if passed else 1.0)
 
@@ -56,11 +52,10 @@ def multi_step(
 def warmup_stable_decay(
     step: int, *, total_steps: int, warmup_steps: int = 0, decay: float = 0.1, final: float = 0.0
 ) -> float:
-    """Warm-up, a plateau, then linear to `final` over the last share `decay` of all steps.
-
-    Upstream's schedule of this name warms up from `min_lr_ratio` instead of 0 and counts decay in
-    steps, so its numbers differ where `final` is above 0.
-    """
+    """Return the factor of warm-up, plateau, and a linear decay to `final` over the last `decay` of
+    all steps."""
+    # transformers' schedule of this name warms up from `min_lr_ratio` instead of 0 and counts decay
+    # in steps, so its factors differ for `final` above 0.
     decay_steps = max(1, math.ceil(decay * total_steps))
     left = min(1.0, max(0.0, (total_steps - step) / decay_steps))
     return warmup(step, warmup_steps=warmup_steps) * (final + (1 - final) * left)
@@ -74,8 +69,8 @@ def as_upstream(name: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str
     return name, options
 
 
-WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # of upstream's
-# Those that `lr_scheduler_type` names here instead of upstream, with the options of each.
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")  # schedules of transformers
+# Values of `lr_scheduler_type` that replace transformers' schedules.
 SCHEDULES: dict[str, Callable[..., float]] = {
     "multi_step": multi_step,
     "warmup_stable_decay": warmup_stable_decay,

@@ -1,7 +1,7 @@
-"""Micro-batches as forward passes of packed rows, each of a bounded number of tokens.
+"""Micro-batches as forward passes of packed rows of a bounded number of tokens.
 
-A pass holds whole documents, so that a micro-batch of any number of rows costs the memory of one
-pass, and a short row fills up what a long one leaves.
+A micro-batch of any number of rows takes the memory of one pass, and short rows fill the tokens
+that long ones leave.
 """
 
 import sys
@@ -19,28 +19,28 @@ from sft.packing.logprobs import batch_tokens, row_layout
 
 @dataclass(frozen=True)
 class Layout:
-    """How a micro-batch is laid out in rows and passes."""
+    """The layout of a micro-batch in rows and passes."""
 
-    packing: bool  # several documents in a row
-    rows: RowKind  # what the model reads (see `sft.packing.layout.lay_out`)
-    pass_tokens: int  # of one forward and backward pass; a longer document has one of its own
+    packing: bool  # whether a row may hold several documents
+    rows: RowKind  # how the model reads rows (see `sft.packing.layout.lay_out`)
+    pass_tokens: int  # of one forward and backward pass, unless a document is longer
 
     @classmethod
     def of(cls, model: Any, *, packing: bool) -> "Layout":
-        """For `model` on the device and under the wrapper of this process."""
+        """Return the layout for a model on the device of this process."""
         tokens = pass_tokens(PartialState().device, sharded=sharded())
         return cls(packing, row_layout(model), tokens)
 
 
 def pass_tokens(device: torch.device, *, sharded: bool) -> int:
-    """Tokens of one forward and backward pass: half of what a scoring forward holds, since
-    activations are kept. Sharded models (FSDP, DeepSpeed) take a micro-batch in one pass, because
-    all processes must gather weights equally often."""
+    """Return the tokens of one forward and backward pass."""
+    # Half of a scoring forward, since activations are stored. Sharded models (FSDP, DeepSpeed) take
+    # a micro-batch in one pass, because all processes must gather weights equally often.
     return sys.maxsize if sharded else batch_tokens(device) // 2
 
 
 def collate_chats(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict[str, Any]:
-    """Chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
+    """Return the chats of a micro-batch as packed rows; `num_items` counts trained tokens."""
 
     def inputs(rows: Sequence[dict[str, Any]], batch: Batch) -> dict[str, Any]:
         return {"rows": batch, "num_items": torch.tensor(len(batch.target))}
@@ -49,8 +49,7 @@ def collate_chats(examples: Sequence[dict[str, Any]], *, layout: Layout) -> dict
 
 
 def chat_document(row: dict[str, Any]) -> Document:
-    """A token row as a trunk without branches, or with those that `sft.packing.shared_prefix`
-    made."""
+    """Return a token row as a trunk, with the branches of `sft.packing.shared_prefix` if any."""
     ids, trained, lengths = row["input_ids"], row["trained"], row.get("branches") or ()
     at = len(ids) - sum(lengths)
     trunk, branches = Segment(ids[:at], trained[:at]), []
@@ -67,14 +66,13 @@ def in_passes(
     *,
     layout: Layout,
 ) -> dict[str, Any]:
-    """A micro-batch cut into forward passes of a bounded number of tokens.
+    """Split a micro-batch into forward passes of a bounded number of tokens.
 
     Args:
-        inputs: what `compute_loss` takes for some of the examples, given their rows; `num_items`
-            among it.
+        inputs: returns the inputs of `compute_loss`, with `rows` and `num_items`.
 
     Returns:
-        `passes`, and over all of them `num_items` and the two keys by which upstream counts tokens.
+        `passes`, the sum of `num_items`, and the two keys by which transformers counts tokens.
     """
     passes = []
     documents = [document(example) for example in examples]

@@ -1,7 +1,7 @@
-"""Tries a stage's options of optimizer, schedule, checkpointing and data loader before training.
+"""Trial of the options of optimizer, schedule, checkpointing and data loader.
 
-Upstream looks at these when training begins, after the rows are prepared and the base model is
-measured. So they are tried here, on a layer of one weight.
+transformers reads them when training begins, after the base model is measured; here a layer of one
+weight tries them before.
 """
 
 import functools
@@ -17,10 +17,10 @@ from transformers.training_args import OptimizerNames
 
 from sft.errors import UserError
 
-STEPS = 10  # of the schedule that is tried
-# Optimizers that are made with the model that they train: of these only the installation is tried.
-_OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")
-_REFUSALS = (
+STEPS = 10  # of the trial of a schedule
+# Optimizers that take the model itself; for them only the installation is checked.
+_MODEL_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")
+_ERRORS = (
     *(ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, RuntimeError),
 )
 
@@ -28,14 +28,14 @@ _REFUSALS = (
 def check_options(
     args: TrainingArguments, schedule: functools.partial[Any] | None, *, stage: str
 ) -> None:
-    """Refuse options that would fail when training begins.
+    """Check the options that would otherwise fail when training begins.
 
     Args:
-        schedule: ours, where the stage names one of `sft.training.lr_schedules`.
-        stage: its section in a preset.
+        schedule: one of `sft.training.lr_schedules`; None: one of transformers'.
+        stage: the section of the preset.
 
     Raises:
-        UserError: the optimizer is not installed, or an option does not work, which is named.
+        UserError: the optimizer is not installed, or the named options do not work.
     """
     layer = torch.nn.Linear(1, 1)
     trials: dict[str, Callable[[], object]] = {
@@ -53,7 +53,7 @@ def check_options(
             trial()
         except UserError:
             raise
-        except _REFUSALS as error:
+        except _ERRORS as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise UserError(
                 f"{stage}: {options} cannot be used as they are given ({reason}); correct them, or "
@@ -80,7 +80,7 @@ def _try_optimizer(args: TrainingArguments, layer: torch.nn.Module, stage: str) 
             "AdamW, which runs on every device"
         ) from None
     except ValueError:
-        if not name.startswith(_OF_A_MODEL):
+        if not name.startswith(_MODEL_OPTIMIZERS):
             raise
 
 
@@ -114,7 +114,7 @@ def _try_checkpointing(args: TrainingArguments, layer: torch.nn.Module) -> None:
 
 
 def _try_loader(args: TrainingArguments) -> None:
-    """As upstream makes it; its processes start when it is read."""
+    # Only iterating starts the worker processes.
     DataLoader(
         [0],  # type: ignore[arg-type]
         num_workers=args.dataloader_num_workers,

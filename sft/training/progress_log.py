@@ -1,4 +1,4 @@
-"""What training says while it runs: log.jsonl, the progress bar, the trackers."""
+"""Progress of training: log.jsonl, the progress bar and the trackers."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,7 @@ from sft.system.atomic_files import write_jsonl
 
 
 class StageLog(TrainerCallback):
-    """One JSON line a log step in log.jsonl, told to the trackers too, and a progress bar with the
-    time left."""
+    """Callback that writes log.jsonl, sends its lines to the trackers and draws a progress bar."""
 
     def __init__(self, path: Path, *, label: str, trackers: Trackers) -> None:
         self.path = path
@@ -26,7 +25,7 @@ class StageLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             self.trackers.begin(self.label)
-            # After a kill the log may be ahead of the checkpoint: begin with what that one knew.
+            # After a kill the log may be ahead of the checkpoint, so begin with its lines.
             lines = [entry for entry in state.log_history if "loss" in entry]
             write_jsonl(self.path, lines)
             self.bar = tqdm(
@@ -62,7 +61,7 @@ class StageLog(TrainerCallback):
 
 
 def _short(logs: dict[str, Any]) -> dict[str, str]:
-    """What the bar shows of a log line."""
+    """Return the values of a log line for the progress bar."""
     shown = {"loss": f"{float(logs['loss']):.3f}"}
     if "tokens_per_second" in logs:
         shown["tok/s"] = f"{logs['tokens_per_second']:,.0f}"

@@ -1,7 +1,7 @@
-"""What a trainer needs to be stopped, killed and resumed without a trace: on top of upstream's.
+"""Trainer mixin: step checks, signals, and checkpoints that resume bit-identically.
 
-Each step is judged before it changes a weight, signals end training behind a step, and checkpoints
-are published whole, with what upstream keeps in memory only: sums that are not logged yet.
+Signals end training after a step. Checkpoints are committed atomically, with the state that
+transformers does not save: sums that are not logged yet.
 """
 
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ from sft.training.throughput import Meter
 
 
 class GuardedTrainer(Trainer):
-    """Goes before one of trl's trainers in a class's bases."""
+    """Mixin for TRL's trainers, listed before them."""
 
     watch: StepWatch | None = None
     meter: Meter
-    stop_signal = 0  # that all processes know of
-    _metrics: Any  # trl's: values of steps that are not logged yet
+    stop_signal = 0  # the signal that all processes agree on
+    _metrics: Any  # of trl: values of steps that are not logged yet
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Upstream's, which shards on CPUs too."""
+        """Extend the method to shards on CPUs."""
         allow_cpu_shards()
         super().create_accelerator_and_postprocess()
 
@@ -39,9 +39,9 @@ class GuardedTrainer(Trainer):
         """Train, from a checkpoint if there is one.
 
         Raises:
-            Interrupted: a signal asked for the end, and a checkpoint was saved.
+            Interrupted: a signal ended training, after a checkpoint was saved.
         """
-        if isinstance(self.model, FSDPModule):  # read in parts: upstream has nothing to wrap
+        if isinstance(self.model, FSDPModule):  # loaded in shards, so there is nothing to wrap
             self.accelerator.state.fsdp_plugin.auto_wrap_policy = None
         self.add_callback(_StepEnds(self, checkpoint))
         with at_next_step(), ignore_output_view_warning():
@@ -50,9 +50,8 @@ class GuardedTrainer(Trainer):
             raise Interrupted(signum, saved=f" at step {self.state.global_step}, saved")
 
     def _run_epoch(self, *args: Any, **given: Any) -> None:
-        # Upstream looks for the end behind a step only, so a run that was cut off between its last
-        # checkpoint and its model would train a step too many (max_steps, parts of epochs).
-        # And a signal may have come before the first.
+        # transformers checks for the end after a step only, so a run that resumes from the
+        # checkpoint of its last step would train another. A signal may also precede the first step.
         if self.stop_signal or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -61,7 +60,7 @@ class GuardedTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
-        """Upstream's, noting what the step begins with."""
+        """Extend the method to record the state before the step."""
         step_begins(self.state.global_step + 1)
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.watch is not None:
@@ -71,11 +70,11 @@ class GuardedTrainer(Trainer):
         return samples, items
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called between the gradient and the optimizer: the place to judge the step."""
+        """Check the step; transformers calls this between the backward pass and the optimizer."""
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        # One exchange between processes for the loss and for signals, which reach them apart.
+        # One collective for the loss and for signals, which may reach only some processes.
         mine = torch.stack(
             [self._tr_loss - self._loss_before, self._tr_loss.new_tensor(requested())]
         )
@@ -84,24 +83,24 @@ class GuardedTrainer(Trainer):
         if self.watch is not None and self.watch.bad(
             step=self.state.global_step + 1,
             loss=gathered[:, 0].mean().item(),
-            norm=None if norm is None else float(norm),  # DeepSpeed may not know it yet
+            norm=None if norm is None else float(norm),  # DeepSpeed may not have computed it
             chosen=self.chosen_change(),
             scaled=self.accelerator.scaler is not None,
         ):
-            model.zero_grad()  # without gradients the optimizer leaves weights and moments alone
+            model.zero_grad()  # without gradients the optimizer changes no weights or moments
             self._tr_loss.copy_(self._loss_before)
-            self._globalstep_last_logged += 1  # so that means are over the steps that counted
+            self._globalstep_last_logged += 1  # so that logged means leave this step out
             for name, values in self._train_metrics().items():
                 del values[self._logged_before.get(name, 0) :]
         return norm
 
     def share_signals(self) -> None:
-        """Between steps: have all processes know of a signal that one of them got."""
+        """Share a signal of any process with all of them; call it between steps."""
         mine = torch.tensor([requested()], device=self.args.device)
         self.stop_signal = int(self.accelerator.gather(mine).max())
 
     def chosen_change(self) -> float | None:
-        """Of a preference step: what the chosen answers gained on the reference, nats a token."""
+        """Return the change of the chosen answers since the reference in DPO, nats per token."""
         return None
 
     def _train_metrics(self) -> dict[str, list[float]]:
@@ -109,7 +108,7 @@ class GuardedTrainer(Trainer):
         return metrics
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where upstream writes checkpoints, and removes older ones: aside."""
+        """Return the folder for drafts of checkpoints, where transformers also removes old ones."""
         return str(draft_folder(Path(str(self.args.output_dir))))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -139,9 +138,9 @@ class GuardedTrainer(Trainer):
         }
 
     def restore_unlogged(self, checkpoint: Path) -> None:
-        """Take up the sums where the checkpoint left them; upstream begins them anew."""
+        """Restore the sums of a checkpoint, which transformers resets."""
         kept = read_json(checkpoint / self._unlogged_name())
-        self.meter.earlier = kept.get("seconds", 0.0)  # absent in checkpoints of older versions
+        self.meter.earlier = kept.get("seconds", 0.0)  # missing in checkpoints of older versions
         self._tr_loss.fill_(kept["loss"])
         self._globalstep_last_logged = kept["last_logged"]
         for name, values in kept["metrics"].items():
@@ -151,7 +150,7 @@ class GuardedTrainer(Trainer):
 
 
 class _StepEnds(TrainerCallback):
-    """Ends training behind the step in which a signal was noted, with a checkpoint."""
+    """Ends training with a checkpoint after the step in which a signal arrived."""
 
     def __init__(self, trainer: GuardedTrainer, checkpoint: Path | None) -> None:
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""A training stage from the model it starts with to the published one."""
+"""A training stage, from the model that it starts from to the model that it saves."""
 
 import copy
 import logging
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """An SFT stage of the chain with the rows that it trains on."""
+    """An SFT stage with its rows."""
 
-    name: str  # of the model that it makes
+    name: str  # of the resulting model
     section: SftStage
     rows: Dataset  # columns `input_ids`, `trained`
     examples: tuple[Example, ...] = ()
@@ -53,14 +53,13 @@ def run_stage(
     texts: Sequence[Sequence[int]],
     keep: tuple[str, ...] = (),
 ) -> str:
-    """Train a stage unless it is finished; returns the directory of its model.
+    """Train a stage unless it is finished, and return the directory of its model.
 
     Args:
-        start: the model (or adapter) that the stage begins with.
-        inputs: what else it reads, as plain data; a change makes the stage run again.
-        train: given the loaded model and the stage's folder, trains the model in place.
-        texts: token ids of some of its rows; where an adapter is merged before the stage begins,
-            what came of it is compared on these.
+        start: the model or adapter that the stage starts from.
+        inputs: its other inputs as plain data; a change runs the stage again.
+        train: trains the loaded model in place, given the stage's folder.
+        texts: token ids of some rows, on which a merged adapter is compared with the original.
     """
     state = PartialState()
     read = {
@@ -78,7 +77,7 @@ def run_stage(
         start = merge_before_stage(
             start, context, folder=context.folder / name / "start", rows=texts
         )
-        seed += 1 + list(STAGE_FOLDERS.values()).index(name)  # the new adapter's own directions
+        seed += 1 + list(STAGE_FOLDERS.values()).index(name)  # a new adapter gets other directions
     stage = Stage(
         context.folder / name, read | {k: fingerprint(v) for k, v in inputs.items()}, keep
     )
@@ -120,16 +119,16 @@ def run_stage(
 
 
 def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write what a stage publishes at its end to a working folder that is removed again, so that a
-    model that cannot be saved is found before it is trained. All processes call it; the model is as
-    it was. DeepSpeed has its weights only once it trains: there nothing is tried.
+    """Save the model to a temporary folder, to find errors before it is trained.
+
+    All processes call it; the model is unchanged.
 
     Raises:
-        UserError: a library refuses to save the model.
-        WriteFailed: the disk does not take it.
+        UserError: a library cannot save the model.
+        WriteFailed: the disk is full, or writing fails.
     """
     if sharding_strategy() == "DeepSpeed":
-        return
+        return  # DeepSpeed has the weights only while it trains
     bare, draft = bare_model(model), temporary_name(folder / "trial")
     use_cache, settings = bare.config.use_cache, copy.deepcopy(bare.generation_config)
     weights = full_weights(model)
@@ -154,7 +153,7 @@ def try_saving(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def run_sft_stage(planned: PlannedStage, context: RunContext, *, start: str) -> str:
-    """A stage of supervised fine-tuning on token rows; returns the directory of its model."""
+    """Run supervised fine-tuning on token rows and return the directory of its model."""
 
     def train(model: Any, folder: Path) -> StageFacts:
         return train_sft(

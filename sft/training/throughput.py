@@ -1,4 +1,4 @@
-"""How fast a stage trains: tokens, padding, work done against what the device can do, memory."""
+"""Throughput of training: tokens, padding, FLOP/s against the device's peak, memory."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from sft.errors import UserError
 from sft.model.flops import Costs, costs_of_model, training_flops
 from sft.packing.layout import Batch
 
-# Side of the square matrices whose product tells a device's peak: what fills it, and no more.
+# Side of the square matrices whose product measures the peak: large enough to fill the device.
 CPU_SIDE, SIDE = 1024, 8192
 PROBE_SECONDS = 0.06
 
-# What a log line has of this: it depends on the machine and on where a run was taken up again.
+# Keys of a log line that depend on the machine and on where a run resumed.
 MEASURED = (
     *("tokens_per_second", "trained_tokens_per_second", "padding", "memory_gib"),
     *("tflops_per_second", "peak_share", "train_runtime", "train_tokens_per_second"),
@@ -23,17 +23,17 @@ MEASURED = (
 
 
 class Meter:
-    """Counts what passes since it was read last.
+    """Counter of tokens, FLOPs and time since the last reading.
 
     Args:
-        model: what trains, before a distributed wrapper.
-        peak: FLOP/s that this process can do at most (see `matrix_peak`).
+        model: the model before a distributed wrapper.
+        peak: the FLOP/s of `matrix_peak`.
     """
 
     def __init__(self, model: Any, *, device: torch.device, peak: float) -> None:
         self.device, self.peak = device, peak
         self.costs = _costs(model)
-        self.left_out = 0.0  # seconds since the start
+        self.left_out = 0.0  # seconds that are not training
         self.earlier = 0.0  # seconds of training before the checkpoint that this start resumes from
         self._restart()
         self.started = self.since
@@ -43,7 +43,7 @@ class Meter:
         self.since = time.monotonic()
 
     def add(self, batch: Batch) -> None:
-        """Count a pass; nothing here waits for the device."""
+        """Count a pass, without synchronizing the device."""
         self.tokens += batch.num_tokens
         self.trained += len(batch.target)
         self.cells += batch.input_ids.numel()
@@ -51,19 +51,18 @@ class Meter:
             self.flops += training_flops(self.costs, batch.spans, scored=len(batch.target))
 
     def leave_out(self, seconds: float) -> None:
-        """Not to count the last so many seconds, in which nothing was trained."""
+        """Exclude the last seconds from the time of training."""
         self.since += seconds
         self.left_out += seconds
 
     def training_seconds(self) -> float:
-        """Seconds of training so far, over all starts and without what was left out."""
+        """Return the seconds of training over all starts, without excluded ones."""
         return self.earlier + time.monotonic() - self.started - self.left_out
 
     def read(self, add_up: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """The log line's entries, over all processes, and a new start.
+        """Return the values for the log line over all processes, and restart the counts.
 
-        `padding` is a share of the row cells, `peak_share` that of the measured matrix products;
-        operations are the model's own (`sft.model.flops`), so recomputed ones do not count.
+        FLOPs are the model's (`sft.model.flops`), without recomputation.
 
         Args:
             add_up: sums a tensor [5] over processes.
@@ -88,7 +87,7 @@ class Meter:
 
 
 def _costs(model: Any) -> Costs | None:
-    """None for a model whose configuration does not tell how much of it a token uses."""
+    """Return None if the configuration does not give the parameters that a token uses."""
     try:
         return costs_of_model(model)
     except UserError:
@@ -96,9 +95,9 @@ def _costs(model: Any) -> Costs | None:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of some square matrix products in `dtype`."""
+    """Return the FLOP/s of the fastest of some square matrix products in `dtype`."""
     side = CPU_SIDE if device.type == "cpu" else SIDE
-    generator = torch.Generator(device).manual_seed(0)  # equal values would run faster on a GPU
+    generator = torch.Generator(device).manual_seed(0)  # equal values run faster on a GPU
     left = torch.randn(side, side, dtype=dtype, device=device, generator=generator)
     best, end = float("inf"), time.monotonic() + PROBE_SECONDS
     while time.monotonic() < end or best == float("inf"):
@@ -118,7 +117,7 @@ def _wait(device: torch.device) -> None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: at most on a GPU so far, now elsewhere."""
+    """Return the peak bytes on CUDA, and the current bytes on other devices."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

@@ -1,7 +1,7 @@
-"""The SFT trainer on trl's: packed rows in, a loss on answers only, sealed checkpoints.
+"""SFT trainer on trl's, with packed rows and a loss on answers only.
 
-`PackedTrainer` holds what SFT and DPO share. Upstream methods that it overrides or relies on are
-held by tests/sft/training/test_trainer.py.
+SFT and DPO share `PackedTrainer`. tests/sft/training/test_trainer.py checks the methods of
+transformers and trl that it overrides or calls.
 """
 
 import functools
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One training stage: its options, its run, its folder and the name that its log lines have."""
+    """A training stage: its options, its run, its folder and the label of its log lines."""
 
     section: SftStage | DpoStage
     context: RunContext
@@ -53,7 +53,7 @@ class TrainingStage:
 
 @dataclass(frozen=True)
 class StageArguments:
-    """Upstream's arguments of a stage, and our learning-rate schedule where the stage names one."""
+    """transformers' arguments of a stage, and its schedule of `lr_schedules` if it names one."""
 
     upstream: Any  # a `TrainingArguments` of transformers or trl
     schedule: functools.partial[Any] | None
@@ -63,17 +63,16 @@ class PackedTrainer(GuardedTrainer):
     """Mixin for TRL's trainers, listed before them; batches are those of `micro_batches`.
 
     The loss is a sum over a step's items (scored tokens, or pairs) divided by their number over
-    all passes, micro-batches and processes, so how a step is split never changes it.
+    all passes, micro-batches and processes, so it does not depend on how a step is split.
     """
 
     loss_is_scaled_for_ga: Any = True
-    stops_at_loops = False  # whether answers that begin to loop stop the stage
+    stops_at_loops = False  # whether a rise of looping answers stops the stage
     schedule: functools.partial[Any] | None = None
-    filled_from: int | None = None  # rows of the data set from here on fill up the last step
+    filled_from: int | None = None  # index of the first filler row
 
     def get_train_dataloader(self) -> Any:
-        """Upstream's, with the rows that fill up the last step at the end of every epoch, and with
-        workers (`dataloader_num_workers`) that leave signals to this process."""
+        """Extend the method to fillers at the end of epochs and workers that ignore signals."""
         loader: Any = super().get_train_dataloader()  # accelerate's
         if loader.num_workers and forks_by_default():
             loader.multiprocessing_context = Workers()
@@ -92,7 +91,7 @@ class PackedTrainer(GuardedTrainer):
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of a micro-batch, pass by pass; gradients are synced in the last."""
+        """Run forward and backward of each pass of a micro-batch; the last syncs gradients."""
         total = torch.zeros((), device=self.args.device)
         passes = inputs["passes"]
         for place, part in enumerate(passes):
@@ -103,9 +102,10 @@ class PackedTrainer(GuardedTrainer):
         return total
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Ours where `lr_scheduler_type` names one of `sft.training.lr_schedules`, else upstream's;
-        without a warm-up that would hold every step at a learning rate of 0, as of a stage of one
-        step."""
+        """Create a schedule of `lr_schedules` or of transformers.
+
+        A warm-up that gives every step a learning rate of 0, as in a stage of one step, is dropped.
+        """
         self._make_scheduler(num_training_steps, optimizer)
         factors = getattr(self.lr_scheduler, "lr_lambdas", ())
         idle = factors and not any(map(factors[0], range(num_training_steps)))
@@ -142,14 +142,13 @@ class PackedTrainer(GuardedTrainer):
     def step_share(
         self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """A micro-batch's sum over the items of the whole step, as DDP's averaging expects it."""
+        """Divide a micro-batch's sum by the items of the step, scaled for DDP's averaging."""
         count = torch.as_tensor(inputs["num_items"] if items is None else items)
         return torch.mul(total, self.accelerator.num_processes) / count.clamp(min=1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds to a loss what `sft.training.throughput` counted since the one before. Upstream's
-        time begins with this start and holds what is measured in between, so it is replaced by that
-        of training."""
+        """Add the throughput since the last loss."""
+        # transformers' time is that of this start only and includes measures, so it is replaced.
         if "loss" in logs:
             seconds = self.meter.training_seconds()
             logs |= self.meter.read(self.accelerator.reduce)
@@ -158,16 +157,15 @@ class PackedTrainer(GuardedTrainer):
         super().log(logs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """None: upstream's count walks over all modules each step, and `sft.training.throughput`
-        has its own."""
+        """Return 0: transformers' count visits all modules each step; `throughput` has another."""
         return 0
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints carry no card; the run's report is the record."""
+        """Create none: the run writes its own report."""
 
 
 class SftTrainer(PackedTrainer, SFTTrainer):
-    """trl's SFTTrainer on rows that are tokens already: `{"input_ids", "trained"}`."""
+    """trl's SFTTrainer on token rows `{"input_ids", "trained"}`."""
 
     def compute_loss(
         self,
@@ -176,17 +174,17 @@ class SftTrainer(PackedTrainer, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Mean negative log-likelihood of the trained tokens of the step."""
+        """Return the mean negative log-likelihood of the trained tokens of the step."""
         assert not return_outputs, "packed rows have no logits to return"
         total = -log_probs(model, inputs["rows"]).sum()
         return self.step_share(total, inputs, num_items_in_batch)
 
 
 def check_batch(label: str, section: SftStage | DpoStage, *, processes: int) -> int:
-    """Rows that the processes take at a time.
+    """Return the rows of one micro-batch over all processes.
 
     Raises:
-        UserError: `train_batch_size` is no multiple of them.
+        UserError: `train_batch_size` is not a multiple of them.
     """
     micro = section.trl["per_device_train_batch_size"] * processes
     if section.train_batch_size % micro:
@@ -209,15 +207,18 @@ def training_arguments(
 ) -> StageArguments:
     """Return the arguments that a stage trains with.
 
-    It is also called before any model is loaded, with any folder, to refuse wrong options early.
+    It is also called before any model is loaded, to find errors early.
 
     Raises:
-        UserError: `train_batch_size` does not divide over devices and micro-batches, upstream
-            refuses a value, or an option needs what is not installed.
+        UserError: `train_batch_size` does not divide over devices and micro-batches, transformers
+            or trl rejects a value, or an option needs a package that is not installed.
     """
     options = dict(section.trl)
     schedule = None
-    for name in ("checkpointing", "checkpointing_kwargs"):  # trl's, deprecated in transformers
+    for name in (
+        "checkpointing",
+        "checkpointing_kwargs",
+    ):  # names of trl, deprecated in transformers
         if f"gradient_{name}" in options:
             options[f"activation_{name}"] = options.pop(f"gradient_{name}")
     kind: Any = options.get("lr_scheduler_type")
@@ -230,7 +231,7 @@ def training_arguments(
     if kind in SCHEDULES:
         schedule = functools.partial(SCHEDULES[kind], **given)
         options.pop("lr_scheduler_kwargs", None)
-        options["lr_scheduler_type"] = "constant"  # never used: create_scheduler takes ours
+        options["lr_scheduler_type"] = "constant"  # ignored by `create_scheduler`
     elif kind == "cosine":
         options["lr_scheduler_type"], options["lr_scheduler_kwargs"] = as_upstream(kind, given)
     if section.train_batch_size:
@@ -261,12 +262,10 @@ def training_arguments(
 
 
 @contextmanager
-def kept_dtypes(model: Any) -> Iterator[None]:
-    """Hold what is trained as it is while a trainer of trl is made.
-
-    Over 4-bit weights upstream rounds the adapter to bfloat16 there, which loses of the adapter
-    that comes from the stage before, and of every step that is small beside a weight.
-    """
+def preserve_dtypes(model: Any) -> Iterator[None]:
+    """Preserve the dtype of trained weights while a trainer of trl is created."""
+    # Over 4-bit weights trl rounds the adapter to bfloat16, which loses precision of the adapter of
+    # the stage before, and updates that are small relative to a weight.
     kept = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
     yield
     for name, parameter in model.named_parameters():
@@ -288,15 +287,14 @@ def make_trainer(
 
     Args:
         kind: a subclass of `PackedTrainer`.
-        filler: the columns in which a row that fills up the last step, without any weight in the
-            loss, differs from the first row.
+        filler: the columns in which a filler of the last step differs from the first row.
         collate: makes a micro-batch of rows, given their `layout`.
     """
     section, tokenizer = stage.section, stage.context.tokenizer
     layout = Layout.of(model, packing=section.packing)
-    rows = rows.add_column(PLACE, list(range(len(rows))))  # `with_places` takes it off again
+    rows = rows.add_column(PLACE, list(range(len(rows))))  # `with_places` removes it
     filler = rows[0] | filler | {PLACE: -1}
-    with kept_dtypes(model):
+    with preserve_dtypes(model):
         trainer = kind(
             model=model,
             args=arguments.upstream,
@@ -321,7 +319,7 @@ def make_trainer(
 
 
 def run_training(trainer: Any, model: Any, *, stage: TrainingStage) -> StageFacts:
-    """Train `model` to the end of its stage, from the last intact checkpoint if there is one.
+    """Train `model` to the end of its stage, from the last valid checkpoint if there is one.
 
     Raises:
         UserError: the last loss is not finite.
@@ -371,8 +369,8 @@ def train_sft(
     Args:
         rows: columns `input_ids` (list of int) and `trained` (list of bool), and `branches` (list
             of int) where rows share prefixes (see `sft.packing.shared_prefix`).
-        folder: where checkpoints and log.jsonl go.
-        label: names the progress bar.
+        folder: receives checkpoints and log.jsonl.
+        label: the name on the progress bar.
     """
     stage = TrainingStage(section, context, folder, label)
     arguments = training_arguments(
