@@ -1,7 +1,6 @@
 """Verification at load time: packed rows score and train exactly as single sequences do.
 
-It runs on the live backend with the model's own weights, before the first step. A backend that
-fails is replaced by a slower one that passes, and the log reports it.
+The checks run on the backend with the model's weights, before the first step.
 """
 
 import logging
@@ -43,9 +42,8 @@ OWN = {FLEX: "sdpa with masks over rows (flex", DOCUMENTS: "sdpa (document by do
 def verify_packing(model: Any, *, training: torch.dtype | None = None) -> None:
     """Check that packed rows score as single sequences do, and select a layout that does.
 
-    Flex attention and document attention fall back to sdpa. Packed rows fall back to a row for each
-    sequence, since convolutions and state-space layers carry state from one document to the next.
-    Each fallback is logged.
+    Flex attention and document attention fall back to sdpa; packed rows fall back to a row for each
+    sequence, as for state-space layers. Each fallback is logged.
 
     Args:
         training: the dtype that the model is trained in, or None for inference.
@@ -117,10 +115,8 @@ class Example:
 def packing_mismatch(model: Any) -> str | None:
     """Return how log-probs of packed rows differ from those of single sequences, or None.
 
-    A trunk with two branches and a second document share one row. Each sequence's log-prob must
-    equal that of the model's own forward on the sequence alone, within rounding. Changing a branch
-    or the other document must leave the remaining log-probs exactly equal where they share a row.
-    Takes milliseconds on small models.
+    Each log-prob must equal that of the model's own forward on the single sequence, within
+    rounding. Changing a branch or another document must leave log-probs of the row exactly equal.
     """
     example = Example.draw(model)
     other = Example(example.trunk, example.first[::-1], example.second, example.lone[::-1])
@@ -143,7 +139,7 @@ def packing_mismatch(model: Any) -> str | None:
     worst = ((sums - single).abs() / lengths).max().item()
     leak = (unchanged - second).abs().max().item()
     tolerance = TOLERANCES[weight.dtype].log_prob
-    # In rows of their own, experts that multiply all their tokens at once may round differently.
+    # In separate rows, experts that multiply all their tokens at once may round differently.
     if worst <= tolerance and leak <= (tolerance if row_layout(model) == "separate" else 0):
         return None
     return f"log-probs differ by {worst:.3g} nats per token, {leak:.3g} across branches"
@@ -158,13 +154,9 @@ def plain_log_prob(model: Any, prompt: list[int], completion: list[int]) -> torc
 
 
 def attention_mismatch(model: Any, *, training: torch.dtype | None) -> str | None:
-    """Return how this package's attention differs from the model's own, or None.
-
-    Scoring is checked and, where `training` is a dtype, gradients too; flex attention compiles
-    here.
-    """
+    """Return how this package's attention differs from the model's own in scores and, if `training`
+    is a dtype, in gradients; or None. Flex attention compiles here."""
     if attention_of(model) == FLEX:
-        # Rows, dtypes and passes need more compiled variants than torch's default limit of 8.
         limits = torch._dynamo.config
         limits.recompile_limit = max(MAX_COMPILED_VARIANTS, limits.recompile_limit)
     mismatch = _run_check(model)
@@ -183,19 +175,16 @@ def _run_check(model: Any, check: Callable[[Any], str | None] = packing_mismatch
 
 
 def _gradient_mismatch(model: Any, compute: torch.dtype) -> str | None:
-    """Return how gradients over packed rows differ from those over a dense mask, or None.
-
-    The gradient of a branch's final states by the embeddings must be zero at each token that the
-    branch does not see.
-    """
+    """Return how gradients over packed rows differ from those over a dense mask, or None."""
     batch = Example.draw(model).rows(model)
     with torch.no_grad():
         model.train()
-        log_probs(model, batch)  # flex attention raises on dropout, which is active here only
+        log_probs(model, batch)  # flex attention raises an error for dropout, active here only
         model.eval()
     packed = _embedding_gradient(model, batch, row_layout(model), compute)
     dense = _embedding_gradient(model, batch, "masked", compute)
     visible = (batch.document == 0) & ((batch.branch == 0) | (batch.branch == 2))
+    # The gradient of a branch must be exactly zero at tokens that it does not attend to.
     leak = packed[~visible].abs().max().item()
     error = relative_error(packed, dense)
     if leak == 0 and error <= TOLERANCES[compute].gradient:
@@ -219,8 +208,7 @@ def embedding_outputs(model: Any) -> Iterator[list[torch.Tensor]]:
 def _embedding_gradient(
     model: Any, batch: Batch, rows: RowKind, compute: torch.dtype
 ) -> torch.Tensor:
-    """Return the gradient of the second branch's final states, in a fixed random direction, by the
-    embeddings."""
+    """Return the gradient of the second branch's final states by the embeddings."""
     device = batch.input_ids.device
     with (
         embedding_outputs(model) as embeddings,

@@ -1,7 +1,7 @@
 """Liger's CUDA kernels for norms, rotary positions and gated activations, where they agree.
 
-Each of these operations is about ten small kernels in transformers, and one in Liger, forward and
-backward. Liger's losses are not used: `sft.packing.logprob_head` computes the log-probs.
+Each operation is one kernel in Liger instead of about ten in transformers. Liger's losses are not
+used: `sft.packing.logprob_head` computes the log-probs.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import torch
 from transformers.utils import is_liger_kernel_available
 
 from sft.packing.equivalence import Example, embedding_outputs, plain_log_prob
-from sft.packing.tolerances import TOLERANCES, relative_error
+from sft.packing.tolerances import TOLERANCES, score_mismatch
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,9 @@ OFF = {"cross_entropy": False, "fused_linear_cross_entropy": False}
 
 def enable_liger(model: Any) -> None:
     """Install Liger's kernels in a model on CUDA if its log-probs and gradients stay equal within
-    rounding; otherwise restore the model. The decision is logged.
+    rounding. The decision is logged.
 
-    As in transformers' `use_liger_kernel`, kernels go by model type. Rotary positions are replaced
-    in the model's module, and so for all models of its type in this process.
+    Rotary embeddings are replaced in the model's Python module, for all models of its type.
     """
     if next(model.parameters()).device.type != "cuda":
         return
@@ -47,7 +46,9 @@ def replace_if_equal(model: Any, replace: Callable[..., object]) -> None:
     if all(vars(module) == state for module, state in states.items()):
         log.info("kernels: transformers' own (Liger has none for %s)", model.config.model_type)
         return
-    if mismatch := _mismatch(before, _probe(model), next(model.parameters()).dtype):
+    tolerance = TOLERANCES[next(model.parameters()).dtype]
+    after, bounds = _probe(model), (tolerance.log_prob, tolerance.gradient)
+    if mismatch := score_mismatch(after, before, bounds=bounds):
         for module, state in states.items():
             vars(module).clear()
             vars(module).update(state)
@@ -64,20 +65,3 @@ def _probe(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
         total = plain_log_prob(model, example.trunk, example.first)
         (grad,) = torch.autograd.grad(total, embeddings)
     return total.detach() / len(example.first), grad.float()
-
-
-def _mismatch(
-    plain: tuple[torch.Tensor, torch.Tensor],
-    fused: tuple[torch.Tensor, torch.Tensor],
-    dtype: torch.dtype,
-) -> str | None:
-    (plain_value, plain_grad), (fused_value, fused_grad) = plain, fused
-    value_error = (plain_value - fused_value).abs().item()
-    grad_error = relative_error(fused_grad, plain_grad)
-    tolerance = TOLERANCES[dtype]
-    if value_error <= tolerance.log_prob and grad_error <= tolerance.gradient:
-        return None
-    return (
-        f"log-probs differ by {value_error:.3g} nats per token, gradients by {grad_error:.3g} of "
-        "their length"
-    )

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import is_triton_available
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from sft.packing.tolerances import TOLERANCES, error_summary, relative_error
+from sft.packing.tolerances import TOLERANCES, error_summary, score_mismatch
 
 log = logging.getLogger(__name__)
 
@@ -107,13 +107,8 @@ def fused_kernel_mismatch(head: Any, *, softcap: float | None) -> str | None:
             results.append((log_probs.detach(), grad.float()))
     except RuntimeError as error:  # a failure of Triton's compiler or of the kernel
         return error_summary(error)
-    (fused, fused_grad), (plain, plain_grad) = results
-    value_error = (fused - plain).abs().max().item()
-    grad_error = relative_error(fused_grad, plain_grad)
     tolerance = TOLERANCES[weight.dtype].fused_head
-    if value_error <= tolerance and grad_error <= tolerance:  # False for NaN
-        return None
-    return f"log-probs differ by {value_error:.3g}, gradients by {grad_error:.3g} of their length"
+    return score_mismatch(*results, bounds=(tolerance, tolerance))
 
 
 def _through_kernel(
@@ -138,7 +133,7 @@ class _FrozenHead(torch.autograd.Function):
         by_state = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         buffer = _LogitBuffer(hidden, weight)
         for part in buffer.parts:
-            mean = _zeros(hidden[part])  # exp_logits @ W
+            mean = torch.zeros_like(hidden[part], dtype=_exact(hidden))  # exp_logits @ W
             for columns in buffer.slices:
                 exp_logits, scale = sums.add(buffer.logits(hidden[part], columns), part, columns)
                 if by_state is not None:
@@ -179,7 +174,8 @@ class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, _: Any) -> tuple[torch.Tensor, torch.Tensor, None]:
         hidden, weight, target, largest, total = ctx.saved_tensors
-        by_state, by_weight = _zeros(hidden), _zeros(weight)
+        exact = _exact(hidden)
+        by_state, by_weight = (torch.zeros_like(t, dtype=exact) for t in (hidden, weight))
         buffer, stored = _LogitBuffer(hidden, weight), iter(ctx.stored)
         for part in buffer.parts:
             own = grad[part, None]
@@ -304,10 +300,6 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total.addmm_(left, right)
     else:
         total.add_(left @ right)
-
-
-def _zeros(values: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(values, dtype=_exact(values))
 
 
 def _exact(values: torch.Tensor) -> torch.dtype:

@@ -37,6 +37,23 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return error
 
 
+def score_mismatch(
+    found: tuple[torch.Tensor, torch.Tensor],
+    expected: tuple[torch.Tensor, torch.Tensor],
+    *,
+    bounds: tuple[float, float],
+) -> str | None:
+    """Return how (log-probs, their gradient) differ by more than the bounds of each, or None."""
+    value_error = (found[0] - expected[0]).abs().max().item()
+    grad_error = relative_error(found[1], expected[1])
+    if value_error <= bounds[0] and grad_error <= bounds[1]:  # False for NaN
+        return None
+    return (
+        f"log-probs differ by {value_error:.3g} nats per token, gradients by {grad_error:.3g} of "
+        "their length"
+    )
+
+
 def error_summary(error: Exception) -> str:
     """Return the type of an error and the first line of its message, for a log line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
