@@ -15,6 +15,7 @@ MISTAKES = {
     "eval_speed.py": (["--json", "nowhere/x.json"], "nowhere is no folder"),
     "train_speed.py": (["--json", "."], ". is no file"),
     "generate_speed.py": ([], "eval/gsm8k_test.jsonl is missing; set TRUING_REAL_DATA"),
+    "head_speed.py": (["more"], "unrecognized arguments: more"),
     "kernel_speed.py": (["more"], "unrecognized arguments: more"),
     "merge_loss.py": (["model"], "alpaca_en_first10k.jsonl.gz is missing; set TRUING_REAL_DATA"),
     "train_cases.py": (["sft ours", "nowhere"], "sft.json is missing"),
