@@ -35,7 +35,7 @@ Pair = tuple[list[ChatMessage], list[ChatMessage], list[ChatMessage]]
 def read_preferences(sources: Sequence[Source], *, on_error: str = "stop") -> SourceRows:
     """Read preference pairs from files or hub datasets of any known format.
 
-    Known: TRL's prompt/chosen/rejected (texts or messages) and its implicit prompt (whole
+    Known: TRL's prompt/chosen/rejected (texts or messages) and its implicit prompt (full
     conversations), UltraFeedback binarized and with scores, LLaMA-Factory's and MedicalGPT's
     conversations with chosen and rejected, raw HH transcripts, StackExchange's response_j and
     response_k, two outputs with a label, a preference between 1 and 2, a winner (arena), the
@@ -184,8 +184,8 @@ def read_transcript(text: str, origin: str) -> list[ChatMessage]:
     """Return the messages of a raw HH transcript, "\\n\\nHuman: ...\\n\\nAssistant: ..."."""
     _, *parts = HH_TURN.split(text)
     return [
-        {"role": HH_ROLES[role], "content": text_field(said.strip(), origin, where=role)}
-        for role, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": HH_ROLES[role], "content": text_field(content.strip(), origin, where=role)}
+        for role, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
 

@@ -177,7 +177,7 @@ def lay_out(documents: Sequence[Document], *, packing: bool, rows: RowKind) -> B
             for layers that carry state from one document or branch to the next.
     """
     if rows == "separate":
-        return pack([whole for d in documents for whole in unshared(d)], row_length=0)
+        return pack([single for d in documents for single in unshared(d)], row_length=0)
     if not packing:
         return pack(documents, row_length=0)
     if rows in ("flat", "blocks"):

@@ -32,7 +32,10 @@ class Meter:
 
     def __init__(self, model: Any, *, device: torch.device, peak: float) -> None:
         self.device, self.peak = device, peak
-        self.costs = _costs(model)
+        try:
+            self.costs: Costs | None = costs_of_model(model)
+        except UserError:  # the configuration does not give the parameters that a token uses
+            self.costs = None
         self.left_out = 0.0  # seconds that are not training
         self.earlier = 0.0  # seconds of training before the checkpoint that this start resumes from
         self._restart()
@@ -86,14 +89,6 @@ class Meter:
         return line
 
 
-def _costs(model: Any) -> Costs | None:
-    """Return None if the configuration does not give the parameters that a token uses."""
-    try:
-        return costs_of_model(model)
-    except UserError:
-        return None
-
-
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the fastest of some square matrix products in `dtype`."""
     side = CPU_SIDE if device.type == "cpu" else SIDE
@@ -110,10 +105,8 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def memory_in_use(device: torch.device) -> int:

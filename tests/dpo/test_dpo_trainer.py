@@ -26,10 +26,10 @@ PLACEMENT = choose_placement(ModelSection(dtype="float32"))
 
 
 def make_pairs(count=11, seed=0):
-    lot = random.Random(seed)
+    rng = random.Random(seed)
 
     def ids(low, high):
-        return [lot.randrange(4, 260) for _ in range(lot.randrange(low, high))]
+        return [rng.randrange(4, 260) for _ in range(rng.randrange(low, high))]
 
     pairs = []
     for _ in range(count):

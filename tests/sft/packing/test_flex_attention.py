@@ -1,4 +1,4 @@
-"""Block masks say what the dense mask says; the kernel is upstream's, and proved before use."""
+"""Block masks equal the dense mask; the kernel is torch's and verified before use."""
 
 import shutil
 
@@ -47,7 +47,7 @@ def spread(table, length):
 
 
 def dense(mask):
-    """What flex attention computes by a block mask: whole blocks, and those looked at by token."""
+    """Return the dense mask of a block mask: full blocks, and partial ones token by token."""
     length = mask.seq_lengths[0]
     index = torch.arange(length)
     rows = torch.arange(len(mask.kv_num_blocks))[:, None, None]
@@ -179,7 +179,7 @@ ROWS = [document(150, 40, 9, 60), document(70), document(3, 30, 200), document(2
 
 
 def test_behind_a_prefix_rows_are_read_by_masks():
-    """Torch's kernel would take a minute to compile here; it is not asked."""
+    """Compiling torch's kernel would take a minute here, so it is not called."""
     model = enable_scoring(make_tiny_model(attn_implementation=FLEX))
     sums = []
     with torch.no_grad():

@@ -147,8 +147,8 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypa
     assert torch.equal(chunked.is_argmax, whole.is_argmax)
 
 
-# Layers that see three tokens back alone (Mistral), and beside others that see everything, by the
-# ways in which upstream tells them apart.
+# Layers with a window of three tokens (Mistral), also next to layers that attend to all tokens, in
+# the ways that transformers configures them.
 WINDOWED = {
     "Mistral": {},
     "Gemma3Text": {"layer_types": ["sliding_attention", "full_attention"]},
@@ -183,8 +183,8 @@ def windowed_model(name, attention):
 def test_a_layer_sees_no_further_in_packed_rows_than_alone(name, attention):
     model = windowed_model(name, attention)
     assert packing_mismatch(model) is None
-    lot = torch.Generator().manual_seed(1)
-    texts = [torch.randint(3, 260, (n,), generator=lot) for n in (40, 9, 23)]
+    rng = torch.Generator().manual_seed(1)
+    texts = [torch.randint(3, 260, (n,), generator=rng) for n in (40, 9, 23)]
     batch = pack([chat(text.tolist()) for text in texts], row_length=80)
     with torch.no_grad():
         sums = sequence_sums(log_probs(model, batch), batch)
@@ -212,10 +212,10 @@ def test_sequences_are_no_longer_than_the_chunks_that_layers_attend_in():
     assert window_of(config) == 12
     assert window_of(make_tiny_model(max_position_embeddings=64).config) == 64
 
-    def apart(length):
+    def error(length):
         """How far a sequence's log-prob in a packed row lies from the model's own."""
-        lot = torch.Generator().manual_seed(length)
-        text = torch.randint(3, 260, (length,), generator=lot)
+        rng = torch.Generator().manual_seed(length)
+        text = torch.randint(3, 260, (length,), generator=rng)
         batch = pack([chat(text.tolist()), chat([5, 6, 7])], row_length=80)
         with torch.no_grad():
             logits = model(input_ids=text[None]).logits[0, :-1].log_softmax(-1)
@@ -223,10 +223,10 @@ def test_sequences_are_no_longer_than_the_chunks_that_layers_attend_in():
             sums = sequence_sums(log_probs(model, batch), batch)
         return min((total - alone).abs().item() for total in sums)
 
-    assert apart(12) < 1e-4 < 0.01 < apart(30)
+    assert error(12) < 1e-4 < 0.01 < error(30)
 
 
-# A convolution, a linear attention, a state space beside attention, and one alone.
+# A convolution, a linear attention, a state space with attention, and one without.
 CARRYING = {
     "Lfm2": {"layer_types": ["conv", "full_attention"]},
     "Qwen3Next": {

@@ -1,4 +1,4 @@
-"""The projection is right when it equals log_softmax, whatever is frozen, chunked or kept."""
+"""The projection equals log_softmax for frozen and trained heads, in any chunks."""
 
 import pytest
 import torch
@@ -45,12 +45,12 @@ def test_log_probs_and_gradients_are_those_of_log_softmax(
     own = torch.randn(TOKENS, dtype=torch.float64)  # each log-prob matters differently, as in DPO
     wanted, best = expected(layer, states, target, softcap)
     inputs = [states, layer.weight] if trained else [states]
-    wanted_gradients = torch.autograd.grad((wanted * own).sum(), inputs)
+    expected_gradients = torch.autograd.grad((wanted * own).sum(), inputs)
     scores = score_states(states, layer, target, softcap=softcap)
     torch.testing.assert_close(scores.log_probs, wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(scores.is_argmax, best == target)
     gradients = torch.autograd.grad((scores.log_probs * own).sum(), inputs)
-    torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture
@@ -78,12 +78,12 @@ def test_trls_kernel_gives_what_log_softmax_gives(
     own = torch.randn(TOKENS)
     wanted, best = expected(layer, states, target, softcap)
     inputs = [states, *layer.parameters()] if trained else [states]
-    wanted_gradients = torch.autograd.grad((wanted * own).sum(), inputs)
+    expected_gradients = torch.autograd.grad((wanted * own).sum(), inputs)
     scores = score_states(states, layer, target, softcap=softcap)
     torch.testing.assert_close(scores.log_probs, wanted, rtol=1e-5, atol=1e-5)
     assert torch.equal(scores.is_argmax, best == target)
     gradients = torch.autograd.grad((scores.log_probs * own).sum(), inputs)
-    torch.testing.assert_close(gradients, wanted_gradients, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_a_kernel_that_differs_is_not_used(monkeypatch):
@@ -172,8 +172,7 @@ def test_a_head_with_a_bias_or_a_hook_is_called_as_the_model_calls_it():
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_a_largest_logit_in_a_later_slice_is_as_good_as_one_in_the_first(trained, monkeypatch):
-    """Logits that rise and fall by hundreds from slice to slice, in float32: sums beside an earlier
-    maximum must shrink to nothing, and never overflow."""
+    """Logits change by hundreds between slices, in float32: earlier sums must not overflow."""
     slices(monkeypatch, rows=2, columns=3)
     monkeypatch.setattr(logprob_head, "MAX_STORED", 0)
     logits = torch.tensor([[-900.0, 0, 500, 499, 501, 500, -1, 88.5, 501.5, 0]] * 3)
@@ -186,8 +185,8 @@ def test_a_largest_logit_in_a_later_slice_is_as_good_as_one_in_the_first(trained
     torch.testing.assert_close(scores.log_probs, wanted, rtol=1e-6, atol=1e-4)
     assert torch.equal(scores.is_argmax, best == target)
     (slope,) = torch.autograd.grad(scores.log_probs.sum(), states)
-    (wanted_slope,) = torch.autograd.grad(wanted.sum(), states)
-    torch.testing.assert_close(slope, wanted_slope, rtol=1e-4, atol=1e-3)
+    (expected_grad,) = torch.autograd.grad(wanted.sum(), states)
+    torch.testing.assert_close(slope, expected_grad, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 6])

@@ -45,7 +45,7 @@ def test_the_docstring_example():
 
 @st.composite
 def chats(draw):
-    """Rows of several chats, each the history of the one before with more behind it."""
+    """Rows of several chats, each of which continues the row before."""
     rows = []
     for number in range(draw(st.integers(1, 4))):
         history = draw(st.lists(st.integers(3, 6), min_size=1, max_size=8))

@@ -1,5 +1,5 @@
 """Attention by tiles is right when it is that of a dense mask: exactly in float64, and in bfloat16
-no further off than torch's own kernel, whatever the tiles."""
+no less exact than torch's own kernel, for tiles of any size."""
 
 import pytest
 import torch

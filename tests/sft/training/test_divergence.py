@@ -71,11 +71,11 @@ def poisoned_model():
 
 
 def make_rows():
-    lot = random.Random(0)
+    rng = random.Random(0)
     rows = [
         {
             "origin": f"rows.jsonl:{i + 1}",
-            "input_ids": [lot.randrange(10, 260) for _ in range(12)],
+            "input_ids": [rng.randrange(10, 260) for _ in range(12)],
             "trained": [n > 2 for n in range(12)],
         }
         for i in range(40)

@@ -1,4 +1,4 @@
-"""Measured between epochs, a stage ends with the same bits, and each epoch has one row."""
+"""A stage that is measured between epochs ends with the same bits, with a row for each epoch."""
 
 import os
 import random
@@ -29,8 +29,8 @@ STEPS = [3, 6, 9]  # 24 rows, 8 a step, 3 epochs
 
 @pytest.fixture
 def rows():
-    lot = random.Random(0)
-    ids = [[lot.randrange(4, 260) for _ in range(lot.randrange(5, 40))] for _ in range(24)]
+    rng = random.Random(0)
+    ids = [[rng.randrange(4, 260) for _ in range(rng.randrange(5, 40))] for _ in range(24)]
     return Dataset.from_list(
         [{"input_ids": i, "trained": [j > 1 for j in range(len(i))]} for i in ids]
     )
@@ -45,8 +45,8 @@ def new_model(lora):
     return get_peft_model(model, config)
 
 
-def fingers(model, end):
-    """Touches whatever training could stumble over, and returns what only these weights give."""
+def disturb(model, end):
+    """Change everything that training depends on, and return a value of these weights only."""
     random.random()
     np.random.random(7)
     torch.rand(7)
@@ -78,13 +78,13 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_training_never_knows_that_it_was_measured(rows, tiny_tokenizer, tmp_path, lora):
+def test_training_is_bit_identical_with_and_without_measures(rows, tiny_tokenizer, tmp_path, lora):
     plain = train(rows, tiny_tokenizer, tmp_path / "plain", lora=lora)
     states = []
 
     def look(model, end):
         states.append([p.grad for p in model.parameters() if p.grad is not None])
-        return fingers(model, end)
+        return disturb(model, end)
 
     measured = train(rows, tiny_tokenizer, tmp_path / "measured", look, lora=lora)
     same(plain, measured)
@@ -99,7 +99,7 @@ def test_training_never_knows_that_it_was_measured(rows, tiny_tokenizer, tmp_pat
     assert not (tmp_path / "plain" / EPOCHS_FILE).exists()
 
 
-def test_modes_are_put_back_module_by_module():
+def test_modes_are_restored_module_by_module():
     model = make_tiny_model()
     model.train()
     model.model.layers[1].eval()
@@ -111,19 +111,19 @@ def test_modes_are_put_back_module_by_module():
 
 
 def test_the_end_within_an_epoch_is_measured_too(rows, tiny_tokenizer, tmp_path):
-    train(rows, tiny_tokenizer, tmp_path, fingers, max_steps=4)
+    train(rows, tiny_tokenizer, tmp_path, disturb, max_steps=4)
     found = read_rows(tmp_path / EPOCHS_FILE)
     assert [row["step"] for row in found] == [3, 4]
     assert found[1]["epoch"] == pytest.approx(4 / 3)
 
 
 class Killed(Exception):
-    """In the place of a kill: nothing in the trainer handles it."""
+    """Stands for a kill: nothing in the trainer handles it."""
 
 
 def killed_at(step):
     def measure(model, end):
-        found = fingers(model, end)
+        found = disturb(model, end)
         if end.step == step:
             raise Killed
         return found
@@ -132,44 +132,44 @@ def killed_at(step):
 
 
 @pytest.mark.parametrize(("step", "save_steps"), [(3, 2), (6, 3), (9, 2)])
-def test_killed_in_a_measure_it_goes_on_without_a_gap(
+def test_a_run_killed_in_a_measure_resumes_without_a_gap(
     rows, tiny_tokenizer, tmp_path, step, save_steps
 ):
-    whole = train(rows, tiny_tokenizer, tmp_path / "whole", fingers, save_steps=save_steps)
+    whole = train(rows, tiny_tokenizer, tmp_path / "whole", disturb, save_steps=save_steps)
     half = tmp_path / "half"
     with pytest.raises(Killed):
         train(rows, tiny_tokenizer, half, killed_at(step), save_steps=save_steps)
     assert [row["step"] for row in read_rows(half / EPOCHS_FILE)] == [s for s in STEPS if s < step]
-    same(whole, train(rows, tiny_tokenizer, half, fingers, save_steps=save_steps))
+    same(whole, train(rows, tiny_tokenizer, half, disturb, save_steps=save_steps))
     assert read_rows(half / EPOCHS_FILE) == read_rows(tmp_path / "whole" / EPOCHS_FILE)
 
 
 def test_rows_ahead_of_the_checkpoint_are_measured_again_and_not_doubled(
     rows, tiny_tokenizer, tmp_path
 ):
-    whole = train(rows, tiny_tokenizer, tmp_path, fingers, save_steps=4)
+    whole = train(rows, tiny_tokenizer, tmp_path, disturb, save_steps=4)
     kept = read_rows(tmp_path / EPOCHS_FILE)
     for step in (8, 9):  # as after a kill: rows of epochs 2 and 3, and the checkpoint of step 4
         shutil.rmtree(tmp_path / f"checkpoint-{step}", ignore_errors=True)
-    asked = []
+    measured_steps = []
 
     def measure(model, end):
-        asked.append(end.step)
-        return fingers(model, end)
+        measured_steps.append(end.step)
+        return disturb(model, end)
 
     again = train(rows, tiny_tokenizer, tmp_path, measure, save_steps=4)
     assert read_rows(tmp_path / EPOCHS_FILE) == kept
     same(whole, again)
-    assert asked == ([6, 9] if (tmp_path / "checkpoint-4").exists() else STEPS)
+    assert measured_steps == ([6, 9] if (tmp_path / "checkpoint-4").exists() else STEPS)
 
 
 @pytest.mark.parametrize("step", [3, 9])
-def test_a_signal_leaves_the_measure_and_saves(rows, tiny_tokenizer, tmp_path, step):
-    whole = train(rows, tiny_tokenizer, tmp_path / "whole", fingers, save_steps=50)
+def test_a_signal_ends_the_measure_and_saves(rows, tiny_tokenizer, tmp_path, step):
+    whole = train(rows, tiny_tokenizer, tmp_path / "whole", disturb, save_steps=50)
     half = tmp_path / "half"
 
     def measure(model, end):
-        found = fingers(model, end)
+        found = disturb(model, end)
         if end.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
@@ -184,14 +184,14 @@ def test_a_signal_leaves_the_measure_and_saves(rows, tiny_tokenizer, tmp_path, s
     assert (half / f"checkpoint-{step}").is_dir() and len(
         read_rows(half / EPOCHS_FILE)
     ) == step / 3 - 1
-    # Told to end again before it could make up for the measure: nothing is trained past it.
+    # A second signal before the measure is repeated: no step is trained after it.
     assert run_command(start) == 143
     assert [p.name for p in half.glob("checkpoint-*")] == [f"checkpoint-{step}"]
-    same(whole, train(rows, tiny_tokenizer, half, fingers, save_steps=50))
+    same(whole, train(rows, tiny_tokenizer, half, disturb, save_steps=50))
     assert read_rows(half / EPOCHS_FILE) == read_rows(tmp_path / "whole" / EPOCHS_FILE)
 
 
-def test_a_damaged_row_of_measures_is_left_out_aloud(tmp_path, caplog):
+def test_a_damaged_row_of_measures_is_left_out_with_a_warning(tmp_path, caplog):
     rows = [{"epoch": 1.0, "step": 3}, {"epoch": 2.0, "step": 6}, {"epoch": 3.0, "step": 9}]
     write_jsonl(tmp_path / EPOCHS_FILE, rows)
     assert read_rows(tmp_path / EPOCHS_FILE) == rows
@@ -201,7 +201,7 @@ def test_a_damaged_row_of_measures_is_left_out_aloud(tmp_path, caplog):
     assert f"{EPOCHS_FILE} is damaged; a row of it is left out" in caplog.text
 
 
-def test_a_row_of_measures_knows_when_a_number_in_it_has_changed(tmp_path, caplog):
+def test_a_changed_number_in_a_row_of_measures_is_found(tmp_path, caplog):
     row = {"epoch": 1.0, "step": 3, "repetition": {"rate": 0.25, "n": 4}}
     write_jsonl(tmp_path / EPOCHS_FILE, [sealed(row)])
     assert read_rows(tmp_path / EPOCHS_FILE) == [row]

@@ -1,4 +1,4 @@
-"""A model whose answers begin to loop in training: seen, judged, on record; nothing else moves."""
+"""Looping answers in training are found, judged and recorded; training is bit-identical."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ from sft.training.eval_callbacks import LOOPS_FILE, OutOfTime, loop_check_steps,
 from sft.training.trainer import SftTrainer, train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
-LOOKS = [0, 2, 4, 6]  # of nine steps
+CHECKS = [0, 2, 4, 6]  # of nine steps
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_rise_by_few_answers_is_chance():
     assert looping({0: 0.0, 5: 1.0}, RunSection(), answers=5)
 
 
-def test_looks_divide_a_stage_and_leave_its_end_to_the_measure():
-    assert loop_check_steps(9, checks=3) == LOOKS
+def test_checks_divide_a_stage_without_its_last_step():
+    assert loop_check_steps(9, checks=3) == CHECKS
     assert loop_check_steps(1000, checks=1) == [0, 500]
     assert loop_check_steps(2, checks=3) == [0, 1]
 
@@ -65,8 +65,8 @@ UNTIMED = RunSection(loop_budget=0)
 
 @pytest.fixture
 def rows():
-    lot = torch.Generator().manual_seed(0)
-    ids = torch.randint(4, 260, (24, 20), generator=lot).tolist()
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 260, (24, 20), generator=rng).tolist()
     return Dataset.from_list([{"input_ids": i, "trained": [j > 1 for j in range(20)]} for i in ids])
 
 
@@ -101,21 +101,21 @@ def same(one, other):
     assert all(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
 
 
-FINE = dict.fromkeys(LOOKS, 0.1)
+FINE = dict.fromkeys(CHECKS, 0.1)
 LOOPING = {0: 0.5, 2: 0.125, 4: 0.75, 6: 0.125}
 
 
-def test_training_never_knows_that_it_was_looked_at(rows, tiny_tokenizer, tmp_path):
+def test_training_is_bit_identical_with_and_without_checks(rows, tiny_tokenizer, tmp_path):
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
-    same(plain, train(rows, tiny_tokenizer, tmp_path / "looked", FINE))
-    found = read_rows(tmp_path / "looked" / LOOPS_FILE)
-    assert [row["step"] for row in found] == LOOKS
+    same(plain, train(rows, tiny_tokenizer, tmp_path / "checked", FINE))
+    found = read_rows(tmp_path / "checked" / LOOPS_FILE)
+    assert [row["step"] for row in found] == CHECKS
     assert [row["epoch"] for row in found] == pytest.approx([0, 2 / 3, 4 / 3, 2])
-    assert not (tmp_path / "looked" / RECORD).exists()
+    assert not (tmp_path / "checked" / RECORD).exists()
     assert not (tmp_path / "plain" / LOOPS_FILE).exists()
 
 
-def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
+def test_looping_answers_stop_the_stage_and_it_can_continue(
     rows, tiny_tokenizer, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(SftTrainer, "stops_at_loops", True)  # as DPO's does
@@ -131,11 +131,11 @@ def test_answers_that_begin_to_loop_stop_the_stage_and_it_can_go_on(
         assert max(int(p.name.split("-")[1]) for p in run.glob("checkpoint-*")) == 3
     on = train(rows, tiny_tokenizer, run, LOOPING, run=replace(UNTIMED, loop_rise=0), save_steps=1)
     same(plain, on)
-    assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == LOOKS
+    assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == CHECKS
 
 
 @pytest.mark.parametrize(("stops", "skip"), [(False, False), (True, True)])
-def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
+def test_loops_cause_a_warning_in_sft_or_if_bad_steps_are_skipped(
     rows, tiny_tokenizer, tmp_path, caplog, monkeypatch, stops, skip
 ):
     monkeypatch.setattr(SftTrainer, "stops_at_loops", stops)
@@ -156,8 +156,8 @@ def test_in_sft_or_where_bad_steps_are_skipped_loops_are_warned_of(
     ]
 
 
-def test_looks_take_no_more_than_their_share_of_the_stage(rows, tiny_tokenizer, tmp_path, caplog):
-    """A look that would never end is given up, and the next ones are not begun."""
+def test_checks_take_at_most_their_share_of_the_stage(rows, tiny_tokenizer, tmp_path, caplog):
+    """A check that does not end is canceled, and later ones do not begin."""
     plain = train(rows, tiny_tokenizer, tmp_path / "plain")
     given = []
 
@@ -176,20 +176,22 @@ def test_looks_take_no_more_than_their_share_of_the_stage(rows, tiny_tokenizer, 
         ),
     )
     assert [row["step"] for row in read_rows(tmp_path / "run" / LOOPS_FILE)] == [0]
-    (first, second) = given  # what is left after the one that was given up is nothing
+    (first, second) = given  # no time is left after the canceled one
     assert first == (0, math.inf) and second[0] == 2 and second[1] < 60
-    told = [r.getMessage() for r in caplog.records if "run.loop_budget" in r.message]
-    assert len(told) == 1 and "sft: step 2: loops are not measured" in told[0]
-    assert "more than 5% of the stage's time" in told[0]
+    warnings = [r.getMessage() for r in caplog.records if "run.loop_budget" in r.message]
+    assert len(warnings) == 1 and "sft: step 2: loops are not measured" in warnings[0]
+    assert "more than 5% of the stage's time" in warnings[0]
 
 
 class Killed(Exception):
-    """In the place of a kill: nothing in the trainer handles it."""
+    """Stands for a kill: nothing in the trainer handles it."""
 
 
 @pytest.mark.parametrize("how", ["killed", "signalled"])
 @pytest.mark.parametrize("step", [0, 4])
-def test_ended_in_a_look_it_goes_on_without_a_gap(rows, tiny_tokenizer, tmp_path, how, step):
+def test_a_run_that_ends_in_a_check_resumes_without_a_gap(
+    rows, tiny_tokenizer, tmp_path, how, step
+):
     plain = train(rows, tiny_tokenizer, tmp_path / "plain", FINE, save_steps=2)
     run = tmp_path / "run"
 
@@ -210,6 +212,6 @@ def test_ended_in_a_look_it_goes_on_without_a_gap(rows, tiny_tokenizer, tmp_path
     else:
         assert run_command(start) == 143
         assert (run / f"checkpoint-{step}").is_dir() or not step
-    assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == [s for s in LOOKS if s < step]
+    assert [row["step"] for row in read_rows(run / LOOPS_FILE)] == [s for s in CHECKS if s < step]
     same(plain, train(rows, tiny_tokenizer, run, FINE, save_steps=2))
     assert read_rows(run / LOOPS_FILE) == read_rows(tmp_path / "plain" / LOOPS_FILE)

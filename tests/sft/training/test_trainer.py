@@ -39,12 +39,12 @@ from sft.training.trainer import train_sft
 
 @pytest.fixture
 def rows():
-    lot = random.Random(0)
-    lengths = [lot.randrange(5, 60) for _ in range(21)]
+    rng = random.Random(0)
+    lengths = [rng.randrange(5, 60) for _ in range(21)]
     return Dataset.from_list(
         [
             {
-                "input_ids": [lot.randrange(4, 260) for _ in range(n)],
+                "input_ids": [rng.randrange(4, 260) for _ in range(n)],
                 "trained": [i > 2 and i % 7 != 3 for i in range(n)],
             }
             for n in lengths
