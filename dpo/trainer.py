@@ -59,15 +59,8 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # has log-probs of dpo.reference, which survive a kill
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the mean preference loss over the pairs of the step."""
-        assert not return_outputs, "packed rows have no logits to return"
+    def loss_sum(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the preference loss of the pairs of a pass."""
         rows, weight = inputs["rows"], inputs["weight"]
         per_token = log_probs(model, rows)
         sums = sequence_sums(per_token, rows).view(-1, 2)
@@ -90,7 +83,7 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
             label_smoothing=self.label_smoothing,
         )
         self._record(scores, weight)
-        return self.step_share((losses * weight).sum(), inputs, num_items_in_batch)
+        return torch.sum(losses * weight)
 
     def _check_same_weights(self, scores: PairScores, weight: torch.Tensor) -> None:
         """Check that the margin is 0 before the first update."""

@@ -7,6 +7,7 @@ transformers and trl that it overrides or calls.
 import functools
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -139,12 +140,22 @@ class PackedTrainer(GuardedTrainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(target, factor)
         self._created_lr_scheduler = True
 
-    def step_share(
-        self, total: torch.Tensor, inputs: dict[str, Any], items: torch.Tensor | int | None
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Divide a micro-batch's sum by the items of the step, scaled for DDP's averaging."""
-        count = torch.as_tensor(inputs["num_items"] if items is None else items)
-        return torch.mul(total, self.accelerator.num_processes) / count.clamp(min=1)
+        """Return the loss sum of a pass over the items of the step, scaled for DDP's averaging."""
+        assert not return_outputs, "packed rows have no logits to return"
+        items = inputs["num_items"] if num_items_in_batch is None else num_items_in_batch
+        total = self.loss_sum(model, inputs) * self.accelerator.num_processes
+        return torch.div(total, torch.as_tensor(items).clamp(min=1))
+
+    @abstractmethod
+    def loss_sum(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the sum of the loss over the items of a pass."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the throughput since the last loss."""
@@ -167,17 +178,9 @@ class PackedTrainer(GuardedTrainer):
 class SftTrainer(PackedTrainer, SFTTrainer):
     """trl's SFTTrainer on token rows `{"input_ids", "trained"}`."""
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the mean negative log-likelihood of the trained tokens of the step."""
-        assert not return_outputs, "packed rows have no logits to return"
-        total = -log_probs(model, inputs["rows"]).sum()
-        return self.step_share(total, inputs, num_items_in_batch)
+    def loss_sum(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return the negative log-likelihood of the trained tokens."""
+        return -log_probs(model, inputs["rows"]).sum()
 
 
 def check_batch(label: str, section: SftStage | DpoStage, *, processes: int) -> int:
@@ -215,10 +218,8 @@ def training_arguments(
     """
     options = dict(section.trl)
     schedule = None
-    for name in (
-        "checkpointing",
-        "checkpointing_kwargs",
-    ):  # names of trl, deprecated in transformers
+    # transformers deprecates trl's names.
+    for name in ("checkpointing", "checkpointing_kwargs"):
         if f"gradient_{name}" in options:
             options[f"activation_{name}"] = options.pop(f"gradient_{name}")
     kind: Any = options.get("lr_scheduler_type")
