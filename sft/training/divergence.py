@@ -47,7 +47,7 @@ class Recent:
     skipped: int = 0
 
 
-def verdict(
+def step_problem(
     recent: Recent, bounds: RunSection, *, loss: float, norm: float | None, scaled: bool = False
 ) -> str | None:
     """Return why a step is bad, or None.
@@ -76,7 +76,7 @@ def verdict(
     return None
 
 
-def collapse(recent: Recent, bounds: RunSection) -> str | None:
+def collapse_problem(recent: Recent, bounds: RunSection) -> str | None:
     """Return how far the chosen answers have become less likely in DPO, or None."""
     if not bounds.collapse_nats or len(recent.chosen) < COLLAPSE_OVER:
         return None
@@ -89,7 +89,7 @@ def collapse(recent: Recent, bounds: RunSection) -> str | None:
     )
 
 
-def looping(rates: Mapping[int, float], bounds: RunSection, *, answers: int) -> str | None:
+def loop_problem(rates: Mapping[int, float], bounds: RunSection, *, answers: int) -> str | None:
     """Return how far the rate of looping answers has risen in a stage, or None.
 
     Args:
@@ -121,10 +121,8 @@ class StepWatch:
         bounds: RunSection,
         describe: Callable[[int], dict[str, Any]],
     ) -> None:
-        self.path = folder / FILE
-        self.label = label
-        self.bounds = bounds
-        self.describe = describe
+        self.path, self.label = folder / FILE, label
+        self.bounds, self.describe = bounds, describe
         self.recent = Recent()
         self.places: list[int] = []
 
@@ -132,7 +130,7 @@ class StepWatch:
         """Remember the rows of the step."""
         self.places = [int(p) for batch in batches for p in batch[PLACE] if p >= 0]
 
-    def bad(
+    def should_skip(
         self, *, step: int, loss: float, norm: float | None, chosen: float | None, scaled: bool
     ) -> bool:
         """Return whether to skip the step; all processes call it with the same numbers.
@@ -140,42 +138,36 @@ class StepWatch:
         Raises:
             UserError: the step is bad and `run.on_bad_step` is stop, or too many were skipped.
         """
-        reason = verdict(self.recent, self.bounds, loss=loss, norm=norm, scaled=scaled)
+        reason = step_problem(self.recent, self.bounds, loss=loss, norm=norm, scaled=scaled)
         self.recent.dead = self.recent.dead + 1 if norm == 0 else 0
         final = False
         if reason is None:
-            self._remember(loss, chosen)
-            reason = collapse(self.recent, self.bounds)
+            self.recent.losses = [*self.recent.losses, loss][-WINDOW:]
+            if chosen is not None:
+                self.recent.chosen = [*self.recent.chosen, chosen][-COLLAPSE_OVER:]
+            reason = collapse_problem(self.recent, self.bounds)
             final = reason is not None  # of the weights, so skipping this step does not help
         if reason is None:
             self.recent.skipped = 0
             return False
         self.recent.skipped += 1
-        final = final or self.recent.skipped >= MAX_SKIPPED
+        too_many = self.recent.skipped >= MAX_SKIPPED
+        final = final or too_many
         stop = final or self.bounds.on_bad_step != "skip"
+        action = "stopped" if stop else "skipped"
         # Strings, since JSON has no NaN.
-        self._record(
-            step,
-            reason,
-            action="stopped" if stop else "skipped",
-            loss=str(loss),
-            grad_norm=str(norm),
-        )
+        self._record(step, reason, action=action, loss=str(loss), grad_norm=str(norm))
         if not stop:
             log.warning("%s: step %d is skipped: %s", self.label, step, reason)
             return True
-        again = (
-            f" ({MAX_SKIPPED} steps in a row were skipped)"
-            if self.recent.skipped >= MAX_SKIPPED
-            else ""
-        )
-        ways = "lower learning_rate" if final else "lower learning_rate, correct the rows, or set "
+        again = f" ({MAX_SKIPPED} steps in a row were skipped)" if too_many else ""
+        others = ", correct the rows, or set run.on_bad_step=skip (--rerun)"
         raise UserError(
             f"{self.label}: step {step}: {reason}{again}; its rows are in {self.path}, the last "
-            f"good checkpoint is kept: {ways}{'' if final else 'run.on_bad_step=skip (--rerun)'}"
+            f"good checkpoint is kept: lower learning_rate{'' if final else others}"
         )
 
-    def judge_loops(self, measures: Sequence[dict[str, Any]], folder: Path, *, stops: bool) -> None:
+    def check_loops(self, measures: Sequence[dict[str, Any]], folder: Path, *, stops: bool) -> None:
         """Check the last measure of a stage for a rise of looping answers, in all processes.
 
         Args:
@@ -187,7 +179,7 @@ class StepWatch:
             UserError: answers begin to loop, and that stops the stage.
         """
         rates = {row["step"]: row["repetition"]["rate"] for row in measures}
-        reason = looping(rates, self.bounds, answers=measures[-1]["repetition"]["n"])
+        reason = loop_problem(rates, self.bounds, answers=measures[-1]["repetition"]["n"])
         if reason is None:
             return
         step, stop = list(rates)[-1], stops and self.bounds.on_bad_step != "skip"
@@ -199,11 +191,6 @@ class StepWatch:
                 "with run.loop_rise=0"
             )
         log.warning("%s: lower learning_rate if the rate stays high", found)
-
-    def _remember(self, loss: float, chosen: float | None) -> None:
-        self.recent.losses = [*self.recent.losses, loss][-WINDOW:]
-        if chosen is not None:
-            self.recent.chosen = [*self.recent.chosen, chosen][-COLLAPSE_OVER:]
 
     def resume(self, recent: dict[str, Any], *, step: int) -> None:
         """Continue after `step` with the state of a checkpoint; remove later records."""

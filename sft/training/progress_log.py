@@ -15,9 +15,7 @@ class StageLog(TrainerCallback):
     """Callback that writes log.jsonl, sends its lines to the trackers and draws a progress bar."""
 
     def __init__(self, path: Path, *, label: str, trackers: Trackers) -> None:
-        self.path = path
-        self.label = label
-        self.trackers = trackers
+        self.path, self.label, self.trackers = path, label, trackers
         self.bar: tqdm | None = None
 
     def on_train_begin(

@@ -80,7 +80,7 @@ class GuardedTrainer(Trainer):
         )
         gathered = self.accelerator.gather(mine).view(-1, 2)
         self.stop_signal = int(gathered[:, 1].max())
-        if self.watch is not None and self.watch.bad(
+        if self.watch is not None and self.watch.should_skip(
             step=self.state.global_step + 1,
             loss=gathered[:, 0].mean().item(),
             norm=None if norm is None else float(norm),  # DeepSpeed may not have computed it

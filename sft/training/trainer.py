@@ -342,7 +342,7 @@ def run_training(trainer: Any, model: Any, *, stage: TrainingStage) -> StageFact
                 folder=folder,
                 label=label,
                 budget=context.run.loop_budget,
-                check=functools.partial(trainer.watch.judge_loops, stops=trainer.stops_at_loops),
+                check=functools.partial(trainer.watch.check_loops, stops=trainer.stops_at_loops),
             )
         )
     checkpoint = resume_point(folder)

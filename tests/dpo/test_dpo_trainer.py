@@ -188,4 +188,6 @@ def test_the_private_names_of_trl_that_we_override_are_still_there():
             if name != "_metrics":
                 assert callable(getattr(owner, name)), name
     assert DPOTrainer.loss_is_scaled_for_ga is not True  # as PackedTrainer sets it
-    assert "hash_module(" in inspect.getsource(DPOTrainer.__init__)  # skipped by `_skip_weight_hash`
+    assert "hash_module(" in inspect.getsource(
+        DPOTrainer.__init__
+    )  # skipped by `_skip_weight_hash`

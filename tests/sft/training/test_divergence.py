@@ -17,7 +17,14 @@ from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
 from sft.run.checkpoint import flaw, newest_first
 from sft.system.atomic_files import read_jsonl, write_jsonl
-from sft.training.divergence import COLLAPSE_OVER, FILE, Recent, StepWatch, collapse, verdict
+from sft.training.divergence import (
+    COLLAPSE_OVER,
+    FILE,
+    Recent,
+    StepWatch,
+    collapse_problem,
+    step_problem,
+)
 from sft.training.trainer import train_sft
 
 PLACEMENT = choose_placement(ModelSection(dtype="float32"))
@@ -37,29 +44,35 @@ BAD = 7  # the token whose embedding is not a number
     ],
 )
 def test_a_step_is_named_by_what_is_wrong_with_it(loss, norm, words):
-    found = verdict(USUAL, RunSection(), loss=loss, norm=norm)
+    found = step_problem(USUAL, RunSection(), loss=loss, norm=norm)
     assert found is None if words is None else words in found
 
 
 def test_jumps_are_measured_against_what_came_before_and_can_be_allowed():
-    assert verdict(Recent(losses=[1.0] * 4), RunSection(), loss=50.0, norm=1.0) is None
-    assert verdict(USUAL, RunSection(spike_factor=0), loss=50.0, norm=1.0) is None
+    assert step_problem(Recent(losses=[1.0] * 4), RunSection(), loss=50.0, norm=1.0) is None
+    assert step_problem(USUAL, RunSection(spike_factor=0), loss=50.0, norm=1.0) is None
     learned = Recent(losses=[0.001] * 20)
-    assert verdict(learned, RunSection(), loss=1.0, norm=1.0) is None, "a hard row is no divergence"
+    assert step_problem(learned, RunSection(), loss=1.0, norm=1.0) is None, (
+        "a hard row is no divergence"
+    )
 
 
 def test_a_float16_scaler_is_left_its_overflows_and_dead_gradients_take_three_steps():
-    assert verdict(USUAL, RunSection(), loss=1.0, norm=math.inf, scaled=True) is None
-    assert verdict(replace(USUAL, dead=1), RunSection(), loss=1.0, norm=0.0) is None
-    assert verdict(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=None) is None
-    assert "exactly 0" in verdict(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=0.0)
+    assert step_problem(USUAL, RunSection(), loss=1.0, norm=math.inf, scaled=True) is None
+    assert step_problem(replace(USUAL, dead=1), RunSection(), loss=1.0, norm=0.0) is None
+    assert step_problem(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=None) is None
+    assert "exactly 0" in step_problem(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=0.0)
 
 
-def test_chosen_answers_that_become_ever_less_likely_are_a_collapse():
-    assert collapse(Recent(chosen=[-3.0] * (COLLAPSE_OVER - 1)), RunSection()) is None
-    assert collapse(Recent(chosen=[-1.9] * COLLAPSE_OVER), RunSection()) is None
-    assert "3.00 nats per token" in collapse(Recent(chosen=[-3.0] * COLLAPSE_OVER), RunSection())
-    assert collapse(Recent(chosen=[-3.0] * COLLAPSE_OVER), RunSection(collapse_nats=0)) is None
+def test_chosen_answers_that_become_ever_less_likely_are_a_collapse_problem():
+    assert collapse_problem(Recent(chosen=[-3.0] * (COLLAPSE_OVER - 1)), RunSection()) is None
+    assert collapse_problem(Recent(chosen=[-1.9] * COLLAPSE_OVER), RunSection()) is None
+    assert "3.00 nats per token" in collapse_problem(
+        Recent(chosen=[-3.0] * COLLAPSE_OVER), RunSection()
+    )
+    assert (
+        collapse_problem(Recent(chosen=[-3.0] * COLLAPSE_OVER), RunSection(collapse_nats=0)) is None
+    )
 
 
 def poisoned_model():

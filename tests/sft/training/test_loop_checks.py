@@ -22,7 +22,7 @@ from sft.packing.logprobs import enable_scoring
 from sft.run.command import run_command
 from sft.system.atomic_files import read_jsonl
 from sft.training.divergence import FILE as RECORD
-from sft.training.divergence import looping
+from sft.training.divergence import loop_problem
 from sft.training.eval_callbacks import LOOPS_FILE, OutOfTime, loop_check_steps, read_rows
 from sft.training.trainer import SftTrainer, train_sft
 
@@ -41,17 +41,17 @@ CHECKS = [0, 2, 4, 6]  # of nine steps
     ],
 )
 def test_a_rise_counts_from_the_lowest_rate_of_the_stage(rates, words):
-    found = looping(rates, RunSection(), answers=24)
+    found = loop_problem(rates, RunSection(), answers=24)
     assert found is None if words is None else re.search(words, found)
 
 
 def test_any_rise_may_be_allowed():
-    assert looping({0: 0.0, 5: 1.0}, RunSection(loop_rise=0), answers=24) is None
+    assert loop_problem({0: 0.0, 5: 1.0}, RunSection(loop_rise=0), answers=24) is None
 
 
 def test_a_rise_by_few_answers_is_chance():
-    assert looping({0: 0.0, 5: 1.0}, RunSection(), answers=4) is None
-    assert looping({0: 0.0, 5: 1.0}, RunSection(), answers=5)
+    assert loop_problem({0: 0.0, 5: 1.0}, RunSection(), answers=4) is None
+    assert loop_problem({0: 0.0, 5: 1.0}, RunSection(), answers=5)
 
 
 def test_checks_divide_a_stage_without_its_last_step():
