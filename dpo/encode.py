@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dpo.pair_checks import PairFacts, broken_rules, pair_facts
+from dpo.pair_checks import SIDES, PairFacts, broken_rules, pair_facts
 from sft.chat_template.encoding import EncodedChat, encode_chats, encode_prompt
 from sft.errors import UserError
 from sft.tokenization.row_checks import Rules, check_no_broken_rules
@@ -30,30 +30,30 @@ def encode_pairs(
     ordered = [*sampled, *given]
     encoded = [_from_samples(row) for row in sampled] + _from_messages(given, tokenizer)
     kept: list[dict[str, Any]] = []
-    too_long = uneven = same = unfinished = 0
+    counts = dict.fromkeys(("too_long", "uneven", "equal", "unfinished"), 0)
     broken: dict[str, list[str]] = {}
     for place, row in enumerate(encoded):
-        sides = [len(row["prompt_ids"]) + len(row[f"{s}_ids"]) for s in ("chosen", "rejected")]
+        sides = [len(row["prompt_ids"]) + len(row[f"{s}_ids"]) for s in SIDES]
         # Truncating one answer would teach its length, so the pair is dropped.
         if max_length is not None and max(sides) > max_length:
-            too_long += 1
-            uneven += min(sides) <= max_length
+            counts["too_long"] += 1
+            counts["uneven"] += min(sides) <= max_length
         elif row["chosen_ids"] == row["rejected_ids"]:
-            same += 1
+            counts["equal"] += 1
         else:
             origin = ordered[place].get("origin", f"pair {place + 1}")
             kept.append(row | {"origin": origin})
-            unfinished += _unfinished(ordered[place])
+            counts["unfinished"] += _unfinished(ordered[place])
             for rule in broken_rules(row, rules=rules, sampled=place < len(sampled)):
                 broken.setdefault(rule, []).append(origin)
     check_no_broken_rules(broken, where="preference pairs")
     if not kept:
         raise UserError(
-            f"no preference pair is left of {len(rows)} ({too_long} longer than dpo.max_length="
-            f"{max_length}, {same} with equal answers); raise dpo.max_length or give other pairs"
+            f"no preference pair is left of {len(rows)} ({counts['too_long']} longer than "
+            f"dpo.max_length={max_length}, {counts['equal']} with equal answers); raise "
+            "dpo.max_length or give other pairs"
         )
-    facts = pair_facts(kept, too_long=too_long, uneven=uneven, equal=same, unfinished=unfinished)
-    return Dataset.from_list(kept), facts
+    return Dataset.from_list(kept), pair_facts(kept, counts)
 
 
 def _unfinished(row: dict[str, Any]) -> int:
@@ -61,7 +61,7 @@ def _unfinished(row: dict[str, Any]) -> int:
     # By the sampler's record: an answer may end with an eos id of the model that neither the
     # template nor the tokenizer names.
     ends = {tuple(one["token_ids"]): one["finish_reason"] for one in row.get("samples") or ()}
-    return sum(ends.get(tuple(row.get(f"{s}_ids", ()))) == "cap" for s in ("chosen", "rejected"))
+    return sum(ends.get(tuple(row.get(f"{s}_ids", ()))) == "cap" for s in SIDES)
 
 
 def _from_samples(row: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _from_messages(
     chats = [
         {"messages": [*row["prompt"], *row[side]], "tools": row.get("tools")}
         for row in rows
-        for side in ("chosen", "rejected")
+        for side in SIDES
     ]
     encoded = list(encode_chats(tokenizer, chats, turns="last"))
     result = []
@@ -88,7 +88,7 @@ def _from_messages(
         where = row.get("origin", f"pair {i}")
         prompt = encode_prompt(tokenizer, row["prompt"], tools=row.get("tools"))
         token_row: dict[str, Any] = {"prompt_ids": prompt}
-        for side, chat in zip(("chosen", "rejected"), encoded[2 * i : 2 * i + 2], strict=True):
+        for side, chat in zip(SIDES, encoded[2 * i : 2 * i + 2], strict=True):
             if isinstance(chat, UserError):
                 raise UserError(f"{where}: {side}: {chat}")
             ids, scored = _completion(chat, prompt, where=f"{where}: {side}")

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from sft.tokenization.row_checks import Rules, check_row
 
+SIDES = ("chosen", "rejected")
+
 
 @dataclass(frozen=True)
 class PairFacts:
@@ -24,22 +26,16 @@ class PairFacts:
     unfinished: int  # sampled answers cut at the cap
 
 
-def pair_facts(
-    rows: Sequence[Mapping[str, Any]], *, too_long: int, uneven: int, equal: int, unfinished: int
-) -> PairFacts:
-    """Return the statistics of the kept rows."""
-    chosen = [len(row["chosen_ids"]) for row in rows]
-    rejected = [len(row["rejected_ids"]) for row in rows]
+def pair_facts(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> PairFacts:
+    """Return the statistics of the kept rows, with counts of the other fields."""
+    chosen, rejected = ([len(row[f"{side}_ids"]) for row in rows] for side in SIDES)
     longer = sum((a > b) + (a == b) / 2 for a, b in zip(chosen, rejected, strict=True))
     return PairFacts(
         pairs=len(rows),
-        too_long=too_long,
-        uneven=uneven,
-        equal=equal,
         chosen_tokens=sum(chosen) / len(rows),
         rejected_tokens=sum(rejected) / len(rows),
         chosen_longer=longer / len(rows),
-        unfinished=unfinished,
+        **counts,
     )
 
 
@@ -49,7 +45,7 @@ def broken_rules(row: Mapping[str, Any], *, rules: Rules, sampled: bool) -> list
     A sampled answer may lack its end-of-turn.
     """
     broken = []
-    for side in ("chosen", "rejected"):
+    for side in SIDES:
         ids, scored = row[f"{side}_ids"], row[f"{side}_scored"]
         prompt = row["prompt_ids"]
         broken += check_row(

@@ -100,18 +100,18 @@ class DpoTrainer(PackedTrainer, DPOTrainer):
     def _record(self, scores: PairScores, weight: torch.Tensor) -> None:
         """Add the metrics of the pairs to the sums of the step."""
         with torch.no_grad():
-            self.sums = self.sums.to(weight.device) + torch.stack(
-                [
-                    weight,
-                    weight * self.beta * (scores.chosen - scores.ref_chosen),
-                    weight * self.beta * (scores.rejected - scores.ref_rejected),
-                    weight * self.beta * scores.h,
-                    weight * preferred(scores),
-                    weight * scores.chosen / scores.chosen_tokens,
-                    weight * scores.rejected / scores.rejected_tokens,
-                    weight * (scores.chosen - scores.ref_chosen) / scores.chosen_tokens,
-                ]
-            ).sum(1)
+            chosen_change = scores.chosen - scores.ref_chosen
+            values = [
+                torch.ones_like(weight),
+                self.beta * chosen_change,
+                self.beta * (scores.rejected - scores.ref_rejected),
+                self.beta * scores.h,
+                preferred(scores),
+                scores.chosen / scores.chosen_tokens,
+                scores.rejected / scores.rejected_tokens,
+                chosen_change / scores.chosen_tokens,
+            ]
+            self.sums = self.sums.to(weight.device) + (torch.stack(values) * weight).sum(1)
 
     def chosen_change(self) -> float | None:
         """Store the step's means over all processes and return the mean change of the chosen

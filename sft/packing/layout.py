@@ -124,13 +124,10 @@ def pack(
     # One width in multiples of `bucket`, for devices that compile a kernel for each shape.
     width = max(bucket, -(-width // bucket) * bucket)
     shape = (len(rows), width)
-    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-    position_ids = torch.zeros(shape, dtype=torch.int64)
-    document = torch.full(shape, PADDING, dtype=torch.int64)
-    branch = torch.zeros(shape, dtype=torch.int64)
-    source: list[int] = []
-    target: list[int] = []
-    sequence: list[int] = []
+    input_ids, position_ids, document, branch = (
+        torch.full(shape, value, dtype=torch.int64) for value in (pad_id, 0, PADDING, 0)
+    )
+    scored: list[tuple[int, int, int]] = []  # (source, target, sequence)
     spans: list[Span] = []
     for r, row in enumerate(rows):
         at = 0
@@ -149,20 +146,15 @@ def pack(
                 for i in range(n):
                     if segment.scored[i]:
                         before = trunk_end - 1 if b > 0 and i == 0 else at + i - 1
-                        source.append(r * width + before)
-                        target.append(segment.ids[i])
-                        sequence.append(owner)
+                        scored.append((r * width + before, segment.ids[i], owner))
                 at += n
+    source, target, sequence = (
+        torch.tensor(scored, dtype=torch.int64).view(len(scored), 3).T.contiguous()
+    )
     return Batch(
-        input_ids,
-        position_ids,
-        document,
-        branch,
-        torch.tensor(source, dtype=torch.int64),
-        torch.tensor(target, dtype=torch.int64),
-        torch.tensor(sequence, dtype=torch.int64),
-        num_sequences,
-        tuple(spans),
+        *(input_ids, position_ids, document, branch, source, target, sequence),
+        num_sequences=num_sequences,
+        spans=tuple(spans),
     )
 
 

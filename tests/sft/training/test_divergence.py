@@ -64,7 +64,7 @@ def test_a_float16_scaler_is_left_its_overflows_and_dead_gradients_take_three_st
     assert "exactly 0" in step_problem(replace(USUAL, dead=2), RunSection(), loss=1.0, norm=0.0)
 
 
-def test_chosen_answers_that_become_ever_less_likely_are_a_collapse_problem():
+def test_chosen_answers_that_become_ever_less_likely_are_a_collapse():
     assert collapse_problem(Recent(chosen=[-3.0] * (COLLAPSE_OVER - 1)), RunSection()) is None
     assert collapse_problem(Recent(chosen=[-1.9] * COLLAPSE_OVER), RunSection()) is None
     assert "3.00 nats per token" in collapse_problem(
