@@ -197,10 +197,7 @@ def _mask_from_generation_tags(
     lost: frozenset[int],
     turns: str,
 ) -> EncodedChat | UserError:
-    """Return the mask of the template's {% generation %} blocks, without the `lost` turns.
-
-    The blocks hold only a part of a lost turn.
-    """
+    """Return the mask of the {% generation %} blocks, without `lost` turns (incomplete there)."""
     answers = [i for i, message in enumerate(row["messages"]) if message.get("role") == "assistant"]
     tagged = apply_template(
         tokenizer,

@@ -47,9 +47,7 @@ def write_weights(
         require_bitsandbytes()
         placement = on_cpu(placement)
     trained = TrainedModel(section.name_or_path, base, rows, placement, trust)
-    check = export_weights(
-        trained, tokenizer, folder=folder, dtype=published, or_float32=dtype is None
-    )
+    check = export_weights(trained, tokenizer, folder=folder, dtype=published, or_float32=not dtype)
     why = f", since {check.instead_of}" if check.instead_of else ""
     checked = [f"weights: published in {check.dtype}{why}; {describe_check(check)}"]
     if in_4bit:

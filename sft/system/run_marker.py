@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from sft.system.seal import SEAL, sealed, unsealed_line
@@ -134,11 +133,9 @@ class Marker:
             os.fsync(stream.fileno())
 
 
-def new_marker(
-    folder: Path, *, written: Mapping[str, set[str] | None] = MappingProxyType({})
-) -> Marker:
+def new_marker(folder: Path, *, written: Mapping[str, set[str] | None] | None = None) -> Marker:
     """Return a marker with a new id; `Marker.save` writes it. For `written` see `Marker`."""
-    return Marker(folder, run=secrets.token_hex(16), written=dict(written))
+    return Marker(folder, run=secrets.token_hex(16), written=dict(written or {}))
 
 
 def read_marker(folder: Path) -> Marker | None:

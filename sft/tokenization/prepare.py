@@ -304,10 +304,8 @@ def _check_lengths(
             section,
         )
     if counts.left_out:
-        log.warning(
-            "%s: %d of %d rows are longer than max_length=%s and left out",
-            *(where, counts.left_out, rows, max_length),
-        )
+        sentence = "%s: %d of %d rows are longer than max_length=%s and left out"
+        log.warning(sentence, where, counts.left_out, rows, max_length)
 
 
 def _stop_or_warn(sentence: str, section: DataSection) -> None:

@@ -64,9 +64,8 @@ def _split_text(ids: list[int], *, size: int, bos: int | None) -> list[Truncated
         context = ids[:1] if ids[0] == bos else ids[start - 1 : start]
         chunk = context + ids[start : start + size - 1]
         start += size - 1
-        pieces.append(
-            TruncatedRow(chunk, [False] + [True] * (len(chunk) - 1), cut=start < len(ids))
-        )
+        trained = [False] + [True] * (len(chunk) - 1)
+        pieces.append(TruncatedRow(chunk, trained, cut=start < len(ids)))
     return pieces
 
 

@@ -155,7 +155,7 @@ def test_an_answer_that_the_template_rewrites_is_refused():
 
 
 def test_a_short_answer_is_not_found_in_the_templates_own_text():
-    """The template drops content beside a tool call; "add" stands in the call's name."""
+    """The template drops content next to a tool call; "add" is the name of the call."""
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
         "{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}"
@@ -292,7 +292,7 @@ PLAIN_TEXT = st.text("ab:#\n -", max_size=5)
     answers=st.lists(st.text("xyz \n", min_size=1, max_size=6).filter(str.strip), max_size=3),
 )
 def test_any_layout_of_a_turn(header, before, after, behind, opens, trims, answers, tiny_tokenizer):
-    """The prompt ends behind the header; all that follows up to the end token is trained."""
+    """The prompt ends after the header; everything up to the end token is trained."""
     answers = ["Hello you", *answers]
     header = ("<|im_start|>" if opens else "") + "A" + header
     content = "m.content | trim" if trims else "m.content"

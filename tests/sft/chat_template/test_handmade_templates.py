@@ -1,7 +1,7 @@
 """Templates and formats of our own devising; the ids and the mask are written out by hand.
 
 A character is a token: control tokens are 0 to 6, the letters a to z 7 to 32. What is trained
-stands between bars.
+is between bars.
 """
 
 import json
@@ -57,7 +57,7 @@ CASES = {
         TALK,
         [BOS, U, *HI, A, "|", *YO, END, "|", U, *OK, A, "|", *NO, END, "|"],
     ),
-    # Words as headers, a line break behind each turn, eos behind every turn of either side.
+    # Words as headers, a line break after each turn, eos after every turn of both roles.
     "headers": (
         LOOP + "{{ m.role[0] + ':' + m.content + eos_token + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}a:{% endif %}",
@@ -67,7 +67,7 @@ CASES = {
             *(27, 34, *OK, EOS, 33, 7, 34, "|", *NO, EOS, "|", 33),
         ],
     ),
-    # The space behind the header is the answer's own: the prompt ends before it.
+    # The space after the header is part of the answer: the prompt ends before it.
     "space of the answer": (
         LOOP + "{% if m.role == 'user' %}<u>{{ m.content }}{% else %}"
         "<a>:{{ ' ' + m.content }}<end>{% endif %}{% endfor %}"

@@ -137,7 +137,7 @@ def test_an_answer_that_no_opened_block_leads_to_is_refused_with_what_works():
 
 
 def test_thinking_behind_an_empty_block_of_the_template_is_refused():
-    """Kimi K2 Thinking: `<think></think>` stands in front of every answer, Qwen3 without thinking:
+    """Kimi K2 Thinking: `<think></think>` is before every answer, Qwen3 without thinking:
     in the generation prompt."""
     empty = "<think></think>"
     written = HEADER + SAYS + "{{ '<think></think>' + c }}" + ELSE + END + ASKS

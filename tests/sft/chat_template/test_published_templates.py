@@ -190,7 +190,7 @@ def test_published_templates_render_byte_for_byte(real_data):
         )
         try:
             text = tokenizer.apply_chat_template(data.pop("messages"), tokenize=False, **data)
-        except Exception as error:  # the upstream call, whatever it raises, is what is recorded
+        except Exception as error:  # any exception of the upstream call is recorded
             text = repr(error)
         if text != row["target"]:
             differing.append(row["name"])

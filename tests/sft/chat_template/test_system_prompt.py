@@ -37,7 +37,7 @@ def written(tokenizer, messages=QUESTION, tools=None):
         ("Qwen/Qwen2.5-7B-Instruct", QWEN, TURN),
         ("Qwen/Qwen1.5-72B-Chat", "You are a helpful assistant", TURN),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "You are a helpful assistant.", TURN),
-        # No literal of it holds the whole turn, so an empty one stays.
+        # No literal holds the complete turn, so an empty one remains.
         (
             "MadeAgents/Hammer2.1",
             "You are a helpful assistant.",
@@ -63,7 +63,7 @@ def test_defaults_of_real_templates_are_found_and_taken_out(real_data, name, def
 
 @pytest.mark.real
 def test_of_the_other_real_templates_none_has_a_default(real_data):
-    """A preamble that stands in every conversation (Llama 3) is no default system prompt; neither
+    """A preamble in every conversation (Llama 3) is no default system prompt; neither
     is the opening of the first turn (Mistral's [INST])."""
     found = set()
     for name, template in templates(real_data):

@@ -64,7 +64,7 @@ def test_every_directive_is_as_strftime_has_it(directive):
 
 
 def test_lines_and_leading_spaces_of_a_template_are_those_without_a_date():
-    """transformers drops the line break behind a block and spaces before one."""
+    """transformers drops the line break after a block and spaces before one."""
     template = "\n  {% if true %}\n  a{{ strftime_now('') }}\n  {%- endif %}\nb"
     for text in (template, template.lstrip(), "  " + template.lstrip()):
         tokenizer = make_tokenizer(text)

@@ -33,7 +33,7 @@ ROLES = (
     "{{ '<|' + r + '|>' + m.content }}"
 )
 ENDINGS = {
-    # gpt-oss, Llama 3's ipython turns: a token of its own.
+    # gpt-oss, Llama 3's ipython turns: a separate token.
     "own": (
         HEADER + EACH_CALL + "{{ '<|call|>' if m.tool_calls else '<|end|>' }}" + ASKS,
         "<|call|>",
@@ -48,7 +48,7 @@ ENDINGS = {
         "<|observation|>",
         "<|user|>",
     ),
-    # Gemma 4: what opens the result, behind a token that ends each call.
+    # Gemma 4: the token that opens the result, after one that ends each call.
     "result": (
         "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|result|>' + m.content + '<|end|>' }}"
         "{% else %}{{ '<|start|>' + m.role + '<|sep|>' }}{{ m.content }}"

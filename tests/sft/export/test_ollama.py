@@ -1,4 +1,4 @@
-"""Ollama's template says what the Jinja template says, read back by the rules of Go templates."""
+"""Ollama's template writes the same text as the Jinja template, rendered by Go's rules."""
 
 import json
 import re
@@ -184,7 +184,7 @@ def test_real_tokenizers_give_the_same_ids_everywhere(real_data, tmp_path, name,
     assert config["add_bos_token"] == adds_bos(tokenizer)
     for chat in probe_chats(system=True):
         text = executed(go, chat)
-        # Ollama's tokenizer writes BOS itself unless it is told that it is the text's part.
+        # Ollama's tokenizer adds BOS unless the configuration disables that.
         front = [tokenizer.bos_token_id] if config["add_bos_token"] else []
         ids = front + tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids == encode_prompt(tokenizer, chat)
@@ -205,7 +205,7 @@ def test_a_tokenizer_that_puts_a_space_behind_bos_gets_no_modelfile(real_data, t
 
 @pytest.mark.real
 def test_published_templates_of_each_shape(real_data):
-    """Regular ones are said, the others refused: Llama 3's dated system turn, Gemma without one."""
+    """Regular templates are converted (Llama 3's dated system turn, Gemma), others refused."""
     regular = {
         "meta-llama-Llama-3.1-8B-Instruct",
         "google-gemma-2-2b-it",

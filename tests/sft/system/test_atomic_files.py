@@ -1,4 +1,4 @@
-"""Writes that fail: the old file stays, the reason is said, no folder is ever found half gone."""
+"""Failed writes keep the old file and name the reason; no folder is ever partly removed."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""One writer: locks of the dead are taken over, those of the living not, with or without flock."""
+"""Locks of ended processes are taken over, those of running ones are not, with or without flock."""
 
 import errno
 import fcntl
@@ -88,7 +88,7 @@ def test_a_record_of_another_host_that_stands_still_is_stale(tmp_path, request, 
         assert time.monotonic() - begun >= 1.5
         assert "process 4711 on far was cut off" in caplog.text
     with lock_folder(tmp_path / "run"):
-        assert time.monotonic() - begun < 8, "nothing to wait for behind an orderly end"
+        assert time.monotonic() - begun < 8, "nothing to wait for after an orderly end"
 
 
 def test_a_pipe_in_place_of_the_lock_file_is_refused(tmp_path):

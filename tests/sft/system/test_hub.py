@@ -1,4 +1,4 @@
-"""What a hub refuses, told by a stand-in that answers as the real one does."""
+"""Errors for refused downloads, against a local server that answers like the Hub."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ from sft.data.readers import read_records
 from sft.errors import UserError
 from sft.model.loading import check_model
 
-# Asked in a process of its own: libraries read the hub's address once, when they are imported.
+# In a separate process: libraries read the Hub's address once, when they are imported.
 ASK = """
 import sys
 from sft.config.sections import ModelSection, Source
@@ -38,7 +38,7 @@ CODES = {"gated": (403, "GatedRepo"), "gone": (404, "RepoNotFound")}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Refuses by the repository's owner, with the header by which the hub says why."""
+    """Refuse by the repository's owner, with the Hub's error header."""
 
     def do_GET(self):
         owner = next((word for word in CODES if word in self.path), "gone")
@@ -81,7 +81,7 @@ def asked(folder, *names, endpoint):
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path):
-    with socket.socket() as closed:  # bound and not listened on: nobody answers there
+    with socket.socket() as closed:  # bound but not listening: connections are refused
         closed.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
         done = asked(tmp_path, "some/one", endpoint=endpoint)

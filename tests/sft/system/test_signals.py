@@ -131,7 +131,7 @@ def test_a_signal_that_a_long_call_keeps_from_being_noted_ends_the_run_by_its_na
         "  hashlib.pbkdf2_hmac('sha256', b'', b'', 1_000_000_000)\n"
     )
     assert ended_by_sigterm(work) == (143, SENTENCE)
-    with open(os.devnull, "rb") as closed:  # where nobody listens, the code still says it
+    with open(os.devnull, "rb") as closed:  # without a reader, the exit code still reports it
         assert ended_by_sigterm(work, stderr=closed)[0] == 143
 
 

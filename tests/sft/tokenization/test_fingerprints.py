@@ -1,4 +1,4 @@
-"""Whatever a run reads and changes is told by its own name, and nothing else is."""
+"""Every input of a run has a hash under its own name, and nothing else changes that hash."""
 
 import json
 

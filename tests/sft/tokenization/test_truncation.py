@@ -66,7 +66,7 @@ def test_truncation_keeps_a_prefix_and_invents_no_ending(turns, length):
     size = len(piece.input_ids)
     assert size <= max(length, 0) or size == len(ids)
     assert piece.input_ids == ids[:size] and piece.trained == trained[:size]
-    # No trained token within the length is lost, and only a whole answer ends with the stop.
+    # No trained token within the length is lost, and only a complete answer ends with the stop.
     assert sum(piece.trained) == sum(trained[:length])
     assert piece.cut == (piece.input_ids[-1] != END)
     assert check_row(piece.input_ids, piece.trained, rules=RULES, cut=piece.cut)[1] == []
