@@ -198,7 +198,8 @@ def test_logs_of_two_models_are_not_one_model(logged, task_dir, tmp_path, tiny_t
             | {"model_name": "org/model", "config": {"model_sha": "0123abc"}}
         )
     )
-    with pytest.raises(UserError, match=r"org/model at 0123abc.*; move the files of one into a f"):
+    words = r"org/model at 0123abc.*; move the files of one to another folder"
+    with pytest.raises(UserError, match=words):
         import_measures(logged, tmp_path / "e", section=section)
 
 
