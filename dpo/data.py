@@ -26,6 +26,11 @@ from sft.errors import UserError
 from sft.schema import ChatMessage
 
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
+SCORES = (
+    "overall_score",
+    "score",
+    "fine-grained_score",
+)  # of UltraFeedback, in order of preference
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 # Fields that comment on the answers; leaving them out loses nothing.
 COMMENTS = frozenset({"rationale", "explanation", "reason", "reasoning", "comment", "comments"})
@@ -118,12 +123,8 @@ def _refuse_others(fields: Fields, origin: str) -> None:
             f"columns={{output_1: '{several}[0]', output_2: '{several}[1]', label: FIELD}} and its "
             "values as labels={VALUE: first, VALUE: second}"
         )
-    check_not_kto(
-        fields,
-        origin,
-        wanted="a pair",
-        remedy="DPO needs chosen and rejected answers to the same prompt",
-    )
+    remedy = "DPO needs chosen and rejected answers to the same prompt"
+    check_not_kto(fields, origin, wanted="a pair", remedy=remedy)
     if chat or present_pairs(PAIRS, fields):
         raise UserError(
             f"{origin}: the row is a chat without a rejected answer, not a preference; list the "
@@ -157,9 +158,8 @@ def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     implied = chosen[:shared]
-    if prompt and [m for m in implied if m["role"] != "system"] != [
-        m for m in prompt if m["role"] != "system"
-    ]:
+    turns = [[m for m in side if m["role"] != "system"] for side in (implied, prompt)]
+    if prompt and turns[0] != turns[1]:
         raise RowError(
             origin,
             rule="prompt differs",
@@ -190,13 +190,8 @@ def read_transcript(text: str, origin: str) -> list[ChatMessage]:
 
 
 def _tie(origin: str) -> RowError:
-    return RowError(
-        origin,
-        rule="tie",
-        detail="neither answer is better",
-        remedy="a tie makes no pair",
-        counted=True,
-    )
+    detail, remedy = "neither answer is better", "a tie makes no pair"
+    return RowError(origin, rule="tie", detail=detail, remedy=remedy, counted=True)
 
 
 def _read_scored(fields: Fields, origin: str) -> Pair:
@@ -204,12 +199,8 @@ def _read_scored(fields: Fields, origin: str) -> Pair:
     completions = decode_json(fields["completions"])
     scored = []
     for i, one in enumerate(completions if isinstance(completions, list) else []):
-        keys = ("overall_score", "score", "fine-grained_score")
-        score = (
-            next((number_of(one[k]) for k in keys if k in one), None)
-            if isinstance(one, dict)
-            else None
-        )
+        present = [key for key in SCORES if isinstance(one, dict) and key in one]
+        score = number_of(one[present[0]]) if present else None
         if score is None or "response" not in one:
             raise wrong_type(origin, f"completions[{i}]", one, "an object of response and score")
         scored.append((score, as_turns(one["response"], "assistant", origin, where="response")))

@@ -107,9 +107,9 @@ def _verdict(fields: Fields, origin: str) -> int:
                 raise wrong_type(origin, f"{name} ({str(value)[:40]!r})", value, wanted)
             return choices[key]
     if "preference_strength" in fields:
-        strength = number_of(fields["preference_strength"])
+        given = fields["preference_strength"]
+        strength = number_of(given)
         if strength is None:
-            given = fields["preference_strength"]
             where = f"preference_strength ({str(given)[:40]!r})"
             raise wrong_type(origin, where, given, "a number")
         return TIE if strength == 0 else FIRST if strength < 0 else SECOND
