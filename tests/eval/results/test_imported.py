@@ -181,7 +181,7 @@ def test_logs_of_two_models_are_not_one_model(logged, task_dir, tmp_path, tiny_t
         import_measures(log, tmp_path / "a", section=section)
     for name, folder in (("b", logged), ("c", other)):
         import_measures(folder, tmp_path / name, section=section)
-    # Without results a folder is all there is to tell models by.
+    # Without results, models are distinguished by their folders only.
     for results in log.rglob("results_*.json"):
         results.rename(results.with_suffix(".away"))
     with pytest.raises(UserError, match="of two models, org__model and org__other; name one"):
