@@ -154,6 +154,7 @@ def _read_sides(fields: Fields, better: str, worse: str, origin: str) -> Pair:
     prompt = read_question(fields, origin)
     if not conversations[0]:
         return prompt, chosen, rejected
+    # At least one message of each side stays as its answer.
     shared = 0
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1

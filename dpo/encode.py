@@ -82,6 +82,7 @@ def _from_messages(
         for row in rows
         for side in SIDES
     ]
+    # Earlier assistant turns are part of the prompt, so only the last one is scored.
     encoded = list(encode_chats(tokenizer, chats, turns="last"))
     result = []
     for i, row in enumerate(rows):

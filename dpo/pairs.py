@@ -64,6 +64,7 @@ def build_pairs(
         (`prompt_ids`, `chosen_ids`, `rejected_ids`) and every sample with its score; and counts.
     """
     conversations = [row["messages"] for row in prompts for _ in range(samples_per_prompt)]
+    # Runs with different seeds share no sampling seed below a million samples.
     seeds = [seed * 1_000_003 + i for i in range(len(conversations))]
     answers = sample(conversations, seeds)
     assert len(answers) == len(conversations), "a sampler returns one answer for each conversation"

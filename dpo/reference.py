@@ -18,7 +18,7 @@ from sft.system.run_marker import recording
 
 log = logging.getLogger(__name__)
 
-SHARD = 64  # pairs
+SHARD = 64  # pairs; a kill loses the work of one shard for each process
 
 
 def pair_document(row: dict[str, Any]) -> Document:

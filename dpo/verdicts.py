@@ -49,7 +49,8 @@ class Verdicts:
         name = next((name for name in NAMES if name in fields), None)
         if self.labels and name is not None:
             return self._labeled(name, fields[name], origin)
-        if name == "labels" and "human_ref_A" not in fields:  # not SHP
+        # Other data sets than SHP use `labels` as `label`, which counts from 1.
+        if name == "labels" and "human_ref_A" not in fields:
             name = "label"
             fields = Fields({"label": fields["labels"]})
         if name in ("label", "preference") and (found := number_of(fields[name])) is not None:

@@ -61,8 +61,8 @@ def warmup_stable_decay(
     return warmup(step, warmup_steps=warmup_steps) * (final + (1 - final) * left)
 
 
-def as_upstream(name: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Translate `cosine` with our option `final` into upstream's `cosine_with_min_lr`."""
+def transformers_schedule(name: str, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Translate `cosine` with our option `final` into transformers' `cosine_with_min_lr`."""
     if name == "cosine" and "final" in options:
         rest = {key: value for key, value in options.items() if key != "final"}
         return "cosine_with_min_lr", {"min_lr_rate": options["final"]} | rest

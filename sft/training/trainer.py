@@ -32,7 +32,7 @@ from sft.run.checkpoint import resume_point
 from sft.run.stage_facts import StageFacts, smoothed_losses
 from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
 from sft.training.eval_callbacks import EPOCH_SCHEDULE, EvalCallback, loop_schedule
-from sft.training.lr_schedules import SCHEDULES, as_upstream, long_warmup
+from sft.training.lr_schedules import SCHEDULES, long_warmup, transformers_schedule
 from sft.training.micro_batches import Layout, collate_chats
 from sft.training.optimizer import check_options
 from sft.training.progress_log import StageLog
@@ -234,7 +234,9 @@ def training_arguments(
         options.pop("lr_scheduler_kwargs", None)
         options["lr_scheduler_type"] = "constant"  # ignored by `create_scheduler`
     elif kind == "cosine":
-        options["lr_scheduler_type"], options["lr_scheduler_kwargs"] = as_upstream(kind, given)
+        options["lr_scheduler_type"], options["lr_scheduler_kwargs"] = transformers_schedule(
+            kind, given
+        )
     if section.train_batch_size:
         processes = PartialState().num_processes
         micro = check_batch(folder.name, section, processes=processes)

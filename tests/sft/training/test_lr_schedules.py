@@ -9,10 +9,10 @@ from transformers import TrainingArguments, get_cosine_schedule_with_warmup, get
 
 from sft.training.lr_schedules import (
     SCHEDULES,
-    as_upstream,
     count_warmup,
     long_warmup,
     multi_step,
+    transformers_schedule,
     warmup_stable_decay,
 )
 
@@ -35,7 +35,7 @@ def test_warmup_stable_decay(step, factor):
 
 @pytest.mark.parametrize("final", [0.0, 0.1])
 def test_cosine_is_upstreams_and_ends_at_final(final):
-    name, options = as_upstream("cosine", {"final": final})
+    name, options = transformers_schedule("cosine", {"final": final})
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     found = get_scheduler(name, optimizer, 7, 50, options).lr_lambdas[0]
     for step in range(51):
@@ -44,7 +44,7 @@ def test_cosine_is_upstreams_and_ends_at_final(final):
         assert found(step) == (step / 7 if step < 7 else falling)
     plain = get_cosine_schedule_with_warmup(optimizer, 7, 50).lr_lambdas[0]
     assert final or [*map(plain, range(51))] == [*map(found, range(51))]
-    assert as_upstream("cosine", {}) == ("cosine", {})
+    assert transformers_schedule("cosine", {}) == ("cosine", {})
 
 
 @pytest.mark.parametrize(
