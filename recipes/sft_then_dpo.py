@@ -108,7 +108,7 @@ class PreparedRows:
     stages: list[PlannedStage]
     pairs: "Dataset | None"
     prompts: list[dict[str, Any]]
-    workloads: list[StageWorkload]
+    preferences: list[StageWorkload]  # the workload of DPO, if it is enabled
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,7 +147,7 @@ def chain(
 
 def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
     """Refuse mistakes in the preset, the machine, the model and the tasks before any training."""
-    # In this order mistakes cost least: first the machine, then the Hub, last tokenizer and tasks.
+    # The cheapest checks come first: the machine, the Hub, the tasks, the tokenizer, the model.
     check_trackers(preset.run)
     placement = choose_placement(preset.model)
     preset = with_date(preset, fresh=fresh)
@@ -221,11 +221,10 @@ def prepare(checked: CheckedRun, context: RunContext) -> PreparedRows:
     stages = plan_stages(chats, preset, context)
     pairs = given_pairs(preset, context, benchmarks=benchmarks)
     prompts = pair_prompts(preset, context, benchmarks=benchmarks, reference_error=reference_error)
-    workloads = [chats_workload(stage.name, stage.section, stage.rows) for stage in stages]
-    for workload in preference_workload(preset, checked.tokenizer, pairs=pairs, prompts=prompts):
+    preferences = preference_workload(preset, checked.tokenizer, pairs=pairs, prompts=prompts)
+    for workload in preferences:
         log.info(preference_line(workload))
-        workloads.append(workload)
-    return PreparedRows(stages, pairs, prompts, workloads)
+    return PreparedRows(stages, pairs, prompts, preferences)
 
 
 def check_plan(checked: CheckedRun, rows: PreparedRows, *, dry_run: bool) -> None:
@@ -234,13 +233,15 @@ def check_plan(checked: CheckedRun, rows: PreparedRows, *, dry_run: bool) -> Non
     asked = check_questions(
         preset, checked.tokenizer, window=checked.window, needs_data=not dry_run
     )
+    workloads = [chats_workload(stage.name, stage.section, stage.rows) for stage in rows.stages]
+    workloads += rows.preferences
     if not dry_run:
-        run_on_main(partial(check_memory, planner, rows.workloads))
+        run_on_main(partial(check_memory, planner, workloads))
         return
     show_examples(rows.stages, checked.tokenizer)
-    training = show_budget(planner, rows.workloads, parts=checked.in_parts)
+    training = show_budget(planner, workloads, parts=checked.in_parts)
     if training is not None:
-        models, sampled = len(rows.workloads), len(rows.prompts)
+        models, sampled = len(workloads), len(rows.prompts)
         show(cost_line(planner, preset, asked, models=models, sampled=sampled, training=training))
 
 
@@ -258,12 +259,11 @@ def train_and_measure(
     models: dict[str, str] = {"base": base}  # in order; the last one is where a stage starts
     decisions: list[Decision] = []
     measure("base", base, context, preset.eval)
-    enabled = {stage.name: stage.section.enabled for stage in rows.stages}
+    stages = {stage.name: stage.section.enabled for stage in rows.stages}
     if preset.dpo.enabled:
-        enabled["dpo"] = preset.dpo.enabled
-    for name in enabled:
-        before = list(models)[-1]
-        auto = enabled[name] == "auto"
+        stages["dpo"] = preset.dpo.enabled
+    for name, enabled in stages.items():
+        before, auto = list(models)[-1], enabled == "auto"
         if auto and name != "dpo":  # for DPO, auto decides only whether its model is kept
             above = preset.sft_dialogue.min_repetition
             decide = partial(stage_needed, folder, stage=name, after=before, above=above)
@@ -283,28 +283,22 @@ def train(
     name: str, checked: CheckedRun, rows: PreparedRows, context: RunContext, *, start: str
 ) -> str:
     """Train one stage from the model at `start`; return the folder of its model."""
-    if name == "dpo":
-        pairs = rows.pairs
-        if pairs is None:
-            pairs = sample_pairs(checked.preset, rows.prompts, context, start=start)
-        return run_dpo_stage(context, start=start, section=checked.preset.dpo, rows=pairs)
-    (stage,) = (stage for stage in rows.stages if stage.name == name)
-    return run_sft_stage(stage, context, start=start)
-
-
-def sample_pairs(
-    preset: Preset, prompts: list[dict[str, Any]], context: RunContext, *, start: str
-) -> "Dataset":
-    """Sample answers from the model at `start`, grade them with the rules and return pairs."""
-    return sampled_pairs(
-        preset,
-        context,
-        start=start,
-        prompts=prompts,
-        sample=sampler(start, context, section=preset.pairs, engine=preset.eval),
-        score=rule_judge,
-        sampled_by=backend_inputs(preset.eval, context),
-    )
+    preset = checked.preset
+    if name != "dpo":
+        (stage,) = (stage for stage in rows.stages if stage.name == name)
+        return run_sft_stage(stage, context, start=start)
+    pairs = rows.pairs
+    if pairs is None:  # from the answers of the model itself, graded by rules
+        pairs = sampled_pairs(
+            preset,
+            context,
+            start=start,
+            prompts=rows.prompts,
+            sample=sampler(start, context, section=preset.pairs, engine=preset.eval),
+            score=rule_judge,
+            sampled_by=backend_inputs(preset.eval, context),
+        )
+    return run_dpo_stage(context, start=start, section=preset.dpo, rows=pairs)
 
 
 def report(
