@@ -312,31 +312,43 @@ class TextRow(SampleRow):
     bytes: Positive
 
 
-class _Judged(TypedDict):
-    key: str
+class GradeFacts(TypedDict):
+    """The answer that a grade is about: the last of the first `turn` turns of a model."""
+
+    kind: Literal["grade"]
     question: str
     category: str
+    turn: int
+    model: str
+
+
+class PairFacts(TypedDict):
+    """The answers that are compared, in the order that the judge sees."""
+
+    kind: Literal["pair"]
+    question: str
+    category: str
+    a: str
+    b: str
+
+
+class _Judged(TypedDict):
+    key: str
     reply: str
     asked: Annotated[int, Field(ge=0, le=10**12)]
     prompt_tokens: Annotated[int, Field(ge=0, le=10**12)]
     completion_tokens: Annotated[int, Field(ge=0, le=10**12)]
 
 
-class GradeJudgment(_Judged):
+class GradeJudgment(GradeFacts, _Judged):
     """A row of judgments.jsonl: a grade of one turn of one model; None if no reply holds one."""
 
-    kind: Literal["grade"]
-    model: str
-    turn: int
     verdict: Annotated[float, Field(ge=1, le=10)] | None
 
 
-class PairJudgment(_Judged):
+class PairJudgment(PairFacts, _Judged):
     """A row of judgments.jsonl: which model's answers are better; C for neither."""
 
-    kind: Literal["pair"]
-    a: str
-    b: str
     verdict: Literal["A", "B", "C"] | None
 
 

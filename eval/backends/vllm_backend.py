@@ -174,7 +174,7 @@ def vllm_backend(
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         load["gpu_memory_utilization"] = round(MEMORY_SHARE * free / total, 3)
-    process = _Process.start(vllm, device)
+    process = _Process(vllm, device)
     try:
         limit = process.request({"load": load})
         if limit is None:
@@ -194,25 +194,19 @@ def vllm_backend(
         process.end()
 
 
-@dataclass(frozen=True)
 class _Process:
     """The vLLM process: one line of JSON for a request, one for its reply."""
 
-    popen: "subprocess.Popen[str]"
-
-    @classmethod
-    def start(cls, vllm: Vllm, device: torch.device) -> "_Process":
-        # In a new session, Ctrl-C reaches only this process, which then ends the child.
-        return cls(
-            subprocess.Popen(
-                [vllm.python, str(CHILD)],
-                env=environment(device),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
+    def __init__(self, vllm: Vllm, device: torch.device) -> None:
+        self.popen = subprocess.Popen(
+            [vllm.python, str(CHILD)],
+            env=environment(device),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            # In a new session, Ctrl-C reaches only this process, which then ends the child.
+            start_new_session=True,
         )
 
     def request(self, content: Mapping[str, object]) -> Any:

@@ -52,8 +52,11 @@ def proportion_bounds(gained: float, lost: float, n: float, *, level: float) -> 
     return _lower_proportion(gained, lost, n, tail), -_lower_proportion(lost, gained, n, tail)
 
 
-def proportion_p_value(gained: float, lost: float) -> float:
-    """Return McNemar's two-sided exact p-value; for integers the binomial test of 1/2."""
+def mcnemar(gained: float, lost: float) -> float:
+    """Return the two-sided p-value of McNemar's exact test; for integers the binomial test of 1/2.
+
+    `gained` counts pairs wrong -> right, `lost` right -> wrong (McNemar 1947).
+    """
     return min(1.0, 2 * min(_no_gain(gained, lost), _no_gain(lost, gained)))
 
 

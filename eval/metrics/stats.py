@@ -13,10 +13,10 @@ from scipy import stats as distributions
 
 from eval.metrics import power
 from eval.metrics.bounded_mean import (
+    mcnemar,
     mean_bounds,
     mean_p_value,
     proportion_bounds,
-    proportion_p_value,
 )
 from eval.metrics.clusters import Clusters, summed, weight
 from eval.metrics.sign_flips import RatioTest, ratio_test
@@ -87,14 +87,6 @@ def score_interval(
     return mean_bounds(values, low=low, high=high, level=level, weight=each)
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test (McNemar 1947).
-
-    `gained` counts pairs wrong -> right, `lost` right -> wrong.
-    """
-    return proportion_p_value(gained, lost)
-
-
 def paired_proportion_interval(
     gained: int, lost: int, n: int, *, level: float = LEVEL
 ) -> tuple[float, float]:
@@ -135,7 +127,7 @@ def compare_paired(
         return Comparison(
             delta,
             proportion_bounds(*counts, n * each, level=level),
-            proportion_p_value(*counts),
+            mcnemar(*counts),
             n,
             f"McNemar{suffix}" if suffix else "exact McNemar",
             visible=power.visible_proportion(discord, n * each, level=level),

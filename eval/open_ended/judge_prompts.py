@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from typing_extensions import TypedDict
-
 from eval.open_ended.judge_endpoint import Reply
 from eval.open_ended.questions import OpenQuestion
-from eval.schema import Judgment, OpenAnswer
+from eval.schema import GradeFacts, Judgment, OpenAnswer, PairFacts
 from sft.run.fingerprint import fingerprint
 
 # A judge's reply to a conversation: `functools.partial(endpoint.ask, endpoint, max_tokens=...)`, or
@@ -42,26 +40,6 @@ _COMPARE = (
     "Two assistants, A and B, had the same user messages. Say whose answers are better: A, B, or C "
     "where neither is. The order in which they are shown means nothing."
 )
-
-
-class GradeFacts(TypedDict):
-    """The answer that a grade is about: the last of the first `turn` turns of a model."""
-
-    kind: Literal["grade"]
-    question: str
-    category: str
-    turn: int
-    model: str
-
-
-class PairFacts(TypedDict):
-    """The answers that are compared, in the order that the judge sees."""
-
-    kind: Literal["pair"]
-    question: str
-    category: str
-    a: str
-    b: str
 
 
 @dataclass(frozen=True)

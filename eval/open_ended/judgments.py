@@ -11,7 +11,8 @@ from typing import cast
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
-from eval.metrics.stats import mcnemar, paired_proportion_interval, score_interval
+from eval.metrics.bounded_mean import mcnemar
+from eval.metrics.stats import paired_proportion_interval, score_interval
 from eval.open_ended.judge_prompts import AskJudge, JudgeRequest, judge_request
 from eval.schema import GradeJudgment, Judgment, PairJudgment
 from eval.schema_checks import first_mismatch

@@ -83,25 +83,29 @@ def read_questions(path: str, *, references: str | None = None) -> list[OpenQues
     questions: dict[str, OpenQuestion] = {}
     ignored: Counter[str] = Counter()
     for place, fields in _rows(path):
-        turns = _texts(_first(fields, "question"))
+        names = {
+            kind: next((n for n in known if fields.get(n) not in (None, "", [])), None)
+            for kind, known in FIELDS.items()
+        }
+        values = {kind: fields[name] for kind, name in names.items() if name is not None}
+        turns = _texts(values.get("question"))
         if not turns or not all(text.strip() for text in turns):
             raise UserError(
                 f"{place}: no question; a row holds `turns`, {_or(FIELDS['question'][1:])}, a text "
                 "or a list of texts, one for each turn"
             )
-        identity = str(_first(fields, "id", default=len(questions)))
+        identity = str(values.get("id", len(questions)))
         if identity in questions:
             raise UserError(f"{place}: question id {identity} occurs twice; make ids unique")
-        own = _own_references(fields, turns=len(turns), place=place)
+        own = _own_references(values.get("reference", []), turns=len(turns), place=place)
         padded = [text or "" for text in given.get(identity) or own] + [""] * len(turns)
         questions[identity] = OpenQuestion(
             identity,
-            str(_first(fields, "category", default="") or "all"),
+            str(values.get("category") or "all"),
             tuple(turns),
             tuple(padded[: len(turns)]),
         )
-        read = {_named(fields, kind) for kind in FIELDS}
-        ignored.update(name for name, value in fields.items() if value and name not in read)
+        ignored.update(n for n, value in fields.items() if value and n not in names.values())
     if not questions:
         raise UserError(f"{path}: no questions; a file holds at least one")
     if given and not given.keys() & questions.keys():
@@ -127,9 +131,9 @@ def _log_read(path: str, questions: Sequence[OpenQuestion], ignored: Mapping[str
         log.info("%s: not read: %s", path, named)
 
 
-def _own_references(fields: Mapping[str, Any], *, turns: int, place: str) -> list[str]:
+def _own_references(value: Any, *, turns: int, place: str) -> list[str]:
     """Return a reference for each turn; several for a single turn are alternatives."""
-    own = _texts(_first(fields, "reference", default=[]))
+    own = _texts(value)
     if own is None or (turns > 1 and len(own) > turns):
         raise UserError(
             f"{place}: the reference answer is not a text for each of {turns} turns; give a text, "
@@ -140,17 +144,6 @@ def _own_references(fields: Mapping[str, Any], *, turns: int, place: str) -> lis
 
 def _or(names: Sequence[str]) -> str:
     return " or ".join(f"`{name}`" for name in names)
-
-
-def _named(fields: Mapping[str, Any], kind: str) -> str | None:
-    """Return the first field of FIELDS[kind] that a row fills."""
-    filled = (name for name in FIELDS[kind] if fields.get(name) not in (None, "", []))
-    return next(filled, None)
-
-
-def _first(fields: Mapping[str, Any], kind: str, *, default: Any = None) -> Any:
-    name = _named(fields, kind)
-    return default if name is None else fields[name]
 
 
 def _texts(value: Any) -> list[str] | None:

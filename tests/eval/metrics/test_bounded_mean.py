@@ -5,10 +5,10 @@ import pytest
 from scipy import stats
 
 from eval.metrics.bounded_mean import (
+    mcnemar,
     mean_bounds,
     mean_p_value,
     proportion_bounds,
-    proportion_p_value,
 )
 
 
@@ -48,7 +48,7 @@ def test_bounds_of_right_and_wrong_are_those_of_their_differences(gained, lost, 
     exact = proportion_bounds(gained, lost, n, level=0.95)
     assert exact == pytest.approx(by_definition(values, low=-1, high=1)[:2], abs=0.01)
     assert exact == pytest.approx(mean_bounds(values, low=-1, high=1, level=0.95), abs=0.004)
-    p = proportion_p_value(gained, lost)
+    p = mcnemar(gained, lost)
     assert mean_p_value(values, low=-1, high=1) == pytest.approx(p, rel=1e-9)
 
 

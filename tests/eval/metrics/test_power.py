@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from eval.metrics.bounded_mean import mcnemar
 from eval.metrics.power import (
     needed_pairs,
     needed_ratio,
@@ -15,7 +16,7 @@ from eval.metrics.power import (
     visible_proportion,
     visible_ratio,
 )
-from eval.metrics.stats import compare_bits, compare_paired, mcnemar
+from eval.metrics.stats import compare_bits, compare_paired
 
 DRAWS = 1000  # standard error 1.3 points around 80 %
 

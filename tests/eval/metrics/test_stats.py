@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from eval.metrics.bounded_mean import mcnemar
 from eval.metrics.stats import (
     bits_per_byte,
     compare_bits,
     compare_paired,
     holm,
-    mcnemar,
     paired_proportion_interval,
     score_interval,
     wilson,
