@@ -119,7 +119,7 @@ def _refuse_others(fields: Fields, origin: str) -> None:
         raise UserError(
             f"{origin}: {several!r} is a list of {len(fields.peek(several))} answers, and nothing "
             f"says which is the better; if the first is better than the second, set "
-            f"columns={{chosen: '{several}[0]', rejected: '{several}[1]'}}; where a field tells, "
+            f"columns={{chosen: '{several}[0]', rejected: '{several}[1]'}}; if a field names it, "
             f"columns={{output_1: '{several}[0]', output_2: '{several}[1]', label: FIELD}} and its "
             "values as labels={VALUE: first, VALUE: second}"
         )

@@ -258,7 +258,7 @@ class ChatMessage(TypedDict):
     content: str
 
 
-@final  # mypy tells the two kinds of rows apart by a key only if they are final
+@final  # mypy distinguishes the two kinds of rows by a key only if they are final
 class GenerationRow(TypedDict):
     """A row of generations.jsonl."""
 

@@ -1,4 +1,4 @@
-"""Compare a base model, asked few-shot in plain text, with chat models, asked in their template.
+"""Compare a base model, few-shot on plain text, with chat models in their template.
 
     python recipes/base_vs_chat.py --base BASE --chat CHAT --tasks gsm8k,hellaswag
     python recipes/base_vs_chat.py --base B --chat C --preset recipes/paper/protocol.yaml
@@ -8,7 +8,7 @@
 A single model is measured; two or more are compared. A model is a directory, a Hub id (org/name or
 org/name@revision), or a run of sft_then_dpo.py (its last kept model). Each task is stored when it
 is done: the same command, or one with more tasks, measures only what is missing. Other settings or
-models need a folder of their own (--to)."""
+models need another folder (--to)."""
 
 if __name__ == "__main__":  # before the imports, which take seconds
     from sft import end_on_interrupt
@@ -66,7 +66,7 @@ class CheckedModel:
     path: str
     tokenizer: "PreTrainedTokenizerBase"
     window: int | None  # context length in tokens
-    templated: bool  # whether it has a chat template of its own or of the preset
+    templated: bool  # whether the model or the preset has a chat template
 
 
 def main(argv: Sequence[str] | None = None) -> int:

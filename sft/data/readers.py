@@ -126,7 +126,7 @@ def _read_parquet(path: Path) -> Iterator[Record | RowError]:
                 f"{path}:1",
                 rule="file too large",
                 detail=detail,
-                remedy="save the rows again, in a file of their own size",
+                remedy="save the rows as JSON lines",
                 ends=True,
             )
             return

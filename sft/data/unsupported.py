@@ -24,7 +24,7 @@ MEDIA = frozenset(
     )
 ) | {"pixel_values"}
 # The placeholder of an image in a user turn. <video> and <audio> are HTML tags too, so they count
-# on a line of their own alone; an <image> with an end tag is XML; Qwen-VL writes <img>PATH</img>.
+# only on a separate line; an <image> with an end tag is XML; Qwen-VL writes <img>PATH</img>.
 PLACEHOLDER = re.compile(
     r"<image(?:[ _]?\d+)?>(?![\s\S]*</image>)|<img>[^<>]+</img>"
     r"|<\|(?:image|video|audio)(?:_pad)?\|>"

@@ -21,7 +21,7 @@ CONNECT_TIMEOUT = 5.0  # seconds
 def reach_hub() -> bool:
     """Check once whether the Hub is reachable; otherwise switch all libraries to offline mode.
 
-    Without this, each library retries for a minute per file. Behind a proxy nothing is checked.
+    Without this, each library retries for a minute per file. With a proxy nothing is checked.
     """
     if constants.HF_HUB_OFFLINE or getproxies():
         return True
