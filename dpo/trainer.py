@@ -209,7 +209,7 @@ def train_dpo(
 
 @contextmanager
 def _skip_weight_hash() -> Iterator[None]:
-    """Skip trl's hash of all weights, the key of a cache of reference log-probs that is not used."""
+    """Skip trl's hash of all weights, the key of its unused cache of reference log-probs."""
     original = dpo_trainer.hash_module
     dpo_trainer.hash_module = lambda module: ""
     try:
