@@ -174,3 +174,9 @@ def test_functions_are_of_at_most_80_lines_and_seven_parameters(path):
 def test_every_module_of_the_packages_imports(package):
     for path in (ROOT / package).rglob("*.py"):
         importlib.import_module(module_name(path))
+
+
+def test_names_of_test_files_are_unique():
+    """pytest imports test files by their base name."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

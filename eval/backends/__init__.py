@@ -1,4 +1,4 @@
-"""Engines that generate answers and compute log-probabilities: transformers and vLLM.
+"""What computes answers and log-probabilities: transformers or vLLM.
 
 base: The interface of a model that scores and continues token ids, on any engine.
 loading: Load a model with the backend that the preset names.

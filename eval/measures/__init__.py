@@ -3,8 +3,8 @@
 cost: Upper bound of the hours that measuring a run's models takes, from its questions and caps.
 dry_run: Benchmarks on a backend without a model, which finds errors in the tasks before
     training.
-in_training: Measures of a model while it trains: scores at the end of each epoch, and checks for
-    loops.
+in_training: Measures of a model while it trains: scores at the end of each epoch, and checks
+    for loops.
 measure: Measures of a model in a run, with its samples on disk.
 measure_cache: Cache of measures: each task of each model is measured once for the same inputs.
 measured_inputs: Inputs of measures that a run has not read yet, and that may therefore still

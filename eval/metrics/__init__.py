@@ -5,8 +5,8 @@ clusters: Standard errors and effective sample sizes of scores that share a pass
     template.
 formatting: Numbers as text: percentages, differences in points, intervals, p-values and
     durations.
-loop_detection: Loop detection in token ids: the period, the number of copies and where the
-    loop begins.
+loop_detection: Loop detection in token ids: the period, the number of copies and where the loop
+    begins.
 paired_comparison: Paired comparison of two models, whose stored samples are joined on the
     document.
 power: Power of paired comparisons: the smallest detectable change, and the questions needed.

@@ -2,8 +2,7 @@
 
 answer_cards: Cards of the report: one prompt or question with every model's answer, and what
     filters it.
-caveats: Caveats on changes that training alone does not explain: formats, weights, cut
-    answers.
+caveats: Caveats on changes that training alone does not explain: formats, weights, cut answers.
 detail_tables: Rows of the report's smaller tables: repetition by group and definition, safety
     by category.
 epoch_plots: Picture and table of the measures in training, over the epochs of all stages.

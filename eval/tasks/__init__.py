@@ -3,6 +3,8 @@
 answer_length: Limit generated answers of a task: number of tokens and stop strings.
 benchmark: Run one lm-eval benchmark of one model: a score with its interval, every sample on
     disk.
+chat_history: Render conversations with templates that have no system turn: it is merged into
+    the user turn.
 fewshot: Reduce few-shot examples if a question with all of them does not fit the context
     window.
 lm_eval_model: Implement lm-eval's model interface on a backend that scores and continues token
@@ -12,7 +14,5 @@ local_task: Define lm-eval tasks over local data files, without conversion, cach
 questions: Load the questions of all tasks, for decontamination of the training rows.
 sample_rows: Convert a sample of lm-eval to a stored row: the score of a document and its
     evidence.
-system_prompt: Render conversations with templates that have no system turn: it is merged into
-    the user turn.
 task_files: Find benchmark tasks by name: local YAML files, or tasks of lm-eval.
 """

@@ -26,7 +26,7 @@ from eval.generation.generate import Generation, GenerationSettings
 from eval.generation.stopping import FinishReason
 from eval.generation.thinking import split_generation
 from eval.tasks.answer_length import DEFAULT_NEW_TOKENS, cap_too_large
-from eval.tasks.system_prompt import IN_USER_TURN, render_history
+from eval.tasks.chat_history import IN_USER_TURN, render_history
 from sft.chat_template.encoding import stop_ids
 from sft.chat_template.tokenizer_coverage import Coverage, check_coverage
 from sft.distributed.collectives import map_over_ranks, own_share
@@ -99,7 +99,7 @@ class LmEvalModel(LM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the conversation as text, see `eval.tasks.system_prompt.render_history`."""
+        """Return the conversation as text, see `eval.tasks.chat_history.render_history`."""
         text, reason = render_history(
             self.tokenizer, chat_history, add_generation_prompt=add_generation_prompt
         )

@@ -1,4 +1,4 @@
-"""Removal of near-duplicate rows and of benchmark questions from training data.
+"""Near-duplicate rows and benchmark contamination, found and removed.
 
 decontamination: Training rows that contain a benchmark's question, found by overlap of
     character n-grams.

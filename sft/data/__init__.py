@@ -1,4 +1,4 @@
-"""Reading of files and Hub datasets as chats, {"messages": [...], "kind": ...}.
+"""Files and hub datasets to chats, {"messages": [...], "kind": ...}.
 
 csv_reader: CSV files with a header as records; every cell is text.
 field_names: Names of fields: pairs of a question and its answer, pairs of answers, and other
