@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+from collections import Counter
 
 import pytest
 from files import ROOT
