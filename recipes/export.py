@@ -14,6 +14,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     end_on_interrupt()
 
+import argparse
 import logging
 import shlex
 import sys
@@ -62,13 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--dry-run lists what --push-to would upload; give both, or neither")
         if given.push_to:
             check_name(given.push_to)
-        export(
-            given.run,
-            to=given.to,
-            model=given.model,
-            dtype=given.dtype,
-            trust_remote_code=given.trust_remote_code,
-        )
+        export(given)
         if given.push_to:
             push(given.to, name=given.push_to, dry_run=given.dry_run)
 
@@ -96,25 +91,19 @@ class Export:
         return options | {"run": hashes}
 
 
-def export(
-    run: Path,
-    *,
-    to: Path,
-    model: str | None = None,
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-) -> None:
+def export(given: argparse.Namespace) -> None:
     """Write a run's model to a new folder, check it, and print how to use it; a finished export is
     left as it is."""
+    run, to, trust = given.run, given.to, given.trust_remote_code
     refuse_inside_run(to, option="--to")
-    preset, stage = find_model(run, model)
+    preset, stage = find_model(run, given.model)
     # The run's record may come from a stranger, so that its own consent does not count.
-    if preset.model.trust_remote_code and not trust_remote_code:
+    if preset.model.trust_remote_code and not trust:
         raise UserError(
             f"{run} was trained with model.trust_remote_code: its model brings Python files that "
             "would run here; pass --trust-remote-code if you trust them"
         )
-    exported = Export(run, preset, stage, to.resolve().name, dtype, trust_remote_code)
+    exported = Export(run, preset, stage, to.resolve().name, given.dtype, trust)
     inputs = exported.inputs()
     facts = finished_folder(to, inputs, option="--to")
     if facts is not None:
@@ -145,14 +134,9 @@ def write_export(exported: Export, folder: Path) -> bool:
     trained = str((run / STAGE_FOLDERS[stage] / "model").resolve())
     section = ModelSection(trained, trust_remote_code=exported.trust_remote_code)
     tokenizer = load_tokenizer(trained, section, date=preset.run.date)
+    rows, dtype = sample_rows(run, stage), exported.dtype
     checked = write_weights(
-        run,
-        preset,
-        section,
-        tokenizer=tokenizer,
-        rows=sample_rows(run, stage),
-        folder=folder,
-        dtype=exported.dtype,
+        run, preset, section, tokenizer=tokenizer, rows=rows, folder=folder, dtype=dtype
     )
     if not (run / "results.json").is_file():
         log.warning("%s is not finished: its model after %s is not compared", run, stage)
@@ -175,8 +159,7 @@ def write_export(exported: Export, folder: Path) -> bool:
     for line in checked:
         log.info("%s", line)
     write_text(folder / "preset.yaml", (run / "preset.yaml").read_text(encoding="utf-8"))
-    ways = ways_to_use(".", name=exported.name, ollama=turns is not None)
-    use = [f"    {line}" for line in ways]
+    use = [f"    {line}" for line in ways_to_use(".", name=exported.name, ollama=turns is not None)]
     card = model_card(run, preset, name=exported.name, model=stage, use=use, checked=checked)
     write_text(folder / "README.md", card)
     return turns is not None
@@ -273,9 +256,8 @@ def push(folder: Path, *, name: str, dry_run: bool) -> None:
 
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / RECORD)
     size = sum(path.stat().st_size for path in files)
-    print(
-        f"hub     https://huggingface.co/{name}, private: {len(files)} files, {size / 1e6:,.1f} MB"
-    )
+    about = f"{len(files)} files, {size / 1e6:,.1f} MB"
+    print(f"hub     https://huggingface.co/{name}, private: {about}")
     for path in files:
         print(f"        {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
     preset = load_preset(folder / "preset.yaml", recorded=True)

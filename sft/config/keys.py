@@ -38,10 +38,9 @@ def render_page() -> str:
 
 def _page() -> Iterator[str]:
     yield HEAD
-    preset = Preset()
-    for section in dataclasses.fields(preset):
-        yield from _section(section.name, getattr(preset, section.name))
-        if section.name == "data":
+    for name, content in vars(Preset()).items():
+        yield from _section(name, content)
+        if name == "data":
             yield from _section(f"A source, the item of {_code(*SOURCE_OPTIONS)}", Source())
             some = sorted(set.union(*SOURCE_OPTIONS.values()))
             accepted = [f"{_code(w)}: {_code(*sorted(o))}" for w, o in SOURCE_OPTIONS.items()]
@@ -61,17 +60,12 @@ def _section(title: str, section: Any) -> Iterator[str]:
     hints, docs = typing.get_type_hints(cls), field_docs(cls)
     yield f"## {title if ' ' in title else _code(title)}\n"
     yield f"{inspect.getdoc(cls)}\n"
-    fields = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    fields = dict(vars(section))
     trl = fields.pop("trl", None)
     nested = {name: value for name, value in fields.items() if dataclasses.is_dataclass(value)}
-    yield _table(
-        ("key", "type", "default", "meaning"),
-        (
-            (name, _type(hints[name]), _json(value), docs[name])
-            for name, value in fields.items()
-            if name not in nested
-        ),
-    )
+    plain = [(name, value) for name, value in fields.items() if name not in nested]
+    rows = ((name, _type(hints[name]), _json(value), docs[name]) for name, value in plain)
+    yield _table(("key", "type", "default", "meaning"), rows)
     if trl is not None:
         yield "Keys of TRL whose default is ours:\n"
         yield _table(("key", "default"), ((key, _json(value)) for key, value in trl.items()))
@@ -106,11 +100,8 @@ def _type(hint: Any) -> str:
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Return a Markdown table whose first column holds keys."""
     cells = [head, ("---",) * len(head), *((_code(key), *rest) for key, *rest in rows)]
-    lines = [
-        "| " + " | ".join(c.replace("\n", " ").replace("|", "\\|") for c in row) + " |"
-        for row in cells
-    ]
-    return "\n".join(lines) + "\n"
+    lines = ([c.replace("\n", " ").replace("|", "\\|") for c in row] for row in cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _code(*names: str) -> str:

@@ -38,15 +38,9 @@ def load_preset(
 ) -> Preset:
     """Read a preset file and apply `section.key=value` overrides (values are YAML).
 
-    Args:
-        overrides: given on the command line. The keys of
-            `sft.config.restricted_keys.COMMAND_LINE_ONLY` are accepted only here.
-        recorded: whether the file is the record of a finished run. It may contain such keys; a
-            caller that acts on them asks the user first.
-
-    Raises:
-        UserError: if the file is missing or is not a YAML mapping, or if any key or value is
-            wrong. One message lists all mistakes, unknown keys with their nearest valid name.
+    The keys of `COMMAND_LINE_ONLY` are accepted in overrides, and in the record of a finished run
+    (`recorded`), whose caller asks the user before it acts on them. A `UserError` lists all
+    mistakes, unknown keys with their nearest valid name.
     """
     given = _read_yaml(Path(path))
     problems = [] if recorded else list(_reserved_keys(given, overrides))
@@ -79,7 +73,7 @@ def load_preset(
     if problems:
         source = f"{path} with its overrides" if overrides else str(path)
         # A problem quotes its value, which may be a key that was pasted into the wrong place.
-        shown = [mask_secrets(problem) for problem in problems]
+        shown = map(mask_secrets, problems)
         short = [p if len(p) <= LONGEST else f"{p[:LONGEST]}\u2026" for p in shown]
         raise UserError(f"{mask_secrets(source)}: " + "; ".join(short))
     return preset
@@ -114,13 +108,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = _parse(read_yaml_text(file))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a readable YAML preset: {' '.join(str(error).split())}"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a readable YAML preset: {reason}") from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path}: a preset is a mapping of sections, not a {type(content).__name__}"
-        )
+        kind = type(content).__name__
+        raise UserError(f"{path}: a preset is a mapping of sections, not a {kind}")
     return content
 
 
@@ -237,7 +229,16 @@ def _coerce(value: Any, hint: Any, *, where: str, problems: list[str]) -> Any:
                     for i, item in enumerate(value)
                 ]
         if origin is dict and isinstance(value, dict):
-            return _coerce_mapping(value, *arguments, where=where, problems=problems)
+            key_type, of = arguments or (Any, Any)
+            if key_type is str:  # YAML reads 0 and true as a number and a truth value
+                value = {str(key): inner for key, inner in value.items()}
+            # The code that reads mappings of other values checks them.
+            if not (dataclasses.is_dataclass(of) or _is_choice(of)):
+                return value
+            return {
+                key: _coerce(inner, of, where=f"{where}.{key}", problems=problems)
+                for key, inner in value.items()
+            }
         if _is_choice(option) and value in arguments:
             return value
         if option is float and type(value) in (int, float):  # the only conversion; no bool, no text
@@ -248,20 +249,6 @@ def _coerce(value: Any, hint: Any, *, where: str, problems: list[str]) -> Any:
             return value  # upstream's enums of strings check their own members
     problems.append(f"{where}={value!r} is not {describe_type(hint)}")
     return value
-
-
-def _coerce_mapping(
-    given: dict[Any, Any], key: Any = Any, of: Any = Any, *, where: str, problems: list[str]
-) -> dict[Any, Any]:
-    """Fit values that are sections or choices; the code that reads other mappings checks them."""
-    if key is str:  # YAML reads 0 and true as a number and a truth value
-        given = {str(name): value for name, value in given.items()}
-    if not (dataclasses.is_dataclass(of) or _is_choice(of)):
-        return given
-    return {
-        name: _coerce(value, of, where=f"{where}.{name}", problems=problems)
-        for name, value in given.items()
-    }
 
 
 def _is_choice(hint: Any) -> bool:

@@ -45,12 +45,8 @@ def read_yaml_text(stream: IO[bytes]) -> str:
 
 
 def check_expanded_size(text: str) -> None:
-    """Count the values of a YAML text with its aliases expanded, without building them.
-
-    Raises:
-        TooLarge: if it has more than `NODES` values or `DEPTH` levels, or a recursive alias.
-        yaml.YAMLError: if it is not YAML.
-    """
+    """Count the values of a YAML text with its aliases expanded, without building them; raise
+    `TooLarge` if it has more than `NODES` values or `DEPTH` levels, or a recursive alias."""
     sizes: dict[str, int] = {}  # values under each anchor
     open_nodes: list[tuple[str | None, int]] = [(None, 0)]
 

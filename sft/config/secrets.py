@@ -80,8 +80,9 @@ def mask_secrets(text: str) -> str:
 
     The values of environment variables such as $HF_TOKEN and $OPENAI_API_KEY are masked too.
     """
-    for value in _environment_secrets():
-        text = text.replace(value, MASK)
+    for name, value in os.environ.items():
+        if _NAMED.search(name) and len(value) >= _SHORTEST:
+            text = text.replace(value, MASK)
     return _KEY.sub(MASK, _VALUE.sub(rf"\1{MASK}", _IN_ADDRESS.sub(f"{MASK}@", text)))
 
 
@@ -104,11 +105,3 @@ def nested_texts(value: Any, *, where: str = "") -> Iterator[tuple[str, str]]:
             yield from nested_texts(inner, where=f"{where}[{i}]")
     elif isinstance(value, str):
         yield where, value
-
-
-def _environment_secrets() -> list[str]:
-    return [
-        value
-        for name, value in os.environ.items()
-        if _NAMED.search(name) and len(value) >= _SHORTEST
-    ]

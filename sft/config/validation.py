@@ -89,9 +89,7 @@ def _check_data(preset: Preset) -> Iterator[str]:
     rule = "must be an overlap from 0 (exact duplicates only) to 1"
     yield from _check_bounds(data, "data", near_duplicates=(SHARE, rule))
     if not data.system_prompt.strip():
-        yield (
-            "data.system_prompt is empty; give a text, none, or template (the template's default)"
-        )
+        yield "data.system_prompt is empty; give a text, none, or template (the template's default)"
     for where in SOURCE_OPTIONS:
         section, key = where.split(".")
         for i, source in enumerate(getattr(getattr(preset, section), key)):
@@ -197,9 +195,8 @@ def check_measuring(section: EvalSection) -> Iterator[str]:
         if own.prompts:
             yield from _check_bounds(own, at, limit=(AT_LEAST_1, rule))
     rule = "must not be negative; 0 skips the sampled measurement"
-    yield from _check_bounds(
-        section.repetition, "eval.repetition", temperature=((0, math.inf), rule)
-    )
+    temperature = ((0, math.inf), rule)
+    yield from _check_bounds(section.repetition, "eval.repetition", temperature=temperature)
     rule = (
         "must be at least one document of each task, or null for all; eval.tasks=[] skips the "
         "benchmarks"
@@ -207,9 +204,8 @@ def check_measuring(section: EvalSection) -> Iterator[str]:
     yield from _check_bounds(section, "eval", limit=(AT_LEAST_1, rule))
     shots = (NOT_NEGATIVE, "must be a number of examples, 0 or more")
     tokens = (AT_LEAST_1, "must be at least one token")
-    for at, own in [("eval", section)] + [
-        (f"eval.per_task.{task}", options) for task, options in section.per_task.items()
-    ]:
+    tasks = {f"eval.per_task.{task}": options for task, options in section.per_task.items()}
+    for at, own in {"eval": section, **tasks}.items():
         yield from _check_bounds(own, at, base_shots=shots, chat_shots=shots, max_gen_toks=tokens)
     yield from _check_each_epoch(section)
     if section.in_parts is True and section.backend == "vllm":
@@ -249,17 +245,12 @@ def _check_each_epoch(section: EvalSection) -> Iterator[str]:
 def _check_lora(preset: Preset) -> Iterator[str]:
     """Check the adapter and the options that need one."""
     lora, default = preset.lora, LoraSection()
-    yield from _check_bounds(
-        lora, "lora", r=(NOT_NEGATIVE, "must be 0 (full fine-tuning) or positive")
-    )
+    rule = "must be 0 (full fine-tuning) or positive"
+    yield from _check_bounds(lora, "lora", r=(NOT_NEGATIVE, rule))
     if lora.r > 0:
-        adds = "must be at least 1, or the adapter adds nothing"
-        yield from _check_bounds(
-            lora,
-            "lora",
-            lora_dropout=((0, math.nextafter(1, 0)), "must be a share in [0, 1)"),
-            lora_alpha=(AT_LEAST_1, adds),
-        )
+        dropout = ((0, math.nextafter(1, 0)), "must be a share in [0, 1)")
+        alpha = (AT_LEAST_1, "must be at least 1, or the adapter adds nothing")
+        yield from _check_bounds(lora, "lora", lora_dropout=dropout, lora_alpha=alpha)
     elif lora.r == 0:
         for key in ("use_rslora", "use_dora", "between_stages"):
             if (value := getattr(lora, key)) != getattr(default, key):

@@ -50,11 +50,8 @@ def show(table: Any, *, errors: bool = True) -> None:
 
 
 def print_summary(table: Any, *, folder: Path, model: str | None) -> None:
-    """Print the table, the path of the report and the commands to chat with the model.
-
-    Args:
-        table: None where the run was finished already.
-    """
+    """Print the table (None if the run was finished already), the path of the report and the
+    commands to chat with the model."""
     if not PartialState().is_main_process:
         return
     report = folder / "report.html"
@@ -67,19 +64,14 @@ def print_summary(table: Any, *, folder: Path, model: str | None) -> None:
     if model is None:
         return
     print(f"model   {model}")
+    run = Path(model).parent.parent  # if it is the model of a stage
     if not is_adapter(model):
         print(*chat_commands(model), sep="\n")
-    elif (run := run_of(model)) is not None:
+    elif (run / "preset.yaml").is_file() and Path(model).name == "model":
         print(f"chat    python recipes/export.py {shlex.quote(str(run))} --to DIR")
         print("        merges the adapter and prints the commands to chat with it")
     else:
         print(f"chat    {model}/README.md shows how to load the adapter with peft")
-
-
-def run_of(model: str) -> Path | None:
-    """Return the run directory of a stage's model; None for other models."""
-    run = Path(model).parent.parent
-    return run if (run / "preset.yaml").is_file() and Path(model).name == "model" else None
 
 
 def chat_commands(model: str) -> list[str]:

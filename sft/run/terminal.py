@@ -62,10 +62,7 @@ class SafeStream:
     """A wrapper of a text stream that passes each text through `safe`.
 
     When the reader is gone (`| head`, a closed terminal), further output is dropped and the work
-    continues; so it is after any error of stderr.
-
-    Raises:
-        OSError: any other error of stdout, with "the output" as `filename`.
+    continues; so it is after any error of stderr. Other errors of stdout name "the output".
     """
 
     def __init__(self, stream: TextIO, *, errors: bool) -> None:

@@ -36,11 +36,7 @@ PROJECT = "truing"  # of trackio, and of Weights & Biases unless $WANDB_PROJECT 
 
 
 def check_trackers(section: RunSection) -> None:
-    """Check that the trackers are installed.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Refuse trackers that are not installed."""
     for name in _names(section):
         try:
             version(name)
@@ -57,26 +53,15 @@ def _names(section: RunSection) -> list[str]:
 
 @dataclass
 class Trackers:
-    """The trackers of a run; those of one model are open at a time.
+    """The trackers of a run; those of one model are open at a time."""
 
-    Args:
-        names: of the trackers; empty on all processes but the main one.
-        folder: the run directory.
-        config: the preset, for trackers that show it.
-    """
-
-    names: list[str] = field(default_factory=list)
-    folder: Path = Path()
-    config: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)  # empty on all processes but the main one
+    folder: Path = Path()  # the run directory
+    config: dict[str, Any] = field(default_factory=dict)  # the preset, for trackers that show it
     model: str | None = None  # whose trackers are open
     opened: dict[str, GeneralTracker] = field(default_factory=dict)
     record: TrackerRecord = field(default_factory=lambda: TrackerRecord(id="", told={}))
     announced: set[str] = field(default_factory=set)  # trackers whose place was logged
-
-    def begin(self, model: str) -> None:
-        """Open the trackers of a model before its training resumes and changes log.jsonl."""
-        if self.names:
-            self._open(model)
 
     def log_line(self, entry: Mapping[str, Any]) -> None:
         """Log a line of log.jsonl to the trackers that lack its step.
@@ -99,7 +84,7 @@ class Trackers:
         received = self._read(model)["told"]
         if all(name in received and key in received[name]["once"] for name in self.names):
             return
-        self._open(model)
+        self.begin(model)
         for name in list(self.opened):
             once = self.record["told"][name]["once"]
             if key not in once and self._send(name, values, step=step):
@@ -113,9 +98,10 @@ class Trackers:
             self._try(name, tracker.finish)
         self.opened, self.model = {}, None
 
-    def _open(self, model: str) -> None:
-        """Open the trackers of a model; one that is new receives the earlier lines of its log."""
-        if self.model == model:
+    def begin(self, model: str) -> None:
+        """Open the trackers of a model, before its training resumes and changes log.jsonl; one that
+        is new receives the earlier lines."""
+        if self.model == model or not self.names:
             return
         self.close()
         record = self._read(model)
