@@ -1,11 +1,11 @@
-"""Compare the log-prob head of this project with torch's linear cross entropy, as ratios.
+"""Compare the log-prob head of this project with torch's linear cross entropy.
 
     python tests/benchmarks/head_speed.py
 
 Time and peak memory of forward and backward on two threads (`sft.packing.logprob_head` against
 `torch.nn.functional.linear_cross_entropy`, chunked and not), for a frozen and a trained head of
 SmolLM2-135M's size. torch returns losses only; the head here returns whether greedy decoding would
-choose the target, too. Medians of interleaved repeats.
+choose the target, too. Medians of interleaved repeats; time as ratios, memory in MiB.
 """
 
 if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
@@ -24,27 +24,29 @@ import torch
 from torch.nn import Linear, LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy
 
+from sft.model.placement import return_freed_memory
 from sft.packing.logprob_head import score_states
 from sft.run.command import run_command
 
 WIDTH, VOCABULARY = 576, 49_152
-TOKENS = (256, 1024, 4096)
+TOKENS = (512, 2048)
 DTYPES = (torch.float32, torch.bfloat16)
-REPEATS, THREADS = 5, 2
+REPEATS, THREADS = 3, 2
 
 
 def main() -> int:
     """Refuse arguments and measure; exit as `run_command` does."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    return run_command(measure, goes_on=False)
+    return run_command(measure, resumable=False)
 
 
 def measure() -> None:
-    """Print the ratios torch / ours for each head, dtype and number of tokens."""
+    """Print time and memory for each head, dtype and number of tokens."""
+    return_freed_memory()  # so that the peak of a run is not memory that an earlier one freed
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     for trained in (False, True):
-        print(f"{'trained' if trained else 'frozen'} head: torch / ours, time and peak memory")
+        print(f"{'trained' if trained else 'frozen'} head")
         for dtype in DTYPES:
             for tokens in TOKENS:
                 compare(tokens, dtype=dtype, trained=trained)
@@ -75,11 +77,12 @@ def compare(tokens: int, *, dtype: torch.dtype, trained: bool) -> None:
             times[name].append(time.perf_counter() - start)
             peaks[name].append(resident("VmHWM") - before)
     for name in ("chunked", "plain"):
-        slower, larger = (
-            statistics.median(found[name]) / statistics.median(found["ours"])
-            for found in (times, peaks)
+        ratio = statistics.median(times[name]) / statistics.median(times["ours"])
+        theirs, mine = (statistics.median(peaks[key]) / 2**20 for key in (name, "ours"))
+        print(
+            f"{dtype}, {tokens} tokens, torch {name}: {ratio:.2f} x the time of ours, "
+            f"{theirs:.0f} MiB (ours {mine:.0f})"
         )
-        print(f"{dtype}, {tokens} tokens, {name}: {slower:.2f} x time, {larger:.2f} x memory")
 
 
 def start_peak() -> int:

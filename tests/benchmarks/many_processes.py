@@ -242,7 +242,7 @@ def refused(world: World, layout: str) -> dict:
     kind, run = layout.partition("-")[0], world.folder / "refused"
     cases = {f"{kind}-3": "is no multiple of 6"}  # 8 rows per step, 2 at a time
     if kind != "ddp":
-        cases["fsdp-1"] = "FSDP, which spreads weights over processes, and started one"
+        cases["fsdp-1"] = "FSDP, which shards weights over processes, and started one"
     found = {}
     for start, words in cases.items():
         ended = world.chain(run, start).start()
