@@ -7,14 +7,13 @@ manifest is written, and the rename comes last. Only then are older checkpoints 
 
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from sft.distributed.sharding import sharding_strategy
 from sft.errors import UserError
-from sft.schema import Manifest
 from sft.system.atomic_files import (
     file_hash,
     read_record,
@@ -77,7 +76,7 @@ def flaw(checkpoint: Path) -> str | None:
     """Return why a checkpoint cannot be used, or None if every file matches its manifest."""
     if (reason := _sizes_flaw(checkpoint)) is not None:
         return reason
-    manifest = _manifest(checkpoint)
+    manifest = read_record(checkpoint / MANIFEST)
     assert manifest is not None
     for name, facts in manifest["files"].items():
         if file_hash(checkpoint / name) != facts["sha256"]:
@@ -85,13 +84,9 @@ def flaw(checkpoint: Path) -> str | None:
     return None
 
 
-def _manifest(checkpoint: Path) -> Manifest | None:
-    return cast("Manifest | None", read_record(checkpoint / MANIFEST))
-
-
 def _sizes_flaw(checkpoint: Path) -> str | None:
     """Compare the sizes only, which takes no reading of the files."""
-    manifest = _manifest(checkpoint)
+    manifest = read_record(checkpoint / MANIFEST)
     if manifest is None or not isinstance(manifest.get("files"), dict):
         damaged = (checkpoint / MANIFEST).is_file()
         return f"{MANIFEST} is damaged" if damaged else "it was never finished"
@@ -131,14 +126,14 @@ def drop_others(folder: Path) -> None:
     """
     now = PartialState().num_processes
     for checkpoint in newest_first(folder):
-        if (manifest := _manifest(checkpoint)) is None:
+        if (manifest := read_record(checkpoint / MANIFEST)) is None:
             continue
         if manifest.get("processes", now) != now or _sharding(manifest) != sharding_strategy():
             log.warning("%s is of another number of processes or sharding; removed", checkpoint)
             remove(checkpoint)
 
 
-def _sharding(manifest: Manifest) -> str:
+def _sharding(manifest: dict[str, Any]) -> Any:
     return manifest.get("spread", "nothing")  # checkpoints of earlier versions lack the key
 
 
@@ -156,7 +151,7 @@ def resume_point(folder: Path) -> Path | None:
     checkpoint = found[0]
     if checkpoint is None:
         return None
-    manifest = _manifest(checkpoint)
+    manifest = read_record(checkpoint / MANIFEST)
     assert manifest is not None, "last_good checks it"
     if _sharding(manifest) != sharding_strategy():
         raise UserError(

@@ -19,7 +19,6 @@ from sft.distributed.collectives import run_on_main
 from sft.run.earlier_versions import HASH_RULES
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_folders import anything_done
-from sft.schema import Machine, RunRecord
 from sft.system.atomic_files import read_record, write_record
 
 log = logging.getLogger(__name__)
@@ -46,22 +45,20 @@ def write_run_record(
     if not state.is_main_process:
         return
     libraries = (*LIBRARIES, *["bitsandbytes"] * preset.model.load_in_4bit)
-    record = RunRecord(
-        **_machine(state, libraries),
-        seed=preset.run.seed,
-        date=preset.run.date,
-        preset_sha256=fingerprint(resolved(preset)),
-        inputs=dict(inputs or {}),
-        hash_rules=HASH_RULES,
-        revisions=dict(revisions or {}),
-    )
+    record = _machine(state, libraries) | {
+        "seed": preset.run.seed,
+        "date": preset.run.date,
+        "preset_sha256": fingerprint(resolved(preset)),
+        "inputs": dict(inputs or {}),
+        "hash_rules": HASH_RULES,
+        "revisions": dict(revisions or {}),
+    }
     before = read_record(folder / "run.json")
     if before is not None and anything_done(folder):
-        facts = dict(record)
         changed = {
             key: (old, new)
             for name in _COMPARED
-            for key, old, new in differences(before.get(name), facts[name], name)
+            for key, old, new in differences(before.get(name), record[name], name)
         }
         for key, (old, new) in sorted(changed.items()):
             log.warning(
@@ -72,7 +69,7 @@ def write_run_record(
     write_record(folder / "run.json", record)
 
 
-def _machine(state: PartialState, libraries: Sequence[str]) -> Machine:
+def _machine(state: PartialState, libraries: Sequence[str]) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -81,15 +78,15 @@ def _machine(state: PartialState, libraries: Sequence[str]) -> Machine:
         check=False,
     )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return Machine(
-        python=platform.python_version(),
-        versions={name: version(name) for name in libraries},
-        platform=platform.platform(),
-        cpu_threads=torch.get_num_threads(),
-        device=gpu or str(state.device),
-        num_processes=state.num_processes,
-        git=commit.stdout.strip() or None,
-    )
+    return {
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in libraries},
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "device": gpu or str(state.device),
+        "num_processes": state.num_processes,
+        "git": commit.stdout.strip() or None,
+    }
 
 
 def differences(before: Any, now: Any, at: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -112,15 +109,14 @@ def with_date(preset: Preset, *, models: Sequence[str] = (), fresh: bool = False
         models: directories of models, which may lie in a run.
         fresh: the run begins again, so the date in `run.dir` does not count.
     """
-    day = preset.run.date or run_on_main(lambda: _date(preset.run.dir, models=models, fresh=fresh))
-    return replace(preset, run=replace(preset.run, date=day))
-
-
-def _date(folder: str, *, models: Sequence[str], fresh: bool) -> str:
-    own = None if fresh else recorded_date(Path(folder).expanduser())
+    own = [] if fresh else [Path(preset.run.dir).expanduser()]
     # The directory of a model is run/1-sft-all/model.
-    others = [recorded_date(Path(path).parent.parent) for path in models if Path(path).is_dir()]
-    return next((day for day in (own, *others) if day), date.today().isoformat())
+    runs = [*own, *(Path(path).parent.parent for path in models if Path(path).is_dir())]
+
+    def day() -> str:
+        return next(filter(None, map(recorded_date, runs)), date.today().isoformat())
+
+    return replace(preset, run=replace(preset.run, date=preset.run.date or run_on_main(day)))
 
 
 def recorded_date(folder: Path) -> str | None:

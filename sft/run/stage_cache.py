@@ -7,14 +7,13 @@ in the same way, such as measures, are read by `matching_record` too.
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sft.errors import UserError
 from sft.run.adapters import portable_hash
-from sft.schema import BegunRecord, DoneRecord
 from sft.system.atomic_files import (
     is_plain_name,
     read_file,
@@ -87,7 +86,7 @@ class Stage:
                     remove(entry)
         # Last, so that a kill in between leaves no work that seems to belong to these inputs.
         (self.folder / DONE).unlink(missing_ok=True)
-        write_record(marker, BegunRecord(inputs=self.inputs))
+        write_record(marker, {"inputs": self.inputs})
 
     def finish(
         self, *, outputs: list[str], facts: dict[str, Any], kept: Sequence[str] = ()
@@ -100,16 +99,8 @@ class Stage:
         """
         kept = [name for name in kept if (self.folder / name).is_file()]
         texts = {name: read_file(self.folder / name).decode() for name in kept}
-        files = self._sync_and_hash([*outputs, *kept])
-        record = DoneRecord(inputs=self.inputs, outputs=files, facts=facts)
-        if texts:
-            record["kept"] = texts
-        write_record(self.folder / DONE, record)
-        return facts
-
-    def _sync_and_hash(self, outputs: Iterable[str]) -> dict[str, str]:
         hashes: dict[str, str] = {}
-        for name in outputs:
+        for name in [*outputs, *kept]:
             path = self.folder / name
             below = sorted(path.rglob("*")) if path.is_dir() else []
             for file in [path, *below]:
@@ -118,7 +109,9 @@ class Stage:
                     written = name if file == path else str(file.relative_to(self.folder))
                     hashes[written] = portable_hash(file)
         sync(self.folder)
-        return hashes
+        record = {"inputs": self.inputs, "outputs": hashes, "facts": facts}
+        write_record(self.folder / DONE, record | ({"kept": texts} if texts else {}))
+        return facts
 
 
 def matching_record(path: Path, inputs: Mapping[str, str], *keys: str) -> dict[str, Any] | None:
@@ -154,7 +147,7 @@ def intact_record(path: Path, *keys: str) -> dict[str, Any] | None:
     return record
 
 
-def verified_record(folder: Path, *names: str) -> DoneRecord:
+def verified_record(folder: Path, *names: str) -> dict[str, Any]:
     """Return the record of a finished stage after comparing its outputs with their hashes.
 
     Args:
@@ -173,7 +166,7 @@ def verified_record(folder: Path, *names: str) -> DoneRecord:
     }
     if (name := first_altered(folder, outputs)) is not None:
         raise _damaged(folder / name)
-    return cast(DoneRecord, done)
+    return done
 
 
 def verified_results(folder: Path) -> dict[str, Any] | None:
