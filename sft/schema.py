@@ -31,20 +31,6 @@ class SourceFacts(TypedDict):
     problems: list[str]
 
 
-class LogLine(TypedDict):
-    """A line of log.jsonl; losses and trackers add keys."""
-
-    step: int
-    loss: NotRequired[float]
-    epoch: NotRequired[float]
-    learning_rate: NotRequired[float]
-    grad_norm: NotRequired[float]
-    tokens_per_second: NotRequired[float]
-    padding: NotRequired[float]
-    memory_gib: NotRequired[float]
-    peak_share: NotRequired[float]  # of the device's peak FLOPS
-
-
 class TrackerProgress(TypedDict):
     """What one tracker has received of a model."""
 

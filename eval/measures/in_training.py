@@ -1,10 +1,8 @@
 """Measures of a model while it trains: scores at the end of each epoch, and checks for loops.
 
-`eval.each_epoch` measures repetition and the first documents of each task, as DeepSeek LLM
-(arXiv 2401.02954, section 4) tracks GSM8K, HumanEval and repetition over the epochs.
-`run.loop_checks` measures the repetition of a few short answers, which is enough to see a model
-that breaks but not to compare two models. Both generate greedily, in the chat template, in the
-arithmetic of training.
+`eval.each_epoch` follows DeepSeek LLM (arXiv 2401.02954, section 4). The few short answers of
+`run.loop_checks` show a model that breaks but compare no two models. Both generate greedily, in the
+chat template, in the arithmetic of training.
 """
 
 import logging
@@ -51,11 +49,7 @@ def _obstacle() -> str:
 
 
 def check_epoch_eval(preset: Preset) -> None:
-    """Check that this launcher can measure a model at the end of an epoch.
-
-    Raises:
-        UserError: the launcher uses DeepSpeed.
-    """
+    """Check that the launcher can measure a model at the end of an epoch: DeepSpeed cannot."""
     if preset.eval.each_epoch.enabled and (obstacle := _obstacle()):
         raise UserError(
             f"eval.each_epoch.enabled=true measures in one process, and {obstacle}; set it to "
@@ -144,14 +138,12 @@ def loop_check(preset: Preset, context: RunContext) -> TrainingEval | None:
             if time.monotonic() - began > point.seconds:
                 raise OutOfTime
 
-        answers = None
+        tokenizer, answers = context.tokenizer, None
         if point.step == 0 and start is not None:
             file = context.folder / "eval" / start / "generations.jsonl"
-            answers = _stored_answers(file, prompts, context.tokenizer, cap=cap)
+            answers = _stored_answers(file, prompts, tokenizer, cap=cap)
         if answers is None:
-            answers = repetition.greedy_answers(
-                model, context.tokenizer, prompts, cap=cap, tick=check_time
-            )
+            answers = repetition.greedy_answers(model, tokenizer, prompts, cap=cap, tick=check_time)
         found = _store_repetition(answers, point)
         log.info(
             "%s: step %d: %.0f of %d short answers repeat themselves (%.1f s)",

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from eval.backends.base import Backend
 from eval.backends.loading import backend_inputs, loaded
-from eval.backends.transformers_backend import backend_of
 from eval.graders.isolation import RunCode
 from eval.measures import repetition, safety
 from eval.measures.measure_cache import CachedMeasure, not_written
@@ -220,8 +219,7 @@ class _Measured:
         asked = fingerprint([prompts, cap])
 
         def greedy(model: Backend, own: Rows, progress: Progress) -> Rows:
-            window = backend_of(model, tokenizer).window
-            times = _times(section)
+            window, times = model.window, _times(section)
             repetition.check_prompts(tokenizer, prompts, window=window, cap=cap, times=times)
             return repetition.greedy_answers(model, tokenizer, own, cap=cap, progress=progress)
 

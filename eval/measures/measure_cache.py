@@ -45,11 +45,7 @@ class CachedMeasure:
         return entry
 
     def save(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the record of rows that are on disk; return `entry`.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Write the record of rows that are on disk; return `entry`."""
         try:
             self._record.parent.mkdir(parents=True, exist_ok=True)
             size = self.rows.stat().st_size

@@ -276,11 +276,7 @@ def _stored(prompt: Mapping[str, Any], row: _Row, tokenizer: Any, *, cap: int) -
 
 
 def check_cap(cap: int) -> None:
-    """Check that a loop which lasts to twice the cap is long enough to count.
-
-    Raises:
-        UserError: the cap is shorter than the shortest loop that counts.
-    """
+    """Check that a loop which lasts to twice the cap is long enough to count."""
     if cap < SMALLEST_CAP:
         raise UserError(
             f"eval.repetition.cap={cap}: a loop counts from {MIN_TOKENS} tokens on, so a shorter "

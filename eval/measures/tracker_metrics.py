@@ -1,6 +1,6 @@
 """Values for trackers: one number for each measure, named by its place in scores.json."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,14 @@ NUMBERS = ("score", "rate", BITS_PER_BYTE)
 
 def tracker_values(entry: Mapping[str, Any], name: str) -> dict[str, float]:
     """Return `{"NAME/repetition": 0.1}` for `{"repetition": {"rate": 0.1, "n": 9}}`."""
-    return dict(_flat_values(entry, name))
-
-
-def _flat_values(entry: Mapping[str, Any], name: str) -> Iterator[tuple[str, float]]:
     for number in NUMBERS:
         if number in entry:
-            yield name, entry[number]
-            return
+            return {name: entry[number]}
+    values: dict[str, float] = {}
     for key, inner in entry.items():
         if isinstance(inner, dict):
-            yield from _flat_values(inner, f"{name}/{key}")
+            values |= tracker_values(inner, f"{name}/{key}")
+    return values
 
 
 def log_measures(

@@ -147,11 +147,7 @@ def _own_folder(path: Path) -> Path | None:
 
 
 def _refuse_two_models(path: Path, samples: Sequence[_Samples]) -> None:
-    """Check that all logs are of one model.
-
-    Raises:
-        UserError: there are two.
-    """
+    """Check that all logs are of one model."""
     # A file without results counts as of the model of its folder, or of one of the folder's name.
     known = {file.path.parent: file.model for file in samples if file.model}
     places: dict[str, Path] = {}
@@ -196,24 +192,27 @@ def _copy(source: Path, folder: Path) -> tuple[str | None, list[str]]:
         )
     scores = read_json(source / "scores.json")
     _refuse_misfit(scores, ScoredTasks, source)
-    tasks = scores.get("benchmarks", {}) | scores.get("language", {})
-    files = [f"samples/{plain_name(name, source / 'scores.json')}.jsonl" for name in tasks]
+    files: dict[str, Any] = {}  # with the schemas of their rows
+    for place, schema in (("benchmarks", ScoredRow), ("language", TextRow)):
+        for task in scores.get(place, {}):
+            files[f"samples/{plain_name(task, source / 'scores.json')}.jsonl"] = schema
     more = [f"{name}.jsonl" for name in MORE_SAMPLES]
-    files += [name for name in more if (source / name).is_file()]
-    files += ["generations.jsonl"] * ("repetition" in scores)
+    files |= {name: dict for name in more if (source / name).is_file()}
+    if "repetition" in scores:
+        files["generations.jsonl"] = GenerationRow
     for name in files:
         refuse_link(source / name, source)
         if not (source / name).is_file():
             raise UserError(f"{source / name} is missing; measure that model again")
     _refuse_misfit(scores, Scores, source)
-    for name in files:
-        for _ in read_lines(source / name, schema=_schema_of(name, scores)):
+    for name, schema in files.items():
+        for _ in read_lines(source / name, schema=schema):
             pass  # reading checks the rows
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(folder / name):
             (folder / name).write_bytes(read_file(source / name))
     write_json(folder / "scores.json", {k: v for k, v in scores.items() if k != "same_format"})
-    return scores.get(BACKEND, TRANSFORMERS), files
+    return scores.get(BACKEND, TRANSFORMERS), list(files)
 
 
 def _refuse_misfit(scores: Any, schema: Any, source: Path) -> None:
@@ -223,14 +222,6 @@ def _refuse_misfit(scores: Any, schema: Any, source: Path) -> None:
             f"{source / 'scores.json'}: {found} is not as this version writes it; measure that "
             "model again"
         )
-
-
-def _schema_of(name: str, scores: Mapping[str, Any]) -> Any:
-    """Return the schema of the rows of a file of eval/<model>/."""
-    if name.startswith("samples/"):
-        task = name.removeprefix("samples/").removesuffix(".jsonl")
-        return TextRow if task in scores.get("language", {}) else ScoredRow
-    return GenerationRow if name == "generations.jsonl" else dict
 
 
 def _newest(path: Path) -> dict[str, _Samples]:

@@ -3,7 +3,7 @@
 It is written from preset.yaml, results.json, data/ and run.json of the run.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from eval.report.headline import headline
 from eval.report.tables import md, md_table, results_tables
 from eval.schema import Results
 from sft.config.preset import find_path
-from sft.config.sections import DpoStage, Preset, SftStage, Source, describe_training
+from sft.config.sections import Preset, Source, describe_training
 from sft.data.readers import is_on_hub
 from sft.run.stage_cache import intact_record, verified_results
 from sft.run.stage_facts import COMPARABLE_STEPS
@@ -103,14 +103,9 @@ def _stages(run: Path, preset: Preset, *, last: str) -> list[str]:
     facts = stage_facts(run)
     aside = rejected_stages(run) - {last}
     names = [name for name in facts if name not in aside]
-    sections: dict[str, SftStage | DpoStage] = {
-        "sft-all": preset.sft_all,
-        "sft-dialogue": preset.sft_dialogue,
-        "dpo": preset.dpo,
-    }
     rows = []
     for name in names[: names.index(last) + 1] if last in names else names:
-        options, done = sections[name].trl, facts[name]
+        options, done = getattr(preset, name.replace("-", "_")).trl, facts[name]
         rows.append(
             [
                 name,
@@ -157,12 +152,8 @@ def _licences(run: Path, preset: Preset, *, last: str) -> list[str]:
             )
             rows.append([use, public_name(source.path), source.license or UNSTATED, counts])
     lines = md_table(["", "source", "license", "rows trained by stage"], rows)
-    if any(row[2] == UNSTATED for row in rows):
-        lines += [
-            "",
-            "A license that is not stated here was not stated in the preset; ask its source.",
-        ]
-    return lines
+    unstated = "A license that is not stated here was not stated in the preset; ask its source."
+    return lines + ["", unstated] * any(row[2] == UNSTATED for row in rows)
 
 
 def public_name(path: str) -> str:
@@ -170,18 +161,14 @@ def public_name(path: str) -> str:
     return path if _hub_id(path) else Path(path).name
 
 
-def _rows_trained(run: Path, *, last: str) -> dict[str, Counter[str]]:
+def _rows_trained(run: Path, *, last: str) -> Mapping[str, Counter[str]]:
     """Count the rows that each stage up to `last` trained on, by source."""
     checked = intact_record(run / "data" / "checks.json") or {}
     names = list(stage_facts(run))
-    trained = {
-        stage: Counter({row["source"]: 0 for row in checked[stage]})
-        for stage in names[: names.index(last) + 1]
-        if stage in checked
-    }
-    for stage, counts in trained.items():
-        for row in checked[stage]:
-            counts[row["source"]] += row["rows"]
+    trained: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for stage in names[: names.index(last) + 1]:
+        for row in checked.get(stage, []):
+            trained[stage][row["source"]] += row["rows"]
     pairs = run / "data" / "preference" / "rows" / "rows.parquet"
     if last == "dpo" and pairs.is_file():
         origins = pq.read_table(pairs, columns=["origin"])["origin"].to_pylist()

@@ -32,11 +32,7 @@ class Decision:
 
 
 def check_gates(preset: Preset) -> None:
-    """Check that what decides on stages with `enabled: auto` is measured.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Check that what decides on stages with `enabled: auto` is measured."""
     auto = [name for name in ("sft_dialogue", "dpo") if getattr(preset, name).enabled == "auto"]
     if not auto:
         return
@@ -66,21 +62,18 @@ def no_regression(folder: Path, *, stage: str, before: str) -> Decision:
     Worse is a lower benchmark score or a higher repetition rate, in paired tests with Holm's
     correction.
     """
-    names = (before, stage)
-    entries = {
-        name: read_json(folder / "eval" / name / "scores.json")["benchmarks"] for name in names
-    }
+    names, eval_ = (before, stage), folder / "eval"
+    entries = {name: read_json(eval_ / name / "scores.json")["benchmarks"] for name in names}
     deltas = [
         compare(
-            *(task, *(_rows(folder, model, f"samples/{task}") for model in names)),
+            *(task, *(read_jsonl(eval_ / name / "samples" / f"{task}.jsonl") for name in names)),
             names=names,
             left_out=left_out({name: own[task] for name, own in entries.items()}, *names),
         )
         for task in entries[stage]
     ]
-    deltas.append(
-        compare(REPETITION, *(_rows(folder, m, "generations") for m in names), names=names)
-    )
+    answers = [read_jsonl(eval_ / name / "generations.jsonl") for name in names]
+    deltas.append(compare(REPETITION, *answers, names=names))
     rows = [{"from": before, "to": stage, **row} for row in adjust(deltas)]
     # A lower score is worse, and so is a higher repetition rate.
     worse = [
@@ -100,10 +93,6 @@ def write_decisions(folder: Path, decisions: Sequence[Decision]) -> None:
         write_json(folder / DECISIONS, [asdict(decision) for decision in decisions])
     else:
         (folder / DECISIONS).unlink(missing_ok=True)  # from a preset with `enabled: auto`
-
-
-def _rows(folder: Path, model: str, name: str) -> list[dict[str, Any]]:
-    return read_jsonl(folder / "eval" / model / f"{name}.jsonl")
 
 
 def _logged(decision: Decision) -> Decision:

@@ -67,8 +67,5 @@ def exit_on_mistakes(description: str | None) -> None:
     """
     arguments = parse_arguments(None, description=description)
 
-    def check() -> None:
-        arguments.preset()
-
-    if code := run_command(check, resumable=False):
+    if code := run_command(arguments.preset, resumable=False):
         sys.exit(code)

@@ -51,7 +51,7 @@ def commit_checkpoint(draft: Path, folder: Path, *, keep: int | None) -> None:
         draft.rename(target)
         sync(folder)
     if keep:  # corrupt checkpoints do not count
-        intact = [c for c in newest_first(folder) if _sizes_flaw(c) is None]
+        intact = [c for c in newest_first(folder) if flaw(c, read=False) is None]
         for checkpoint in intact[keep:]:
             remove(checkpoint)
 
@@ -72,20 +72,12 @@ def seal(checkpoint: Path) -> None:
     write_record(checkpoint / MANIFEST, manifest)
 
 
-def flaw(checkpoint: Path) -> str | None:
-    """Return why a checkpoint cannot be used, or None if every file matches its manifest."""
-    if (reason := _sizes_flaw(checkpoint)) is not None:
-        return reason
-    manifest = read_record(checkpoint / MANIFEST)
-    assert manifest is not None
-    for name, facts in manifest["files"].items():
-        if file_hash(checkpoint / name) != facts["sha256"]:
-            return f"{name} is altered"
-    return None
+def flaw(checkpoint: Path, *, read: bool = True) -> str | None:
+    """Return why a checkpoint cannot be used, or None if every file matches its manifest.
 
-
-def _sizes_flaw(checkpoint: Path) -> str | None:
-    """Compare the sizes only, which takes no reading of the files."""
+    Args:
+        read: compare hashes; otherwise only sizes, for which no file is read.
+    """
     manifest = read_record(checkpoint / MANIFEST)
     if manifest is None or not isinstance(manifest.get("files"), dict):
         damaged = (checkpoint / MANIFEST).is_file()
@@ -96,6 +88,9 @@ def _sizes_flaw(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != facts["size"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['size']}"
+    for name, facts in manifest["files"].items():
+        if read and file_hash(checkpoint / name) != facts["sha256"]:
+            return f"{name} is altered"
     return None
 
 

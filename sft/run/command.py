@@ -29,7 +29,7 @@ def command_parser(description: str | None, *, preset: bool = False) -> argparse
     return parser
 
 
-def run_command(work: Callable[[], None], *, resumable: bool = True) -> int:
+def run_command(work: Callable[[], object], *, resumable: bool = True) -> int:
     """Run `work` with safe output streams; return the exit code. Unexpected errors are raised.
 
     Args:

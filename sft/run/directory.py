@@ -107,7 +107,7 @@ class _Start:
     inputs: dict[str, str]
     earlier: dict[str, str]
     ways_on: str
-    growing: Sequence[str] = ()
+    growing: Sequence[str]
 
     def admit(self, *, fresh: bool, rerun: bool) -> Marker:
         """Write preset.yaml and return the marker of the run, unless the start is refused."""
@@ -161,11 +161,7 @@ class _Start:
         return [entry for entry in self.folder.iterdir() if entry.name not in early]
 
     def _written(self) -> dict[str, set[str] | None]:
-        """Return the files of a run without a marker: an early one, or one that lost it.
-
-        Raises:
-            UserError: the files are not from a run.
-        """
+        """Return the files of a run without a marker: an early one, or one that lost it."""
         record = read_record(self.folder / "run.json", "preset_sha256")
         before = recorded_preset(self.folder / "preset.yaml") or self.preset
         if not record or record["preset_sha256"] != fingerprint(before):
@@ -177,11 +173,7 @@ class _Start:
         return recorded_files(self.folder)
 
     def _refuse_foreign_files(self, marker: Marker, *, listed: bool) -> None:
-        """Check that `fresh` removes only files of the run; `listed`: its marker was not lost.
-
-        Raises:
-            UserError: it would remove others.
-        """
+        """Check that `fresh` removes only files of the run; `listed`: its marker was not lost."""
         foreign = [str(p.relative_to(marker.folder)) for p in marker.foreign_files(marker.folder)]
         if foreign:
             more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
@@ -193,11 +185,7 @@ class _Start:
             )
 
     def _refuse_changes(self, recorded: Path) -> None:
-        """Check that the start continues the run in the folder.
-
-        Raises:
-            UserError: its preset, its inputs or its number of processes differ.
-        """
+        """Check that the start has the preset, inputs and number of processes of the run."""
         for path in (recorded, self.folder / "run.json"):
             if path.exists() and not path.is_file():
                 raise UserError(

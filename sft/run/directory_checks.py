@@ -42,9 +42,6 @@ def refuse_inside_run(folder: str | Path, *, option: str) -> None:
 
     Args:
         option: the command's option that named it.
-
-    Raises:
-        UserError: it lies in a run.
     """
     place = Path(os.path.realpath(Path(folder).expanduser()))
     if is_run(place):
@@ -71,9 +68,6 @@ def refuse_links(folder: Path, *, given: str) -> None:
     Args:
         folder: the run directory, which may itself be a link.
         given: the folder as error messages name it.
-
-    Raises:
-        UserError: naming the first of them.
     """
     # A link could make the run read or write any file, and reading a pipe can block for ever.
     for path in sorted(folder.rglob("*")):

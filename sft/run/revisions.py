@@ -6,7 +6,6 @@ tokenizer come from one commit, and hashes of inputs contain that commit.
 
 import logging
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,21 +75,16 @@ def resolve_commit(name: str, *, revision: str | None, kind: str = "model") -> s
     """
     if revision and COMMIT.fullmatch(revision):
         return revision
-    if not reach_hub() or constants.HF_HUB_OFFLINE:
-        return _cached_commit(name, revision=revision, kind=kind)
-    try:
-        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT).sha
-    except RevisionNotFoundError:
-        raise UserError(
-            f"{name}: the hub has no revision {revision!r} of this {kind}; correct it, or leave it "
-            "out for the main branch"
-        ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        log.debug("%s: no commit (%s)", name, error)
-        return _cached_commit(name, revision=revision, kind=kind)
-
-
-def _cached_commit(name: str, *, revision: str | None, kind: str) -> str | None:
+    if reach_hub() and not constants.HF_HUB_OFFLINE:
+        try:
+            return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT).sha
+        except RevisionNotFoundError:
+            raise UserError(
+                f"{name}: the hub has no revision {revision!r} of this {kind}; correct it, or "
+                "leave it out for the main branch"
+            ) from None
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            log.debug("%s: no commit (%s)", name, error)
     file = "config.json" if kind == "model" else "README.md"
     try:
         found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
@@ -112,7 +106,9 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
     Raises:
         UserError: see `resolve_commit`.
     """
-    recorded = _recorded(preset) if keep else {}
+    run = Path(preset.run.dir).expanduser()
+    recorded = ((read_record(run / "run.json") if keep else None) or {}).get("revisions")
+    recorded = recorded if isinstance(recorded, dict) else {}
     commits: dict[str, str] = {}
 
     def commit_of(name: str, revision: str | None, kind: str) -> str | None:
@@ -145,13 +141,6 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
     )
     pairs = replace(preset.pairs, prompts=[pinned(source) for source in preset.pairs.prompts])
     return replace(preset, model=model, data=data, pairs=pairs), commits
-
-
-def _recorded(preset: Preset) -> Mapping[str, str]:
-    """Return the commits that the run in `run.dir` recorded; empty without a run."""
-    record = read_record(Path(preset.run.dir).expanduser() / "run.json") or {}
-    commits = record.get("revisions")
-    return commits if isinstance(commits, dict) else {}
 
 
 def is_hub_id(path: str) -> bool:

@@ -109,11 +109,11 @@ def with_date(preset: Preset, *, models: Sequence[str] = (), fresh: bool = False
         models: directories of models, which may lie in a run.
         fresh: the run begins again, so the date in `run.dir` does not count.
     """
-    own = [] if fresh else [Path(preset.run.dir).expanduser()]
-    # The directory of a model is run/1-sft-all/model.
-    runs = [*own, *(Path(path).parent.parent for path in models if Path(path).is_dir())]
 
     def day() -> str:
+        own = [] if fresh else [Path(preset.run.dir).expanduser()]
+        # The directory of a model is run/1-sft-all/model.
+        runs = [*own, *(Path(path).parent.parent for path in models if Path(path).is_dir())]
         return next(filter(None, map(recorded_date, runs)), date.today().isoformat())
 
     return replace(preset, run=replace(preset.run, date=preset.run.date or run_on_main(day)))

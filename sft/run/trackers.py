@@ -26,7 +26,7 @@ from sft.config.sections import Preset, RunSection
 from sft.errors import UserError
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_folders import STAGE_FOLDERS, stage_facts
-from sft.schema import LogLine, TrackerRecord
+from sft.schema import TrackerRecord
 from sft.system.atomic_files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _complete_lines(path: Path) -> list[LogLine]:
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
     """Read a log.jsonl, if there is one, without a last line that a kill cut short."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
