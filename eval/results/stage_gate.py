@@ -62,17 +62,17 @@ def no_regression(folder: Path, *, stage: str, before: str) -> Decision:
     Worse is a lower benchmark score or a higher repetition rate, in paired tests with Holm's
     correction.
     """
-    names, eval_ = (before, stage), folder / "eval"
-    entries = {name: read_json(eval_ / name / "scores.json")["benchmarks"] for name in names}
+    names, measured = (before, stage), folder / "eval"
+    entries = {name: read_json(measured / name / "scores.json")["benchmarks"] for name in names}
     deltas = [
         compare(
-            *(task, *(read_jsonl(eval_ / name / "samples" / f"{task}.jsonl") for name in names)),
+            *(task, *(read_jsonl(measured / name / "samples" / f"{task}.jsonl") for name in names)),
             names=names,
             left_out=left_out({name: own[task] for name, own in entries.items()}, *names),
         )
         for task in entries[stage]
     ]
-    answers = [read_jsonl(eval_ / name / "generations.jsonl") for name in names]
+    answers = [read_jsonl(measured / name / "generations.jsonl") for name in names]
     deltas.append(compare(REPETITION, *answers, names=names))
     rows = [{"from": before, "to": stage, **row} for row in adjust(deltas)]
     # A lower score is worse, and so is a higher repetition rate.

@@ -106,8 +106,8 @@ def pin_revisions(preset: Preset, *, keep: bool) -> tuple[Preset, dict[str, str]
     Raises:
         UserError: see `resolve_commit`.
     """
-    run = Path(preset.run.dir).expanduser()
-    recorded = ((read_record(run / "run.json") if keep else None) or {}).get("revisions")
+    record = read_record(Path(preset.run.dir).expanduser() / "run.json") if keep else None
+    recorded = (record or {}).get("revisions")
     recorded = recorded if isinstance(recorded, dict) else {}
     commits: dict[str, str] = {}
 
