@@ -103,18 +103,16 @@ def at_next_step() -> Iterator[None]:
         _requests.deferred = False
 
 
-@contextmanager
-def interruptible(*, at_once: bool = True) -> Iterator[None]:
-    """Within `at_next_step`, let a signal end this block, and only this block.
+def run_until_signal(block: Callable[[], object], *, at_once: bool = True) -> None:
+    """Within `at_next_step`, run `block`; a signal ends the block, but not the program.
 
-    It ends where the signal arrives, or at its start if the signal is earlier; with `at_once`
-    false, at its next call of `check_interrupt`.
+    The block ends where the signal arrives, or does not start if the signal came earlier. With
+    `at_once` false, it ends at its next call of `check_interrupt`.
     """
     _requests.deferred = _requests.between = not at_once
     try:
-        if _requests.first:
-            raise Interrupted(_requests.first)
-        yield
+        if not _requests.first:
+            block()
     except Interrupted:
         pass
     except Exception:  # see `handled`
@@ -125,7 +123,7 @@ def interruptible(*, at_once: bool = True) -> Iterator[None]:
 
 
 def check_interrupt() -> None:
-    """Raise `Interrupted` in a block of `interruptible(at_once=False)` after a signal."""
+    """Raise `Interrupted` in `run_until_signal(block, at_once=False)` after a signal."""
     if _requests.between and _requests.first:
         raise Interrupted(_requests.first)
 

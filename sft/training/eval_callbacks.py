@@ -28,7 +28,7 @@ from sft.distributed.sharding import sharded
 from sft.distributed.watchdog import step_ends
 from sft.system.atomic_files import read_file, write_jsonl
 from sft.system.seal import sealed, unsealed_line
-from sft.system.signals import interruptible
+from sft.system.signals import run_until_signal
 from sft.training.resumable import GuardedTrainer
 
 log = logging.getLogger(__name__)
@@ -192,10 +192,13 @@ class EvalCallback(TrainerCallback):
             return []
         epoch, samples = float(state.epoch or 0), self.folder / self.schedule.samples(state)
         samples.mkdir(parents=True, exist_ok=True)
-        with interruptible(at_once=not sharded()):
-            point = EvalPoint(self.label, epoch, step, samples, seconds)
+        point = EvalPoint(self.label, epoch, step, samples, seconds)
+
+        def measure() -> None:
             found = self.measure(self.trainer.model, point)
             _write_rows(self.path, [*rows, {"epoch": epoch, "step": step} | found])
+
+        run_until_signal(measure, at_once=not sharded())
         clear_device_cache()
         after = read_rows(self.path)  # without a new row if a signal ended the block
         return after if len(after) > len(rows) else []

@@ -11,6 +11,7 @@ import pytest
 from files import ROOT
 
 from sft.run.command import run_command
+from sft.system import signals
 from sft.system.signals import Interrupted
 
 SCRIPT = """
@@ -223,3 +224,33 @@ def test_what_ignores_ctrl_c_still_does():
         "from sft import end_on_interrupt\nend_on_interrupt()\nsignal.raise_signal(signal.SIGINT)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_block_does_not_start_after_an_earlier_signal_and_a_later_one_ends_only_it(at_once):
+    reached = []
+
+    def work():
+        with signals.at_next_step():
+            signals.run_until_signal(lambda: reached.append("before"), at_once=at_once)
+            os.kill(os.getpid(), signal.SIGTERM)
+            signals.run_until_signal(lambda: reached.append("after"), at_once=at_once)
+            reached.append("step")
+        raise Interrupted(signals.requested())
+
+    assert run_command(work) == 143
+    assert reached == ["before", "step"]
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signals.check_interrupt()
+        reached.append("rest of the block")
+
+    def work_of_a_later_signal():
+        with signals.at_next_step():
+            signals.run_until_signal(interrupted, at_once=at_once)
+            reached.append("step")
+        raise Interrupted(signals.requested())
+
+    assert run_command(work_of_a_later_signal) == 143
+    assert reached == ["before", "step", "step"]
