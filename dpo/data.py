@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dpo.verdicts import FIRST, TIE, Verdicts
+from dpo.preference_labels import FIRST, TIE, Verdicts
 from sft.config.sections import Source
 from sft.data.field_names import CONTENT, OUTPUT_PAIRS, PAIRS, SIDES, present_pairs, several_answers
 from sft.data.fields import Fields

@@ -29,10 +29,10 @@ from sft.export.merge import MERGE_ROWS
 from sft.model.placement import Placement
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
-from sft.run.stage_facts import StageFacts
 from sft.run.stage_folders import STAGE_FOLDERS
+from sft.run.stage_summary import StageFacts
 from sft.system.atomic_files import read_jsonl, write_json, write_jsonl, writing
-from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from sft.tokenization.input_hashes import rows_fingerprint, tokenizer_fingerprint
 from sft.tokenization.prepare import read_shared_rows
 from sft.training.stage import run_stage
 from sft.training.trainer import training_arguments

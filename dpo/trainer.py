@@ -21,7 +21,7 @@ from sft.context import RunContext
 from sft.errors import UserError
 from sft.packing.layout import Batch
 from sft.packing.logprobs import log_probs, sequence_sums
-from sft.run.stage_facts import StageFacts
+from sft.run.stage_summary import StageFacts
 from sft.training.micro_batches import Layout, in_passes
 from sft.training.trainer import (
     PackedTrainer,

@@ -89,7 +89,7 @@ def compare(preset: Preset, compared: Compared) -> None:
     from eval.backends.loading import check_backend
     from eval.measures.measure import measure
     from eval.report.tables import console_table
-    from eval.results.imported import import_measures
+    from eval.results.external_results import import_measures
     from eval.results.results import write_results
     from sft.context import RunContext
     from sft.distributed.collectives import run_on_main
@@ -336,7 +336,7 @@ def _present(given: dict[str, Any]) -> dict[str, Any]:
 
 def _warn_of_differences(tokenizers: "dict[str, PreTrainedTokenizerBase]") -> None:
     """Warn if scores of models with different tokenizers or templates cannot be compared."""
-    from sft.tokenization.fingerprints import tokenizer_fingerprint
+    from sft.tokenization.input_hashes import tokenizer_fingerprint
 
     names, given = ", ".join(tokenizers), list(tokenizers.values())
     if len({tokenizer.backend_tokenizer.to_str() for tokenizer in given}) > 1:

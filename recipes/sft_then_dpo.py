@@ -67,7 +67,7 @@ from sft.run.revisions import pin_revisions
 from sft.run.run_record import with_date, write_run_record
 from sft.run.trackers import check_trackers, open_trackers
 from sft.system.atomic_files import read_json
-from sft.tokenization.fingerprints import earlier_inputs, run_inputs
+from sft.tokenization.input_hashes import earlier_inputs, run_inputs
 from sft.tokenization.prepare import prepare_chats
 from sft.training.stage import PlannedStage, run_sft_stage
 

@@ -16,7 +16,7 @@ from files import ROOT
 from made_up_tasks import CHOICE, change
 
 from eval.report.report import write_report
-from eval.results.imported import import_measures
+from eval.results.external_results import import_measures
 from eval.tasks.task_files import TaskSource, check_tasks, load_tasks
 from sft.chat_template import render
 from sft.chat_template.template import ensure_template

@@ -23,7 +23,7 @@ from eval.open_ended.judge_prompts import grading
 from eval.open_ended.judgments import grade_table, judge_all, usage
 from eval.open_ended.questions import read_questions
 from eval.report.report import write_report
-from eval.results.imported import import_measures
+from eval.results.external_results import import_measures
 from eval.results.results import write_results
 from sft.chat_template.encoding import encode_prompt
 from sft.chat_template.template import ensure_template

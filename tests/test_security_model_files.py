@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from eval.report import report
-from eval.results.imported import import_measures
+from eval.results.external_results import import_measures
 from recipes import base_vs_chat, export
 from sft.config.sections import EvalSection, ModelSection
 from sft.errors import UserError
@@ -23,7 +23,7 @@ from sft.model.loading import check_model, load_model, load_tokenizer
 from sft.model.model_config import read_model_config
 from sft.model.placement import choose_placement
 from sft.system.atomic_files import write_json
-from sft.tokenization.fingerprints import weights_fingerprint
+from sft.tokenization.input_hashes import weights_fingerprint
 
 
 @pytest.fixture

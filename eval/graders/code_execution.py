@@ -21,8 +21,8 @@ from lm_eval.api.task import Task
 from lm_eval.utils import apply_template
 from tqdm import tqdm
 
-from eval.graders.isolation import Isolation
 from eval.graders.sandbox import Submission, run_program
+from eval.graders.sandbox_command import Isolation
 from sft.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
-from eval.graders.serialization import CLASSES, MUTABLE, SPECIAL, EndedError, Link, standard
+from eval.graders.sandbox_messages import CLASSES, MUTABLE, SPECIAL, EndedError, Link, standard
 
 PROGRAM = "program.py"
-BROAD = (BaseException, Exception, AssertionError)  # `eval.graders.serialization.BROAD`
+BROAD = (BaseException, Exception, AssertionError)  # `eval.graders.sandbox_messages.BROAD`
 
 
 def _next(iterator: Any) -> list[Any]:

@@ -4,7 +4,7 @@ The program runs in one process and its tests in another, which the program cann
 call the program and get copies of plain values. If tests pass other objects to the program, both
 run in one process, `ProgramResult.together` is True, and the program could forge the verdict.
 
-Each process is confined (`eval.graders.isolation`) and limited in time, memory, processes and
+Each process is confined (`eval.graders.sandbox_command`) and limited in time, memory, processes and
 files. Memory is sampled every PAUSE seconds and can exceed its limit for that long.
 """
 
@@ -21,15 +21,15 @@ from typing import Any
 
 import psutil
 
-from eval.graders import serialization
-from eval.graders.confined_process import Process, end_of, give_order, pipe, started
-from eval.graders.isolation import Isolation, SandboxLimits
+from eval.graders import sandbox_messages
+from eval.graders.sandbox_command import Isolation, SandboxLimits
+from eval.graders.sandbox_process import Process, end_of, give_order, pipe, started
 from eval.graders.tests_runner import Verdict
 
 PAUSE = 0.05  # seconds between two checks of the limits
 LIMITS = SandboxLimits()
 VERDICT = 1 << 16  # bytes of a verdict, which a program run with its tests could write, too
-FILES = 4096  # in a program's folder, as many as inodes in `eval.graders.namespaces`
+FILES = 4096  # in a program's folder, as many as inodes in `eval.graders.sandbox_namespaces`
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _run_separately(
         own = {key: order[key] for key in ("program", "classes")}
         give_order(program, to_program, own | {"role": "program"})
         verdict = _verdict((tests, program), limits=limits)
-        if verdict.get("reason") == serialization.ENDED:
+        if verdict.get("reason") == sandbox_messages.ENDED:
             verdict["reason"] = end_of(program)
         return verdict
 

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from eval.graders import sandbox_escapes
-from eval.graders.isolation import IMAGE, Isolation, RunCode, unconfined, ways
 from eval.graders.sandbox import Submission, run_program
+from eval.graders.sandbox_command import IMAGE, Isolation, RunCode, unconfined, ways
 from sft.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ ORDINARY = "import heapq, json, typing\nopen('a', 'w').write('b')\ndef f(x): ret
 
 
 def find_isolation(code: RunCode) -> Isolation:
-    """Return the first of `isolation.ways` that works; `unconfined` if none does and it is allowed.
+    """Return the first of `sandbox_command.ways` that works, or `unconfined` where it is allowed.
 
     Raises:
         UserError: none works, or not even limits can be set.

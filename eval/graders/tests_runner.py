@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TypedDict
 
 from eval.graders.program_server import PROGRAM, describe_error
-from eval.graders.remote_objects import (
+from eval.graders.sandbox_messages import BROAD, CLASSES, EndedError, Link, UnsendableError
+from eval.graders.sandbox_proxies import (
     TESTS,
     Remote,
     TypeOf,
@@ -19,7 +20,6 @@ from eval.graders.remote_objects import (
     library_class,
     library_value,
 )
-from eval.graders.serialization import BROAD, CLASSES, EndedError, Link, UnsendableError
 
 # Errors that would end a loop or the process of the tests; raised only if the tests name them.
 UNEXPECTED = frozenset(

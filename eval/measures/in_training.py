@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from eval.measures import repetition
 from eval.measures.measure import run_task
 from eval.measures.tracker_metrics import tracker_values
-from eval.metrics.formatting import percent, percent_range
+from eval.metrics.number_format import percent, percent_range
 from eval.metrics.stats import BITS_PER_BYTE
 from eval.schema import Repetition
 from eval.tasks.benchmark import scores_key

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from eval.backends.base import Backend
 from eval.backends.loading import backend_inputs, loaded
-from eval.graders.isolation import RunCode
+from eval.graders.sandbox_command import RunCode
 from eval.measures import repetition, safety
 from eval.measures.measure_cache import CachedMeasure, not_written
 from eval.measures.repetition_breakdown import detail
@@ -33,7 +33,7 @@ from sft.model.chat_models import is_chat_model
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_jsonl, read_record, write_json, write_jsonl
-from sft.tokenization.fingerprints import tokenizer_fingerprint
+from sft.tokenization.input_hashes import tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ def task_inputs(section: EvalSection) -> dict[str, str]:
 def unmeasured_inputs(section: EvalSection, *, folder: Path) -> set[str]:
     """Return the names of inputs that no measure of the run in `folder` has read yet.
 
-    The names are those of `sft.tokenization.fingerprints.run_inputs`.
+    The names are those of `sft.tokenization.input_hashes.run_inputs`.
     """
     measured = {path.stem for path in folder.glob(f"eval/*/{KEPT}/**/*.json")}
     names = {_input_name(task) for task in section.tasks if task not in measured}

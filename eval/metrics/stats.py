@@ -12,13 +12,9 @@ import numpy as np
 from scipy import stats as distributions
 
 from eval.metrics import power
-from eval.metrics.bounded_mean import (
-    mcnemar,
-    mean_bounds,
-    mean_p_value,
-    proportion_bounds,
-)
+from eval.metrics.bounded_mean import mean_bounds, mean_p_value
 from eval.metrics.clusters import Clusters, summed, weight
+from eval.metrics.mcnemar import mcnemar, proportion_bounds
 from eval.metrics.sign_flips import RatioTest, ratio_test
 
 LEVEL = 0.95

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from typing_extensions import NotRequired, TypedDict
 
-from eval.metrics.bounded_mean import mcnemar
+from eval.metrics.mcnemar import mcnemar
 from eval.metrics.stats import paired_proportion_interval, score_interval
 from eval.open_ended.judge_prompts import AskJudge, JudgeRequest, judge_request
 from eval.schema import GradeJudgment, Judgment, PairJudgment

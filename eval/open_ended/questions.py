@@ -29,7 +29,7 @@ from sft.errors import UserError
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_jsonl, write_jsonl
-from sft.tokenization.fingerprints import tokenizer_fingerprint
+from sft.tokenization.input_hashes import tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from eval.metrics.formatting import DASH, p_value, percent, percent_range
+from eval.metrics.number_format import DASH, p_value, percent, percent_range
 from eval.open_ended.judgments import Grades, PairResult, Usage
 
 

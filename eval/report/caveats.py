@@ -1,6 +1,6 @@
 """Caveats on changes that training alone does not explain: formats, weights, cut answers."""
 
-from eval.metrics.formatting import percent
+from eval.metrics.number_format import percent
 from eval.report.headline import MOSTLY, overall, transitions
 from eval.schema import Results
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from eval.metrics.formatting import percent, percent_range
+from eval.metrics.number_format import percent, percent_range
 from eval.report.sample_files import sample_href
 from eval.report.tables import Cell, Measure
 from eval.schema import Rate, Results

@@ -6,7 +6,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from eval.metrics.formatting import DASH, REPETITION, percent, percent_range
+from eval.metrics.number_format import DASH, REPETITION, percent, percent_range
 from eval.report.plots import Scale, accent, scale
 from eval.schema import Results, TrainingPoint, TrainingScore
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.metrics.formatting import (
+from eval.metrics.number_format import (
     ALPHA,
     REPETITION,
     bits_change,

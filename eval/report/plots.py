@@ -13,7 +13,14 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.metrics.formatting import MINUS, REPETITION, percent, percent_range, points, significant
+from eval.metrics.number_format import (
+    MINUS,
+    REPETITION,
+    percent,
+    percent_range,
+    points,
+    significant,
+)
 from eval.schema import DeltaRow, Results
 
 # Accent of a model by its index in `models`: (light mode, dark mode). The first, usually the base

@@ -20,8 +20,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.measures import repetition
-from eval.metrics import formatting
-from eval.metrics.formatting import REPETITION
+from eval.metrics import number_format
+from eval.metrics.number_format import REPETITION
 from eval.report import examples, headline, plots, sample_files
 from eval.report.answer_cards import Filter, prompt_deck, question_deck
 from eval.report.caveats import caveats
@@ -47,7 +47,7 @@ from sft.run.command import run_command
 from sft.run.directory import verify_preset
 from sft.run.directory_checks import refuse_links
 from sft.run.stage_cache import verified_record, verified_results
-from sft.run.stage_facts import COMPARABLE_STEPS
+from sft.run.stage_summary import COMPARABLE_STEPS
 from sft.run.terminal import SafeConsole, visible
 from sft.system.atomic_files import is_inside, read_file, write_text
 
@@ -176,10 +176,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters: tuple[Callable[..., Any], ...] = (
-        *(formatting.percent, formatting.percent_range, formatting.points, formatting.points_range),
-        *(formatting.p_value, formatting.significant, examples.shown, examples.folded),
-        *(formatting.bits_change, formatting.bits_range),
-        *(formatting.duration, csp_hash, judge_note, pairs_counted, still_needed),
+        *(
+            number_format.percent,
+            number_format.percent_range,
+            number_format.points,
+            number_format.points_range,
+        ),
+        *(number_format.p_value, number_format.significant, examples.shown, examples.folded),
+        *(number_format.bits_change, number_format.bits_range),
+        *(number_format.duration, csp_hash, judge_note, pairs_counted, still_needed),
     )
     environment.globals["comparable_steps"] = COMPARABLE_STEPS
     environment.filters |= {function.__name__: function for function in filters}
@@ -228,7 +233,7 @@ def _delta_groups(results: Results) -> list[_DeltaGroup]:
 def _change_filters(results: Results) -> list[Filter]:
     steps = [f"{a} \u2192 {b}" for a, b in headline.transitions(results)]
     by_step = [(f"step-{i}", words) for i, words in enumerate(steps)]
-    clear = {formatting.significant(row) for row in results["deltas"]}
+    clear = {number_format.significant(row) for row in results["deltas"]}
     by_test = [("clear", "significant"), ("flat", "not significant")]
     filters = [Filter("step", {"": by_step})] if len(steps) > 1 else []
     return filters + ([Filter("change", {"": by_test})] if len(clear) > 1 else [])
@@ -280,7 +285,7 @@ def _facts(data: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [(prefix, ", ".join(map(str, data)))]
     if isinstance(data, int) and abs(data) >= 10_000:
         return [(prefix, f"{data:,}")]
-    return [(prefix, formatting.DASH if data in (None, "", {}, []) else str(data))]
+    return [(prefix, number_format.DASH if data in (None, "", {}, []) else str(data))]
 
 
 def _links(run_dir: Path, samples: dict[str, dict[str, Path]]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from eval.metrics.formatting import REPETITION
+from eval.metrics.number_format import REPETITION
 from eval.schema_checks import first_mismatch
 from sft.errors import UserError
 from sft.run.terminal import visible

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from eval.metrics.formatting import (
+from eval.metrics.number_format import (
     DASH,
     REPETITION,
     bits_change,

@@ -19,8 +19,8 @@ from sft.config.preset import find_path
 from sft.config.sections import Preset, Source, describe_training
 from sft.data.readers import is_on_hub
 from sft.run.stage_cache import intact_record, verified_results
-from sft.run.stage_facts import COMPARABLE_STEPS
 from sft.run.stage_folders import STAGE_FOLDERS, rejected_stages, stage_facts
+from sft.run.stage_summary import COMPARABLE_STEPS
 from sft.system.atomic_files import read_jsonl
 
 UNSTATED = "not stated"

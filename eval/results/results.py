@@ -8,7 +8,7 @@ from typing import Any
 from eval.measures.in_training import rows_in_training
 from eval.metrics.paired_comparison import REPETITION, delta_table
 from eval.report.report import write_report
-from eval.results.same_format import same_format
+from eval.results.same_format_comparison import same_format
 from sft.errors import UserError
 from sft.run.stage_cache import Stage
 from sft.run.stage_folders import DECISIONS, stage_facts

@@ -17,7 +17,7 @@ from lm_eval.evaluator import evaluate
 from tqdm import tqdm
 
 from eval.graders import code_execution, ifeval
-from eval.graders.isolation import RunCode
+from eval.graders.sandbox_command import RunCode
 from eval.graders.sandbox_probe import find_isolation
 from eval.metrics.paired_comparison import clusters_of
 from eval.metrics.stats import BITS_PER_BYTE, bits_per_byte, score_interval

@@ -23,7 +23,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from eval.graders import code_execution, ifeval
-from eval.graders.isolation import RunCode
+from eval.graders.sandbox_command import RunCode
 from eval.graders.sandbox_probe import find_isolation
 from eval.tasks.local_task import LocalTask
 from sft.config.preset import find_path

@@ -1,7 +1,7 @@
 """Trained models for others: merged weights, Ollama, equal token ids.
 
-merge: Merges a trained model into one full model on disk, and measures the change of its
-    logits.
+merge: Merges a trained adapter into its base, and writes the full model in one dtype.
+merge_check: Compares the logits of an exported model with those of the trained one.
 ollama: Converts a chat template to an Ollama Modelfile: Go text instead of Jinja, the same
     tokens.
 stage_weights: Writes the weights of a finished stage for publication, with notes on its chat

@@ -9,13 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from sft.chat_template.system_prompt import default_system, quoted
 from sft.chat_template.template_date import writes_date
 from sft.config.sections import ModelSection, Preset
-from sft.export.merge import (
-    TrainedModel,
-    compare_with_4bit,
-    describe_check,
-    export_weights,
-    stored_dtype,
-)
+from sft.export.merge import export_weights, stored_dtype
+from sft.export.merge_check import TrainedModel, compare_with_4bit, describe_check
 from sft.model.loading import resolve_model_path
 from sft.model.placement import choose_placement, on_cpu
 from sft.model.quantization import require_bitsandbytes

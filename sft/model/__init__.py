@@ -25,8 +25,8 @@ model_files: Check the files of an untrusted model before a library reads them.
 placement: Choose the device, dtypes and attention of a model, and log the reason for each.
 quantization: Check that 4-bit weights (QLoRA) can be trained over, and configure their
     quantization.
-tokenizer_child: Script that tries a tokenizer, which `sft.model.model_files` runs in a child
-    process.
+tokenizer_subprocess: Script that tries a tokenizer, which `sft.model.model_files` runs in a
+    child process.
 vocabulary: Add tokens that a chat template needs and the base lacks; under LoRA their rows are
     trained.
 weight_files: Find, check and read the safetensors files of a model or an adapter.

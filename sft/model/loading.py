@@ -55,7 +55,7 @@ from sft.model.vocabulary import add_tokens, check_vocabulary, token_rows
 from sft.model.weight_files import check_entries, check_values, check_weights, read_weights
 from sft.packing.equivalence import verify_packing
 from sft.packing.liger import enable_liger
-from sft.packing.logprob_head import select_logprob_head
+from sft.packing.lm_head_logprobs import select_logprob_head
 from sft.packing.logprobs import enable_scoring
 from sft.run.adapters import CONFIG, adapter_base, is_adapter, tokenizer_path
 from sft.run.revisions import is_hub_id, located, resolve_commit, split_revision, with_revision

@@ -231,7 +231,7 @@ def _check_buffers(model: Any, *, given: str) -> None:
 
 
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
-CHILD = Path(__file__).with_name("tokenizer_child.py")
+CHILD = Path(__file__).with_name("tokenizer_subprocess.py")
 WALL_SECONDS = 300  # generous for a busy machine; the child limits its own CPU time
 
 

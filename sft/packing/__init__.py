@@ -10,7 +10,8 @@ kv_cache: KV-cache layers: one that writes in place, and one that repeats a pref
     row.
 layout: Trunk-and-branch rows: one layout for SFT packing, preference pairs and multiple choice.
 liger: Liger's CUDA kernels for norms, rotary positions and gated activations, where they agree.
-logprob_head: The vocabulary projection on scored tokens: log-probs without storing the logits.
+lm_head_logprobs: The vocabulary projection on scored tokens: log-probs without storing the
+    logits.
 logprobs: Log-probabilities of the scored tokens of packed rows.
 shared_prefix: Rows of one chat with a common prefix as a trunk with a branch for each row.
 tiled_attention: Attention of packed rows in bfloat16 on a CPU, as matrix products of a tile of

@@ -1,7 +1,7 @@
 """Liger's CUDA kernels for norms, rotary positions and gated activations, where they agree.
 
 Each operation is one kernel in Liger instead of about ten in transformers. Liger's losses are not
-used: `sft.packing.logprob_head` computes the log-probs.
+used: `sft.packing.lm_head_logprobs` computes the log-probs.
 """
 
 import importlib

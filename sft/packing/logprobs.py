@@ -27,7 +27,7 @@ from sft.packing.layout import (
     lay_out,
     pack,
 )
-from sft.packing.logprob_head import Scores, score_states
+from sft.packing.lm_head_logprobs import Scores, score_states
 
 # Names by which configurations scale logits after the projection, which is not implemented.
 _LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")

@@ -11,7 +11,7 @@ from sft.config.sections import Preset
 from sft.data.sources import read_sft
 from sft.errors import UserError
 from sft.model.loading import context_window, load_tokenizer, resolve_model_path
-from sft.planning.highlight import marking, print_chat
+from sft.planning.mask_display import marking, print_chat
 from sft.planning.stages import fit_lengths, split_length
 from sft.run.run_record import with_date
 from sft.tokenization.truncation import TruncatedRow, encode_and_split, truncate_row

@@ -25,7 +25,7 @@ from sft.data.mixture import PAPER_SHARES
 from sft.errors import UserError
 from sft.model.adapter_settings import adapter_settings
 from sft.model.placement import Placement
-from sft.planning.highlight import marking, print_chat
+from sft.planning.mask_display import marking, print_chat
 from sft.run.adapters import is_adapter
 from sft.run.stage_folders import find_local_model
 from sft.system.atomic_files import read_json, read_record, write_record

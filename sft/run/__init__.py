@@ -17,8 +17,8 @@ revisions: Hub revisions: resolve branches and tags to commits, and keep a run o
 run_record: The record `run.json`: the versions, hardware, seed, date and inputs that a run was
     made with.
 stage_cache: Cache by input hash: a stage is skipped while its inputs and outputs are unchanged.
-stage_facts: Facts of a training stage: tokens, steps, seconds, first and last loss.
 stage_folders: Stage folders of a run: the facts and the models of its finished stages.
+stage_summary: Facts of a training stage: tokens, steps, seconds, first and last loss.
 terminal: Text for the terminal: control characters shown as symbols, keys hidden, in any
     encoding.
 trackers: TensorBoard, trackio and Weights & Biases: log lines and measures of a run

@@ -13,7 +13,7 @@ from sft.system.atomic_files import read_record
 
 # Version of the hashes in `inputs` of run.json. In version 1, which a run.json without `hash_rules`
 # has, the hash of a model's weights covers fewer files
-# (`sft.tokenization.fingerprints.READ_BEFORE`).
+# (`sft.tokenization.input_hashes.READ_BEFORE`).
 HASH_RULES = 2
 
 # Sections whose hash is an input of a training stage: a new key changes it.

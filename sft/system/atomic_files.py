@@ -16,8 +16,8 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from sft.errors import UserError
+from sft.system.record_hash import sealed, unsealed
 from sft.system.run_marker import move_foreign_files, recording
-from sft.system.seal import sealed, unsealed
 
 CACHED_FROM = 1 << 22  # bytes; hashing fewer takes about as long as a look into the cache
 GONE = ".gone-"  # prefix of a folder that is being removed

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft.system.seal import SEAL, sealed, unsealed_line
+from sft.system.record_hash import SEAL, sealed, unsealed_line
 
 log = logging.getLogger(__name__)
 

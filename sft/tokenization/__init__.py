@@ -1,6 +1,6 @@
 """Chats to token rows: checked, truncated and cached.
 
-fingerprints: Hashes the inputs that a run reads besides its preset, so that an error names a
+input_hashes: Hashes the inputs that a run reads besides its preset, so that an error names a
     change.
 prepare: Prepares token rows: read, clean, mix, tokenize and check the sources, and cache the
     result.

@@ -43,7 +43,7 @@ from sft.system.atomic_files import (
     write_record,
     writing,
 )
-from sft.tokenization.fingerprints import source_fingerprint, tokenizer_fingerprint
+from sft.tokenization.input_hashes import source_fingerprint, tokenizer_fingerprint
 from sft.tokenization.row_checks import (
     Checked,
     Rules,

@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from sft.config.sections import RunSection
 from sft.errors import UserError
 from sft.system.atomic_files import write_text, writing
-from sft.system.seal import unsealed_line
+from sft.system.record_hash import unsealed_line
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from sft.distributed.fsdp_forward import synchronized_forwards
 from sft.distributed.sharding import sharded
 from sft.distributed.watchdog import step_ends
 from sft.system.atomic_files import read_file, write_jsonl
-from sft.system.seal import sealed, unsealed_line
+from sft.system.record_hash import sealed, unsealed_line
 from sft.system.signals import run_until_signal
 from sft.training.resumable import GuardedTrainer
 

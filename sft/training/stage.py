@@ -21,10 +21,10 @@ from sft.model.loading import bare_model, load_trainable, save_model
 from sft.run.adapters import is_adapter
 from sft.run.fingerprint import fingerprint
 from sft.run.stage_cache import Stage
-from sft.run.stage_facts import StageFacts
 from sft.run.stage_folders import STAGE_FOLDERS
+from sft.run.stage_summary import StageFacts
 from sft.system.atomic_files import remove, sync_and_rename, temporary_name, writing
-from sft.tokenization.fingerprints import rows_fingerprint, tokenizer_fingerprint
+from sft.tokenization.input_hashes import rows_fingerprint, tokenizer_fingerprint
 from sft.tokenization.prepare import Example
 from sft.training import divergence
 from sft.training.eval_callbacks import EPOCHS_FILE, LOOPS_FILE

@@ -29,7 +29,7 @@ from sft.model.placement import Placement
 from sft.packing.fillers import FillersLast, fill_last_step
 from sft.packing.logprobs import disable_router_logits, log_probs
 from sft.run.checkpoint import resume_point
-from sft.run.stage_facts import StageFacts, smoothed_losses
+from sft.run.stage_summary import StageFacts, smoothed_losses
 from sft.training.divergence import PLACE, StepWatch, row_facts, with_places
 from sft.training.eval_callbacks import EPOCH_SCHEDULE, EvalCallback, loop_schedule
 from sft.training.lr_schedules import SCHEDULES, long_warmup, transformers_schedule

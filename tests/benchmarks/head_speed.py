@@ -2,7 +2,7 @@
 
     python tests/benchmarks/head_speed.py
 
-Time and peak memory of forward and backward on two threads (`sft.packing.logprob_head` against
+Time and peak memory of forward and backward on two threads (`sft.packing.lm_head_logprobs` against
 `torch.nn.functional.linear_cross_entropy`, chunked and not), for a frozen and a trained head of
 SmolLM2-135M's size. torch returns losses only; the head here returns whether greedy decoding would
 choose the target, too. Medians of interleaved repeats; time as ratios, memory in MiB.
@@ -25,7 +25,7 @@ from torch.nn import Linear, LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy
 
 from sft.model.placement import return_freed_memory
-from sft.packing.logprob_head import score_states
+from sft.packing.lm_head_logprobs import score_states
 from sft.run.command import run_command
 
 WIDTH, VOCABULARY = 576, 49_152

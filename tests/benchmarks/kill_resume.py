@@ -39,7 +39,7 @@ from sft.training.throughput import MEASURED  # noqa: E402
 # Imported once, before the first fork.
 MODULES = (
     "recipes.sft_then_dpo dpo.stage eval.graders.rule_judge eval.measures.measure "
-    "eval.tasks.questions eval.backends.sampling eval.report.tables sft.tokenization.fingerprints "
+    "eval.tasks.questions eval.backends.sampling eval.report.tables sft.tokenization.input_hashes "
     "sft.training.stage sft.model.vocabulary sft.planning.stages lm_eval.tasks matplotlib.pyplot"
 )
 STAGE = {

@@ -5,7 +5,7 @@
 Trains LoRA (r=16, alpha 32, every linear layer, AdamW at a constant 1e-4) on Alpaca rows of at most
 128 tokens, four per step, in float32 on the CPU. After each given number of steps the adapter is
 merged into a float32 copy, which is rounded to bfloat16; both are compared with the base on
-held-out rows. The loss is the one that export uses (`sft.export.merge.MergeCheck.share`).
+held-out rows. The loss is the one that export uses (`sft.export.merge_check.MergeCheck.share`).
 """
 
 if __name__ == "__main__":  # before the slow imports, so that Ctrl-C there ends quietly
@@ -29,7 +29,7 @@ from arguments import DATA, count, need_data
 from sft.chat_template.encoding import EncodedChat, encode_chats
 from sft.chat_template.template import ensure_template
 from sft.config.sections import LoraSection, ModelSection
-from sft.export.merge import compare_logits
+from sft.export.merge_check import compare_logits
 from sft.model.loading import check_model, load_model, load_tokenizer, load_trainable, save_model
 from sft.model.placement import choose_placement
 from sft.packing.layout import Document, Segment, lay_out

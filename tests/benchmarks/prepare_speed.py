@@ -28,7 +28,7 @@ from sft.context import RunContext
 from sft.model.loading import check_model, load_tokenizer
 from sft.model.placement import Placement
 from sft.run.command import run_command
-from sft.tokenization.fingerprints import rows_fingerprint
+from sft.tokenization.input_hashes import rows_fingerprint
 from sft.tokenization.prepare import prepare_chats, rows_of_stage
 from sft.tokenization.row_checks import Rules, total
 

@@ -19,7 +19,8 @@ from recipes.sft_then_dpo import main as train
 from sft.chat_template.encoding import encode_prompt
 from sft.chat_template.template import ensure_template
 from sft.errors import UserError
-from sft.export.merge import TrainedModel, compare_logits, export_weights
+from sft.export.merge import export_weights
+from sft.export.merge_check import TrainedModel, compare_logits
 from sft.model.loading import load_model, resolve_model_path
 from sft.model.placement import Placement
 from sft.run.stage_cache import Stage

@@ -5,8 +5,8 @@ import io
 import sys
 import types
 
-from eval.graders.isolation import RunCode
 from eval.graders.sandbox import Submission, run_program
+from eval.graders.sandbox_command import RunCode
 from eval.graders.sandbox_probe import find_isolation
 
 CONFINED = find_isolation(RunCode.CONFINED)

@@ -9,7 +9,7 @@ from files import ROOT
 from tiny_models import make_tiny_model
 
 from eval.graders.code_execution import program_of, score_samples
-from eval.graders.isolation import RunCode
+from eval.graders.sandbox_command import RunCode
 from eval.graders.sandbox_probe import find_isolation
 from eval.tasks.benchmark import TaskFormat, run_benchmark
 from eval.tasks.lm_eval_model import LmEvalModel

@@ -14,10 +14,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from eval.graders.confined_process import STARTED
-from eval.graders.isolation import RunCode, SandboxLimits, unconfined
 from eval.graders.sandbox import Submission, run_program
+from eval.graders.sandbox_command import RunCode, SandboxLimits, unconfined
 from eval.graders.sandbox_probe import find_isolation
+from eval.graders.sandbox_process import STARTED
 
 LIMITS = SandboxLimits(
     cpu_seconds=1,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from eval.graders.isolation import Isolation, RunCode, SandboxLimits, unconfined
 from eval.graders.sandbox import FILES, Submission, _disk, run_program
+from eval.graders.sandbox_command import Isolation, RunCode, SandboxLimits, unconfined
 from eval.graders.sandbox_probe import find_isolation
 
 CONFINED = find_isolation(RunCode.CONFINED)

@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.metrics.bounded_mean import (
-    mcnemar,
-    mean_bounds,
-    mean_p_value,
-    proportion_bounds,
-)
+from eval.metrics.bounded_mean import mean_bounds, mean_p_value
+from eval.metrics.mcnemar import mcnemar, proportion_bounds
 
 
 def by_definition(values, *, low, high, weight=1.0):

@@ -1,6 +1,6 @@
 import pytest
 
-from eval.metrics.bounded_mean import mcnemar
+from eval.metrics.mcnemar import mcnemar
 from eval.metrics.paired_comparison import compare, delta_table, stage_pairs
 from eval.metrics.stats import paired_proportion_interval
 from sft.errors import UserError

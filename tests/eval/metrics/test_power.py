@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from eval.metrics.bounded_mean import mcnemar
+from eval.metrics.mcnemar import mcnemar
 from eval.metrics.power import (
     needed_pairs,
     needed_ratio,

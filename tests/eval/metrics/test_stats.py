@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from eval.metrics.bounded_mean import mcnemar
+from eval.metrics.mcnemar import mcnemar
 from eval.metrics.stats import (
     bits_per_byte,
     compare_bits,

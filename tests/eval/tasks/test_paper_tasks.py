@@ -13,7 +13,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.hellaswag.utils import preprocess
 
-from eval.graders.isolation import RunCode
+from eval.graders.sandbox_command import RunCode
 from eval.tasks.benchmark import quiet
 from eval.tasks.sample_rows import cluster_key, cluster_of
 from eval.tasks.task_files import TaskSource, check_tasks, load_tasks

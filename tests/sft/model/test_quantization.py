@@ -17,7 +17,8 @@ from sft.config.preset import load_preset
 from sft.config.sections import DpoStage, LoraSection, ModelSection, SftStage
 from sft.context import RunContext
 from sft.errors import UserError
-from sft.export.merge import TrainedModel, compare_with_4bit, export_weights, merge_before_stage
+from sft.export.merge import export_weights, merge_before_stage
+from sft.export.merge_check import TrainedModel, compare_with_4bit
 from sft.model import placement as placement_module
 from sft.model.loading import check_model, load_model, load_trainable, save_model
 from sft.model.lora_targets import lora_config

@@ -135,8 +135,8 @@ def test_chunks_of_the_vocabulary_projection_change_nothing(tiny_model, monkeypa
     batch = pack(DOCUMENTS, row_length=64)
     results = []
     for rows, budget in ((1024, 2**21), (4, 4 * 100)):
-        monkeypatch.setattr("sft.packing.logprob_head.MAX_ROWS", rows)
-        monkeypatch.setattr("sft.packing.logprob_head.CPU_SLICE", budget)
+        monkeypatch.setattr("sft.packing.lm_head_logprobs.MAX_ROWS", rows)
+        monkeypatch.setattr("sft.packing.lm_head_logprobs.CPU_SLICE", budget)
         model.zero_grad()
         scores = score(model, batch)
         scores.log_probs.sum().backward()

@@ -8,7 +8,7 @@ from chat_templates import CHATML, ONE, TWO
 
 from recipes.preview import main
 from sft.chat_template.encoding import encode_chat
-from sft.planning.highlight import bracketed, colored, marking
+from sft.planning.mask_display import bracketed, colored, marking
 
 
 def test_preview_colors_what_is_trained(tiny_tokenizer):

@@ -17,7 +17,7 @@ from sft.run.run_record import write_run_record
 from sft.run.stage_cache import Stage
 from sft.system.atomic_files import read_json, write_json
 from sft.system.run_marker import NAME, read_marker
-from sft.tokenization.fingerprints import READ_BEFORE, earlier_inputs, weights_fingerprint
+from sft.tokenization.input_hashes import READ_BEFORE, earlier_inputs, weights_fingerprint
 
 
 @pytest.fixture

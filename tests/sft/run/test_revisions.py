@@ -16,7 +16,7 @@ from sft.errors import UserError
 from sft.model.loading import resolve_model_path
 from sft.run.adapters import adapter_base
 from sft.run.revisions import located, split_revision
-from sft.tokenization.fingerprints import source_fingerprint
+from sft.tokenization.input_hashes import source_fingerprint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -27,7 +27,7 @@ from sft.run.adapters import adapter_base
 from sft.config.sections import LoraSection, ModelSection, Source
 from sft.errors import UserError
 from sft.data.readers import read_records
-from sft.tokenization.fingerprints import weights_fingerprint
+from sft.tokenization.input_hashes import weights_fingerprint
 from sft.model.loading import check_model, load_model, load_tokenizer, load_trainable
 from sft.model.model_config import read_model_config
 from sft.model.placement import choose_placement

@@ -12,7 +12,7 @@ from files import ROOT
 from rich.table import Table
 
 from sft.chat_template.encoding import EncodedChat
-from sft.planning.highlight import colored
+from sft.planning.mask_display import colored
 from sft.run.terminal import SafeConsole, SafeStream, visible
 
 # A new title, a cleared screen, a color, a line written over, C1, a direction, half a character.

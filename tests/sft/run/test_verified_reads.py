@@ -10,7 +10,7 @@ import pytest
 from run_folders import preset, run_of
 
 from eval.report import report
-from eval.results.imported import import_measures
+from eval.results.external_results import import_measures
 from recipes.export import find_model
 from sft.config.sections import EvalSection, Preset, RunSection
 from sft.errors import UserError

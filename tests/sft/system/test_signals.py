@@ -184,7 +184,7 @@ def test_under_nohup_a_closed_terminal_does_not_end_the_run():
 
 
 # The processes of others: their parents read what they print, and end them.
-CHILDREN = {"sft/model/tokenizer_child.py", "eval/backends/vllm_worker.py"}
+CHILDREN = {"sft/model/tokenizer_subprocess.py", "eval/backends/vllm_worker.py"}
 # They fork commands, which set their own handlers.
 FORKING = {f"tests/benchmarks/{n}.py" for n in ("kill_commands", "kill_resume", "many_processes")}
 COMMANDS = sorted(

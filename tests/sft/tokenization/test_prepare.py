@@ -22,7 +22,7 @@ from sft.model.placement import Placement
 from sft.packing.layout import unshared
 from sft.planning.stages import fit_lengths
 from sft.system.atomic_files import read_json, read_jsonl, write_jsonl
-from sft.tokenization.fingerprints import rows_fingerprint, source_fingerprint
+from sft.tokenization.input_hashes import rows_fingerprint, source_fingerprint
 from sft.tokenization.prepare import prepare_chats, read_token_rows, rows_of_stage
 from sft.tokenization.row_checks import Rules, total
 from sft.training.micro_batches import chat_document

@@ -19,7 +19,7 @@ from sft.model.placement import choose_placement
 from sft.packing.logprobs import enable_scoring
 from sft.run.command import run_command
 from sft.system.atomic_files import read_jsonl, write_jsonl
-from sft.system.seal import sealed
+from sft.system.record_hash import sealed
 from sft.training.eval_callbacks import EPOCHS_FILE, preserve_rng_and_modes, read_rows
 from sft.training.trainer import train_sft
 

@@ -31,7 +31,7 @@ from sft.packing.fillers import FillersLast
 from sft.packing.logprobs import disable_packing, enable_scoring, log_probs, row_layout
 from sft.run.checkpoint import commit_checkpoint, draft_folder, flaw, last_good, newest_first
 from sft.run.command import run_command
-from sft.run.stage_facts import smoothed_losses
+from sft.run.stage_summary import smoothed_losses
 from sft.system.atomic_files import read_json, read_jsonl, read_record, write_record
 from sft.training.micro_batches import Layout, collate_chats
 from sft.training.trainer import train_sft

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_models import make_tiny_model
 
-from sft.packing import logprob_head
-from sft.packing.logprob_head import fused_kernel_mismatch, score_states, select_logprob_head
+from sft.packing import lm_head_logprobs
+from sft.packing.lm_head_logprobs import fused_kernel_mismatch, score_states, select_logprob_head
 
 TOKENS, WIDTH, VOCABULARY = 13, 8, 50
 
@@ -26,8 +26,8 @@ def expected(layer, states, target, softcap=None):
 
 
 def slices(monkeypatch, *, rows, columns):
-    monkeypatch.setattr(logprob_head, "MAX_ROWS", rows)
-    monkeypatch.setattr(logprob_head, "CPU_SLICE", rows * columns)
+    monkeypatch.setattr(lm_head_logprobs, "MAX_ROWS", rows)
+    monkeypatch.setattr(lm_head_logprobs, "CPU_SLICE", rows * columns)
 
 
 @pytest.mark.parametrize("trained", [True, False])
@@ -38,8 +38,8 @@ def test_log_probs_and_gradients_are_those_of_log_softmax(
     trained, rows, columns, kept, softcap, monkeypatch
 ):
     slices(monkeypatch, rows=rows, columns=columns)
-    monkeypatch.setattr(logprob_head, "CPU_CHUNK", rows * VOCABULARY)
-    monkeypatch.setattr(logprob_head, "MAX_STORED", kept)
+    monkeypatch.setattr(lm_head_logprobs, "CPU_CHUNK", rows * VOCABULARY)
+    monkeypatch.setattr(lm_head_logprobs, "MAX_STORED", kept)
     layer, states, target = layer_and_states()
     layer.requires_grad_(trained)
     own = torch.randn(TOKENS, dtype=torch.float64)  # each log-prob matters differently, as in DPO
@@ -59,7 +59,7 @@ def through_kernel(monkeypatch):
 
     def settle(layer):
         assert fused_kernel_mismatch(layer, softcap=None) is None
-        monkeypatch.setattr(logprob_head, "_fused", {layer})
+        monkeypatch.setattr(lm_head_logprobs, "_fused", {layer})
 
     return settle
 
@@ -71,7 +71,7 @@ def through_kernel(monkeypatch):
 def test_trls_kernel_gives_what_log_softmax_gives(
     trained, columns, softcap, bias, through_kernel, monkeypatch
 ):
-    monkeypatch.setattr(logprob_head, "FUSED_COLUMNS", columns)
+    monkeypatch.setattr(lm_head_logprobs, "FUSED_COLUMNS", columns)
     layer, states, target = layer_and_states(torch.float32, bias=bias)
     through_kernel(layer)
     layer.requires_grad_(trained)
@@ -93,7 +93,7 @@ def test_a_kernel_that_differs_is_not_used(monkeypatch):
             return 1.01 * hidden @ weight.T[:, target].sum(1), None, None, None, target > 0
 
     layer, _, _ = layer_and_states(torch.float32)
-    monkeypatch.setattr(logprob_head, "ChunkedLogProbFunction", Off)
+    monkeypatch.setattr(lm_head_logprobs, "ChunkedLogProbFunction", Off)
     assert "log-probs differ by" in fused_kernel_mismatch(layer, softcap=None)
 
 
@@ -110,13 +110,13 @@ def test_a_kernel_whose_gradients_are_nan_is_not_used(monkeypatch):
             return torch.full((32, ctx.width), torch.nan), *[None] * 8
 
     layer, _, _ = layer_and_states(torch.float32)
-    monkeypatch.setattr(logprob_head, "ChunkedLogProbFunction", NanBackward)
+    monkeypatch.setattr(lm_head_logprobs, "ChunkedLogProbFunction", NanBackward)
     assert "gradients by nan" in fused_kernel_mismatch(layer, softcap=None)
 
 
 def test_off_cuda_our_own_chunks_stay(tiny_model):
     select_logprob_head(tiny_model)
-    assert tiny_model.get_output_embeddings() not in logprob_head._fused
+    assert tiny_model.get_output_embeddings() not in lm_head_logprobs._fused
 
 
 @pytest.mark.gpu
@@ -127,13 +127,13 @@ def test_on_cuda_trls_kernel_is_taken_and_agrees(dtype):
     model = make_tiny_model(vocab_size=5000).cuda().to(dtype)
     select_logprob_head(model)
     layer = model.get_output_embeddings()
-    assert layer in logprob_head._fused
+    assert layer in lm_head_logprobs._fused
     states = torch.randn(300, 32, device="cuda", dtype=dtype, requires_grad=True)
     target = torch.randint(5000, (300,), device="cuda")
     found = []
     for own in (True, False):
         if not own:
-            logprob_head._fused.discard(layer)
+            lm_head_logprobs._fused.discard(layer)
         scores = score_states(states, layer, target, softcap=None)
         gradients = torch.autograd.grad(scores.log_probs.sum(), [states, layer.weight])
         found.append([scores.log_probs.detach(), *(g.float() for g in gradients)])
@@ -174,7 +174,7 @@ def test_a_head_with_a_bias_or_a_hook_is_called_as_the_model_calls_it():
 def test_a_largest_logit_in_a_later_slice_is_as_good_as_one_in_the_first(trained, monkeypatch):
     """Logits change by hundreds between slices, in float32: earlier sums must not overflow."""
     slices(monkeypatch, rows=2, columns=3)
-    monkeypatch.setattr(logprob_head, "MAX_STORED", 0)
+    monkeypatch.setattr(lm_head_logprobs, "MAX_STORED", 0)
     logits = torch.tensor([[-900.0, 0, 500, 499, 501, 500, -1, 88.5, 501.5, 0]] * 3)
     layer = torch.nn.Linear(3, 10, bias=False).requires_grad_(trained)
     layer.weight.data = logits.T.contiguous()
@@ -203,7 +203,7 @@ def test_of_equal_logits_the_first_is_the_choice_of_greedy_decoding(columns, mon
 def test_no_tensor_as_large_as_the_logits_outlives_its_chunk(trained, monkeypatch):
     """With a vocabulary of 152 k, all logits of 64 tokens would be 9.7 million values."""
     slices(monkeypatch, rows=64, columns=4096)
-    monkeypatch.setattr(logprob_head, "MAX_STORED", 0)
+    monkeypatch.setattr(lm_head_logprobs, "MAX_STORED", 0)
     torch.manual_seed(0)
     layer = torch.nn.Linear(1, 152_000, bias=False).requires_grad_(trained)
     states = torch.randn(64, 1, requires_grad=True)

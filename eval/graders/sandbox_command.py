@@ -1,7 +1,7 @@
-"""Defines the isolations of each platform and the command line that starts a process in them.
+"""Defines the sandboxes of each platform: the command line that starts a process in one.
 
-Linux: new namespaces (`eval.graders.namespaces`), or bubblewrap, which some systems permit to
-create namespaces when other programs may not. macOS: `sandbox-exec`. Both: a Docker or Podman
+Linux: new namespaces (`eval.graders.sandbox_namespaces`), or bubblewrap, which some systems permit
+to create namespaces when other programs may not. macOS: `sandbox-exec`. Both: a Docker or Podman
 container. `eval.graders.sandbox_probe` finds which of them works.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.graders import namespaces
+from eval.graders import sandbox_namespaces
 from sft.config.sections import EvalSection
 
 # User ids that systemd leaves unused, so that process limits count one program alone.
@@ -96,7 +96,7 @@ class Isolation:
         own_files: its files are in memory, of a size that the kernel limits.
         drops_root: the process changes to a user that owns nothing if the caller is root.
         stop: returns the command that ends it, if killing the process is not enough.
-        enters: returns arguments of `namespaces.enter`, if the process confines itself.
+        enters: returns arguments of `sandbox_namespaces.enter`, if the process confines itself.
         by_client: the command is a client that needs the user's environment; the program does not
             get it.
     """
@@ -157,17 +157,17 @@ def unconfined() -> Isolation:
 
 
 def bubblewrap(tool: str) -> Isolation:
-    """Return the isolation that `eval.graders.namespaces` gives, created by bubblewrap."""
+    """Return the isolation that `eval.graders.sandbox_namespaces` gives, created by bubblewrap."""
 
     def command(place: Place) -> list[str]:
         words = [tool, "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
         words += ["--die-with-parent", "--new-session"]
-        for tree in (*namespaces.TREES, *_python_folders()):
+        for tree in (*sandbox_namespaces.TREES, *_python_folders()):
             if os.path.islink(tree):
                 words += ["--symlink", os.readlink(tree), tree]
             elif os.path.exists(tree):
                 words += ["--ro-bind", tree, tree]
-        for device in namespaces.DEVICES:
+        for device in sandbox_namespaces.DEVICES:
             words += ["--dev-bind", device, device]
         words += ["--size", str(place.limits.disk_bytes), "--tmpfs", "/tmp", "--remount-ro", "/"]
         return [*words, "--chdir", "/tmp", "--", _python()]
@@ -237,7 +237,7 @@ def environment(home: str) -> dict[str, str]:
 
 
 def _namespace_arguments(place: Place) -> dict[str, Any]:
-    """Return the arguments of `eval.graders.namespaces.enter`."""
+    """Return the arguments of `eval.graders.sandbox_namespaces.enter`."""
     return {"size": place.limits.disk_bytes, "user": free_user(), "shown": _python_folders()}
 
 

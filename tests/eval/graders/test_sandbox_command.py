@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from eval.graders import isolation, sandbox_probe
-from eval.graders.isolation import (
+from eval.graders import sandbox_command, sandbox_probe
+from eval.graders.sandbox import Submission, run_program
+from eval.graders.sandbox_command import (
     IMAGE,
     Isolation,
     Place,
@@ -18,7 +19,6 @@ from eval.graders.isolation import (
     bubblewrap,
     container,
 )
-from eval.graders.sandbox import Submission, run_program
 from eval.graders.sandbox_probe import check_confinement, find_isolation
 from sft.config.sections import EvalSection
 from sft.errors import UserError
@@ -84,7 +84,9 @@ def test_bubblewrap_shows_no_more_than_the_systems_files():
 
 
 def test_a_mac_sandbox_allows_its_folder_and_nothing_after_that():
-    tool, flag, profile, python = isolation.sandbox_exec("/usr/bin/sandbox-exec").command(PLACE)
+    tool, flag, profile, python = sandbox_command.sandbox_exec("/usr/bin/sandbox-exec").command(
+        PLACE
+    )
     assert (tool, flag) == ("/usr/bin/sandbox-exec", "-p") and python.startswith("/")
     rules = profile.splitlines()
     assert rules[:2] == ["(version 1)", "(deny default)"]
@@ -160,7 +162,7 @@ def test_an_engines_client_has_the_users_environment_and_the_program_has_not(eng
 
 def test_a_mac_sandbox_names_folders_as_they_are():
     """Its language has no escapes for letters: a home may be called José."""
-    words = isolation.sandbox_exec("/x").command(
+    words = sandbox_command.sandbox_exec("/x").command(
         Place('/Users/José/a "b"', "truing-1", SandboxLimits())
     )
     assert '(subpath "/Users/José/a \\"b\\"")' in words[2]

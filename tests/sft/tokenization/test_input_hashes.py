@@ -16,7 +16,7 @@ from sft.config.sections import (
     SafetySection,
     Source,
 )
-from sft.tokenization.fingerprints import run_inputs
+from sft.tokenization.input_hashes import run_inputs
 
 FILES = ("data.sft", "data.preference", "data.decontaminate", "pairs.prompts")
 MEASURED = ("eval.repetition.prompts", "eval.safety.prompts")

@@ -15,7 +15,7 @@ from tiny_models import make_tiny_model
 
 from eval.metrics.paired_comparison import compare
 from eval.report.report import write_report
-from eval.results.imported import import_measures
+from eval.results.external_results import import_measures
 from eval.tasks.benchmark import quiet
 from eval.tasks.task_files import TaskSource, load_tasks
 from sft.config.sections import EvalSection, TaskOptions

@@ -16,7 +16,14 @@ from collections.abc import Callable, Generator
 from opcode import opmap
 from typing import Any, Protocol
 
-from eval.graders.serialization import ARITHMETIC, CLASSES, PLAIN, SPECIAL, UNARY, UnsendableError
+from eval.graders.sandbox_messages import (
+    ARITHMETIC,
+    CLASSES,
+    PLAIN,
+    SPECIAL,
+    UNARY,
+    UnsendableError,
+)
 
 COMPARISONS = ("lt", "le", "gt", "ge")
 TESTS = "tests.py"
@@ -240,7 +247,7 @@ def class_of(name: str, methods: list[str], standards: list[Any]) -> type[Remote
     """Return the class of the proxies for the objects of one class of the program.
 
     Args:
-        methods: names of `eval.graders.serialization.SPECIAL`, and "send" for a coroutine.
+        methods: names of `eval.graders.sandbox_messages.SPECIAL`, and "send" for a coroutine.
         standards: module and name of each base class, None for one of the program.
     """
     held: dict[str, Any] = {key: METHODS[key] for key in SPECIAL.intersection(methods, METHODS)}

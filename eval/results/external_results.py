@@ -18,7 +18,7 @@ from eval.backends.base import BACKEND, TRANSFORMERS, check_one_backend
 from eval.graders.math_answers import grade
 from eval.metrics.stats import BITS_PER_BYTE
 from eval.report.sample_files import MORE_SAMPLES, read_lines
-from eval.results.imported_checks import plain_name, read_results, refuse_link, wrong_field
+from eval.results.external_checks import plain_name, read_results, refuse_link, wrong_field
 from eval.schema import GenerationRow, ScoredRow, ScoredTasks, Scores, TextRow
 from eval.schema_checks import first_mismatch
 from eval.tasks.benchmark import scores_key, summarize

@@ -4,9 +4,9 @@ import pytest
 from one_process import CONFINED, assert_passes_as_in_one_process
 
 from eval.graders.program_server import ACTIONS
-from eval.graders.remote_objects import METHODS
 from eval.graders.sandbox import Submission, run_program
-from eval.graders.serialization import SPECIAL
+from eval.graders.sandbox_messages import SPECIAL
+from eval.graders.sandbox_proxies import METHODS
 
 START = "class Vec:\n    "
 # A class with nearly all special methods, in a task whose start begins it.

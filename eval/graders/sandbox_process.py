@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from eval.graders import (
-    namespaces,
     program_server,
-    remote_objects,
+    sandbox_messages,
+    sandbox_namespaces,
+    sandbox_proxies,
     sandbox_worker,
-    serialization,
     tests_runner,
 )
-from eval.graders.isolation import Isolation, Place, SandboxLimits, environment, free_user
+from eval.graders.sandbox_command import Isolation, Place, SandboxLimits, environment, free_user
 
 # Seconds for a process to start and to exit: ample, so that a busy machine fails no program.
 PATIENCE = 120
 # Modules of the confined process, which cannot read our files: each after those that it imports.
-MODULES = (serialization, program_server, remote_objects, tests_runner, sandbox_worker)
+MODULES = (sandbox_messages, program_server, sandbox_proxies, tests_runner, sandbox_worker)
 STARTED = """
 import json, sys, types
 sys.path[:] = [path for path in sys.path if path]
@@ -36,7 +36,7 @@ for name, source in json.loads(sys.argv[1]):
     sys.modules[name] = types.ModuleType(name)
     exec(compile(source, name, "exec"), vars(sys.modules[name]))
 if enters := json.loads(sys.argv[2]):
-    sys.modules["eval.graders.namespaces"].enter(**enters)
+    sys.modules["eval.graders.sandbox_namespaces"].enter(**enters)
 sys.modules["eval.graders.sandbox_worker"].main()
 """
 
@@ -93,7 +93,7 @@ def started(
             os.chown(folder, user, user)
         control, theirs = os.pipe()
         enters = isolation.enters(place) if isolation.enters else None
-        modules = _sources(*MODULES, *([namespaces] if enters else []))
+        modules = _sources(*MODULES, *([sandbox_namespaces] if enters else []))
         arguments = ["-s", "-S", "-B", "-c", STARTED, modules, json.dumps(enters)]
         try:
             popen = subprocess.Popen(
@@ -179,7 +179,7 @@ def end_of(process: Process) -> str:
     try:
         code = process.popen.wait(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
-        return serialization.ENDED
+        return sandbox_messages.ENDED
     number = code - 128 if code > 128 else -code
     if number == signal.SIGXCPU:
         return "CPU time used up"

@@ -2,7 +2,7 @@
 
 It then has no network, sees no other processes, and has its own root: system and Python files
 read-only, and an empty /tmp in memory of limited size. It has no capabilities and cannot create
-namespaces; root becomes an unused user id. `eval.graders.confined_process` sends this source to the
+namespaces; root becomes an unused user id. `eval.graders.sandbox_process` sends this source to the
 process, which imports the standard library alone.
 """
 
