@@ -341,8 +341,8 @@ def _warn_of_differences(tokenizers: "dict[str, PreTrainedTokenizerBase]") -> No
     names, given = ", ".join(tokenizers), list(tokenizers.values())
     if len({tokenizer.backend_tokenizer.to_str() for tokenizer in given}) > 1:
         log.warning(
-            "%s: different tokenizers: scores compare, but acc_per_token and the cap of "
-            "repetition count other tokens in each",
+            "%s: different tokenizers: scores can be compared, but acc_per_token and the cap of "
+            "repetition are in tokens of each model's own tokenizer",
             names,
         )
     elif len(set(map(tokenizer_fingerprint, given))) > 1:

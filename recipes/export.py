@@ -200,7 +200,7 @@ def find_model(run: Path, model: str | None) -> tuple[Preset, str]:
 
 
 def check_intact(run: Path, stage: str) -> None:
-    """Refuse a run of which a file that the export reads was changed after the run wrote it."""
+    """Check that the files that the export reads are as the run wrote them."""
     from sft.run.directory import verify_preset
 
     folder = run / STAGE_FOLDERS[stage]
@@ -237,7 +237,7 @@ def sample_rows(run: Path, model: str) -> list[list[int]]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is not valid on the Hub, before any work."""
+    """Check that a name is valid on the Hub, before any work."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -146,7 +146,7 @@ def chain(
 
 
 def check(preset: Preset, *, fresh: bool, rerun: bool) -> CheckedRun:
-    """Refuse mistakes in the preset, the machine, the model and the tasks before any training."""
+    """Check the preset, the machine, the model and the tasks before any training."""
     # The cheapest checks come first: the machine, the Hub, the tasks, the tokenizer, the model.
     check_trackers(preset.run)
     placement = choose_placement(preset.model)

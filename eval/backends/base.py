@@ -61,7 +61,7 @@ class Backend(ABC):
 
 
 def check_one_backend(measured_by: Mapping[str, str | None]) -> None:
-    """Refuse to compare measures of two backends, since they round differently.
+    """Check that all measures are of one backend; two backends round differently.
 
     Args:
         measured_by: backend of each model, with or without a version; None if unknown.

@@ -34,7 +34,7 @@ def supports_padding(model: Any) -> bool:
 def _check(model: Any) -> bool:
     window = window_of(model.config)
     if window is not None and window < LONG + 2:
-        return True  # the prompts do not fit, which only toy models cause
+        return True  # the prompts do not fit the context, which happens with toy models only
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(model.config.get_text_config().vocab_size, 1000)
     drawn = torch.randint(vocabulary, (LONG + SHORT + 1,), generator=generator).tolist()

@@ -27,9 +27,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, BinaryIO, TypedDict
 
-# Bytes of a message; integers below SMALL are exact in JSON, whose numbers may be read as doubles.
-LINE = 16 << 20
-SMALL = 1 << 53
+LINE = 16 << 20  # largest number of bytes of a message
+SMALL = 1 << 53  # integers below it are exact as JSON numbers, which may be read as doubles
 ENDED = "its process ended"
 
 

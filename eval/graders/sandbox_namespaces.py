@@ -51,7 +51,7 @@ def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
     call("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # ends with the evaluation
     own, group = os.geteuid(), os.getegid()
     root = own == 0
-    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # the new root has none
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)  # the new root has no /proc
     call("unshare", NEWNS | NEWNET | NEWPID | NEWIPC | NEWUTS | (0 if root else NEWUSER))
     if not root:
         _map_ids(proc, own, group)
@@ -72,7 +72,7 @@ def enter(*, size: int, user: int, shown: Sequence[str]) -> None:
             call("unshare", NEWUSER)
             _map_ids(proc, user, user)
         except OSError:
-            pass  # not permitted here, so the program cannot create namespaces either
+            pass  # the system forbids it, so that the program cannot create namespaces either
     os.close(proc)
     call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)

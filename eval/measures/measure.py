@@ -139,7 +139,7 @@ class _Measured:
         return self.context.folder / "eval" / self.name
 
     def refuse_other_weights(self) -> None:
-        """Refuse to overwrite the measures of another model."""
+        """Raise UserError if the folder holds the measures of another model."""
         done = read_record(self.folder / "done.json", "inputs")
         if done is not None and done["inputs"].get("weights") != self._common["weights"]:
             raise UserError(

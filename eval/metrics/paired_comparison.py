@@ -161,7 +161,7 @@ def _cluster(row: Mapping[str, Any]) -> tuple[bool, str]:
 def _same_measure(
     task: str, first: StoredRows, second: StoredRows, *, names: tuple[str, str]
 ) -> None:
-    """Refuse to compare numbers that were not measured alike.
+    """Check that the numbers to compare were measured in the same way.
 
     Rows without `version` or `template` (imported or of older runs) are not checked for it.
     """

@@ -114,7 +114,7 @@ def visible_ratio(error: float, n: int, *, level: float) -> float | None:
 
 
 def needed_ratio(delta: float, error: float, n: int, *, level: float) -> int | None:
-    """Return how many values detect `delta`, if n of them have the standard error `error`."""
+    """Return the sample size that detects `delta`, given the standard error `error` of n values."""
 
     def shown(count: int) -> bool:
         critical = float(student.ppf(0.5 + level / 2, count - 1))

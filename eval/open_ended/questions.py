@@ -147,7 +147,7 @@ def _or(names: Sequence[str]) -> str:
 
 
 def _texts(value: Any) -> list[str] | None:
-    """Return a text for each turn, or None. Turns may be messages, as in Arena-Hard."""
+    """Return the text of each turn, None if one has no text; turns may be messages (Arena-Hard)."""
     texts = []
     for item in value if isinstance(value, list) else [value]:
         text = item.get("content", item) if isinstance(item, dict) else item

@@ -49,7 +49,7 @@ def epoch_panels(results: Results, *, key: Key = "epochs") -> list[EpochPanel]:
     """Return a panel for repetition and one for each benchmark that was measured in training.
 
     Args:
-        key: of the measured steps in `results`: every epoch, or the loop probes within stages.
+        key: "epochs" for the measures at each epoch, "loops" for the loop checks within stages.
     """
     points = list(_points(results, key))
     if not points:

@@ -58,7 +58,7 @@ class Part:
 
     @classmethod
     def of(cls, kind: Literal["text", "fold", "copy", "copies"], text: str) -> "Part":
-        """Return a part of this text; folds are limited in size."""
+        """Return a part with this text; the text of a fold is cut at FOLD_MOST characters."""
         most = FOLD_MOST if kind in ("fold", "copies") else len(text)
         return cls(kind, text[:most], len(text))
 
@@ -166,7 +166,7 @@ def _find_copies(text: str, loop: StoredLoop, *, num_tokens: int) -> tuple[int, 
 
 
 def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int = 0) -> list[str]:
-    """Reorder ids so that their groups alternate, the first part of a group fastest."""
+    """Reorder ids so that their groups alternate; neighbors differ in the first part if they can."""
     if not ids or level == len(group[ids[0]]):
         return list(ids)
     parts: dict[str, list[str]] = defaultdict(list)

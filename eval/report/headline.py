@@ -46,9 +46,9 @@ def in_bits(results: Results) -> list[DeltaRow]:
 
 
 def counted(rows: Sequence[DeltaRow]) -> int:
-    """Return how many rows Holm's method counts: those that could have been significant.
+    """Return the number of comparisons in Holm's correction: rows that can reach p < ALPHA.
 
-    See `eval.metrics.stats.holm`. Rows of earlier versions lack `smallest_p` and all count.
+    See `eval.metrics.stats.holm`. Rows of earlier versions lack `smallest_p` and are counted.
     """
     return sum(row.get("smallest_p", 0.0) < ALPHA for row in rows)
 

@@ -136,7 +136,7 @@ class _Samples:
 
 
 def _own_folder(path: Path) -> Path | None:
-    """Return eval/<model> of a run: the given one, or that of the run's last model."""
+    """Return `path` if it is eval/<model> of a run, eval/<last model> if it is a run, or None."""
     refuse_link(path / "results.json", path)
     results = verified_results(path) if (path / "results.json").is_file() else None
     if isinstance(results, dict) and isinstance(results.get("models"), list):

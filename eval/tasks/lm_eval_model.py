@@ -232,8 +232,8 @@ class LmEvalModel(LM):  # type: ignore[misc]
     def _split(self, pairs: Sequence[tuple[str, str]], *, task: str) -> list[ScoreRequest]:
         """Tokenize contexts and continuations as lm-eval's `TemplateLM._encode_pair`.
 
-        Trailing spaces of a context belong to the continuation, which has the tokens of the full
-        text after the number of tokens of the context alone.
+        Trailing spaces of a context are moved to the continuation. Its tokens are those of the full
+        text from position n on, where n is the number of tokens of the context alone.
         """
         moved = [(c.rstrip(), c[len(c.rstrip()) :] + more) for c, more in pairs]
         contexts = list(dict.fromkeys(context for context, _ in moved))

@@ -48,7 +48,7 @@ def _passed_through(items: Any) -> Any:
     metric=MATH_EQUAL, higher_is_better=True, output_type="generate_until", aggregation="mean"
 )
 def _math_equal(references: Sequence[str], predictions: Sequence[str]) -> float:
-    """Grade for task files that list the metric; lm-eval passes one answer and one target."""
+    """Compute `math_equal` for task files that list it; lm-eval passes one answer and target."""
     return math_answers.grade(predictions[0], references[0])
 
 

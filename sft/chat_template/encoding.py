@@ -161,7 +161,7 @@ def _mask_turns(
     ids: list[int],
     boundaries: list[PromptBoundary],
 ) -> EncodedChat | UserError:
-    """Mark the turns whose prompt, tokenized alone, equals the ids before the turn."""
+    """Mark as trained each turn whose prompt, tokenized alone, equals the ids before the turn."""
     prompt = prompts[boundaries[-1].prompt_text]
     last = boundaries[-1].offset
     if ids[last : last + len(prompt)] != prompt:

@@ -52,7 +52,7 @@ class MessageForms:
 def to_template_form(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 ) -> list[Message]:
-    """Return the messages in the form that the tokenizer's template takes.
+    """Return the messages in the form that the tokenizer's template expects.
 
     Arguments become objects or JSON text; given JSON text is kept if the template takes text.
     Thinking, from any of its keys or between `<think>` and `</think>` before the content, moves to

@@ -38,7 +38,7 @@ def find_turn_format(tokenizer: PreTrainedTokenizerBase) -> TurnFormat:
     """
     try:
         turns = _find(tokenizer)
-    except ValueError:  # a sentinel is missing or doubled; UserError: a role is refused
+    except ValueError:  # the template drops or repeats a text, or raises for a role
         turns = None
     if turns is None or any(
         write(turns, chat) != render(tokenizer, chat, prompt=True)

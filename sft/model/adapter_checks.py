@@ -33,7 +33,7 @@ AS_TRAINED = f"give it with its own {CONFIG} and the base that it was trained ov
 def check_adapters(
     preset: Preset, base: str, tokenizer: PreTrainedTokenizerBase, *, config: PreTrainedConfig
 ) -> None:
-    """Refuse a preset whose adapters cannot be trained over `base`.
+    """Check that the adapters of a preset can be trained over `base`.
 
     Raises:
         UserError: PEFT, the trainer or the loss would refuse an adapter, or the base of
@@ -58,7 +58,7 @@ def check_adapters(
 def check_new_adapter(
     config: PreTrainedConfig, lora: LoraSection, *, tokens: Sequence[int], in_4bit: bool = False
 ) -> None:
-    """Refuse a new adapter that PEFT, the trainer or the loss would refuse.
+    """Check that PEFT, the trainer and the loss accept a new adapter.
 
     Args:
         config: configuration of the base.
@@ -73,7 +73,7 @@ def check_new_adapter(
 
 
 def check_continued_adapter(path: str, config: PreTrainedConfig, lora: LoraSection) -> None:
-    """Refuse a preset whose targets differ from those of the adapter that it continues.
+    """Check that the preset's targets are those of the adapter that it continues.
 
     Args:
         path: the adapter's directory.
@@ -104,7 +104,7 @@ def check_continued_adapter(path: str, config: PreTrainedConfig, lora: LoraSecti
 
 
 def check_given_adapter(path: str, config: PreTrainedConfig, *, given: str) -> None:
-    """Refuse an adapter directory whose weights do not fit its base. Does nothing for a model.
+    """Check that an adapter's weights fit its base; does nothing for a full model.
 
     Args:
         config: configuration of its base.
@@ -142,7 +142,7 @@ def _check_names(
     given: str,
     base: str,
 ) -> None:
-    """Refuse missing and surplus weights, which PEFT initializes and ignores.
+    """Check for missing weights, which PEFT initializes, and surplus ones, which it ignores.
 
     Args:
         adapted: the base with the adapter, on the meta device.

@@ -12,7 +12,7 @@ from sft.model.model_files import is_number, read_settings
 from sft.run.adapters import BASE, CONFIG, adapter_base, is_adapter
 from sft.system.time_limit import cpu_seconds
 
-# Remedy for an adapter that is not loaded here.
+# Remedy in errors on adapters that truing does not load.
 MERGE_FIRST = "merge it into its base with peft first, where peft can, or train one without"
 # Fields of a LoRA adapter; any other must have PEFT's default, since it may name code
 # (megatron_core), other layers than the base's, or another computation.
@@ -42,7 +42,7 @@ UNREPEATABLE = re.compile(r"pissa_niter_.*|corda.*|lora_ga", re.DOTALL)
 
 
 def check_adapter(path: str, *, given: str) -> None:
-    """Refuse an adapter that is no LoRA over a full model, or has a setting out of bounds.
+    """Check that an adapter is LoRA over a full model and that its settings are within bounds.
 
     For other kinds of adapters PEFT may load tokenizers with their code. Does nothing for a model.
 
@@ -156,7 +156,7 @@ def _ranks(values: Iterable[Any]) -> bool:
 
 
 def check_patterns(config: dict[str, Any], names: Iterable[str], *, given: str) -> None:
-    """Refuse invalid regular expressions of an adapter, and ones that match without end.
+    """Check that an adapter's regular expressions are valid and end within a time limit.
 
     Args:
         names: names of the model's modules.

@@ -15,7 +15,7 @@ OTHER_HEAD = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]")
 
 
 def check_causal(config: PreTrainedConfig, *, given: str) -> None:
-    """Refuse encoders, encoder-decoders and models with another head than a causal LM's.
+    """Check that a model is a causal LM: no encoder, no encoder-decoder, no other head.
 
     Args:
         given: the model as the user wrote it.

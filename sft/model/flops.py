@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from sft.model.architecture import head_sizes, layers_of, meta_model
 from sft.model.experts import visited_shares
-from sft.model.lora_targets import add_adapter, reach_of, wrapped_parameters
+from sft.model.lora_targets import adapter_coverage, add_adapter, wrapped_parameters
 from sft.packing.layout import Span
 
 # Endings of names of parameters that are in no matrix product, although some are matrices.
@@ -29,14 +29,14 @@ ELEMENT_WISE = ("bias", "A_log", "scale")
 class Parameters:
     """Numbers of parameters by part; tied matrices count once."""
 
-    embedding: int  # of tokens, and of positions where they are learned
-    head: int  # 0 where it is the embedding's matrix
+    embedding: int  # token embeddings, and learned position embeddings
+    head: int  # the LM head; 0 if it is tied to the embedding
     attention: int
     mlp: int  # all experts
     other: int  # norms
-    adapter: int  # LoRA's, and token rows that it trains
-    trainable: int  # of all these, the ones with gradients
-    reached: int = 0  # weights that an adapter is added to
+    adapter: int  # LoRA matrices and trained rows of the embedding
+    trainable: int  # parameters with gradients, of all parts
+    adapted: int = 0  # weights of layers that have an adapter
     stacked: int = 0  # part of `mlp` in stacks of experts, which bitsandbytes does not quantize
 
     @property
@@ -79,9 +79,9 @@ def parameters_of_model(model: Any) -> Parameters:
     for name, parameter in model.named_parameters():
         trainable += parameter.numel() if parameter.requires_grad else 0
         count[outside.get(id(parameter)) or _part(name, parameter)] += parameter.numel()
-    reached = reach_of(model).reached if isinstance(model, PeftModel) else 0
+    adapted = adapter_coverage(model).adapted if isinstance(model, PeftModel) else 0
     stacked = sum(p.numel() for p in model.parameters() if p.ndim == 3)
-    return Parameters(**count, trainable=trainable, reached=reached, stacked=stacked)
+    return Parameters(**count, trainable=trainable, adapted=adapted, stacked=stacked)
 
 
 def _outside_of_layers(model: Any) -> dict[int, str]:
@@ -200,14 +200,14 @@ def _is_token_row(name: str) -> bool:
 
 
 def _multiply_adds(parameter: torch.nn.Parameter, name: str, share: Fraction | None) -> int:
-    """Return a matrix's multiply-adds for one token: its size times the share that it visits."""
+    """Return a matrix's multiply-adds per token: its size, times the share of experts used."""
     if parameter.ndim < 2 or name.endswith(ELEMENT_WISE):
         return 0
     return parameter.numel() if share is None else int(parameter.numel() * share)
 
 
 def _pair_costs(config: Any) -> tuple[tuple[int | None, int], ...]:
-    """Return (window, multiply-adds of a query-key pair over all heads and layers)."""
+    """Return, for each attention window, the multiply-adds per query-key pair of its layers."""
     layers = layers_of(config)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers)
     costs: Counter[int | None] = Counter()

@@ -47,7 +47,7 @@ def repair_generation_config(model: Any) -> None:
 
 
 def check_generation(path: str, *, given: str) -> None:
-    """Refuse a model whose generation settings transformers cannot read or save.
+    """Check that transformers can read and save a model's generation settings.
 
     Args:
         path: a directory or a Hub id.

@@ -38,7 +38,7 @@ from sft.model.adapter_settings import check_adapter
 from sft.model.architecture import check_causal, window_of
 from sft.model.fused_lora import fuse_adapters
 from sft.model.generation_settings import check_generation, repair_generation_config
-from sft.model.lora_targets import add_adapter, lora_config, reach_of
+from sft.model.lora_targets import adapter_coverage, add_adapter, lora_config
 from sft.model.model_config import read_model_config
 from sft.model.model_files import (
     LIBRARY_ERRORS,
@@ -332,7 +332,7 @@ def load_trainable(
     if not lora.r:
         return model
     if is_adapter(path):
-        log.info("adapter: continues %s; it reaches %s", path, reach_of(model))
+        log.info("adapter: continues %s; it adapts %s", path, adapter_coverage(model))
         return fuse_adapters(model)
     if lora.use_dora:
         # transformers 5.23 ignores DoRA's magnitudes when it loads an adapter.
@@ -345,7 +345,7 @@ def load_trainable(
     rule = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
     scale = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
     scaling = f"scaled by {scale:g} ({rule})"
-    log.info("adapter: new, rank %d, %s; it reaches %s", lora.r, scaling, reach_of(adapted))
+    log.info("adapter: new, rank %d, %s; it adapts %s", lora.r, scaling, adapter_coverage(adapted))
     return fuse_adapters(adapted)
 
 

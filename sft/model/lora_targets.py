@@ -33,22 +33,22 @@ LEFT_OUT = 0.05
 
 
 @dataclass(frozen=True)
-class Reach:
+class AdapterCoverage:
     """Number of a model's weights in matrices with an adapter."""
 
     weights: int  # of the model without the adapter
-    reached: int
-    left_out: tuple[tuple[str, int], ...]  # weights not reached by class of module, largest first
-    unreached: frozenset[str]  # classes of modules of which nothing is reached
+    adapted: int
+    left_out: tuple[tuple[str, int], ...]  # not adapted weights by class of module, largest first
+    not_adapted: frozenset[str]  # classes of modules without any adapter
 
     @property
     def share(self) -> float:
-        return self.reached / self.weights
+        return self.adapted / self.weights
 
     def __str__(self) -> str:
         rest = [(name, n / self.weights) for name, n in self.left_out if n >= 0.001 * self.weights]
         others = ", ".join(f"{name} {share:.1%}" for name, share in rest)
-        return f"{self.share:.1%} of the weights" + (f"; not reached: {others}" if others else "")
+        return f"{self.share:.1%} of the weights" + (f"; not adapted: {others}" if others else "")
 
 
 def lora_config(lora: LoraSection) -> LoraConfig:
@@ -144,7 +144,7 @@ def resolve_targets(model: Any, config: LoraConfig, *, in_4bit: bool = False) ->
 
 
 def refuse_ends(model: Any, config: LoraConfig, *, given: str | None = None) -> None:
-    """Refuse an adapter on the head or on an embedding tied to it.
+    """Check that no adapter is on the LM head or on an embedding tied to it.
 
     Args:
         model: the model without the adapter.
@@ -169,9 +169,9 @@ def refuse_ends(model: Any, config: LoraConfig, *, given: str | None = None) -> 
             raise UserError(f"{at}: {_last(name)} is {why}; {remedy}")
 
 
-def reach_of(model: PeftModel) -> Reach:
+def adapter_coverage(model: PeftModel) -> AdapterCoverage:
     """Count the weights that a model's adapter is added to."""
-    reached = _adapted_ids(model)
+    adapted = _adapted_ids(model)
     seen: set[int] = set()
     left: Counter[str] = Counter()
     classes = set()
@@ -182,12 +182,12 @@ def reach_of(model: PeftModel) -> Reach:
                 continue
             seen.add(id(parameter))
             total += parameter.numel()
-            if id(parameter) in reached:
+            if id(parameter) in adapted:
                 found += parameter.numel()
                 classes.add(type(module).__name__)
             elif parameter.ndim > 1 and not name.endswith("bias"):
                 left[type(module).__name__] += parameter.numel()
-    return Reach(total, found, tuple(left.most_common()), frozenset(left) - classes)
+    return AdapterCoverage(total, found, tuple(left.most_common()), frozenset(left) - classes)
 
 
 def adapted_weights(model: PeftModel) -> set[str]:
@@ -274,7 +274,7 @@ def _shortened(model: Any, names: set[str]) -> list[str]:
 
 
 def _refuse_unknown(model: Any, config: LoraConfig, converted: LoraConfig) -> None:
-    """Refuse a listed name that no module has; PEFT ignores it where another name matches."""
+    """Check that a module has each listed name; PEFT ignores one if another matches."""
     if isinstance(config.target_modules, str) or config.target_modules is None:
         return
     modules = [name for name, _ in model.named_modules()]
@@ -295,7 +295,7 @@ def _refuse_unknown(model: Any, config: LoraConfig, converted: LoraConfig) -> No
 def _refuse_options(
     model: Any, config: LoraConfig, *, stacked: set[str], dropped: set[str], in_4bit: bool
 ) -> None:
-    """Refuse options that PEFT cannot apply to whole tensors (`peft...lora.layer.ParamWrapper`)."""
+    """Check that PEFT can apply the options to whole tensors (`peft...lora.layer.ParamWrapper`)."""
     options = (
         ("lora.use_dora=true", config.use_dora),
         (f"lora.lora_dropout={config.lora_dropout:g}", config.lora_dropout),
@@ -316,20 +316,20 @@ def _refuse_options(
 
 
 def _refuse_left_out(model: PeftModel, kind: str) -> None:
-    """Refuse `all-linear` where a class of layers with matrices gets no adapter."""
-    reach = reach_of(model)
+    """Check that `all-linear` adapts every class of layers with matrices."""
+    coverage = adapter_coverage(model)
     others = {type(m).__name__ for m in model.modules() if isinstance(m, OTHERS)}
     base: Any = model.get_base_model()
     others.add(type(base.get_output_embeddings()).__name__)
     classes = [
-        (name, weights / reach.weights)
-        for name, weights in reach.left_out
-        if name in reach.unreached - others and weights > LEFT_OUT * reach.weights
+        (name, weights / coverage.weights)
+        for name, weights in coverage.left_out
+        if name in coverage.not_adapted - others and weights > LEFT_OUT * coverage.weights
     ]
     if classes:
         missed = ", ".join(f"{name} ({share:.0%} of the weights)" for name, share in classes)
         raise UserError(
-            f"lora.target_modules=all-linear does not reach {missed} of this {kind!r} model; name "
+            f"lora.target_modules=all-linear does not adapt {missed} of this {kind!r} model; name "
             "the layers to adapt in lora.target_modules, or train all weights with lora.r=0"
         )
 

@@ -74,7 +74,7 @@ def model_file(path: str, name: str) -> Path | None:
 
 
 def check_sizes(folder: str, *, given: str) -> None:
-    """Refuse a local model folder with a settings file larger than that of any model."""
+    """Check that no settings file of a local model is larger than that of any known model."""
     for file in sorted(Path(folder).glob("*.json*")):
         most = LARGEST.get(file.name, LARGEST_OTHER)
         if file.is_file() and (size := file.stat().st_size) > most:
@@ -121,7 +121,7 @@ def _depth(content: Any) -> int:
 
 
 def check_config_file(path: str, *, given: str) -> None:
-    """Refuse a config.json with a field of the wrong type or a number out of bounds.
+    """Check the types of the fields of config.json and the bounds of its numbers.
 
     Args:
         path: a directory or a Hub id.
@@ -217,7 +217,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _check_buffers(model: Any, *, given: str) -> None:
-    """Refuse a model whose buffers, tables of positions or masks, would fill the memory."""
+    """Check that a model's buffers (tables of positions, masks) do not fill the memory."""
     sizes = {name: b.numel() * b.element_size() for name, b in model.named_buffers()}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if sum(sizes.values()) > MOST_BUFFERS + weights:

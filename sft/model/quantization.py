@@ -10,7 +10,7 @@ from sft.errors import UserError
 
 
 def check_4bit(device: torch.device) -> None:
-    """Refuse 4-bit weights without CUDA or bitsandbytes, or with sharding."""
+    """Check that 4-bit weights are possible: CUDA, bitsandbytes, and no sharding."""
     if device.type == "mps":
         raise UserError(
             "model.load_in_4bit=true needs an NVIDIA GPU: bitsandbytes does not train on a Mac; "
@@ -32,7 +32,7 @@ def check_4bit(device: torch.device) -> None:
 
 
 def require_bitsandbytes() -> None:
-    """Refuse 4-bit weights where bitsandbytes is not installed."""
+    """Raise UserError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
             "model.load_in_4bit=true needs bitsandbytes, which is not installed; run "

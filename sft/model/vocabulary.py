@@ -33,7 +33,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> Non
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, *, rows: int, added: Sequence[str]
 ) -> None:
-    """Refuse a tokenizer with tokens that the model has no embedding for.
+    """Check that the model has an embedding for every token of the tokenizer.
 
     Args:
         rows: number of rows of the embedding.

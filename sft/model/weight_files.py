@@ -29,7 +29,7 @@ POINTER = b"version https://git-lfs"  # first bytes of a file that Git LFS has n
 
 
 def check_weights(path: str, *, given: str) -> None:
-    """Refuse a local model or adapter without complete safetensors files in its own folder.
+    """Check that a local model or adapter has complete safetensors files in its own folder.
 
     Names and headers are read. A Hub id is left to the loading, which takes safetensors only.
 
@@ -63,7 +63,7 @@ def check_weights(path: str, *, given: str) -> None:
 
 
 def check_entries(path: str, *, given: str) -> None:
-    """Refuse a local model's folder with links that lead out of it, pipes, sockets or devices.
+    """Check a local model's folder for links that lead out of it, pipes, sockets and devices.
 
     Links of the Hub's cache of downloads lead to its own blobs and are accepted.
     """
@@ -156,13 +156,13 @@ def read_weights(base: str, *, config: Any, **options: Any) -> Any:
         raise UserError(
             f"model.name_or_path={base}: its files lack {len(missing)} of the weights of a "
             f"{type(model).__name__} ({', '.join(missing[:2])}), which would be random; give a "
-            "complete model, with its head over the vocabulary"
+            "complete model with its LM head"
         )
     return model
 
 
 def check_values(weights: Iterable[tuple[str, torch.Tensor]], *, given: str) -> None:
-    """Refuse named weights that hold NaN or infinity; the error names the first."""
+    """Check that no weight holds NaN or infinity; the error names the first that does."""
     for name, weight in weights:
         values = weight.detach()
         values = values.to_local() if isinstance(values, DTensor) else values

@@ -65,8 +65,8 @@ def enable_scoring(model: Any) -> Any:
             )
     if decoder_of(model) is model:
         raise UserError(
-            f"model type {config.model_type!r}: transformers does not name the decoder below its "
-            "head, which is not supported; choose another base model"
+            f"model type {config.model_type!r} is not supported, since transformers does not name "
+            "the decoder below its LM head; choose another base model"
         )
     softcap = getattr(config, "final_logit_softcapping", None)
     original = model.forward

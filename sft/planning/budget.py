@@ -51,7 +51,7 @@ REFERENCE_ROWS = 64  # pairs of a forward pass of the reference model, as in `dp
 
 
 def named_placement(section: ModelSection) -> Placement:
-    """Return how a device of the table trains: float32 weights, bfloat16 products, row masks."""
+    """Return the placement on a GPU of the table: float32 weights, bfloat16 products, SDPA."""
     attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
     compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
     return Placement(
@@ -67,8 +67,8 @@ class StageWorkload:
     section: SftStage | DpoStage
     spans: tuple[Span, ...]
     scored: tuple[int, ...]  # tokens of each document that the loss is computed on
-    reference: bool = False  # each row is scored once before training
-    bound: bool = False  # an upper bound: the rows do not exist yet
+    reference: bool = False  # the reference model scores each row once before training
+    bound: bool = False  # lengths are upper bounds, since the rows do not exist yet
 
     @property
     def tokens(self) -> int:
@@ -227,7 +227,7 @@ class Planner(DeviceMemory):
         )
 
     def check_fits(self, budget: StageBudget) -> None:
-        """Refuse a stage that does not fit its device, naming the nearest setting that does."""
+        """Raise UserError if a stage does not fit; it names the nearest setting that does."""
         if problem := self.excess(budget):
             raise UserError(problem)
 

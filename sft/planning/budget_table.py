@@ -109,11 +109,13 @@ def _parameter_line(parameters: Parameters) -> str:
     named = ("embedding", "head", "attention", "mlp", "other", "adapter")
     parts = [f"{name} {count:,}" for name in named if (count := getattr(parameters, name))]
     share = parameters.trainable / parameters.total
-    reach = ""
+    adapter = ""
     if parameters.adapter:
-        reached = parameters.reached / (parameters.total - parameters.adapter)
-        reach = f", an adapter that reaches {reached:.1%} of the weights"
-    return f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained{reach}"
+        adapted = parameters.adapted / (parameters.total - parameters.adapter)
+        adapter = f", with an adapter on {adapted:.1%} of the weights"
+    return (
+        f"parameters: {parameters.total:,} ({', '.join(parts)}); {share:.2%} are trained{adapter}"
+    )
 
 
 def format_hours(hours: float, digits: int) -> str:

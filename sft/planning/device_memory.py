@@ -101,7 +101,7 @@ class DeviceMemory:
 
     @property
     def measured(self) -> int:
-        """Bytes of the full model's weights on a device that measures it."""
+        """Bytes of the full model's weights on a device that evaluates it."""
         parameters, placement = self.parameters, self.placement
         width = placement.inference.itemsize
         # bitsandbytes quantizes linear layers, not experts stacked in one tensor.
@@ -138,7 +138,7 @@ class DeviceMemory:
         return round(stored / self.machine.count + width * (outside + 2 * layer))
 
     def check_full_model(self, name: str = "the full model") -> None:
-        """Refuse a model, before it is loaded, that devices have to hold in full and cannot."""
+        """Raise UserError if devices must hold the full model and cannot, before it is loaded."""
         if not plannable(self.config) or self.full_model <= self.limit:
             return
         also = " and before training shards it" if self.sharded else ""

@@ -39,8 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def check_sft(preset: Preset, placement: Placement) -> None:
-    """Refuse arguments that upstream refuses, batches that do not divide, an adapter as the base of
-    full fine-tuning or with options of another adapter, and DoRA under ZeRO-3."""
+    """Check the SFT stages: TRL's arguments, batch sizes, the adapter that training starts from."""
     lora, stages = preset.lora, _enabled(preset)
     trains = bool(stages) or bool(preset.dpo.enabled)
     found = find_local_model(preset.model.name_or_path)
@@ -72,7 +71,7 @@ def check_sft(preset: Preset, placement: Placement) -> None:
 
 
 def _check_adapter(path: Path, preset: Preset) -> None:
-    """Refuse LoRA options that differ from those of the adapter that training continues."""
+    """Check that LoRA options equal those of the adapter that training continues."""
     stored = adapter_settings(str(path), given=preset.model.name_or_path)
     for key in ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"):
         given, value = getattr(preset.lora, key), stored.get(key, False)
@@ -173,7 +172,7 @@ def _show_system_prompt(preset: Preset, context: RunContext) -> None:
     facts = read_json(context.folder / "data" / "data.json")
     if (
         default is None or not facts["without_system"]
-    ):  # the template writes none, or no row needs it
+    ):  # the template writes no system prompt, or every row has its own
         return
     owner = "the template's own" if preset.data.system_prompt == KEEP else "data.system_prompt"
     context.show(

@@ -12,7 +12,7 @@ from sft.system.run_marker import NAME as MARKER
 
 
 def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
-    """Refuse a run directory that is or contains an input, the home or the current folder.
+    """Check that a run directory neither is nor contains an input, the home or current folder.
 
     Args:
         read: paths that the command reads in addition to those in the preset.
@@ -38,7 +38,7 @@ def check_run_dir(preset: Preset, *, read: Sequence[str | Path] = ()) -> None:
 
 
 def refuse_inside_run(folder: str | Path, *, option: str) -> None:
-    """Refuse an output folder below the directory of a run, also through a link.
+    """Check that an output folder is not inside the directory of a run, even through a link.
 
     Args:
         option: the command's option that named it.
@@ -63,7 +63,7 @@ def is_run(folder: Path) -> bool:
 
 
 def refuse_links(folder: Path, *, given: str) -> None:
-    """Refuse links that lead out of a run directory, and pipes, sockets and devices in it.
+    """Check that a run directory has no links that lead out of it, pipes, sockets or devices.
 
     Args:
         folder: the run directory, which may itself be a link.

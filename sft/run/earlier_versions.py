@@ -58,7 +58,7 @@ def recorded_files(folder: Path) -> dict[str, set[str] | None]:
 def refuse_incomparable(
     folder: Path, *, before: Mapping[str, Any], now: Mapping[str, Any], ways_on: str
 ) -> None:
-    """Refuse to continue a run whose hashes this version cannot compare.
+    """Check that this version can compare the hashes of a run that it continues.
 
     Args:
         before, now: the recorded preset and that of this start, as plain data.

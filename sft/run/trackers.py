@@ -36,7 +36,7 @@ PROJECT = "truing"  # of trackio, and of Weights & Biases unless $WANDB_PROJECT 
 
 
 def check_trackers(section: RunSection) -> None:
-    """Refuse trackers that are not installed."""
+    """Check that the trackers are installed."""
     for name in _names(section):
         try:
             version(name)

@@ -74,7 +74,7 @@ def describe_os_error(error: OSError) -> str | None:
         )
     if error.errno not in REMEDIES and not isinstance(error, WriteFailed):
         return None
-    if error.errno == errno.ENAMETOOLONG:  # of a path from the user: nothing was started there
+    if error.errno == errno.ENAMETOOLONG:  # the path is the user's, and nothing was written yet
         return f"the name or path {error.filename or ''} is too long; {TOO_LONG}"
     remedy = (REMEDIES | _OF_WRITES).get(error.errno or 0, "look at free space and rights")
     done = "written" if isinstance(error, WriteFailed) else "read or written"

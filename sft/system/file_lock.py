@@ -5,8 +5,8 @@ host (NFS, Lustre, FUSE, by mount options) rely on the heartbeat: the holder rew
 the lock file every few seconds, and a record that no longer changes is stale.
 """
 
-# Not filelock 4.3: FileLock uses its fallback only for ENOSYS (NFS also gives ENOLCK or a lock that
-# holds on one host), and SoftFileLease has no flock, so every kill on another host costs a lease.
+# filelock 4.3 is not used: FileLock falls back only on ENOSYS, but NFS also raises ENOLCK, or its
+# lock holds on one host only; SoftFileLease has no flock, so that a killed run blocks for a lease.
 
 import errno
 import fcntl

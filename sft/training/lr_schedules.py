@@ -44,7 +44,10 @@ def multi_step(
     milestones: Sequence[float] = MILESTONES,
     factors: Sequence[float] = FACTORS,
 ) -> float:
-    """Return the factor of a warm-up with steps to `factors[i]` at `milestones[i]` of all steps."""
+    """Return the multi-step factor: warm-up, then `factors[i]` from `milestones[i]` on.
+
+    `milestones` are shares of the total number of steps.
+    """
     passed = sum(step >= milestone * total_steps for milestone in milestones)
     return warmup(step, warmup_steps=warmup_steps) * (factors[passed - 1] if passed else 1.0)
 

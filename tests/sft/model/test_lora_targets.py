@@ -15,7 +15,7 @@ from sft.errors import UserError
 from sft.export import merge
 from sft.model.flops import costs_of_config
 from sft.model.loading import attention_for, load_model, load_trainable, save_model
-from sft.model.lora_targets import add_adapter, lora_config, reach_of
+from sft.model.lora_targets import adapter_coverage, add_adapter, lora_config
 from sft.model.placement import Placement
 from sft.packing.layout import Document, Segment, lay_out, pack
 from sft.packing.logprobs import enable_scoring, log_probs
@@ -93,7 +93,7 @@ def test_every_linear_layer_of_a_mixture_gets_an_adapter_that_learns(kind):
     numbers = dict(model.named_parameters())
     wanted = sum(numbers[name].numel() for name in reached_by_name)
     adapted = changed(add_adapter(model, lora_config(LoraSection(r=2))))
-    assert reach_of(adapted).reached == wanted
+    assert adapter_coverage(adapted).adapted == wanted
     enable_scoring(adapted.get_base_model())
     log_probs(adapted, BATCH).sum().backward()
     assert all(p.grad is not None for p in adapted.parameters() if p.requires_grad)
@@ -143,7 +143,7 @@ def test_a_chain_over_experts_trains_measures_and_exports(tmp_path, caplog):
     made("gpt_oss").save_pretrained(world / "base")
     options = ["lora.r=2", "eval.limit=2", "eval.repetition.prompts=null"]
     assert train([str(world / "preset.yaml"), *options]) == 0
-    assert "of the weights; not reached: Embedding" in caplog.text
+    assert "of the weights; not adapted: Embedding" in caplog.text
     first = read_jsonl(world / "run" / "3-dpo" / "log.jsonl")[0]
     assert abs(first["rewards/margins"]) < 1e-4
     assert export([str(world / "run"), "--to", str(tmp_path / "out")]) == 0
@@ -180,7 +180,7 @@ def test_experts_are_left_out_where_that_is_asked_for():
             model = add_adapter(
                 AutoModelForCausalLM.from_config(config_of(kind)), lora_config(lora)
             )
-        names = {name for name, _ in reach_of(model).left_out}
+        names = {name for name, _ in adapter_coverage(model).left_out}
         assert any("Experts" in name for name in names)
         assert not any(isinstance(m, ParamWrapper) for m in model.modules())
 

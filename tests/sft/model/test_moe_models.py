@@ -21,7 +21,7 @@ from sft.config.sections import LoraSection
 from sft.errors import UserError
 from sft.model.flops import costs_of_config, costs_of_model
 from sft.model.loading import attention_for
-from sft.model.lora_targets import add_adapter, lora_config, reach_of
+from sft.model.lora_targets import adapter_coverage, add_adapter, lora_config
 from sft.packing.equivalence import verify_packing
 from sft.packing.layout import Document, Segment, lay_out
 from sft.packing.logprobs import enable_scoring, log_probs, row_layout
@@ -218,7 +218,7 @@ def test_a_mixture_is_planned_counted_and_trained_or_refused(name):
     except UserError as error:
         assert "\n" not in str(error)
         return
-    assert not {kind for kind in reach_of(adapted).unreached if "Expert" in kind}
+    assert not {kind for kind in adapter_coverage(adapted).not_adapted if "Expert" in kind}
     log_probs(adapted, batch).sum().backward()
     without = {n for n, p in adapted.named_parameters() if p.requires_grad and p.grad is None}
     assert not {n for n in without if not CHOOSERS.search(n) and "experts" in n}
