@@ -166,7 +166,7 @@ def _find_copies(text: str, loop: StoredLoop, *, num_tokens: int) -> tuple[int, 
 
 
 def _turns(ids: Sequence[str], group: dict[str, tuple[str, ...]], *, level: int = 0) -> list[str]:
-    """Reorder ids so that their groups alternate; neighbors differ in the first part if they can."""
+    """Reorder ids so that their groups alternate; neighbors differ in the first part."""
     if not ids or level == len(group[ids[0]]):
         return list(ids)
     parts: dict[str, list[str]] = defaultdict(list)
