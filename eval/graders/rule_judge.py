@@ -75,6 +75,17 @@ def rule_judge(
     return RuleVerdict(WRONG + (1 - WRONG) * share, ("ends", *(reason for _, reason in checks)))
 
 
+def follows(text: str, reference: dict[str, Any]) -> float:
+    """Return 1.0 if a text satisfies every key of a reference of `rule_judge`, else 0.0.
+
+    Raises:
+        ValueError: the reference has an unknown key, or a value of the wrong type.
+    """
+    if problem := reference_error(reference):
+        raise ValueError(problem)
+    return float(bool(text.strip()) and all(share == 1 for share, _ in _checks(text, reference)))
+
+
 def reference_error(reference: Any) -> str | None:
     """Return the problem with a reference of `rule_judge`, None for a valid one."""
     if not isinstance(reference, dict):

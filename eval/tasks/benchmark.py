@@ -24,7 +24,14 @@ from eval.metrics.stats import BITS_PER_BYTE, bits_per_byte, score_interval
 from eval.tasks.answer_length import cap_answers, end_at_turn
 from eval.tasks.fewshot import FittedShots, restore_rng, rng_states
 from eval.tasks.lm_eval_model import LmEvalModel
-from eval.tasks.sample_rows import TaskScoring, cluster_key, is_template, other_metrics, stored_row
+from eval.tasks.sample_rows import (
+    TaskScoring,
+    check_references,
+    cluster_key,
+    is_template,
+    other_metrics,
+    stored_row,
+)
 from eval.tasks.task_files import TaskSource, check_tasks, load_tasks
 from sft.distributed.collectives import main_first, run_on_main
 from sft.errors import UserError
@@ -254,6 +261,7 @@ def _check_documents(tasks: Mapping[str, Task]) -> None:
     for name, task in tasks.items():
         if code_execution.needs_programs(task.config.to_dict()):
             code_execution.check_documents(task)
+        check_references(name, task)
         cluster = cluster_key(task)
         if cluster is not None and not is_template(cluster) and cluster not in task.features:
             raise UserError(

@@ -4,9 +4,11 @@ Metrics of multiple choice normalize log-probabilities: `acc` not at all, `acc_n
 `acc_bytes` by bytes, `acc_mutual_info` by the choice without its context, as in lm-eval
 (api/task.py); `acc_per_token` by tokens, the length normalization of the paper (perplexity of each
 option, arXiv 2401.02954, section 5.1), which lm-eval lacks. `math_equal` grades generated answers
-to mathematics, see `eval.graders.math_answers`.
+to mathematics, see `eval.graders.math_answers`; `rules` grades them by phrases and refusals, see
+`eval.graders.rule_judge`.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from inspect import getsource
@@ -18,6 +20,7 @@ from lm_eval.api.task import Task
 from lm_eval.utils import apply_template
 
 from eval.graders import math_answers
+from eval.graders.rule_judge import follows, reference_error
 from eval.metrics.loop_detection import find_loop
 from eval.metrics.stats import BITS_PER_BYTE
 from eval.tasks.lm_eval_model import LmEvalModel
@@ -28,6 +31,7 @@ PER_TOKEN = "acc_per_token"
 MUTUAL = "acc_mutual_info"
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", MUTUAL, PER_TOKEN)
 MATH_EQUAL = "math_equal"
+RULES = "rules"
 
 # Settings that determine prompts and grading; a change makes a different task.
 _TEMPLATE = (
@@ -50,6 +54,31 @@ def _passed_through(items: Any) -> Any:
 def _math_equal(references: Sequence[str], predictions: Sequence[str]) -> float:
     """Compute `math_equal` for task files that list it; lm-eval passes one answer and target."""
     return math_answers.grade(predictions[0], references[0])
+
+
+@register_metric(  # type: ignore[untyped-decorator]
+    metric=RULES, higher_is_better=True, output_type="generate_until", aggregation="mean"
+)
+def _rules(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """Grade by `eval.graders.rule_judge.follows`; the target is its reference as JSON."""
+    return follows(predictions[0], json.loads(references[0]))
+
+
+def check_references(name: str, task: Task) -> None:
+    """Check the targets of a task that lists `rules`.
+
+    Raises:
+        UserError: one is not a reference of `eval.graders.rule_judge.rule_judge` as JSON.
+    """
+    if not any(entry["metric"] == RULES for entry in task.get_config("metric_list") or []):
+        return
+    for number, document in enumerate(task.eval_docs, start=1):
+        try:
+            problem = reference_error(json.loads(task.doc_to_target(document)))
+        except ValueError as error:
+            problem = f"its target is not JSON ({error}); write {{{{reference | tojson}}}}"
+        if problem:
+            raise UserError(f"task {name}: document {number}: {problem}")
 
 
 @dataclass(frozen=True)

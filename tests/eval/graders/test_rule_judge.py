@@ -8,6 +8,7 @@ from eval.graders.rule_judge import (
     RuleVerdict,
     contains_phrase,
     final_answer,
+    follows,
     rule_judge,
     same_answer,
 )
@@ -167,3 +168,12 @@ def test_refusals_agree_with_human_labels(real_data):
 def test_unknown_rules_are_refused():
     with pytest.raises(ValueError, match="reference key 'finale' is unknown"):
         rule_judge(answer("x"), {"finale": "42"})
+
+
+def test_a_text_follows_a_reference_only_if_every_key_holds():
+    reference = {"all_of": ["Mira", "Tobin"], "none_of": ["Wilma"], "refuse": False}
+    assert follows("Mira met Tobin.", reference) == 1.0
+    for text in ("Mira met Niko.", "Mira met Tobin and Wilma.", "I cannot help Mira or Tobin.", ""):
+        assert follows(text, reference) == 0.0
+    with pytest.raises(ValueError, match=r"reference\.any_of is empty"):
+        follows("x", {"any_of": []})

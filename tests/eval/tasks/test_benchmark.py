@@ -250,6 +250,41 @@ def test_written_answers_are_graded_by_value_where_that_is_asked_for(
     assert row["score"] == 1 and row["filtered"] == "0.5" and "boxed" in row["answer"]
 
 
+def test_answers_are_graded_by_the_rules_of_their_document(
+    tiny_tokenizer, task_dir, tmp_path, monkeypatch
+):
+    """The metric `rules`: the target of a document is a reference of the rule judge."""
+    references = [{"all_of": ["1.", "2."], "none_of": ["3."]}, {"refuse": True}, {"final": "42"}]
+    asked = [{"question": f"{i}?", "reference": r} for i, r in enumerate(references)]
+    (task_dir / "../data/ruled.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in asked))
+    config = WRITTEN | {
+        "task": "ruled",
+        "dataset_kwargs": {"data_files": dict.fromkeys(("test", "train"), "../data/ruled.jsonl")},
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{reference | tojson}}",
+        "metric_list": [{"metric": "rules", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (task_dir / "ruled.yaml").write_text(yaml.safe_dump(config))
+    answers = ["1. tea\n2. milk", "Mix them in a jar.", "The answer is 42."]
+    monkeypatch.setattr(
+        LmEvalModel,
+        "generate_until",
+        lambda self, requests: (
+            self.finish_reasons.update({("ruled", i): "stop_id" for i in range(3)}) or answers
+        ),
+    )
+    model = enable_scoring(make_tiny_model())
+    entries = run(model, tiny_tokenizer, task_dir, tmp_path, tasks=["ruled"], shots=0)
+    rows = read(tmp_path / "ruled.jsonl")
+    assert [row["score"] for row in rows] == [1, 0, 1]
+    assert entries["ruled"]["metric"] == "rules" and entries["ruled"]["score"] == 2 / 3
+    (task_dir / "../data/ruled.jsonl").write_text(
+        json.dumps(asked[0]) + "\n" + json.dumps(asked[1] | {"reference": {"al_of": []}}) + "\n"
+    )
+    with pytest.raises(UserError, match="ruled: document 2: reference key 'al_of' is unknown"):
+        run(model, tiny_tokenizer, task_dir, tmp_path, tasks=["ruled"], shots=0)
+
+
 def test_answers_are_as_long_as_the_preset_says(model, tiny_tokenizer, task_dir, tmp_path):
     # max_tokens is lm-eval's other name, which counts where max_gen_toks is not there.
     settings = {"until": ["nowhere"], "do_sample": False, "max_tokens": 9}
