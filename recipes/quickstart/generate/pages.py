@@ -159,7 +159,7 @@ KINDS: dict[str, tuple[Writer, float]] = {
 }
 
 
-def pages(seed: int, entities: tuple[Entity, ...]) -> Iterator[str]:
+def pages(seed: int | str, entities: tuple[Entity, ...]) -> Iterator[str]:
     """Yield pages without end, three English for two Chinese."""
     rng = random.Random(f"{seed}/pages")
     writers = [writer for writer, _ in KINDS.values()]
