@@ -26,7 +26,7 @@ from sft.errors import UserError
 
 THOUGHT = "\ue008"  # a private-use character, as in sft.chat_template.turn_end
 ASK: Message = {"role": "user", "content": QUESTION_SENTINEL}
-# Thinking before an answer. Text that continues an opened block has no first tag.
+# Thinking before an answer. The first tag is missing if the generation prompt has opened the block.
 THINKING = re.compile(
     r"\s*(?P<tag><think(?:ing)?>)?(?P<thought>.*?)</think(?:ing)?>(?P<answer>.*)", re.DOTALL
 )
@@ -44,7 +44,7 @@ class MessageForms:
     opening: str  # the end of the generation prompt that opens a block of thinking, or ""
     lead: str | None  # without a field: the start of content that continues the opening
     inline: bool  # thinking between <think> tags in the content is written like the field
-    # Thinking in the content gets an empty block before it that no field fills (Kimi K2 Thinking).
+    # The template writes an empty thinking block before content that has one (Kimi K2 Thinking).
     doubled: bool
     bare: bool  # an answer without thinking continues the generation prompt
 

@@ -120,7 +120,7 @@ def _watch_launcher(launcher: int, ended: threading.Event) -> None:
         if ended.wait(1.0):
             return
     if not requested():
-        with suppress(OSError):  # the launcher may have been what read this
+        with suppress(OSError):  # stderr may be a pipe that the launcher read
             print("\nthe launcher is gone; ending with it", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -51,7 +51,7 @@ REFERENCE_ROWS = 64  # pairs of a forward pass of the reference model, as in `dp
 
 
 def named_placement(section: ModelSection) -> Placement:
-    """Return the placement on a GPU of the table: float32 weights, bfloat16 products, SDPA."""
+    """Return the placement for a GPU named by --device: float32 weights, bfloat16 products, SDPA."""
     attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
     compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
     return Placement(
@@ -61,7 +61,7 @@ def named_placement(section: ModelSection) -> Placement:
 
 @dataclass(frozen=True)
 class StageWorkload:
-    """The documents of an epoch of a stage, by their lengths."""
+    """The lengths of the documents that a stage trains on in one epoch."""
 
     name: str
     section: SftStage | DpoStage

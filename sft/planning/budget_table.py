@@ -136,7 +136,7 @@ def _lines(budgets: Sequence[StageBudget]) -> Iterator[tuple[str, list[str]]]:
     for part in PARTS:
         if part != "process" or any(b.memory and b.memory.process for b in budgets):
             yield f"{part}, GiB", [_gib(b.memory, part) for b in budgets]
-    # Its log-probabilities are on disk by the time that training starts.
+    # 0 in training: the reference model's log-probabilities are computed before it and stored.
     yield "reference, GiB", ["0.00" if b.workload.reference else "" for b in budgets]
     yield "memory, GiB", [_gib(b.memory, "total") for b in budgets]
 

@@ -112,8 +112,8 @@ class DeviceMemory:
 
     @property
     def full_model(self) -> int:
-        """Peak bytes of the full model's weights on each device outside of training steps: when it
-        is measured, or loaded and not yet sharded; 0 if devices never hold more than shards."""
+        """Peak bytes of weights on each device outside of training steps, while the full model is
+        evaluated, or loaded and not yet sharded; 0 if devices only ever hold shards."""
         parameters, placement = self.parameters, self.placement
         if self.in_parts("auto"):
             return 0

@@ -146,7 +146,7 @@ class StepWatch:
             if chosen is not None:
                 self.recent.chosen = [*self.recent.chosen, chosen][-COLLAPSE_OVER:]
             reason = collapse_problem(self.recent, self.bounds)
-            final = reason is not None  # of the weights, so skipping this step does not help
+            final = reason is not None  # the weights are at fault: skipping the step does not help
         if reason is None:
             self.recent.skipped = 0
             return False
