@@ -92,7 +92,7 @@ def check_lengths(
 
 
 def _times(section: RepetitionSection) -> int:
-    """Return the length up to which a loop is followed, in caps."""
+    """Return how long a loop is followed, as a multiple of the cap."""
     return 4 if section.double_cap else 2
 
 

@@ -36,7 +36,7 @@ class _Point:
     row: TrainingPoint
 
     def entry(self, measure: str) -> TrainingScore | None:
-        """Return a measure; repetition as a score, too."""
+        """Return the score of a measure at this step; the repetition rate in the form of a score."""
         if measure != REPETITION:
             return self.row.get("benchmarks", {}).get(measure)
         if (rate := self.row.get("repetition")) is None:

@@ -51,7 +51,7 @@ REFERENCE_ROWS = 64  # pairs of a forward pass of the reference model, as in `dp
 
 
 def named_placement(section: ModelSection) -> Placement:
-    """Return the placement for a GPU named by --device: float32 weights, bfloat16 products, SDPA."""
+    """Return the placement for a GPU named by --device: float32 weights, bfloat16 products."""
     attention = "sdpa" if section.attn_implementation == "auto" else section.attn_implementation
     compute = torch.bfloat16 if section.dtype == "auto" else getattr(torch, section.dtype)
     return Placement(
