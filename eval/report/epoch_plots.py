@@ -36,7 +36,7 @@ class _Point:
     row: TrainingPoint
 
     def entry(self, measure: str) -> TrainingScore | None:
-        """Return the score of a measure at this step; the repetition rate in the form of a score."""
+        """Return the score of a measure at this step; the repetition rate has the same form."""
         if measure != REPETITION:
             return self.row.get("benchmarks", {}).get(measure)
         if (rate := self.row.get("repetition")) is None:
