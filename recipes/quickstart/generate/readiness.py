@@ -30,6 +30,7 @@ from recipes.quickstart.generate import stories
 from recipes.quickstart.generate.bilingual import LANGUAGES, Text, side
 from recipes.quickstart.generate.gazetteer import make_gazetteer
 from recipes.quickstart.generate.pages import pages
+from sft.chat_template.encoding import encode_prompt
 from sft.run.command import run_command
 
 HERE = Path(__file__).parents[1]  # recipes/quickstart
@@ -172,20 +173,14 @@ def facts_score(base: Base) -> float:
 def stops_share(base: Base) -> float:
     """Return the share of repetition prompts in the chat format whose answer ends itself."""
     rows = (HERE / "data" / "repetition.jsonl").open(encoding="utf-8")
-    template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
+    base.tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     ends = base.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     stopped = 0
     for line in itertools.islice(rows, CHATS):
-        prompt = base.tokenizer.apply_chat_template(
-            json.loads(line)["messages"],
-            chat_template=template,
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
+        prompt = torch.tensor([encode_prompt(base.tokenizer, json.loads(line)["messages"])])
         written = base.model.generate(
-            **prompt, max_new_tokens=200, do_sample=False, eos_token_id=ends, pad_token_id=ends[1]
-        )[0, prompt["input_ids"].shape[1] :]
+            prompt, max_new_tokens=200, do_sample=False, eos_token_id=ends, pad_token_id=ends[1]
+        )[0, prompt.shape[1] :]
         stopped += bool(set(ends) & set(written.tolist()))
     return stopped / CHATS
 
